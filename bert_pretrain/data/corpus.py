@@ -1,0 +1,283 @@
+"""Raw text: where documents come from, and how they fall into sentences.
+
+Flags that name a source enter; documents (`str`, paragraphs separated by newlines) leave, one at a time, so that no
+corpus is ever held in memory.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import pandas as pd
+import pyarrow.parquet as pq
+from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+from sentencex import segment
+
+from bert_pretrain.data.embedded import embedded_documents, embedded_key
+from bert_pretrain.errors import InputError
+
+DocumentBoundary = Literal["blank_line", "file"]
+EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass
+class DocumentSource:
+    """Documents that can be read again and again.
+
+    Attributes:
+        description: what the source is, for people.
+        fingerprint: changes when the documents may have changed.
+        read: starts a new pass over the documents.
+        skipped: what the last pass left out, by reason.
+    """
+
+    description: str
+    fingerprint: str
+    read: Callable[[], Iterator[str]]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[str]:
+        """Read all documents; empty ones are skipped and counted.
+
+        Raises:
+            InputError: a file cannot be used, or there is no document at all.
+        """
+        self.skipped.clear()
+        is_empty = True
+        for text in self.read():
+            if not isinstance(text, str) or not text.strip():
+                self.skipped["empty"] += 1
+                continue
+            is_empty = False
+            yield text
+        if is_empty:
+            raise InputError(f"{self.description} holds no text; pass other --data_files or --dataset_name")
+
+
+def open_documents(
+    *,
+    dataset_name: str | None,
+    dataset_config_name: str | None = None,
+    dataset_split: str = "train",
+    data_files: list[str] | None = None,
+    text_column: str = "text",
+    document_boundary: DocumentBoundary = "blank_line",
+    streaming: bool = False,
+) -> DocumentSource:
+    """Find the documents that the data flags name. Files are opened when they are read.
+
+    Args:
+        dataset_name: `docs` for the documentation inside the user's Python, a folder saved by `datasets`, or a data
+            set on the Hub or in a local folder.
+        dataset_config_name: configuration of that data set.
+        dataset_split: its split.
+        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz, in place of a data set.
+        text_column: column that holds the text; a row is a document.
+        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first case the lines of a
+            document are joined by spaces, because they are usually wrapped; in the second a blank line ends a
+            paragraph.
+        streaming: whether to read a Hub data set without downloading it first.
+
+    Raises:
+        InputError: a file is missing, empty or of an unknown kind, or the data set cannot be loaded.
+    """
+    if data_files:
+        return _open_files(data_files, text_column, document_boundary)
+    if dataset_name in (None, "docs"):
+        return DocumentSource("docs: the documentation inside this Python", embedded_key(), lambda: iter(embedded_documents()))
+    assert dataset_name is not None
+    return _open_dataset(dataset_name, dataset_config_name, dataset_split, text_column, streaming=streaming)
+
+
+def split_sentences(text: str, language: str) -> list[str]:
+    """Split a document into stripped, non-empty sentences; a newline always ends one.
+
+    Args:
+        text: paragraphs separated by newlines.
+        language: code such as `en`; those without rules of their own fall back to a related language's.
+    """
+    return [
+        sentence
+        for paragraph in text.splitlines()
+        if (stripped := paragraph.strip())
+        for piece in segment(language, stripped)
+        if (sentence := piece.strip())
+    ]
+
+
+def _open_files(
+    patterns: list[str], text_column: str, document_boundary: DocumentBoundary
+) -> DocumentSource:
+    paths = [path for pattern in patterns for path in _expand(pattern)]
+    for path in paths:
+        _check_file(path)
+    identity = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    described = json.dumps([identity, text_column, document_boundary])
+    names = ", ".join(path.name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
+
+    def read() -> Iterator[str]:
+        for path in paths:
+            yield from _read_file(path, text_column, document_boundary)
+
+    return DocumentSource(names, hashlib.sha256(described.encode()).hexdigest(), read)
+
+
+def _expand(pattern: str) -> list[Path]:
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    if not found:
+        raise InputError(f"there is no file {pattern!r}; --data_files takes paths and globs of existing files")
+    return found
+
+
+def _check_file(path: Path) -> None:
+    if _kind(path) not in EXTENSIONS:
+        raise InputError(
+            f"{path} has an unknown extension; --data_files takes {', '.join(EXTENSIONS)}, each also with .gz"
+        )
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty; remove it from --data_files")
+
+
+def _kind(path: Path) -> str:
+    return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+
+
+def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary) -> Iterator[str]:
+    kind = _kind(path)
+    try:
+        if kind == ".txt":
+            yield from _read_text(path, document_boundary)
+        elif kind in (".jsonl", ".json"):
+            yield from _read_json_lines(path, text_column)
+        elif kind == ".csv":
+            yield from _read_csv(path, text_column)
+        else:
+            yield from _read_parquet(path, text_column)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}); convert it or remove it from --data_files"
+        ) from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise InputError(f"{path} is not a complete gzip file ({error}); remove it from --data_files") from error
+
+
+def _open_binary(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig") as file:
+        for line in file:
+            if "\0" in line:
+                raise InputError(f"{path} is a binary file (it holds NUL bytes); remove it from --data_files")
+            yield line
+
+
+def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]:
+    paragraphs: list[str] = []
+    lines: list[str] = []
+
+    def end_paragraph() -> None:
+        if lines:
+            paragraphs.append(" ".join(lines))
+            lines.clear()
+
+    for line in _lines(path):
+        if stripped := line.strip():
+            lines.append(stripped)
+            continue
+        end_paragraph()
+        if document_boundary == "blank_line" and paragraphs:
+            yield paragraphs.pop()
+    end_paragraph()
+    if paragraphs:
+        yield "\n".join(paragraphs)
+
+
+def _read_json_lines(path: Path, text_column: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}, is not JSON ({error.msg}); each line must be an object with a "
+                f"{text_column!r} field"
+            ) from error
+        if not isinstance(row, dict) or text_column not in row:
+            raise _missing_column(path, text_column, list(row) if isinstance(row, dict) else [], line=number)
+        yield row[text_column]
+
+
+def _read_csv(path: Path, text_column: str) -> Iterator[str]:
+    with _open_binary(path) as file:
+        try:
+            chunks = pd.read_csv(file, chunksize=10_000, dtype=str, keep_default_na=False)
+            for chunk in chunks:
+                if text_column not in chunk.columns:
+                    raise _missing_column(path, text_column, list(chunk.columns))
+                yield from chunk[text_column].tolist()
+        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            raise InputError(f"{path} is not a CSV file ({error}); repair it or remove it from --data_files") from error
+
+
+def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
+    with _open_binary(path) as file:
+        try:
+            parquet = pq.ParquetFile(io.BytesIO(file.read()) if path.suffix == ".gz" else file)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is not a Parquet file ({error}); remove it from --data_files") from error
+        names = parquet.schema_arrow.names
+        if text_column not in names:
+            raise _missing_column(path, text_column, names)
+        for batch in parquet.iter_batches(batch_size=1000, columns=[text_column]):
+            yield from batch.column(0).to_pylist()
+
+
+def _missing_column(where: object, text_column: str, columns: list[Any], line: int | None = None) -> InputError:
+    place = f"{where}, line {line}," if line else f"{where}"
+    listed = ", ".join(map(repr, columns)) or "none"
+    return InputError(f"{place} has no column {text_column!r}; it has {listed}; pass one of them as --text_column")
+
+
+def _open_dataset(
+    name: str, config_name: str | None, split: str, text_column: str, *, streaming: bool
+) -> DocumentSource:
+    try:
+        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+            dataset = load_from_disk(name)
+        else:
+            dataset = load_dataset(name, config_name, streaming=streaming)
+    except Exception as error:  # datasets raises whatever its builders and the network raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"the data set {name!r} cannot be loaded ({reason}); --dataset_name takes 'docs', a folder or a Hub id"
+        ) from error
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        if split not in dataset:
+            raise InputError(
+                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, dataset))}; change --dataset_split"
+            )
+        dataset = dataset[split]
+    columns = dataset.column_names
+    if columns is not None and text_column not in columns:
+        raise _missing_column(f"the data set {name!r}", text_column, columns)
+    identity = getattr(dataset, "_fingerprint", None) or f"{name} {config_name} {dataset.info.version}"
+    described = json.dumps([identity, split, text_column])
+
+    def read() -> Iterator[str]:
+        return (row[text_column] for row in dataset.select_columns([text_column]))
+
+    return DocumentSource(f"{name} ({split})", hashlib.sha256(described.encode()).hexdigest(), read)

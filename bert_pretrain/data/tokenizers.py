@@ -1,0 +1,130 @@
+"""Train, find and check the tokenizer.
+
+Texts enter `train_wordpiece`; a name or folder enters `load_tokenizer`. What leaves is a fast tokenizer of transformers
+that has every special token pretraining needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+
+from bert_pretrain.errors import InputError
+
+DEFAULT_TOKENIZER = "docs-uncased-8192"
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
+
+
+def train_wordpiece(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    lowercase: bool = True,
+    model_max_length: int = 512,
+    min_frequency: int = 2,
+    show_progress: bool = True,
+) -> PreTrainedTokenizerFast:
+    """Train a WordPiece vocabulary with BERT's normaliser and pre-tokeniser.
+
+    Args:
+        texts: read once, in order; only word counts are held in memory.
+        vocab_size: pieces including the special tokens; a small corpus may fill fewer.
+        lowercase: whether to fold case and strip accents (uncased).
+        model_max_length: longest row the model will take, in tokens.
+        min_frequency: occurrences that a merged pair needs.
+        show_progress: whether to draw a progress bar.
+
+    Returns:
+        A BERT tokenizer: `[CLS] A [SEP] B [SEP]`, token types 0 up to the first [SEP] and 1 after it.
+
+    Raises:
+        InputError: there is no text.
+    """
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+    # As in Devlin et al.: strip_accents None means "when lowercasing".
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=SPECIAL_TOKENS,
+        show_progress=show_progress,
+        continuing_subword_prefix="##",
+    )
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() <= len(SPECIAL_TOKENS):
+        raise InputError("the text has no words to train a tokenizer on; pass other --data_files")
+    cls_id, sep_id = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls_id), ("[SEP]", sep_id)],
+    )
+    tokenizer = BertTokenizerFast(
+        tokenizer_object=backend,
+        vocab=backend.get_vocab(),  # without it transformers 5 silently builds a tokenizer of five tokens
+        do_lower_case=lowercase,
+        model_max_length=model_max_length,
+    )
+    check_special_tokens(tokenizer, "the trained tokenizer")
+    return tokenizer
+
+
+def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
+    """Load a tokenizer that can pretrain a BERT.
+
+    Args:
+        name_or_path: folder or Hub id; None = the one that comes with the package.
+
+    Raises:
+        InputError: it cannot be loaded, is not fast, or lacks a special token.
+    """
+    if name_or_path is None:
+        return load_tokenizer(str(default_tokenizer_folder()))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:  # transformers raises whatever its parsers meet; all mean the same to the user
+        kind = "holds no usable tokenizer" if Path(name_or_path).is_dir() else "is neither a folder nor found on the Hub"
+        raise InputError(
+            f"{name_or_path!r} {kind} ({type(error).__name__}); pass --tokenizer_name a folder or Hub id with tokenizer.json"
+        ) from error
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"the tokenizer {name_or_path!r} is a slow one (no tokenizer.json); pass a fast one as --tokenizer_name"
+        )
+    check_special_tokens(tokenizer, f"the tokenizer {name_or_path!r}")
+    return tokenizer
+
+
+def check_special_tokens(tokenizer: PreTrainedTokenizerFast, what: str) -> None:
+    """Raise `InputError` unless mask, cls, sep and pad tokens are there and distinct."""
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("mask", "cls", "sep", "pad")}
+    missing = [name for name, token_id in ids.items() if token_id is None]
+    if missing:
+        raise InputError(
+            f"{what} has no {', '.join(missing)} token but pretraining needs mask, cls, sep and pad; "
+            "pass another --tokenizer_name"
+        )
+    if len(set(ids.values())) < len(ids):
+        raise InputError(
+            f"{what} shares ids among mask, cls, sep and pad ({ids}) but they must differ; pass another --tokenizer_name"
+        )
+
+
+def default_tokenizer_folder() -> Path:
+    """Return the folder of the shipped tokenizer: package data in a wheel, beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    in_wheel = package / "tokenizer" / DEFAULT_TOKENIZER
+    return in_wheel if in_wheel.is_dir() else package.parent / "tokenizer" / DEFAULT_TOKENIZER
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the SHA-256 of everything that decides how the tokenizer cuts text."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""The [MASK] table: which words a masked language model expects, and how sure it is.
+
+Sentences with their masked words enter; the most probable words and the entropy of the distribution leave. Printed
+during training, it shows what masked language modelling learns: the distribution sharpens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A sentence with hidden words.
+
+    Attributes:
+        input_ids: ids with special tokens, some replaced by [MASK].
+        positions: where, ascending.
+        original_ids: what stood there.
+    """
+
+    input_ids: list[int]
+    positions: list[int]
+    original_ids: list[int]
+
+
+def make_probe(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], positions: list[int]
+) -> Probe:
+    """Hide tokens of a sentence.
+
+    Args:
+        tokenizer: has cls, sep and mask tokens.
+        token_ids: ids of the sentence without special tokens.
+        positions: indices into `token_ids`.
+    """
+    hidden = list(token_ids)
+    for position in positions:
+        hidden[position] = tokenizer.mask_token_id
+    input_ids = [tokenizer.cls_token_id, *hidden, tokenizer.sep_token_id]
+    return Probe(input_ids, [p + 1 for p in positions], [token_ids[p] for p in positions])
+
+
+def word_positions(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], words: list[str]
+) -> list[int]:
+    """Return the positions of those of `words` that are one token of the sentence."""
+    tokens = tokenizer.convert_ids_to_tokens(token_ids)
+    wanted = {word.lower() for word in words}
+    return [i for i, token in enumerate(tokens) if token.lower().lstrip("\u0120\u2581") in wanted]
+
+
+@torch.no_grad()
+def fill_mask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: list[Probe],
+    *,
+    num_candidates: int = 5,
+) -> list[dict[str, Any]]:
+    """Return one row per hidden word of every probe.
+
+    Args:
+        model: returns vocabulary scores as `prediction_logits` or `logits` (B, L, V).
+        tokenizer: the model's.
+        probes: sentences with hidden words.
+        num_candidates: most probable words to list.
+
+    Returns:
+        Rows with `sentence` (with [MASK]), `position`, `original`, `probability` (of the original word), `entropy`
+        (nats, of the whole distribution) and `candidates`, a list of [word, probability], most probable first.
+    """
+    was_training = model.training
+    model.eval()
+    rows = []
+    for probe in probes:
+        output = model(input_ids=torch.tensor([probe.input_ids], device=model.device))
+        scores = output.prediction_logits if "prediction_logits" in output else output.logits
+        for position, original_id in zip(probe.positions, probe.original_ids, strict=True):
+            probabilities = scores[0, position].float().softmax(-1)
+            rows.append(
+                {
+                    "sentence": tokenizer.decode(probe.input_ids[1:-1]),
+                    "position": position,
+                    "original": tokenizer.decode([original_id]),
+                    "probability": round(float(probabilities[original_id]), 6),
+                    "entropy": round(_entropy(probabilities), 4),
+                    "candidates": _candidates(tokenizer, probabilities, num_candidates),
+                }
+            )
+    model.train(was_training)
+    return rows
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Lay rows of `fill_mask` out as text: a line per sentence, below it a line per hidden word."""
+    lines = []
+    sentence = None
+    for row in rows:
+        if row["sentence"] != sentence:
+            sentence = row["sentence"]
+            lines.append(f"  {sentence}")
+        words = "  ".join(f"{word} {probability:.3f}" for word, probability in row["candidates"])
+        original = f"{row['original']} {row['probability']:.3f}"
+        lines.append(f"    {original:<20} entropy {row['entropy']:5.2f} |  {words}")
+    return "\n".join(lines)
+
+
+def _entropy(probabilities: Tensor) -> float:
+    return float(-(probabilities * probabilities.clamp(min=math.exp(-80)).log()).sum())
+
+
+def _candidates(
+    tokenizer: PreTrainedTokenizerBase, probabilities: Tensor, num_candidates: int
+) -> list[list[Any]]:
+    top = probabilities.topk(min(num_candidates, len(probabilities)))
+    return [
+        [tokenizer.decode([int(token_id)]), round(float(probability), 6)]
+        for token_id, probability in zip(top.indices, top.values, strict=True)
+    ]

@@ -1,0 +1,82 @@
+"""What the machine can do, and the record of it in run.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("bert-pretrain", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
+
+
+def native_precision() -> str:
+    """Return `bf16` where processor or GPU computes in bfloat16 natively, else `no`.
+
+    A processor without such instructions emulates them, about a hundred times slower than float32.
+    """
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if torch.accelerator.is_available():
+        return "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def cpu_threads(requested: int) -> int:
+    """Return the threads a process should use on CPU.
+
+    Launchers set OMP_NUM_THREADS to 1, which would leave a laptop's other cores idle.
+
+    Args:
+        requested: the user's number; 0 = the cores this process may use, shared among the local processes.
+    """
+    if requested:
+        return requested
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def describe_run() -> dict[str, Any]:
+    """Return versions, git revision of the package's checkout, command line and hardware."""
+    return {
+        "command": sys.argv,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "git_revision": _git_revision(),
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

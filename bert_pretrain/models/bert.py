@@ -1,0 +1,273 @@
+"""BERT with joint heads that computes only what a pretraining loss reads.
+
+Enters: a batch by the names of transformers (`labels`: -100 ignored; `next_sentence_label`: 0 = B follows A, 1 = random).
+Leaves: losses as sums with their counts, or, without labels, exactly what transformers' class returns. The class adds no
+parameter: its `state_dict` and configuration are those of `transformers.BertForPreTraining`, so that what is saved loads
+with stock transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from transformers import BertConfig
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.bert.modeling_bert import BertLayer
+
+# Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads are always 64 wide.
+SIZES = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
+
+
+def bert_config(size: str, *, vocab_size: int, pad_token_id: int, **overrides: Any) -> BertConfig:
+    """Return the configuration of a published BERT size.
+
+    Args:
+        size: a key of `SIZES`.
+        vocab_size: rows of the embedding table.
+        pad_token_id: id whose embedding stays zero.
+        overrides: further `BertConfig` fields.
+
+    Returns:
+        A `BertConfig` with 512 positions and two token types.
+    """
+    num_hidden_layers, hidden_size = SIZES[size]
+    fields = {
+        "vocab_size": vocab_size,
+        "pad_token_id": pad_token_id,
+        "num_hidden_layers": num_hidden_layers,
+        "hidden_size": hidden_size,
+        "num_attention_heads": hidden_size // 64,
+        "intermediate_size": 4 * hidden_size,
+    }
+    return BertConfig(**(fields | overrides))
+
+
+@dataclass
+class BertPretrainingOutput(ModelOutput):
+    """Losses as sums with the counts that turn them into means; every field is a 0-dim tensor unless stated.
+
+    Attributes:
+        loss: what to minimise in a plain loop: mean MLM loss + mean NSP loss, float32, 0 where nothing is labelled.
+        mlm_loss: cross entropy summed over the labelled positions, nats, float32.
+        mlm_count: number of labelled positions, int64.
+        mlm_correct: how many of them the most probable token gets right, int64.
+        nsp_loss: cross entropy summed over the labelled pairs, nats, float32.
+        nsp_count: number of labelled pairs, int64.
+        nsp_correct: how many of them are classified right, int64.
+        seq_relationship_logits: float (B, 2), [is next, is random].
+    """
+
+    loss: Tensor | None = None
+    mlm_loss: Tensor | None = None
+    mlm_count: Tensor | None = None
+    mlm_correct: Tensor | None = None
+    nsp_loss: Tensor | None = None
+    nsp_count: Tensor | None = None
+    nsp_correct: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+
+
+class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
+    """transformers' `BertForPreTraining`, many times faster when there are labels.
+
+    Two exact savings, neither an approximation: the vocabulary is scored at the labelled positions only, and the last
+    layer computes queries, attention and feed-forward only for the positions that a loss reads (the labelled ones and
+    [CLS]); keys and values are still taken from every token.
+    """
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> BertPretrainingOutput | transformers.modeling_outputs.ModelOutput | tuple[Tensor, ...]:
+        """Compute the losses, or with neither kind of label all logits, as the parent class does.
+
+        Args:
+            input_ids: int64 (B, L), after masking.
+            attention_mask: int64 or bool (B, L), 1 = real; or a 4-D mask as transformers takes them.
+            token_type_ids: int64 (B, L), 0 = first segment, 1 = second.
+            position_ids: int64 (B, L) or (1, L); default 0 .. L-1.
+            inputs_embeds: float (B, L, D) in place of `input_ids`.
+            labels: int64 (B, L), the original id where a token is to be predicted, -100 elsewhere.
+            next_sentence_label: int64 (B,), 0 = B follows A, 1 = random, -100 = not judged.
+            masked_positions: int64 (B, K), the columns where `labels` is not -100, filled up with -1. Optional: it
+                spares the search for them, which on a GPU waits for the device.
+            num_items_in_batch: number of labelled positions of the whole accumulation window, as transformers'
+                `Trainer` passes it. The losses of the micro-batches of a window then add up to the loss of one large
+                batch: MLM exactly, NSP weighted by each micro-batch's share of the labelled positions (the Trainer
+                does not say how many pairs there are; equal shares make it exact too). Stock BERT ignores it, which
+                multiplies loss and gradient by the number of micro-batches.
+            kwargs: passed to the parent class when there are no labels; else `return_dict`.
+
+        Returns:
+            `BertPretrainingOutput` when at least one kind of label is given (the other loss is then 0 over 0), else
+            transformers' `BertForPreTrainingOutput` with full logits.
+        """
+        if labels is None and next_sentence_label is None:
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        if labels is not None and masked_positions is None:
+            masked_positions = find_masked_positions(labels)
+        hidden = self._read_hidden_states(
+            masked_positions, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        )  # (B, 1 + K, D): [CLS], then the masked positions
+        output = BertPretrainingOutput(seq_relationship_logits=self._seq_relationship(hidden))
+        self._add_mlm_loss(output, hidden[:, 1:], labels, masked_positions)
+        self._add_nsp_loss(output, next_sentence_label)
+        output.loss = _total_loss(output, num_items_in_batch)
+        return output if kwargs.get("return_dict", True) else output.to_tuple()
+
+    def _seq_relationship(self, hidden: Tensor) -> Tensor:
+        return self.cls.seq_relationship(self.bert.pooler(hidden))
+
+    def _add_mlm_loss(
+        self,
+        output: BertPretrainingOutput,
+        hidden: Tensor,
+        labels: Tensor | None,
+        masked_positions: Tensor | None,
+    ) -> None:
+        if labels is None or masked_positions is None:
+            zero = hidden.new_zeros((), dtype=torch.float32)
+            output.mlm_loss, output.mlm_count, output.mlm_correct = zero, zero.long(), zero.long()
+            return
+        targets = labels.gather(1, masked_positions.clamp(min=0))
+        targets = targets.masked_fill(masked_positions < 0, -100).flatten()  # (B * K,)
+        scores = self.cls.predictions(hidden.flatten(0, 1)).float()  # (B * K, V)
+        # cross_entropy of no row at all would be right too, but costs the graph its connection to the parameters.
+        output.mlm_loss = F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
+        output.mlm_count = (targets != -100).sum()
+        output.mlm_correct = (scores.detach().argmax(-1) == targets).sum()
+
+    @staticmethod
+    def _add_nsp_loss(output: BertPretrainingOutput, next_sentence_label: Tensor | None) -> None:
+        logits = output.seq_relationship_logits.float()
+        if next_sentence_label is None:
+            next_sentence_label = torch.full(logits.shape[:1], -100, device=logits.device)
+        next_sentence_label = next_sentence_label.view(-1)
+        output.nsp_loss = F.cross_entropy(
+            logits, next_sentence_label, ignore_index=-100, reduction="sum"
+        )
+        output.nsp_count = (next_sentence_label != -100).sum()
+        output.nsp_correct = (logits.detach().argmax(-1) == next_sentence_label).sum()
+
+    def _read_hidden_states(
+        self,
+        masked_positions: Tensor | None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        """Return the last layer's states at [CLS] and at the masked positions, (B, 1 + K, D)."""
+        hidden = self.bert.embeddings(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        layer_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
+        )
+        for layer in self.bert.encoder.layer[:-1]:
+            hidden = layer(hidden, layer_mask)
+        cls_positions = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
+        read_positions = cls_positions
+        if masked_positions is not None:
+            # Unused slots (-1) read [CLS]; their target is -100.
+            read_positions = torch.cat([cls_positions, masked_positions.clamp(min=0)], dim=1)
+        last_layer = self.bert.encoder.layer[-1]
+        if attention_mask is not None and attention_mask.dim() != 2:
+            # A mask with a row per query (packed sequences) is the attention backend's business.
+            return _gather_rows(last_layer(hidden, layer_mask), read_positions)
+        return _layer_at_positions(last_layer, hidden, attention_mask, read_positions)
+
+
+def find_masked_positions(labels: Tensor) -> Tensor:
+    """Return the columns of `labels` (int64, (B, L)) that are not -100 as int64 (B, K), filled up with -1.
+
+    K is the largest number of labelled columns in a row; at least 0.
+    """
+    is_masked = labels != -100
+    num_masked = is_masked.sum(1)
+    max_masked = int(num_masked.max()) if len(labels) else 0
+    # Stable: labelled columns first, in order.
+    order = is_masked.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :max_masked]
+    unused = torch.arange(max_masked, device=labels.device) >= num_masked[:, None]
+    return order.masked_fill(unused, -1)
+
+
+def _total_loss(output: BertPretrainingOutput, num_items_in_batch: Tensor | int | None) -> Tensor:
+    mlm_mean = output.mlm_loss / output.mlm_count.clamp(min=1)
+    nsp_mean = output.nsp_loss / output.nsp_count.clamp(min=1)
+    if num_items_in_batch is None:
+        return mlm_mean + nsp_mean
+    share = output.mlm_count / num_items_in_batch
+    return share * (mlm_mean + nsp_mean)
+
+
+def _gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Take rows `positions` (B, K) of `hidden` (B, L, D): (B, K, D)."""
+    return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[-1]))
+
+
+def _layer_at_positions(
+    layer: BertLayer, hidden: Tensor, attention_mask: Tensor | None, positions: Tensor
+) -> Tensor:
+    """Run an encoder layer for the queries at `positions` only.
+
+    Args:
+        layer: transformers' `BertLayer`, whose modules are used as they are.
+        hidden: float (B, L, D), the layer's input.
+        attention_mask: (B, L), non-zero = real; None = all real.
+        positions: int64 (B, K), each in [0, L).
+
+    Returns:
+        The layer's output at those positions, (B, K, D): what the full layer would give there.
+    """
+    attention = layer.attention.self
+    num_heads = attention.num_attention_heads
+
+    def split_heads(states: Tensor) -> Tensor:  # (B, T, D) -> (B, heads, T, D / heads)
+        return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+    queried = _gather_rows(hidden, positions)
+    mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+    context = F.scaled_dot_product_attention(
+        split_heads(attention.query(queried)),
+        split_heads(attention.key(hidden)),
+        split_heads(attention.value(hidden)),
+        attn_mask=mask,
+        dropout_p=attention.dropout.p if layer.training else 0.0,
+        scale=attention.scaling,
+    )
+    context = context.transpose(1, 2).flatten(-2)  # (B, K, D)
+    return layer.feed_forward_chunk(layer.attention.output(context, queried))

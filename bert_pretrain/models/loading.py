@@ -1,0 +1,81 @@
+"""Build the BERT that the model flags ask for, or continue from an existing checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
+
+from bert_pretrain.errors import InputError
+from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
+
+
+def build_bert(
+    *,
+    config_name: str,
+    model_name_or_path: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    dropout: float,
+) -> BertForPreTraining:
+    """Return the model to pretrain.
+
+    Args:
+        config_name: a size name, a folder or a Hub id; the vocabulary follows the tokenizer.
+        model_name_or_path: a BERT checkpoint to continue from, in place of `config_name`; heads that it lacks, such as
+            the next-sentence head of a masked-LM checkpoint, are initialised.
+        tokenizer: decides the vocabulary and the padding id.
+        max_seq_length: rows must fit the position table.
+        dropout: probability of all dropout modules while pretraining; the configuration, which fine-tuning will use,
+            keeps its own.
+
+    Raises:
+        InputError: not a BERT, a vocabulary larger than the model's, or rows longer than its position table.
+    """
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    if model_name_or_path is not None:
+        config = _read_config(model_name_or_path, flag="--model_name_or_path")
+        if vocab_size > config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {vocab_size:,} tokens but {model_name_or_path} embeds {config.vocab_size:,}; "
+                "pass the model's own tokenizer as --tokenizer_name"
+            )
+    elif config_name in SIZES:
+        config = bert_config(config_name, vocab_size=vocab_size, pad_token_id=tokenizer.pad_token_id)
+    else:
+        config = _read_config(config_name, flag="--config_name")
+        config.vocab_size = vocab_size
+        config.pad_token_id = tokenizer.pad_token_id
+    check_length(max_seq_length, config)
+    if model_name_or_path is None:
+        model = BertForPreTraining(config)
+    else:
+        model = BertForPreTraining.from_pretrained(model_name_or_path, dtype="float32")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    return model
+
+
+def check_length(max_seq_length: int, config: BertConfig) -> None:
+    """Raise `InputError` unless rows fit the model's position table."""
+    if max_seq_length > config.max_position_embeddings:
+        raise InputError(
+            f"max_seq_length is {max_seq_length} but the model has {config.max_position_embeddings} positions; "
+            f"pass --max_seq_length of at most {config.max_position_embeddings}"
+        )
+
+
+def _read_config(name: str, *, flag: str) -> BertConfig:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        where = "has no usable config.json" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
+        raise InputError(
+            f"{name!r} {where}; pass {flag} a BERT folder or Hub id"
+            + (f", or one of {', '.join(SIZES)}" if flag == "--config_name" else "")
+        ) from error
+    if config.model_type != "bert":
+        raise InputError(f"{name!r} is a model of type {config.model_type!r} but must be 'bert'; change {flag}")
+    return config

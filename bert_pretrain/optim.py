@@ -1,0 +1,197 @@
+"""Optimisers, parameter groups and the learning-rate schedule.
+
+Enters: a model's named parameters and the recipe's rates. Leaves: torch optimisers for the trainer, which sets their
+rates at every step from `learning_rate_at`, a pure function: nothing about the schedule needs saving.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+OptimizerName = Literal["adamw", "muon"]
+ScheduleName = Literal["linear", "stable_decay"]
+
+
+def learning_rate_at(
+    step: float,
+    *,
+    num_steps: float,
+    warmup_steps: int,
+    schedule: ScheduleName,
+    decay_share: float = 0.4,
+    peak: float = 1.0,
+) -> float:
+    """Return the learning rate of an update.
+
+    Args:
+        step: updates done before this one, in [0, num_steps); a real number when a clock sets the pace.
+        num_steps: length of the run in updates; the rate reaches 0 there.
+        warmup_steps: updates over which the rate rises linearly from peak / warmup_steps to peak.
+        schedule: `linear` falls from the end of the warm-up to 0 at `num_steps` (Devlin et al. 2019); `stable_decay`
+            stays at the peak and falls linearly over the last `decay_share` (Hagele et al. 2024).
+        decay_share: share of the run that `stable_decay` spends falling, in (0, 1].
+        peak: the highest rate.
+
+    Returns:
+        A rate in [0, peak].
+    """
+    decay_start = warmup_steps
+    if schedule == "stable_decay":
+        decay_start = max(warmup_steps, num_steps * (1 - decay_share))
+    warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+    decay = (num_steps - step) / max(num_steps - decay_start, 1e-9) if step > decay_start else 1.0
+    return peak * max(0.0, min(warmup, decay, 1.0))
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon (Jordan et al. 2024) whose orthogonalisation also runs where bfloat16 does not pay.
+
+    torch.optim.Muon always iterates in bfloat16, which a processor without such instructions emulates about a hundred
+    times slower than float32. This subclass keeps torch's hyperparameters, state and arithmetic, in the precision
+    given, and iterates over all matrices of one shape at once.
+    """
+
+    def __init__(self, params: Any, *, iteration_dtype: torch.dtype, **kwargs: Any) -> None:
+        """Take torch.optim.Muon's arguments and the dtype of the Newton-Schulz iteration."""
+        super().__init__(params, **kwargs)
+        self.iteration_dtype = iteration_dtype
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient; `closure` is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for parameters in by_shape.values():
+                self._step_same_shape(parameters, group)
+
+    def _step_same_shape(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        updates = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            buffer = state["momentum_buffer"]
+            buffer.lerp_(parameter.grad, 1 - group["momentum"])
+            nesterov = group["nesterov"]
+            updates.append(parameter.grad.lerp(buffer, group["momentum"]) if nesterov else buffer)
+        orthogonal = orthogonalize(
+            torch.stack(updates).to(self.iteration_dtype),
+            coefficients=group["ns_coefficients"],
+            num_iterations=group["ns_steps"],
+            eps=group["eps"],
+        )
+        # "match_rms_adamw" (Liu et al. 2025, section 2.2): updates as large as AdamW's, so one rate serves both.
+        rows, columns = parameters[0].shape
+        rate = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+        for parameter, update in zip(parameters, orthogonal, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update.to(parameter.dtype), alpha=-rate)
+
+
+def orthogonalize(
+    matrices: Tensor,
+    *,
+    coefficients: tuple[float, float, float],
+    num_iterations: int,
+    eps: float,
+) -> Tensor:
+    """Bring the singular values of each matrix near 1 by Newton-Schulz iteration.
+
+    Args:
+        matrices: float (N, R, C).
+        coefficients: a, b, c of the quintic a x + b x^3 + c x^5.
+        num_iterations: how often it is applied.
+        eps: lower bound of the norm that the matrices are divided by.
+
+    Returns:
+        (N, R, C) in the same dtype: U S V^T with the singular values S in about [0.7, 1.2].
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+    a, b, c = coefficients
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)  # spectral norm at most 1
+    for _ in range(num_iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
+
+
+def build_optimizers(
+    model: nn.Module,
+    *,
+    name: OptimizerName,
+    weight_decay: float,
+    adam_betas: tuple[float, float],
+    adam_epsilon: float,
+    iteration_dtype: torch.dtype = torch.float32,
+) -> list[torch.optim.Optimizer]:
+    """Build the optimisers of a run; the trainer sets their learning rates.
+
+    Weight decay applies to matrices only, that is to parameters with at least two dimensions: not to biases and
+    normalisation gains, whatever their names are. With `muon` the hidden matrices go to Muon; embeddings, the output
+    layer, vectors and everything that is no matrix stay with AdamW.
+
+    Args:
+        model: its parameters that require gradients are taken, each once.
+        name: `adamw` or `muon`.
+        weight_decay: decoupled decay of matrices, relative to the learning rate.
+        adam_betas: decay rates of AdamW's moments.
+        adam_epsilon: AdamW's epsilon.
+        iteration_dtype: dtype of Muon's orthogonalisation.
+
+    Returns:
+        One or two torch optimisers.
+    """
+    tables = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    output_layer = getattr(model, "get_output_embeddings", lambda: None)()
+    tables |= {id(p) for p in output_layer.parameters()} if output_layer is not None else set()
+    # A head with a handful of rows has no spectrum worth equalising; 16 is far below any hidden width.
+    hidden, matrices, vectors = [], [], []
+    for parameter in _trainable(model.parameters()):
+        if parameter.ndim < 2:
+            vectors.append(parameter)
+        elif parameter.ndim == 2 and id(parameter) not in tables and min(parameter.shape) >= 16:
+            hidden.append(parameter)
+        else:
+            matrices.append(parameter)
+    if name == "adamw":
+        matrices, hidden = matrices + hidden, []
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            betas=adam_betas,
+            eps=adam_epsilon,
+            fused=True,
+        )
+    ]
+    if hidden:
+        optimizers.append(
+            Muon(hidden, lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype)
+        )
+    return optimizers
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -1,0 +1,375 @@
+"""The training loop: the only one, and the only place that calls `backward`.
+
+Enters: an objective, a model, optimisers and a schedule. Leaves: a trained model, and in the run directory
+metrics.jsonl, checkpoints and what the objective shows. Nothing here knows what is learnt.
+
+A run's numbers are the same on any layout because every loss is a sum over the rows of an update, on whatever process
+and in whatever micro-batch they are, divided by the count of all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from bert_pretrain.checkpoint import save_checkpoint
+from bert_pretrain.data.random import Purpose, hash_uint64
+from bert_pretrain.metrics import CourseWatch, JsonLines, RunningSums
+from bert_pretrain.objectives.base import Batch, Objective, Place, Window
+from bert_pretrain.optim import ScheduleName, learning_rate_at
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is, and its learning rate.
+
+    Attributes:
+        max_steps: updates; 0 = as many as `max_seconds` allows.
+        max_seconds: wall-clock budget over all sessions of the run; 0 = none.
+        peak: highest learning rate.
+        warmup_steps, name, decay_share: see `learning_rate_at`.
+    """
+
+    max_steps: int
+    max_seconds: float
+    peak: float
+    warmup_steps: int
+    name: ScheduleName
+    decay_share: float
+
+    def num_steps(self, step: int, elapsed: float) -> float:
+        """Return the length of the run in updates as it looks after `step` updates and `elapsed` seconds."""
+        length = float(self.max_steps) if self.max_steps else math.inf
+        if self.max_seconds and elapsed > 0:
+            length = min(length, step * self.max_seconds / elapsed) if step else length
+        return length
+
+    def is_over(self, step: int, elapsed: float) -> bool:
+        """Return whether no further update is to be made."""
+        out_of_time = self.max_seconds > 0 and elapsed >= self.max_seconds
+        return out_of_time or (self.max_steps > 0 and step >= self.max_steps)
+
+    def learning_rate(self, step: int, elapsed: float) -> float:
+        """Return the rate of the update that follows `step` others."""
+        return learning_rate_at(
+            step,
+            num_steps=self.num_steps(step, elapsed),
+            warmup_steps=self.warmup_steps,
+            schedule=self.name,
+            decay_share=self.decay_share,
+            peak=self.peak,
+        )
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Updates between the loop's side activities; 0 = only where the loop begins or ends.
+
+    Attributes:
+        logging: between training rows, at least 1.
+        evaluation: between evaluations.
+        checkpoint: between checkpoints.
+        save_total_limit: checkpoints kept; 0 = all.
+    """
+
+    logging: int
+    evaluation: int
+    checkpoint: int
+    save_total_limit: int
+
+
+class Trainer:
+    """Trains a model for an objective, from any place, on any layout."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objective: Objective,
+        model: PreTrainedModel,
+        optimizers: list[torch.optim.Optimizer],
+        schedule: Schedule,
+        intervals: Intervals,
+        *,
+        run_dir: Path,
+        seed: int,
+        global_batch_size: int,
+        num_micro_batches: int,
+        eval_batch_size: int,
+        max_grad_norm: float,
+        fingerprint: dict[str, Any],
+    ) -> None:
+        """Prepare model and optimisers for the accelerator's layout.
+
+        Args:
+            accelerator: with `gradient_accumulation_steps` 1; the window is this class's business.
+            objective: what is learnt.
+            model: as the objective built it; the same on every process.
+            optimizers: their learning rates are set at every step.
+            schedule: length and learning rate.
+            intervals: how often to log, evaluate and save.
+            run_dir: where metrics and checkpoints go.
+            seed: of dropout; the data have theirs already.
+            global_batch_size: rows of an update over all processes.
+            num_micro_batches: forward passes per update and process.
+            eval_batch_size: rows of an evaluation batch.
+            max_grad_norm: gradients are scaled to at most this norm; infinite = never.
+            fingerprint: what a checkpoint must agree with to be continued; kept in each.
+        """
+        assert accelerator.gradient_accumulation_steps == 1
+        self.accelerator = accelerator
+        self.objective = objective
+        self.schedule = schedule
+        self.intervals = intervals
+        self.run_dir = run_dir
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.num_micro_batches = num_micro_batches
+        self.eval_batch_size = eval_batch_size
+        self.max_grad_norm = max_grad_norm
+        self.fingerprint = fingerprint
+        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        self.step = 0
+        self.place = Place(0, 0)
+        self.num_tokens = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        self.sums = RunningSums(accelerator.device)
+        self.watch = CourseWatch()
+        self.elapsed_before = 0.0
+        self._started = self._last_logged = time.perf_counter()
+        self._tokens_last_logged = 0
+        # On the device and sticky, so that no step waits for it: 0 while every gradient norm was finite, else the
+        # number of the first update that was not made.
+        self._bad_step = torch.zeros((), device=accelerator.device)
+
+    def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint whose state `read_state` has verified."""
+        self.accelerator.load_state(str(checkpoint))
+        self.step = state["step"]
+        self.place = Place(*state["place"])
+        self.num_tokens = self.num_tokens + state["num_tokens"]
+        self._tokens_last_logged = state["tokens_last_logged"]
+        self.elapsed_before = state["elapsed"]
+        self.watch.load_state_dict(state["watch"])
+        # The sums were saved over all processes: one of them takes them up, the others start from zero.
+        self.sums.load_state_dict(state["sums"], share=float(self.accelerator.is_main_process))
+
+    def train(self) -> None:
+        """Run to the end of the schedule: evaluate, train, log, evaluate, save."""
+        self._started = self._last_logged = time.perf_counter()
+        self.metrics = JsonLines(self.run_dir / "metrics.jsonl", keep_until_step=self.step)
+        self.shown = JsonLines(self.run_dir / "fill_mask.jsonl", keep_until_step=self.step)
+        with self._progress_bar() as self.progress:
+            if self.step == 0:
+                self.evaluate()
+            windows = self._windows()
+            while not self.schedule.is_over(self.step, elapsed := self._elapsed()):
+                learning_rate = self.schedule.learning_rate(self.step, elapsed)
+                grad_norm = self._update(next(windows), learning_rate)
+                if _is_due(self.step, self.intervals.logging) or self.step == self.schedule.max_steps:
+                    self._log(learning_rate, grad_norm)
+                if _is_due(self.step, self.intervals.evaluation):
+                    self.evaluate()
+                if _is_due(self.step, self.intervals.checkpoint):
+                    self.save()
+            if not _is_due(self.step, self.intervals.evaluation):
+                self.evaluate()
+            if not _is_due(self.step, self.intervals.checkpoint):
+                self.save()
+
+    def _update(self, window: Window, learning_rate: float) -> Tensor:
+        """Make one update from a window of micro-batches and return the gradient norm."""
+        self.model.train()
+        counts = self._global_counts(window)
+        last = len(window.micro_batches) - 1
+        for i, batch in enumerate(window.micro_batches):
+            self._seed_dropout(i)
+            is_last = i == last
+            sync = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model)
+            with sync:
+                terms = self.objective.loss_terms(self.model, self._to_device(batch))
+                loss = sum(term.weight * term.sum / counts[name] for name, term in terms.items())
+                # Distributed training averages gradients over processes; the counts are already global.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            self.sums.add(terms, self.objective.target_counts(batch))
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self._step_optimizers(learning_rate, grad_norm)
+        self.step += 1
+        self.place = window.next_place
+        self.progress.update(1)
+        return grad_norm
+
+    def _seed_dropout(self, micro_batch: int) -> None:
+        """Make dropout a function of the place in the run, so that a resumed run draws what it would have drawn."""
+        key = hash_uint64(
+            self.seed, Purpose.DROPOUT, self.step, micro_batch, self.accelerator.process_index
+        )
+        set_seed(int(key) >> 32)
+
+    def _global_counts(self, window: Window) -> dict[str, Tensor]:
+        """Return what each term's sum is divided by: its count over the window and all processes, at least 1."""
+        local: dict[str, int] = {}
+        for batch in window.micro_batches:
+            for name, count in self.objective.target_counts(batch).items():
+                local[name] = local.get(name, 0) + count
+        names = sorted(local)
+        values = [window.num_tokens, *(local[name] for name in names)]
+        summed = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), "sum")
+        self.num_tokens = self.num_tokens + summed[0]
+        return dict(zip(names, summed[1:].clamp(min=1), strict=True))
+
+    def _step_optimizers(self, learning_rate: float, grad_norm: Tensor) -> None:
+        is_bad = ~torch.isfinite(grad_norm.to(self._bad_step.device))
+        first_bad = is_bad & (self._bad_step == 0)
+        self._bad_step = torch.where(first_bad, float(self.step + 1), self._bad_step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            # The hook by which torch's own gradient scaler makes fused optimisers skip an update on the device.
+            optimizer.optimizer.found_inf = (self._bad_step > 0).float()
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.accelerator.device.type == "cpu":
+            self._check_finite()
+
+    def _check_finite(self) -> None:
+        bad_step = int(self._bad_step)
+        if bad_step:
+            raise FloatingPointError(
+                f"the gradient norm of update {bad_step} is not finite (epoch {self.place.epoch}, rows up to "
+                f"{self.place.position + self.global_batch_size}); the weights are those before it. "
+                "Lower --learning_rate, or continue from the last checkpoint with --mixed_precision no"
+            )
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Evaluate on the fixed held-out rows and show what has been learnt."""
+        self._check_finite()
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        sums = RunningSums(self.accelerator.device)
+        for batch in self.objective.evaluation_batches(
+            batch_size=self.eval_batch_size,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+        ):
+            with self.accelerator.autocast():
+                terms = self.objective.loss_terms(model, self._to_device(batch))
+            sums.add(terms, self.objective.target_counts(batch))
+        row = self._row("validation", sums.means(self.accelerator) | self.objective.baselines())
+        text, shown = self.objective.show(model, step=self.step)
+        self._write(row)
+        for message in self.watch.warnings(row):
+            self._print(f"WARNING: {message}")
+        if self.accelerator.is_main_process:
+            for line in shown:
+                self.shown.write({"step": self.step} | line)
+        self._print(_summary(row) + "\n" + text)
+
+    def save(self) -> None:
+        """Write a checkpoint from which the run continues as if it had not been interrupted."""
+        self._check_finite()
+        state = {
+            "step": self.step,
+            "place": list(self.place),
+            "num_tokens": int(self.num_tokens),
+            "tokens_last_logged": self._tokens_last_logged,
+            "elapsed": self._elapsed(),
+            "watch": self.watch.state_dict(),
+            "sums": self.sums.global_state_dict(self.accelerator),
+            "fingerprint": self.fingerprint,
+        }
+        save_checkpoint(
+            self.accelerator,
+            self.run_dir / "checkpoints",
+            step=self.step,
+            state=state,
+            write_config=partial(self.objective.write_config, self.accelerator.unwrap_model(self.model)),
+            save_total_limit=self.intervals.save_total_limit,
+        )
+
+    def _log(self, learning_rate: float, grad_norm: Tensor) -> None:
+        self._check_finite()
+        means = self.sums.means(self.accelerator)
+        self.sums = RunningSums(self.accelerator.device)
+        num_tokens = int(self.num_tokens)
+        seconds = time.perf_counter() - self._last_logged
+        row = self._row("train", means)
+        row |= {
+            "learning_rate": learning_rate,
+            "grad_norm": float(grad_norm),
+            "tokens": num_tokens,
+            "tokens_per_second": round((num_tokens - self._tokens_last_logged) / seconds, 1),
+        }
+        self._last_logged, self._tokens_last_logged = time.perf_counter(), num_tokens
+        self._write(row)
+        self.progress.set_postfix_str(
+            f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s", refresh=False
+        )
+
+    def _row(self, split: str, means: dict[str, float]) -> dict[str, Any]:
+        num_rows = self.objective.num_rows(self.place.epoch)
+        epoch = self.place.epoch + self.place.position / num_rows
+        return {"split": split, "step": self.step, "epoch": round(epoch, 6)} | means
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.accelerator.log(
+            {f"{row['split']}/{k}": v for k, v in row.items() if isinstance(v, int | float) and k != "step"},
+            step=self.step,
+        )
+        if self.accelerator.is_main_process:
+            self.metrics.write(row)
+
+    def _windows(self) -> Iterator[Window]:
+        return self.objective.training_windows(
+            self.place,
+            global_batch_size=self.global_batch_size,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+            num_micro_batches=self.num_micro_batches,
+        )
+
+    def _to_device(self, batch: Batch) -> Batch:
+        device = self.accelerator.device
+        return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+    def _elapsed(self) -> float:
+        """Return the seconds of the whole run; the first process's clock decides for all."""
+        elapsed = self.elapsed_before + time.perf_counter() - self._started
+        if self.schedule.max_seconds == 0 or self.accelerator.num_processes == 1:
+            return elapsed
+        seconds = torch.tensor(elapsed, device=self.accelerator.device)
+        torch.distributed.broadcast(seconds, src=0)
+        return float(seconds)
+
+    def _progress_bar(self) -> Any:
+        disable = not self.accelerator.is_local_main_process
+        total = self.schedule.max_steps or None
+        bar = partial(tqdm, desc="training", unit="step", dynamic_ncols=True, disable=disable)
+        return bar(total=total, initial=self.step)
+
+    def _print(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            self.progress.write(text)
+
+
+def _is_due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _summary(row: dict[str, Any]) -> str:
+    numbers = ", ".join(
+        f"{key} {value:.4g}" for key, value in row.items() if key not in ("split", "step", "epoch")
+    )
+    return f"step {row['step']} (epoch {row['epoch']:.2f}), held-out: {numbers}"

@@ -1,0 +1,220 @@
+"""The sparse model against transformers' own class, the oracle of every value here."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from transformers import BertConfig, Trainer, TrainingArguments
+
+from bert_pretrain.models.bert import BertForPreTraining, bert_config, find_masked_positions
+
+VOCAB, ROWS, LENGTH = 61, 6, 16
+
+
+def small_config(**overrides) -> BertConfig:
+    fields = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 32,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return BertConfig(**(fields | overrides))
+
+
+def pair_of_models(**overrides) -> tuple[BertForPreTraining, transformers.BertForPreTraining]:
+    torch.manual_seed(0)
+    ours = BertForPreTraining(small_config(**overrides))
+    stock = transformers.BertForPreTraining(small_config(**overrides))
+    stock.load_state_dict(ours.state_dict())
+    return ours, stock
+
+
+def make_batch(*, padded: bool = True, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A batch with a different number of masked tokens in every row, none in the last."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(5, VOCAB, (ROWS, LENGTH), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    if padded:
+        for row in range(ROWS):
+            attention_mask[row, LENGTH - row :] = 0
+    labels = torch.full_like(input_ids, -100)
+    for row in range(ROWS - 1):
+        columns = torch.randperm(LENGTH - row - 1, generator=generator)[: row + 1] + 1
+        columns = columns[columns < LENGTH - row]
+        labels[row, columns] = input_ids[row, columns]
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": (torch.arange(LENGTH) > 7).long().expand(ROWS, -1).contiguous(),
+        "labels": labels,
+        "next_sentence_label": torch.randint(0, 2, (ROWS,), generator=generator),
+    }
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_losses_and_gradients_equal_the_stock_class(padded: bool, attention: str) -> None:
+    ours, stock = pair_of_models(attn_implementation=attention)
+    batch = make_batch(padded=padded)
+    ours(**batch).loss.backward()
+    expected = stock(**batch)
+    expected.loss.backward()
+    torch.testing.assert_close(ours(**batch).loss, expected.loss, rtol=1e-5, atol=0)
+    theirs = dict(stock.named_parameters())
+    for name, parameter in ours.named_parameters():
+        # float32; atol covers gradients that are exactly 0 in one order of summation only.
+        torch.testing.assert_close(
+            parameter.grad, theirs[name].grad, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_sums_divided_by_counts_are_the_stock_losses() -> None:
+    ours, stock = pair_of_models()
+    batch = make_batch()
+    output = ours(**batch)
+    logits = stock(**{k: v for k, v in batch.items() if k not in ("labels", "next_sentence_label")})
+    masked = batch["labels"] != -100
+    scores, targets = logits.prediction_logits[masked], batch["labels"][masked]
+    assert int(output.mlm_count) == int(masked.sum())
+    assert int(output.nsp_count) == ROWS
+    assert int(output.mlm_correct) == int((scores.argmax(-1) == targets).sum())
+    nsp_right = logits.seq_relationship_logits.argmax(-1) == batch["next_sentence_label"]
+    assert int(output.nsp_correct) == int(nsp_right.sum())
+    expected = -scores.log_softmax(-1).gather(1, targets[:, None]).sum()
+    torch.testing.assert_close(output.mlm_loss, expected, rtol=1e-5, atol=0)
+
+
+def test_given_masked_positions_change_nothing() -> None:
+    ours, _ = pair_of_models()
+    batch = make_batch()
+    searched = ours(**batch).loss
+    positions = torch.full((ROWS, 9), -1)
+    for row in range(ROWS):
+        columns = (batch["labels"][row] != -100).nonzero().flatten()
+        positions[row, : len(columns)] = columns
+    torch.testing.assert_close(
+        ours(**batch, masked_positions=positions).loss, searched, rtol=1e-6, atol=0
+    )
+
+
+def test_masked_positions_are_the_labelled_columns_in_order() -> None:
+    labels = torch.tensor([[-100, 7, -100, 9], [-100, -100, -100, -100], [1, -100, -100, -100]])
+    assert find_masked_positions(labels).tolist() == [[1, 3], [-1, -1], [0, -1]]
+
+
+def test_without_labels_the_output_is_the_stock_output() -> None:
+    ours, stock = pair_of_models()
+    batch = {k: v for k, v in make_batch().items() if "label" not in k}
+    for value, expected in zip(ours(**batch).to_tuple(), stock(**batch).to_tuple(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_a_batch_without_masked_tokens_has_loss_zero_and_finite_gradients() -> None:
+    ours, _ = pair_of_models()
+    batch = make_batch() | {"labels": torch.full((ROWS, LENGTH), -100)}
+    output = ours(**batch)
+    assert output.mlm_loss == 0 and output.mlm_count == 0
+    output.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in ours.parameters() if p.grad is not None)
+    nsp_mean = output.nsp_loss / ROWS
+    torch.testing.assert_close(output.loss, nsp_mean)
+
+
+@pytest.mark.parametrize("missing", ["labels", "next_sentence_label"])
+def test_one_kind_of_label_alone_gives_its_loss(missing: str) -> None:
+    ours, _ = pair_of_models()
+    batch = make_batch()
+    both = ours(**batch)
+    del batch[missing]
+    alone = ours(**batch).loss
+    part = (both.nsp_loss / both.nsp_count) if missing == "labels" else both.mlm_loss / both.mlm_count
+    torch.testing.assert_close(alone, part, rtol=1e-5, atol=0)
+
+
+def test_a_mask_with_a_row_per_query_isolates_packed_pairs_as_in_the_stock_class() -> None:
+    ours, stock = pair_of_models()
+    batch = make_batch(padded=False)
+    segment = torch.arange(LENGTH) // 8
+    mask = (segment[:, None] == segment).expand(ROWS, 1, LENGTH, LENGTH)
+    batch |= {"attention_mask": mask, "position_ids": (torch.arange(LENGTH) % 8)[None]}
+    torch.testing.assert_close(ours(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=0)
+
+
+def test_state_dict_and_config_are_those_of_the_stock_class() -> None:
+    ours, stock = pair_of_models()
+    assert list(ours.state_dict()) == list(stock.state_dict())
+    assert ours.config.to_dict() == stock.config.to_dict()
+
+
+def test_dropout_reaches_the_positions_of_the_last_layer() -> None:
+    ours, _ = pair_of_models(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    ours.train()
+    torch.manual_seed(1)
+    first, second = ours(**make_batch()).loss, ours(**make_batch()).loss
+    assert first != second
+    torch.manual_seed(1)
+    assert ours(**make_batch()).loss == first
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"), [("tiny", 4.4), ("mini", 11.2), ("small", 28.8), ("base", 110.1)]
+)
+def test_named_sizes_have_the_published_numbers_of_parameters(size: str, parameters: float) -> None:
+    # Turc et al. 2019, table 1, and Devlin et al. 2019 (in millions, with pooler, without heads).
+    config = bert_config(size, vocab_size=30522, pad_token_id=0)
+    with torch.device("meta"):
+        encoder = transformers.BertModel(config)
+    assert encoder.num_parameters() / 1e6 == pytest.approx(parameters, abs=0.65)
+
+
+class FixedRows(torch.utils.data.Dataset):
+    """Rows with equally many masked tokens, the case in which all accumulation counts must agree exactly."""
+
+    def __init__(self) -> None:
+        batch = make_batch(padded=False)
+        batch["labels"] = torch.full_like(batch["input_ids"], -100)
+        batch["labels"][:, [2, 5, 9]] = batch["input_ids"][:, [2, 5, 9]]
+        self.rows = [{k: torch.cat([v, v])[i] for k, v in batch.items()} for i in range(8)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.rows[index]
+
+
+def trainer_log(model, tmp_path, accumulation: int) -> dict[str, float]:
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        logging_steps=1,
+        learning_rate=0.0,
+        max_grad_norm=1e9,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=FixedRows())
+    trainer.train()
+    return trainer.state.log_history[0]
+
+
+def test_trainer_reports_the_same_loss_and_gradient_for_any_accumulation(tmp_path) -> None:
+    ours, stock = pair_of_models()
+    once = trainer_log(copy.deepcopy(ours), tmp_path, 1)
+    in_four = trainer_log(copy.deepcopy(ours), tmp_path, 4)
+    expected = trainer_log(stock, tmp_path, 1)
+    assert in_four["loss"] == pytest.approx(once["loss"], rel=1e-4)
+    assert in_four["grad_norm"] == pytest.approx(once["grad_norm"], rel=1e-4)
+    assert once["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert once["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
