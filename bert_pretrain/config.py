@@ -53,12 +53,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def _flag(default: Any, help_text: str) -> Any:
+def flag(default: Any, help_text: str) -> Any:
+    """Declare a flag as a dataclass field with its default and help."""
     return field(default=default, metadata={"help": help_text})
 
 
-def _flags(help_text: str) -> Any:
-    """A flag that takes a list; not given is None."""
+def flags(help_text: str) -> Any:
+    """Declare a flag that takes a list; not given it is None."""
     return field(default=None, metadata={"help": help_text, "nargs": "+"})
 
 
@@ -68,21 +69,21 @@ class RunArguments:
 
     _argument_group_name: ClassVar[str] = "run"
 
-    objective: Literal["mlm_nsp", "mlm"] = _flag(
+    objective: Literal["mlm_nsp", "mlm"] = flag(
         "mlm_nsp", "What is learnt: masked words and next sentences, or masked words only."
     )
-    recipe: str = _flag("minutes", f"Named defaults, one of: {', '.join(RECIPES)}.")
-    output_dir: str = _flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
-    seed: int = _flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
-    resume_from_checkpoint: str | None = _flag(
+    recipe: str = flag("minutes", f"Named defaults, one of: {', '.join(RECIPES)}.")
+    output_dir: str = flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
+    seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
+    resume_from_checkpoint: str | None = flag(
         None, "'latest' of --output_dir, or a checkpoint folder."
     )
-    logging_steps: int = _flag(10, "Updates between training rows of metrics.jsonl.")
-    eval_steps: int = _flag(150, "Updates between evaluations; 0 = only at start and end.")
-    save_steps: int = _flag(150, "Updates between checkpoints; 0 = only at the end.")
-    save_total_limit: int = _flag(2, "Checkpoints kept, the newest; 0 = all.")
-    report_to: str = _flag("none", "Tracker: none, tensorboard, trackio, wandb or all.")
-    debug: bool = _flag(False, "Show the traceback of an input error.")
+    logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.")
+    eval_steps: int = flag(150, "Updates between evaluations; 0 = only at start and end.")
+    save_steps: int = flag(150, "Updates between checkpoints; 0 = only at the end.")
+    save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.")
+    report_to: str = flag("none", "Tracker: none, tensorboard, trackio, wandb or all.")
+    debug: bool = flag(False, "Show the traceback of an input error.")
 
 
 @dataclass
@@ -91,37 +92,37 @@ class DataArguments:
 
     _argument_group_name: ClassVar[str] = "data"
 
-    dataset_name: str | None = _flag(
+    dataset_name: str | None = flag(
         None,
         "'docs' (the documentation inside your own Python; the default without --data_files), a folder that "
         "bert_pretrain.prepare wrote, a data set saved by datasets, or a name on the Hub.",
     )
-    dataset_config_name: str | None = _flag(None, "Configuration of the Hub data set.")
-    dataset_split: str = _flag("train", "Split of the Hub data set to read.")
-    data_files: list[str] | None = _flags(
+    dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
+    dataset_split: str = flag("train", "Split of the Hub data set to read.")
+    data_files: list[str] | None = flags(
         "Own text: .txt, .jsonl, .csv, .parquet, also .gz of each; globs allowed."
     )
-    text_column: str = _flag("text", "Column of .jsonl, .csv, .parquet or a data set that holds the text.")
-    document_boundary: Literal["blank_line", "file"] = _flag(
+    text_column: str = flag("text", "Column of .jsonl, .csv, .parquet or a data set that holds the text.")
+    document_boundary: Literal["blank_line", "file"] = flag(
         "blank_line", "What ends a document in .txt: a blank line or the end of the file."
     )
-    streaming: bool = _flag(False, "Read a Hub data set without downloading it first.")
-    language: str = _flag("en", "Language code for splitting sentences.")
-    validation_share: float = _flag(0.05, "Share of documents held out for evaluation, in (0, 0.5).")
-    tokenizer_name: str | None = _flag(
+    streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
+    language: str = flag("en", "Language code for splitting sentences.")
+    validation_share: float = flag(0.05, "Share of documents held out for evaluation, in (0, 0.5).")
+    tokenizer_name: str | None = flag(
         None, "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one."
     )
-    max_seq_length: int = _flag(128, "Tokens per row with [CLS] and [SEP]; 8 to the position table's size.")
-    short_seq_prob: float = _flag(0.1, "Share of rows cut to a random shorter length, in [0, 1).")
-    pair_mode: Literal["exact", "google"] = _flag(
+    max_seq_length: int = flag(128, "Tokens per row with [CLS] and [SEP]; 8 to the position table's size.")
+    short_seq_prob: float = flag(0.1, "Share of rows cut to a random shorter length, in [0, 1).")
+    pair_mode: Literal["exact", "google"] = flag(
         "exact", "How sentence pairs are drawn: unbiased, or as google-research/bert does."
     )
-    mlm_probability: float = _flag(0.15, "Share of tokens to predict, in (0, 1).")
-    mask_replace_prob: float = _flag(0.8, "Share of those that become [MASK], in [0, 1].")
-    random_replace_prob: float = _flag(0.1, "Share of those that become a random token, in [0, 1].")
-    masking: Literal["token", "whole_word", "span"] = _flag("token", "Unit that is masked together.")
-    max_eval_rows: int = _flag(2000, "Held-out rows evaluated, a fixed random subset; 0 = all.")
-    dataloader_num_workers: int = _flag(0, "Worker processes per process that make batches; 0 = none.")
+    mlm_probability: float = flag(0.15, "Share of tokens to predict, in (0, 1).")
+    mask_replace_prob: float = flag(0.8, "Share of those that become [MASK], in [0, 1].")
+    random_replace_prob: float = flag(0.1, "Share of those that become a random token, in [0, 1].")
+    masking: Literal["token", "whole_word", "span"] = flag("token", "Unit that is masked together.")
+    max_eval_rows: int = flag(2000, "Held-out rows evaluated, a fixed random subset; 0 = all.")
+    dataloader_num_workers: int = flag(0, "Worker processes per process that make batches; 0 = none.")
 
 
 @dataclass
@@ -130,11 +131,11 @@ class ModelArguments:
 
     _argument_group_name: ClassVar[str] = "model"
 
-    config_name: str = _flag(
+    config_name: str = flag(
         "mini", f"Size ({', '.join(SIZES)}), or a folder or Hub id with a BERT config.json."
     )
-    model_name_or_path: str | None = _flag(None, "Checkpoint to continue from, in place of --config_name.")
-    dropout: float = _flag(
+    model_name_or_path: str | None = flag(None, "Checkpoint to continue from, in place of --config_name.")
+    dropout: float = flag(
         0.0, "Dropout of hidden states and attention while pretraining, in [0, 1); the export keeps the config's."
     )
 
@@ -145,40 +146,40 @@ class OptimizationArguments:
 
     _argument_group_name: ClassVar[str] = "optimization"
 
-    max_steps: int = _flag(600, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.")
-    num_train_epochs: float = _flag(0.0, "Length in passes over the text, in place of --max_steps.")
-    max_hours: float = _flag(
+    max_steps: int = flag(600, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.")
+    num_train_epochs: float = flag(0.0, "Length in passes over the text, in place of --max_steps.")
+    max_hours: float = flag(
         0.0,
         "Wall-clock budget in hours in which the schedule ends exactly; 0 = none. The one flag that gives up "
         "reproducibility. With --max_steps, whichever ends first.",
     )
-    global_batch_size: int = _flag(
+    global_batch_size: int = flag(
         0, "Rows per update over all processes; 0 = per-device size x accumulation x processes."
     )
-    per_device_train_batch_size: int = _flag(32, "Most rows of one forward pass.")
-    per_device_eval_batch_size: int = _flag(64, "Rows of one forward pass in evaluation.")
-    gradient_accumulation_steps: int = _flag(
+    per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.")
+    per_device_eval_batch_size: int = flag(64, "Rows of one forward pass in evaluation.")
+    gradient_accumulation_steps: int = flag(
         0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs."
     )
-    optimizer: Literal["adamw", "muon"] = _flag(
+    optimizer: Literal["adamw", "muon"] = flag(
         "muon", "adamw, or muon for hidden matrices with AdamW for the rest."
     )
-    learning_rate: float = _flag(2e-3, "Peak rate, > 0.")
-    weight_decay: float = _flag(0.01, "Decoupled decay of matrices (never of biases or normalisation).")
-    adam_beta1: float = _flag(0.9, "AdamW's first decay rate, in [0, 1).")
-    adam_beta2: float = _flag(0.98, "AdamW's second decay rate, in [0, 1).")
-    adam_epsilon: float = _flag(1e-6, "AdamW's epsilon, > 0.")
-    max_grad_norm: float = _flag(1.0, "Gradients are scaled to at most this norm; 0 = never.")
-    schedule: Literal["linear", "stable_decay"] = _flag(
+    learning_rate: float = flag(2e-3, "Peak rate, > 0.")
+    weight_decay: float = flag(0.01, "Decoupled decay of matrices (never of biases or normalisation).")
+    adam_beta1: float = flag(0.9, "AdamW's first decay rate, in [0, 1).")
+    adam_beta2: float = flag(0.98, "AdamW's second decay rate, in [0, 1).")
+    adam_epsilon: float = flag(1e-6, "AdamW's epsilon, > 0.")
+    max_grad_norm: float = flag(1.0, "Gradients are scaled to at most this norm; 0 = never.")
+    schedule: Literal["linear", "stable_decay"] = flag(
         "stable_decay", "After warm-up: fall to 0 at once, or stay and fall over the last --decay_share."
     )
-    warmup_steps: int = _flag(30, "Updates over which the rate rises.")
-    decay_share: float = _flag(0.5, "Share of the run over which stable_decay falls, in (0, 1].")
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _flag(
+    warmup_steps: int = flag(30, "Updates over which the rate rises.")
+    decay_share: float = flag(0.5, "Share of the run over which stable_decay falls, in (0, 1].")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )
-    gradient_checkpointing: bool = _flag(False, "Recompute activations in the backward pass to save memory.")
-    num_cpu_threads: int = _flag(0, "Threads per process on CPU; 0 = cores divided by local processes.")
+    gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass to save memory.")
+    num_cpu_threads: int = flag(0, "Threads per process on CPU; 0 = cores divided by local processes.")
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,10 @@ def test_integers_are_uniform_on_a_half_open_range() -> None:
     assert chi_square(counts, 10_000) < chi_square_bound(7)
 
 
-@given(INTEGERS, st.integers(1, 2**32 - 1))
-def test_integers_scale_the_hash_exactly(key: int, size: int) -> None:
-    assert int(integers(0, size, key)) == int(hash_uint64(key)) * size >> 64
+def test_integers_scale_the_hash_without_rounding_it() -> None:
+    size = 2**32 - 1  # the larger the range, the more the low half of the hash matters
+    for key in range(2000):
+        assert int(integers(0, size, key)) == int(hash_uint64(key)) * size >> 64
 
 
 def test_integers_take_a_range_per_element() -> None:

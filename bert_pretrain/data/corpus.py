@@ -11,9 +11,12 @@ import gzip
 import hashlib
 import io
 import json
+import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -27,6 +30,8 @@ from bert_pretrain.errors import InputError
 
 DocumentBoundary = Literal["blank_line", "file"]
 EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+_COMPRESSED = (".gz", ".zst")
+_LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
 
 
 @dataclass
@@ -54,7 +59,10 @@ class DocumentSource:
         self.skipped.clear()
         is_empty = True
         for text in self.read():
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str):
+                self.skipped["not text"] += 1
+                continue
+            if not text.strip():
                 self.skipped["empty"] += 1
                 continue
             is_empty = False
@@ -80,7 +88,8 @@ def open_documents(
             set on the Hub or in a local folder.
         dataset_config_name: configuration of that data set.
         dataset_split: its split.
-        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz, in place of a data set.
+        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst, in place of a
+            data set.
         text_column: column that holds the text; a row is a document.
         document_boundary: what ends a document of a .txt: a blank line, or the file. In the first case the lines of a
             document are joined by spaces, because they are usually wrapped; in the second a blank line ends a
@@ -93,7 +102,8 @@ def open_documents(
     if data_files:
         return _open_files(data_files, text_column, document_boundary)
     if dataset_name in (None, "docs"):
-        return DocumentSource("docs: the documentation inside this Python", embedded_key(), lambda: iter(embedded_documents()))
+        description = "docs: the documentation inside this Python"
+        return DocumentSource(description, embedded_key(), lambda: iter(embedded_documents()))
     assert dataset_name is not None
     return _open_dataset(dataset_name, dataset_config_name, dataset_split, text_column, streaming=streaming)
 
@@ -103,8 +113,13 @@ def split_sentences(text: str, language: str) -> list[str]:
 
     Args:
         text: paragraphs separated by newlines.
-        language: code such as `en`; those without rules of their own fall back to a related language's.
+        language: code such as `en` or `pt-br`; those without rules of their own fall back to a related language's.
+
+    Raises:
+        InputError: `language` is not a code; sentencex itself takes any word and falls back to English.
     """
+    if not _LANGUAGE_CODE.fullmatch(language):
+        raise InputError(f"language is {language!r} but must be a code of two or three letters; pass --language en")
     return [
         sentence
         for paragraph in text.splitlines()
@@ -114,10 +129,8 @@ def split_sentences(text: str, language: str) -> list[str]:
     ]
 
 
-def _open_files(
-    patterns: list[str], text_column: str, document_boundary: DocumentBoundary
-) -> DocumentSource:
-    paths = [path for pattern in patterns for path in _expand(pattern)]
+def _open_files(patterns: list[str], text_column: str, document_boundary: DocumentBoundary) -> DocumentSource:
+    paths = list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern)))
     for path in paths:
         _check_file(path)
     identity = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
@@ -143,14 +156,14 @@ def _expand(pattern: str) -> list[Path]:
 def _check_file(path: Path) -> None:
     if _kind(path) not in EXTENSIONS:
         raise InputError(
-            f"{path} has an unknown extension; --data_files takes {', '.join(EXTENSIONS)}, each also with .gz"
+            f"{path} has an unknown extension; --data_files takes {', '.join(EXTENSIONS)}, each also with .gz or .zst"
         )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; remove it from --data_files")
 
 
 def _kind(path: Path) -> str:
-    return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    return Path(path.stem).suffix.lower() if path.suffix in _COMPRESSED else path.suffix.lower()
 
 
 def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary) -> Iterator[str]:
@@ -166,14 +179,26 @@ def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary
             yield from _read_parquet(path, text_column)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}); convert it or remove it from --data_files"
+            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}); "
+            "convert it or remove it from --data_files"
         ) from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path} is not a complete gzip file ({error}); remove it from --data_files") from error
 
 
 def _open_binary(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    if path.suffix == ".gz":
+        return gzip.open(path)  # type: ignore[return-value]  # a GzipFile reads like a binary file
+    if path.suffix == ".zst":
+        try:
+            zstandard = import_module("zstandard")
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"{path} is compressed with Zstandard; run pip install zstandard, or pass .gz as --data_files"
+            ) from error
+        opened: IO[bytes] = zstandard.open(path, "rb")
+        return opened
+    return path.open("rb")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -236,7 +261,8 @@ def _read_csv(path: Path, text_column: str) -> Iterator[str]:
 def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
     with _open_binary(path) as file:
         try:
-            parquet = pq.ParquetFile(io.BytesIO(file.read()) if path.suffix == ".gz" else file)
+            # Parquet is read from its end, which a compressed stream cannot do.
+            parquet = pq.ParquetFile(io.BytesIO(file.read()) if path.suffix in _COMPRESSED else file)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is not a Parquet file ({error}); remove it from --data_files") from error
         names = parquet.schema_arrow.names
@@ -268,7 +294,8 @@ def _open_dataset(
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         if split not in dataset:
             raise InputError(
-                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, dataset))}; change --dataset_split"
+                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, dataset))}; "
+                "change --dataset_split"
             )
         dataset = dataset[split]
     columns = dataset.column_names

@@ -1,7 +1,8 @@
-"""English prose out of Python source: docstrings, read with `ast`, without their markup, code and tables.
+"""English prose out of Python source: docstrings without their markup, code and tables.
 
-What enters is the path of a module; what leaves is its list of prose paragraphs. `embedded.py` runs this file as a
-script in worker processes, so it imports the standard library only, and nothing of this package.
+What enters is the path of a module, read with `ast`; what leaves is its list of prose paragraphs.
+`embedded.py` runs this file as a script in worker processes, so it imports the standard library
+only, and nothing of this package.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 MIN_WORDS = 8
 """Shorter paragraphs are headings, labels and one-line signatures rather than prose."""
 
-MIN_DOCUMENTED_SHARE = 0.2
+MIN_DOCUMENTED_SHARE = 0.3
 """Modules with less text between triple quotes take half the time and hold a tenth of the prose."""
 
 _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)])\s+(?=\S)")
@@ -28,9 +29,7 @@ _DROPPED_SECTION = re.compile(
     re.IGNORECASE,
 )
 _UNDERLINE = re.compile(r"([-=~^*#\"'`+.])\1{2,}\Z")
-_DROPPED_DIRECTIVE = re.compile(
-    r"\.\. +(?!(?:note|warning|tip|important|caution|hint|attention|admonition)::)[\w\[_|]"
-)
+_DROPPED_DIRECTIVE = re.compile(r"\.\. +(?!(?:note|warning|tip|important|caution|hint|attention|admonition)::)[\w\[_|]")
 _KEPT_DIRECTIVE = re.compile(r"\.\. +\w+:: *")
 # ":param x: text", "name (type): text", "name: text", "Note: text", "Changed in version 3.2: text"
 _ENTRY = re.compile(
@@ -52,19 +51,18 @@ _MARKUP = [
     ("|", re.compile(r"\|([A-Za-z ]+)\|"), r"\1"),
     ("  ", re.compile(r"\s+"), " "),
 ]
-_NOT_PROSE = re.compile(
-    r"\0|>>>|https?:|www\.|::|[{}<>|\\^$@#]|==|\+=|->|\.\.\.|---|\[\[|TODO|FIXME|\bXXX\b"
-)
-_CODE_WORD = re.compile(
-    r"\w*[_=/()\[\]]\w*\S*|\w+\.\w+\S*|\w*[a-z]\w*[A-Z]\w*|\S*\d\S*|[A-Za-z]|[^A-Za-z]+"
-)
+_NOT_PROSE = re.compile(r"\0|>>>|https?:|www\.|::|[{}<>|\\^$@#]|==|\+=|->|\.\.\.|---|\[\[|TODO|FIXME|\bXXX\b")
+_CODE_WORD = re.compile(r"\w*[_=/()\[\]]\w*\S*|\w+\.\w+\S*|\w*[a-z]\w*[A-Z]\w*|\S*\d\S*|[A-Za-z]|[^A-Za-z]+")
 _START = re.compile(r"[A-Z\"']")
 _END = re.compile(r"[a-zA-Z0-9)\"'][.!?][)\"']?\Z")
 _FUNCTION_WORDS = frozenset(
-    "a an and are as at be been but by can do does for from has have how if in into is it its may "
-    "more must no not of on only or other should so such than that the their them then there these "
-    "they this to up used was we were what when where whether which while who will with would you "
-    "your".split()
+    re.findall(
+        r"\w+",
+        "a an and are as at be been but by can do does for from has have how if in into is it its may "
+        "more must no not of on only or other should so such than that the their them then there "
+        "these they this to up used was we were what when where whether which while who will with "
+        "would you your",
+    )
 )
 
 
@@ -85,7 +83,7 @@ def module_paragraphs(path: Path) -> list[str]:
 
 
 def topic_paragraphs(path: Path) -> list[list[str]]:
-    """Return the prose paragraphs of each topic of `pydoc_data/topics.py`, the language reference."""
+    """Return the paragraphs of each topic of `pydoc_data/topics.py`, the language reference."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     values = [node.value for node in tree.body if isinstance(node, ast.Assign)]
     topics = next(ast.literal_eval(value) for value in values if isinstance(value, ast.Dict))
@@ -99,7 +97,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
         if docstring:
             yield docstring
     for child in getattr(node, "body", ()):
-        # numpy and torch document compiled functions by calls such as add_newdoc(module, name, text).
+        # numpy and torch document compiled functions by calls: add_newdoc(module, name, text).
         if isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
             yield from _call_docstrings(child.value)
         elif isinstance(child, ast.stmt):
@@ -121,7 +119,7 @@ def prose_paragraphs(docstring: str) -> list[str]:
 
 
 def _paragraphs(docstring: str) -> Iterator[str]:
-    """Yield runs of lines of one indentation; a bullet, a field or a parameter's name ends a run."""
+    """Yield runs of lines of one indentation; a bullet or a parameter's name begins another."""
     run: list[str] = []
     run_indent = 0
     for line in _without_code(docstring.expandtabs().splitlines()):
@@ -188,7 +186,7 @@ def _strip_markup(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Tell whether a paragraph is complete English sentences rather than a heading, table or code."""
+    """Tell whether a paragraph is complete English sentences, not a heading, table or code."""
     words = text.split()
     if len(words) < MIN_WORDS or not _START.match(text) or not _END.search(text):
         return False

@@ -1,7 +1,9 @@
-"""The embedded corpus: the documentation inside the user's own Python, so that a first run needs no download.
+"""The embedded corpus: the documentation inside the user's own Python.
 
-One module is one document of prose paragraphs, one topic of the language reference is another. Modules are read with
-`ast`, never imported. The result is cached under the Hugging Face cache folder, keyed by the versions it came from.
+With it a first run needs no download and we ship no text. One module is one document of prose
+paragraphs, and so is one topic of the language reference. Modules are read with `ast`, never
+imported. The result is cached under the Hugging Face cache folder, keyed by the versions it came
+from.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from huggingface_hub import constants
 
 from bert_pretrain.data import docstrings
 
-EXTRACTOR_VERSION = 1
+EXTRACTOR_VERSION = 2
 """Raise it whenever the extracted text changes: it is part of the cache key."""
 
 PACKAGES = {
@@ -61,7 +63,7 @@ PACKAGES = {
     "yaml": "PyYAML",
     "psutil": "psutil",
 }
-"""Import name -> distribution name of what is installed with us; those that are missing are left out."""
+"""Import name -> distribution name of what is installed with us; what is missing is left out."""
 
 MIN_SENTENCES = 2
 """A document of one sentence has no next sentence."""
@@ -80,7 +82,7 @@ _SKIPPED_FOLDERS = frozenset(
     }
 )
 _SENTENCE_END = re.compile(r"[.!?][)\"']?(?=\s|$)")
-# Names and numbers do not make a text new: families of models repeat each other's docstrings.
+# Names and numbers do not make a paragraph new: families of models repeat each other's text.
 _PLAIN_WORD = re.compile(r"\b[a-z]+\b")
 
 
@@ -123,7 +125,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _modules() -> list[Path]:
-    """Return the modules of the standard library and the packages, tests and vendored copies left out."""
+    """Return the modules of the standard library and of the packages, without tests."""
     folders = [Path(sysconfig.get_path("stdlib")), *filter(None, map(_folder, PACKAGES))]
     return [path for folder in folders for path in sorted(_python_files(folder))]
 
@@ -156,8 +158,8 @@ def _is_new(paragraph: str, seen: set[str]) -> bool:
 def _paragraphs_of(modules: list[Path]) -> list[list[str]]:
     """Return the paragraphs of each module, read by one worker process per core.
 
-    Workers run `docstrings.py` as a script: unlike multiprocessing this never imports the caller's `__main__` again,
-    and unlike a fork it is safe beside threads.
+    Workers run `docstrings.py` as a script: unlike multiprocessing this never imports the caller's
+    `__main__` again, and unlike a fork it is safe beside threads.
     """
     num_workers = min(os.cpu_count() or 1, 16)
     # Dealing out every n-th module balances the load, since neighbours are of like size.
@@ -171,11 +173,10 @@ def _paragraphs_of(modules: list[Path]) -> list[list[str]]:
 
 
 def _run_worker(modules: list[Path]) -> list[list[str]]:
-    # -I keeps the script's folder and the environment off the import path; -W hides warnings of old string escapes.
+    # -I keeps the script's folder, which has a random.py, off the import path; -W hides the
+    # warnings that the string escapes of other people's modules raise.
     command = [sys.executable, "-I", "-W", "ignore", docstrings.__file__]
     paths = json.dumps([str(path) for path in modules])
-    done = subprocess.run(
-        command, input=paths, stdout=subprocess.PIPE, check=True, encoding="utf-8"
-    )
+    done = subprocess.run(command, input=paths, stdout=subprocess.PIPE, check=True, encoding="utf-8")
     paragraphs: list[list[str]] = json.loads(done.stdout)
     return paragraphs

@@ -1,4 +1,4 @@
-"""Documents to a prepared corpus on disk: one streaming pass, split into sentences, tokenised, written aside, renamed.
+"""Documents to a prepared corpus on disk, in one streaming pass: split, tokenised, written aside, renamed.
 
 A `DocumentSource` and a tokenizer enter; a folder with `corpus.arrow`, `validation_documents.npy` and `manifest.json`
 leaves, which `PreparedCorpus` maps into memory.
@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Features, Sequence, Value
+import pyarrow as pa
+from datasets import Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.data.corpus import DocumentSource, split_sentences
 from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
-from bert_pretrain.data.tokenizers import tokenizer_hash
+from bert_pretrain.data.tokenizers import bare_backend, tokenizer_hash
 from bert_pretrain.errors import InputError
 
 FORMAT_VERSION = 1
@@ -42,6 +44,24 @@ class _Document:
     word_starts: NDArray[np.uint8]
     sentence_lengths: NDArray[np.uint32]
     digest: bytes
+
+
+@dataclass
+class _Written:
+    """What is counted while documents are written; `digests` and `document_lengths` (tokens) are in their order."""
+
+    digests: list[bytes] = field(default_factory=list)
+    document_lengths: list[int] = field(default_factory=list)
+    num_sentences: int = 0
+    num_unknown: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def count(self, document: _Document, unk_token_id: int | None) -> None:
+        self.digests.append(document.digest)
+        self.document_lengths.append(len(document.input_ids))
+        self.num_sentences += len(document.sentence_lengths)
+        if unk_token_id is not None:
+            self.num_unknown += int((document.input_ids == unk_token_id).sum())
 
 
 def corpus_key(
@@ -86,7 +106,7 @@ def prepare_corpus(
         output_dir: target folder; a corpus of other content in it is replaced.
         language: of the sentence rules.
         validation_share: share of documents held out, in (0, 0.5): those with the smallest digests of seed and text, so
-            that the choice depends on neither order nor chance; at least 2 if there are 4.
+            that the choice depends on neither order nor chance; at least 2 of 4 or more.
         seed: of that choice.
         show_progress: whether to draw a progress bar.
 
@@ -95,100 +115,120 @@ def prepare_corpus(
     """
     key = corpus_key(source, tokenizer, language=language, validation_share=validation_share, seed=seed)
     output_dir = output_dir.absolute()
-    if output_dir.is_file() or (
-        output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / MANIFEST).is_file()
-    ):
-        raise InputError(f"{output_dir} is neither empty nor a prepared corpus; pass another --output_dir")
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{output_dir}.lock"):
-        if not _holds(output_dir, key):
+        manifest = _manifest_in(output_dir)
+        if manifest is None or manifest["key"] != key:
             aside = Path(f"{output_dir}.tmp")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            _write(source, tokenizer, aside, language, validation_share, seed, key, show_progress)
+            written = _write(source, tokenizer, aside / ARROW_FILE, language, seed, show_progress)
+            held_out = _held_out(written.digests, validation_share)
+            np.save(aside / VALIDATION_FILE, held_out)
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "key": key,
+                "source": {"description": source.description, "fingerprint": source.fingerprint},
+                "tokenizer": {
+                    "name": tokenizer.name_or_path,
+                    "hash": tokenizer_hash(tokenizer),
+                    "vocab_size": len(tokenizer),
+                },
+                "language": language,
+                "validation_share": validation_share,
+                "seed": seed,
+                **_statistics(written, held_out),
+                "skipped": dict(written.skipped + source.skipped),
+                "versions": {name: metadata.version(name) for name in ("datasets", "tokenizers", "sentencex")},
+            }
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             shutil.rmtree(output_dir, ignore_errors=True)
             os.replace(aside, output_dir)
     return PreparedCorpus.load(output_dir)
 
 
-def _holds(folder: Path, key: str) -> bool:
+def _manifest_in(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of the corpus in `folder`, None if there is nothing, and refuse anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
-    return bool(manifest.get("key") == key)
+    except (OSError, ValueError):
+        manifest = None
+    # Many programs write a manifest.json; only ours may be replaced.
+    if not isinstance(manifest, dict) or not {"format_version", "key"} <= manifest.keys():
+        raise InputError(f"{folder} is neither empty nor a prepared corpus; pass another --output_dir")
+    return manifest
 
 
 def _write(
     source: DocumentSource,
     tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
+    path: Path,
     language: str,
-    validation_share: float,
     seed: int,
-    key: str,
     show_progress: bool,
-) -> None:
-    skipped: Counter[str] = Counter()
-    digests: list[bytes] = []
-    counts = {"documents": 0, "sentences": 0, "tokens": 0}
-    num_unknown = 0
+) -> _Written:
+    """Write the Arrow file, record batch by record batch, and return what was counted on the way."""
+    written = _Written()
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
-    features = Features(
-        {
-            "input_ids": Sequence(Value(np.dtype(dtype).name)),
-            "word_starts": Sequence(Value("uint8")),
-            "sentence_lengths": Sequence(Value("uint32")),
-        }
-    )
-    documents = _tokenised(_distinct(source, seed, skipped), tokenizer, language, dtype, skipped)
+    types = {"input_ids": np.dtype(dtype).name, "word_starts": "uint8", "sentence_lengths": "uint32"}
+    features = Features({name: List(Value(type_name)) for name, type_name in types.items()})
+    documents = _tokenise(_distinct(source, seed, written.skipped), tokenizer, language, dtype, written.skipped)
     progress = tqdm(documents, desc="preparing", unit=" documents", disable=not show_progress)
-    with ArrowWriter(features=features, path=str(folder / ARROW_FILE)) as writer:
-        pending = 0
-        for document in progress:
-            row = {
-                "input_ids": document.input_ids,
-                "word_starts": document.word_starts,
-                "sentence_lengths": document.sentence_lengths,
-            }
-            writer.write(row)
-            pending += len(document.input_ids)
-            if pending >= _TOKENS_PER_RECORD_BATCH:
-                writer.write_examples_on_file()
-                pending = 0
-            digests.append(document.digest)
-            counts["documents"] += 1
-            counts["sentences"] += len(document.sentence_lengths)
-            counts["tokens"] += len(document.input_ids)
-            num_unknown += int((document.input_ids == tokenizer.unk_token_id).sum())
-        if not digests:
+    with ArrowWriter(features=features, path=str(path)) as writer:
+        for group in _record_batches(progress):
+            table = pa.table({name: _list_array([getattr(document, name) for document in group]) for name in types})
+            writer.write_table(table, writer_batch_size=len(group))
+            for document in group:
+                written.count(document, tokenizer.unk_token_id)
+        if not written.digests:
             raise InputError(f"{source.description} holds no sentence; pass other --data_files or --dataset_name")
         writer.finalize()
-    np.save(folder / VALIDATION_FILE, _held_out(digests, validation_share))
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "key": key,
-        "source": {"description": source.description, "fingerprint": source.fingerprint},
-        "tokenizer": {
-            "name": tokenizer.name_or_path,
-            "hash": tokenizer_hash(tokenizer),
-            "vocab_size": len(tokenizer),
+    return written
+
+
+def _record_batches(documents: Iterable[_Document]) -> Iterator[list[_Document]]:
+    """Group documents up to a size that keeps memory flat and record batches few."""
+    group: list[_Document] = []
+    num_tokens = 0
+    for document in documents:
+        group.append(document)
+        num_tokens += len(document.input_ids)
+        if num_tokens >= _TOKENS_PER_RECORD_BATCH:
+            yield group
+            group, num_tokens = [], 0
+    if group:
+        yield group
+
+
+def _list_array(rows: list[NDArray[Any]]) -> pa.ListArray:
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate(rows))
+
+
+def _statistics(written: _Written, held_out: NDArray[np.int64]) -> dict[str, Any]:
+    lengths = np.array(written.document_lengths, dtype=np.int64)
+    num_tokens = int(lengths.sum())
+    return {
+        "counts": {
+            "documents": len(lengths),
+            "sentences": written.num_sentences,
+            "tokens": num_tokens,
+            "validation_documents": len(held_out),
+            "validation_tokens": int(lengths[held_out].sum()),
         },
-        "language": language,
-        "validation_share": validation_share,
-        "seed": seed,
-        "counts": counts,
-        "skipped": dict(skipped + source.skipped),
-        "unknown_rate": num_unknown / counts["tokens"],
-        "versions": {name: metadata.version(name) for name in ("datasets", "tokenizers", "sentencex")},
+        "unknown_rate": written.num_unknown / num_tokens,
+        "tokens_per_sentence": num_tokens / written.num_sentences,
+        "tokens_per_document": num_tokens / len(lengths),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _distinct(
-    source: Iterable[str], seed: int, skipped: Counter[str]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield documents with their digests, leaving out exact duplicates; 16 bytes a document are held in memory."""
+def _distinct(source: Iterable[str], seed: int, skipped: Counter[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield documents with their digests, leaving out exact duplicates.
+
+    A digest of 16 bytes, about 100 with its place in a Python set, is all that stays in memory of a document.
+    """
     seen: set[bytes] = set()
     for text in source:
         digest = hashlib.blake2b(text.encode(), digest_size=16, key=str(seed).encode()).digest()
@@ -199,14 +239,15 @@ def _distinct(
         yield text, digest
 
 
-def _tokenised(
+def _tokenise(
     documents: Iterator[tuple[str, bytes]],
     tokenizer: PreTrainedTokenizerFast,
     language: str,
-    dtype: Any,
+    dtype: DTypeLike,
     skipped: Counter[str],
 ) -> Iterator[_Document]:
-    """Tokenise many short documents at once, and a long one in several pieces: memory does not follow their length."""
+    """Tokenise many short documents at once, and a long one in several pieces."""
+    backend = bare_backend(tokenizer)
     group: list[tuple[list[str], bytes]] = []
     num_sentences = 0
     for text, digest in documents:
@@ -214,47 +255,52 @@ def _tokenised(
         group.append((sentences, digest))
         num_sentences += len(sentences)
         if num_sentences >= _SENTENCES_PER_BATCH:
-            yield from _tokenise_group(group, tokenizer, dtype, skipped)
+            yield from _tokenise_group(group, backend, dtype, skipped)
             group, num_sentences = [], 0
-    yield from _tokenise_group(group, tokenizer, dtype, skipped)
+    yield from _tokenise_group(group, backend, dtype, skipped)
 
 
 def _tokenise_group(
-    group: list[tuple[list[str], bytes]],
-    tokenizer: PreTrainedTokenizerFast,
-    dtype: Any,
-    skipped: Counter[str],
+    group: list[tuple[list[str], bytes]], backend: Tokenizer, dtype: DTypeLike, skipped: Counter[str]
 ) -> Iterator[_Document]:
-    sentences = _encode((sentence for document, _ in group for sentence in document), tokenizer, dtype)
-    for document, digest in group:
-        pieces = [piece for piece in islice(sentences, len(document)) if len(piece[0])]
-        if not pieces:
-            skipped["without tokens"] += 1
+    input_ids, word_starts, lengths = _encode([s for sentences, _ in group for s in sentences], backend, dtype)
+    sentence = token = 0
+    for sentences, digest in group:
+        document_lengths = lengths[sentence : sentence + len(sentences)]
+        sentence += len(sentences)
+        inside = slice(token, token + int(document_lengths.sum()))
+        token = inside.stop
+        skipped["sentences without tokens"] += int((document_lengths == 0).sum())
+        if inside.start == inside.stop:
+            skipped["documents without tokens"] += 1
             continue
-        lengths = np.array([len(ids) for ids, _ in pieces], dtype=np.uint32)
-        input_ids = np.concatenate([ids for ids, _ in pieces])
-        yield _Document(input_ids, np.concatenate([starts for _, starts in pieces]), lengths, digest)
+        yield _Document(input_ids[inside], word_starts[inside], document_lengths[document_lengths > 0], digest)
 
 
 def _encode(
-    sentences: Iterator[str], tokenizer: PreTrainedTokenizerFast, dtype: Any
-) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
-    """Yield token ids and word starts of each sentence."""
-    backend = tokenizer.backend_tokenizer
-    while batch := list(islice(sentences, _SENTENCES_PER_BATCH)):
-        for encoding in backend.encode_batch(batch, add_special_tokens=False):
-            # A token outside any word (None) stands alone; two neighbours of one word share its number.
-            words = [-1 - i if word is None else word for i, word in enumerate(encoding.word_ids)]
-            word_ids = np.array(words, dtype=np.int64)
-            starts = np.ones(len(word_ids), dtype=np.uint8)
-            starts[1:] = word_ids[1:] != word_ids[:-1]
-            yield np.array(encoding.ids, dtype=dtype), starts
+    sentences: list[str], backend: Tokenizer, dtype: DTypeLike
+) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint32]]:
+    """Return token ids (T,), word starts (T,) and the number of tokens of each sentence (S,)."""
+    ids, starts = [np.empty(0, dtype=dtype)], [np.empty(0, dtype=np.uint8)]
+    lengths: list[int] = []
+    # Encodings are large; a novel's would take a gigabyte at once.
+    for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
+        batch = sentences[first : first + _SENTENCES_PER_BATCH]
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
+            # A token outside any word has the number None, which becomes a NaN and so differs from its neighbours.
+            words = np.array(encoding.word_ids, dtype=np.float32)
+            is_start = np.ones(len(words), dtype=np.uint8)
+            is_start[1:] = words[1:] != words[:-1]
+            ids.append(np.array(encoding.ids, dtype=dtype))
+            starts.append(is_start)
+            lengths.append(len(words))
+    return np.concatenate(ids), np.concatenate(starts), np.array(lengths, dtype=np.uint32)
 
 
 def _held_out(digests: list[bytes], validation_share: float) -> NDArray[np.int64]:
     """Return the sorted indices of the documents with the smallest digests."""
-    count = int(np.ceil(validation_share * len(digests)))
-    if len(digests) >= 4:
+    count = math.ceil(validation_share * len(digests))
+    if count and len(digests) >= 4:
         count = max(2, count)
     order = sorted(range(len(digests)), key=digests.__getitem__)
     return np.sort(np.array(order[:count], dtype=np.int64))

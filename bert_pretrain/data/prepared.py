@@ -1,7 +1,8 @@
 """The prepared corpus: token ids, word starts and sentence lengths, memory-mapped.
 
-What enters is an Arrow file written by `prepare_corpus`; what leaves is a `TokenStore`, which sentence pairs, masks and
-collators read by global token position. No text is kept and nothing is copied into memory.
+What enters is an Arrow file written by `prepare_corpus`; what leaves is a `TokenStore`, which
+sentence pairs, masks and collators read by global token position. No text is kept and nothing is
+copied into memory.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class TokenStore:
         return shard.tokens[start - shard.first_token :][:length]
 
     def read_word_starts(self, start: int, length: int) -> NDArray[np.uint8]:
-        """Return a view of the word starts (1 = begins a word) that belong to `read(start, length)`."""
+        """Return a view of the word starts (1 = begins a word) of `read(start, length)`."""
         shard = self._shard_at(start)
         return shard.word_starts[start - shard.first_token :][:length]
 
@@ -99,7 +100,8 @@ class TokenStore:
         Args:
             documents: Token ids as documents of sentences.
             dtype: Type of the token ids.
-            word_starts: 1 where a token begins a word, nested like `documents`; by default every token is a word.
+            word_starts: 1 where a token begins a word, nested like `documents`; by default every
+                token is a word.
             documents_per_shard: Where to cut shards; by default there is one.
         """
         size = documents_per_shard or max(1, len(documents))
@@ -118,9 +120,7 @@ class TokenStore:
                 tokens=tokens,
                 word_starts=starts,
                 sentence_lengths=np.array(lengths, dtype=np.uint32),
-                sentences_per_document=np.array(
-                    [len(document) for document in part], dtype=np.int64
-                ),
+                sentences_per_document=np.array([len(document) for document in part], dtype=np.int64),
             )
             shards.append(shard)
             first_token += len(tokens)
@@ -152,7 +152,7 @@ def _shards(dataset: Dataset) -> Iterator[Shard]:
 def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the values of a list column (a view) and the length of each list."""
     column = batch.column(name)
-    # `.values` is the whole child array even when the batch is a slice; `.offsets` respects the slice.
+    # `.values` is the whole child array even of a slice; `.offsets` respects the slice.
     offsets = column.offsets.to_numpy()
     values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
     return values.to_numpy(zero_copy_only=True), np.diff(offsets).astype(np.int64)
@@ -187,7 +187,8 @@ class PreparedCorpus:
             store = TokenStore.open(folder / ARROW_FILE)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{folder} is no complete prepared corpus ({error}); prepare it again with python -m bert_pretrain.prepare"
+                f"{folder} is no complete prepared corpus ({error}); "
+                "remove the folder and prepare it again with python -m bert_pretrain.prepare"
             ) from error
         all_documents = np.arange(store.num_documents, dtype=np.int64)
         train_documents = np.setdiff1d(all_documents, validation_documents, assume_unique=True)

@@ -79,7 +79,7 @@ class EpochPlan:
         return len(self.a_start)
 
     def take(self, rows: NDArray[np.int64]) -> EpochPlan:
-        """Return the given rows, in that order, as a small plan that a worker process can be sent."""
+        """Return the given rows, in that order, as a small plan to send to a worker process."""
         return EpochPlan(
             self.a_start[rows],
             self.a_length[rows],

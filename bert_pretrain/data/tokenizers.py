@@ -7,6 +7,7 @@ that has every special token pretraining needs.
 from __future__ import annotations
 
 import hashlib
+import string
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bert_pretrain.errors import InputError
 
 DEFAULT_TOKENIZER = "docs-uncased-8192"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
+_COMMON_CHARACTERS = string.digits + string.ascii_letters + string.punctuation + "\u2013\u2014\u2018\u2019\u201c\u201d"
 
 
 def train_wordpiece(
@@ -42,8 +44,13 @@ def train_wordpiece(
         A BERT tokenizer: `[CLS] A [SEP] B [SEP]`, token types 0 up to the first [SEP] and 1 after it.
 
     Raises:
-        InputError: there is no text.
+        InputError: there is no text, or `vocab_size` leaves no room for it.
     """
+    if vocab_size <= len(SPECIAL_TOKENS):
+        raise InputError(
+            f"vocab_size is {vocab_size} but must exceed the {len(SPECIAL_TOKENS)} special tokens; "
+            "pass a larger --vocab_size, such as 30522"
+        )
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
     # As in Devlin et al.: strip_accents None means "when lowercasing".
     backend.normalizer = normalizers.BertNormalizer(
@@ -54,6 +61,10 @@ def train_wordpiece(
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
+        # Characters that the text happens to lack must not become [UNK], and those that are rare, as foreign scripts
+        # in one quotation, must not fill the vocabulary.
+        initial_alphabet=sorted(_COMMON_CHARACTERS.lower() if lowercase else _COMMON_CHARACTERS),
+        limit_alphabet=max(256, vocab_size // 4),
         special_tokens=SPECIAL_TOKENS,
         show_progress=show_progress,
         continuing_subword_prefix="##",
@@ -73,7 +84,7 @@ def train_wordpiece(
         do_lower_case=lowercase,
         model_max_length=model_max_length,
     )
-    check_special_tokens(tokenizer, "the trained tokenizer")
+    assert tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == list(range(len(SPECIAL_TOKENS)))
     return tokenizer
 
 
@@ -91,9 +102,12 @@ def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except Exception as error:  # transformers raises whatever its parsers meet; all mean the same to the user
-        kind = "holds no usable tokenizer" if Path(name_or_path).is_dir() else "is neither a folder nor found on the Hub"
+        kind = (
+            "holds no usable tokenizer" if Path(name_or_path).is_dir() else "is neither a folder nor found on the Hub"
+        )
         raise InputError(
-            f"{name_or_path!r} {kind} ({type(error).__name__}); pass --tokenizer_name a folder or Hub id with tokenizer.json"
+            f"{name_or_path!r} {kind} ({type(error).__name__}); "
+            "pass --tokenizer_name a folder or Hub id with tokenizer.json"
         ) from error
     if not tokenizer.is_fast:
         raise InputError(
@@ -114,7 +128,8 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerFast, what: str) -> None:
         )
     if len(set(ids.values())) < len(ids):
         raise InputError(
-            f"{what} shares ids among mask, cls, sep and pad ({ids}) but they must differ; pass another --tokenizer_name"
+            f"{what} shares ids among mask, cls, sep and pad ({ids}) but they must differ; "
+            "pass another --tokenizer_name"
         )
 
 
@@ -127,4 +142,15 @@ def default_tokenizer_folder() -> Path:
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the SHA-256 of everything that decides how the tokenizer cuts text."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    return hashlib.sha256(bare_backend(tokenizer).to_str().encode()).hexdigest()
+
+
+def bare_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """Return a copy of the Rust tokenizer that neither truncates nor pads.
+
+    Both are state of the original: a file may come with them, and each call with `truncation=True` leaves them behind.
+    """
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend

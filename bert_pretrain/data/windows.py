@@ -146,9 +146,8 @@ def cut_pairs(outline: Outline, draws: Draws) -> Windows:
     """Cut every document of at least two sentences into windows of two parts, A and B.
 
     A window starts with a sentence and takes as many tokens as its target (see `_targets`) allows;
-    B starts with one of the sentences that start inside it, drawn uniformly. A sentence that the
-    end of a window cuts is where the next window
-    starts. Two cases need their own lengths:
+    B starts with one of the sentences that start inside it, drawn uniformly. The next window starts
+    with the sentence that the end of this one cuts. Two cases need their own lengths:
 
     - No sentence starts inside the window, because its first sentence reaches the target: A is the
       tail of that sentence, B the head of the one after it, at most half the target.
@@ -168,9 +167,7 @@ def cut_pairs(outline: Outline, draws: Draws) -> Windows:
         target = _targets(draws, document, num_tokens, index)
         begin, limit = starts[sentence], starts[end]
         stop = np.minimum(begin + target, limit)
-        num_splits = (
-            np.searchsorted(starts, stop) - 1 - sentence
-        )  # sentences that start strictly inside
+        num_splits = np.searchsorted(starts, stop) - 1 - sentence  # starts strictly inside
         keys = (draws.seed, draws.epoch, Purpose.SPLIT, document, index)
         split = sentence + 1 + integers(0, np.maximum(num_splits, 1), *keys)
 
