@@ -1,13 +1,30 @@
-"""How every command of the package ends on bad input: one message, exit status 2, no traceback."""
+"""What every command of the package shares: how flags are parsed, and how bad input ends it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import HfArgumentParser
 
 from bert_pretrain.errors import InputError
+
+
+def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any, ...]:
+    """Return the parser's dataclasses, filled from the command line.
+
+    Raises:
+        InputError: there is a flag that the parser does not know.
+    """
+    *groups, unknown = parser.parse_args_into_dataclasses(
+        args=list(arguments), return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise InputError(f"unknown arguments {' '.join(unknown)}; --help lists what is allowed")
+    return tuple(groups)
 
 
 @contextlib.contextmanager

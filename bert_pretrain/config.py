@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from transformers import HfArgumentParser
 
+from bert_pretrain.command_line import parse_flags
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import SIZES
 
@@ -75,9 +76,7 @@ class RunArguments:
     recipe: str = flag("minutes", f"Named defaults, one of: {', '.join(RECIPES)}.")
     output_dir: str = flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
-    resume_from_checkpoint: str | None = flag(
-        None, "'latest' of --output_dir, or a checkpoint folder."
-    )
+    resume_from_checkpoint: str | None = flag(None, "'latest' of --output_dir, or a checkpoint folder.")
     logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.")
     eval_steps: int = flag(150, "Updates between evaluations; 0 = only at start and end.")
     save_steps: int = flag(150, "Updates between checkpoints; 0 = only at the end.")
@@ -99,9 +98,7 @@ class DataArguments:
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
-    data_files: list[str] | None = flags(
-        "Own text: .txt, .jsonl, .csv, .parquet, also .gz of each; globs allowed."
-    )
+    data_files: list[str] | None = flags("Own text: .txt, .jsonl, .csv, .parquet, also .gz of each; globs allowed.")
     text_column: str = flag("text", "Column of .jsonl, .csv, .parquet or a data set that holds the text.")
     document_boundary: Literal["blank_line", "file"] = flag(
         "blank_line", "What ends a document in .txt: a blank line or the end of the file."
@@ -131,9 +128,7 @@ class ModelArguments:
 
     _argument_group_name: ClassVar[str] = "model"
 
-    config_name: str = flag(
-        "mini", f"Size ({', '.join(SIZES)}), or a folder or Hub id with a BERT config.json."
-    )
+    config_name: str = flag("mini", f"Size ({', '.join(SIZES)}), or a folder or Hub id with a BERT config.json.")
     model_name_or_path: str | None = flag(None, "Checkpoint to continue from, in place of --config_name.")
     dropout: float = flag(
         0.0, "Dropout of hidden states and attention while pretraining, in [0, 1); the export keeps the config's."
@@ -158,12 +153,8 @@ class OptimizationArguments:
     )
     per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.")
     per_device_eval_batch_size: int = flag(64, "Rows of one forward pass in evaluation.")
-    gradient_accumulation_steps: int = flag(
-        0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs."
-    )
-    optimizer: Literal["adamw", "muon"] = flag(
-        "muon", "adamw, or muon for hidden matrices with AdamW for the rest."
-    )
+    gradient_accumulation_steps: int = flag(0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.")
+    optimizer: Literal["adamw", "muon"] = flag("muon", "adamw, or muon for hidden matrices with AdamW for the rest.")
     learning_rate: float = flag(2e-3, "Peak rate, > 0.")
     weight_decay: float = flag(0.01, "Decoupled decay of matrices (never of biases or normalisation).")
     adam_beta1: float = flag(0.9, "AdamW's first decay rate, in [0, 1).")
@@ -222,7 +213,7 @@ def parse_config(arguments: Sequence[str] | None = None, *, prog: str | None = N
             key: value for key, value in recipe.items() if f"--{key}" not in lengths
         }
     parser.set_defaults(**recipe)
-    groups = parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+    groups = parse_flags(parser, arguments)
     config = PretrainingConfig(*groups)
     check_config(config)
     return config
@@ -291,9 +282,7 @@ def check_data(data: DataArguments) -> None:
         _check(values, name, values[name] >= 0, "at least 0")
     _check(values, "max_seq_length", values["max_seq_length"] >= 8, "at least 8")
     if values["data_files"] and values["dataset_name"]:
-        raise InputError(
-            f"--data_files and --dataset_name {values['dataset_name']!r} both name the text; pass one"
-        )
+        raise InputError(f"--data_files and --dataset_name {values['dataset_name']!r} both name the text; pass one")
 
 
 def _check(values: dict[str, Any], name: str, is_allowed: bool, allowed: str) -> None:

@@ -37,9 +37,7 @@ print(pipeline("fill-mask", model=path)(f"The quick brown fox {{tokenizer.mask_t
 """
 
 
-def export_bert(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, with_nsp: bool
-) -> None:
+def export_bert(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, with_nsp: bool) -> None:
     """Write the export folder; it appears whole or not at all.
 
     Args:
@@ -57,9 +55,7 @@ def export_bert(
     os.replace(aside, directory)
 
 
-def write_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> None:
+def write_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write everything of an export but the weights into an existing folder."""
     config = model.config.__class__(**model.config.to_dict())
     config.architectures = ["BertForPreTraining"]

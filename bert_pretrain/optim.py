@@ -41,7 +41,7 @@ def learning_rate_at(
     Returns:
         A rate in [0, peak].
     """
-    decay_start = warmup_steps
+    decay_start = float(warmup_steps)
     if schedule == "stable_decay":
         decay_start = max(warmup_steps, num_steps * (1 - decay_share))
     warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
@@ -77,13 +77,14 @@ class Muon(torch.optim.Muon):
     def _step_same_shape(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         updates = []
         for parameter in parameters:
+            gradient = parameter.grad
+            assert gradient is not None
             state = self.state[parameter]
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                state["momentum_buffer"] = torch.zeros_like(gradient)
             buffer = state["momentum_buffer"]
-            buffer.lerp_(parameter.grad, 1 - group["momentum"])
-            nesterov = group["nesterov"]
-            updates.append(parameter.grad.lerp(buffer, group["momentum"]) if nesterov else buffer)
+            buffer.lerp_(gradient, 1 - group["momentum"])
+            updates.append(gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer)
         orthogonal = orthogonalize(
             torch.stack(updates).to(self.iteration_dtype),
             coefficients=group["ns_coefficients"],
@@ -93,9 +94,11 @@ class Muon(torch.optim.Muon):
         # "match_rms_adamw" (Liu et al. 2025, section 2.2): updates as large as AdamW's, so one rate serves both.
         rows, columns = parameters[0].shape
         rate = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+        # The flag by which torch's fused optimisers are told, on the device, to leave the parameters alone.
+        is_skipped = getattr(self, "found_inf", None)
         for parameter, update in zip(parameters, orthogonal, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-rate)
+            updated = parameter * (1 - group["lr"] * group["weight_decay"]) - rate * update.to(parameter.dtype)
+            parameter.copy_(updated if is_skipped is None else torch.where(is_skipped > 0, parameter, updated))
 
 
 def orthogonalize(
@@ -187,9 +190,7 @@ def build_optimizers(
         )
     ]
     if hidden:
-        optimizers.append(
-            Muon(hidden, lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype)
-        )
+        optimizers.append(Muon(hidden, lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype))
     return optimizers
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
-from bert_pretrain.command_line import reporting_input_errors
+from bert_pretrain.command_line import parse_flags, reporting_input_errors
 from bert_pretrain.config import DataArguments, check_data
 from bert_pretrain.data.corpus import open_documents
 from bert_pretrain.data.preparation import corpus_key, prepare_corpus
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "(pass --dataset_name OUTPUT_DIR to them).",
             allow_abbrev=False,
         )
-        target, data = parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+        target, data = parse_flags(parser, arguments)
         check_data(data)
         tokenizer = load_tokenizer(data.tokenizer_name)
         corpus = open_corpus(data, tokenizer, seed=target.seed, output_dir=Path(target.output_dir))
@@ -106,9 +106,7 @@ def open_corpus(
         streaming=data.streaming,
     )
     if output_dir is None:
-        key = corpus_key(
-            source, tokenizer, language=data.language, validation_share=data.validation_share, seed=seed
-        )
+        key = corpus_key(source, tokenizer, language=data.language, validation_share=data.validation_share, seed=seed)
         output_dir = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
     return prepare_corpus(
         source,

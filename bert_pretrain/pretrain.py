@@ -29,10 +29,19 @@ from bert_pretrain.prepare import data_card, open_corpus, pair_mode_for
 from bert_pretrain.trainer import Intervals, Schedule, Trainer
 
 # Flags that determine a run's numbers: a checkpoint continues only under the same values.
-_DEFINING_FLAGS = """
-    objective seed max_seq_length short_seq_prob pair_mode mlm_probability mask_replace_prob random_replace_prob masking
-    optimizer dropout
-""".split()
+_DEFINING_FLAGS = (
+    "objective",
+    "seed",
+    "max_seq_length",
+    "short_seq_prob",
+    "pair_mode",
+    "mlm_probability",
+    "mask_replace_prob",
+    "random_replace_prob",
+    "masking",
+    "optimizer",
+    "dropout",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +92,7 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
     use_cpu = not torch.accelerator.is_available()
     if use_cpu:
         torch.set_num_threads(cpu_threads(optimization.num_cpu_threads))
-    mixed_precision = optimization.mixed_precision
+    mixed_precision: str = optimization.mixed_precision
     if mixed_precision == "auto":
         # `accelerate launch --mixed_precision` speaks through the environment.
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -110,9 +119,7 @@ def build_objective(config: PretrainingConfig, accelerator: Accelerator) -> Bert
     """Prepare the text, print its data card, and return what is learnt from it."""
     data, model = config.data, config.model
     tokenizer = load_tokenizer(data.tokenizer_name or model.model_name_or_path)
-    corpus = open_corpus(
-        data, tokenizer, seed=config.run.seed, show_progress=accelerator.is_local_main_process
-    )
+    corpus = open_corpus(data, tokenizer, seed=config.run.seed, show_progress=accelerator.is_local_main_process)
     rule = MaskingRule(
         mlm_probability=data.mlm_probability,
         mask_replace_prob=data.mask_replace_prob,
@@ -183,7 +190,11 @@ def build_trainer(
         f"{model.num_parameters():,} parameters; {global_batch_size} rows an update "
         f"({accelerator.num_processes} process(es) x {num_micro_batches} micro-batch(es)); "
         + (f"{max_steps:,} updates" if max_steps else "as many updates as fit")
-        + (f", at most {optimization.max_hours:g} hours (the clock decides: not reproducible)" if optimization.max_hours else "")
+        + (
+            f", at most {optimization.max_hours:g} hours (the clock decides: not reproducible)"
+            if optimization.max_hours
+            else ""
+        )
     )
     return Trainer(
         accelerator,
@@ -277,7 +288,9 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
             f"{name} was {theirs.get(name)!r}, is {ours[name]!r}" for name in differing if name != "model"
         )
         if "model" in differing:
-            details += ("; " if details else "") + f"it is a checkpoint of another model ({_model_difference(theirs['model'], ours['model'])})"
+            details += (
+                "; " if details else ""
+            ) + f"it is a checkpoint of another model ({_model_difference(theirs['model'], ours['model'])})"
         raise InputError(
             f"{checkpoint} cannot be continued with these flags: {details}. "
             "Pass the flags of that run (its run.json has them), or another --resume_from_checkpoint"

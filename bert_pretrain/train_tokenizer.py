@@ -1,4 +1,4 @@
-"""Train a WordPiece tokenizer on own text; `tokenizer/train_tokenizer.py` and `bert-pretrain train-tokenizer` call `main`."""
+"""Train a WordPiece tokenizer; `tokenizer/train_tokenizer.py` and `bert-pretrain train-tokenizer` call `main`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from bert_pretrain.command_line import reporting_input_errors
+from bert_pretrain.command_line import parse_flags, reporting_input_errors
 from bert_pretrain.config import flag, flags
 from bert_pretrain.data.corpus import open_documents
 from bert_pretrain.data.tokenizers import train_wordpiece
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             description="Train a WordPiece tokenizer (BERT's normaliser) that AutoTokenizer loads.",
             allow_abbrev=False,
         )
-        (options,) = parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+        (options,) = parse_flags(parser, arguments)
         train(options)
     return 0
 

@@ -203,7 +203,7 @@ class Trainer:
                 # Distributed training averages gradients over processes; the counts are already global.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             self.sums.add(terms, self.objective.target_counts(batch))
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        grad_norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self._step_optimizers(learning_rate, grad_norm)
         self.step += 1
         self.place = window.next_place
@@ -212,9 +212,7 @@ class Trainer:
 
     def _seed_dropout(self, micro_batch: int) -> None:
         """Make dropout a function of the place in the run, so that a resumed run draws what it would have drawn."""
-        key = hash_uint64(
-            self.seed, Purpose.DROPOUT, self.step, micro_batch, self.accelerator.process_index
-        )
+        key = hash_uint64(self.seed, Purpose.DROPOUT, self.step, micro_batch, self.accelerator.process_index)
         set_seed(int(key) >> 32)
 
     def _global_counts(self, window: Window) -> dict[str, Tensor]:
@@ -230,14 +228,16 @@ class Trainer:
         return dict(zip(names, summed[1:].clamp(min=1), strict=True))
 
     def _step_optimizers(self, learning_rate: float, grad_norm: Tensor) -> None:
-        is_bad = ~torch.isfinite(grad_norm.to(self._bad_step.device))
+        # Under float16 the gradient scaler expects overflows now and then, and skips those updates itself.
+        is_bad = ~torch.isfinite(grad_norm) & (self.accelerator.scaler is None)
         first_bad = is_bad & (self._bad_step == 0)
         self._bad_step = torch.where(first_bad, float(self.step + 1), self._bad_step)
         for optimizer in self.optimizers:
+            if self.accelerator.scaler is None:
+                # The hook by which torch's own gradient scaler makes fused optimisers skip an update on the device.
+                optimizer.optimizer.found_inf = (self._bad_step > 0).float()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            # The hook by which torch's own gradient scaler makes fused optimisers skip an update on the device.
-            optimizer.optimizer.found_inf = (self._bad_step > 0).float()
             optimizer.step()
             optimizer.zero_grad()
         if self.accelerator.device.type == "cpu":
@@ -369,7 +369,5 @@ def _is_due(step: int, interval: int) -> bool:
 
 
 def _summary(row: dict[str, Any]) -> str:
-    numbers = ", ".join(
-        f"{key} {value:.4g}" for key, value in row.items() if key not in ("split", "step", "epoch")
-    )
+    numbers = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("split", "step", "epoch"))
     return f"step {row['step']} (epoch {row['epoch']:.2f}), held-out: {numbers}"

@@ -99,9 +99,7 @@ def test_given_masked_positions_change_nothing() -> None:
     for row in range(ROWS):
         columns = (batch["labels"][row] != -100).nonzero().flatten()
         positions[row, : len(columns)] = columns
-    torch.testing.assert_close(
-        ours(**batch, masked_positions=positions).loss, searched, rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(ours(**batch, masked_positions=positions).loss, searched, rtol=1e-6, atol=0)
 
 
 def test_masked_positions_are_the_labelled_columns_in_order() -> None:
@@ -163,9 +161,7 @@ def test_dropout_reaches_the_positions_of_the_last_layer() -> None:
     assert ours(**make_batch()).loss == first
 
 
-@pytest.mark.parametrize(
-    ("size", "parameters"), [("tiny", 4.4), ("mini", 11.2), ("small", 28.8), ("base", 110.1)]
-)
+@pytest.mark.parametrize(("size", "parameters"), [("tiny", 4.4), ("mini", 11.2), ("small", 28.8), ("base", 110.1)])
 def test_named_sizes_have_the_published_numbers_of_parameters(size: str, parameters: float) -> None:
     # Turc et al. 2019, table 1, and Devlin et al. 2019 (in millions, with pooler, without heads).
     config = bert_config(size, vocab_size=30522, pad_token_id=0)

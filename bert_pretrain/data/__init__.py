@@ -1,0 +1,1 @@
+"""Raw text to batches: corpus, tokenizer, prepared corpus, sentence pairs, masks, collation."""

@@ -105,7 +105,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _call_docstrings(call: ast.Call) -> Iterator[str]:
-    name = getattr(call.func, "attr", None) or getattr(call.func, "id", "")
+    name = str(getattr(call.func, "attr", None) or getattr(call.func, "id", ""))
     if "doc" in name:
         for argument in ast.walk(call):
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):

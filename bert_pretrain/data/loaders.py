@@ -37,7 +37,7 @@ class WindowReader(Dataset[Window]):
         """Keep the collator."""
         self.collator = collator
 
-    def __getitem__(self, request: _Request) -> Window:  # type: ignore[override]
+    def __getitem__(self, request: _Request) -> Window:
         """Return the window of a request."""
         batches = [self._collate(parts) for parts in request.micro_batches]
         num_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)

@@ -152,9 +152,7 @@ def plan_epoch(
     )
 
 
-def _keep_or_swap(
-    store: TokenStore, windows: Windows, draws: Draws
-) -> tuple[NDArray[np.int64], ...]:
+def _keep_or_swap(store: TokenStore, windows: Windows, draws: Draws) -> tuple[NDArray[np.int64], ...]:
     """Return the columns of a plan: partners, cut to a common length, keep or swap their Bs.
 
     Raises:
@@ -171,9 +169,7 @@ def _keep_or_swap(
             "segment is alike; more documents of several sentences are needed; add --data_files, "
             "or train without pairs: --objective mlm"
         )
-    coin = uniform(
-        draws.seed, draws.epoch, Purpose.SWAP, windows.document[first], windows.index[first]
-    )
+    coin = uniform(draws.seed, draws.epoch, Purpose.SWAP, windows.document[first], windows.index[first])
     label = np.where(coin < 0.5, IS_RANDOM, IS_NEXT)
     a_rows = np.concatenate([first, second])
     b_rows = np.where(np.tile(label, 2) == IS_RANDOM, np.concatenate([second, first]), a_rows)
@@ -186,9 +182,7 @@ def _keep_or_swap(
     )
 
 
-def match_partners(
-    windows: Windows, *, seed: int, epoch: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def match_partners(windows: Windows, *, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Match windows of different documents whose Bs are alike in length and in how they end.
 
     Windows are sorted by the kind of end and the length of B and cut into small blocks. In a block,
@@ -256,8 +250,7 @@ def _check_settings(max_seq_length: int, short_seq_prob: float, *, num_documents
         )
     if not 0 <= short_seq_prob <= 1:
         raise InputError(
-            f"short_seq_prob is {short_seq_prob} but must lie in [0, 1]; "
-            "for 10 % pass --short_seq_prob 0.1"
+            f"short_seq_prob is {short_seq_prob} but must lie in [0, 1]; for 10 % pass --short_seq_prob 0.1"
         )
     if num_documents == 0:
         raise InputError(

@@ -30,9 +30,7 @@ class Probe:
     original_ids: list[int]
 
 
-def make_probe(
-    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], positions: list[int]
-) -> Probe:
+def make_probe(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], positions: list[int]) -> Probe:
     """Hide tokens of a sentence.
 
     Args:
@@ -47,9 +45,7 @@ def make_probe(
     return Probe(input_ids, [p + 1 for p in positions], [token_ids[p] for p in positions])
 
 
-def word_positions(
-    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], words: list[str]
-) -> list[int]:
+def word_positions(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], words: list[str]) -> list[int]:
     """Return the positions of those of `words` that are one token of the sentence."""
     tokens = tokenizer.convert_ids_to_tokens(token_ids)
     wanted = {word.lower() for word in words}
@@ -116,9 +112,7 @@ def _entropy(probabilities: Tensor) -> float:
     return float(-(probabilities * probabilities.clamp(min=math.exp(-80)).log()).sum())
 
 
-def _candidates(
-    tokenizer: PreTrainedTokenizerBase, probabilities: Tensor, num_candidates: int
-) -> list[list[Any]]:
+def _candidates(tokenizer: PreTrainedTokenizerBase, probabilities: Tensor, num_candidates: int) -> list[list[Any]]:
     top = probabilities.topk(min(num_candidates, len(probabilities)))
     return [
         [tokenizer.decode([int(token_id)]), round(float(probability), 6)]

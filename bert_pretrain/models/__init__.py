@@ -1,0 +1,1 @@
+"""Encoders that add no parameter to those of transformers."""

@@ -1,8 +1,8 @@
 """BERT with joint heads that computes only what a pretraining loss reads.
 
-Enters: a batch by the names of transformers (`labels`: -100 ignored; `next_sentence_label`: 0 = B follows A, 1 = random).
-Leaves: losses as sums with their counts, or, without labels, exactly what transformers' class returns. The class adds no
-parameter: its `state_dict` and configuration are those of `transformers.BertForPreTraining`, so that what is saved loads
+Enters: a batch by the names of transformers (`labels`: -100 ignored; `next_sentence_label`: 0 = next, 1 = random).
+Leaves: losses as sums with their counts, or, without labels, exactly what transformers' class returns. It
+adds no parameter: its `state_dict` and configuration are those of `transformers.BertForPreTraining`, so that what is saved loads
 with stock transformers.
 """
 
@@ -56,7 +56,7 @@ def bert_config(size: str, *, vocab_size: int, pad_token_id: int, **overrides: A
 
 
 @dataclass
-class BertPretrainingOutput(ModelOutput):
+class BertPretrainingOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
     """Losses as sums with the counts that turn them into means; every field is a 0-dim tensor unless stated.
 
     Attributes:
@@ -70,14 +70,15 @@ class BertPretrainingOutput(ModelOutput):
         seq_relationship_logits: float (B, 2), [is next, is random].
     """
 
-    loss: Tensor | None = None
-    mlm_loss: Tensor | None = None
-    mlm_count: Tensor | None = None
-    mlm_correct: Tensor | None = None
-    nsp_loss: Tensor | None = None
-    nsp_count: Tensor | None = None
-    nsp_correct: Tensor | None = None
-    seq_relationship_logits: Tensor | None = None
+    # A ModelOutput's fields need defaults; `forward` sets them all.
+    loss: Tensor = None  # type: ignore[assignment]
+    mlm_loss: Tensor = None  # type: ignore[assignment]
+    mlm_count: Tensor = None  # type: ignore[assignment]
+    mlm_correct: Tensor = None  # type: ignore[assignment]
+    nsp_loss: Tensor = None  # type: ignore[assignment]
+    nsp_count: Tensor = None  # type: ignore[assignment]
+    nsp_correct: Tensor = None  # type: ignore[assignment]
+    seq_relationship_logits: Tensor = None  # type: ignore[assignment]
 
 
 class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
@@ -145,7 +146,8 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         return output if kwargs.get("return_dict", True) else output.to_tuple()
 
     def _seq_relationship(self, hidden: Tensor) -> Tensor:
-        return self.cls.seq_relationship(self.bert.pooler(hidden))
+        logits: Tensor = self.cls.seq_relationship(self.bert.pooler(hidden))
+        return logits
 
     def _add_mlm_loss(
         self,
@@ -172,9 +174,7 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         if next_sentence_label is None:
             next_sentence_label = torch.full(logits.shape[:1], -100, device=logits.device)
         next_sentence_label = next_sentence_label.view(-1)
-        output.nsp_loss = F.cross_entropy(
-            logits, next_sentence_label, ignore_index=-100, reduction="sum"
-        )
+        output.nsp_loss = F.cross_entropy(logits, next_sentence_label, ignore_index=-100, reduction="sum")
         output.nsp_count = (next_sentence_label != -100).sum()
         output.nsp_correct = (logits.detach().argmax(-1) == next_sentence_label).sum()
 
@@ -194,9 +194,7 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
         )
-        layer_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
-        )
+        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         for layer in self.bert.encoder.layer[:-1]:
             hidden = layer(hidden, layer_mask)
         cls_positions = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
@@ -239,9 +237,7 @@ def _gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:
     return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[-1]))
 
 
-def _layer_at_positions(
-    layer: BertLayer, hidden: Tensor, attention_mask: Tensor | None, positions: Tensor
-) -> Tensor:
+def _layer_at_positions(layer: BertLayer, hidden: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
     """Run an encoder layer for the queries at `positions` only.
 
     Args:
@@ -257,7 +253,7 @@ def _layer_at_positions(
     num_heads = attention.num_attention_heads
 
     def split_heads(states: Tensor) -> Tensor:  # (B, T, D) -> (B, heads, T, D / heads)
-        return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        return states.view(*states.shape[:2], num_heads, -1).transpose(1, 2)
 
     queried = _gather_rows(hidden, positions)
     mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
@@ -270,4 +266,5 @@ def _layer_at_positions(
         scale=attention.scaling,
     )
     context = context.transpose(1, 2).flatten(-2)  # (B, K, D)
-    return layer.feed_forward_chunk(layer.attention.output(context, queried))
+    output: Tensor = layer.feed_forward_chunk(layer.attention.output(context, queried))
+    return output

@@ -76,9 +76,7 @@ class Objective(Protocol):
         """
         ...
 
-    def evaluation_batches(
-        self, *, batch_size: int, num_processes: int, process_index: int
-    ) -> Iterator[Batch]:
+    def evaluation_batches(self, *, batch_size: int, num_processes: int, process_index: int) -> Iterator[Batch]:
         """Yield this process's share of the fixed held-out rows: over all processes each exactly once."""
         ...
 

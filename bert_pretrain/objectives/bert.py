@@ -141,9 +141,7 @@ class BertObjective:
             num_workers=self.num_workers,
         )
 
-    def evaluation_batches(
-        self, *, batch_size: int, num_processes: int, process_index: int
-    ) -> Iterator[Batch]:
+    def evaluation_batches(self, *, batch_size: int, num_processes: int, process_index: int) -> Iterator[Batch]:
         """Yield this process's share of the fixed held-out rows; see `Objective`."""
         return evaluation_batches(
             self.evaluation_plan,
@@ -188,9 +186,7 @@ class BertObjective:
 
     def _measure_baselines(self) -> dict[str, float]:
         baselines = {
-            "unigram_entropy": unigram_entropy(
-                self.corpus.store, self.corpus.train_documents, len(self.tokenizer)
-            )
+            "unigram_entropy": unigram_entropy(self.corpus.store, self.corpus.train_documents, len(self.tokenizer))
         }
         labels = self.evaluation_plan.next_sentence_label[self._evaluation_rows]
         if self._pair_mode != "none":
@@ -223,9 +219,7 @@ def unigram_entropy(store: TokenStore, documents: NDArray[np.int64], vocab_size:
         num_documents = len(shard.sentences_per_document)
         wanted = is_wanted[shard.first_document : shard.first_document + num_documents]
         per_sentence = np.repeat(wanted, shard.sentences_per_document)
-        counts += np.bincount(
-            shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)], minlength=vocab_size
-        )
+        counts += np.bincount(shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)], minlength=vocab_size)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 

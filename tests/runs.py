@@ -1,0 +1,88 @@
+"""Run the program as a user does, in a process of its own, on a small corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = str(ROOT / "run_pretraining.py")
+WORDS = ["the", "a", "model", "data", "tree", "array", "value", "list", "of", "in", "to", "is", "and", "returns", "function", "file", "name", "index", "type", "with"]
+
+
+def write_corpus(path: Path, *, num_documents: int = 60, seed: int = 0) -> Path:
+    """Write documents of 4 to 12 sentences, each document with a few favourite words."""
+    generator = random.Random(seed)
+    with path.open("w") as file:
+        for number in range(num_documents):
+            favourites = generator.sample(WORDS, 5)
+            sentences = []
+            for _ in range(generator.randint(4, 12)):
+                words = generator.choices(favourites + WORDS, k=generator.randint(5, 14))
+                sentences.append(" ".join([*words, str(number)]).capitalize() + ".")
+            file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
+    return path
+
+
+def write_model_config(folder: Path, **overrides: Any) -> Path:
+    """Write the config.json of a very small BERT."""
+    folder.mkdir(exist_ok=True)
+    fields = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
+    (folder / "config.json").write_text(json.dumps(fields | overrides))
+    return folder
+
+
+def small_flags(folder: Path) -> list[str]:
+    """Return flags of a run that takes seconds."""
+    corpus = folder / "corpus.jsonl"
+    if not corpus.exists():
+        write_corpus(corpus)
+    config = write_model_config(folder / "config")
+    flags = f"--data_files {corpus} --config_name {config} --max_seq_length 48 --validation_share 0.2"
+    return [*flags.split(), "--mixed_precision", "no", "--eval_steps", "8", "--logging_steps", "1"]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment without network whose caches lie in `folder`."""
+    ours = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | ours
+
+
+def command(flags: list[str], *, num_processes: int = 1) -> list[str]:
+    """Return the command line of a run on a number of processes."""
+    if num_processes == 1:
+        return [sys.executable, PROGRAM, *flags]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    return [sys.executable, *launcher, PROGRAM, *flags]
+
+
+def run(folder: Path, flags: list[str], *, num_processes: int = 1) -> str:
+    """Run to the end and return what was printed."""
+    done = subprocess.run(
+        command(flags, num_processes=num_processes),
+        env=environment(folder),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl without the one number that a clock decides."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]

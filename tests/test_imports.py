@@ -1,0 +1,64 @@
+"""Imports point upstream only: data, model and loss code never knows the loop, the loop never knows a modality."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "bert_pretrain"
+
+# From upstream to downstream; a module may import from its own level and from those above it.
+LEVELS = [
+    ["errors"],
+    ["command_line"],
+    ["models.bert", "optim", "hardware", "data.random"],
+    ["config", "models.loading", "data.docstrings", "data.embedded", "data.corpus", "data.tokenizers"],
+    ["data.prepared", "data.preparation", "data.windows", "data.google_pairs", "data.sentence_pairs"],
+    ["data.masking", "data.collators"],
+    ["objectives.base"],
+    ["data.loaders", "evaluation.fill_mask", "export"],
+    ["metrics", "checkpoint"],
+    ["trainer"],
+    ["objectives.bert"],
+    ["prepare", "train_tokenizer"],
+    ["pretrain"],
+    ["__main__"],
+]
+LEVEL = {module: number for number, modules in enumerate(LEVELS) for module in modules}
+
+
+def modules() -> list[Path]:
+    return [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bert_pretrain."):
+            module = node.module.removeprefix("bert_pretrain.")
+            names |= {module} if module in LEVEL else {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_point_upstream(path: Path) -> None:
+    assert name_of(path) in LEVEL, "give the new module a level"
+    for module in imported(path):
+        assert LEVEL[module] <= LEVEL[name_of(path)], f"{name_of(path)} imports {module}"
+
+
+def test_the_loop_knows_no_modality() -> None:
+    text = (PACKAGE / "trainer.py").read_text()
+    for word in ("input_ids", "pixel_values", "mlm", "nsp", "tokenizer"):
+        assert word not in text
+
+
+def test_backward_is_called_in_the_trainer_alone() -> None:
+    callers = [name_of(path) for path in modules() if ".backward(" in path.read_text()]
+    assert callers == ["trainer"]
