@@ -12,7 +12,28 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = str(ROOT / "run_pretraining.py")
-WORDS = ["the", "a", "model", "data", "tree", "array", "value", "list", "of", "in", "to", "is", "and", "returns", "function", "file", "name", "index", "type", "with"]
+WORDS = [
+    "the",
+    "a",
+    "model",
+    "data",
+    "tree",
+    "array",
+    "value",
+    "list",
+    "of",
+    "in",
+    "to",
+    "is",
+    "and",
+    "returns",
+    "function",
+    "file",
+    "name",
+    "index",
+    "type",
+    "with",
+]
 
 
 def write_corpus(path: Path, *, num_documents: int = 60, seed: int = 0) -> Path:

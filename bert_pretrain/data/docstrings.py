@@ -52,7 +52,7 @@ _MARKUP = [
     ("  ", re.compile(r"\s+"), " "),
 ]
 _NOT_PROSE = re.compile(r"\0|>>>|https?:|www\.|::|[{}<>|\\^$@#]|==|\+=|->|\.\.\.|---|\[\[|TODO|FIXME|\bXXX\b")
-_CODE_WORD = re.compile(r"\w*[_=/()\[\]]\w*\S*|\w+\.\w+\S*|\w*[a-z]\w*[A-Z]\w*|\S*\d\S*|[A-Za-z]|[^A-Za-z]+")
+_CODE_WORD = re.compile(r"\w*[_=/()\[\]]\w*\S*|\w+\.\w+\S*|\w*[a-z]\w*[A-Z]\w*|\S*\d\S*|[b-zB-HJ-Z]|[^A-Za-z]+")
 _START = re.compile(r"[A-Z\"']")
 _END = re.compile(r"[a-zA-Z0-9)\"'][.!?][)\"']?\Z")
 _FUNCTION_WORDS = frozenset(

@@ -27,7 +27,7 @@ from huggingface_hub import constants
 
 from bert_pretrain.data import docstrings
 
-EXTRACTOR_VERSION = 2
+EXTRACTOR_VERSION = 3
 """Raise it whenever the extracted text changes: it is part of the cache key."""
 
 PACKAGES = {

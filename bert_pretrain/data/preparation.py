@@ -33,7 +33,7 @@ from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, P
 from bert_pretrain.data.tokenizers import bare_backend, tokenizer_hash
 from bert_pretrain.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SENTENCES_PER_BATCH = 2_000  # tokenised at once, on all cores
 _TOKENS_PER_RECORD_BATCH = 4_000_000  # 12 MB of ids and word starts
 
@@ -286,7 +286,7 @@ def _encode(
     # Encodings are large; a novel's would take a gigabyte at once.
     for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
         batch = sentences[first : first + _SENTENCES_PER_BATCH]
-        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
+        for encoding in backend.encode_batch(batch, add_special_tokens=False):
             # A token outside any word has the number None, which becomes a NaN and so differs from its neighbours.
             words = np.array(encoding.word_ids, dtype=np.float32)
             is_start = np.ones(len(words), dtype=np.uint8)

@@ -1,9 +1,9 @@
 """BERT with joint heads that computes only what a pretraining loss reads.
 
 Enters: a batch by the names of transformers (`labels`: -100 ignored; `next_sentence_label`: 0 = next, 1 = random).
-Leaves: losses as sums with their counts, or, without labels, exactly what transformers' class returns. It
-adds no parameter: its `state_dict` and configuration are those of `transformers.BertForPreTraining`, so that what is saved loads
-with stock transformers.
+Leaves: losses as sums with their counts, or, without labels, exactly what transformers' class returns. The class adds
+no parameter: its `state_dict` and configuration are those of `transformers.BertForPreTraining`, so that what is saved
+loads with stock transformers.
 """
 
 from __future__ import annotations
