@@ -24,6 +24,7 @@ from bert_pretrain.models.bert import SIZES
 RECIPES: dict[str, dict[str, Any]] = {
     "minutes": {},  # the defaults below: the embedded corpus in under six minutes
     "hours": {
+        "per_device_train_batch_size": 32,
         "config_name": "mini",
         "max_steps": 20_000,
         "warmup_steps": 400,
@@ -78,8 +79,8 @@ class RunArguments:
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
     resume_from_checkpoint: str | None = flag(None, "'latest' of --output_dir, or a checkpoint folder.")
     logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.")
-    eval_steps: int = flag(150, "Updates between evaluations; 0 = only at start and end.")
-    save_steps: int = flag(150, "Updates between checkpoints; 0 = only at the end.")
+    eval_steps: int = flag(300, "Updates between evaluations; 0 = only at start and end.")
+    save_steps: int = flag(300, "Updates between checkpoints; 0 = only at the end.")
     save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.")
     report_to: str = flag("none", "Tracker: none, tensorboard, trackio, wandb or all.")
     debug: bool = flag(False, "Show the traceback of an input error.")
@@ -128,7 +129,7 @@ class ModelArguments:
 
     _argument_group_name: ClassVar[str] = "model"
 
-    config_name: str = flag("mini", f"Size ({', '.join(SIZES)}), or a folder or Hub id with a BERT config.json.")
+    config_name: str = flag("tiny", f"Size ({', '.join(SIZES)}), or a folder or Hub id with a BERT config.json.")
     model_name_or_path: str | None = flag(None, "Checkpoint to continue from, in place of --config_name.")
     dropout: float = flag(
         0.0, "Dropout of hidden states and attention while pretraining, in [0, 1); the export keeps the config's."
@@ -141,21 +142,21 @@ class OptimizationArguments:
 
     _argument_group_name: ClassVar[str] = "optimization"
 
-    max_steps: int = flag(600, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.")
+    max_steps: int = flag(900, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.")
     num_train_epochs: float = flag(0.0, "Length in passes over the text, in place of --max_steps.")
     max_hours: float = flag(
-        0.0,
+        0.07,
         "Wall-clock budget in hours in which the schedule ends exactly; 0 = none. The one flag that gives up "
         "reproducibility. With --max_steps, whichever ends first.",
     )
     global_batch_size: int = flag(
         0, "Rows per update over all processes; 0 = per-device size x accumulation x processes."
     )
-    per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.")
+    per_device_train_batch_size: int = flag(64, "Most rows of one forward pass.")
     per_device_eval_batch_size: int = flag(64, "Rows of one forward pass in evaluation.")
     gradient_accumulation_steps: int = flag(0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.")
     optimizer: Literal["adamw", "muon"] = flag("muon", "adamw, or muon for hidden matrices with AdamW for the rest.")
-    learning_rate: float = flag(2e-3, "Peak rate, > 0.")
+    learning_rate: float = flag(3e-3, "Peak rate, > 0.")
     weight_decay: float = flag(0.01, "Decoupled decay of matrices (never of biases or normalisation).")
     adam_beta1: float = flag(0.9, "AdamW's first decay rate, in [0, 1).")
     adam_beta2: float = flag(0.98, "AdamW's second decay rate, in [0, 1).")

@@ -204,7 +204,6 @@ def test_a_program_without_main_guard_runs_once(tmp_path: Path) -> None:
         "paragraphs = embedded._paragraphs_of([module, module])\n"
         "print(len(paragraphs))\n"
     )
-    # The folder's own random.py must not shadow the standard library's in the workers.
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
     assert done.stdout == "2\n"
     assert done.stderr == ""
