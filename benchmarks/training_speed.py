@@ -1,0 +1,168 @@
+"""Training throughput against the stock way, side by side in one run.
+
+Stock is transformers' `BertForPreTraining` in its defaults (dropout 0.1, float32), `DataCollatorForLanguageModeling`
+and `torch.optim.AdamW`; ours is this package's model, collator and AdamW as the default recipe has them (dropout 0, the
+precision that `--mixed_precision auto` would choose). Both train on the same rows; tokens are real tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, models
+from torch import nn
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+
+from bert_pretrain.data.collators import PretrainingCollator
+from bert_pretrain.data.masking import MaskingRule
+from bert_pretrain.data.prepared import TokenStore
+from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
+from bert_pretrain.hardware import cpu_threads, describe_run, native_precision
+from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
+from bert_pretrain.optim import build_optimizers
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of numbered words: the stock collator asks it for special tokens alone."""
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    special |= {"sep_token": "[SEP]", "mask_token": "[MASK]"}
+    vocabulary = {token: i for i, token in enumerate(special.values())}
+    vocabulary |= {f"w{i}": i for i in range(len(vocabulary), vocab_size)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def make_store(vocab_size: int, generator: np.random.Generator) -> TokenStore:
+    """Return long documents of sentences of about 20 words, so that nearly all rows are full."""
+    documents = [
+        [generator.integers(5, vocab_size, generator.integers(5, 36)).tolist() for _ in range(400)] for _ in range(20)
+    ]
+    return TokenStore.from_documents(documents)
+
+
+def stock_step(
+    plan: EpochPlan, store: TokenStore, tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace, size: str
+) -> Callable[[np.ndarray], int]:
+    """Return a function that makes one stock update of the given rows and returns its number of tokens."""
+    config = bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
+    model = transformers.BertForPreTraining(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
+
+    def step(rows: np.ndarray) -> int:
+        features = [stock_feature(plan, store, int(row), arguments.max_seq_length) for row in rows]
+        batch = collate(features)
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return int(batch["attention_mask"].sum())
+
+    return step
+
+
+def stock_feature(plan: EpochPlan, store: TokenStore, row: int, length: int) -> dict[str, object]:
+    """Return a padded row as a data set tokenised by the stock examples would hold it."""
+    a = store.read(int(plan.a_start[row]), int(plan.a_length[row])).tolist()
+    b = store.read(int(plan.b_start[row]), int(plan.b_length[row])).tolist()
+    ids = [2, *a, 3, *b, 3]
+    padding = [0] * (length - len(ids))
+    return {
+        "input_ids": ids + padding,
+        "token_type_ids": [0] * (len(a) + 2) + [1] * (len(b) + 1) + padding,
+        "attention_mask": [1] * len(ids) + padding,
+        "next_sentence_label": int(plan.next_sentence_label[row]),
+    }
+
+
+def our_step(
+    plan: EpochPlan, store: TokenStore, arguments: argparse.Namespace, size: str, *, bf16: bool
+) -> Callable[[np.ndarray], int]:
+    """Return a function that makes one update of ours."""
+    rule = MaskingRule(mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, arguments.vocab_size))
+    ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
+    collate = PretrainingCollator(store, rule, **ids, max_seq_length=arguments.max_seq_length, seed=0)
+    model = BertForPreTraining(bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    (optimizer,) = build_optimizers(model, name="adamw", weight_decay=0.01, adam_betas=(0.9, 0.98), adam_epsilon=1e-6)
+
+    def step(rows: np.ndarray) -> int:
+        batch = collate(plan, rows, 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return int(batch["attention_mask"].sum())
+
+    return step
+
+
+def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[float], list[float]]:
+    """Return tokens/s of every round, stock and ours; a round times one after the other."""
+    store = make_store(arguments.vocab_size, np.random.default_rng(0))
+    plan = plan_epoch(
+        store,
+        np.arange(store.num_documents),
+        max_seq_length=arguments.max_seq_length,
+        short_seq_prob=0.0,
+        pair_mode="exact",
+        seed=0,
+        epoch=0,
+    )
+    tokenizer = make_tokenizer(arguments.vocab_size)
+    steps = stock_step(plan, store, tokenizer, arguments, size), our_step(plan, store, arguments, size, bf16=bf16)
+    rates: tuple[list[float], list[float]] = ([], [])
+    for number in range(arguments.rounds + 1):
+        rows = np.arange(arguments.batch_size) + number * arguments.batch_size
+        for step, collected in zip(steps, rates, strict=True):
+            repeats = 1 if step is steps[0] else 3
+            start = time.perf_counter()
+            tokens = sum(step(rows) for _ in range(repeats))
+            collected.append(tokens / (time.perf_counter() - start))
+    return rates[0][1:], rates[1][1:]  # the first round warms up
+
+
+def main() -> None:
+    """Print the table and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "mini"], choices=list(SIZES))
+    parser.add_argument("--vocab_size", type=int, default=30522)
+    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(cpu_threads(0))
+    torch.manual_seed(0)
+    bf16 = native_precision() == "bf16"
+    figures = {}
+    print(f"vocabulary {arguments.vocab_size:,}, batch {arguments.batch_size} x {arguments.max_seq_length}")
+    print(f"ours in {'bf16' if bf16 else 'fp32'}; median tokens/s of {arguments.rounds} rounds; ratios by round")
+    for size in arguments.sizes:
+        stock, ours = measure(size, arguments, bf16=bf16)
+        ratios = sorted(b / a for a, b in zip(stock, ours, strict=True))
+        figures[f"{size}_stock_tokens_per_second"] = statistics.median(stock)
+        figures[f"{size}_tokens_per_second"] = statistics.median(ours)
+        figures[f"{size}_speedup_ratio"] = statistics.median(ratios)
+        print(
+            f"{size:6} stock {statistics.median(stock):8,.0f}  ours {statistics.median(ours):8,.0f}  "
+            f"ratio {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
+        )
+    if arguments.json:
+        record = describe_run()
+        result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"]}
+        arguments.json.write_text(json.dumps(result | {"runs": arguments.rounds}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
