@@ -12,6 +12,7 @@ from bert_pretrain.data.corpus import DocumentSource, open_documents, split_sent
 from bert_pretrain.data.preparation import prepare_corpus
 from bert_pretrain.data.prepared import PreparedCorpus
 from bert_pretrain.data.tokenizers import load_tokenizer
+from bert_pretrain.errors import InputError
 
 OPTIONS = {"language": "en", "validation_share": 0.1, "seed": 1, "show_progress": False}
 
@@ -86,3 +87,11 @@ def test_an_unchanged_corpus_is_reused_and_a_changed_one_rebuilt(source: Documen
     assert (tmp_path / "out/corpus.arrow").stat().st_mtime_ns == written
     prepare_corpus(source, tokenizer, output_dir=tmp_path / "out", **(OPTIONS | {"seed": 2}))
     assert (tmp_path / "out/corpus.arrow").stat().st_mtime_ns > written
+
+
+def test_a_corpus_of_another_format_is_refused(source: DocumentSource, tmp_path: Path) -> None:
+    prepare_corpus(source, load_tokenizer(None), output_dir=tmp_path / "out", **OPTIONS)
+    manifest = tmp_path / "out/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(InputError, match="format 1"):
+        PreparedCorpus.load(tmp_path / "out")

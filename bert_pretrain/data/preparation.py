@@ -29,11 +29,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.data.corpus import DocumentSource, split_sentences
-from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
+from bert_pretrain.data.prepared import ARROW_FILE, FORMAT_VERSION, MANIFEST, VALIDATION_FILE, PreparedCorpus
 from bert_pretrain.data.tokenizers import bare_backend, tokenizer_hash
 from bert_pretrain.errors import InputError
 
-FORMAT_VERSION = 2
 _SENTENCES_PER_BATCH = 2_000  # tokenised at once, on all cores
 _TOKENS_PER_RECORD_BATCH = 4_000_000  # 12 MB of ids and word starts
 

@@ -23,6 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from bert_pretrain.errors import InputError
 
 ARROW_FILE, VALIDATION_FILE, MANIFEST = "corpus.arrow", "validation_documents.npy", "manifest.json"
+FORMAT_VERSION = 2  # raised whenever what is written changes
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,11 @@ class PreparedCorpus:
                 f"{folder} is no complete prepared corpus ({error}); "
                 "remove the folder and prepare it again with python -m bert_pretrain.prepare"
             ) from error
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise InputError(
+                f"{folder} was written in format {manifest.get('format_version')} but must be in {FORMAT_VERSION}; "
+                "prepare it again with python -m bert_pretrain.prepare"
+            )
         all_documents = np.arange(store.num_documents, dtype=np.int64)
         train_documents = np.setdiff1d(all_documents, validation_documents, assume_unique=True)
         return cls(store, train_documents, validation_documents, manifest)
