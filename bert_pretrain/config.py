@@ -145,7 +145,7 @@ class OptimizationArguments:
     max_steps: int = flag(900, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.")
     num_train_epochs: float = flag(0.0, "Length in passes over the text, in place of --max_steps.")
     max_hours: float = flag(
-        0.07,
+        0.08,
         "Wall-clock budget in hours in which the schedule ends exactly; 0 = none. The one flag that gives up "
         "reproducibility. With --max_steps, whichever ends first.",
     )
@@ -156,7 +156,7 @@ class OptimizationArguments:
     per_device_eval_batch_size: int = flag(64, "Rows of one forward pass in evaluation.")
     gradient_accumulation_steps: int = flag(0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.")
     optimizer: Literal["adamw", "muon"] = flag("muon", "adamw, or muon for hidden matrices with AdamW for the rest.")
-    learning_rate: float = flag(3e-3, "Peak rate, > 0.")
+    learning_rate: float = flag(6e-3, "Peak rate, > 0.")
     weight_decay: float = flag(0.01, "Decoupled decay of matrices (never of biases or normalisation).")
     adam_beta1: float = flag(0.9, "AdamW's first decay rate, in [0, 1).")
     adam_beta2: float = flag(0.98, "AdamW's second decay rate, in [0, 1).")
