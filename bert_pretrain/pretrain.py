@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trainer = build_trainer(config, accelerator, objective, run_dir)
         if checkpoint is not None:
             resume(trainer, checkpoint)
+        if accelerator.is_main_process:  # only when nothing can be refused any more
+            write_run_json(config, run_dir, trainer)
         trainer.train()
         if accelerator.is_main_process:
             objective.export(accelerator.unwrap_model(trainer.model), run_dir / "final")
@@ -158,7 +160,7 @@ def build_objective(config: PretrainingConfig, accelerator: Accelerator) -> Bert
 def build_trainer(
     config: PretrainingConfig, accelerator: Accelerator, objective: BertObjective, run_dir: Path
 ) -> Trainer:
-    """Build model, optimisers and loop, and write run.json."""
+    """Build model, optimisers and loop."""
     run, optimization = config.run, config.optimization
     set_seed(run.seed)
     model = objective.build_model()
@@ -182,8 +184,6 @@ def build_trainer(
         "model": json.loads(model.config.to_json_string(use_diff=False)),
     }
     accelerator.wait_for_everyone()  # every process has looked at the folder before anything is written into it
-    if accelerator.is_main_process:
-        write_run_json(config, run_dir, accelerator, global_batch_size, num_micro_batches, max_steps)
     if run.report_to != "none":
         accelerator.init_trackers("bert_pretrain")
     accelerator.print(
@@ -249,20 +249,14 @@ def batch_layout(config: PretrainingConfig, num_processes: int) -> tuple[int, in
     return global_batch_size, accumulation
 
 
-def write_run_json(
-    config: PretrainingConfig,
-    run_dir: Path,
-    accelerator: Accelerator,
-    global_batch_size: int,
-    num_micro_batches: int,
-    max_steps: int,
-) -> None:
+def write_run_json(config: PretrainingConfig, run_dir: Path, trainer: Trainer) -> None:
     """Record what was asked for, what it came to, and on what it ran."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    accelerator = trainer.accelerator
     effective = {
-        "global_batch_size": global_batch_size,
-        "gradient_accumulation_steps": num_micro_batches,
-        "max_steps": max_steps,
+        "global_batch_size": trainer.global_batch_size,
+        "gradient_accumulation_steps": trainer.num_micro_batches,
+        "max_steps": trainer.schedule.max_steps,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "device": accelerator.device.type,

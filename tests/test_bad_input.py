@@ -135,7 +135,7 @@ def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
     flags = [*small_flags(folder), "--output_dir", "out", "--resume_from_checkpoint", "latest"]
     assert main(["pretrain", *flags[:-2], "--max_steps", "2"]) == 0
     capsys.readouterr()
-    before = (folder / "out/metrics.jsonl").read_text()
+    before = [(folder / "out" / name).read_text() for name in ("metrics.jsonl", "run.json")]
     other = write_model_config(folder / "other", hidden_size=64)
     message = refusal([*flags, "--config_name", str(other)], capsys)
     assert "another model" in message and "hidden_size" in message
@@ -143,7 +143,7 @@ def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
     weights = folder / "out/checkpoints/step-000002/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "damaged" in refusal(flags, capsys)
-    assert (folder / "out/metrics.jsonl").read_text() == before
+    assert [(folder / "out" / name).read_text() for name in ("metrics.jsonl", "run.json")] == before
 
 
 def test_prepare_refuses_a_folder_that_is_no_corpus(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
