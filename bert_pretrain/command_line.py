@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, TrainingError
 
 
 def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any, ...]:
@@ -29,17 +29,17 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
 
 @contextlib.contextmanager
 def reporting_input_errors(*, debug: bool) -> Iterator[None]:
-    """Turn an `InputError` into one message on standard error and `SystemExit(2)`.
+    """Turn an `InputError` or a `TrainingError` into one message on standard error and `SystemExit` 2 or 1.
 
     Args:
         debug: let the exception through, with its traceback.
     """
     try:
         yield
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         if debug:
             raise
         # All processes of a distributed run meet the same error; one reports it.
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None

@@ -1,4 +1,4 @@
-"""Every flag of pretraining, grouped as `--help` shows them, their validation, and the named recipes.
+"""Every flag of pretraining, grouped as `--help` shows them, and their validation.
 
 Enters: the command line. Leaves: one `PretrainingConfig` of flat dataclasses; functions further down take the values
 they need, never the configuration.
@@ -18,41 +18,8 @@ from transformers import HfArgumentParser
 from bert_pretrain.command_line import parse_flags
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import SIZES
-
-# A recipe replaces defaults; flags on the command line win over it. Times are for two CPU cores without bfloat16
-# (an AVX2 machine); scores are on held-out documents, see README, "What to expect".
-RECIPES: dict[str, dict[str, Any]] = {
-    "minutes": {},  # the defaults below: the embedded corpus in under six minutes
-    "hours": {
-        "per_device_train_batch_size": 32,
-        "config_name": "mini",
-        "max_steps": 20_000,
-        "warmup_steps": 400,
-        "learning_rate": 1e-3,
-        "max_hours": 0.0,
-        "eval_steps": 1000,
-        "save_steps": 1000,
-    },
-    # Devlin et al. 2019, appendix A.2, at sequence length 128 (90 % of its steps).
-    "devlin2019": {
-        "config_name": "base",
-        "pair_mode": "google",
-        "short_seq_prob": 0.1,
-        "optimizer": "adamw",
-        "learning_rate": 1e-4,
-        "adam_beta2": 0.999,
-        "weight_decay": 0.01,
-        "schedule": "linear",
-        "warmup_steps": 10_000,
-        "max_steps": 900_000,
-        "max_hours": 0.0,
-        "global_batch_size": 256,
-        "per_device_train_batch_size": 32,
-        "dropout": 0.1,
-        "eval_steps": 10_000,
-        "save_steps": 10_000,
-    },
-}
+from bert_pretrain.models.image_encoder import SIZES as IMAGE_SIZES
+from bert_pretrain.recipes import RECIPES
 
 
 def flag(default: Any, help_text: str) -> Any:
@@ -71,10 +38,12 @@ class RunArguments:
 
     _argument_group_name: ClassVar[str] = "run"
 
-    objective: Literal["mlm_nsp", "mlm"] = flag(
-        "mlm_nsp", "What is learnt: masked words and next sentences, or masked words only."
+    objective: Literal["mlm_nsp", "mlm", "autoencoder", "contrastive"] = flag(
+        "mlm_nsp",
+        "What is learnt: masked words and next sentences, masked words only, images by reconstruction, images by "
+        "contrast. Each has its own defaults: add --help.",
     )
-    recipe: str = flag("minutes", f"Named defaults, one of: {', '.join(RECIPES)}.")
+    recipe: str = flag("minutes", "Named defaults: minutes, hours; for text also devlin2019.")
     output_dir: str = flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
     resume_from_checkpoint: str | None = flag(None, "'latest' of --output_dir, or a checkpoint folder.")
@@ -88,25 +57,38 @@ class RunArguments:
 
 @dataclass
 class DataArguments:
-    """The text and how it becomes training rows."""
+    """Where the text or the images come from."""
 
     _argument_group_name: ClassVar[str] = "data"
 
     dataset_name: str | None = flag(
         None,
-        "'docs' (the documentation inside your own Python; the default without --data_files), a folder that "
-        "bert_pretrain.prepare wrote, a data set saved by datasets, or a name on the Hub.",
+        "'docs' (the documentation inside your own Python; the default for text without --data_files), 'digits' "
+        "(scikit-learn's; the default for images), a folder that bert_pretrain.prepare wrote, a folder of images, a "
+        "data set saved by datasets, or a name on the Hub.",
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
-    data_files: list[str] | None = flags("Own text: .txt, .jsonl, .csv, .parquet, also .gz of each; globs allowed.")
+    data_files: list[str] | None = flags(
+        "Own text (.txt, .jsonl, .csv, .parquet, also .gz of each) or images (.parquet); globs allowed."
+    )
+    validation_share: float = flag(0.05, "Share of documents or images held out for evaluation, in (0, 0.5).")
+    max_eval_rows: int = flag(2000, "Held-out rows evaluated, a fixed random subset; 0 = all.")
+    dataloader_num_workers: int = flag(0, "Worker processes per process that make batches; 0 = none.")
+
+
+@dataclass
+class TextArguments:
+    """How text becomes training rows."""
+
+    _argument_group_name: ClassVar[str] = "text"
+
     text_column: str = flag("text", "Column of .jsonl, .csv, .parquet or a data set that holds the text.")
     document_boundary: Literal["blank_line", "file"] = flag(
         "blank_line", "What ends a document in .txt: a blank line or the end of the file."
     )
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     language: str = flag("en", "Language code for splitting sentences.")
-    validation_share: float = flag(0.05, "Share of documents held out for evaluation, in (0, 0.5).")
     tokenizer_name: str | None = flag(
         None, "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one."
     )
@@ -119,8 +101,19 @@ class DataArguments:
     mask_replace_prob: float = flag(0.8, "Share of those that become [MASK], in [0, 1].")
     random_replace_prob: float = flag(0.1, "Share of those that become a random token, in [0, 1].")
     masking: Literal["token", "whole_word", "span"] = flag("token", "Unit that is masked together.")
-    max_eval_rows: int = flag(2000, "Held-out rows evaluated, a fixed random subset; 0 = all.")
-    dataloader_num_workers: int = flag(0, "Worker processes per process that make batches; 0 = none.")
+
+
+@dataclass
+class ImageArguments:
+    """How images are read."""
+
+    _argument_group_name: ClassVar[str] = "images"
+
+    image_column: str = flag("image", "Column that holds the images.")
+    label_column: str = flag("label", "Column of class labels, for evaluation and pictures only; may be absent.")
+    image_size: int = flag(0, "Height and width in pixels, by resizing and cropping; 0 = the images' own.")
+    num_channels: Literal[0, 1, 3, 4] = flag(0, "Gray, RGB or RGBA; 0 = as the first image has it.")
+    on_bad_image: Literal["error", "skip"] = flag("error", "What to do with an image that cannot be decoded.")
 
 
 @dataclass
@@ -129,11 +122,44 @@ class ModelArguments:
 
     _argument_group_name: ClassVar[str] = "model"
 
-    config_name: str = flag("tiny", f"Size ({', '.join(SIZES)}), or a folder or Hub id with a BERT config.json.")
+    config_name: str = flag(
+        "tiny", f"Size ({', '.join((*SIZES, *IMAGE_SIZES))}), or a folder or Hub id with a config.json."
+    )
     model_name_or_path: str | None = flag(None, "Checkpoint to continue from, in place of --config_name.")
     dropout: float = flag(
         0.0, "Dropout of hidden states and attention while pretraining, in [0, 1); the export keeps the config's."
     )
+
+
+@dataclass
+class AutoencoderArguments:
+    """Learning images by reconstruction."""
+
+    _argument_group_name: ClassVar[str] = "autoencoder"
+
+    embedding_dim: int = flag(32, "Numbers between encoder and decoder, at least 1.")
+    reconstruction_loss: Literal["mse", "l1"] = flag("mse", "Distance between an image and its reconstruction.")
+    noise_std: float = flag(0.0, "Gaussian noise added to the input, in units of the pixels' deviation (denoising).")
+    mask_ratio: float = flag(0.0, "Share of patches hidden from the encoder, in [0, 1); > 0 = masked autoencoder.")
+    norm_pix_loss: bool = flag(True, "Normalise each target patch of the masked autoencoder.")
+
+
+@dataclass
+class ContrastiveArguments:
+    """Learning images by contrast."""
+
+    _argument_group_name: ClassVar[str] = "contrastive"
+
+    augmentation: Literal["basic", "simclr", "simclr_small"] = flag("simclr_small", "How the other view is made.")
+    horizontal_flip: bool = flag(True, "Whether views may be mirrored; wrong for digits and letters.")
+    loss: Literal["triplet", "nt_xent"] = flag("triplet", "max(d(e1, e1') - d(e1, e2) + margin, 0), or NT-Xent.")
+    margin: float = flag(1.0, "Alpha of the triplet loss, > 0.")
+    distance: Literal["l2", "l2_squared", "cosine"] = flag("l2", "Distance of the triplet loss.")
+    normalize: bool = flag(True, "Scale embeddings to unit length before the triplet loss.")
+    negatives: Literal["random", "semi_hard", "hard", "all"] = flag("random", "Which other image is e2.")
+    reduction: Literal["mean", "mean_positive"] = flag("mean", "Mean over all triplets, or over those above 0.")
+    temperature: float = flag(0.5, "Of NT-Xent, > 0.")
+    projection_dim: int = flag(128, "Width of the embedding that the loss sees; 0 = the encoder's own.")
 
 
 @dataclass
@@ -157,6 +183,9 @@ class OptimizationArguments:
     gradient_accumulation_steps: int = flag(0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.")
     optimizer: Literal["adamw", "muon"] = flag("muon", "adamw, or muon for hidden matrices with AdamW for the rest.")
     learning_rate: float = flag(6e-3, "Peak rate, > 0.")
+    adamw_learning_rate: float = flag(
+        0.0, "Peak rate of what AdamW trains beside Muon (embeddings, biases, heads); 0 = --learning_rate."
+    )
     weight_decay: float = flag(0.01, "Decoupled decay of matrices (never of biases or normalisation).")
     adam_beta1: float = flag(0.9, "AdamW's first decay rate, in [0, 1).")
     adam_beta2: float = flag(0.98, "AdamW's second decay rate, in [0, 1).")
@@ -180,13 +209,37 @@ class PretrainingConfig:
 
     run: RunArguments
     data: DataArguments
+    text: TextArguments
+    images: ImageArguments
     model: ModelArguments
+    autoencoder: AutoencoderArguments
+    contrastive: ContrastiveArguments
     optimization: OptimizationArguments
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every flag by name; names are unique over the groups."""
-        groups = (self.run, self.data, self.model, self.optimization)
-        return {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+        """Return every flag of this objective by name; names are unique over the groups."""
+        groups = (getattr(self, entry.name) for entry in dataclasses.fields(self))
+        unused = _unused_groups(self.run.objective)
+        return {k: v for group in groups if type(group) not in unused for k, v in dataclasses.asdict(group).items()}
+
+
+GROUPS = (
+    RunArguments,
+    DataArguments,
+    TextArguments,
+    ImageArguments,
+    ModelArguments,
+    AutoencoderArguments,
+    ContrastiveArguments,
+    OptimizationArguments,
+)
+# Groups that only some objectives use; a flag of another is refused rather than ignored.
+_OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
+    TextArguments: ("mlm_nsp", "mlm"),
+    ImageArguments: ("autoencoder", "contrastive"),
+    AutoencoderArguments: ("autoencoder",),
+    ContrastiveArguments: ("contrastive",),
+}
 
 
 def parse_config(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> PretrainingConfig:
@@ -200,33 +253,56 @@ def parse_config(arguments: Sequence[str] | None = None, *, prog: str | None = N
         InputError: a value is out of range. (argparse itself exits with status 2 for an unknown flag.)
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    objective, recipe = _recipe_in(arguments)
     parser = HfArgumentParser(
-        (RunArguments, DataArguments, ModelArguments, OptimizationArguments),
+        GROUPS,
         prog=prog,
-        description="Pretrain BERT on text; with no flag, on the documentation inside your own Python.",
+        description="Pretrain an encoder on text or images; with no flag, BERT on the documentation inside your own "
+        f"Python. Defaults shown are those of --objective {objective}.",
         allow_abbrev=False,
     )
-    recipe = _recipe_in(arguments)
     # Asking for a length replaces the recipe's, so that nobody gets both by accident.
     lengths = {"--max_steps", "--num_train_epochs", "--max_hours"}
-    if lengths & {argument.split("=")[0] for argument in arguments}:
-        recipe = {"max_steps": 0, "max_hours": 0.0} | {
-            key: value for key, value in recipe.items() if f"--{key}" not in lengths
-        }
+    if lengths & given:
+        recipe = {"max_steps": 0, "max_hours": 0.0} | {k: v for k, v in recipe.items() if f"--{k}" not in lengths}
+    if "--data_files" in given:
+        recipe = {key: value for key, value in recipe.items() if key != "dataset_name"}
     parser.set_defaults(**recipe)
-    groups = parse_flags(parser, arguments)
-    config = PretrainingConfig(*groups)
+    config = PretrainingConfig(*parse_flags(parser, arguments))
+    _check_unused(given, config.run.objective)
     check_config(config)
     return config
 
 
-def _recipe_in(arguments: Sequence[str]) -> dict[str, Any]:
+def _recipe_in(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return the objective that the command line names, and the defaults that its recipe sets."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe", default="minutes")
-    name = finder.parse_known_args(arguments)[0].recipe
-    if name not in RECIPES:
-        raise InputError(f"--recipe is {name!r} but must be one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+    finder.add_argument("--objective", default="mlm_nsp")
+    found = finder.parse_known_args(arguments)[0]
+    if found.objective not in RECIPES:
+        raise InputError(f"--objective is {found.objective!r} but must be one of {', '.join(RECIPES)}")
+    recipes = RECIPES[found.objective]
+    if found.recipe not in recipes:
+        raise InputError(
+            f"--recipe is {found.recipe!r} but must be one of {', '.join(recipes)} for --objective {found.objective}"
+        )
+    return found.objective, recipes[found.recipe]
+
+
+def _unused_groups(objective: str) -> set[type]:
+    return {group for group, objectives in _OBJECTIVES_OF.items() if objective not in objectives}
+
+
+def _check_unused(given: set[str], objective: str) -> None:
+    for group in _unused_groups(objective):
+        for entry in dataclasses.fields(group):
+            if given & {f"--{entry.name}", f"--no_{entry.name}"}:
+                raise InputError(
+                    f"--{entry.name} means nothing to --objective {objective} "
+                    f"(it is for {', '.join(_OBJECTIVES_OF[group])}); leave it out, or change --objective"
+                )
 
 
 def check_config(config: PretrainingConfig) -> None:
@@ -236,6 +312,8 @@ def check_config(config: PretrainingConfig) -> None:
         InputError: names the flag, the value met and what is allowed.
     """
     check_data(config.data)
+    check_text(config.text)
+    _check_images(config)
     values = config.to_dict()
     for name in ("dropout", "adam_beta1", "adam_beta2"):
         _check(values, name, 0 <= values[name] < 1, "in [0, 1)")
@@ -246,7 +324,7 @@ def check_config(config: PretrainingConfig) -> None:
         _check(values, name, values[name] >= 1, "at least 1")
     non_negative = """
         seed eval_steps save_steps save_total_limit max_steps num_train_epochs max_hours global_batch_size
-        gradient_accumulation_steps weight_decay max_grad_norm warmup_steps num_cpu_threads
+        gradient_accumulation_steps adamw_learning_rate weight_decay max_grad_norm warmup_steps num_cpu_threads
     """
     for name in non_negative.split():
         _check(values, name, values[name] >= 0, "at least 0")
@@ -262,14 +340,27 @@ def check_config(config: PretrainingConfig) -> None:
 
 
 def check_data(data: DataArguments) -> None:
-    """Check the data flags.
+    """Check the flags that name the data.
 
     Raises:
         InputError: names the flag, the value met and what is allowed.
     """
     values = dataclasses.asdict(data)
-    _check_share(values, "mlm_probability", upper=1.0)
     _check_share(values, "validation_share", upper=0.5)
+    for name in ("max_eval_rows", "dataloader_num_workers"):
+        _check(values, name, values[name] >= 0, "at least 0")
+    if data.data_files and data.dataset_name:
+        raise InputError(f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one")
+
+
+def check_text(text: TextArguments) -> None:
+    """Check the text flags.
+
+    Raises:
+        InputError: names the flag, the value met and what is allowed.
+    """
+    values = dataclasses.asdict(text)
+    _check_share(values, "mlm_probability", upper=1.0)
     _check(values, "short_seq_prob", 0 <= values["short_seq_prob"] < 1, "in [0, 1)")
     for name in ("mask_replace_prob", "random_replace_prob"):
         _check(values, name, 0 <= values[name] <= 1, "in [0, 1]")
@@ -279,11 +370,18 @@ def check_data(data: DataArguments) -> None:
             f"mask_replace_prob + random_replace_prob is {total:g} but must be at most 1; "
             "lower --mask_replace_prob or --random_replace_prob"
         )
-    for name in ("max_eval_rows", "dataloader_num_workers"):
-        _check(values, name, values[name] >= 0, "at least 0")
     _check(values, "max_seq_length", values["max_seq_length"] >= 8, "at least 8")
-    if values["data_files"] and values["dataset_name"]:
-        raise InputError(f"--data_files and --dataset_name {values['dataset_name']!r} both name the text; pass one")
+
+
+def _check_images(config: PretrainingConfig) -> None:
+    groups = (config.images, config.autoencoder, config.contrastive)
+    values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+    for name in ("image_size", "noise_std", "projection_dim"):
+        _check(values, name, values[name] >= 0, "at least 0")
+    for name in ("margin", "temperature"):
+        _check(values, name, values[name] > 0, "greater than 0")
+    _check(values, "embedding_dim", values["embedding_dim"] >= 1, "at least 1")
+    _check(values, "mask_ratio", 0 <= values["mask_ratio"] < 1, "in [0, 1)")
 
 
 def _check(values: dict[str, Any], name: str, is_allowed: bool, allowed: str) -> None:

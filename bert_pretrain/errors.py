@@ -1,4 +1,4 @@
-"""The one exception that a user can cause; the command line turns it into one message and exit code 2."""
+"""The exceptions that the command line turns into one message and an exit status; all others are bugs."""
 
 from __future__ import annotations
 
@@ -8,4 +8,12 @@ class InputError(ValueError):
 
     The message says what is wrong, the value met, what is allowed, and which flag to change. The command line prints
     it without a traceback (`--debug` shows one) and exits with status 2; library callers catch it as a `ValueError`.
+    """
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on, though nothing given to it was wrong in itself: it diverged.
+
+    The message says where, and from what and how to continue. The command line prints it like an `InputError` and
+    exits with status 1.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,48 @@ def learning_rate_at(
     warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     decay = (num_steps - step) / max(num_steps - decay_start, 1e-9) if step > decay_start else 1.0
     return peak * max(0.0, min(warmup, decay, 1.0))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is, and its learning rate.
+
+    Attributes:
+        max_steps: updates; 0 = as many as `max_seconds` allows.
+        max_seconds: wall-clock budget over all sessions of the run; 0 = none.
+        peak: highest learning rate.
+        warmup_steps, name, decay_share: see `learning_rate_at`.
+    """
+
+    max_steps: int
+    max_seconds: float
+    peak: float
+    warmup_steps: int
+    name: ScheduleName
+    decay_share: float
+
+    def num_steps(self, step: int, elapsed: float) -> float:
+        """Return the length of the run in updates as it looks after `step` updates and `elapsed` seconds."""
+        length = float(self.max_steps) if self.max_steps else math.inf
+        if self.max_seconds and elapsed > 0:
+            length = min(length, step * self.max_seconds / elapsed) if step else length
+        return length
+
+    def is_over(self, step: int, elapsed: float) -> bool:
+        """Return whether no further update is to be made."""
+        out_of_time = self.max_seconds > 0 and elapsed >= self.max_seconds
+        return out_of_time or (self.max_steps > 0 and step >= self.max_steps)
+
+    def learning_rate(self, step: int, elapsed: float) -> float:
+        """Return the rate of the update that follows `step` others."""
+        return learning_rate_at(
+            step,
+            num_steps=self.num_steps(step, elapsed),
+            warmup_steps=self.warmup_steps,
+            schedule=self.name,
+            decay_share=self.decay_share,
+            peak=self.peak,
+        )
 
 
 class Muon(torch.optim.Muon):
@@ -138,6 +181,7 @@ def build_optimizers(
     weight_decay: float,
     adam_betas: tuple[float, float],
     adam_epsilon: float,
+    adamw_rate_ratio: float = 1.0,
     iteration_dtype: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
     """Build the optimisers of a run; the trainer sets their learning rates.
@@ -152,10 +196,11 @@ def build_optimizers(
         weight_decay: decoupled decay of matrices, relative to the learning rate.
         adam_betas: decay rates of AdamW's moments.
         adam_epsilon: AdamW's epsilon.
+        adamw_rate_ratio: AdamW's learning rate relative to Muon's.
         iteration_dtype: dtype of Muon's orthogonalisation.
 
     Returns:
-        One or two torch optimisers.
+        One or two torch optimisers; their groups carry `rate_ratio`, which the learning rate is multiplied by.
     """
     tables = {
         id(parameter)
@@ -177,8 +222,8 @@ def build_optimizers(
     if name == "adamw":
         matrices, hidden = matrices + hidden, []
     groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay, "rate_ratio": adamw_rate_ratio},
+        {"params": vectors, "weight_decay": 0.0, "rate_ratio": adamw_rate_ratio},
     ]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
@@ -190,7 +235,8 @@ def build_optimizers(
         )
     ]
     if hidden:
-        optimizers.append(Muon(hidden, lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype))
+        group = {"params": hidden, "rate_ratio": 1.0}
+        optimizers.append(Muon([group], lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype))
     return optimizers
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
 from bert_pretrain.command_line import parse_flags, reporting_input_errors
-from bert_pretrain.config import DataArguments, check_data
+from bert_pretrain.config import DataArguments, TextArguments, check_data, check_text
 from bert_pretrain.data.corpus import open_documents
 from bert_pretrain.data.preparation import corpus_key, prepare_corpus
 from bert_pretrain.data.prepared import PreparedCorpus
@@ -42,43 +42,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with reporting_input_errors(debug="--debug" in arguments):
         parser = HfArgumentParser(
-            (PrepareArguments, DataArguments),
+            (PrepareArguments, DataArguments, TextArguments),
             prog="bert-pretrain prepare",
             description="Split, tokenise and store text once, for any number of pretraining runs "
             "(pass --dataset_name OUTPUT_DIR to them).",
             allow_abbrev=False,
         )
-        target, data = parse_flags(parser, arguments)
+        target, data, text = parse_flags(parser, arguments)
         check_data(data)
-        tokenizer = load_tokenizer(data.tokenizer_name)
-        corpus = open_corpus(data, tokenizer, seed=target.seed, output_dir=Path(target.output_dir))
+        check_text(text)
+        tokenizer = load_tokenizer(text.tokenizer_name)
+        corpus = open_corpus(data, text, tokenizer, seed=target.seed, output_dir=Path(target.output_dir))
         plan = plan_epoch(
             corpus.store,
             corpus.train_documents,
-            max_seq_length=data.max_seq_length,
-            short_seq_prob=data.short_seq_prob,
-            pair_mode=data.pair_mode,
+            max_seq_length=text.max_seq_length,
+            short_seq_prob=text.short_seq_prob,
+            pair_mode=text.pair_mode,
             seed=target.seed,
             epoch=0,
         )
-        print(data_card(corpus, plan, max_seq_length=data.max_seq_length))  # noqa: T201
+        print(data_card(corpus, plan, max_seq_length=text.max_seq_length))  # noqa: T201
     return 0
 
 
 def open_corpus(
     data: DataArguments,
+    text: TextArguments,
     tokenizer: PreTrainedTokenizerFast,
     *,
     seed: int,
     output_dir: Path | None = None,
     show_progress: bool = True,
 ) -> PreparedCorpus:
-    """Return the prepared corpus that the data flags describe, preparing it unless it is there.
+    """Return the prepared corpus that the flags describe, preparing it unless it is there.
 
     Several processes may call it at once: one prepares, the others wait.
 
     Args:
-        data: the data flags.
+        data: the flags that name the text.
+        text: the flags that say how it is read.
         tokenizer: the model's.
         seed: of the split into training and validation documents.
         output_dir: where it goes; default a folder under the Hugging Face cache, named by what determines its content.
@@ -92,7 +95,7 @@ def open_corpus(
         if corpus.manifest["tokenizer"]["hash"] != tokenizer_hash(tokenizer):
             raise InputError(
                 f"the corpus in {data.dataset_name} was prepared with the tokenizer "
-                f"{corpus.manifest['tokenizer']['name']!r}, not with {data.tokenizer_name or 'the default one'!r}; "
+                f"{corpus.manifest['tokenizer']['name']!r}, not with {text.tokenizer_name or 'the default one'!r}; "
                 "pass that one as --tokenizer_name or prepare the corpus again"
             )
         return corpus
@@ -101,18 +104,18 @@ def open_corpus(
         dataset_config_name=data.dataset_config_name,
         dataset_split=data.dataset_split,
         data_files=data.data_files,
-        text_column=data.text_column,
-        document_boundary=data.document_boundary,
-        streaming=data.streaming,
+        text_column=text.text_column,
+        document_boundary=text.document_boundary,
+        streaming=text.streaming,
     )
     if output_dir is None:
-        key = corpus_key(source, tokenizer, language=data.language, validation_share=data.validation_share, seed=seed)
+        key = corpus_key(source, tokenizer, language=text.language, validation_share=data.validation_share, seed=seed)
         output_dir = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
     return prepare_corpus(
         source,
         tokenizer,
         output_dir=output_dir,
-        language=data.language,
+        language=text.language,
         validation_share=data.validation_share,
         seed=seed,
         show_progress=show_progress,

@@ -10,7 +10,6 @@ and in whatever micro-batch they are, divided by the count of all of them.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,51 +26,10 @@ from transformers import PreTrainedModel
 
 from bert_pretrain.checkpoint import save_checkpoint
 from bert_pretrain.data.random import Purpose, hash_uint64
+from bert_pretrain.errors import TrainingError
 from bert_pretrain.metrics import CourseWatch, JsonLines, RunningSums
 from bert_pretrain.objectives.base import Batch, Objective, Place, Window
-from bert_pretrain.optim import ScheduleName, learning_rate_at
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a run is, and its learning rate.
-
-    Attributes:
-        max_steps: updates; 0 = as many as `max_seconds` allows.
-        max_seconds: wall-clock budget over all sessions of the run; 0 = none.
-        peak: highest learning rate.
-        warmup_steps, name, decay_share: see `learning_rate_at`.
-    """
-
-    max_steps: int
-    max_seconds: float
-    peak: float
-    warmup_steps: int
-    name: ScheduleName
-    decay_share: float
-
-    def num_steps(self, step: int, elapsed: float) -> float:
-        """Return the length of the run in updates as it looks after `step` updates and `elapsed` seconds."""
-        length = float(self.max_steps) if self.max_steps else math.inf
-        if self.max_seconds and elapsed > 0:
-            length = min(length, step * self.max_seconds / elapsed) if step else length
-        return length
-
-    def is_over(self, step: int, elapsed: float) -> bool:
-        """Return whether no further update is to be made."""
-        out_of_time = self.max_seconds > 0 and elapsed >= self.max_seconds
-        return out_of_time or (self.max_steps > 0 and step >= self.max_steps)
-
-    def learning_rate(self, step: int, elapsed: float) -> float:
-        """Return the rate of the update that follows `step` others."""
-        return learning_rate_at(
-            step,
-            num_steps=self.num_steps(step, elapsed),
-            warmup_steps=self.warmup_steps,
-            schedule=self.name,
-            decay_share=self.decay_share,
-            peak=self.peak,
-        )
+from bert_pretrain.optim import Schedule
 
 
 @dataclass(frozen=True)
@@ -143,12 +101,12 @@ class Trainer:
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.step = 0
         self.place = Place(0, 0)
-        self.num_tokens = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        self.num_units = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
         self.elapsed_before = 0.0
         self._started = self._last_logged = time.perf_counter()
-        self._tokens_last_logged = 0
+        self._units_last_logged = 0
         # On the device and sticky, so that no step waits for it: 0 while every gradient norm was finite, else the
         # number of the first update that was not made.
         self._bad_step = torch.zeros((), device=accelerator.device)
@@ -158,8 +116,8 @@ class Trainer:
         self.accelerator.load_state(str(checkpoint))
         self.step = state["step"]
         self.place = Place(*state["place"])
-        self.num_tokens = self.num_tokens + state["num_tokens"]
-        self._tokens_last_logged = state["tokens_last_logged"]
+        self.num_units = self.num_units + state["num_units"]
+        self._units_last_logged = state["num_units"]
         self.elapsed_before = state["elapsed"]
         self.watch.load_state_dict(state["watch"])
         # The sums were saved over all processes: one of them takes them up, the others start from zero.
@@ -171,24 +129,22 @@ class Trainer:
         # A run that was ended before its first checkpoint starts over and keeps no row.
         keep_until_step = self.step or -1
         self.metrics = JsonLines(self.run_dir / "metrics.jsonl", keep_until_step=keep_until_step)
-        self.shown = JsonLines(self.run_dir / "fill_mask.jsonl", keep_until_step=keep_until_step)
+        self.shown = JsonLines(self.run_dir / self.objective.shown_file, keep_until_step=keep_until_step)
         with self._progress_bar() as self.progress:
             if self.step == 0:
                 self.evaluate()
             windows = self._windows()
-            while not self.schedule.is_over(self.step, elapsed := self._elapsed()):
-                learning_rate = self.schedule.learning_rate(self.step, elapsed)
+            is_over = self.schedule.is_over(self.step, self._elapsed())
+            while not is_over:
+                learning_rate = self.schedule.learning_rate(self.step, self._elapsed())
                 grad_norm = self._update(next(windows), learning_rate)
-                if _is_due(self.step, self.intervals.logging) or self.step == self.schedule.max_steps:
+                is_over = self.schedule.is_over(self.step, self._elapsed())
+                if is_over or _is_due(self.step, self.intervals.logging):
                     self._log(learning_rate, grad_norm)
-                if _is_due(self.step, self.intervals.evaluation):
+                if is_over or _is_due(self.step, self.intervals.evaluation):
                     self.evaluate()
-                if _is_due(self.step, self.intervals.checkpoint):
+                if is_over or _is_due(self.step, self.intervals.checkpoint):
                     self.save()
-            if not _is_due(self.step, self.intervals.evaluation):
-                self.evaluate()
-            if not _is_due(self.step, self.intervals.checkpoint):
-                self.save()
 
     def _update(self, window: Window, learning_rate: float) -> Tensor:
         """Make one update from a window of micro-batches and return the gradient norm."""
@@ -224,9 +180,9 @@ class Trainer:
             for name, count in self.objective.target_counts(batch).items():
                 local[name] = local.get(name, 0) + count
         names = sorted(local)
-        values = [window.num_tokens, *(local[name] for name in names)]
+        values = [window.num_units, *(local[name] for name in names)]
         summed = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), "sum")
-        self.num_tokens = self.num_tokens + summed[0]
+        self.num_units = self.num_units + summed[0]
         return dict(zip(names, summed[1:].clamp(min=1), strict=True))
 
     def _step_optimizers(self, learning_rate: float, grad_norm: Tensor) -> None:
@@ -239,7 +195,7 @@ class Trainer:
                 # The hook by which torch's own gradient scaler makes fused optimisers skip an update on the device.
                 optimizer.optimizer.found_inf = (self._bad_step > 0).float()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["rate_ratio"]
             optimizer.step()
             optimizer.zero_grad()
         if self.accelerator.device.type == "cpu":
@@ -248,10 +204,10 @@ class Trainer:
     def _check_finite(self) -> None:
         bad_step = int(self._bad_step)
         if bad_step:
-            raise FloatingPointError(
+            raise TrainingError(
                 f"the gradient norm of update {bad_step} is not finite (epoch {self.place.epoch}, rows up to "
-                f"{self.place.position + self.global_batch_size}); the weights are those before it. "
-                "Lower --learning_rate, or continue from the last checkpoint with --mixed_precision no"
+                f"{self.place.position}); it was not made, and no later one. Continue from the last checkpoint with "
+                "--resume_from_checkpoint latest and a lower --learning_rate, or --mixed_precision no"
             )
 
     @torch.no_grad()
@@ -266,18 +222,18 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             process_index=self.accelerator.process_index,
         ):
-            with self.accelerator.autocast():
-                terms = self.objective.loss_terms(model, self._to_device(batch))
-            sums.add(terms, self.objective.target_counts(batch))
-        row = self._row("validation", sums.means(self.accelerator) | self.objective.baselines())
-        text, shown = self.objective.show(model, step=self.step)
+            sums.add(self.objective.loss_terms(model, self._to_device(batch)), self.objective.target_counts(batch))
+        means = sums.means(self.accelerator)
+        row = self._row("validation", means | self.objective.measures(model, means))
         self._write(row)
-        for message in self.watch.warnings(row):
+        self._print(_summary(row))
+        for message in self.watch.warnings(row) + self.objective.warnings(row):
             self._print(f"WARNING: {message}")
         if self.accelerator.is_main_process:
+            text, shown = self.objective.show(model, self.run_dir, step=self.step)
+            self._print(text)
             for line in shown:
                 self.shown.write({"step": self.step} | line)
-        self._print(_summary(row) + "\n" + text)
 
     def save(self) -> None:
         """Write a checkpoint from which the run continues as if it had not been interrupted."""
@@ -285,8 +241,7 @@ class Trainer:
         state = {
             "step": self.step,
             "place": list(self.place),
-            "num_tokens": int(self.num_tokens),
-            "tokens_last_logged": self._tokens_last_logged,
+            "num_units": int(self.num_units),
             "elapsed": self._elapsed(),
             "watch": self.watch.state_dict(),
             "sums": self.sums.global_state_dict(self.accelerator),
@@ -305,20 +260,19 @@ class Trainer:
         self._check_finite()
         means = self.sums.means(self.accelerator)
         self.sums = RunningSums(self.accelerator.device)
-        num_tokens = int(self.num_tokens)
+        unit, num_units = self.objective.unit, int(self.num_units)
         seconds = time.perf_counter() - self._last_logged
         row = self._row("train", means)
         row |= {
             "learning_rate": learning_rate,
             "grad_norm": float(grad_norm),
-            "tokens": num_tokens,
-            "tokens_per_second": round((num_tokens - self._tokens_last_logged) / seconds, 1),
+            unit: num_units,
+            f"{unit}_per_second": round((num_units - self._units_last_logged) / seconds, 1),
         }
-        self._last_logged, self._tokens_last_logged = time.perf_counter(), num_tokens
+        self._last_logged, self._units_last_logged = time.perf_counter(), num_units
         self._write(row)
-        self.progress.set_postfix_str(
-            f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s", refresh=False
-        )
+        rate = f"{row[f'{unit}_per_second']:,.0f} {unit}/s"
+        self.progress.set_postfix_str(f"loss {row['loss']:.3f}, {rate}", refresh=False)
 
     def _row(self, split: str, means: dict[str, float]) -> dict[str, Any]:
         num_rows = self.objective.num_rows(self.place.epoch)

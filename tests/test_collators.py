@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_pretrain.data.collators import PretrainingCollator, TrainingStream
+from bert_pretrain.data.collators import PretrainingCollator
+from bert_pretrain.data.loaders import TrainingStream
 from bert_pretrain.data.masking import MaskingRule, MaskingUnit
 from bert_pretrain.data.prepared import TokenStore
 from bert_pretrain.data.sentence_pairs import EpochPlan, PairMode, plan_epoch

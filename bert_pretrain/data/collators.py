@@ -7,8 +7,6 @@ drawn in any grouping, on any number of processes, and again after an interrupti
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -60,6 +58,10 @@ class PretrainingCollator:
         self.max_seq_length = max_seq_length
         self.seed = seed
         self.evaluation = evaluation
+
+    def num_units(self, batch: dict[str, Tensor]) -> int:
+        """Return the number of real tokens of a batch."""
+        return int(batch["attention_mask"].sum())
 
     @property
     def max_predictions(self) -> int:
@@ -137,52 +139,3 @@ class PretrainingCollator:
                     word_starts[row, begin:end] = self.store.read_word_starts(start, length)
                 begin = end + 1
         return input_ids, word_starts
-
-
-class TrainingStream:
-    """An endless sequence of instances, epoch after epoch, that can be entered at any place.
-
-    A place is (epoch, position): an instance is the row `position` of the plan of `epoch`. Plans
-    have different lengths in different epochs; a batch that reaches the end of one takes the rest
-    from the next, so that no instance is dropped.
-    """
-
-    def __init__(self, plan_for_epoch: Callable[[int], EpochPlan]) -> None:
-        """Keep the function that makes the plan of an epoch; it is pure and no plan is empty."""
-        self._plan_for_epoch = plan_for_epoch
-        self._plans: dict[int, EpochPlan] = {}
-
-    def plan(self, epoch: int) -> EpochPlan:
-        """Return the plan of an epoch; the last two plans asked for are kept in memory."""
-        if epoch not in self._plans:
-            while len(self._plans) > 1:
-                del self._plans[next(iter(self._plans))]
-            self._plans[epoch] = self._plan_for_epoch(epoch)
-        return self._plans[epoch]
-
-    def take(
-        self, epoch: int, position: int, count: int
-    ) -> tuple[list[tuple[int, NDArray[np.int64]]], tuple[int, int]]:
-        """Return the next `count` instances from a place, and the place after them.
-
-        Args:
-            epoch: Epoch to start in.
-            position: Row to start at; the length of the epoch's plan means the start of the next
-                epoch.
-            count: Instances wanted, at least 1.
-
-        Returns:
-            Parts (epoch, rows) with int64 rows that together have `count` rows, and the next
-            (epoch, position).
-        """
-        parts: list[tuple[int, NDArray[np.int64]]] = []
-        while count > 0:
-            num_left = len(self.plan(epoch)) - position
-            if num_left <= 0:
-                epoch, position = epoch + 1, 0
-                continue
-            num_taken = min(count, num_left)
-            parts.append((epoch, np.arange(position, position + num_taken)))
-            position += num_taken
-            count -= num_taken
-        return parts, (epoch, position)

@@ -9,17 +9,93 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bert_pretrain.data.collators import PretrainingCollator, TrainingStream
-from bert_pretrain.data.sentence_pairs import EpochPlan
 from bert_pretrain.objectives.base import Batch, Place, Window
 
-Part = tuple[int, NDArray[np.int64], EpochPlan]  # epoch, row numbers, those rows of its plan
+
+class Plan(Protocol):
+    """The rows of a pass over the data, in training order."""
+
+    def __len__(self) -> int:
+        """Return the number of rows, at least 1."""
+        ...
+
+    def take(self, rows: NDArray[np.int64]) -> Plan:
+        """Return the given rows, in that order, as a small plan to send to a worker process."""
+        ...
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+
+
+class Collator(Protocol):
+    """Makes batches of the rows of plans."""
+
+    def collate(self, instances: Any, rows: NDArray[np.int64], epoch: int) -> Batch:
+        """Return the batch of `instances`, which are `rows` of the plan of `epoch`."""
+        ...
+
+    def num_units(self, batch: Batch) -> int:
+        """Return what the throughput counts in a batch."""
+        ...
+
+
+Part = tuple[int, NDArray[np.int64], Plan]  # epoch, row numbers, those rows of its plan
+
+
+class TrainingStream(Generic[AnyPlan]):
+    """An endless sequence of instances, epoch after epoch, that can be entered at any place.
+
+    A place is (epoch, position): an instance is the row `position` of the plan of `epoch`. Plans
+    have different lengths in different epochs; a batch that reaches the end of one takes the rest
+    from the next, so that no instance is dropped.
+    """
+
+    def __init__(self, plan_for_epoch: Callable[[int], AnyPlan]) -> None:
+        """Keep the function that makes the plan of an epoch; it is pure and no plan is empty."""
+        self._plan_for_epoch = plan_for_epoch
+        self._plans: dict[int, AnyPlan] = {}
+
+    def plan(self, epoch: int) -> AnyPlan:
+        """Return the plan of an epoch; the last two plans asked for are kept in memory."""
+        if epoch not in self._plans:
+            while len(self._plans) > 1:
+                del self._plans[next(iter(self._plans))]
+            self._plans[epoch] = self._plan_for_epoch(epoch)
+        return self._plans[epoch]
+
+    def take(
+        self, epoch: int, position: int, count: int
+    ) -> tuple[list[tuple[int, NDArray[np.int64]]], tuple[int, int]]:
+        """Return the next `count` instances from a place, and the place after them.
+
+        Args:
+            epoch: Epoch to start in.
+            position: Row to start at; the length of the epoch's plan means the start of the next
+                epoch.
+            count: Instances wanted, at least 1.
+
+        Returns:
+            Parts (epoch, rows) with int64 rows that together have `count` rows, and the next
+            (epoch, position).
+        """
+        parts: list[tuple[int, NDArray[np.int64]]] = []
+        while count > 0:
+            num_left = len(self.plan(epoch)) - position
+            if num_left <= 0:
+                epoch, position = epoch + 1, 0
+                continue
+            num_taken = min(count, num_left)
+            parts.append((epoch, np.arange(position, position + num_taken)))
+            position += num_taken
+            count -= num_taken
+        return parts, (epoch, position)
 
 
 @dataclass(frozen=True)
@@ -33,15 +109,15 @@ class _Request:
 class WindowReader(Dataset[Window]):
     """Collates requests, in this process or in workers."""
 
-    def __init__(self, collator: PretrainingCollator) -> None:
+    def __init__(self, collator: Collator) -> None:
         """Keep the collator."""
         self.collator = collator
 
     def __getitem__(self, request: _Request) -> Window:
         """Return the window of a request."""
         batches = [self._collate(parts) for parts in request.micro_batches]
-        num_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        return Window(batches, request.next_place, num_tokens)
+        num_units = sum(self.collator.num_units(batch) for batch in batches)
+        return Window(batches, request.next_place, num_units)
 
     def _collate(self, parts: list[Part]) -> Batch:
         batches = [self.collator.collate(plan, rows, epoch) for epoch, rows, plan in parts]
@@ -61,8 +137,8 @@ class _Requests(Sampler[_Request]):
 
 
 def training_windows(
-    stream: TrainingStream,
-    collator: PretrainingCollator,
+    stream: TrainingStream[Any],
+    collator: Collator,
     place: Place,
     *,
     global_batch_size: int,
@@ -102,22 +178,24 @@ def training_windows(
 
 
 def evaluation_batches(
-    plan: EpochPlan,
-    collator: PretrainingCollator,
+    plan: Plan,
+    collator: Collator,
     rows: NDArray[np.int64],
     *,
     batch_size: int,
     num_processes: int,
     process_index: int,
 ) -> Iterator[Batch]:
-    """Yield one process's share of `rows`; over all processes each row occurs exactly once."""
-    share = rows[process_index::num_processes]
-    for begin in range(0, len(share), batch_size):
-        chunk = share[begin : begin + batch_size]
-        yield collator(plan, chunk, 0)
+    """Yield one process's share of `rows`, whole batches; over all processes each row occurs exactly once.
+
+    Which rows are together in a batch does not depend on the number of processes.
+    """
+    for begin in range(process_index * batch_size, len(rows), num_processes * batch_size):
+        chunk = rows[begin : begin + batch_size]
+        yield collator.collate(plan.take(chunk), chunk, 0)
 
 
-def _take(stream: TrainingStream, place: Place, count: int) -> tuple[list[Part], Place]:
+def _take(stream: TrainingStream[Any], place: Place, count: int) -> tuple[list[Part], Place]:
     taken, (epoch, position) = stream.take(place.epoch, place.position, count)
     return [(e, rows, stream.plan(e).take(rows)) for e, rows in taken], Place(epoch, position)
 

@@ -48,6 +48,11 @@ class Purpose(IntEnum):
     REPLACEMENT = 14
     SPAN_LENGTH = 15
     DROPOUT = 16
+    IMAGE_SPLIT = 17
+    AUGMENTATION = 18
+    INPUT_NOISE = 19
+    PATCH_MASK = 20
+    NEGATIVE = 21
 
 
 def hash_uint64(*keys: Key) -> NDArray[np.uint64]:

@@ -27,12 +27,12 @@ class Window:
     Attributes:
         micro_batches: batches on the CPU, one forward and backward pass each.
         next_place: where the following window begins.
-        num_tokens: units of input that the throughput counts, over this process's share.
+        num_units: what the throughput counts (tokens, images), over this process's share.
     """
 
     micro_batches: list[Batch]
     next_place: Place
-    num_tokens: int
+    num_units: int
 
 
 @dataclass
@@ -51,7 +51,19 @@ class LossTerm:
 
 
 class Objective(Protocol):
-    """What a training loop needs to know about a task."""
+    """What a training loop needs to know about a task.
+
+    Attributes:
+        unit: what the throughput counts: "tokens", "images".
+        shown_file: name of the file in the run directory that keeps the rows of `show`.
+    """
+
+    unit: str
+    shown_file: str
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what identifies the training data: a checkpoint continues only on the same."""
+        ...
 
     def build_model(self) -> PreTrainedModel:
         """Return the model to train, initialised by the global seed or loaded."""
@@ -88,12 +100,24 @@ class Objective(Protocol):
         """Run `model` once on a batch and return its loss terms by name."""
         ...
 
-    def baselines(self) -> dict[str, float]:
-        """Return what an evaluation row should be compared with."""
+    def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
+        """Return the numbers of an evaluation that are no means over rows.
+
+        Args:
+            model: evaluated, without the wrapper of distributed training.
+            means: what the loss terms came to.
+
+        Returns:
+            What follows from `means`, baselines to compare them with, and properties of the model as a whole.
+        """
         ...
 
-    def show(self, model: PreTrainedModel, *, step: int) -> tuple[str, list[dict[str, Any]]]:
-        """Return what has been learnt so far, as text to print and as rows to keep."""
+    def warnings(self, row: dict[str, Any]) -> list[str]:
+        """Return what is wrong with a run whose latest evaluation is `row`; each names a cause and a flag."""
+        ...
+
+    def show(self, model: PreTrainedModel, run_dir: Path, *, step: int) -> tuple[str, list[dict[str, Any]]]:
+        """Return what has been learnt so far, as text to print and as rows to keep; pictures go to `run_dir`."""
         ...
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:

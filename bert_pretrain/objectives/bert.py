@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.collators import PretrainingCollator, TrainingStream
-from bert_pretrain.data.loaders import evaluation_batches, training_windows
+from bert_pretrain.data.collators import PretrainingCollator
+from bert_pretrain.data.loaders import TrainingStream, evaluation_batches, training_windows
 from bert_pretrain.data.masking import MaskingRule
 from bert_pretrain.data.prepared import PreparedCorpus, TokenStore
 from bert_pretrain.data.random import Purpose, permutation
@@ -32,6 +33,9 @@ FOX = "The quick brown fox jumped over the lazy dog."
 
 class BertObjective:
     """Predict hidden tokens, and, when rows are pairs, whether B follows A; both losses weigh 1."""
+
+    unit = "tokens"
+    shown_file = "fill_mask.jsonl"
 
     def __init__(
         self,
@@ -108,6 +112,10 @@ class BertObjective:
         self._baselines = self._measure_baselines()
         self._probes = self._make_probes()
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the key of the prepared corpus."""
+        return {"corpus": self.corpus.manifest["key"]}
+
     def build_model(self) -> PreTrainedModel:
         """Return the model; heads that no loss trains are frozen, which distributed training insists on."""
         model = self._make_model()
@@ -167,11 +175,16 @@ class BertObjective:
             terms["nsp"] = LossTerm(output.nsp_loss, metrics={"accuracy": output.nsp_correct})
         return terms
 
-    def baselines(self) -> dict[str, float]:
-        """Return the unigram entropy of the training tokens (nats) and the larger share of NSP labels."""
-        return self._baselines
+    def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
+        """Return pseudo-perplexity, the unigram entropy of the training tokens (nats), and the larger NSP share."""
+        derived = {"pseudo_perplexity": math.exp(means["mlm_loss"])} if "mlm_loss" in means else {}
+        return derived | self._baselines
 
-    def show(self, model: PreTrainedModel, *, step: int) -> tuple[str, list[dict[str, Any]]]:
+    def warnings(self, row: dict[str, Any]) -> list[str]:
+        """Return nothing: that a loss gets worse is seen for every objective."""
+        return []
+
+    def show(self, model: PreTrainedModel, run_dir: Path, *, step: int) -> tuple[str, list[dict[str, Any]]]:
         """Return the [MASK] table of the fox sentence and of held-out sentences."""
         rows = fill_mask(model, self.tokenizer, self._probes)
         return format_table(rows), rows

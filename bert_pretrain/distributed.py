@@ -1,0 +1,82 @@
+"""Gather the rows of all processes so that gradients find their way back.
+
+Each process's rows of a batch enter; the rows of all processes leave, in rank order, on every process. Losses that
+compare a row with others (contrastive ones) call it. Where no processes work together the rows come back as they are.
+
+The usual gathers are wrong here: `Accelerator.gather` and `torch.distributed.all_gather` cut the graph, and pasting a
+process's own rows back in loses what its rows contribute as negatives of the other processes. The loss is right with
+each of them, the gradient is not. `torch.distributed.nn.functional.all_gather` is right but deprecated in favour of a
+private module, so the gradient is written out below; it is three lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather_rows(rows: Tensor, *, num_rows_per_rank: Sequence[int] | None = None) -> Tensor:
+    """Return the rows of all processes in rank order, with gradient.
+
+    Every process computes the loss terms of its own rows against all rows; the sum of these terms over processes is
+    the loss. Since that sum depends on a row through every process, the gradient of a row is summed over processes.
+    With what distributed training does anyway (it averages the gradients of parameters, so each process multiplies its
+    loss by their number) the parameters get the gradient that one process would compute on the joint batch.
+
+    It is a collective, forwards and backwards: all processes must call it in the same order, and on all of them the
+    loss must depend on the result, or the others wait for ever. Rows of floats travel, and their gradients are summed,
+    in their own dtype: cast bfloat16 rows to float32 before. Runs on gloo (CPU) and NCCL.
+
+    Args:
+        rows: (b, ...), any dtype; b may differ between processes and be 0, the other sizes must agree.
+        num_rows_per_rank: b of every process, in rank order. Without it one more, small exchange asks for them, which
+            waits for the device.
+
+    Returns:
+        (sum of b, ...): the rows of rank 0, then of rank 1, and so on; `rows` itself where there is one process.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    counts = _exchange_counts(rows) if num_rows_per_rank is None else list(num_rows_per_rank)
+    assert len(counts) == dist.get_world_size(), "one count for every process"
+    assert counts[dist.get_rank()] == len(rows), "a process holds another number of rows than announced"
+    gathered: Tensor = _GatherRows.apply(rows, counts)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def _exchange_counts(rows: Tensor) -> list[int]:
+    counts = torch.empty(dist.get_world_size(), dtype=torch.int64, device=rows.device)
+    dist.all_gather_into_tensor(counts, counts.new_tensor([len(rows)]))
+    numbers: list[int] = counts.tolist()
+    return numbers
+
+
+class _GatherRows(torch.autograd.Function):
+    """Forward: all rows to all processes. Backward: sum over processes, then keep the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        begin = sum(counts[: dist.get_rank()])
+        ctx.own = slice(begin, begin + len(rows))
+        longest = max(counts)
+        padded = rows.contiguous()  # collectives want equal sizes, so shorter shares are padded and cut again
+        if len(rows) < longest:
+            padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+        gathered = rows.new_empty(len(counts) * longest, *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded)
+        if min(counts) == longest:
+            return gathered
+        shares = gathered.split(longest)
+        return torch.cat([share[:count] for share, count in zip(shares, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_gathered: Tensor) -> tuple[Tensor, None]:
+        grad = grad_gathered.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad[ctx.own], None

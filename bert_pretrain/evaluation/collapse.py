@@ -1,0 +1,169 @@
+"""Measures of collapse: whether embeddings still tell images apart.
+
+Embeddings of held-out images enter, those of their second views too if there are any; a few numbers leave, and messages
+that name a cause and a flag. A contrastive loss alone does not show a collapse, and an autoencoder's hardly does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_MAX_PAIRS = 2_000_000
+_STUCK_TOLERANCE = 0.02
+_MIN_STD_RATIO = 0.1
+_MIN_EFFECTIVE_RANK = 2.0
+_MIN_ACTIVE_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class CollapseMeasures:
+    """How embeddings are spread.
+
+    Attributes:
+        embedding_dim: D.
+        embedding_std: see `embedding_std`; 0 when all are equal.
+        effective_rank: see `effective_rank`, in [1, D].
+        uniformity: see `uniformity`; 0 when all are equal.
+        alignment: see `alignment`; None without second views.
+        active_triplets: share of triplets with a loss above zero; None without triplets.
+    """
+
+    embedding_dim: int
+    embedding_std: float
+    effective_rank: float
+    uniformity: float
+    alignment: float | None = None
+    active_triplets: float | None = None
+
+    @property
+    def isotropic_std(self) -> float:
+        """The `embedding_std` of directions that are spread evenly: 1 / sqrt(D)."""
+        return 1 / math.sqrt(self.embedding_dim)
+
+
+@torch.no_grad()
+def collapse_measures(
+    embeddings: Tensor,
+    *,
+    second_views: Tensor | None = None,
+    active_triplets: float | None = None,
+    max_pairs: int = _MAX_PAIRS,
+) -> CollapseMeasures:
+    """Measure how embeddings are spread.
+
+    Args:
+        embeddings: floating point (N, D), N at least 2; one row for each image, as the encoder gives them.
+        second_views: (N, D), embeddings of another view of the same images.
+        active_triplets: share of active triplets, in [0, 1], passed on.
+        max_pairs: most pairs of images for the uniformity, which takes the first rows that make so many; at least 1.
+    """
+    return CollapseMeasures(
+        embedding_dim=embeddings.shape[1],
+        embedding_std=embedding_std(embeddings),
+        effective_rank=effective_rank(embeddings),
+        uniformity=uniformity(embeddings, max_pairs=max_pairs),
+        alignment=None if second_views is None else alignment(embeddings, second_views),
+        active_triplets=active_triplets,
+    )
+
+
+def embedding_std(embeddings: Tensor) -> float:
+    """Return the standard deviation of normalised embeddings (N, D) along a dimension, averaged over dimensions.
+
+    It is 0 when all embeddings point the same way and 1 / sqrt(D) when directions are spread evenly, the most there
+    can be (Chen and He 2021, SimSiam, section 4.1). The deviation is that of the population (divided by N).
+    """
+    return float(_normalized(embeddings).std(dim=0, correction=0).mean())
+
+
+def effective_rank(embeddings: Tensor) -> float:
+    """Return over how many directions embeddings (N, D) are spread: exp of the entropy of their singular values.
+
+    Singular values are divided by their sum (Roy and Vetterli 2007); embeddings are neither centred nor normalised
+    (Garrido et al. 2023, RankMe). Equal embeddings have rank 1, embeddings that are all zero have rank 0.
+    """
+    matrix = _in_float64(embeddings)
+    gram = matrix.T @ matrix if len(matrix) > matrix.shape[1] else matrix @ matrix.T
+    # Rounding leaves relative 1e-8 of noise on singular values of zero, too little to count.
+    singular_values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    total = singular_values.sum()
+    if total == 0:
+        return 0.0
+    return float(torch.special.entr(singular_values / total).sum().exp())
+
+
+def alignment(embeddings: Tensor, second_views: Tensor) -> float:
+    """Return the mean squared distance of two views (N, D) each, normalised: 0 when equal, 2 when unrelated.
+
+    Source: Wang and Isola 2020, section 4.1, with exponent 2.
+    """
+    return float((_normalized(embeddings) - _normalized(second_views)).square().sum(dim=1).mean())
+
+
+def uniformity(embeddings: Tensor, *, max_pairs: int = _MAX_PAIRS) -> float:
+    """Return log of the mean over pairs of images of exp(-2 d^2), d the distance of normalised embeddings (N, D).
+
+    It is 0 when all are equal and falls towards -4 as they spread over a sphere of many dimensions.
+
+    Source: Wang and Isola 2020, section 4.1, with t = 2.
+    """
+    # The first n rows make n (n - 1) / 2 pairs.
+    num_rows = min(len(embeddings), (1 + math.isqrt(1 + 8 * max_pairs)) // 2)
+    exponents = -2 * torch.pdist(_normalized(embeddings[:num_rows])).square()
+    return float(exponents.logsumexp(dim=0)) - math.log(len(exponents))
+
+
+def _in_float64(embeddings: Tensor) -> Tensor:
+    return embeddings.detach().cpu().double()  # on the CPU, because not every device has float64
+
+
+def _normalized(embeddings: Tensor) -> Tensor:
+    return F.normalize(_in_float64(embeddings), dim=1)
+
+
+def collapse_warnings(
+    measures: CollapseMeasures, *, triplet_loss: float | None = None, margin: float | None = None
+) -> list[str]:
+    """Return a message for each sign of collapse, with its cause and the flags to change.
+
+    An untrained encoder may show the same signs: ask only once there were updates.
+
+    Args:
+        measures: of held-out images.
+        triplet_loss: mean over all triplets, if that loss is trained.
+        margin: its margin; needed with `triplet_loss`.
+    """
+    messages = []
+    if triplet_loss is not None:
+        assert margin is not None
+        if abs(triplet_loss - margin) <= _STUCK_TOLERANCE * margin:
+            messages.append(
+                f"the triplet loss is {triplet_loss:.4g}, stuck at its margin {margin:g}: positives and negatives are "
+                "equally far away, so all embeddings are nearly equal; use --negatives semi_hard or random, lower "
+                "--learning_rate, or pass --normalize"
+            )
+    std, isotropic = measures.embedding_std, measures.isotropic_std
+    if std < _MIN_STD_RATIO * isotropic:
+        messages.append(
+            f"the standard deviation of the normalised embeddings is {std:.2g} (evenly spread: {isotropic:.2g}): all "
+            "images have nearly the same embedding; lower --learning_rate, or for a contrastive loss use --loss "
+            "nt_xent or --negatives semi_hard"
+        )
+    elif measures.effective_rank < min(_MIN_EFFECTIVE_RANK, measures.embedding_dim / 4):
+        messages.append(
+            f"the effective rank of the embeddings is {measures.effective_rank:.2f} of {measures.embedding_dim}: they "
+            "lie along one line (dimensional collapse); lower --learning_rate, or for a contrastive loss use --loss "
+            "nt_xent, or pass --normalize"
+        )
+    active = measures.active_triplets
+    if active is not None and active < _MIN_ACTIVE_SHARE:
+        messages.append(
+            f"{active:.1%} of the triplets have a loss above zero, so hardly anything is learnt any more; raise "
+            "--margin or use --negatives semi_hard"
+        )
+    return messages

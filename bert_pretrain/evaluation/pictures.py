@@ -1,0 +1,261 @@
+"""Pictures of what was learnt: reconstructions, augmented views, maps of embeddings, neighbours, loss curves.
+
+Arrays and rows of metrics enter; PNG files leave, each whole or not at all, and the same for the same input. Images
+are uint8, or float in [0, 1] (beyond it they are clipped), of shape (N, H, W, C) with 1 channel (gray), 3 (RGB) or
+4 (RGBA).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MAX_COLUMNS = 10
+_MAX_LEGEND = 20
+_PANEL_INCHES = 1.0
+_MAP_INCHES = 5.0
+_DOTS_PER_INCH = 120
+
+
+def reconstructions(originals: NDArray[Any], reconstructed: NDArray[Any], path: Path) -> None:
+    """Draw originals above their reconstructions, ten pairs side by side.
+
+    Args:
+        originals: images (N, H, W, C).
+        reconstructed: images (N, H, W, C), the same order.
+        path: PNG to write.
+    """
+    _stacked({"original": originals, "reconstructed": reconstructed}, path)
+
+
+def augmented_views(originals: NDArray[Any], first_views: NDArray[Any], second_views: NDArray[Any], path: Path) -> None:
+    """Draw originals above the two augmented views that a contrastive loss compares, ten side by side.
+
+    Args:
+        originals: images (N, H, W, C).
+        first_views: images (N, h, w, C), the same order.
+        second_views: images (N, h, w, C), the same order.
+        path: PNG to write.
+    """
+    _stacked({"original": originals, "first view": first_views, "second view": second_views}, path)
+
+
+def nearest_neighbours(
+    query_images: NDArray[Any],
+    query_features: NDArray[np.floating[Any]],
+    bank_images: NDArray[Any],
+    bank_features: NDArray[np.floating[Any]],
+    path: Path,
+    *,
+    num_neighbours: int = 8,
+) -> NDArray[np.int64]:
+    """Draw each query with the bank images whose embeddings are closest to its own by cosine, closest first.
+
+    Args:
+        query_images: images (M, H, W, C), a few.
+        query_features: float (M, D).
+        bank_images: images (N, H, W, C); should not hold the queries themselves.
+        bank_features: float (N, D).
+        path: PNG to write.
+        num_neighbours: per query; more than N means N.
+
+    Returns:
+        Rows of the bank, int64 (M, num_neighbours).
+    """
+    assert len(query_images) == len(query_features) and len(bank_images) == len(bank_features)
+    similarities = _unit_rows(query_features) @ _unit_rows(bank_features).T
+    neighbours = np.argsort(-similarities, axis=1, kind="stable")[:, :num_neighbours]
+    num_queries, num_columns = neighbours.shape
+    figure = _figure((num_columns + 1.6) * _PANEL_INCHES, (num_queries + 0.3) * _PANEL_INCHES)
+    grid = figure.subplots(num_queries, num_columns + 1, squeeze=False)
+    for row, (image, columns) in enumerate(zip(query_images, neighbours, strict=True)):
+        _draw(grid[row, 0], image)
+        for place, column in enumerate(columns.tolist()):
+            _draw(grid[row, place + 1], bank_images[column])
+            grid[row, place + 1].set_title(f"{similarities[row, column]:.2f}", fontsize=7, pad=2)
+    grid[0, 0].set_title("query", fontsize=8, pad=2)
+    _save(figure, path)
+    return neighbours.astype(np.int64)
+
+
+def embedding_map(
+    embeddings: NDArray[np.floating[Any]],
+    path: Path,
+    *,
+    labels: NDArray[np.integer[Any]] | None = None,
+    label_names: Sequence[str] | None = None,
+    seed: int = 0,
+    max_points: int = 2000,
+) -> None:
+    """Draw embeddings on the plane: by PCA, by t-SNE, and by UMAP where the package umap-learn is installed.
+
+    Args:
+        embeddings: float (N, D), at least three rows.
+        path: PNG to write.
+        labels: int (N,), the colours; None = one colour.
+        label_names: what the legend calls label 0, 1, ...
+        seed: of the methods and of the rows drawn.
+        max_points: rows drawn, a random subset.
+    """
+    assert len(embeddings) >= 3
+    shown = np.sort(permutation(len(embeddings), seed, Purpose.EVALUATION_ROW)[:max_points])
+    rows = embeddings[shown].astype(np.float32)
+    maps = _projections(rows, seed=seed)
+    figure = _figure((len(maps) + 0.3) * _MAP_INCHES, _MAP_INCHES)
+    (axes,) = figure.subplots(1, len(maps), squeeze=False)
+    for panel, (title, points) in zip(axes, maps.items(), strict=True):
+        _scatter(panel, points, None if labels is None else labels[shown], label_names)
+        panel.set_title(title)
+        panel.set(xticks=[], yticks=[])
+    handles, names = axes[-1].get_legend_handles_labels()
+    if handles:
+        axes[-1].legend(handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3)
+    if len(shown) < len(embeddings):
+        figure.suptitle(f"{len(shown):,} of {len(embeddings):,} embeddings", fontsize=9)
+    _save(figure, path)
+
+
+def curves(metrics_rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw every loss of a run over its updates, a panel each: training as a line, held-out data with markers.
+
+    Args:
+        metrics_rows: rows of metrics.jsonl, with `split`, `step` and any number of losses: `loss`, `*_loss`.
+        path: PNG to write.
+
+    Raises:
+        InputError: no row has a loss.
+    """
+    names = list(dict.fromkeys(key for row in metrics_rows for key in row if key == "loss" or key.endswith("_loss")))
+    if not names:
+        raise InputError("there is no loss to draw: the run's metrics.jsonl has no row yet; let it train first")
+    figure = _figure(_MAP_INCHES * len(names), 0.8 * _MAP_INCHES)
+    (axes,) = figure.subplots(1, len(names), squeeze=False)
+    for panel, name in zip(axes, names, strict=True):
+        for split, style in (("train", {"linewidth": 1.0}), ("validation", {"marker": "o", "markersize": 3})):
+            points = [(row["step"], row[name]) for row in metrics_rows if row["split"] == split and name in row]
+            if points:
+                panel.plot(*zip(*points, strict=True), label=split, **style)
+        panel.set(title=name.replace("_", " "), xlabel="update")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    _save(figure, path)
+
+
+def _stacked(kinds: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Draw arrays of images below each other, wrapped into blocks of ten columns."""
+    (num_images,) = {len(images) for images in kinds.values()}
+    assert num_images > 0
+    num_columns = min(num_images, _MAX_COLUMNS)
+    num_blocks = -(-num_images // num_columns)
+    num_rows = num_blocks * len(kinds)
+    figure = _figure((num_columns + 1.2) * _PANEL_INCHES, num_rows * _PANEL_INCHES)
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    for panel in grid.flat:
+        panel.set_axis_off()
+    for place, (kind, images) in enumerate(kinds.items()):
+        for number, image in enumerate(images):
+            block, column = divmod(number, num_columns)
+            _draw(grid[block * len(kinds) + place, column], image)
+        for block in range(num_blocks):
+            panel = grid[block * len(kinds) + place, 0]
+            panel.text(-0.1, 0.5, kind, transform=panel.transAxes, ha="right", va="center", fontsize=8)
+    _save(figure, path)
+
+
+def _draw(panel: Axes, image: NDArray[Any]) -> None:
+    pixels = _as_uint8(image)
+    assert pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4), pixels.shape
+    panel.set_axis_off()
+    if pixels.shape[2] == 1:
+        panel.imshow(pixels[:, :, 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    else:
+        panel.imshow(pixels, interpolation="nearest")
+
+
+def _as_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
+    if image.dtype == np.uint8:
+        return image
+    return np.asarray((np.clip(image, 0, 1) * 255).round(), dtype=np.uint8)
+
+
+def _projections(rows: NDArray[np.float32], *, seed: int) -> dict[str, NDArray[np.floating[Any]]]:
+    """Return the points (N, 2) of every method by name."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if rows.shape[1] == 1:
+        rows = np.hstack([rows, np.zeros_like(rows)])
+    # Starting from the principal components keeps the large-scale order; embeddings that are all equal have none.
+    has_collapsed = np.allclose(rows, rows[0])
+    # Below a third of the points, as the method demands; 30 is its authors' usual value.
+    tsne = TSNE(
+        2,
+        perplexity=min(30.0, (len(rows) - 1) / 3),
+        init="random" if has_collapsed else "pca",
+        random_state=seed,
+    )
+    maps = {
+        "PCA": np.zeros((len(rows), 2)) if has_collapsed else PCA(2, random_state=seed).fit_transform(rows),
+        "t-SNE": tsne.fit_transform(rows),
+    }
+    if importlib.util.find_spec("umap") is not None:
+        from umap import UMAP
+
+        maps["UMAP"] = UMAP(n_neighbors=min(15, len(rows) - 1), random_state=seed).fit_transform(rows)
+    return maps
+
+
+def _scatter(
+    panel: Axes,
+    points: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]] | None,
+    label_names: Sequence[str] | None,
+) -> None:
+    from matplotlib import colormaps
+
+    style: dict[str, Any] = {"s": 6, "linewidths": 0}
+    if labels is None:
+        panel.scatter(points[:, 0], points[:, 1], **style)
+        return
+    classes = np.unique(labels)
+    if len(classes) > _MAX_LEGEND:
+        panel.scatter(points[:, 0], points[:, 1], c=labels, cmap="viridis", **style)
+        return
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    for number, label in enumerate(classes.tolist()):
+        members = points[labels == label]
+        name = label_names[label] if label_names else str(label)
+        panel.scatter(members[:, 0], members[:, 1], color=palette(number), label=name, **style)
+
+
+def _unit_rows(features: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(norms, np.finfo(np.float32).tiny))
+
+
+def _figure(width_inches: float, height_inches: float) -> Figure:
+    # Matplotlib takes most of a second to import, and a figure of its own leaves the user's pyplot state alone.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_inches, height_inches), dpi=_DOTS_PER_INCH, layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    # Without the software's name the bytes depend on the picture alone. Agg is what draws PNG, with no display.
+    figure.savefig(aside, format="png", metadata={"Software": None})
+    os.replace(aside, path)

@@ -1,0 +1,347 @@
+"""Image encoders of transformers, and the one definition of an image's embedding.
+
+Enters: a size name, a configuration folder or a checkpoint, and the images' size and channels. Leaves: transformers'
+own image classification class with no label (`num_labels=0`), whose classifier is then the identity, so that what it
+returns as logits is by construction what a classifier fine-tuned later is fed: the layer-normed [CLS] state of a ViT,
+the layer-normed mean of a ConvNextV2, [CLS] beside the mean patch of a DINOv2. Pretraining losses, k-NN and probes and
+the exported model all read this tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForImageClassification,
+    ConvNextV2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+)
+
+from bert_pretrain.errors import InputError
+
+# Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021 (DeiT, table 1) and
+# Dosovitskiy et al. 2021 (table 1); the two below them are for small images and few processors. `convnextv2-atto` and
+# `convnextv2-tiny` are those of Woo et al. 2023 (appendix A.1).
+SIZES: dict[str, dict[str, Any]] = {
+    "vit-tiny": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},  # 1.2 M
+    "vit-mini": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6},  # 2.7 M
+    "vit-small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},  # 21.3 M
+    "vit-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},  # 85.1 M
+    "convnextv2-mini": {"hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},  # 0.4 M
+    "convnextv2-atto": {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]},  # 3.4 M
+    "convnextv2-tiny": {"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},  # 27.9 M
+}
+PRETRAINING_FOLDER = "pretraining"  # the whole pretraining model beside an exported encoder
+LAYER_NORM_EPS = 1e-6  # Dosovitskiy et al. and He et al. 2022; transformers' default is 1e-12
+MAX_PATCH_SIZE = 16
+MIN_GRID = 8  # patches along a side that a ViT has at least, where the image allows patches of 2 pixels
+
+
+def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
+    """Return the configuration of a named size, with patches that suit the image.
+
+    Args:
+        name: a key of `SIZES`.
+        image_size: height and width, pixels.
+        num_channels: channels of an image.
+
+    Returns:
+        A `ViTConfig` (patches as `vit_patch_size` chooses them) or a `ConvNextV2Config` (a stem of 1, 2 or 4 pixels).
+
+    Raises:
+        InputError: no ViT patch divides the image.
+    """
+    fields = SIZES[name]
+    common = {"image_size": image_size, "num_channels": num_channels, "layer_norm_eps": LAYER_NORM_EPS}
+    if "depths" in fields:
+        # The published stem of 4 pixels leaves too small a map of small images; stages halve it further.
+        patch_size = 1 if image_size < 16 else 2 if image_size < 96 else 4
+        return ConvNextV2Config(num_stages=len(fields["depths"]), patch_size=patch_size, **fields, **common)
+    patch_size = vit_patch_size(image_size)
+    return ViTConfig(
+        intermediate_size=4 * fields["hidden_size"],
+        patch_size=patch_size,
+        encoder_stride=patch_size,
+        **fields,
+        **common,
+    )
+
+
+def vit_patch_size(image_size: int) -> int:
+    """Return the patch edge in pixels for a square image: 8 -> 2, 28 and 32 -> 4, 64 -> 8, 224 -> 16.
+
+    Among the divisors of `image_size` from 2 to 16 it is the smallest that leaves at most 8 patches along a side, or
+    the largest if all leave more.
+
+    Raises:
+        InputError: `image_size` has no such divisor.
+    """
+    divisors = [size for size in range(2, MAX_PATCH_SIZE + 1) if image_size % size == 0]
+    if not divisors:
+        raise InputError(
+            f"image_size is {image_size}, which no patch of 2 to {MAX_PATCH_SIZE} pixels divides; "
+            "pass another --image_size, such as a multiple of 8, or a convolutional --config_name"
+        )
+    return next((size for size in divisors if image_size <= MIN_GRID * size), divisors[-1])
+
+
+def build_image_encoder(
+    *, config_name: str, model_name_or_path: str | None, image_size: int, num_channels: int, dropout: float
+) -> PreTrainedModel:
+    """Return the encoder to pretrain, in training mode; `embed` reads it.
+
+    Parameters that the embedding does not depend on (such as DINOv2's mask token) are frozen, because distributed
+    training refuses parameters without a gradient.
+
+    Args:
+        config_name: a key of `SIZES`, or a folder or Hub id of a configuration whose image size and channels are then
+            replaced by those given.
+        model_name_or_path: weights to continue from, in place of `config_name`.
+        image_size: height and width, pixels.
+        num_channels: channels of an image.
+        dropout: probability of all dropout modules while pretraining; the configuration, which fine-tuning will use,
+            keeps its own.
+
+    Returns:
+        transformers' image classification class of that architecture with `num_labels=0`.
+
+    Raises:
+        InputError: not an image classifier's configuration; the channels or the size do not suit the weights; the
+            weights are incomplete; or the architecture has no dropout module to set.
+    """
+    if model_name_or_path is not None:
+        encoder = _load_encoder(model_name_or_path)
+    else:
+        config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
+        encoder = encoder_from_config(config)
+    return prepare_encoder(
+        encoder,
+        source=model_name_or_path or config_name,
+        image_size=image_size,
+        num_channels=num_channels,
+        dropout=dropout,
+    )
+
+
+def prepare_encoder(
+    encoder: PreTrainedModel, *, source: str, image_size: int, num_channels: int, dropout: float
+) -> PreTrainedModel:
+    """Check that an encoder suits the images and can be exported, set its dropout and freeze what nothing reads.
+
+    Args:
+        encoder: changed in place.
+        source: where it comes from, for messages.
+        image_size: height and width, pixels.
+        num_channels: channels of an image.
+        dropout: probability of all dropout modules.
+
+    Returns:
+        `encoder`, in training mode.
+
+    Raises:
+        InputError: as `build_image_encoder`.
+    """
+    if encoder.config.num_channels != num_channels:
+        raise InputError(
+            f"the images have {num_channels} channels but {source} takes {encoder.config.num_channels}; "
+            f"pass --num_channels {encoder.config.num_channels}"
+        )
+    _refuse_parameters_outside_base(encoder)
+    try:
+        embedding_width(encoder, image_size=image_size, num_channels=num_channels)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{source} does not take images of {image_size} x {image_size} pixels ({error}); "
+            "pass the --image_size that it was made for"
+        ) from error
+    set_dropout(encoder, dropout)
+    _freeze_unread(encoder, image_size=image_size, num_channels=num_channels)
+    return encoder.train()
+
+
+def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return transformers' image classification class of `config` with `num_labels=0`, initialised."""
+    config.num_labels = 0
+    return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+
+
+def read_encoder_config(config_name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
+    """Return the configuration that `--config_name` means, for images of the given size and channels.
+
+    Raises:
+        InputError: it is none of `SIZES` and no image classifier's configuration.
+    """
+    if config_name in SIZES:
+        return image_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
+    config = _read_config(config_name, flag="--config_name")
+    config.num_channels = num_channels
+    if hasattr(config, "image_size"):
+        config.image_size = image_size
+    return config
+
+
+def embed(encoder: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """Return the embedding of images: the tensor that the architecture's own classifier is fed.
+
+    Args:
+        encoder: as `build_image_encoder` returns it.
+        pixel_values: float (B, C, H, W), normalised.
+
+    Returns:
+        float (B, D), with the gradient and in the mode (training or evaluation) of the encoder.
+    """
+    embedding: Tensor = encoder(pixel_values=pixel_values).logits
+    return embedding
+
+
+def embedding_width(encoder: PreTrainedModel, *, image_size: int, num_channels: int) -> int:
+    """Return D of `embed`, found by embedding a black image.
+
+    Raises:
+        ValueError: what is embedded is not one vector per image, or the encoder refuses the size or channels.
+        RuntimeError: the image is too small for the encoder's convolutions.
+    """
+    was_training = encoder.training
+    with torch.no_grad():
+        embedding = embed(encoder.eval(), torch.zeros(1, num_channels, image_size, image_size, device=encoder.device))
+    encoder.train(was_training)
+    if embedding.dim() != 2 or embedding.shape[1] == 0:
+        raise ValueError(f"its embedding of one image has the shape {tuple(embedding.shape)}")
+    return embedding.shape[1]
+
+
+def set_dropout(model: nn.Module, dropout: float) -> None:
+    """Set the probability of all `nn.Dropout` modules of a model.
+
+    Raises:
+        InputError: `dropout` is not 0 and there are none, as in most convolutional architectures.
+    """
+    modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    if dropout and not modules:
+        raise InputError(f"dropout is {dropout} but this architecture has no dropout; pass --dropout 0")
+    for module in modules:
+        module.p = dropout
+
+
+def pretraining_subfolder(name_or_path: str | Path, model_type: str, **hub: Any) -> str | None:
+    """Return where in a folder or Hub repository a pretraining model of one type is.
+
+    Args:
+        name_or_path: an exported folder (`final`), a checkpoint, or a Hub id.
+        model_type: `model_type` of the configuration looked for.
+        hub: keywords of `from_pretrained`, of which those that say where and how to download are used.
+
+    Returns:
+        "" = at the root, "pretraining" = beside an exported encoder, None = nowhere.
+    """
+    download = {key: hub[key] for key in ("cache_dir", "local_files_only", "revision", "token") if key in hub}
+    for subfolder in ("", PRETRAINING_FOLDER):
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), subfolder=subfolder, **download)
+        except (OSError, ValueError):
+            continue
+        if config.get("model_type") == model_type:
+            return subfolder
+    return None
+
+
+def find_pretraining(name_or_path: str | Path, model_type: str, **hub: Any) -> str:
+    """Return what `pretraining_subfolder` finds.
+
+    Raises:
+        InputError: it finds nothing.
+    """
+    subfolder = pretraining_subfolder(name_or_path, model_type, **hub)
+    if subfolder is None:
+        raise InputError(
+            f"{str(name_or_path)!r} holds no model of type {model_type!r}, neither at its root nor in "
+            f"{PRETRAINING_FOLDER}/; pass the final/ or a checkpoint of a run with that objective"
+        )
+    return subfolder
+
+
+def as_encoder_config(encoder: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
+    """Return the encoder's configuration within another one, read from `config.json` as a dict.
+
+    A configuration is copied: building the outer model clears the attention implementation of the inner one's.
+    """
+    if isinstance(encoder, PreTrainedConfig):
+        return copy.deepcopy(encoder)
+    fields = dict(encoder or {})
+    return AutoConfig.for_model(fields.pop("model_type", "vit"), **fields)
+
+
+def init_by_fan_in(module: nn.Module) -> None:
+    """Initialise a head's layer so that it keeps the variance of its input (LeCun et al. 1998, section 4.6).
+
+    transformers' own standard deviation of 0.02 suits wide transformers; through the few narrow layers of a head the
+    signal would vanish.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.GroupNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _load_encoder(name: str) -> PreTrainedModel:
+    _read_config(name, flag="--model_name_or_path")
+    encoder, loading = AutoModelForImageClassification.from_pretrained(
+        name, num_labels=0, dtype=torch.float32, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise InputError(
+            f"{name} lacks {len(missing)} weights of its encoder, such as {missing[0]}; "
+            "pass --model_name_or_path a complete checkpoint, or --config_name to start from none"
+        )
+    return encoder
+
+
+def _read_config(name: str, *, flag: str) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        where = "has no config.json of transformers" if Path(name).is_dir() else "is neither a folder nor on the Hub"
+        raise InputError(
+            f"{name!r} {where}; pass {flag} the folder or Hub id of an image encoder"
+            + (f", or one of {', '.join(SIZES)}" if flag == "--config_name" else ", such as a run's final/")
+        ) from error
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or not hasattr(config, "num_channels"):
+        raise InputError(
+            f"{name!r} is a model of type {config.model_type!r}, which AutoModelForImageClassification does not build "
+            f"for pixels; pass {flag} an image encoder such as vit, convnextv2, resnet or dinov2"
+        )
+    return config
+
+
+def _refuse_parameters_outside_base(encoder: PreTrainedModel) -> None:
+    """Raise `InputError` unless the headless model, which the export saves, holds all there is to train."""
+    base = encoder.base_model
+    held = {id(parameter) for parameter in base.parameters()}
+    outside = [name for name, parameter in encoder.named_parameters() if id(parameter) not in held]
+    if base is encoder or outside:
+        raise InputError(
+            f"the embedding of a {encoder.config.model_type!r} model passes through weights that AutoModel does not "
+            f"hold ({', '.join(outside) or 'its classifier has no encoder of its own'}); choose another architecture "
+            "with --config_name or --model_name_or_path"
+        )
+
+
+def _freeze_unread(encoder: PreTrainedModel, *, image_size: int, num_channels: int) -> None:
+    names, parameters = zip(*encoder.named_parameters(), strict=True)
+    image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
+    gradients = torch.autograd.grad(embed(encoder.eval(), image).sum(), parameters, allow_unused=True)
+    for name, gradient in zip(names, gradients, strict=True):
+        if gradient is None:
+            encoder.get_parameter(name).requires_grad_(False)

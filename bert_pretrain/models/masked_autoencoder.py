@@ -1,0 +1,245 @@
+"""The masked autoencoder: transformers' `ViTMAEForPreTraining` with given masks and without its own loss.
+
+Enters: normalised images and, for every image, numbers whose order decides which patches are removed. Leaves: the
+predicted patches and the mask (1 = removed, the opposite of an attention mask); or, when training is over, the encoder
+as a plain ViT, which every class of transformers for images loads (He et al. 2022, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining
+from transformers.modeling_outputs import ModelOutput
+
+from bert_pretrain.errors import InputError
+from bert_pretrain.models.image_encoder import (
+    build_image_encoder,
+    encoder_from_config,
+    find_pretraining,
+    pretraining_subfolder,
+    read_encoder_config,
+    set_dropout,
+)
+
+# Width of the encoder from which on, decoder's width and layers. The last row is the paper's own decoder; table 1 there
+# finds that depth matters little for fine-tuning. Heads are 32 wide.
+DECODER_SIZES = ((0, 128, 2), (384, 256, 4), (768, 512, 8))
+
+# Fields that a ViT and its masked autoencoder share.
+SHARED_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
+
+
+@dataclass
+class MaskedAutoencoderOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
+    """What a forward pass returns.
+
+    Attributes:
+        logits: float (B, P, patch * patch * C), the predicted patches, ordered as `patchify` orders them.
+        mask: float (B, P), 1 = removed, hence to be predicted; 0 = seen.
+        patches: float (B, P, patch * patch * C), those of the image itself.
+    """
+
+    logits: Tensor = None  # type: ignore[assignment]
+    mask: Tensor = None  # type: ignore[assignment]
+    patches: Tensor = None  # type: ignore[assignment]
+
+
+class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
+    """transformers' class, whose configuration and weights it keeps; its own loss is not used.
+
+    The initial position embeddings are set here. Version 5.23 of transformers leaves those of a new model at zero, in
+    encoder and decoder, and freezes them: such a model cannot know where a patch is.
+    """
+
+    def __init__(self, config: ViTMAEConfig) -> None:
+        """Build encoder and decoder, initialised by the global seed as He et al. 2022 (appendix A.1) describe."""
+        super().__init__(config)
+        embeddings, decoder = self.vit.embeddings, self.decoder
+        grid = config.image_size // config.patch_size
+        projection = embeddings.patch_embeddings.projection.weight
+        with torch.no_grad():
+            embeddings.position_embeddings.copy_(sincos_positions(grid, config.hidden_size))
+            decoder.decoder_pos_embed.copy_(sincos_positions(grid, config.decoder_hidden_size))
+            nn.init.normal_(embeddings.cls_token, std=config.initializer_range)
+            nn.init.normal_(decoder.mask_token, std=config.initializer_range)
+            # As a linear layer of a flattened patch: the convolution's own fan-out would count every pixel.
+            nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Load from a checkpoint or from an exported folder; see `PreTrainedModel.from_pretrained`."""
+        if "subfolder" not in kwargs:
+            kwargs["subfolder"] = find_pretraining(pretrained_model_name_or_path, ViTMAEConfig.model_type, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @property
+    def num_patches(self) -> int:
+        """P, the patches of an image."""
+        return int(self.config.image_size // self.config.patch_size) ** 2
+
+    def forward(self, pixel_values: Tensor, noise: Tensor) -> MaskedAutoencoderOutput:
+        """Remove patches and predict them.
+
+        Args:
+            pixel_values: float (B, C, H, W), normalised.
+            noise: (B, P), any real type, no two equal in a row: the int(P * (1 - mask_ratio)) patches with the
+                smallest numbers are seen. It has no default, so that masks never come from a global generator.
+        """
+        encoded = self.vit(pixel_values, noise=noise)
+        decoded = self.decoder(encoded.last_hidden_state, encoded.ids_restore)
+        return MaskedAutoencoderOutput(
+            logits=decoded.logits, mask=encoded.mask, patches=self.patchify(pixel_values)
+        )
+
+    def plain_encoder(self) -> PreTrainedModel:
+        """Return a copy of the encoder as a plain ViT, which removes no patch; `embed` reads it.
+
+        Its embedding is the [CLS] state, which the decoder reads beside the patches. The position embeddings, fixed
+        here, are an ordinary parameter there.
+        """
+        fields = {name: getattr(self.config, name) for name in SHARED_FIELDS}
+        encoder = encoder_from_config(ViTConfig(encoder_stride=self.config.patch_size, **fields))
+        encoder.base_model.load_state_dict(self.vit.state_dict())
+        return encoder.to(self.device).train(self.training)
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Return the fixed two-dimensional position embeddings of a square of patches.
+
+    Half of a vector encodes the column, half the row; each half holds the sines, then the cosines, of the coordinate
+    times width / 4 frequencies from 1 down towards 1/10000 (the order of the published weights).
+
+    Args:
+        grid: patches along a side.
+        width: of a vector; divisible by 4.
+
+    Returns:
+        float32 (1, 1 + grid * grid, width), row by row; the first, for [CLS], is zero.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    along_side = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
+    columns, rows = along_side.repeat(grid, 1), along_side.repeat_interleave(grid, dim=0)
+    patches = torch.cat([columns, rows], dim=1)  # (grid * grid, width)
+    return torch.cat([torch.zeros(1, width), patches.float()])[None]
+
+
+def build_masked_autoencoder(
+    *,
+    config_name: str,
+    model_name_or_path: str | None,
+    image_size: int,
+    num_channels: int,
+    dropout: float,
+    mask_ratio: float,
+) -> MaskedAutoencoder:
+    """Return the model to pretrain, in training mode.
+
+    Args:
+        config_name: a ViT's name in `SIZES`, or the folder or Hub id of a ViT's configuration.
+        model_name_or_path: weights to continue from: a ViT, to which a fresh decoder is added, or a masked
+            autoencoder with its decoder (a run's `final`, a checkpoint, or a published ViTMAE).
+        image_size: height and width, pixels.
+        num_channels: channels of an image.
+        dropout: probability of the dropout modules while pretraining.
+        mask_ratio: share of the patches removed.
+
+    Raises:
+        InputError: not a ViT, patches that do not divide the image, a ratio that leaves or removes no patch, or what
+            `build_image_encoder` raises.
+    """
+    continued = None
+    if model_name_or_path is not None:
+        continued = pretraining_subfolder(model_name_or_path, ViTMAEConfig.model_type)
+    if continued is not None:
+        model, loading = MaskedAutoencoder.from_pretrained(
+            str(model_name_or_path), subfolder=continued, dtype=torch.float32, output_loading_info=True
+        )
+        if loading["missing_keys"]:
+            raise InputError(
+                f"{model_name_or_path} lacks {len(loading['missing_keys'])} weights, such as "
+                f"{min(loading['missing_keys'])}; pass --model_name_or_path a masked autoencoder with its decoder"
+            )
+    elif model_name_or_path is not None:
+        encoder = build_image_encoder(
+            config_name=config_name,
+            model_name_or_path=model_name_or_path,
+            image_size=image_size,
+            num_channels=num_channels,
+            dropout=dropout,
+        )
+        model = _fresh(encoder.config, source=model_name_or_path)
+        model.vit.load_state_dict(encoder.base_model.state_dict())
+    else:
+        config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
+        model = _fresh(config, source=config_name)
+    _check_images(model.config, source=model_name_or_path or config_name, image_size=image_size, channels=num_channels)
+    model.config.mask_ratio = mask_ratio
+    check_mask_ratio(mask_ratio, num_patches=model.num_patches)
+    set_dropout(model, dropout)
+    return model.train()
+
+
+def check_mask_ratio(mask_ratio: float, *, num_patches: int) -> None:
+    """Raise `InputError` unless at least one of `num_patches` patches stays and at least one is removed."""
+    num_seen = int(num_patches * (1 - mask_ratio))
+    if not 0 < num_seen < num_patches:
+        raise InputError(
+            f"mask_ratio is {mask_ratio}, so that int({num_patches} patches * (1 - mask_ratio)) = {num_seen} are seen, "
+            f"but 1 to {num_patches - 1} must be; pass another --mask_ratio, such as 0.75"
+        )
+
+
+def _fresh(config: Any, *, source: str) -> MaskedAutoencoder:
+    if config.model_type != "vit":
+        raise InputError(
+            f"{source!r} is of type {config.model_type!r} but a masked autoencoder needs 'vit'; "
+            "pass --config_name vit-tiny, or --mask_ratio 0 for an autoencoder with any encoder"
+        )
+    _, width, num_layers = max(size for size in DECODER_SIZES if size[0] <= config.hidden_size)
+    fields = {name: getattr(config, name) for name in SHARED_FIELDS}
+    return MaskedAutoencoder(
+        ViTMAEConfig(
+            decoder_hidden_size=width,
+            decoder_num_hidden_layers=num_layers,
+            decoder_num_attention_heads=width // 32,
+            decoder_intermediate_size=4 * width,
+            **fields,
+        )
+    )
+
+
+def _check_images(config: ViTMAEConfig, *, source: str, image_size: int, channels: int) -> None:
+    if config.num_channels != channels:
+        raise InputError(
+            f"the images have {channels} channels but {source} takes {config.num_channels}; "
+            f"pass --num_channels {config.num_channels}"
+        )
+    if config.image_size != image_size:
+        raise InputError(
+            f"image_size is {image_size} but {source} takes {config.image_size}; pass --image_size {config.image_size}"
+        )
+    if image_size % config.patch_size:
+        raise InputError(
+            f"image_size is {image_size}, which the patches of {source} ({config.patch_size} pixels) do not divide; "
+            f"pass --image_size {image_size // config.patch_size * config.patch_size or config.patch_size}"
+        )

@@ -1,0 +1,77 @@
+"""Named defaults by objective, as one literal: a recipe replaces the defaults of flags, the command line wins over it.
+
+What each costs and reaches is in README, "What to expect". Beside `minutes`, the first command's, `hours` is for data
+of one's own and `devlin2019` for comparison with the literature.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_BERT: dict[str, dict[str, Any]] = {
+    "minutes": {},  # the defaults as `--help` shows them: the embedded corpus in under six minutes
+    "hours": {
+        "config_name": "mini",
+        "per_device_train_batch_size": 32,
+        "max_steps": 20_000,
+        "max_hours": 0.0,
+        "warmup_steps": 400,
+        "learning_rate": 1e-3,
+        "eval_steps": 1000,
+        "save_steps": 1000,
+    },
+    # Devlin et al. 2019, appendix A.2, at sequence length 128 (90 % of its steps).
+    "devlin2019": {
+        "config_name": "base",
+        "pair_mode": "google",
+        "short_seq_prob": 0.1,
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "adam_beta2": 0.999,
+        "weight_decay": 0.01,
+        "schedule": "linear",
+        "warmup_steps": 10_000,
+        "max_steps": 900_000,
+        "max_hours": 0.0,
+        "global_batch_size": 256,
+        "per_device_train_batch_size": 32,
+        "dropout": 0.1,
+        "eval_steps": 10_000,
+        "save_steps": 10_000,
+    },
+}
+
+_IMAGES: dict[str, Any] = {
+    "config_name": "vit-tiny",
+    "dataset_name": "digits",
+    "validation_share": 0.2,
+    "max_hours": 0.0,
+    "weight_decay": 0.05,
+    "adam_beta2": 0.95,
+}
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "mlm_nsp": _BERT,
+    "mlm": _BERT,
+    "autoencoder": {
+        "minutes": _IMAGES
+        | {
+            "output_dir": "runs/autoencoder",
+            "per_device_train_batch_size": 128,
+            "per_device_eval_batch_size": 256,
+            "max_steps": 600,
+            "learning_rate": 1e-3,
+        },
+    },
+    "contrastive": {
+        "minutes": _IMAGES
+        | {
+            "output_dir": "runs/contrastive",
+            "per_device_train_batch_size": 256,
+            "per_device_eval_batch_size": 256,
+            "max_steps": 400,
+            "learning_rate": 1e-3,
+            "augmentation": "basic",
+        },
+    },
+}

@@ -1,0 +1,154 @@
+"""Claims about the measures of collapse: closed forms, independent formulas, and when there is a warning."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bert_pretrain.evaluation.collapse import (
+    CollapseMeasures,
+    alignment,
+    collapse_measures,
+    collapse_warnings,
+    effective_rank,
+    embedding_std,
+    uniformity,
+)
+from bert_pretrain.losses import triplet_loss
+
+HEALTHY = CollapseMeasures(
+    embedding_dim=64, embedding_std=0.11, effective_rank=40.0, uniformity=-3.5, alignment=0.3, active_triplets=0.4
+)
+
+
+def rows(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(array: Tensor) -> np.ndarray:
+    values = array.double().numpy()
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (8, 50)])
+def test_measures_are_those_of_numpys_formulas(shape: tuple[int, int]) -> None:
+    first, second = rows(*shape, seed=0), rows(*shape, seed=1)
+    singular_values = np.linalg.svd(first.double().numpy(), compute_uv=False)
+    shares = singular_values / singular_values.sum()
+    pairs = [float(((a - b) ** 2).sum()) for a, b in itertools.combinations(unit(first), 2)]
+    measures = collapse_measures(first, second_views=second, active_triplets=0.25)
+    assert measures.effective_rank == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    assert measures.embedding_std == pytest.approx(unit(first).std(axis=0).mean(), rel=1e-9)
+    assert measures.uniformity == pytest.approx(math.log(np.mean(np.exp(-2 * np.array(pairs)))), rel=1e-9)
+    assert measures.alignment == pytest.approx(((unit(first) - unit(second)) ** 2).sum(axis=1).mean(), rel=1e-9)
+    assert (measures.embedding_dim, measures.active_triplets) == (shape[1], 0.25)
+    assert collapse_measures(first).alignment is None
+
+
+@pytest.mark.parametrize("value", [1e-3, 1.0, 100.0])
+def test_equal_embeddings_have_no_deviation_rank_1_and_uniformity_0(value: float) -> None:
+    equal = torch.full((20, 16), value)
+    assert embedding_std(equal) == pytest.approx(0, abs=1e-12)
+    assert effective_rank(equal) == pytest.approx(1, abs=1e-5)  # noise of 1e-8 in each of 15 directions
+    assert uniformity(equal) == pytest.approx(0, abs=1e-12)
+    assert alignment(equal, equal) == 0
+
+
+def test_zero_embeddings_are_measured_too() -> None:
+    zero = torch.zeros(5, 4)
+    assert (embedding_std(zero), effective_rank(zero), uniformity(zero)) == (0, 0, 0)
+
+
+def test_even_directions_reach_the_isotropic_reference() -> None:
+    """Both ends of every axis: mean 0, and every coordinate has variance 1 / D."""
+    axes = torch.cat([torch.eye(16), -torch.eye(16)])
+    measures = collapse_measures(3 * axes)
+    assert measures.embedding_std == pytest.approx(measures.isotropic_std) == pytest.approx(0.25)
+    assert measures.effective_rank == pytest.approx(16)
+    # Each of 32 points has one at distance 2 and thirty at distance sqrt(2).
+    assert measures.uniformity == pytest.approx(math.log((math.exp(-8) + 30 * math.exp(-4)) / 31))
+    assert alignment(axes, -axes) == pytest.approx(4)
+    assert alignment(torch.eye(16), torch.eye(16).roll(1, 0)) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_effective_rank_counts_orthogonal_directions_of_equal_strength(rank: int) -> None:
+    directions = torch.linalg.qr(rows(12, 12, seed=0)).Q[:rank]
+    assert effective_rank(directions.repeat(5, 1)) == pytest.approx(rank, abs=1e-4)
+
+
+def test_scale_and_order_do_not_matter() -> None:
+    first, second = rows(30, 8, seed=0), rows(30, 8, seed=1)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(2))
+    expected = collapse_measures(first, second_views=second)
+    found = collapse_measures(7 * first[order], second_views=7 * second[order])
+    for name in ("embedding_std", "effective_rank", "uniformity", "alignment"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name  # float32 products
+
+
+@pytest.mark.parametrize(("max_pairs", "num_rows"), [(1, 2), (2, 2), (3, 3), (44, 9), (45, 10), (46, 10), (1000, 40)])
+def test_uniformity_takes_the_first_rows_that_make_at_most_so_many_pairs(max_pairs: int, num_rows: int) -> None:
+    embeddings = rows(40, 5, seed=0)
+    assert uniformity(embeddings, max_pairs=max_pairs) == uniformity(embeddings[:num_rows])
+
+
+def test_embeddings_that_are_spread_cause_no_warning() -> None:
+    assert collapse_warnings(HEALTHY) == []
+    assert collapse_warnings(HEALTHY, triplet_loss=0.2, margin=0.5) == []
+    assert collapse_warnings(HEALTHY, triplet_loss=0.9, margin=0.5) == []
+    assert collapse_warnings(collapse_measures(rows(100, 64, seed=0))) == []
+    assert collapse_warnings(collapse_measures(rows(100, 2, seed=0))) == []
+
+
+@pytest.mark.parametrize(
+    ("measures", "options", "words"),
+    [
+        (HEALTHY, {"triplet_loss": 0.4995, "margin": 0.5}, ["margin 0.5", "--negatives semi_hard", "--normalize"]),
+        (replace(HEALTHY, embedding_std=0.001), {}, ["same embedding", "--learning_rate", "nt_xent"]),
+        (replace(HEALTHY, effective_rank=1.2), {}, ["effective rank", "--normalize"]),
+        (replace(HEALTHY, active_triplets=0.001), {}, ["0.1%", "--margin", "--negatives semi_hard"]),
+    ],
+)
+def test_each_sign_has_its_own_message_with_flags(
+    measures: CollapseMeasures, options: dict[str, float], words: list[str]
+) -> None:
+    (message,) = collapse_warnings(measures, **options)
+    assert all(word in message for word in words)
+
+
+def test_equal_embeddings_are_reported_once_not_as_a_low_rank_too() -> None:
+    (message,) = collapse_warnings(collapse_measures(torch.ones(20, 64)))
+    assert "same embedding" in message
+
+
+def test_a_provoked_collapse_is_noticed() -> None:
+    """The hardest negatives and a large rate drive unnormalised embeddings to one point (facts of the field)."""
+    torch.manual_seed(0)
+    images, ids = rows(64, 20, seed=0), torch.arange(64)
+    encoder = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 8))
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
+    margin = 0.5
+    for step in range(60):
+        first, second = (encoder(images + 2 * rows(64, 20, seed=1 + 2 * step + view)) for view in range(2))
+        terms = triplet_loss(
+            first,
+            second,
+            first,
+            anchor_ids=ids,
+            candidate_ids=ids,
+            margin=margin,
+            distance="l2",
+            negatives="hard",
+        )
+        loss = terms.sum / terms.num_terms
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    messages = collapse_warnings(collapse_measures(encoder(images)), triplet_loss=float(loss), margin=margin)
+    assert any("stuck at its margin" in message for message in messages)

@@ -1,0 +1,288 @@
+"""Claims about `bert-pretrain evaluate`: its figures are those of stock tools, and bad input gets one message."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PillowImage
+from runs import environment
+from sklearn.neighbors import KNeighborsClassifier
+from transformers import (
+    AutoImageProcessor,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+    pipeline,
+)
+
+from bert_pretrain import evaluate
+from bert_pretrain.__main__ import main
+from bert_pretrain.data.images import open_images
+from bert_pretrain.data.tokenizers import load_tokenizer
+
+MEAN, STD = 0.3, 0.37
+CLASSES = ("ant", "bee", "cat")
+FLOORS = ("", "random_encoder_", "pixels_", "pca_")
+
+
+def save_encoder(folder: Path, *, image_size: int = 8, num_channels: int = 1, seed: int = 0, **fields: Any) -> Path:
+    """Save a small random ViT with its image processor."""
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=image_size,
+        patch_size=4,
+        num_channels=num_channels,
+        **fields,
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    size = {"height": image_size, "width": image_size}
+    channels = num_channels
+    ViTImageProcessorPil(size=size, image_mean=[MEAN] * channels, image_std=[STD] * channels).save_pretrained(folder)
+    return folder
+
+
+def save_bert(folder: Path, *, cls: Any = BertForMaskedLM, seed: int = 0) -> Path:
+    """Save a small random BERT with the shipped tokenizer."""
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(None)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        initializer_range=1.0,
+    )
+    cls(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_encoder(folder / "vit")
+    save_encoder(folder / "colour", num_channels=3)
+    save_bert(folder / "bert")
+    save_bert(folder / "headless", cls=BertModel)
+    save_encoder(folder / "bare")
+    (folder / "bare/preprocessor_config.json").unlink()
+    save_encoder(folder / "mixed")
+    shutil.copy(folder / "colour/preprocessor_config.json", folder / "mixed")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr("bert_pretrain.data.images.HF_HOME", str(tmp_path / "hf"))
+
+
+def figures_of(flags: list[str], folder: Path) -> dict[str, float]:
+    target = folder / "figures.json"
+    assert main(["evaluate", *flags, "--json", str(target)]) == 0
+    record = json.loads(target.read_text())
+    assert record.keys() >= {"figures", "details", "hardware", "versions"}
+    figures: dict[str, float] = record["figures"]
+    return figures
+
+
+def stock_features(folder: Path, pixels: np.ndarray) -> np.ndarray:
+    """Embed as a user of transformers would: the saved processor, the saved model, its [CLS]."""
+    processor = AutoImageProcessor.from_pretrained(folder)
+    images = [PillowImage.fromarray(image[:, :, 0]).convert("L") for image in pixels]
+    values = processor([np.array(image)[:, :, None] for image in images], input_data_format="channels_last")
+    with torch.no_grad():
+        output = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()(
+            torch.tensor(np.array(values["pixel_values"]))
+        )
+    return output.last_hidden_state[:, 0].numpy()
+
+
+def test_knn_on_digits_is_that_of_scikit_learn_on_features_of_stock_transformers(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = figures_of(["--model", str(models / "vit"), "--suite", "knn", "linear_probe", "--k", "7"], tmp_path)
+    corpus = open_images(dataset_name="digits", validation_share=0.2, seed=42)
+    assert corpus.labels is not None
+    features = stock_features(models / "vit", np.asarray(corpus.pixels))
+    train, test = corpus.train_images, corpus.validation_images
+    theirs = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07))
+    theirs.fit(features[train], corpus.labels[train])
+    # A query whose seventh and eighth neighbours are equally far in float32 may go either way.
+    assert figures["knn_accuracy"] == pytest.approx(
+        theirs.score(features[test], corpus.labels[test]), abs=1.5 / len(test)
+    )
+    assert figures.keys() == {f"{floor}{suite}_accuracy" for floor in FLOORS for suite in ("knn", "linear_probe")} | {
+        "majority_accuracy"
+    }
+    assert figures["pixels_knn_accuracy"] > 0.95
+    assert figures["majority_accuracy"] < 0.2
+    printed = capsys.readouterr().out
+    assert "digits" in printed
+    for name in ("this encoder", "the same, untrained", "pixels", "PCA of the pixels"):
+        assert printed.count(f"\n{name} ") == 2
+
+
+def test_the_same_command_gives_the_same_figures_and_another_seed_others(models: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(models / "vit"), "--suite", "knn"]
+    first = figures_of(flags, tmp_path)
+    assert figures_of(flags, tmp_path) == first
+    other = figures_of([*flags, "--seed", "7"], tmp_path)
+    assert other["random_encoder_knn_accuracy"] != first["random_encoder_knn_accuracy"]
+
+
+def test_a_run_says_which_images_its_model_did_not_see(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"dataset_name": "digits", "validation_share": 0.1, "seed": 5, "image_size": 0, "num_channels": 0}
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    save_encoder(tmp_path / "final")
+    save_encoder(tmp_path / "checkpoints/step-000100")
+    expected = figures_of(
+        ["--model", str(models / "vit"), "--suite", "knn", "--seed", "5", "--validation_share", "0.1"], tmp_path
+    )
+    capsys.readouterr()
+    for folder in ("final", "checkpoints/step-000100"):
+        assert figures_of(["--model", str(tmp_path / folder), "--suite", "knn"], tmp_path) == expected
+        assert "note:" not in capsys.readouterr().out
+    figures_of(["--model", str(tmp_path / "final"), "--suite", "knn", "--seed", "6"], tmp_path)
+    assert "held out other images" in capsys.readouterr().out
+
+
+def write_parquet(path: Path, rows: list[tuple[int, str]]) -> str:
+    """Write 8 x 8 colour images drawn from the number, with class names as labels."""
+    images = [
+        PillowImage.fromarray(np.random.default_rng(number).integers(256, size=(8, 8, 3)).astype(np.uint8))
+        for number, _ in rows
+    ]
+    features = Features({"image": Image(), "kind": Value("string")})
+    Dataset.from_dict({"image": images, "kind": [name for _, name in rows]}, features=features).to_parquet(path)
+    return str(path)
+
+
+def test_classes_of_test_files_are_matched_by_name(models: Path, tmp_path: Path) -> None:
+    """The test images are some of the others, so that each is its own nearest neighbour; their classes are fewer."""
+    rows = [(number, CLASSES[number % 3]) for number in range(30)]
+    flags = [
+        *("--data_files", write_parquet(tmp_path / "train.parquet", rows), "--label_column", "kind"),
+        *("--test_files", write_parquet(tmp_path / "test.parquet", [row for row in rows if row[1] != "ant"])),
+    ]
+    figures = figures_of(["--model", str(models / "colour"), "--suite", "knn", "--k", "1", *flags], tmp_path)
+    assert figures["knn_accuracy"] == figures["pixels_knn_accuracy"] == figures["pca_knn_accuracy"] == 1.0
+
+
+def test_fill_mask_says_what_the_pipeline_of_transformers_says(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = "The function returns a [MASK] value."
+    flags = ["--model", str(models / "bert"), "--suite", "fill_mask", "--sentences", sentence, "--num_candidates", "3"]
+    target = tmp_path / "figures.json"
+    assert main(["evaluate", *flags, "--json", str(target)]) == 0
+    record = json.loads(target.read_text())
+    (row,) = record["details"]["fill_mask"]
+    theirs = pipeline("fill-mask", model=str(models / "bert"), device="cpu")(sentence, top_k=3)
+    assert [word for word, _ in row["candidates"]] == [found["token_str"] for found in theirs]
+    assert [p for _, p in row["candidates"]] == pytest.approx([found["score"] for found in theirs], abs=2e-6)
+    assert record["figures"]["fill_mask_entropy"] == row["entropy"] > 0
+    assert theirs[0]["token_str"] in capsys.readouterr().out
+
+
+def test_a_run_directory_shows_every_checkpoint_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, step in enumerate((20, 100, 3)):
+        save_bert(tmp_path / f"checkpoints/step-{step:06d}", seed=seed)
+    sentences = ["The [MASK] is a [MASK].", "A list of [MASK]."]
+    assert main(["evaluate", "--model", str(tmp_path), "--suite", "fill_mask", "--sentences", *sentences]) == 0
+    printed = capsys.readouterr().out
+    steps = [line.split()[0] for line in printed.splitlines() if "entropy" in line]
+    assert steps == ["step-000003", "step-000020", "step-000100"] * 3  # three [MASK]
+
+
+def test_a_suite_is_one_entry_of_the_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(
+        evaluate.SUITES, "letters", lambda e: evaluate.SuiteResult("text", {"letters": len(e.options.model)}, None)
+    )
+    assert figures_of(["--model", "abc", "--suite", "letters", "letters"], tmp_path) == {"letters": 3}
+
+
+BAD = {
+    "no such model": (["--model", "nowhere/at-all", "--suite", "knn"], "--model"),
+    "no such masked language model": (["--model", "nowhere/at-all", "--suite", "fill_mask"], "--model"),
+    "unknown suite": (["--model", "vit", "--suite", "knn", "knnn"], "linear_probe"),
+    "unknown flag": (["--model", "vit", "--suite", "knn", "--neighbours", "3"], "--neighbours"),
+    "text model": (["--model", "bert", "--suite", "knn"], "image processor"),
+    "image model": (["--model", "vit", "--suite", "fill_mask"], "masked language model"),
+    "no head": (["--model", "headless", "--suite", "fill_mask"], "masked-LM head"),
+    "no processor": (["--model", "bare", "--suite", "knn"], "preprocessor_config.json"),
+    "wrong channels": (["--model", "mixed", "--suite", "knn"], "channels"),
+    "wrong size": (["--model", "vit", "--suite", "knn", "--image_size", "16"], "--image_size"),
+    "no neighbour": (["--model", "vit", "--suite", "knn", "--k", "0"], "--k"),
+    "no temperature": (["--model", "vit", "--suite", "knn", "--temperature", "0"], "--temperature"),
+    "no batch": (["--model", "vit", "--suite", "knn", "--per_device_eval_batch_size", "0"], "--per_device_eval"),
+    "impossible share": (["--model", "vit", "--suite", "knn", "--validation_share", "1.5"], "--validation_share"),
+    "no such file": (["--model", "colour", "--suite", "knn", "--data_files", "no.parquet"], "no.parquet"),
+    "two sources": (["--model", "vit", "--suite", "knn", "--data_files", "a", "--dataset_name", "b"], "pass one"),
+    "no label": (["--model", "colour", "--suite", "knn", "--data_files", "plain.parquet"], "--label_column"),
+    "strange class": (
+        "--model colour --suite knn --data_files one.parquet --label_column kind --test_files two.parquet".split(),
+        "'dog'",
+    ),
+    "no mask": (["--model", "bert", "--suite", "fill_mask", "--sentences", "A word."], "[MASK]"),
+    "long sentence": (["--model", "bert", "--suite", "fill_mask", "--sentences", "a " * 40 + "[MASK]"], "shorten"),
+    "no folder for figures": (["--model", "bert", "--suite", "fill_mask", "--json", "no/such/f.json"], "--json"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_message_and_status_2(
+    case: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for model in models.iterdir():
+        (tmp_path / model.name).symlink_to(model)
+    write_parquet(tmp_path / "plain.parquet", [(number, "cat") for number in range(8)])
+    write_parquet(tmp_path / "one.parquet", [(number, "cat") for number in range(8)])
+    write_parquet(tmp_path / "two.parquet", [(number, "dog") for number in range(8)])
+    flags, expected = BAD[case]
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", *flags])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "Traceback" not in message
+    assert message.startswith("error: ") and len(message.splitlines()) == 1
+    assert "--model_name_or_path" not in message
+
+
+def test_debug_lets_the_exception_through(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--suite"):
+        main(["evaluate", "--model", "x", "--suite", "none", "--debug"])
+
+
+def test_the_module_is_a_program(models: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_pretrain.evaluate", "--model", str(models / "bert"), "--suite", "fill_mask"],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("entropy") == len(evaluate.DEFAULT_SENTENCES)
