@@ -5,8 +5,8 @@ compare a row with others (contrastive ones) call it. Where no processes work to
 
 The usual gathers are wrong here: `Accelerator.gather` and `torch.distributed.all_gather` cut the graph, and pasting a
 process's own rows back in loses what its rows contribute as negatives of the other processes. The loss is right with
-each of them, the gradient is not. `torch.distributed.nn.functional.all_gather` is right but deprecated in favour of a
-private module, so the gradient is written out below; it is three lines.
+each of them, the gradient is not. `torch.distributed.nn.functional.all_gather` is right but deprecated (torch 2.13) in
+favour of a private module, so the gradient is written out below; it is three lines.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def gather_rows(rows: Tensor, *, num_rows_per_rank: Sequence[int] | None = None)
 
 
 def _exchange_counts(rows: Tensor) -> list[int]:
-    counts = torch.empty(dist.get_world_size(), dtype=torch.int64, device=rows.device)
-    dist.all_gather_into_tensor(counts, counts.new_tensor([len(rows)]))
-    numbers: list[int] = counts.tolist()
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    numbers: list[int] = torch.cat(counts).tolist()
     return numbers
 
 
@@ -67,11 +68,8 @@ class _GatherRows(torch.autograd.Function):
         padded = rows.contiguous()  # collectives want equal sizes, so shorter shares are padded and cut again
         if len(rows) < longest:
             padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-        gathered = rows.new_empty(len(counts) * longest, *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded)
-        if min(counts) == longest:
-            return gathered
-        shares = gathered.split(longest)
+        shares = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(shares, padded)
         return torch.cat([share[:count] for share, count in zip(shares, counts, strict=True)])
 
     @staticmethod

@@ -176,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_flags(evaluation)
         # What does not fit is refused below with a message; transformers' own report would only be a second one.
         transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         figures: dict[str, float] = {}
         details: dict[str, Any] = {}
         for name in dict.fromkeys(evaluation.options.suite):
@@ -393,7 +394,11 @@ def _load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedT
             "pass --model one that has"
         )
     with naming_the_model_flag():
-        return model, load_tokenizer(name)
+        tokenizer = load_tokenizer(name)
+    # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{name!r} holds no tokenizer with words; pass --model a folder or Hub id with tokenizer.json")
+    return model, tokenizer
 
 
 def _probe(sentence: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Probe:

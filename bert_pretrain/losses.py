@@ -83,7 +83,8 @@ def pairwise_distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
         float32 (n,), at least 0 (`cosine`: up to rounding).
     """
     if distance == "l2":
-        return torch.linalg.vector_norm(a - b + L2_EPS, dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(a - b + L2_EPS, dim=-1)
+        return norm
     if distance == "l2_squared":
         return (a - b).square().sum(dim=-1)
     return 1 - (normalize_rows(a) * normalize_rows(b)).sum(dim=-1)

@@ -1,9 +1,20 @@
-"""Shared by all tests: no network, and a small model and batch."""
+"""Shared by all tests: no network, and nothing left over from the test before."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from accelerate.state import AcceleratorState
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps one state per process and refuses another precision; each test starts anew."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bert_pretrain.data.random import hash_uint64
 from bert_pretrain.evaluation.collapse import (
     CollapseMeasures,
     alignment,
@@ -20,7 +21,7 @@ from bert_pretrain.evaluation.collapse import (
     embedding_std,
     uniformity,
 )
-from bert_pretrain.losses import triplet_loss
+from bert_pretrain.losses import Negatives, triplet_loss
 
 HEALTHY = CollapseMeasures(
     embedding_dim=64, embedding_std=0.11, effective_rank=40.0, uniformity=-3.5, alignment=0.3, active_triplets=0.4
@@ -100,8 +101,11 @@ def test_uniformity_takes_the_first_rows_that_make_at_most_so_many_pairs(max_pai
 
 def test_embeddings_that_are_spread_cause_no_warning() -> None:
     assert collapse_warnings(HEALTHY) == []
+    assert collapse_warnings(replace(HEALTHY, embedding_std=0.02)) == []  # a sixth of the isotropic 0.125
     assert collapse_warnings(HEALTHY, triplet_loss=0.2, margin=0.5) == []
     assert collapse_warnings(HEALTHY, triplet_loss=0.9, margin=0.5) == []
+    # Semi-hard negatives of embeddings that are spread: just behind the positives, but both far away.
+    assert collapse_warnings(HEALTHY, triplet_loss=0.495, negative_distance=1.2, margin=0.5) == []
     assert collapse_warnings(collapse_measures(rows(100, 64, seed=0))) == []
     assert collapse_warnings(collapse_measures(rows(100, 2, seed=0))) == []
 
@@ -110,6 +114,7 @@ def test_embeddings_that_are_spread_cause_no_warning() -> None:
     ("measures", "options", "words"),
     [
         (HEALTHY, {"triplet_loss": 0.4995, "margin": 0.5}, ["margin 0.5", "--negatives semi_hard", "--normalize"]),
+        (HEALTHY, {"triplet_loss": 0.505, "negative_distance": 0.1, "margin": 0.5}, ["margin 0.5", "--learning_rate"]),
         (replace(HEALTHY, embedding_std=0.001), {}, ["same embedding", "--learning_rate", "nt_xent"]),
         (replace(HEALTHY, effective_rank=1.2), {}, ["effective rank", "--normalize"]),
         (replace(HEALTHY, active_triplets=0.001), {}, ["0.1%", "--margin", "--negatives semi_hard"]),
@@ -127,14 +132,13 @@ def test_equal_embeddings_are_reported_once_not_as_a_low_rank_too() -> None:
     assert "same embedding" in message
 
 
-def test_a_provoked_collapse_is_noticed() -> None:
-    """The hardest negatives and a large rate drive unnormalised embeddings to one point (facts of the field)."""
+def train(negatives: Negatives) -> list[str]:
+    """Train a small encoder on noisy vectors with a large rate and return the warnings at the end."""
     torch.manual_seed(0)
-    images, ids = rows(64, 20, seed=0), torch.arange(64)
+    images, ids, margin = rows(64, 20, seed=0), torch.arange(64), 0.5
     encoder = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 8))
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
-    margin = 0.5
-    for step in range(60):
+    for step in range(150):
         first, second = (encoder(images + 2 * rows(64, 20, seed=1 + 2 * step + view)) for view in range(2))
         terms = triplet_loss(
             first,
@@ -144,11 +148,24 @@ def test_a_provoked_collapse_is_noticed() -> None:
             candidate_ids=ids,
             margin=margin,
             distance="l2",
-            negatives="hard",
+            negatives=negatives,
+            offsets=torch.from_numpy((hash_uint64(step, np.arange(64)) >> np.uint64(2)).astype(np.int64)),
         )
         loss = terms.sum / terms.num_terms
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    messages = collapse_warnings(collapse_measures(encoder(images)), triplet_loss=float(loss), margin=margin)
-    assert any("stuck at its margin" in message for message in messages)
+    return collapse_warnings(
+        collapse_measures(encoder(images)),
+        triplet_loss=loss.item(),
+        negative_distance=(terms.negative_distance / terms.num_terms).item(),
+        margin=margin,
+    )
+
+
+def test_a_provoked_collapse_is_noticed_and_the_advice_helps() -> None:
+    """The hardest negatives and a large rate drive all embeddings to one point; random negatives do not."""
+    stuck, equal = train("hard")
+    assert "stuck at its margin" in stuck and "--negatives semi_hard or random" in stuck
+    assert "same embedding" in equal
+    assert train("random") == []

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from bert_pretrain.distributed import gather_rows
 from bert_pretrain.losses import nt_xent_loss, triplet_loss
 
-SHARES = {"2 equal": [4, 4], "3 unequal": [4, 1, 3], "3 with an empty one": [5, 0, 3]}
+# Rows of each process; both splits over 3 processes are measured by the same processes.
+SPLITS = {"2 equal": [4, 4], "3 unequal": [4, 1, 3], "3 with an empty one": [5, 0, 3]}
 LOSSES = ["nt_xent", "random", "semi_hard", "hard", "all"]
 NUM_ROWS, INPUT_DIM, DIM = 8, 10, 6
 
@@ -87,17 +88,17 @@ def check_gather_alone(rank: int, counts: list[int]) -> dict[str, Any]:
     begin = sum(counts[:rank])
     own = torch.arange(begin, begin + counts[rank])
     rows = own[:, None, None].expand(-1, 2, 3).double().requires_grad_()
-    num_collectives, original = [], dist.all_gather_into_tensor
+    num_collectives, original = [], dist.all_gather
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         num_collectives.append(1)
         return original(*args, **kwargs)
 
-    dist.all_gather_into_tensor = counted
+    dist.all_gather = counted
     known = gather_rows(rows, num_rows_per_rank=counts)
     num_with_counts = len(num_collectives)
     unknown = gather_rows(rows)
-    dist.all_gather_into_tensor = original
+    dist.all_gather = original
     weights = (rank + 1) * torch.arange(NUM_ROWS).double()
     (gradient,) = torch.autograd.grad((known * weights[:, None, None]).sum(), rows)
     return {
@@ -110,29 +111,45 @@ def check_gather_alone(rank: int, counts: list[int]) -> dict[str, Any]:
     }
 
 
-def work(rank: int, counts: list[int], folder: str) -> None:
+def work(rank: int, splits: dict[str, list[int]], folder: str, port: int) -> None:
     """Run as one of several processes and leave the results in a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(counts))
-    begin = sum(counts[:rank])
-    batch = {key: value[begin : begin + counts[rank]] for key, value in joint_batch().items()}
+    num_processes = len(next(iter(splits.values())))
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_processes)
+    assert dist.get_world_size() == num_processes
     model = DistributedDataParallel(make_model())
     variants = {"gather_rows": gather_rows, "detached": detached_gather, "own rows": detached_gather_with_own_rows}
-    results: dict[str, Any] = {name: measure(model, batch, g, len(counts)) for name, g in variants.items()}
-    results |= {"world_size": dist.get_world_size(), "alone": check_gather_alone(rank, counts)}
-    torch.save(results, f"{folder}/{rank}.pt")
+    for name, counts in splits.items():
+        begin = sum(counts[:rank])
+        batch = {key: value[begin : begin + counts[rank]] for key, value in joint_batch().items()}
+        results: dict[str, Any] = {key: measure(model, batch, g, num_processes) for key, g in variants.items()}
+        results |= {"world_size": dist.get_world_size(), "alone": check_gather_alone(rank, counts)}
+        torch.save(results, f"{folder}/{name} {rank}.pt")
+    dist.barrier()  # a process that leaves early closes the connections of the others
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=SHARES)
-def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[int], list[Any]]:
-    """How many rows each process held, and what each of them measured."""
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What each process measured, by split."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    counts = SHARES[request.param]
-    torch.multiprocessing.spawn(work, args=(counts, str(folder)), nprocs=len(counts))
-    results = [torch.load(folder / f"{rank}.pt") for rank in range(len(counts))]
-    assert [result["world_size"] for result in results] == [len(counts)] * len(counts)
-    return counts, results
+    results = {}
+    for num_processes in (2, 3):
+        # Held by this process, so that no port is guessed and the store outlives all who use it.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        splits = {name: counts for name, counts in SPLITS.items() if len(counts) == num_processes}
+        torch.multiprocessing.spawn(work, args=(splits, str(folder), store.port), nprocs=num_processes)
+        for name in splits:
+            results[name] = [torch.load(folder / f"{name} {rank}.pt") for rank in range(num_processes)]
+            assert [result["world_size"] for result in results[name]] == [num_processes] * num_processes
+    return results
+
+
+@pytest.fixture(params=SPLITS)
+def processes(request: pytest.FixtureRequest, measured: dict[str, list[Any]]) -> tuple[list[int], list[Any]]:
+    """How many rows each process held, and what each of them measured."""
+    return SPLITS[request.param], measured[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +208,8 @@ def test_a_process_alone_gets_its_rows_back() -> None:
     assert gather_rows(rows, num_rows_per_rank=[3]) is rows
 
 
-def test_one_process_of_a_group_of_one_gets_its_rows_back(tmp_path: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+def test_one_process_of_a_group_of_one_gets_its_rows_back() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         rows = torch.randn(3, 2)
         assert gather_rows(rows) is rows

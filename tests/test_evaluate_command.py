@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PillowImage
-from runs import environment
+from safetensors.torch import load_file, save_file
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import (
     AutoImageProcessor,
@@ -31,6 +32,7 @@ from bert_pretrain import evaluate
 from bert_pretrain.__main__ import main
 from bert_pretrain.data.images import open_images
 from bert_pretrain.data.tokenizers import load_tokenizer
+from bert_pretrain.evaluation.image_features import compute_features, divide_labelled, read_processor
 
 MEAN, STD = 0.3, 0.37
 CLASSES = ("ant", "bee", "cat")
@@ -75,17 +77,37 @@ def save_bert(folder: Path, *, cls: Any = BertForMaskedLM, seed: int = 0) -> Pat
     return folder
 
 
+def write_parquet(path: Path, rows: Sequence[tuple[int, str | None]]) -> str:
+    """Write 8 x 8 colour images drawn from the number, with class names as labels."""
+    images = [
+        PillowImage.fromarray(np.random.default_rng(number).integers(256, size=(8, 8, 3)).astype(np.uint8))
+        for number, _ in rows
+    ]
+    features = Features({"image": Image(), "kind": Value("string")})
+    Dataset.from_dict({"image": images, "kind": [name for _, name in rows]}, features=features).to_parquet(path)
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    save_encoder(folder / "vit")
+    save_encoder(folder / "vit", hidden_dropout_prob=0.5)  # must not make figures random
     save_encoder(folder / "colour", num_channels=3)
     save_bert(folder / "bert")
     save_bert(folder / "headless", cls=BertModel)
+    save_bert(folder / "wordless")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "wordless" / name).unlink()
+    save_encoder(folder / "torn")
+    weights = load_file(folder / "torn/model.safetensors")
+    weights.pop(min(weights))
+    save_file(weights, folder / "torn/model.safetensors", metadata={"format": "pt"})
     save_encoder(folder / "bare")
     (folder / "bare/preprocessor_config.json").unlink()
     save_encoder(folder / "mixed")
     shutil.copy(folder / "colour/preprocessor_config.json", folder / "mixed")
+    for name, label in (("plain", "cat"), ("one", "cat"), ("two", "dog")):
+        write_parquet(folder / f"{name}.parquet", [(number, label) for number in range(8)])
     return folder
 
 
@@ -137,7 +159,7 @@ def test_knn_on_digits_is_that_of_scikit_learn_on_features_of_stock_transformers
     assert figures["majority_accuracy"] < 0.2
     printed = capsys.readouterr().out
     assert "digits" in printed
-    for name in ("this encoder", "the same, untrained", "pixels", "PCA of the pixels"):
+    for name in ("this encoder", "the same, untrained", "raw pixels", "PCA of the pixels"):
         assert printed.count(f"\n{name} ") == 2
 
 
@@ -167,17 +189,6 @@ def test_a_run_says_which_images_its_model_did_not_see(
     assert "held out other images" in capsys.readouterr().out
 
 
-def write_parquet(path: Path, rows: list[tuple[int, str]]) -> str:
-    """Write 8 x 8 colour images drawn from the number, with class names as labels."""
-    images = [
-        PillowImage.fromarray(np.random.default_rng(number).integers(256, size=(8, 8, 3)).astype(np.uint8))
-        for number, _ in rows
-    ]
-    features = Features({"image": Image(), "kind": Value("string")})
-    Dataset.from_dict({"image": images, "kind": [name for _, name in rows]}, features=features).to_parquet(path)
-    return str(path)
-
-
 def test_classes_of_test_files_are_matched_by_name(models: Path, tmp_path: Path) -> None:
     """The test images are some of the others, so that each is its own nearest neighbour; their classes are fewer."""
     rows = [(number, CLASSES[number % 3]) for number in range(30)]
@@ -187,6 +198,54 @@ def test_classes_of_test_files_are_matched_by_name(models: Path, tmp_path: Path)
     ]
     figures = figures_of(["--model", str(models / "colour"), "--suite", "knn", "--k", "1", *flags], tmp_path)
     assert figures["knn_accuracy"] == figures["pixels_knn_accuracy"] == figures["pca_knn_accuracy"] == 1.0
+
+
+def test_the_images_of_the_run_are_the_default_unless_others_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(number, CLASSES[number % 3]) for number in range(30)]
+    files = [write_parquet(tmp_path / "own.parquet", rows)]
+    config = {"data_files": files, "label_column": "kind", "validation_share": 0.3, "seed": 1, "image_size": 0}
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    flags = ["evaluate", "--model", str(save_encoder(tmp_path / "final", num_channels=3)), "--suite", "knn"]
+    assert main(flags) == 0
+    assert "21 images with labels learnt from, 9 evaluated" in capsys.readouterr().out
+    assert main([*flags, "--dataset_name", "digits", "--label_column", "label"]) == 0
+    printed = capsys.readouterr().out
+    assert "handwritten digits" in printed and "note:" not in printed
+
+
+def test_images_without_a_label_are_left_out(tmp_path: Path) -> None:
+    rows = [(number, None if number % 4 else CLASSES[number % 3]) for number in range(40)]
+    files = [write_parquet(tmp_path / "own.parquet", rows)]
+    corpus = open_images(data_files=files, label_column="kind", validation_share=0.25, seed=0)
+    images = divide_labelled(corpus, None)
+    assert corpus.labels is not None
+    assert len(images.train_labels) + len(images.test_labels) == 10
+    expected = [row for row in corpus.train_images if corpus.labels[row] >= 0]
+    assert (images.train_pixels == corpus.pixels[expected]).all()
+    assert (images.train_labels == corpus.labels[expected]).all()
+
+
+def test_floors_are_an_untrained_encoder_by_seed_the_pixels_and_as_many_components(models: Path) -> None:
+    corpus = open_images(dataset_name="digits", validation_share=0.2, seed=42)
+    images, preprocessing = divide_labelled(corpus, None), read_processor(str(models / "vit"))
+    assert preprocessing.image_size == 8
+    assert preprocessing.mean + preprocessing.std == pytest.approx([MEAN, STD])
+    first, second = (
+        {features.key: features for features in found}
+        for found in (
+            compute_features(str(models / "vit"), images, preprocessing, batch_size=512, seed=seed) for seed in (1, 2)
+        )
+    )
+    assert list(first) == ["encoder", "random_encoder", "pixels", "pca"]
+    assert (first["encoder"].test == second["encoder"].test).all()
+    assert not np.allclose(first["random_encoder"].test, second["random_encoder"].test, atol=0.1)
+    assert not np.allclose(first["random_encoder"].test, first["encoder"].test, atol=0.1)
+    assert [features.train.shape[1] for features in first.values()] == [16, 16, 64, 16]
+    pixels = images.test_pixels.reshape(len(images.test_pixels), -1)
+    np.testing.assert_allclose(first["pixels"].test, (pixels / 255 - MEAN) / STD, rtol=1e-5, atol=1e-5)
+    assert np.abs(first["pca"].train.mean(axis=0)).max() < 1e-4  # centred on the images learnt from
 
 
 def test_fill_mask_says_what_the_pipeline_of_transformers_says(
@@ -215,38 +274,43 @@ def test_a_run_directory_shows_every_checkpoint_in_order(tmp_path: Path, capsys:
     assert steps == ["step-000003", "step-000020", "step-000100"] * 3  # three [MASK]
 
 
-def test_a_suite_is_one_entry_of_the_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_suite_is_one_entry_of_the_registry_and_run_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(
-        evaluate.SUITES, "letters", lambda e: evaluate.SuiteResult("text", {"letters": len(e.options.model)}, None)
+        evaluate.SUITES, "letters", lambda e: evaluate.SuiteResult("counted", {"letters": len(e.options.model)}, None)
     )
     assert figures_of(["--model", "abc", "--suite", "letters", "letters"], tmp_path) == {"letters": 3}
+    assert capsys.readouterr().out == "\nletters\ncounted\n"
 
 
 BAD = {
-    "no such model": (["--model", "nowhere/at-all", "--suite", "knn"], "--model"),
-    "no such masked language model": (["--model", "nowhere/at-all", "--suite", "fill_mask"], "--model"),
-    "unknown suite": (["--model", "vit", "--suite", "knn", "knnn"], "linear_probe"),
-    "unknown flag": (["--model", "vit", "--suite", "knn", "--neighbours", "3"], "--neighbours"),
-    "text model": (["--model", "bert", "--suite", "knn"], "image processor"),
-    "image model": (["--model", "vit", "--suite", "fill_mask"], "masked language model"),
-    "no head": (["--model", "headless", "--suite", "fill_mask"], "masked-LM head"),
-    "no processor": (["--model", "bare", "--suite", "knn"], "preprocessor_config.json"),
-    "wrong channels": (["--model", "mixed", "--suite", "knn"], "channels"),
-    "wrong size": (["--model", "vit", "--suite", "knn", "--image_size", "16"], "--image_size"),
-    "no neighbour": (["--model", "vit", "--suite", "knn", "--k", "0"], "--k"),
-    "no temperature": (["--model", "vit", "--suite", "knn", "--temperature", "0"], "--temperature"),
-    "no batch": (["--model", "vit", "--suite", "knn", "--per_device_eval_batch_size", "0"], "--per_device_eval"),
-    "impossible share": (["--model", "vit", "--suite", "knn", "--validation_share", "1.5"], "--validation_share"),
-    "no such file": (["--model", "colour", "--suite", "knn", "--data_files", "no.parquet"], "no.parquet"),
-    "two sources": (["--model", "vit", "--suite", "knn", "--data_files", "a", "--dataset_name", "b"], "pass one"),
-    "no label": (["--model", "colour", "--suite", "knn", "--data_files", "plain.parquet"], "--label_column"),
+    "no such model": ("--model nowhere/at-all --suite knn", "--model"),
+    "no such masked language model": ("--model nowhere/at-all --suite fill_mask", "--model"),
+    "unknown suite": ("--model vit --suite knn knnn", "linear_probe"),
+    "unknown flag": ("--model vit --suite knn --neighbours 3", "--neighbours"),
+    "text model": ("--model bert --suite knn", "image processor"),
+    "image model": ("--model vit --suite fill_mask", "masked language model"),
+    "no head": ("--model headless --suite fill_mask", "masked-LM head"),
+    "weights missing": ("--model torn --suite knn", "; pass --model a complete checkpoint"),
+    "no tokenizer": ("--model wordless --suite fill_mask", "pass --model a folder"),
+    "no processor": ("--model bare --suite knn", "preprocessor_config.json"),
+    "wrong channels": ("--model mixed --suite knn", "channels"),
+    "wrong size": ("--model vit --suite knn --image_size 16", "--image_size"),
+    "no neighbour": ("--model vit --suite knn --k 0", "--k"),
+    "no temperature": ("--model vit --suite knn --temperature 0", "--temperature"),
+    "no batch": ("--model vit --suite knn --per_device_eval_batch_size 0", "--per_device_eval_batch_size"),
+    "impossible share": ("--model vit --suite knn --validation_share 1.5", "--validation_share"),
+    "no such file": ("--model colour --suite knn --data_files no.parquet", "no.parquet"),
+    "two sources": ("--model vit --suite knn --data_files a --dataset_name b", "pass one"),
+    "no label": ("--model colour --suite knn --data_files plain.parquet", "--label_column"),
     "strange class": (
-        "--model colour --suite knn --data_files one.parquet --label_column kind --test_files two.parquet".split(),
+        "--model colour --suite knn --data_files one.parquet --label_column kind --test_files two.parquet",
         "'dog'",
     ),
-    "no mask": (["--model", "bert", "--suite", "fill_mask", "--sentences", "A word."], "[MASK]"),
-    "long sentence": (["--model", "bert", "--suite", "fill_mask", "--sentences", "a " * 40 + "[MASK]"], "shorten"),
-    "no folder for figures": (["--model", "bert", "--suite", "fill_mask", "--json", "no/such/f.json"], "--json"),
+    "no mask": ("--model bert --suite fill_mask --sentences words", "[MASK]"),
+    "long sentence": (f"--model bert --suite fill_mask --sentences [MASK]{'-' * 40}", "shorten"),
+    "no folder for figures": ("--model bert --suite fill_mask --json no/such/f.json", "--json"),
 }
 
 
@@ -255,19 +319,16 @@ def test_bad_input_gets_one_message_and_status_2(
     case: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for model in models.iterdir():
-        (tmp_path / model.name).symlink_to(model)
-    write_parquet(tmp_path / "plain.parquet", [(number, "cat") for number in range(8)])
-    write_parquet(tmp_path / "one.parquet", [(number, "cat") for number in range(8)])
-    write_parquet(tmp_path / "two.parquet", [(number, "dog") for number in range(8)])
+    for path in models.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     flags, expected = BAD[case]
     with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", *flags])
+        main(["evaluate", *flags.split()])
     assert stopped.value.code == 2
-    message = capsys.readouterr().err
+    # Progress of decoding may come before it.
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line and "images/s" not in line]
+    assert message.startswith("error: ")
     assert expected in message
-    assert "Traceback" not in message
-    assert message.startswith("error: ") and len(message.splitlines()) == 1
     assert "--model_name_or_path" not in message
 
 
@@ -276,13 +337,12 @@ def test_debug_lets_the_exception_through(tmp_path: Path) -> None:
         main(["evaluate", "--model", "x", "--suite", "none", "--debug"])
 
 
-def test_the_module_is_a_program(models: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_pretrain.evaluate", "--model", str(models / "bert"), "--suite", "fill_mask"],
-        env=environment(tmp_path),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("entropy") == len(evaluate.DEFAULT_SENTENCES)
+def test_the_module_is_a_program(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--model", str(models / "bert"), "--suite", "fill_mask"])
+    monkeypatch.delitem(sys.modules, "bert_pretrain.evaluate")
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("bert_pretrain.evaluate", run_name="__main__", alter_sys=True)
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.count("entropy") == len(evaluate.DEFAULT_SENTENCES)

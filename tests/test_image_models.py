@@ -36,13 +36,13 @@ from bert_pretrain.models.image_encoder import (
     embedding_width,
     encoder_from_config,
     image_encoder_config,
+    sincos_positions,
     vit_patch_size,
 )
 from bert_pretrain.models.masked_autoencoder import (
     MaskedAutoencoder,
     build_masked_autoencoder,
     check_mask_ratio,
-    sincos_positions,
 )
 
 SIZE, CHANNELS, ROWS = 16, 3, 5
@@ -121,12 +121,15 @@ def states_are_equal(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_embedding_is_what_the_stock_classifier_is_fed(tmp_path: Path, architecture: str) -> None:
-    config, width = ARCHITECTURES[architecture]
+    _, width = ARCHITECTURES[architecture]
     encoder = build_image_encoder(**small_flags(tmp_path, architecture)).eval()
-    stock = AutoModelForImageClassification.from_config(type(config)(**(config.to_dict() | {"num_labels": 3}))).eval()
-    loaded = stock.load_state_dict(encoder.state_dict(), strict=False)
-    assert loaded.missing_keys and all(key.startswith("classifier") for key in loaded.missing_keys)
-    assert not loaded.unexpected_keys
+    encoder.base_model.save_pretrained(tmp_path / "base")
+    stock, loading = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "base", num_labels=3, output_loading_info=True
+    )
+    assert loading["missing_keys"] and all(key.startswith("classifier") for key in loading["missing_keys"])
+    assert not loading["unexpected_keys"]
+    stock.eval()
     fed = []
     stock.classifier.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
     with torch.no_grad():
@@ -179,6 +182,17 @@ def test_no_patch_for_a_prime_image_size() -> None:
         vit_patch_size(31)
 
 
+def test_a_new_vit_begins_with_positions_that_it_then_trains(tmp_path: Path) -> None:
+    encoder = build_image_encoder(**small_flags(tmp_path))
+    positions = encoder.base_model.embeddings.position_embeddings
+    assert torch.equal(positions, sincos_positions(4, 32)) and positions.requires_grad
+    with torch.no_grad():
+        positions.add_(1)
+    encoder.base_model.save_pretrained(tmp_path / "weights")
+    continued = build_image_encoder(**small_flags(tmp_path, model_name_or_path=str(tmp_path / "weights")))
+    assert torch.equal(continued.base_model.embeddings.position_embeddings, positions)
+
+
 # All pretraining models
 
 
@@ -209,8 +223,7 @@ def test_a_gradient_reaches_every_parameter_that_is_not_frozen(tmp_path: Path, k
     (last * images(rows=last.numel(), channels=1, size=1).view(last.shape)).sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in trained if model.get_parameter(name).grad is None} == set()
-    # A key's bias cancels in the softmax: its gradient is zero but for rounding, and so may be that of a [CLS]
-    # position that is only ever added to another parameter; all others must be seen.
+    # A key's bias cancels in the softmax: its gradient is zero but for rounding.
     unmoved = {name for name in trained if not model.get_parameter(name).grad.abs().max() > 0}
     assert all("k_proj.bias" in name or "key.bias" in name for name in unmoved), unmoved
     frozen = {name.rsplit(".", 1)[-1] for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -324,6 +337,18 @@ def test_a_size_that_is_no_power_of_two_is_reconstructed_whole(tmp_path: Path) -
 def test_without_a_head_the_projection_is_the_embedding(tmp_path: Path) -> None:
     output = build_contrastive(**small_flags(tmp_path), projection_dim=0)(images())
     assert torch.equal(output.projections, output.embeddings)
+
+
+def test_new_heads_keep_the_variance_of_what_they_read() -> None:
+    flags = {"model_name_or_path": None, "image_size": SIZE, "num_channels": CHANNELS, "dropout": 0.0}
+    torch.manual_seed(0)
+    states = torch.randn(64, 128)
+    projection = build_contrastive(config_name="vit-tiny", projection_dim=64, **flags).projection
+    bottleneck = build_autoencoder(config_name="vit-tiny", embedding_dim=64, **flags).bottleneck
+    # 64 x 64 values of standard deviation 1, over 64 random rows of weights: within 10 %.
+    assert abs(float(bottleneck(states).detach().std()) - 1) < 0.1
+    # E[gelu(z)^2] of a standard normal z is 0.425.
+    assert abs(float(projection(states).detach().std()) - 0.425**0.5) < 0.1
 
 
 def test_the_embedding_of_a_contrastive_model_is_its_encoders(tmp_path: Path) -> None:

@@ -128,6 +128,18 @@ def test_rows_and_matrix_have_the_same_gradient(distance: Distance) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [0.0, 100.0])
+def test_l2_has_torchs_gradient_where_rows_are_equal_in_a_matrix_too(value: float) -> None:
+    """Also where 1e-6 is less than the rounding of a coordinate."""
+    a, b = (torch.full((3, 16), value, requires_grad=True) for _ in range(2))
+    distances = distance_matrix(a, b, "l2")
+    torch.testing.assert_close(distances, torch.full((3, 3), 4e-6), rtol=1e-5, atol=0)
+    torch.testing.assert_close(distances[:, 0], pairwise_distance(a, b, "l2"), rtol=1e-5, atol=0)
+    grad_a, grad_b = torch.autograd.grad(distances.sum(), (a, b))
+    torch.testing.assert_close(grad_a, torch.full((3, 16), 0.75))  # three times 1 / sqrt(16)
+    torch.testing.assert_close(grad_b, torch.full((3, 16), -0.75))
+
+
 @pytest.mark.parametrize(("distance", "expected"), [("l2", 2**0.5 - 2), ("l2_squared", 2 - 4), ("cosine", 1 - 2)])
 def test_a_triplet_at_right_angles_has_the_closed_form(distance: Distance, expected: float) -> None:
     """The positive is 90 degrees from the anchor, the negative 180: a loss of expected + margin."""

@@ -163,6 +163,25 @@ def test_the_map_has_a_panel_per_method_and_a_colour_per_label(tmp_path: Path) -
     assert ndimage.label(is_black)[1] == 4
 
 
+def test_a_random_subset_is_drawn_in_its_own_colours(tmp_path: Path) -> None:
+    """Two far clusters in turn, so that labels of other rows would mix the colours."""
+    labels = np.random.default_rng(1).integers(2, size=200)
+    embeddings = np.random.default_rng(0).normal(size=(200, 3)) + np.outer(labels, [30, 0, 0])
+    embedding_map(embeddings, tmp_path / "map.png", labels=labels, max_points=40)
+    picture = read(tmp_path / "map.png")
+    pca_panel = picture[:, : picture.shape[1] * 47 // 100]
+    spans = [np.flatnonzero((pca_panel == np.array(tab10(number))).all(axis=2).any(axis=0)) for number in (0, 1)]
+    assert spans[0].max() < spans[1].min() or spans[1].max() < spans[0].min()
+
+
+def test_images_without_a_label_are_gray_on_the_map(tmp_path: Path) -> None:
+    embeddings = np.random.default_rng(0).normal(size=(40, 3))
+    embedding_map(embeddings, tmp_path / "map.png", labels=np.repeat([-1, 0], [15, 25]), label_names=["cat"])
+    picture = read(tmp_path / "map.png")
+    assert (picture == 211).all(axis=2).sum() > 20  # "lightgray"
+    assert coloured_pixels(picture, 0) > 20 and coloured_pixels(picture, 1) == 0
+
+
 def test_a_map_without_labels_and_one_with_many_are_drawn(tmp_path: Path) -> None:
     embeddings = np.random.default_rng(0).normal(size=(40, 3))
     embedding_map(embeddings, tmp_path / "plain.png")

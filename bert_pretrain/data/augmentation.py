@@ -5,10 +5,11 @@
 parameters are a pure function of seed, epoch, image and view, so that an image looks the same in any batch, on any
 number of processes and after a restart. The contrastive objective calls both.
 
-Geometry is one resampling. A crop is never larger than the image and the view has the image's size, so pixels are
-only ever magnified and no low-pass filter is needed against aliasing.
+Crop, flip, rotation, jitter, grey, blur, solarisation and inversion follow each other in this order. A crop is never
+larger than the image and the view has the image's size, so pixels are only ever magnified and nothing aliases.
 
-Source: Chen et al. 2020 (SimCLR), appendix A; jitter in the formulas of Pillow's and torchvision's ColorJitter.
+Source: Chen et al. 2020 (SimCLR), appendix A. Crop, rotation and jitter are Pillow's (and torchvision's ColorJitter's)
+without rounding to whole pixels and 8 bits; blur and solarisation are kornia's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.errors import InputError
 
 Preset: TypeAlias = Literal["basic", "simclr", "simclr_small"]
-Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
 _NUM_CROP_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 _NO_SOLARIZATION = 2.0  # a threshold that no pixel in [0, 1] reaches
@@ -46,7 +46,6 @@ class AugmentationRule:
     Attributes:
         crop_area: Smallest and largest share of the image that is cropped and resized back, in (0, 1].
         crop_aspect: Smallest and largest width / height of the crop, positive; drawn log-uniformly.
-        interpolation: How geometry resamples; `bicubic` is clipped to [0, 1].
         flip_prob: Probability of a horizontal flip.
         rotation_prob: Probability of a rotation.
         rotation_degrees: Largest rotation to either side; past the image's edge its mirror image is seen.
@@ -69,7 +68,6 @@ class AugmentationRule:
 
     crop_area: tuple[float, float] = (1.0, 1.0)
     crop_aspect: tuple[float, float] = (1.0, 1.0)
-    interpolation: Interpolation = "bilinear"
     flip_prob: float = 0.0
     rotation_prob: float = 0.0
     rotation_degrees: float = 0.0
@@ -106,17 +104,15 @@ class AugmentationRule:
                 )
 
     @property
-    def moves_pixels(self) -> bool:
-        """Whether any crop, flip or rotation is possible."""
-        crops = self.crop_area[0] < 1 or self.crop_aspect != (1.0, 1.0)
-        return crops or self.flip_prob > 0 or self.rotation_prob > 0
+    def crops_or_flips(self) -> bool:
+        """Whether any crop or flip is possible."""
+        return self.crop_area[0] < 1 or self.crop_aspect != (1.0, 1.0) or self.flip_prob > 0
 
 
 def _simclr(strength: float, *, blur_prob: float) -> AugmentationRule:
     return AugmentationRule(
         crop_area=(0.08, 1.0),
         crop_aspect=(3 / 4, 4 / 3),
-        interpolation="bicubic",
         flip_prob=0.5,
         jitter_prob=0.8,
         brightness=0.8 * strength,
@@ -267,15 +263,21 @@ class Augmentation:
         """
         assert images.shape[1:] == (self.num_channels, self.image_size, self.image_size)
         assert parameters.shape == (len(images), len(Parameter))
+        # Under autocast a product and a convolution would round pixels to the 8 bits of bfloat16.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._apply(images, parameters)
+
+    def _apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         rule = self.rule
-        if rule.moves_pixels:
-            images = move_pixels(images, parameters, rule.interpolation)
+        if rule.crops_or_flips:
+            images = crop_and_flip(images, parameters)
+        if rule.rotation_prob > 0:
+            images = rotate(images, parameters[:, Parameter.ANGLE])
         colours = images[:, :3]
         if rule.jitter_prob > 0:
             colours = jitter(colours, parameters)
         if rule.grayscale_prob > 0:
-            is_grey = _column(parameters, Parameter.GRAYSCALE) > 0
-            colours = torch.where(is_grey, rgb_to_grayscale(colours), colours)
+            colours = colours.lerp(rgb_to_grayscale(colours), _column(parameters, Parameter.GRAYSCALE))
         radius = self.image_size // 20
         if rule.blur_prob > 0 and radius > 0:
             colours = blur(colours, parameters[:, Parameter.BLUR_SIGMA], radius=radius)
@@ -334,36 +336,61 @@ def _column(parameters: Tensor, column: Parameter) -> Tensor:
     return parameters[:, column, None, None, None]
 
 
-def move_pixels(images: Tensor, parameters: Tensor, interpolation: Interpolation) -> Tensor:
-    """Crop, flip and rotate in one resampling.
+def crop_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
+    """Crop, resize back by bicubic interpolation as Pillow does (Keys' kernel, a = -0.5), and flip.
 
-    Equal to cropping, resizing back, flipping and then rotating, except that neighbours are not cut off at the crop's
-    edge: interpolation and rotation see the image around the crop. Bicubic is Keys' kernel with a = -0.75.
+    Rows and columns are resampled one after the other by a matrix of weights for each image, at 32 x 32 pixels on a
+    CPU four times as fast as `grid_sample`. Interpolation sees the neighbours of the crop, not only the crop.
 
     Args:
         images: float32 (B, C, S, S) in [0, 1].
         parameters: float32 (B, P).
-        interpolation: of neighbouring pixels.
 
     Returns:
         float32 (B, C, S, S) in [0, 1].
     """
-    angle = parameters[:, Parameter.ANGLE].deg2rad()
-    cosine, sine = angle.cos(), angle.sin()
-    left, top, width, height = parameters[:, Parameter.CROP_LEFT : Parameter.CROP_HEIGHT + 1].unbind(dim=1)
-    mirrored_width = width * (1 - 2 * parameters[:, Parameter.FLIP])
-    # From a place in the view to its source: turned back, flipped back, then into the crop; all in [-1, 1].
-    to_source = torch.stack(
-        [
-            torch.stack([mirrored_width * cosine, -mirrored_width * sine, 2 * left + width - 1], dim=1),
-            torch.stack([height * sine, height * cosine, 2 * top + height - 1], dim=1),
-        ],
-        dim=1,
-    )  # (B, 2, 3)
+    left, top, width, height, flip = parameters[:, Parameter.CROP_LEFT : Parameter.FLIP + 1].unbind(dim=1)
+    size = images.shape[-1]
+    from_rows = _bicubic_weights(top, height, size)
+    from_columns = _bicubic_weights(left + width * flip, width * (1 - 2 * flip), size)  # flipped: from right to left
+    resized_rows = from_rows[:, None] @ images
+    # (B, C, S, S) -> (B, C * S, S): one product for each image.
+    resized = resized_rows.flatten(1, 2) @ from_columns.mT
+    return resized.view_as(images).clamp_(0, 1)
+
+
+def _bicubic_weights(start: Tensor, extent: Tensor, size: int) -> Tensor:
+    """Return float32 (B, S, S): the weight of pixel j in pixel i of the stretch that begins at `start` (B,).
+
+    `start` and `extent` are shares of the side; a negative extent runs backwards. Weights of pixels past the edge are
+    shared out over the others.
+    """
+    pixels = torch.arange(size, dtype=start.dtype, device=start.device)
+    centres = (start[:, None] + extent[:, None] * ((pixels + 0.5) / size)) * size - 0.5
+    distance = (centres[:, :, None] - pixels).abs_()
+    # Both pieces of Keys' cubic without a case distinction: `within_1` and `within_2` are 0 outside their piece.
+    within_1, within_2 = 1 - distance.clamp_max(1), 2 - distance.clamp_max(2)
+    weights = within_1.square() * (1 - 2 * within_1) - 0.5 * within_2.square() * (1 - within_2)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Rotate around the middle by bilinear interpolation; past the edge its mirror image is seen.
+
+    Args:
+        images: float32 (B, C, S, S) in [0, 1].
+        degrees: float32 (B,), counter-clockwise.
+
+    Returns:
+        float32 (B, C, S, S) in [0, 1].
+    """
+    angle = degrees.deg2rad()
+    cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    to_source = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)  # turns back
     grid = F.affine_grid(to_source, list(images.shape), align_corners=False)
-    # Zeros beyond the edge would darken it, as interpolation reaches half a pixel further than the image.
-    moved = F.grid_sample(images, grid, mode=interpolation, padding_mode="reflection", align_corners=False)
-    return moved.clamp_(0, 1)
+    # Black corners would give the angle away.
+    rotated = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return rotated.clamp_(0, 1)
 
 
 def jitter(colours: Tensor, parameters: Tensor) -> Tensor:
@@ -420,11 +447,9 @@ def shift_hue(colours: Tensor, turns: Tensor) -> Tensor:
     chroma = largest - smallest
     scale = chroma.clamp_min(torch.finfo(colours.dtype).tiny).reciprocal_()  # a grey pixel has chroma 0 and stays
     # Hue in sixths of a turn from red, by the channel that is largest.
-    hue = torch.where(
-        largest == red,
-        (green - blue) * scale,
-        torch.where(largest == green, (blue - red) * scale + 2, (red - green) * scale + 4),
-    )
+    from_red, from_green, from_blue = (green - blue) * scale, (blue - red) * scale + 2, (red - green) * scale + 4
+    # `lerp` by 0 or 1 selects exactly, several times as fast as `where` on a CPU.
+    hue = from_blue.lerp(from_green, (largest == green).to(scale)).lerp(from_red, (largest == red).to(scale))
     hue = (hue + 6 * turns[:, None, None, None]).remainder_(6)
     # The share of the chroma in a channel is a trapezium over the hue, 1 within one sixth of the channel's own.
     from_opposite = torch.cat([(hue - 3).abs_() - 1, 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()], dim=1)

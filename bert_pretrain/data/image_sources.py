@@ -250,7 +250,8 @@ def _open_dataset(name: str, config_name: str | None, split: str, image_column: 
     try:
         dataset = load_from_disk(name) if _is_saved_dataset(Path(name)) else load_dataset(name, config_name)
     except Exception as error:  # datasets raises whatever its builders and the network raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = error.__cause__ or error  # what a builder says is wrapped in a sentence that says nothing
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
         raise InputError(
             f"the data set {name!r} cannot be loaded ({reason}); "
             "--dataset_name takes 'digits', a folder of images or a Hub id"

@@ -144,7 +144,7 @@ def open_images(
     recipe = _Recipe(image_size, num_channels, on_bad_image)
     if source.is_embedded:
         file = io.BytesIO()
-        decoded = _decode(source, recipe, file, show_progress=show_progress)
+        decoded = _decode(source, recipe, file, show_progress=False)
         file.seek(0)
         decoded = replace(decoded, pixels=np.load(file))
         decoded.pixels.flags.writeable = False

@@ -127,7 +127,11 @@ def _normalized(embeddings: Tensor) -> Tensor:
 
 
 def collapse_warnings(
-    measures: CollapseMeasures, *, triplet_loss: float | None = None, margin: float | None = None
+    measures: CollapseMeasures,
+    *,
+    triplet_loss: float | None = None,
+    negative_distance: float | None = None,
+    margin: float | None = None,
 ) -> list[str]:
     """Return a message for each sign of collapse, with its cause and the flags to change.
 
@@ -136,12 +140,15 @@ def collapse_warnings(
     Args:
         measures: of held-out images.
         triplet_loss: mean over all triplets, if that loss is trained.
-        margin: its margin; needed with `triplet_loss`.
+        negative_distance: mean distance of anchors from their negatives. A semi-hard negative is chosen just behind the
+            positive, so a loss near the margin is a collapse only if this is small, too; taken to be so when not given.
+        margin: of the triplet loss; needed with it.
     """
     messages = []
     if triplet_loss is not None:
         assert margin is not None
-        if abs(triplet_loss - margin) <= _STUCK_TOLERANCE * margin:
+        is_small = negative_distance is None or negative_distance < margin / 2
+        if is_small and abs(triplet_loss - margin) <= _STUCK_TOLERANCE * margin:
             messages.append(
                 f"the triplet loss is {triplet_loss:.4g}, stuck at its margin {margin:g}: positives and negatives are "
                 "equally far away, so all embeddings are nearly equal; use --negatives semi_hard or random, lower "

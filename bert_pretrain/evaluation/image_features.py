@@ -170,6 +170,6 @@ def compute_features(
     return [
         FeatureSet("encoder", "this encoder", *trained_features),
         FeatureSet("random_encoder", "the same, untrained", *embed_both(untrained)),
-        FeatureSet("pixels", "pixels", *rows),
+        FeatureSet("pixels", "raw pixels", *rows),
         FeatureSet("pca", "PCA of the pixels", *(pca.transform(row) for row in rows)),
     ]

@@ -105,7 +105,7 @@ def embedding_map(
     Args:
         embeddings: float (N, D), at least three rows.
         path: PNG to write.
-        labels: int (N,), the colours; None = one colour.
+        labels: int (N,), the colours, -1 where an image has none; None = one colour.
         label_names: what the legend calls label 0, 1, ...
         seed: of the methods and of the rows drawn.
         max_points: rows drawn, a random subset.
@@ -230,6 +230,10 @@ def _scatter(
     if labels is None:
         panel.scatter(points[:, 0], points[:, 1], **style)
         return
+    is_unlabelled = labels < 0
+    if is_unlabelled.any():
+        panel.scatter(points[is_unlabelled, 0], points[is_unlabelled, 1], color="lightgray", label="no label", **style)
+        points, labels = points[~is_unlabelled], labels[~is_unlabelled]
     classes = np.unique(labels)
     if len(classes) > _MAX_LEGEND:
         panel.scatter(points[:, 0], points[:, 1], c=labels, cmap="viridis", **style)

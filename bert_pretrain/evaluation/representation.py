@@ -34,9 +34,9 @@ _SIMILARITIES_AT_ONCE = 2**23
 _VOTE_TOLERANCE = 1e-9
 PROBE_GRID = tuple(10.0**exponent for exponent in range(-6, 3))
 _PROBE_VALIDATION_SHARE = 0.2
-# Rising penalties are tried in this order, and given up once accuracy has fallen behind so many times in a row: the
-# weakest penalties take longest and only overfit further.
-_PROBE_PATIENCE = 3
+# C rises along the grid, and the rest of it is given up once accuracy has fallen behind the best so many times in a
+# row: the weakest penalties take longest by far and only overfit further.
+_PROBE_PATIENCE = 2
 _PROBE_MAX_ITERATIONS = 500
 # Up to here the covariance matrix is decomposed exactly, which takes seconds and 128 MB.
 _EXACT_PCA_DIMENSIONS = 4096
@@ -332,13 +332,14 @@ def _fit(classifier: LogisticRegression, rows: Features, labels: Labels) -> bool
 
 
 def _standardised(fitted: Features, other: Features) -> tuple[Features, Features]:
-    """Return both with mean 0 and deviation 1 of `fitted`, per column; constant columns become 0."""
+    """Return both with mean 0 and deviation 1 of `fitted`, per column, in its dtype; constant columns become 0."""
     mean = fitted.mean(axis=0, dtype=np.float64)
     deviation = fitted.std(axis=0, dtype=np.float64)
     # What is constant but for rounding must not be blown up.
     is_constant = deviation <= 1e-6 * np.abs(mean)
     scale = np.where(is_constant, 0.0, 1 / np.where(is_constant, 1.0, deviation))
-    return (fitted - mean) * scale, (other - mean) * scale
+    standardised, other_standardised = ((rows - mean) * scale for rows in (fitted, other))
+    return standardised.astype(fitted.dtype), other_standardised.astype(fitted.dtype)
 
 
 def fit_pca(rows: Features, dimension: int) -> PCA:

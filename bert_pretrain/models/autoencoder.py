@@ -212,38 +212,31 @@ def build_autoencoder(
     Raises:
         InputError: as `build_image_encoder`, or the autoencoder to continue has another embedding or image size.
     """
+    images = {"image_size": image_size, "num_channels": num_channels}
     continued = None
     if model_name_or_path is not None:
         continued = pretraining_subfolder(model_name_or_path, ImageAutoencoderConfig.model_type)
     if continued is None:
         encoder = build_image_encoder(
-            config_name=config_name,
-            model_name_or_path=model_name_or_path,
-            image_size=image_size,
-            num_channels=num_channels,
-            dropout=dropout,
+            config_name=config_name, model_name_or_path=model_name_or_path, dropout=dropout, **images
         )
         config = ImageAutoencoderConfig(
             encoder=encoder.config,
-            hidden_size=embedding_width(encoder, image_size=image_size, num_channels=num_channels),
+            hidden_size=embedding_width(encoder, **images),
             embedding_dim=embedding_dim,
             image_size=image_size,
             num_channels=num_channels,
         )
-        return ImageAutoencoder(config, encoder=encoder).train()
-    model = ImageAutoencoder.from_pretrained(str(model_name_or_path), subfolder=continued, dtype=torch.float32)
+        return ImageAutoencoder(config, encoder=encoder)
+    source = str(model_name_or_path)
+    model: ImageAutoencoder = ImageAutoencoder.from_pretrained(source, subfolder=continued, dtype=torch.float32)
     for name, wanted in (("embedding_dim", embedding_dim), ("image_size", image_size)):
         found = getattr(model.config, name)
         if found != wanted:
-            raise InputError(f"{name} is {wanted} but {model_name_or_path} has {found}; pass --{name} {found}")
-    prepare_encoder(
-        model.encoder,
-        source=str(model_name_or_path),
-        image_size=image_size,
-        num_channels=num_channels,
-        dropout=dropout,
-    )
-    return model.train()
+            raise InputError(f"{name} is {wanted} but {source} has {found}; pass --{name} {found}")
+    prepare_encoder(model.encoder, source=source, dropout=dropout, **images)
+    model.train()
+    return model
 
 
 def _grow(before: int, after: int) -> nn.Module:

@@ -136,34 +136,27 @@ def build_contrastive(
     Raises:
         InputError: as `build_image_encoder`, or the head to continue has another width.
     """
+    images = {"image_size": image_size, "num_channels": num_channels}
     continued = None
     if model_name_or_path is not None:
         continued = pretraining_subfolder(model_name_or_path, ContrastiveConfig.model_type)
     if continued is None:
         encoder = build_image_encoder(
-            config_name=config_name,
-            model_name_or_path=model_name_or_path,
-            image_size=image_size,
-            num_channels=num_channels,
-            dropout=dropout,
+            config_name=config_name, model_name_or_path=model_name_or_path, dropout=dropout, **images
         )
-        width = embedding_width(encoder, image_size=image_size, num_channels=num_channels)
+        width = embedding_width(encoder, **images)
         config = ContrastiveConfig(encoder=encoder.config, hidden_size=width, projection_dim=projection_dim)
-        return ContrastiveModel(config, encoder=encoder).train()
-    model = ContrastiveModel.from_pretrained(model_name_or_path, subfolder=continued, dtype=torch.float32)
-    if model.config.projection_dim != projection_dim:
+        return ContrastiveModel(config, encoder=encoder)
+    source = str(model_name_or_path)
+    model: ContrastiveModel = ContrastiveModel.from_pretrained(source, subfolder=continued, dtype=torch.float32)
+    found = model.config.projection_dim
+    if found != projection_dim:
         raise InputError(
-            f"projection_dim is {projection_dim} but the head of {model_name_or_path} has "
-            f"{model.config.projection_dim}; pass --projection_dim {model.config.projection_dim}"
+            f"projection_dim is {projection_dim} but the head of {source} has {found}; pass --projection_dim {found}"
         )
-    prepare_encoder(
-        model.encoder,
-        source=str(model_name_or_path),
-        image_size=image_size,
-        num_channels=num_channels,
-        dropout=dropout,
-    )
-    return model.train()
+    prepare_encoder(model.encoder, source=source, dropout=dropout, **images)
+    model.train()
+    return model
 
 
 def _projection_head(hidden_size: int, projection_dim: int) -> nn.Module:

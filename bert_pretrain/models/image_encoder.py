@@ -122,6 +122,8 @@ def build_image_encoder(
     else:
         config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
         encoder = encoder_from_config(config)
+        if config.model_type == "vit":
+            _place_positions(encoder)
     return prepare_encoder(
         encoder,
         source=model_name_or_path or config_name,
@@ -170,6 +172,7 @@ def prepare_encoder(
 def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     """Return transformers' image classification class of `config` with `num_labels=0`, initialised."""
     config.num_labels = 0
+    config.architectures = [_classifier_class(config).__name__]
     return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
 
 
@@ -186,6 +189,27 @@ def read_encoder_config(config_name: str, *, image_size: int, num_channels: int)
     if hasattr(config, "image_size"):
         config.image_size = image_size
     return config
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Return two-dimensional position embeddings of a square of patches (He et al. 2022, appendix A.1).
+
+    Half of a vector encodes the column, half the row; each half holds the sines, then the cosines, of the coordinate
+    times width / 4 frequencies from 1 down towards 1/10000 (the order of the published weights).
+
+    Args:
+        grid: patches along a side.
+        width: of a vector; divisible by 4.
+
+    Returns:
+        float32 (1, 1 + grid * grid, width), row by row; the first, for [CLS], is zero.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    along_side = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
+    columns, rows = along_side.repeat(grid, 1), along_side.repeat_interleave(grid, dim=0)
+    patches = torch.cat([columns, rows], dim=1)  # (grid * grid, width)
+    return torch.cat([torch.zeros(1, width), patches.float()])[None]
 
 
 def embed(encoder: PreTrainedModel, pixel_values: Tensor) -> Tensor:
@@ -294,9 +318,22 @@ def init_by_fan_in(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def _place_positions(encoder: PreTrainedModel) -> None:
+    """Let a new ViT's position embeddings, which are trained, begin as sines and cosines.
+
+    transformers draws them from a normal distribution of 0.02, far below the patches' own embeddings, so that a ViT
+    must first learn where its patches are. With vit-tiny, an autoencoder of 32 x 32 x 3 pixels into 64 numbers had a
+    squared error of 0.38 instead of 0.49 after 130 updates of 64 images (one seed).
+    """
+    config = encoder.config
+    positions = sincos_positions(config.image_size // config.patch_size, config.hidden_size)
+    with torch.no_grad():
+        encoder.base_model.embeddings.position_embeddings.copy_(positions)
+
+
 def _load_encoder(name: str) -> PreTrainedModel:
-    _read_config(name, flag="--model_name_or_path")
-    encoder, loading = AutoModelForImageClassification.from_pretrained(
+    config = _read_config(name, flag="--model_name_or_path")
+    encoder, loading = _classifier_class(config).from_pretrained(
         name, num_labels=0, dtype=torch.float32, output_loading_info=True
     )
     if loading["missing_keys"]:
@@ -323,6 +360,15 @@ def _read_config(name: str, *, flag: str) -> PreTrainedConfig:
             f"for pixels; pass {flag} an image encoder such as vit, convnextv2, resnet or dinov2"
         )
     return config
+
+
+def _classifier_class(config: PreTrainedConfig) -> Any:
+    """Return the class that AutoModelForImageClassification takes for an encoder without a head.
+
+    Where there are two, as for DeiT, the second is distilled from a teacher and averages two classifiers.
+    """
+    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    return classes[0] if isinstance(classes, tuple) else classes
 
 
 def _refuse_parameters_outside_base(encoder: PreTrainedModel) -> None:

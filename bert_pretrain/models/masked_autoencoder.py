@@ -24,6 +24,7 @@ from bert_pretrain.models.image_encoder import (
     pretraining_subfolder,
     read_encoder_config,
     set_dropout,
+    sincos_positions,
 )
 
 # Width of the encoder from which on, decoder's width and layers. The last row is the paper's own decoder; table 1 there
@@ -106,9 +107,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
         """
         encoded = self.vit(pixel_values, noise=noise)
         decoded = self.decoder(encoded.last_hidden_state, encoded.ids_restore)
-        return MaskedAutoencoderOutput(
-            logits=decoded.logits, mask=encoded.mask, patches=self.patchify(pixel_values)
-        )
+        return MaskedAutoencoderOutput(logits=decoded.logits, mask=encoded.mask, patches=self.patchify(pixel_values))
 
     def plain_encoder(self) -> PreTrainedModel:
         """Return a copy of the encoder as a plain ViT, which removes no patch; `embed` reads it.
@@ -120,27 +119,6 @@ class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
         encoder = encoder_from_config(ViTConfig(encoder_stride=self.config.patch_size, **fields))
         encoder.base_model.load_state_dict(self.vit.state_dict())
         return encoder.to(self.device).train(self.training)
-
-
-def sincos_positions(grid: int, width: int) -> Tensor:
-    """Return the fixed two-dimensional position embeddings of a square of patches.
-
-    Half of a vector encodes the column, half the row; each half holds the sines, then the cosines, of the coordinate
-    times width / 4 frequencies from 1 down towards 1/10000 (the order of the published weights).
-
-    Args:
-        grid: patches along a side.
-        width: of a vector; divisible by 4.
-
-    Returns:
-        float32 (1, 1 + grid * grid, width), row by row; the first, for [CLS], is zero.
-    """
-    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
-    along_side = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
-    columns, rows = along_side.repeat(grid, 1), along_side.repeat_interleave(grid, dim=0)
-    patches = torch.cat([columns, rows], dim=1)  # (grid * grid, width)
-    return torch.cat([torch.zeros(1, width), patches.float()])[None]
 
 
 def build_masked_autoencoder(
@@ -167,6 +145,7 @@ def build_masked_autoencoder(
         InputError: not a ViT, patches that do not divide the image, a ratio that leaves or removes no patch, or what
             `build_image_encoder` raises.
     """
+    model: MaskedAutoencoder
     continued = None
     if model_name_or_path is not None:
         continued = pretraining_subfolder(model_name_or_path, ViTMAEConfig.model_type)
@@ -196,7 +175,8 @@ def build_masked_autoencoder(
     model.config.mask_ratio = mask_ratio
     check_mask_ratio(mask_ratio, num_patches=model.num_patches)
     set_dropout(model, dropout)
-    return model.train()
+    model.train()
+    return model
 
 
 def check_mask_ratio(mask_ratio: float, *, num_patches: int) -> None:

@@ -164,8 +164,12 @@ class ContrastiveObjective(ImageObjective):
         # The mean over positive triplets alone says nothing about the others.
         if row["step"] == 0 or self.loss.kind != "triplet" or self.loss.reduction != "mean":
             return super().warnings(row)
-        measures = self._measures_of(row)
-        return collapse_warnings(measures, triplet_loss=row[f"{self.term}_loss"], margin=self.loss.margin)
+        return collapse_warnings(
+            self._measures_of(row),
+            triplet_loss=row[f"{self.term}_loss"],
+            negative_distance=row[f"{self.term}_negative_distance"],
+            margin=self.loss.margin,
+        )
 
     def draw_batch(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above their two views."""

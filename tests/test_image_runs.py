@@ -1,0 +1,120 @@
+"""Image objectives through the loop, as real runs: any layout, any interruption, and what stock transformers loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from runs import metrics, run
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+SMALL = "--config_name convnextv2-mini --max_eval_rows 64 --max_steps 12 --logging_steps 1 --eval_steps 8"
+COMMON = [*SMALL.split(), "--mixed_precision", "no", "--optimizer", "adamw", "--learning_rate", "5e-4"]
+OBJECTIVES = {
+    "denoising": "--objective autoencoder --noise_std 0.3 --embedding_dim 8",
+    "masked": "--objective autoencoder --mask_ratio 0.5 --config_name vit-tiny",
+    "triplet": "--objective contrastive --loss triplet",
+    "nt_xent": "--objective contrastive --loss nt_xent",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("images")
+
+
+def flags_of(name: str, folder: Path, out: str) -> list[str]:
+    return [*COMMON, *OBJECTIVES[name].split(), "--output_dir", str(folder / out), "--global_batch_size", "32"]
+
+
+def assert_equal_curves(one: Path, other: Path) -> None:
+    for expected, found in zip(metrics(one), metrics(other), strict=True):
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            # A neighbour or a triplet may change sides where two distances tie to within rounding.
+            tolerance = 0.02 if key.endswith(("accuracy", "active_share")) else 0
+            assert found[key] == pytest.approx(value, rel=2e-5, abs=max(tolerance, 1e-6)), (key, expected["step"])
+
+
+# The gathered negatives of two processes are those of one; reconstruction does not couple images at all.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "denoising",
+        "triplet",
+        pytest.param("masked", marks=pytest.mark.slow),
+        pytest.param("nt_xent", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_as_one(folder: Path, name: str) -> None:
+    run(folder, flags_of(name, folder, f"{name}-1"))
+    run(folder, flags_of(name, folder, f"{name}-2"), num_processes=2)
+    assert json.loads((folder / f"{name}-2/run.json").read_text())["config"]["num_processes"] == 2
+    assert_equal_curves(folder / f"{name}-1", folder / f"{name}-2")
+
+
+@pytest.mark.slow
+def test_micro_batches_do_not_change_an_autoencoder(folder: Path) -> None:
+    run(folder, flags_of("denoising", folder, "one"))
+    run(folder, [*flags_of("denoising", folder, "four"), "--per_device_train_batch_size", "8"])
+    assert json.loads((folder / "four/run.json").read_text())["config"]["gradient_accumulation_steps"] == 4
+    assert_equal_curves(folder / "one", folder / "four")
+
+
+@pytest.mark.parametrize("name", ["nt_xent", pytest.param("denoising", marks=pytest.mark.slow)])
+def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
+    flags = [*flags_of(name, folder, f"{name}-whole"), "--save_steps", "5", "--dataloader_num_workers", "1"]
+    run(folder, flags)
+    whole = folder / f"{name}-whole"
+    cut = shutil.copytree(whole, folder / f"{name}-cut")
+    shutil.rmtree(cut / "checkpoints/step-000012")
+    shutil.rmtree(cut / "final")
+    run(folder, [*flags, "--output_dir", str(cut), "--resume_from_checkpoint", "latest"])
+    assert metrics(cut) == metrics(whole)
+    assert (cut / "pictures.jsonl").read_text() == (whole / "pictures.jsonl").read_text()
+    expected = load_file(whole / "final/pretraining/model.safetensors")
+    for key, tensor in load_file(cut / "final/pretraining/model.safetensors").items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for number in range(40):
+        path = folder / "photos" / ("dark", "light")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 128, (20, 24, 3), generator=generator) + 127 * (number % 2)
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(path)
+    flags = [
+        *COMMON,
+        "--objective",
+        "contrastive",
+        "--image_size",
+        "16",
+        "--max_steps",
+        "3",
+        "--global_batch_size",
+        "8",
+    ]
+    printed = run(folder, [*flags, "--dataset_name", "photos", "--output_dir", "first"])
+    assert "dark 20, light 20" in printed
+    processor = AutoImageProcessor.from_pretrained(folder / "first/final")
+    model = AutoModelForImageClassification.from_pretrained(folder / "first/final", num_labels=2)
+    pixel_values = processor(Image.open(path), return_tensors="pt")["pixel_values"]
+    assert model(pixel_values).logits.shape == (1, 2)
+    continued = ["--model_name_or_path", "first/final", "--output_dir", "second"]
+    run(folder, [*flags, "--dataset_name", "photos", *continued])
+    last, first = metrics(folder / "first")[-1], metrics(folder / "second")[0]
+    assert first["contrastive_loss"] == pytest.approx(last["contrastive_loss"], rel=1e-6)
+
+
+def test_a_collapse_is_announced_with_its_cause(folder: Path) -> None:
+    # The hardest negatives, squared distances and too high a rate: the way to the trivial solution.
+    flags = "--objective contrastive --negatives hard --distance l2_squared --learning_rate 0.03 --max_steps 40"
+    printed = run(folder, [*COMMON, *flags.split(), "--global_batch_size", "64", "--output_dir", "collapsed"])
+    assert "WARNING: the triplet loss" in printed
+    assert "--negatives semi_hard" in printed
