@@ -34,27 +34,42 @@ def gather_rows(rows: Tensor, *, num_rows_per_rank: Sequence[int] | None = None)
 
     Args:
         rows: (b, ...), any dtype; b may differ between processes and be 0, the other sizes must agree.
-        num_rows_per_rank: b of every process, in rank order. Without it one more, small exchange asks for them, which
-            waits for the device.
+        num_rows_per_rank: b of every process, as `count_rows` returns it; without it each call asks anew.
 
     Returns:
         (sum of b, ...): the rows of rank 0, then of rank 1, and so on; `rows` itself where there is one process.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _is_distributed():
         return rows
-    counts = _exchange_counts(rows) if num_rows_per_rank is None else list(num_rows_per_rank)
+    counts = count_rows(rows) if num_rows_per_rank is None else list(num_rows_per_rank)
     assert len(counts) == dist.get_world_size(), "one count for every process"
     assert counts[dist.get_rank()] == len(rows), "a process holds another number of rows than announced"
     gathered: Tensor = _GatherRows.apply(rows, counts)  # type: ignore[no-untyped-call]
     return gathered
 
 
-def _exchange_counts(rows: Tensor) -> list[int]:
+def count_rows(rows: Tensor) -> list[int]:
+    """Return the number of rows that every process holds, in rank order; a collective that waits for the device."""
+    if not _is_distributed():
+        return [len(rows)]
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, count)
     numbers: list[int] = torch.cat(counts).tolist()
     return numbers
+
+
+@torch.no_grad()
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over processes, without gradient; a collective."""
+    total = values.clone()
+    if _is_distributed():
+        dist.all_reduce(total)
+    return total
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _GatherRows(torch.autograd.Function):

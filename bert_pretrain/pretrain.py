@@ -64,6 +64,8 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
         log_with=report_to,
         project_dir=config.run.output_dir,
     )
+    transformers_logging.disable_progress_bar()  # its bars for writing one file would break ours
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tied weights are saved once; that is meant
     if not accelerator.is_main_process:
         transformers_logging.set_verbosity_error()
         logging.disable(logging.WARNING)

@@ -67,6 +67,7 @@ def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -
         seed=config.run.seed,
         max_eval_rows=data.max_eval_rows,
         num_workers=data.dataloader_num_workers,
+        start_at_unigrams=model.model_name_or_path is None,
     )
     plan = objective.stream.plan(0)
     accelerator.print(data_card(corpus, plan, max_seq_length=text.max_seq_length))

@@ -126,10 +126,11 @@ class Trainer:
     def train(self) -> None:
         """Run to the end of the schedule: evaluate, train, log, evaluate, save."""
         self._started = self._last_logged = time.perf_counter()
-        # A run that was ended before its first checkpoint starts over and keeps no row.
-        keep_until_step = self.step or -1
-        self.metrics = JsonLines(self.run_dir / "metrics.jsonl", keep_until_step=keep_until_step)
-        self.shown = JsonLines(self.run_dir / self.objective.shown_file, keep_until_step=keep_until_step)
+        if self.accelerator.is_main_process:  # which alone writes
+            # A run that was ended before its first checkpoint starts over and keeps no row.
+            keep_until_step = self.step or -1
+            self.metrics = JsonLines(self.run_dir / "metrics.jsonl", keep_until_step=keep_until_step)
+            self.shown = JsonLines(self.run_dir / self.objective.shown_file, keep_until_step=keep_until_step)
         with self._progress_bar() as self.progress:
             if self.step == 0:
                 self.evaluate()

@@ -230,6 +230,8 @@ def test_a_saved_data_set_is_read_by_split_and_through_its_index(open_here: Open
     assert np.array_equal(test.pixels, pixels)
     with pytest.raises(InputError, match=r"train, test.*--dataset_split"):
         open_here(tmp_path / "saved", dataset_split="validation")
+    dataset.select([5, 6, 7, 8]).save_to_disk(tmp_path / "other")
+    assert np.array_equal(open_here(tmp_path / "other").pixels, pixels[5:9])
 
 
 def test_a_folder_of_parquet_files_is_left_to_datasets(

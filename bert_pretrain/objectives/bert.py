@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -50,6 +51,7 @@ class BertObjective:
         seed: int,
         max_eval_rows: int,
         num_workers: int,
+        start_at_unigrams: bool,
     ) -> None:
         """Plan the first epoch and the held-out rows.
 
@@ -64,12 +66,16 @@ class BertObjective:
             seed: of pairs, order and masks.
             max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
             num_workers: worker processes that make batches.
+            start_at_unigrams: whether the output bias begins as the logarithm of the tokens' frequencies, which
+                training from nothing otherwise spends its first hundreds of updates on.
         """
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.num_workers = num_workers
         self._make_model = make_model
         self._pair_mode = pair_mode
+        self._start_at_unigrams = start_at_unigrams
+        self._token_counts = count_tokens(corpus.store, corpus.train_documents, len(tokenizer))
 
         def plan_training(epoch: int) -> EpochPlan:
             return plan_epoch(
@@ -119,6 +125,11 @@ class BertObjective:
     def build_model(self) -> PreTrainedModel:
         """Return the model; heads that no loss trains are frozen, which distributed training insists on."""
         model = self._make_model()
+        if self._start_at_unigrams:
+            # One more than counted, so that a token never seen is merely unlikely.
+            logits = np.log(self._token_counts + 1.0) - np.log(self._token_counts.sum() + len(self._token_counts))
+            with torch.no_grad():
+                model.cls.predictions.bias[: len(logits)] = torch.from_numpy(logits)
         if self._pair_mode == "none":
             model.bert.pooler.requires_grad_(False)
             model.cls.seq_relationship.requires_grad_(False)
@@ -198,9 +209,7 @@ class BertObjective:
         export_bert(model, self.tokenizer, directory, with_nsp=self._pair_mode != "none")
 
     def _measure_baselines(self) -> dict[str, float]:
-        baselines = {
-            "unigram_entropy": unigram_entropy(self.corpus.store, self.corpus.train_documents, len(self.tokenizer))
-        }
+        baselines = {"unigram_entropy": unigram_entropy(self._token_counts)}
         labels = self.evaluation_plan.next_sentence_label[self._evaluation_rows]
         if self._pair_mode != "none":
             share = float((labels == 1).mean())
@@ -220,11 +229,8 @@ class BertObjective:
         return probes
 
 
-def unigram_entropy(store: TokenStore, documents: NDArray[np.int64], vocab_size: int) -> float:
-    """Return the entropy in nats of the token distribution of `documents`.
-
-    It is the loss of the best predictor that ignores the context: what masked-language modelling must beat.
-    """
+def count_tokens(store: TokenStore, documents: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
+    """Return how often each token id occurs in `documents`, int64 (vocab_size,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     is_wanted = np.zeros(store.num_documents, dtype=bool)
     is_wanted[documents] = True
@@ -233,6 +239,14 @@ def unigram_entropy(store: TokenStore, documents: NDArray[np.int64], vocab_size:
         wanted = is_wanted[shard.first_document : shard.first_document + num_documents]
         per_sentence = np.repeat(wanted, shard.sentences_per_document)
         counts += np.bincount(shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)], minlength=vocab_size)
+    return counts
+
+
+def unigram_entropy(counts: NDArray[np.int64]) -> float:
+    """Return the entropy in nats of the distribution that `counts` are of.
+
+    It is the loss of the best predictor that ignores the context: what masked-language modelling must beat.
+    """
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 

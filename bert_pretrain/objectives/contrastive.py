@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from bert_pretrain.data.augmentation import Augmentation
 from bert_pretrain.data.images import ImageCorpus
 from bert_pretrain.data.random import Purpose, hash_uint64
-from bert_pretrain.distributed import gather_rows
+from bert_pretrain.distributed import count_rows, gather_rows, sum_over_processes
 from bert_pretrain.evaluation.collapse import collapse_warnings
 from bert_pretrain.evaluation.pictures import augmented_views
 from bert_pretrain.losses import (
@@ -31,6 +32,8 @@ from bert_pretrain.losses import (
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.objectives.base import Batch, LossTerm
 from bert_pretrain.objectives.images import ImageObjective, channels_last
+
+Joint = Callable[[Tensor], Tensor]  # brings together what the processes hold
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,11 @@ class ContrastiveObjective(ImageObjective):
         first, second = self._views(batch)
         projections = model(pixel_values=self.normalize(torch.cat([first, second]))).projections.float()
         e1, e2 = projections.chunk(2)
-        gather = gather_rows if model.training else _keep
-        terms = self._nt_xent_term if self.loss.kind == "nt_xent" else self._triplet_term
-        return {self.term: terms(e1, e2, batch, gather)}
+        term = self._nt_xent_term if self.loss.kind == "nt_xent" else self._triplet_term
+        if not model.training:
+            return {self.term: term(e1, e2, batch, _keep, _keep)}
+        gather = partial(gather_rows, num_rows_per_rank=count_rows(e1))
+        return {self.term: term(e1, e2, batch, gather, sum_over_processes)}
 
     def _views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what e1 and e1' are embeddings of, float (B, C, H, W) in [0, 1]."""
@@ -114,7 +119,7 @@ class ContrastiveObjective(ImageObjective):
             return images, second
         return self.augmentation.apply(images, batch["first_view"]), second
 
-    def _triplet_term(self, e1: Tensor, e2: Tensor, batch: Batch, gather: Callable[[Tensor], Tensor]) -> LossTerm:
+    def _triplet_term(self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint) -> LossTerm:
         if self.loss.normalize:
             e1, e2 = normalize_rows(e1), normalize_rows(e2)
         terms = triplet_loss(
@@ -129,7 +134,7 @@ class ContrastiveObjective(ImageObjective):
             offsets=batch["negative_offset"],
         )
         counts = torch.stack([terms.num_terms, terms.num_active, torch.tensor(len(e1), device=e1.device)])
-        num_terms, num_active, num_images = gather(counts[None]).sum(0)
+        num_terms, num_active, num_images = total(counts)
         # From a sum over triplets to one over images, so that dividing by the number of images gives the wanted mean.
         per_image = num_images / num_terms.clamp(min=1)
         factor = per_image * reduction_factor(self.loss.reduction, num_terms=num_terms, num_active=num_active)
@@ -140,7 +145,7 @@ class ContrastiveObjective(ImageObjective):
         }
         return LossTerm(terms.sum * factor, metrics=metrics)
 
-    def _nt_xent_term(self, e1: Tensor, e2: Tensor, batch: Batch, gather: Callable[[Tensor], Tensor]) -> LossTerm:
+    def _nt_xent_term(self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint) -> LossTerm:
         views = torch.stack([e1, e2], dim=1)
         terms = nt_xent_loss(
             views,
@@ -178,5 +183,5 @@ class ContrastiveObjective(ImageObjective):
         augmented_views(channels_last(images), channels_last(first), channels_last(second), folder / "views.png")
 
 
-def _keep(rows: Tensor) -> Tensor:
-    return rows
+def _keep(values: Tensor) -> Tensor:
+    return values
