@@ -48,8 +48,8 @@ class RunArguments:
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
     resume_from_checkpoint: str | None = flag(None, "'latest' of --output_dir, or a checkpoint folder.")
     logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.")
-    eval_steps: int = flag(300, "Updates between evaluations; 0 = only at start and end.")
-    save_steps: int = flag(300, "Updates between checkpoints; 0 = only at the end.")
+    eval_steps: int = flag(450, "Updates between evaluations; 0 = only at start and end.")
+    save_steps: int = flag(450, "Updates between checkpoints; 0 = only at the end.")
     save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.")
     report_to: str = flag("none", "Tracker: none, tensorboard, trackio, wandb or all.")
     debug: bool = flag(False, "Show the traceback of an input error.")
@@ -123,7 +123,7 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "model"
 
     config_name: str = flag(
-        "tiny", f"Size ({', '.join((*SIZES, *IMAGE_SIZES))}), or a folder or Hub id with a config.json."
+        "micro", f"Size ({', '.join((*SIZES, *IMAGE_SIZES))}), or a folder or Hub id with a config.json."
     )
     model_name_or_path: str | None = flag(None, "Checkpoint to continue from, in place of --config_name.")
     dropout: float = flag(
@@ -168,7 +168,7 @@ class OptimizationArguments:
 
     _argument_group_name: ClassVar[str] = "optimization"
 
-    max_steps: int = flag(900, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.")
+    max_steps: int = flag(1800, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.")
     num_train_epochs: float = flag(0.0, "Length in passes over the text, in place of --max_steps.")
     max_hours: float = flag(
         0.08,
@@ -178,11 +178,11 @@ class OptimizationArguments:
     global_batch_size: int = flag(
         0, "Rows per update over all processes; 0 = per-device size x accumulation x processes."
     )
-    per_device_train_batch_size: int = flag(64, "Most rows of one forward pass.")
+    per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.")
     per_device_eval_batch_size: int = flag(64, "Rows of one forward pass in evaluation.")
     gradient_accumulation_steps: int = flag(0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.")
     optimizer: Literal["adamw", "muon"] = flag("muon", "adamw, or muon for hidden matrices with AdamW for the rest.")
-    learning_rate: float = flag(6e-3, "Peak rate, > 0.")
+    learning_rate: float = flag(1.5e-3, "Peak rate, > 0.")
     adamw_learning_rate: float = flag(
         0.0, "Peak rate of what AdamW trains beside Muon (embeddings, biases, heads); 0 = --learning_rate."
     )

@@ -37,7 +37,7 @@ def test_training_starts_at_the_unigram_distribution(folder: Path) -> None:
     pretrain(folder, "--max_steps", "1", "--output_dir", "out")
     start = validation(folder / "out")[0]
     # Held-out tokens have nearly the frequencies of the training tokens: one generator made both.
-    assert start["mlm_loss"] == pytest.approx(start["unigram_entropy"], abs=0.15)
+    assert start["mlm_loss"] == pytest.approx(start["unigram_entropy"], abs=0.4)
     assert start["mlm_loss"] < math.log(TOKENIZER_SIZE) / 2
     assert start["pseudo_perplexity"] == pytest.approx(math.exp(start["mlm_loss"]))
 
@@ -48,7 +48,7 @@ def test_a_run_given_hours_ends_with_all_rows_logged(folder: Path) -> None:
     assert train["split"] == "train" and final["split"] == "validation"
     assert train["step"] == final["step"] > 1
     # The clock has run out, and with it the rate.
-    assert train["learning_rate"] < 0.25 * 6e-3
+    assert train["learning_rate"] < 0.25 * 1.5e-3
     assert (folder / f"out/checkpoints/step-{final['step']:06d}").is_dir()
 
 
@@ -118,7 +118,7 @@ def test_a_changed_rate_is_allowed_on_resuming_and_said(folder: Path, capfd: pyt
     shutil.rmtree(folder / "out/checkpoints/step-000004")
     capfd.readouterr()
     pretrain(folder, *flags, "--learning_rate", "1e-4", "--resume_from_checkpoint", "latest")
-    assert "learning_rate was 0.006, is 0.0001" in capfd.readouterr().out
+    assert "learning_rate was 0.0015, is 0.0001" in capfd.readouterr().out
 
 
 def test_tensorboard_gets_both_curves(folder: Path) -> None:

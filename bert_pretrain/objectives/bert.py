@@ -126,8 +126,8 @@ class BertObjective:
         """Return the model; heads that no loss trains are frozen, which distributed training insists on."""
         model = self._make_model()
         if self._start_at_unigrams:
-            # One more than counted, so that a token never seen is merely unlikely.
-            logits = np.log(self._token_counts + 1.0) - np.log(self._token_counts.sum() + len(self._token_counts))
+            counts = self._token_counts + 0.1  # a token never seen is merely unlikely
+            logits = np.log(counts / counts.sum())
             with torch.no_grad():
                 model.cls.predictions.bias[: len(logits)] = torch.from_numpy(logits)
         if self._pair_mode == "none":
