@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             resume(trainer, checkpoint)
         if accelerator.is_main_process:  # only when nothing can be refused any more
             write_run_json(config.to_dict(), run_dir, trainer)
+        if config.run.report_to != "none":
+            accelerator.init_trackers("bert_pretrain")
         trainer.train()
         if accelerator.is_main_process:
             objective.export(accelerator.unwrap_model(trainer.model), run_dir / "final")
@@ -99,8 +101,6 @@ def build_trainer(config: PretrainingConfig, accelerator: Accelerator, objective
         max_steps = max(1, round(optimization.num_train_epochs * objective.num_rows(0) / global_batch_size))
     data = objective.fingerprint() | {"global_batch_size": global_batch_size}
     accelerator.wait_for_everyone()  # every process has looked at the folder before anything is written into it
-    if run.report_to != "none":
-        accelerator.init_trackers("bert_pretrain")
     accelerator.print(
         f"{model.num_parameters():,} parameters; {global_batch_size} rows an update "
         f"({accelerator.num_processes} process(es) x {num_micro_batches} micro-batch(es)); "

@@ -18,6 +18,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.trainer import Trainer
 
+_UNFINISHED = "run.json.tmp"
 # Flags that determine what a run's numbers mean: a checkpoint continues only under the same values.
 _DEFINING_FLAGS = [
     "objective",
@@ -74,7 +75,8 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
     """
     holds_run = (run_dir / "run.json").is_file()
     if resume_from is None:
-        if run_dir.is_file() or (run_dir.is_dir() and any(run_dir.iterdir())):
+        # A run killed while it began leaves at most the unfinished run.json.
+        if run_dir.is_file() or (run_dir.is_dir() and any(path.name != _UNFINISHED for path in run_dir.iterdir())):
             what = "holds another run" if holds_run else "is not an empty folder"
             raise InputError(
                 f"{run_dir} {what}; pass another --output_dir, or continue it with --resume_from_checkpoint latest"
@@ -108,7 +110,7 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
         "num_cpu_threads": torch.get_num_threads(),
     }
     record = {"config": flags | effective} | describe_run()
-    aside = run_dir / "run.json.tmp"
+    aside = run_dir / _UNFINISHED
     aside.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(aside, run_dir / "run.json")
 
