@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from bert_pretrain.objectives.base import LossTerm
@@ -51,28 +52,31 @@ class RunningSums:
 
         A term that nothing was counted for is left out. All processes must call it.
         """
-        keys = sorted(self._sums)
-        stacked = torch.stack([self._sums[key] for key in keys])
-        sums = dict(zip(keys, accelerator.reduce(stacked, "sum").tolist(), strict=True))
+        state = self.global_state_dict(accelerator)
+        sums, weights = state["sums"], state["weights"]
         row: dict[str, float] = {"loss": 0.0}
-        for key in keys:
+        for key in sorted(sums):
             name, quantity = key.split("/")
             count = sums[f"{name}/count"]
             if quantity == "count" or count == 0:
                 continue
             row[f"{name}_{quantity}"] = sums[key] / count
             if quantity == "loss":
-                row["loss"] += self._weights[name] * sums[key] / count
+                row["loss"] += weights[name] * sums[key] / count
         return row
 
     def global_state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return the sums over all processes as plain numbers. All processes must call it."""
-        keys = sorted(self._sums)
-        sums = []
-        if keys:
-            stacked = torch.stack([self._sums[key] for key in keys])
-            sums = accelerator.reduce(stacked, "sum").tolist()
-        return {"sums": dict(zip(keys, sums, strict=True)), "weights": dict(self._weights)}
+        # A process may have seen no batch, or no batch with some term: the others tell it the names.
+        named = gather_object([(key, self._weights[key.split("/")[0]]) for key in self._sums])
+        keys = sorted({key for key, _ in named})
+        if not keys:
+            return {"sums": {}, "weights": {}}
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        stacked = torch.stack([self._sums.get(key, zero) for key in keys])
+        sums = accelerator.reduce(stacked, "sum").tolist()
+        weights = {key.split("/")[0]: weight for key, weight in named}
+        return {"sums": dict(zip(keys, sums, strict=True)), "weights": weights}
 
     def load_state_dict(self, state: Mapping[str, Any], *, share: float) -> None:
         """Continue from `global_state_dict()`; `share` is this process's part of the sums, in [0, 1]."""

@@ -104,6 +104,6 @@ def run(folder: Path, flags: list[str], *, num_processes: int = 1) -> str:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl without the one number that a clock decides."""
+    """Return the rows of metrics.jsonl without the numbers that a clock decides."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith("_per_second")} for row in rows]
