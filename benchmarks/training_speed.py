@@ -27,6 +27,7 @@ from bert_pretrain.data.prepared import TokenStore
 from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
 from bert_pretrain.hardware import cpu_threads, describe_run, native_precision
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
+from bert_pretrain.models.loading import choose_attention
 from bert_pretrain.optim import build_optimizers
 
 
@@ -93,6 +94,7 @@ def our_step(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    choose_attention(model, arguments.max_seq_length)
     (optimizer,) = build_optimizers(model, name="adamw", weight_decay=0.01, adam_betas=(0.9, 0.98), adam_epsilon=1e-6)
 
     def step(rows: np.ndarray) -> int:
