@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import HfArgumentParser
 
 from bert_pretrain.command_line import parse_flags
@@ -46,7 +48,9 @@ class RunArguments:
     recipe: str = flag("minutes", "Named defaults: minutes, hours; for text also devlin2019.")
     output_dir: str = flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
-    resume_from_checkpoint: str | None = flag(None, "'latest' of --output_dir, or a checkpoint folder.")
+    resume_from_checkpoint: str | None = flag(
+        None, "'latest' of --output_dir, a checkpoint folder, or owner/name@revision that --hub_push_state pushed."
+    )
     logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.")
     eval_steps: int = flag(450, "Updates between evaluations; 0 = only at start and end.")
     save_steps: int = flag(450, "Updates between checkpoints; 0 = only at the end.")
@@ -65,7 +69,7 @@ class DataArguments:
         None,
         "'docs' (the documentation inside your own Python; the default for text without --data_files), 'digits' "
         "(scikit-learn's; the default for images), a folder that bert_pretrain.prepare wrote, a folder of images, a "
-        "data set saved by datasets, or a name on the Hub.",
+        "data set saved by datasets, or a name on the Hub, of a data set or of a prepared corpus.",
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
@@ -203,6 +207,25 @@ class OptimizationArguments:
     num_cpu_threads: int = flag(0, "Threads per process on CPU; 0 = cores divided by local processes.")
 
 
+@dataclass
+class HubArguments:
+    """Publishing on the Hugging Face Hub, beside training; the token comes from HF_TOKEN or `hf auth login`."""
+
+    _argument_group_name: ClassVar[str] = "hub"
+
+    push_to_hub: bool = flag(False, "Publish the export, its model card, curves and run.json.")
+    hub_model_id: str | None = flag(None, "Repository, owner/name or name. Default: the name of --output_dir.")
+    hub_private_repo: bool = flag(False, "Make the repository private; one that is public is then refused.")
+    hub_strategy: Literal["end", "every_save", "all_checkpoints"] = flag(
+        "end", "Publish at the end, at every checkpoint, or also each checkpoint on a branch step-NNNNNN of its own."
+    )
+    hub_push_state: bool = flag(
+        False, "Publish the checkpoint itself too, for --resume_from_checkpoint owner/name@revision elsewhere."
+    )
+    hub_max_wait: int = flag(600, "Seconds that the end of the run waits for what is not published yet; 0 or more.")
+    hub_license: str | None = flag(None, "Licence of the model by its identifier on the Hub, for the model card.")
+
+
 @dataclass(frozen=True)
 class PretrainingConfig:
     """All flags of one run."""
@@ -215,6 +238,7 @@ class PretrainingConfig:
     autoencoder: AutoencoderArguments
     contrastive: ContrastiveArguments
     optimization: OptimizationArguments
+    hub: HubArguments
 
     def to_dict(self) -> dict[str, Any]:
         """Return every flag of this objective by name; names are unique over the groups."""
@@ -232,6 +256,7 @@ GROUPS = (
     AutoencoderArguments,
     ContrastiveArguments,
     OptimizationArguments,
+    HubArguments,
 )
 # Groups that only some objectives use; a flag of another is refused rather than ignored.
 _OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
@@ -314,6 +339,7 @@ def check_config(config: PretrainingConfig) -> None:
     check_data(config.data)
     check_text(config.text)
     _check_images(config)
+    check_hub(config.hub)
     values = config.to_dict()
     for name in ("dropout", "adam_beta1", "adam_beta2"):
         _check(values, name, 0 <= values[name] < 1, "in [0, 1)")
@@ -371,6 +397,33 @@ def check_text(text: TextArguments) -> None:
             "lower --mask_replace_prob or --random_replace_prob"
         )
     _check(values, "max_seq_length", values["max_seq_length"] >= 8, "at least 8")
+
+
+def check_hub(hub: HubArguments) -> None:
+    """Check the Hub flags.
+
+    Raises:
+        InputError: names the flag, the value met and what is allowed.
+    """
+    if hub.hub_model_id is not None:
+        check_repo_id(hub.hub_model_id, flag="--hub_model_id")
+    _check(dataclasses.asdict(hub), "hub_max_wait", hub.hub_max_wait >= 0, "at least 0")
+    if not hub.push_to_hub:
+        # hub_license is for the model card, which is written without the Hub too.
+        names = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_push_state")
+        for name in names:
+            if getattr(hub, name) != getattr(HubArguments, name):
+                raise InputError(f"--{name} means nothing without --push_to_hub; add that flag, or leave --{name} out")
+
+
+def check_repo_id(repo_id: str, *, flag: str) -> None:
+    """Raise `InputError` unless the Hub allows a repository of that name."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(
+            f"{repo_id!r} cannot be the name of a repository ({error}); pass owner/name or name as {flag}"
+        ) from error
 
 
 def _check_images(config: PretrainingConfig) -> None:

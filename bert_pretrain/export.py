@@ -1,6 +1,7 @@
 """Write a pretrained model so that stock transformers loads it.
 
-A model of this package enters; a folder with config.json, model.safetensors, tokenizer files and a model card leaves.
+A model of this package enters; a folder with config.json, model.safetensors and tokenizer files leaves, and what the
+model card says of the model.
 """
 
 from __future__ import annotations
@@ -8,49 +9,23 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CARD = """\
----
-library_name: transformers
-pipeline_tag: fill-mask
-tags:
-- bert
-- masked-lm
-{nsp_tag}---
 
-# BERT pretrained with bert-pretrain
-
-A BERT encoder ({layers} layers, width {width}, {vocab} word pieces, {parameters:.1f} M parameters) pretrained by
-masked-language modelling{nsp_text}. It is a plain transformers model:
-
-```python
-from transformers import AutoModelForPreTraining, AutoModelForSequenceClassification, AutoTokenizer, pipeline
-
-path = "."  # this folder or its Hub id
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForPreTraining.from_pretrained(path)
-classifier = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
-print(pipeline("fill-mask", model=path)(f"The quick brown fox {{tokenizer.mask_token}} over the lazy dog."))
-```
-"""
-
-
-def export_bert(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, with_nsp: bool) -> None:
+def export_bert(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write the export folder; it appears whole or not at all.
 
     Args:
         model: a `BertForPreTraining`.
         tokenizer: the model's.
         directory: target; replaced if it exists.
-        with_nsp: whether the next-sentence head was trained, for the model card.
     """
     aside = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    (aside / "README.md").write_text(_card(model, with_nsp=with_nsp))
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(aside, directory)
 
@@ -63,12 +38,30 @@ def write_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
     tokenizer.save_pretrained(directory)
 
 
-def _card(model: PreTrainedModel, *, with_nsp: bool) -> str:
-    return CARD.format(
-        layers=model.config.num_hidden_layers,
-        width=model.config.hidden_size,
-        vocab=model.config.vocab_size,
-        parameters=model.num_parameters() / 1e6,
-        nsp_tag="- next-sentence-prediction\n" if with_nsp else "",
-        nsp_text=" and next-sentence prediction" if with_nsp else " (its next-sentence head is untrained)",
+def card_fields(model: PreTrainedModel, *, with_nsp: bool) -> dict[str, Any]:
+    """Return what the model card says of a BERT; see `bert_pretrain.model_card`.
+
+    Args:
+        model: a `BertForPreTraining`.
+        with_nsp: whether the next-sentence head was trained.
+    """
+    config = model.config
+    learnt = "masked-language modelling" + (
+        " and next-sentence prediction" if with_nsp else " (its next-sentence head is untrained)"
     )
+    return {
+        "is_text": True,
+        "with_nsp": with_nsp,
+        "pipeline_tag": "fill-mask",
+        "tags": ["bert", "masked-lm", *(["next-sentence-prediction"] if with_nsp else [])],
+        "summary": f"A BERT encoder ({config.num_hidden_layers} layers, width {config.hidden_size}, "
+        f"{config.vocab_size:,} word pieces, {model.num_parameters() / 1e6:.1f} M parameters) pretrained by {learnt}.",
+        "limits": [
+            "It knows the language and the topics of its training text, with whatever that text gets wrong or leaves "
+            "out; other text, and people and groups of people in particular, it may represent badly.",
+            f"It reads at most {config.max_position_embeddings} tokens and writes none: it is for classifying, tagging "
+            "and comparing text after fine-tuning, not for generating it.",
+            "The numbers above are of held-out text of the same source. What it is worth for a task, only that task's "
+            "own data can tell.",
+        ],
+    }

@@ -20,10 +20,11 @@ from bert_pretrain.command_line import parse_flags, reporting_input_errors
 from bert_pretrain.config import DataArguments, TextArguments, check_data, check_text
 from bert_pretrain.data.corpus import open_documents
 from bert_pretrain.data.preparation import corpus_key, prepare_corpus
-from bert_pretrain.data.prepared import PreparedCorpus
+from bert_pretrain.data.prepared import MANIFEST, PreparedCorpus
 from bert_pretrain.data.sentence_pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.data.tokenizers import load_tokenizer, tokenizer_hash
 from bert_pretrain.errors import InputError
+from bert_pretrain.hub_download import download_corpus
 
 
 @dataclass
@@ -90,8 +91,9 @@ def open_corpus(
     Raises:
         InputError: the text or the tokenizer cannot be used.
     """
-    if data.dataset_name and (Path(data.dataset_name) / "manifest.json").is_file():
-        corpus = PreparedCorpus.load(Path(data.dataset_name))
+    folder = _prepared_folder(data.dataset_name)
+    if folder is not None:
+        corpus = PreparedCorpus.load(folder)
         if corpus.manifest["tokenizer"]["hash"] != tokenizer_hash(tokenizer):
             raise InputError(
                 f"the corpus in {data.dataset_name} was prepared with the tokenizer "
@@ -120,6 +122,14 @@ def open_corpus(
         seed=seed,
         show_progress=show_progress,
     )
+
+
+def _prepared_folder(dataset_name: str | None) -> Path | None:
+    """Return where the prepared corpus of that name lies, on disk or fetched from the Hub; None if it is none."""
+    if dataset_name is None:
+        return None
+    folder = Path(dataset_name)
+    return folder if (folder / MANIFEST).is_file() else download_corpus(dataset_name)
 
 
 def data_card(corpus: PreparedCorpus, plan: EpochPlan, *, max_seq_length: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.base import Objective
 from bert_pretrain.optim import Schedule, build_optimizers
+from bert_pretrain.publication import Publisher, write_publication
 from bert_pretrain.run_directory import claim_run_dir, fingerprint, resume, write_run_json
 from bert_pretrain.tasks import build_objective
 from bert_pretrain.trainer import Intervals, Trainer
@@ -40,12 +42,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_run_json(config.to_dict(), run_dir, trainer)
         if config.run.report_to != "none":
             accelerator.init_trackers("bert_pretrain")
-        trainer.train()
-        if accelerator.is_main_process:
-            objective.export(accelerator.unwrap_model(trainer.model), run_dir / "final")
-            accelerator.print(f"the model is in {run_dir / 'final'}")
+        train_and_publish(config, trainer, run_dir)
         accelerator.end_training()
     return 0
+
+
+def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path) -> None:
+    """Train to the end, write `final/`, and publish as the flags of the Hub say."""
+    accelerator = trainer.accelerator
+    if not accelerator.is_main_process:
+        trainer.train()
+        return
+
+    def write(directory: Path) -> None:
+        write_publication(accelerator.unwrap_model(trainer.model), trainer.objective, run_dir, directory)
+
+    with contextlib.ExitStack() as stack:
+        publisher = None
+        if config.hub.push_to_hub:
+            publisher = Publisher(config.hub, run_dir, write)
+            stack.enter_context(publisher.pusher)
+            trainer.on_save = publisher.on_save
+        trainer.train()
+        write(run_dir / "final")
+        accelerator.print(f"the model is in {run_dir / 'final'}")
+        if publisher is not None:
+            publisher.finish()
 
 
 def build_accelerator(config: PretrainingConfig) -> Accelerator:

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from bert_pretrain.checkpoint import find_checkpoint, read_state
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
+from bert_pretrain.hub_download import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.trainer import Trainer
 
 _UNFINISHED = "run.json.tmp"
@@ -87,7 +88,10 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
             f"--resume_from_checkpoint is 'latest' but {run_dir} holds no run; "
             "pass the run's --output_dir, or leave --resume_from_checkpoint out"
         )
-    checkpoint = find_checkpoint(resume_from, run_dir / "checkpoints")
+    if is_hub_checkpoint(resume_from):
+        checkpoint: Path | None = download_checkpoint(resume_from)
+    else:
+        checkpoint = find_checkpoint(resume_from, run_dir / "checkpoints")
     if holds_run and checkpoint is not None and run_dir.resolve() not in checkpoint.resolve().parents:
         raise InputError(
             f"{run_dir} holds a run that {checkpoint} is no checkpoint of; pass a new --output_dir to continue from it "

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from bert_pretrain.config import PretrainingConfig
 from bert_pretrain.data.augmentation import PRESETS, Augmentation
-from bert_pretrain.data.images import ImageCorpus, image_card, open_images
+from bert_pretrain.data.images import ImageCorpus, open_images
 from bert_pretrain.data.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.models.autoencoder import build_autoencoder
@@ -31,7 +31,9 @@ def build_objective(config: PretrainingConfig, accelerator: Accelerator) -> Obje
     Raises:
         InputError: the data, the tokenizer or the model cannot be used.
     """
-    return OBJECTIVES[config.run.objective](config, accelerator)
+    objective = OBJECTIVES[config.run.objective](config, accelerator)
+    accelerator.print(objective.data_card)
+    return objective
 
 
 def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -> Objective:
@@ -70,7 +72,7 @@ def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -
         start_at_unigrams=model.model_name_or_path is None,
     )
     plan = objective.stream.plan(0)
-    accelerator.print(data_card(corpus, plan, max_seq_length=text.max_seq_length))
+    objective.data_card = data_card(corpus, plan, max_seq_length=text.max_seq_length)
     return objective
 
 
@@ -122,7 +124,7 @@ def _build_contrastive_objective(config: PretrainingConfig, accelerator: Acceler
 
 def _open_images(config: PretrainingConfig, accelerator: Accelerator) -> ImageCorpus:
     data, images = config.data, config.images
-    corpus = open_images(
+    return open_images(
         dataset_name=data.dataset_name,
         dataset_config_name=data.dataset_config_name,
         dataset_split=data.dataset_split,
@@ -136,8 +138,6 @@ def _open_images(config: PretrainingConfig, accelerator: Accelerator) -> ImageCo
         seed=config.run.seed,
         show_progress=accelerator.is_local_main_process,
     )
-    accelerator.print(image_card(corpus))
-    return corpus
 
 
 def _image_model_arguments(config: PretrainingConfig, corpus: ImageCorpus) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,6 +98,9 @@ class Trainer:
         self.eval_batch_size = eval_batch_size
         self.max_grad_norm = max_grad_norm
         self.fingerprint = fingerprint
+        # Called with each checkpoint's folder once it is complete, on the main process alone, so it must not
+        # communicate with the others; a later save may remove the folder.
+        self.on_save: Callable[[Path], None] | None = None
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.step = 0
         self.place = Place(0, 0)
@@ -248,7 +251,7 @@ class Trainer:
             "sums": self.sums.global_state_dict(self.accelerator),
             "fingerprint": self.fingerprint,
         }
-        save_checkpoint(
+        checkpoint = save_checkpoint(
             self.accelerator,
             self.run_dir / "checkpoints",
             step=self.step,
@@ -256,6 +259,8 @@ class Trainer:
             write_config=partial(self.objective.write_config, self.accelerator.unwrap_model(self.model)),
             save_total_limit=self.intervals.save_total_limit,
         )
+        if self.on_save is not None and self.accelerator.is_main_process:
+            self.on_save(checkpoint)
 
     def _log(self, learning_rate: float, grad_norm: Tensor) -> None:
         self._check_finite()

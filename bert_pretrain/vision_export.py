@@ -1,8 +1,8 @@
 """Write a pretrained image model so that stock transformers loads its encoder.
 
 A model of `bert_pretrain.models` and the image processor of its corpus enter. A folder leaves, at whose root are the
-plain encoder (config.json, model.safetensors), the image processor and a model card, and in whose folder `pretraining`
-is the whole model with decoder or projection head, so that pretraining can continue.
+plain encoder (config.json, model.safetensors) and the image processor, and in whose folder `pretraining` is the whole
+model with decoder or projection head, so that pretraining can continue; and what the model card says of the model.
 """
 
 from __future__ import annotations
@@ -12,71 +12,14 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL.Image import Resampling
 from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessorPil
 
 from bert_pretrain.models.image_encoder import PRETRAINING_FOLDER
 
-CARD = """\
----
-library_name: transformers
-pipeline_tag: image-feature-extraction
-tags:
-- self-supervised
----
-
-# {architecture} pretrained with bert-pretrain
-
-An image encoder of {parameters:.1f} M parameters for {size} x {size} pixels and {channels}, pretrained without labels
-as {objective}. It is a plain transformers model:
-
-```python
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
-
-path = "."  # this folder or its Hub id
-processor = AutoImageProcessor.from_pretrained(path)
-classifier = AutoModelForImageClassification.from_pretrained(path, num_labels=10)  # only the classifier is new
-image = Image.open("image.png").convert("{mode}")
-inputs = processor(image, return_tensors="pt")
-
-# The embedding that was trained and evaluated is what a classifier is fed:
-features = AutoModelForImageClassification.from_pretrained(path, num_labels=0)
-with torch.no_grad():
-    embedding = features.eval()(**inputs).logits
-```
-{notes}
-The folder `{folder}` holds the whole pretraining model; `{model}.from_pretrained(path)` of bert-pretrain loads it, and
-`--model_name_or_path` continues from it.
-"""
-POOLER_NOTE = """
-The embedding of this architecture is the layer-normed [CLS] state, `AutoModel.from_pretrained(path)(**inputs)
-.last_hidden_state[:, 0]`. Do not read `pooler_output`: transformers adds a pooler that nothing has trained.
-"""
-GREY_NOTE = """
-`pipeline("image-feature-extraction")` converts every image to RGB before the image processor sees it. For this encoder
-of one channel, pass the pipeline a processor that converts back:
-
-```python
-from transformers import ViTImageProcessorPil, pipeline
-
-
-class GreyImageProcessor(ViTImageProcessorPil):
-    def process_image(self, image, **kwargs):
-        return super().process_image(image.convert("L"), **kwargs)
-
-
-extractor = pipeline("image-feature-extraction", model=path, image_processor=GreyImageProcessor.from_pretrained(path))
-```
-"""
-ALPHA_NOTE = """
-`pipeline("image-feature-extraction")` converts every image to RGB and so drops the fourth channel that this encoder
-needs; call the processor and the model as above.
-"""
-CHANNELS = {1: ("one channel (grey)", "L", GREY_NOTE), 3: ("RGB", "RGB", ""), 4: ("RGBA", "RGBA", ALPHA_NOTE)}
+CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}
 OBJECTIVES = {
     "image_autoencoder": "the encoder of an autoencoder",
     "vit_mae": "the encoder of a masked autoencoder",
@@ -141,7 +84,6 @@ def export_image_model(model: PretrainingModel, processor: ViTImageProcessorPil,
     _exported_config(base).save_pretrained(aside)
     processor.save_pretrained(aside)
     model.save_pretrained(aside / PRETRAINING_FOLDER)
-    (aside / "README.md").write_text(_card(model, base, processor))
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(aside, directory)
 
@@ -162,17 +104,32 @@ def _exported_config(base: PreTrainedModel) -> PreTrainedConfig:
     return config
 
 
-def _card(model: PretrainingModel, base: PreTrainedModel, processor: ViTImageProcessorPil) -> str:
-    channels, mode, channel_note = CHANNELS[len(processor.image_mean)]
-    has_untrained_pooler = getattr(base, "pooler", 0) is None
-    return CARD.format(
-        architecture=type(base).__name__,
-        parameters=base.num_parameters() / 1e6,
-        size=processor.crop_size["height"],
-        channels=channels,
-        objective=OBJECTIVES[model.config.model_type],
-        mode=mode,
-        notes=(POOLER_NOTE if has_untrained_pooler else "") + channel_note,
-        folder=PRETRAINING_FOLDER,
-        model=type(model).__name__,
-    )
+def card_fields(model: PretrainingModel, processor: ViTImageProcessorPil) -> dict[str, Any]:
+    """Return what the model card says of an image encoder; see `bert_pretrain.model_card`.
+
+    Args:
+        model: as exported.
+        processor: as exported.
+    """
+    base = model.plain_encoder().base_model
+    channels, mode = CHANNELS[len(processor.image_mean)]
+    size = processor.crop_size["height"]
+    return {
+        "is_text": False,
+        "pipeline_tag": "image-feature-extraction",
+        "tags": [base.config.model_type, "self-supervised"],
+        "summary": f"An image encoder ({type(base).__name__}, {base.num_parameters() / 1e6:.1f} M parameters) for "
+        f"{size} x {size} pixels and {channels}, pretrained without labels as {OBJECTIVES[model.config.model_type]}.",
+        "mode": mode,
+        "image_size": size,
+        "has_untrained_pooler": getattr(base, "pooler", 0) is None,
+        "pretraining_folder": PRETRAINING_FOLDER,
+        "pretraining_class": type(model).__name__,
+        "limits": [
+            "It knows images like those it was trained on, with whatever they show too much or too little of; people "
+            "and groups of people in particular it may represent badly.",
+            f"It was trained at {size} x {size} pixels; larger images are scaled down to that, and details are lost.",
+            "The numbers above are of held-out images of the same source. What it is worth for a task, only that "
+            "task's own data can tell.",
+        ],
+    }

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "bert_pretrain"
 # From upstream to downstream; a module may import from its own level and from those above it.
 LEVELS = [
     ["errors"],
-    ["command_line", "data.random", "distributed", "hardware", "optim", "recipes"],
+    ["command_line", "data.random", "distributed", "hardware", "optim", "recipes", "scrub", "upload"],
+    ["hub_download", "pusher"],
     ["models.bert", "models.image_encoder"],
     ["config", "models.loading", "data.docstrings", "data.embedded", "data.corpus", "data.tokenizers"],
     ["models.autoencoder", "models.masked_autoencoder", "models.contrastive", "losses"],
@@ -22,12 +23,12 @@ LEVELS = [
     ["objectives.base"],
     ["data.loaders", "evaluation.fill_mask", "export", "vision_export"],
     ["evaluation.collapse", "evaluation.representation", "evaluation.pictures", "evaluation.image_features"],
-    ["metrics", "checkpoint"],
+    ["metrics", "checkpoint", "model_card"],
     ["trainer"],
     ["objectives.images"],
     ["objectives.bert", "objectives.autoencoder", "objectives.contrastive"],
-    ["prepare", "train_tokenizer", "evaluate", "run_directory"],
-    ["tasks"],
+    ["prepare", "train_tokenizer", "evaluate", "run_directory", "publication"],
+    ["tasks", "hub"],
     ["pretrain"],
     ["__main__"],
 ]

@@ -56,10 +56,12 @@ class Objective(Protocol):
     Attributes:
         unit: what the throughput counts: "tokens", "images".
         shown_file: name of the file in the run directory that keeps the rows of `show`.
+        data_card: what the data are, as text to print and for the model card.
     """
 
     unit: str
     shown_file: str
+    data_card: str
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the training data: a checkpoint continues only on the same."""
@@ -126,4 +128,8 @@ class Objective(Protocol):
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write the model and what it needs to be used, loadable by stock transformers."""
+        ...
+
+    def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what the model card says of the exported model; see `bert_pretrain.model_card`."""
         ...

@@ -26,7 +26,7 @@ from bert_pretrain.evaluation.fill_mask import (
     make_probe,
     word_positions,
 )
-from bert_pretrain.export import export_bert, write_config
+from bert_pretrain.export import card_fields, export_bert, write_config
 from bert_pretrain.objectives.base import Batch, LossTerm, Place, Window
 
 FOX = "The quick brown fox jumped over the lazy dog."
@@ -37,6 +37,7 @@ class BertObjective:
 
     unit = "tokens"
     shown_file = "fill_mask.jsonl"
+    data_card = ""
 
     def __init__(
         self,
@@ -206,7 +207,11 @@ class BertObjective:
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write model and tokenizer as stock transformers load them."""
-        export_bert(model, self.tokenizer, directory, with_nsp=self._pair_mode != "none")
+        export_bert(model, self.tokenizer, directory)
+
+    def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what the model card says of the exported model."""
+        return card_fields(model, with_nsp=self._pair_mode != "none")
 
     def _measure_baselines(self) -> dict[str, float]:
         baselines = {"unigram_entropy": unigram_entropy(self._token_counts)}

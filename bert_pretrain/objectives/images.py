@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.image_batches import ImageCollator, ImagePlan, plan_images
-from bert_pretrain.data.images import ImageCorpus
+from bert_pretrain.data.images import ImageCorpus, image_card
 from bert_pretrain.data.loaders import TrainingStream, evaluation_batches, training_windows
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
@@ -25,7 +25,7 @@ from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
 from bert_pretrain.evaluation.representation import extract_features, knn_accuracy
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.objectives.base import Batch, LossTerm, Place, Window
-from bert_pretrain.vision_export import export_image_model, image_processor, write_config
+from bert_pretrain.vision_export import card_fields, export_image_model, image_processor, write_config
 
 # The online k-NN is a thermometer, not a result: bank and queries are bounded, and k and T are those of Caron et al.
 # 2021 (DINO, appendix).
@@ -60,6 +60,7 @@ class ImageObjective(ABC):
             num_workers: worker processes that make batches.
         """
         self.corpus = corpus
+        self.data_card = image_card(corpus)
         self.seed = seed
         self.evaluated_images = _subset(corpus.validation_images, max_eval_rows, seed)
         self.bank_images = _subset(corpus.train_images, MAX_BANK_IMAGES, seed)
@@ -167,6 +168,10 @@ class ImageObjective(ABC):
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write the encoder as stock transformers loads it, and the whole model in a folder of its own."""
         export_image_model(model, self.processor, directory)
+
+    def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what the model card says of the exported model."""
+        return card_fields(model, self.processor)
 
     def _measures_of(self, row: dict[str, Any]) -> CollapseMeasures:
         names = CollapseMeasures.__dataclass_fields__

@@ -1,0 +1,158 @@
+"""`python -m bert_pretrain.hub push RUN_DIR` and `push_dataset PREPARED`: publish what lies on disk.
+
+`push` brings a finished run to the Hub, or finishes what a run with `--push_to_hub` could not bring there: files that
+are there already are not sent again. `push_dataset` publishes a prepared corpus, which `--dataset_name owner/name` then
+trains from anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from bert_pretrain.command_line import reporting_input_errors
+from bert_pretrain.config import check_repo_id
+from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
+from bert_pretrain.errors import InputError
+from bert_pretrain.publication import MAIN, open_pusher, submit_final
+from bert_pretrain.pusher import OUTBOX, HubPusher, link
+from bert_pretrain.scrub import scrub
+
+DATASET_CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+A text corpus prepared for pretraining with bert-pretrain: token ids, word starts and sentence lengths, no text.
+{{ documents }} documents, {{ sentences }} sentences, {{ tokens }} tokens of the tokenizer {{ tokenizer }}
+({{ vocab_size }} entries, SHA-256 {{ hash }}), made of {{ source }}.
+
+```bash
+accelerate launch run_pretraining.py --dataset_name {{ repo_id }}{{ tokenizer_flag }}
+```
+
+`manifest.json` says how it was made.
+"""
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Publish a run or a corpus; returns 0, or 1 if the Hub did not take all of it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    with reporting_input_errors(debug=options.debug):
+        is_done = push(options) if options.command == "push" else push_dataset(options)
+    return 0 if is_done else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bert-pretrain hub",
+        description="Publish on the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    push = commands.add_parser("push", help="publish a run, or finish publishing it")
+    push.add_argument("run_dir", type=Path, help="run directory")
+    push.add_argument("--hub_model_id", help="owner/name or name (default: the run's own flag, or the folder's name)")
+    push.add_argument(
+        "--hub_push_state", action="store_true", help="also the last checkpoint, to resume from elsewhere"
+    )
+    dataset = commands.add_parser("push_dataset", help="publish a corpus that bert_pretrain.prepare wrote")
+    dataset.add_argument("prepared", type=Path, help="the corpus' folder")
+    dataset.add_argument("--hub_dataset_id", help="owner/name or name (default: the folder's name)")
+    dataset.add_argument("--hub_license", help="licence of the text by its identifier on the Hub")
+    for command in (push, dataset):
+        command.add_argument("--hub_private_repo", action="store_true", help="make the repository private")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    return parser
+
+
+def push(options: argparse.Namespace) -> bool:
+    """Publish a run directory's outbox and its `final/`; returns whether all of it was.
+
+    Raises:
+        InputError: the folder holds no run, or nothing of it can be published yet.
+    """
+    run_dir: Path = options.run_dir
+    try:
+        config = json.loads((run_dir / "run.json").read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{run_dir} holds no run (no usable run.json: {error}); pass a run directory") from error
+    repo_id = options.hub_model_id or config.get("hub_model_id") or run_dir.resolve().name
+    check_repo_id(repo_id, flag="--hub_model_id")
+    has_final = (run_dir / "final").is_dir()
+    if not has_final and not (run_dir / OUTBOX).is_dir():
+        raise InputError(
+            f"{run_dir} has nothing to publish yet (no final/); "
+            "finish the run with run_pretraining.py --resume_from_checkpoint latest"
+        )
+    is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
+    with open_pusher(run_dir, repo_id, is_private=is_private) as pusher:
+        if has_final:
+            submit_final(pusher, run_dir, with_state=options.hub_push_state or bool(config.get("hub_push_state")))
+        return pusher.finish(None)
+
+
+def push_dataset(options: argparse.Namespace) -> bool:
+    """Publish a prepared corpus; returns whether it was.
+
+    Raises:
+        InputError: the folder holds no prepared corpus.
+    """
+    prepared: Path = options.prepared
+    repo_id = options.hub_dataset_id or prepared.resolve().name
+    check_repo_id(repo_id, flag="--hub_dataset_id")
+    manifest = scrub(PreparedCorpus.load(prepared).manifest)
+
+    def fill(folder: Path) -> None:
+        for name in (ARROW_FILE, VALIDATION_FILE):
+            link(prepared / name, folder / name)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        _dataset_card(manifest, repo_id, options.hub_license).save(folder / "README.md")
+
+    outbox = prepared.with_name(prepared.name + ".outbox")
+    command = f"python -m bert_pretrain.hub push_dataset {prepared} --hub_dataset_id {repo_id}"
+    with HubPusher(
+        outbox, repo_id, is_private=options.hub_private_repo, finish_command=command, repo_type="dataset"
+    ) as pusher:
+        pusher.submit(fill, MAIN)
+        return pusher.finish(None)
+
+
+def _dataset_card(manifest: dict[str, Any], repo_id: str, license_name: str | None) -> DatasetCard:
+    counts, tokenizer = manifest["counts"], manifest["tokenizer"]
+    is_default = "/" not in tokenizer["name"] and tokenizer["name"].startswith("docs-")
+    card: DatasetCard = DatasetCard.from_template(
+        DatasetCardData(
+            language=manifest["language"],
+            license=license_name or "unknown",
+            task_categories=["fill-mask"],
+            size_categories=[next((name for size, name in _SIZES if counts["documents"] < size), "n>10M")],
+            tags=["bert-pretrain", "tokenized"],
+            pretty_name=repo_id.rpartition("/")[2],
+        ),
+        template_str=DATASET_CARD,
+        title=repo_id.rpartition("/")[2],
+        repo_id=repo_id,
+        source=manifest["source"]["description"],
+        documents=f"{counts['documents']:,}",
+        sentences=f"{counts['sentences']:,}",
+        tokens=f"{counts['tokens']:,}",
+        tokenizer=tokenizer["name"],
+        vocab_size=f"{tokenizer['vocab_size']:,}",
+        hash=tokenizer["hash"],
+        tokenizer_flag="" if is_default else f" --tokenizer_name {tokenizer['name']}",
+    )
+    return card
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What is fetched from the Hub beside models: checkpoints to continue from, and prepared corpora.
+
+Both land in the Hugging Face cache, where several processes may ask for them at once and an interrupted download
+continues.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HFValidationError
+
+from bert_pretrain.errors import InputError
+from bert_pretrain.upload import STATE_FOLDER
+
+_CHECKPOINT = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+_CORPUS = re.compile(r"[\w.-]+/[\w.-]+")
+_MANIFEST = "manifest.json"
+
+
+def is_hub_checkpoint(name: str) -> bool:
+    """Return whether a name reads `owner/name@revision` and is no path that exists."""
+    return _CHECKPOINT.fullmatch(name) is not None and not Path(name).exists()
+
+
+def download_checkpoint(name: str) -> Path:
+    """Return the folder of a checkpoint that `--hub_push_state` has pushed.
+
+    Args:
+        name: `owner/name@revision`.
+
+    Raises:
+        InputError: there is no such repository or revision, or no training state in it.
+    """
+    match = _CHECKPOINT.fullmatch(name)
+    assert match is not None
+    try:
+        snapshot = HfApi(endpoint=constants.ENDPOINT).snapshot_download(
+            match["repo_id"], revision=match["revision"], allow_patterns=f"{STATE_FOLDER}/*"
+        )
+    except (OSError, HFValidationError) as error:
+        raise InputError(
+            f"--resume_from_checkpoint {name} cannot be fetched from the Hub ({_first_line(error)}); "
+            "pass owner/name@revision of a repository that this machine's token may read, or a checkpoint folder"
+        ) from error
+    folder = Path(snapshot) / STATE_FOLDER
+    if not folder.is_dir():
+        raise InputError(
+            f"--resume_from_checkpoint {name} holds a model but no training state: it was pushed without "
+            f"--hub_push_state. Begin a new run from its weights with --model_name_or_path {match['repo_id']}"
+        )
+    return folder
+
+
+def download_corpus(name: str) -> Path | None:
+    """Return the folder of a prepared corpus of the Hub; None if the name is none, or of another data set.
+
+    Args:
+        name: `owner/name`.
+    """
+    if _CORPUS.fullmatch(name) is None or Path(name).exists():
+        return None
+    api = HfApi(endpoint=constants.ENDPOINT)
+    try:
+        manifest = json.loads(Path(api.hf_hub_download(name, _MANIFEST, repo_type="dataset")).read_text())
+        if not {"format_version", "tokenizer", "counts"} <= set(manifest):
+            return None
+        return Path(api.snapshot_download(name, repo_type="dataset", allow_patterns=["*.json", "*.arrow", "*.npy"]))
+    except (OSError, ValueError):  # no such data set or file, or no answer: whoever reads data sets will say it
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,116 @@
+"""What is published of a run: the export with its card, curves and public record, and when it goes to the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from bert_pretrain.checkpoint import STATE_FILE, list_checkpoints
+from bert_pretrain.config import HubArguments
+from bert_pretrain.evaluation.pictures import curves
+from bert_pretrain.model_card import model_card, read_emissions
+from bert_pretrain.objectives.base import Objective
+from bert_pretrain.pusher import OUTBOX, HubPusher, link_tree
+from bert_pretrain.scrub import scrub
+from bert_pretrain.upload import STATE_FOLDER
+
+MAIN = "main"
+
+
+def write_publication(model: PreTrainedModel, objective: Objective, run_dir: Path, directory: Path) -> None:
+    """Write what a run has to show: model, tokenizer or image processor, card, curves and public run.json.
+
+    Args:
+        model: as trained so far, without the wrapper of distributed training.
+        objective: exports it.
+        run_dir: with run.json, metrics.jsonl and at least one checkpoint.
+        directory: target; replaced if it exists. It appears whole or not at all.
+    """
+    aside = directory.with_name(directory.name + ".new")
+    objective.export(model, aside)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    curves(rows, aside / "curves.png")
+    record = public_record(run_dir)
+    (aside / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    card = model_card(
+        objective.card_fields(model),
+        record=record,
+        data_card=scrub(objective.data_card),
+        metrics_rows=rows,
+        seconds=_seconds(run_dir),
+        emissions_grams=read_emissions(run_dir),
+    )
+    card.save(aside / "README.md")
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(aside, directory)
+
+
+def public_record(run_dir: Path) -> dict[str, Any]:
+    """Return a run's run.json as others may read it."""
+    record: dict[str, Any] = json.loads((run_dir / "run.json").read_text())
+    model_id = record["config"].get("hub_model_id")
+    public: dict[str, Any] = scrub(record, keep=[model_id] if model_id else [])
+    return public
+
+
+class Publisher:
+    """Brings a run to the Hub while it trains: what goes up when, and to which branch."""
+
+    def __init__(self, hub: HubArguments, run_dir: Path, write: Callable[[Path], None]) -> None:
+        """Begin in the background.
+
+        Args:
+            hub: the flags.
+            run_dir: the run's folder.
+            write: writes what is to be published now, as `write_publication` does, into a folder.
+        """
+        self.pusher = open_pusher(run_dir, hub.hub_model_id or run_dir.resolve().name, is_private=hub.hub_private_repo)
+        self._hub = hub
+        self._run_dir = run_dir
+        self._write = write
+
+    def on_save(self, checkpoint: Path) -> None:
+        """Publish the state that a checkpoint has just been written of, if the strategy says so."""
+        if self._hub.hub_strategy == "end":
+            return
+
+        def fill(folder: Path) -> None:
+            self._write(folder)
+            if self._hub.hub_push_state:
+                link_tree(checkpoint, folder / STATE_FOLDER)
+
+        own_branch = [checkpoint.name] if self._hub.hub_strategy == "all_checkpoints" else []
+        self.pusher.submit(fill, *own_branch, MAIN)
+
+    def finish(self) -> None:
+        """Publish the final export, wait for what is under way, and say what was and was not published."""
+        submit_final(self.pusher, self._run_dir, with_state=self._hub.hub_push_state)
+        self.pusher.finish(self._hub.hub_max_wait)
+
+
+def open_pusher(run_dir: Path, repo_id: str, *, is_private: bool) -> HubPusher:
+    """Return a pusher of a run's outbox."""
+    command = f"python -m bert_pretrain.hub push {run_dir}"
+    return HubPusher(run_dir / OUTBOX, repo_id, is_private=is_private, finish_command=command)
+
+
+def submit_final(pusher: HubPusher, run_dir: Path, *, with_state: bool) -> None:
+    """Put a finished run's export into the outbox, with its last checkpoint if asked."""
+
+    def fill(folder: Path) -> None:
+        link_tree(run_dir / "final", folder)
+        if with_state:
+            link_tree(list_checkpoints(run_dir / "checkpoints")[-1], folder / STATE_FOLDER)
+
+    pusher.submit(fill, MAIN)
+
+
+def _seconds(run_dir: Path) -> float:
+    newest = list_checkpoints(run_dir / "checkpoints")[-1]
+    return float(json.loads((newest / STATE_FILE).read_text())["elapsed"])

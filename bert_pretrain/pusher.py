@@ -1,0 +1,250 @@
+"""Publishing beside training: an outbox in the run directory, and a thread that empties it.
+
+What is to be published is first put into the outbox, whole, as hard links where it is on disk already. The trainer may
+then remove its checkpoint, the program may be killed and the Hub may be down: what was not pushed waits there for
+`python -m bert_pretrain.hub push`. Uploads run one after the other, each in a process of its own (`upload.py`), so that
+no step waits for them and none can keep the program from ending.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+from bert_pretrain.upload import DONE, HOPELESS
+
+OUTBOX = "hub"  # folder of a run directory
+MAX_TRIES = 8  # of one upload, until something new is submitted or the run ends
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds between tries; each is twice the one before
+# An upload may take ten minutes and a second for every 100 kB; that it hangs is noticed by itself much earlier.
+_LEAST_SECONDS, _BYTES_PER_SECOND = 600.0, 100_000
+
+
+class HubPusher:
+    """Pushes folders to a repository's branches in the background, in order, trying again what fails.
+
+    Attributes:
+        repo_id: as asked for.
+        pushed: branches pushed so far, oldest first.
+        address: of the repository, once the Hub has told it.
+    """
+
+    def __init__(
+        self,
+        outbox: Path,
+        repo_id: str,
+        *,
+        is_private: bool,
+        finish_command: str,
+        repo_type: str = "model",
+        say: Callable[[str], None] = tqdm.write,
+    ) -> None:
+        """Start pushing what an earlier run has left in the outbox, if anything.
+
+        Args:
+            outbox: folder for what waits; made when needed.
+            repo_id: `owner/name`, or a name of the token's owner.
+            is_private: whether a new repository is private; an existing public one is then refused.
+            finish_command: what a user types to push later what was not pushed.
+            repo_type: "model" or "dataset".
+            say: prints a line; called from the thread too.
+        """
+        self.repo_id = repo_id
+        self.pushed: list[str] = []
+        self.address = ""
+        self._outbox = outbox
+        self._options = ["--repo_id", repo_id, "--repo_type", repo_type, *(["--private"] if is_private else [])]
+        self._finish_command = finish_command
+        self._say = say
+        self._tries: dict[str, int] = {}
+        self._reasons: dict[str, str] = {}
+        self._last_said = ""
+        self._change = threading.Condition()
+        self._wait = _FIRST_WAIT
+        self._is_closing = False
+        self._process: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._work, name="hub-pusher", daemon=True)
+        self._thread.start()
+
+    def submit(self, fill: Callable[[Path], None], *revisions: str) -> None:
+        """Put something into the outbox; an older one for the same branch that still waits gives way.
+
+        Args:
+            fill: writes the files into a folder that exists.
+            revisions: branches to push them to.
+        """
+        aside = self._outbox / "filling.tmp"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            fill(aside)
+            with self._change:
+                for revision in revisions:
+                    linked = self._outbox / f"{revision}.tmp"
+                    shutil.rmtree(linked, ignore_errors=True)
+                    link_tree(aside, linked)
+                    number = max((_number(path) for path in self._waiting()), default=0) + 1
+                    os.replace(linked, self._outbox / f"{number:06d}-{revision}")
+                self._try_anew()
+        except OSError as error:  # a full disk, most likely: the run itself has what it needs
+            self._say(
+                f"WARNING: {', '.join(revisions)} is not pushed to the Hub: it could not be put into {self._outbox} "
+                f"({error})"
+            )
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def finish(self, max_seconds: float | None) -> bool:
+        """Wait until all is pushed or cannot be, and say how it ended; call it once.
+
+        Args:
+            max_seconds: after which an upload is stopped; None = only its tries are limited.
+
+        Returns:
+            Whether all was pushed.
+        """
+        with self._change:
+            self._is_closing = True
+            self._try_anew()
+        if num_waiting := len(self._waiting()):
+            limit = "" if max_seconds is None else f", at most {max_seconds:,.0f} s"
+            self._say(f"waiting for {num_waiting} upload(s) to the Hub{limit}")
+        self._thread.join(max_seconds)
+        while self._thread.is_alive():
+            with self._change:
+                self._tries.update(dict.fromkeys((path.name for path in self._waiting()), MAX_TRIES))
+                self._change.notify_all()
+                if self._process is not None:
+                    self._process.kill()
+            self._thread.join(0.1)
+        waiting = self._waiting()
+        with contextlib.suppress(OSError):  # while there is something in it, or where it has never been
+            self._outbox.rmdir()
+        if self.pushed:
+            self._say(f"pushed to {self.address}: {', '.join(dict.fromkeys(self.pushed))}")
+        for path in waiting:
+            reason = self._reasons.get(path.name, "there was no time")
+            self._say(f"NOT pushed: {_revision(path)} ({reason}); its files are kept in {path}")
+        if waiting:
+            self._say(f"to finish later: {self._finish_command}")
+        return not waiting
+
+    def __enter__(self) -> HubPusher:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop at once when the run ended by an error; what waits stays in the outbox."""
+        if self._thread.is_alive():
+            self.finish(0)
+
+    def _work(self) -> None:
+        self._attempt(None)  # a refused token is known while there is time to do something about it
+        while True:
+            with self._change:
+                folder = self._next()
+                if folder is None:
+                    if self._is_closing:
+                        return
+                    self._change.wait()
+                    continue
+            has_succeeded = self._attempt(folder)
+            with self._change:
+                if has_succeeded:
+                    self._wait = _FIRST_WAIT
+                elif self._next() is not None:
+                    wait, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
+                    self._change.wait(wait)  # or until something is submitted or the run ends
+
+    def _try_anew(self) -> None:
+        self._tries.clear()
+        self._wait = _FIRST_WAIT
+        self._change.notify_all()
+
+    def _waiting(self) -> list[Path]:
+        """Return what is in the outbox, oldest first, without what is still being written."""
+        return sorted(self._outbox.glob("[0-9]*-*"))
+
+    def _next(self) -> Path | None:
+        """Return what to try next: the least tried, then the oldest; None when nothing is left to try."""
+        waiting = self._waiting()
+        newest = {_revision(path): path for path in waiting}
+        for path in set(waiting) - set(newest.values()):
+            shutil.rmtree(path, ignore_errors=True)
+        candidates = [path for path in newest.values() if self._tries.get(path.name, 0) < MAX_TRIES]
+        return min(candidates, key=lambda path: (self._tries.get(path.name, 0), path), default=None)
+
+    def _attempt(self, folder: Path | None) -> bool:
+        """Upload a folder (None = only make the repository) and return whether that succeeded."""
+        name = "" if folder is None else folder.name
+        what = [] if folder is None else [str(folder), "--revision", _revision(folder)]
+        status, answer = self._run(what, _seconds_allowed(folder))
+        if status == DONE:
+            self.address = answer
+            if folder is not None:
+                self.pushed.append(_revision(folder))
+                shutil.rmtree(folder, ignore_errors=True)
+            return True
+        with self._change:
+            self._tries[name] = MAX_TRIES if status == HOPELESS else self._tries.get(name, 0) + 1
+        self._reasons[name] = answer
+        if answer != self._last_said:
+            self._last_said = answer
+            again = "not tried again before the next upload" if status == HOPELESS else "will be tried again"
+            self._say(f"WARNING: the Hub: {answer}; {again}, training goes on")
+        return False
+
+    def _run(self, what: list[str], seconds: float) -> tuple[int, str]:
+        """Run an upload process to its end and return its exit status and its last line."""
+        command = [sys.executable, "-m", "bert_pretrain.upload", *what, *self._options]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            self._process = process
+            try:
+                output, _ = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output = f"the upload was not done after {seconds:,.0f} s"
+            finally:
+                self._process = None
+        lines = output.strip().splitlines() or ["the upload was stopped"]
+        return process.returncode, lines[-1]
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a folder as hard links, or as copies where the file system has none; an existing target is filled up."""
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Hard-link a file, or copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _revision(folder: Path) -> str:
+    return folder.name.partition("-")[2]
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.partition("-")[0])
+
+
+def _seconds_allowed(folder: Path | None) -> float:
+    if folder is None:
+        return _LEAST_SECONDS
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return _LEAST_SECONDS + size / _BYTES_PER_SECOND
