@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -408,6 +409,11 @@ def check_hub(hub: HubArguments) -> None:
     if hub.hub_model_id is not None:
         check_repo_id(hub.hub_model_id, flag="--hub_model_id")
     _check(dataclasses.asdict(hub), "hub_max_wait", hub.hub_max_wait >= 0, "at least 0")
+    if hub.hub_license is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", hub.hub_license) is None:
+        raise InputError(
+            f"{hub.hub_license!r} is no identifier of a licence; pass --hub_license one such as apache-2.0, cc-by-4.0, "
+            "other"
+        )
     if not hub.push_to_hub:
         # hub_license is for the model card, which is written without the Hub too.
         names = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_push_state")

@@ -174,8 +174,8 @@ def _command(record: Mapping[str, Any]) -> str:
 
 
 def _reproducible(config: Mapping[str, Any]) -> str:
-    if config.get("max_hours") and not config.get("max_steps"):
-        return " The clock decided the length of the run, so its numbers are only repeated roughly."
+    if config.get("max_hours"):
+        return " The clock decided the schedule of the run, so its numbers repeat only roughly."
     return " On the same data and versions the numbers do not depend on the number of processes, but for rounding."
 
 

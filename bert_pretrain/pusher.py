@@ -129,7 +129,7 @@ class HubPusher:
         with contextlib.suppress(OSError):  # while there is something in it, or where it has never been
             self._outbox.rmdir()
         if self.pushed:
-            self._say(f"pushed to {self.address}: {', '.join(dict.fromkeys(self.pushed))}")
+            self._say(f"pushed to {self.address}: {', '.join(sorted(set(self.pushed)))}")
         for path in waiting:
             reason = self._reasons.get(path.name, "there was no time")
             self._say(f"NOT pushed: {_revision(path)} ({reason}); its files are kept in {path}")

@@ -130,9 +130,11 @@ def fingerprint(flags: dict[str, Any], data: dict[str, Any], model_config: PreTr
     Returns:
         JSON-able: `defining` must agree, `model` too, `steering` may change.
     """
+    model = json.loads(model_config.to_json_string(use_diff=False))
     return {
         "defining": {name: flags[name] for name in _DEFINING_FLAGS if name in flags} | data,
-        "model": json.loads(model_config.to_json_string(use_diff=False)),
+        # Where its configuration was read from makes no other model of it, and is nobody else's business.
+        "model": {name: value for name, value in model.items() if name != "_name_or_path"},
         "steering": {name: flags[name] for name in _STEERING_FLAGS},
     }
 

@@ -23,7 +23,9 @@ _TOKEN = re.compile(
 )
 _SECRET_KEY = re.compile(r"(?:.*_)?(?:token|secret|password|api_?key)", re.IGNORECASE)
 # A path from the root, the home folder or a drive, where a word begins; not the // of an address.
-_PATH = re.compile(r"(?<![\w/.:~\\-])(?:file://)?(?:[A-Za-z]:[\\/]|~[\w.-]*[\\/]|/(?!/)|\\\\)[^\s\"'`,;()\[\]{}]*")
+_PATH_START = r"(?:file://)?(?:[A-Za-z]:[\\/]|~[\w.-]*[\\/]|/(?=[^\s/])|\\\\)"
+_PATH = re.compile(rf"(?<![\w/.:~\\-]){_PATH_START}[^\s\"'`,;()\[\]{{}}]*")
+_ONE_PATH = re.compile(rf"(?:--[\w-]+=)?(?P<path>{_PATH_START}[^,\n]*)")  # the value of a flag, blanks and all
 _REMOVED = "[removed]"
 _SHORTEST_NAME = 3  # of a user or machine: shorter ones are words too often
 
@@ -44,10 +46,17 @@ def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
         return [scrub(entry, keep=keep) for entry in value]
     if not isinstance(value, str) or value in keep or value.partition("=")[2] in keep:
         return value
-    text = _PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1] or ".", _TOKEN.sub(_REMOVED, value))
+    text = _TOKEN.sub(_REMOVED, value)
+    if match := _ONE_PATH.fullmatch(text):
+        text = text[: match.start("path")] + _last_part(match["path"])
+    text = _PATH.sub(lambda match: _last_part(match[0]), text)
     for name, substitute in _names_of_this_machine().items():
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", substitute, text)
     return text
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
 @functools.cache

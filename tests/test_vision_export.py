@@ -12,15 +12,17 @@ import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
+from records import metrics_rows, run_record
 from runs import environment
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from bert_pretrain.data.images import open_images
+from bert_pretrain.model_card import model_card
 from bert_pretrain.models.autoencoder import ImageAutoencoder, build_autoencoder
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder, build_masked_autoencoder
-from bert_pretrain.vision_export import export_image_model, image_processor, write_config
+from bert_pretrain.vision_export import card_fields, export_image_model, image_processor, write_config
 
 SIZE = 16
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -56,9 +58,12 @@ for path in sys.argv[2:]:
     extractor = pipeline("image-feature-extraction", model=path)
     if picture.mode == "RGB":
         result["is_piped"] = torch.equal(extractor(picture, return_tensors=True), hidden)
-    if picture.mode == "L":  # as the model card says
-        card = open(path + "/README.md").read().split("```python")[2].split("```")[0]
-        exec(card, {"path": path}, names := {})
+    code, *more = (block.split("```")[0] for block in open(path + "/card.md").read().split("```python")[1:])
+    assert 'path = "."' in code
+    exec(code.replace('path = "."', f"path = {path!r}"), names := {})  # as the model card says
+    assert names["embedding"].shape == fed[0].shape and names["classifier"].config.num_labels == 10
+    if picture.mode == "L":
+        exec(more[0], {"path": path}, names := {})
         result["is_piped"] = torch.equal(names["extractor"](picture, return_tensors=True), hidden)
     results[path] = result
 torch.save(results, sys.argv[1])
@@ -104,6 +109,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], 
         folder = tmp_path_factory.mktemp("export") / "final"
         processor = image_processor(image_size=SIZE, mean=MEAN[num_channels], std=STD[num_channels])
         export_image_model(model, processor, folder)
+        measured = metrics_rows(unit="images", reconstruction_loss=0.5)
+        card = model_card(
+            card_fields(model, processor), record=run_record(), data_card="", metrics_rows=measured, seconds=1.0
+        )
+        card.save(folder / "card.md")
         picture(num_channels, 24, 31, rng).save(folder / "picture.png")
         found[kind, num_channels] = Exported(model, folder, num_channels)
     return found
@@ -232,7 +242,6 @@ def test_an_export_replaces_the_one_before(tmp_path: Path) -> None:
     export_image_model(build("autoencoder", 1), processor, tmp_path / "final")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert sorted(path.name for path in (tmp_path / "final").iterdir()) == [
-        "README.md",
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
@@ -246,7 +255,7 @@ def test_the_card_names_the_class_and_what_to_read(
 ) -> None:
     for case in exported.values():
         if type(case.model) is kind:
-            card = (case.folder / "README.md").read_text()
+            card = (case.folder / "card.md").read_text()
             assert f"`{kind.__name__}.from_pretrained(path)`" in card
             assert ("pooler_output" in card) == (kind is MaskedAutoencoder)
             assert ("GreyImageProcessor" in card) == (case.num_channels == 1)

@@ -1,0 +1,249 @@
+"""A run on the Hub: it loads with stock transformers, continues elsewhere, and tells nothing of the machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from loopback_hub import TOKEN, Fault, LoopbackHub, running_hub, text_files
+from runs import command, environment, metrics, small_flags, write_corpus
+from safetensors.torch import load
+
+from bert_pretrain.__main__ import main
+from bert_pretrain.config import parse_config
+from bert_pretrain.errors import InputError
+
+REPOSITORY = "tester/words"
+PUBLISH = f"--push_to_hub --hub_model_id {REPOSITORY} --hub_private_repo --hub_push_state"
+FLAGS = "--max_steps 8 --save_steps 4 --save_total_limit 1 --dropout 0.1"
+
+LOADER = """
+import sys
+sys.modules["bert_pretrain"] = None  # any import of it fails
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForPreTraining, AutoTokenizer
+name, final = sys.argv[1:]
+encoded = AutoTokenizer.from_pretrained(name)("The model [MASK] data.", "A tree is a list.", return_tensors="pt")
+logits = {}
+for key, (place, revision) in {"local": (final, None), "main": (name, None), "early": (name, "step-000004")}.items():
+    model, info = AutoModelForPreTraining.from_pretrained(place, revision=revision, output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        logits[key] = model.eval()(**encoded).prediction_logits
+assert torch.equal(logits["main"], logits["local"])
+assert not torch.equal(logits["early"], logits["main"])
+(code,) = ModelCard.load(name).text.split("```python")[1:]
+exec(code.split("```")[0])  # as the card says, from the Hub
+"""
+
+
+def call(hub: LoopbackHub, folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process that finds the Hub."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment(folder) | hub.environment(folder),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def pretrain(hub: LoopbackHub, folder: Path, flags: str, *, num_processes: int = 1) -> str:
+    python, *arguments = command([*small_flags(folder), *flags.split()], num_processes=num_processes)
+    assert python == sys.executable
+    done = call(hub, folder, arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LoopbackHub]:
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def folder(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run published to a Hub that fails at first; its output directory is given from the root."""
+    folder = tmp_path_factory.mktemp("published")
+    hub.faults = [Fault(r"POST .*/commit/", 500), Fault(r"PUT /lfs/", "cut")]
+    printed = pretrain(hub, folder, f"{FLAGS} {PUBLISH} --hub_strategy all_checkpoints --output_dir {folder / 'out'}")
+    assert f"/{REPOSITORY}: main, step-000004, step-000008" in printed
+    assert "NOT pushed" not in printed
+    return folder
+
+
+@pytest.fixture
+def client(hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """Lets upload processes that are started from this one find the Hub."""
+    monkeypatch.chdir(folder)
+    for name, value in hub.environment(folder).items():
+        monkeypatch.setenv(name, value)
+    return hub
+
+
+def test_a_published_run_is_complete_and_rotation_took_nothing_from_it(hub: LoopbackHub, folder: Path) -> None:
+    repository = hub.model("words")
+    assert repository.is_private
+    assert set(repository.branches) == {"main", "step-000004", "step-000008"}
+    assert [path.name for path in (folder / "out/checkpoints").iterdir()] == ["step-000008"]
+    assert not (folder / "out/hub").exists()
+    exported = {path.name: path.read_bytes() for path in (folder / "out/final").iterdir()}
+    assert {"README.md", "config.json", "curves.png", "model.safetensors", "run.json", "tokenizer.json"} <= set(
+        exported
+    )
+    for branch in repository.branches:
+        files = repository.files(branch)
+        assert {path for path in files if "/" not in path} == set(exported)
+        listed = json.loads(files["training_state/trainer_state.json"])["files"]
+        assert {f"training_state/{name}" for name in listed} <= set(files)
+    assert {name: repository.files()[name] for name in exported} == exported
+    early, late = (load(repository.files(branch)["model.safetensors"]) for branch in ("step-000004", "step-000008"))
+    assert any(not early[name].equal(late[name]) for name in late)
+
+
+def test_stock_transformers_loads_main_and_a_revision_and_the_cards_code_runs(hub: LoopbackHub, folder: Path) -> None:
+    done = call(hub, folder, ["-c", LOADER, REPOSITORY, str(folder / "out/final")])
+    assert done.returncode == 0, done.stderr
+    assert "follows:" in done.stdout and "token_str" in done.stdout
+
+
+def test_a_run_continues_from_the_hub_as_if_it_had_not_been_interrupted(hub: LoopbackHub, folder: Path) -> None:
+    pretrain(hub, folder, f"{FLAGS} --output_dir again --resume_from_checkpoint {REPOSITORY}@step-000004")
+    assert metrics(folder / "again") == [row for row in metrics(folder / "out") if row["step"] > 4]
+    weights = [(folder / name / "final/model.safetensors").read_bytes() for name in ("out", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_nothing_of_the_machine_is_published(hub: LoopbackHub, folder: Path) -> None:
+    texts = text_files(hub.model("words"))
+    assert {"main:run.json", "main:README.md", "step-000004:training_state/trainer_state.json"} <= set(texts)
+    for name, text in texts.items():
+        if name.endswith("tokenizer.json"):  # all of it is vocabulary
+            continue
+        for private in (str(folder), str(folder.parent), str(Path.home()), TOKEN, socket.gethostname(), hub.url):
+            assert private not in text, (name, private)
+        # No absolute path at all: a quoted or free-standing word that begins with a slash.
+        assert not re.search(r"(?<![\w:/.)<])/[a-z]+/", text), name
+    config = json.loads(texts["main:run.json"])["config"]
+    assert config["output_dir"] == "out" and config["data_files"] == ["corpus.jsonl"]
+    assert config["hub_model_id"] == REPOSITORY
+
+
+def test_the_card_says_what_was_measured(hub: LoopbackHub, folder: Path) -> None:
+    card = ModelCard(hub.model("words").files()["README.md"].decode())
+    last = metrics(folder / "out")[-1]
+    assert last["split"] == "validation"
+    results = {result.metric_name.replace(" ", "_"): result.metric_value for result in card.data.eval_results}
+    assert results == {name: pytest.approx(last[name], abs=1e-6) for name in results}
+    assert {"mlm_loss", "mlm_accuracy", "nsp_accuracy"} <= set(results)
+    assert card.data.model_name == "words" and card.data.license == "unknown" and card.data.language == "en"
+    for text in (
+        "--max_steps 8",
+        "corpus.jsonl",
+        "60 (48 training, 12 held out)",
+        f"{last['unigram_entropy']:.4g} | unigram entropy",
+        "curves.png",
+        "Git revision",
+        "were not measured",
+        f'path = "{REPOSITORY}"',
+    ):
+        assert text in card.text, text
+    early = hub.model("words").files("step-000004")["README.md"].decode()
+    assert "after 0 updates" in early, "the last evaluation before that checkpoint"
+
+
+def test_the_command_line_publishes_a_run_again_and_sends_nothing_twice(
+    client: LoopbackHub, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    received, commits = list(client.received), len(client.model("words").commits)
+    assert main(["hub", "push", "out"]) == 0
+    assert client.received == received and len(client.model("words").commits) == commits
+    assert main(["hub", "push", "out", "--hub_model_id", "copy"]) == 0
+    assert client.model("copy").files()["model.safetensors"] == client.model("words").files()["model.safetensors"]
+    assert client.received == received, "large files are known by their digest"
+    assert "pushed to" in capsys.readouterr().out
+
+
+def test_a_repository_without_state_cannot_be_continued(client: LoopbackHub, folder: Path) -> None:
+    repository = client.model("words")
+    client.repositories["model", "tester/bare"] = bare = type(repository)(is_private=False)
+    bare.commit("main", {"config.json": b"{}"})
+    script = "from bert_pretrain.hub_download import download_checkpoint; download_checkpoint({!r})"
+    for name, expected in (
+        ("tester/bare@main", "--hub_push_state"),
+        ("tester/bare@step-000099", "cannot be fetched"),
+        ("tester/absent@main", "cannot be fetched"),
+    ):
+        done = call(client, folder, ["-c", script.format(name)])
+        assert "InputError" in done.stderr and expected in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder: Path) -> None:
+    corpus = write_corpus(folder / "corpus.jsonl")
+    prepare = ["prepare", "--data_files", str(corpus), "--validation_share", "0.2", "--output_dir"]
+    assert main([*prepare, str(folder / "prepared")]) == 0
+    assert main(["hub", "push_dataset", str(folder / "prepared"), "--hub_dataset_id", "tester/corpus"]) == 0
+    published = client.repositories["dataset", "tester/corpus"]
+    assert set(published.files()) == {"README.md", "corpus.arrow", "manifest.json", "validation_documents.npy"}
+    for text in text_files(published).values():
+        assert str(folder) not in text
+    flags = [*small_flags(folder)[2:], "--max_steps", "8", "--dropout", "0.1", "--dataset_name", "tester/corpus"]
+    done = call(client, folder, command([*flags, "--output_dir", "by_name"])[1:])
+    assert done.returncode == 0, done.stderr
+    assert metrics(folder / "by_name") == metrics(folder / "out"), "the same rows as from the file"
+    assert "tester/corpus" in ModelCard.load(folder / "by_name/final/README.md").data.datasets
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--hub_model_id a/b", "without --push_to_hub"),
+        ("--hub_push_state", "without --push_to_hub"),
+        ("--hub_strategy every_save", "without --push_to_hub"),
+        ("--push_to_hub --hub_model_id a/b/c", "--hub_model_id"),
+        ("--push_to_hub --hub_model_id a..b", "--hub_model_id"),
+        ("--hub_max_wait -1", "at least 0"),
+        ("--hub_license My_Own", "--hub_license"),
+        ("--hub_token hf_x", "unknown"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused(flags: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        parse_config(flags.split())
+
+
+def test_pushing_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/run.json").write_text('{"config": {}}')
+    for target, expected in (("absent", "holds no run"), ("begun", "nothing to publish")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["hub", "push", str(tmp_path / target)])
+        assert stopped.value.code == 2
+        assert expected in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["hub", "push_dataset", str(tmp_path / "begun")])
+    assert "no complete prepared corpus" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_end_beside_a_silent_hub(tmp_path: Path) -> None:
+    with running_hub() as hub:
+        hub.faults = [Fault(r".", "stall", times=1000)]
+        flags = f"{FLAGS} --push_to_hub --hub_strategy all_checkpoints --hub_max_wait 3 --output_dir out"
+        printed = pretrain(hub, tmp_path, flags, num_processes=2)
+        assert "NOT pushed: step-000004" in printed and "bert_pretrain.hub push" in printed
+        assert (tmp_path / "out/final/model.safetensors").is_file()
+        hub.faults = []
+        done = call(hub, tmp_path, ["-m", "bert_pretrain.hub", "push", "out"])
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert set(hub.model("out").branches) == {"main", "step-000004", "step-000008"}

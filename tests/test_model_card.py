@@ -1,0 +1,99 @@
+"""The card claims what was recorded and measured, in the forms of the Hub, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from records import metrics_rows, run_record
+
+from bert_pretrain.model_card import model_card, read_emissions
+
+TEXT = {
+    "is_text": True,
+    "with_nsp": True,
+    "pipeline_tag": "fill-mask",
+    "tags": ["bert"],
+    "summary": "A BERT.",
+    "limits": ["It is small."],
+}
+
+
+def card(record: dict[str, Any] | None = None, **more: Any) -> ModelCard:
+    arguments: dict[str, Any] = {"metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0), "seconds": 120.0}
+    return model_card(TEXT, record=record or run_record(), data_card="documents 12", **arguments | more)
+
+
+def test_results_are_in_the_model_index_and_baselines_beside_them() -> None:
+    made = card(
+        metrics_rows=metrics_rows(mlm_loss=4.25, unigram_entropy=6.5, nsp_accuracy=0.75, pseudo_perplexity=70.1)
+    )
+    metadata = yaml.safe_load(made.data.to_yaml())
+    (result,) = metadata["model-index"][0]["results"]
+    assert {entry["name"]: entry["value"] for entry in result["metrics"]} == {
+        "mlm loss": 4.25,
+        "nsp accuracy": 0.75,
+        "pseudo perplexity": 70.1,
+    }
+    assert result["task"] == {"type": "fill-mask"} and result["dataset"]["split"] == "validation"
+    assert metadata["metrics"] == ["accuracy", "perplexity"]
+    assert "| mlm loss | 4.25 | 6.5 | unigram entropy |" in made.text
+    assert "| nsp accuracy | 0.75 |  |  |" in made.text
+    again = ModelCard(str(made))
+    assert again.data.to_dict() == made.data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("flags", "datasets", "license_"),
+    [
+        ({"dataset_name": "owner/corpus", "hub_license": "cc-by-4.0"}, ["owner/corpus"], "cc-by-4.0"),
+        ({"dataset_name": "docs"}, None, "unknown"),
+        ({"dataset_name": None, "data_files": ["own.txt"]}, None, "unknown"),
+    ],
+)
+def test_data_set_and_licence_are_tags_where_they_are_known(
+    flags: dict[str, Any], datasets: list[str] | None, license_: str
+) -> None:
+    data = card(run_record(**flags)).data
+    assert data.datasets == datasets and data.license == license_
+
+
+def test_a_folder_that_looks_like_a_hub_name_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner/corpus").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert card(run_record(dataset_name="owner/corpus")).data.datasets is None
+
+
+def test_the_command_says_how_many_processes_ran() -> None:
+    assert "accelerate launch run_pretraining.py --max_steps 20" in card().text
+    several = card(run_record(num_processes=4)).text
+    assert "torchrun --nproc_per_node 4 run_pretraining.py --max_steps 20" in several
+    spaced = run_record() | {"command": ["run_pretraining.py", "--data_files", "my text.txt"]}
+    assert "--data_files 'my text.txt'" in card(spaced).text
+
+
+def test_carbon_is_claimed_only_where_it_was_measured(tmp_path: Path) -> None:
+    assert "not measured" in card().text and "co2_eq_emissions" not in card().data.to_dict()
+    assert read_emissions(tmp_path) is None
+    (tmp_path / "emissions.csv").write_text("timestamp,emissions\n2026-01-01,0.0125\n2026-01-02,0.0005\n")
+    grams = read_emissions(tmp_path)
+    assert grams == pytest.approx(13.0)
+    made = card(emissions_grams=grams)
+    assert made.data.to_dict()["co2_eq_emissions"]["emissions"] == pytest.approx(13.0)
+    assert "13 g of CO2" in made.text
+
+
+def test_a_run_by_the_clock_does_not_claim_to_be_repeatable() -> None:
+    assert "clock decided" in card(run_record(max_steps=0, max_hours=1.0)).text
+    assert "clock decided" in card(run_record(max_steps=20, max_hours=1.0)).text
+    assert "clock decided" not in card().text
+
+
+def test_a_model_without_next_sentence_head_is_not_shown_with_one() -> None:
+    made = model_card(
+        TEXT | {"with_nsp": False}, record=run_record(), data_card="", metrics_rows=metrics_rows(), seconds=1.0
+    )
+    assert "seq_relationship_logits" not in made.text and "fill_mask" in made.text
