@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.errors import HFValidationError
@@ -341,6 +342,8 @@ def check_config(config: PretrainingConfig) -> None:
     check_text(config.text)
     _check_images(config)
     check_hub(config.hub)
+    if config.hub.push_to_hub and config.hub.hub_model_id is None:
+        check_repo_id(Path(config.run.output_dir).resolve().name, flag="--hub_model_id")
     values = config.to_dict()
     for name in ("dropout", "adam_beta1", "adam_beta2"):
         _check(values, name, 0 <= values[name] < 1, "in [0, 1)")

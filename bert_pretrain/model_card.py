@@ -35,6 +35,7 @@ def model_card(
     record: Mapping[str, Any],
     data_card: str,
     metrics_rows: Sequence[Mapping[str, Any]],
+    step: int,
     seconds: float,
     emissions_grams: float | None = None,
 ) -> ModelCard:
@@ -45,7 +46,8 @@ def model_card(
             else the template reads.
         record: of run.json, scrubbed.
         data_card: what the data are, scrubbed.
-        metrics_rows: rows of metrics.jsonl up to the state of the model, at least one of the validation split.
+        metrics_rows: rows of metrics.jsonl up to the state of the model.
+        step: updates that the model has had.
         seconds: of training, all interruptions left out.
         emissions_grams: carbon dioxide equivalents, measured; None = not known.
 
@@ -54,7 +56,7 @@ def model_card(
     """
     config = record["config"]
     repo_id = config.get("hub_model_id") or Path(config["output_dir"]).name
-    evaluated = dict(next(row for row in reversed(metrics_rows) if row["split"] == "validation"))
+    evaluated = dict(next((row for row in reversed(metrics_rows) if row["split"] == "validation"), {}))
     names = [name for name in evaluated if name.rpartition("_")[2] in _METRIC_TYPES and name != "loss"]
     names = [name for name in names if name not in map(baseline_of, names)]
     dataset_id = hub_dataset(config)
@@ -93,11 +95,11 @@ def model_card(
         path_comment="" if "/" in repo_id else "  # this folder, or its name on the Hub",
         state_folder=STATE_FOLDER if config.get("hub_push_state") else "",
         data_card=data_card,
-        training=_training(config, metrics_rows, evaluated),
+        training=_training(config, metrics_rows, step),
         recipe=_recipe(config),
-        has_curves=True,
+        has_curves=bool(metrics_rows),
         evaluated=what,
-        step=f"{evaluated['step']:,}",
+        evaluated_step=f"{evaluated.get('step', 0):,}",
         results=[_result(name, evaluated) for name in names],
         command=_command(record),
         versions=", ".join(f"{name} {version}" for name, version in record["versions"].items() if version) + ".",
@@ -140,16 +142,15 @@ def _result(name: str, row: Mapping[str, Any]) -> dict[str, str]:
     return result
 
 
-def _training(
-    config: Mapping[str, Any], metrics_rows: Sequence[Mapping[str, Any]], evaluated: Mapping[str, Any]
-) -> str:
-    seen = [row for row in metrics_rows if row["split"] == "train"]
-    unit = next((unit for unit in ("tokens", "images") if seen and unit in seen[-1]), None)
-    amount = f"{seen[-1][unit]:,} {unit}, " if unit else ""
+def _training(config: Mapping[str, Any], metrics_rows: Sequence[Mapping[str, Any]], step: int) -> str:
+    amounts = []
+    for last in [row for row in metrics_rows if row["split"] == "train"][-1:]:
+        amounts = [f"{last[unit]:,} {unit}" for unit in ("tokens", "images") if unit in last]
+        amounts.append(f"{last['epoch']:.2f} passes over the training data")
+    amount = f" ({', '.join(amounts)})" if amounts else ""
     return (
-        f"{evaluated['step']:,} updates of {config['global_batch_size']:,} rows ({amount}{evaluated['epoch']:.2f} "
-        f"passes over the training data), on {config['num_processes']} process(es), in mixed precision: "
-        f"{config['mixed_precision']}. `run.json` has the rest; the flags that made it:"
+        f"{step:,} updates of {config['global_batch_size']:,} rows{amount}, on {config['num_processes']} process(es), "
+        f"in mixed precision: {config['mixed_precision']}. `run.json` has the rest; the flags that made it:"
     )
 
 

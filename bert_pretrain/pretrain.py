@@ -55,7 +55,14 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
         return
 
     def write(directory: Path) -> None:
-        write_publication(accelerator.unwrap_model(trainer.model), trainer.objective, run_dir, directory)
+        write_publication(
+            accelerator.unwrap_model(trainer.model),
+            trainer.objective,
+            run_dir,
+            directory,
+            step=trainer.step,
+            seconds=trainer.seconds,
+        )
 
     with contextlib.ExitStack() as stack:
         publisher = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from bert_pretrain.checkpoint import STATE_FILE, list_checkpoints
+from bert_pretrain.checkpoint import list_checkpoints
 from bert_pretrain.config import HubArguments
 from bert_pretrain.evaluation.pictures import curves
 from bert_pretrain.model_card import model_card, read_emissions
@@ -23,19 +23,26 @@ from bert_pretrain.upload import STATE_FOLDER
 MAIN = "main"
 
 
-def write_publication(model: PreTrainedModel, objective: Objective, run_dir: Path, directory: Path) -> None:
+def write_publication(
+    model: PreTrainedModel, objective: Objective, run_dir: Path, directory: Path, *, step: int, seconds: float
+) -> None:
     """Write what a run has to show: model, tokenizer or image processor, card, curves and public run.json.
 
     Args:
         model: as trained so far, without the wrapper of distributed training.
         objective: exports it.
-        run_dir: with run.json, metrics.jsonl and at least one checkpoint.
+        run_dir: with run.json and, if it has trained anything, metrics.jsonl.
         directory: target; replaced if it exists. It appears whole or not at all.
+        step: updates done.
+        seconds: of the run so far.
     """
     aside = directory.with_name(directory.name + ".new")
     objective.export(model, aside)
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    curves(rows, aside / "curves.png")
+    metrics = run_dir / "metrics.jsonl"
+    # A finished run that is continued in a new folder has nothing left to measure.
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    if rows:
+        curves(rows, aside / "curves.png")
     record = public_record(run_dir)
     (aside / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     card = model_card(
@@ -43,7 +50,8 @@ def write_publication(model: PreTrainedModel, objective: Objective, run_dir: Pat
         record=record,
         data_card=scrub(objective.data_card),
         metrics_rows=rows,
-        seconds=_seconds(run_dir),
+        step=step,
+        seconds=seconds,
         emissions_grams=read_emissions(run_dir),
     )
     card.save(aside / "README.md")
@@ -106,11 +114,7 @@ def submit_final(pusher: HubPusher, run_dir: Path, *, with_state: bool) -> None:
     def fill(folder: Path) -> None:
         link_tree(run_dir / "final", folder)
         if with_state:
-            link_tree(list_checkpoints(run_dir / "checkpoints")[-1], folder / STATE_FOLDER)
+            for newest in list_checkpoints(run_dir / "checkpoints")[-1:]:
+                link_tree(newest, folder / STATE_FOLDER)
 
     pusher.submit(fill, MAIN)
-
-
-def _seconds(run_dir: Path) -> float:
-    newest = list_checkpoints(run_dir / "checkpoints")[-1]
-    return float(json.loads((newest / STATE_FILE).read_text())["elapsed"])

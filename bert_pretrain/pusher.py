@@ -70,7 +70,7 @@ class HubPusher:
         self._last_said = ""
         self._change = threading.Condition()
         self._wait = _FIRST_WAIT
-        self._is_closing = False
+        self._is_closing = self._is_out_of_time = False
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._work, name="hub-pusher", daemon=True)
         self._thread.start()
@@ -119,8 +119,8 @@ class HubPusher:
             self._say(f"waiting for {num_waiting} upload(s) to the Hub{limit}")
         self._thread.join(max_seconds)
         while self._thread.is_alive():
+            self._is_out_of_time = True
             with self._change:
-                self._tries.update(dict.fromkeys((path.name for path in self._waiting()), MAX_TRIES))
                 self._change.notify_all()
                 if self._process is not None:
                     self._process.kill()
@@ -177,6 +177,8 @@ class HubPusher:
 
     def _next(self) -> Path | None:
         """Return what to try next: the least tried, then the oldest; None when nothing is left to try."""
+        if self._is_out_of_time:
+            return None
         waiting = self._waiting()
         newest = {_revision(path): path for path in waiting}
         for path in set(waiting) - set(newest.values()):
@@ -195,6 +197,8 @@ class HubPusher:
                 self.pushed.append(_revision(folder))
                 shutil.rmtree(folder, ignore_errors=True)
             return True
+        if self._is_out_of_time:
+            return False
         with self._change:
             self._tries[name] = MAX_TRIES if status == HOPELESS else self._tries.get(name, 0) + 1
         self._reasons[name] = answer

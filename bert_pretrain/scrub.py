@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
+import os
 import re
 import socket
 from collections.abc import Collection
@@ -17,7 +18,7 @@ from typing import Any
 
 # Tokens of Hugging Face, OpenAI, GitHub and GitLab, and whatever is assigned to a name for such a thing.
 _TOKEN = re.compile(
-    r"\b(?:hf_|api_org_|sk-|ghp_|gho_|github_pat_|glpat-)\w[\w-]{3,}"
+    r"\b(?:(?:hf|api_org|ghp|gho)_[A-Za-z0-9]{10,}|(?:sk-|github_pat_|glpat-)[\w-]{10,})"
     r"|(?<=token=)\S+|(?<=password=)\S+|(?<=secret=)\S+|(?<=api_key=)\S+|(?<=://)[^\s/@]+:[^\s/@]+(?=@)",
     re.IGNORECASE,
 )
@@ -47,6 +48,8 @@ def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
     if not isinstance(value, str) or value in keep or value.partition("=")[2] in keep:
         return value
     text = _TOKEN.sub(_REMOVED, value)
+    for secret in _secrets_of_this_process():
+        text = text.replace(secret, _REMOVED)
     if match := _ONE_PATH.fullmatch(text):
         text = text[: match.start("path")] + _last_part(match["path"])
     text = _PATH.sub(lambda match: _last_part(match[0]), text)
@@ -57,6 +60,11 @@ def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
 
 def _last_part(path: str) -> str:
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def _secrets_of_this_process() -> list[str]:
+    """Return the values of environment variables that are named like secrets, such as HF_TOKEN, WANDB_API_KEY."""
+    return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET_KEY.fullmatch(name)]
 
 
 @functools.cache

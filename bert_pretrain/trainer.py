@@ -306,9 +306,14 @@ class Trainer:
         device = self.accelerator.device
         return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run so far by this process's clock, interruptions left out."""
+        return self.elapsed_before + time.perf_counter() - self._started
+
     def _elapsed(self) -> float:
         """Return the seconds of the whole run; the first process's clock decides for all."""
-        elapsed = self.elapsed_before + time.perf_counter() - self._started
+        elapsed = self.seconds
         if self.schedule.max_seconds == 0 or self.accelerator.num_processes == 1:
             return elapsed
         seconds = torch.tensor(elapsed, device=self.accelerator.device)

@@ -159,6 +159,7 @@ def test_the_card_says_what_was_measured(hub: LoopbackHub, folder: Path) -> None
     ):
         assert text in card.text, text
     early = hub.model("words").files("step-000004")["README.md"].decode()
+    assert "4 updates of 32 rows" in early
     assert "after 0 updates" in early, "the last evaluation before that checkpoint"
 
 

@@ -23,7 +23,11 @@ TEXT = {
 
 
 def card(record: dict[str, Any] | None = None, **more: Any) -> ModelCard:
-    arguments: dict[str, Any] = {"metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0), "seconds": 120.0}
+    arguments: dict[str, Any] = {
+        "metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0),
+        "seconds": 120.0,
+        "step": 20,
+    }
     return model_card(TEXT, record=record or run_record(), data_card="documents 12", **arguments | more)
 
 
@@ -94,6 +98,6 @@ def test_a_run_by_the_clock_does_not_claim_to_be_repeatable() -> None:
 
 def test_a_model_without_next_sentence_head_is_not_shown_with_one() -> None:
     made = model_card(
-        TEXT | {"with_nsp": False}, record=run_record(), data_card="", metrics_rows=metrics_rows(), seconds=1.0
+        TEXT | {"with_nsp": False}, record=run_record(), data_card="", metrics_rows=metrics_rows(), step=20, seconds=1.0
     )
     assert "seq_relationship_logits" not in made.text and "fill_mask" in made.text

@@ -22,8 +22,8 @@ from bert_pretrain.scrub import scrub
         ("~/runs/law/", "law"),
         (r"C:\Users\someone\law.txt", "law.txt"),
         ("file:///srv/law.txt", "law.txt"),
-        ("hf_AbCdEfGhIj", "[removed]"),
-        ("--wandb_key sk-abcdefgh", "--wandb_key [removed]"),
+        ("hf_AbCdEfGhIjKl", "[removed]"),
+        ("--wandb_key sk-abcdefghijkl", "--wandb_key [removed]"),
         ("https://me:pass@example.org/data", "https://[removed]@example.org/data"),
     ],
 )
@@ -43,7 +43,8 @@ def test_what_is_private_is_taken_out(private: str, public: str) -> None:
         "0.1/0.8/0.1",
         "runs/bert",
         "a / b",
-        "hf_",
+        "hf_internal_testing/tiny",
+        "hf_dataset",
         "f" * 40,
         "2.13.0+cpu",
     ],
@@ -55,6 +56,12 @@ def test_what_is_public_stays(public: str) -> None:
 def test_secrets_go_by_their_name_and_settings_stay() -> None:
     record = {"api_key": "12345", "hub_token": "abc", "tokenizer_name": "docs", "tokens": 5, "max_seq_length": 128}
     assert scrub(record) == record | {"api_key": "[removed]", "hub_token": "[removed]"}
+
+
+def test_the_secrets_of_the_environment_go_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsefalse")
+    assert scrub(["x-0123456789abcdef-y", "falsefalse"]) == ["x-[removed]-y", "falsefalse"]
 
 
 def test_names_of_user_and_machine_go_but_for_the_public_repository(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], 
         export_image_model(model, processor, folder)
         measured = metrics_rows(unit="images", reconstruction_loss=0.5)
         card = model_card(
-            card_fields(model, processor), record=run_record(), data_card="", metrics_rows=measured, seconds=1.0
+            card_fields(model, processor), record=run_record(), data_card="", metrics_rows=measured, step=9, seconds=1.0
         )
         card.save(folder / "card.md")
         picture(num_channels, 24, 31, rng).save(folder / "picture.png")
