@@ -248,3 +248,45 @@ def test_two_processes_train_to_the_end_beside_a_silent_hub(tmp_path: Path) -> N
         done = call(hub, tmp_path, ["-m", "bert_pretrain.hub", "push", "out"])
         assert done.returncode == 0, done.stdout + done.stderr
         assert set(hub.model("out").branches) == {"main", "step-000004", "step-000008"}
+
+
+IMAGE_LOADER = """
+import sys
+sys.modules["bert_pretrain"] = None
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+name = sys.argv[1]
+states = {}
+for revision in ("main", "step-000002", "step-000004"):
+    AutoImageProcessor.from_pretrained(name, revision=revision)
+    model, info = AutoModelForImageClassification.from_pretrained(
+        name, revision=revision, num_labels=10, output_loading_info=True
+    )
+    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"} and not info["unexpected_keys"], info
+    states[revision] = {key: value for key, value in model.state_dict().items() if "classifier" not in key}
+equal = [all(torch.equal(states["main"][key], states[other][key]) for key in states["main"])
+         for other in ("step-000002", "step-000004")]
+assert equal == [False, True], equal
+exec(ModelCard.load(name).text.split("```python")[1].split("```")[0], names := {})
+assert names["embedding"].ndim == 2
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["contrastive", "autoencoder --mask_ratio 0.5"])
+def test_every_checkpoint_of_an_image_run_is_a_revision_for_stock_transformers(tmp_path: Path, objective: str) -> None:
+    with running_hub() as hub:
+        size = "vit-tiny" if "mask_ratio" in objective else "convnextv2-mini"
+        flags = f"--objective {objective} --config_name {size} --max_eval_rows 64 --mixed_precision no --eval_steps 2"
+        publish = "--push_to_hub --hub_model_id tester/digits --hub_strategy all_checkpoints --output_dir out"
+        flags += f" --max_steps 4 --save_steps 2 --save_total_limit 1 {publish}"
+        done = call(hub, tmp_path, command(flags.split())[1:])
+        assert done.returncode == 0, done.stdout + done.stderr
+        done = call(hub, tmp_path, ["-c", IMAGE_LOADER, "tester/digits"])
+        assert done.returncode == 0, done.stderr
+        card = ModelCard(hub.model("digits").files()["README.md"].decode())
+        assert card.data.pipeline_tag == "image-feature-extraction"
+        results = {result.metric_name for result in card.data.eval_results}
+        assert {"knn accuracy"} < results and "pca reconstruction loss" not in results
+        assert str(tmp_path) not in "".join(text_files(hub.model("digits")).values())

@@ -23,12 +23,8 @@ TEXT = {
 
 
 def card(record: dict[str, Any] | None = None, **more: Any) -> ModelCard:
-    arguments: dict[str, Any] = {
-        "metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0),
-        "seconds": 120.0,
-        "step": 20,
-    }
-    return model_card(TEXT, record=record or run_record(), data_card="documents 12", **arguments | more)
+    arguments: dict[str, Any] = {"metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0), "seconds": 120.0}
+    return model_card(TEXT, record=record or run_record(), data_card="documents 12", step=20, **arguments | more)
 
 
 def test_results_are_in_the_model_index_and_baselines_beside_them() -> None:

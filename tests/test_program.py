@@ -60,6 +60,16 @@ def test_resuming_a_finished_run_changes_nothing(folder: Path) -> None:
     assert (folder / "out/metrics.jsonl").read_text() == before
 
 
+def test_a_finished_run_continued_in_a_new_folder_is_exported_there(folder: Path) -> None:
+    flags = ["--max_steps", "2", "--eval_steps", "2"]
+    pretrain(folder, *flags, "--output_dir", "one")
+    checkpoint = folder / "one/checkpoints/step-000002"
+    pretrain(folder, *flags, "--output_dir", "two", "--resume_from_checkpoint", str(checkpoint))
+    weights = [(folder / name / "final/model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    assert "measured nothing of its own" in (folder / "two/final/README.md").read_text()
+
+
 def test_a_masked_lm_checkpoint_without_nsp_head_is_continued(folder: Path) -> None:
     config = BertConfig.from_pretrained(write_model_config(folder / "other", vocab_size=TOKENIZER_SIZE))
     BertForMaskedLM(config).save_pretrained(folder / "other")

@@ -140,7 +140,7 @@ def test_a_full_hub_is_not_pressed(hub: LoopbackHub, tmp_path: Path, request_: s
 def test_a_hub_that_is_down_ends_with_the_files_kept(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pusher_module, "MAX_TRIES", 2)
+    monkeypatch.setattr(pusher_module, "MAX_TRIES", 1)
     hub.server.server_close()
     run = Run(tmp_path)
     run.pusher.submit(fill, "main")
