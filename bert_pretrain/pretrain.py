@@ -43,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.run.report_to != "none":
             accelerator.init_trackers("bert_pretrain")
         train_and_publish(config, trainer, run_dir)
-        accelerator.end_training()
     return 0
 
 
@@ -52,6 +51,7 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
     accelerator = trainer.accelerator
     if not accelerator.is_main_process:
         trainer.train()
+        accelerator.end_training()
         return
 
     def write(directory: Path) -> None:
@@ -73,6 +73,7 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
         trainer.train()
         write(run_dir / "final")
         accelerator.print(f"the model is in {run_dir / 'final'}")
+        accelerator.end_training()  # before the wait for the Hub, which the other processes have no part in
         if publisher is not None:
             publisher.finish()
 

@@ -204,8 +204,8 @@ class HubPusher:
         self._reasons[name] = answer
         if answer != self._last_said:
             self._last_said = answer
-            again = "not tried again before the next upload" if status == HOPELESS else "will be tried again"
-            self._say(f"WARNING: the Hub: {answer}; {again}, training goes on")
+            again = "not tried again before the next upload" if status == HOPELESS else "it will be tried again"
+            self._say(f"WARNING: the Hub: {answer}; nothing is lost, {again}")
         return False
 
     def _run(self, what: list[str], seconds: float) -> tuple[int, str]:

@@ -88,16 +88,15 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
             f"--resume_from_checkpoint is 'latest' but {run_dir} holds no run; "
             "pass the run's --output_dir, or leave --resume_from_checkpoint out"
         )
-    if is_hub_checkpoint(resume_from):
-        checkpoint: Path | None = download_checkpoint(resume_from)
-    else:
-        checkpoint = find_checkpoint(resume_from, run_dir / "checkpoints")
-    if holds_run and checkpoint is not None and run_dir.resolve() not in checkpoint.resolve().parents:
+    is_remote = is_hub_checkpoint(resume_from)
+    checkpoint = None if is_remote else find_checkpoint(resume_from, run_dir / "checkpoints")
+    is_of_this_run = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
+    if holds_run and (is_remote or not is_of_this_run):
         raise InputError(
-            f"{run_dir} holds a run that {checkpoint} is no checkpoint of; pass a new --output_dir to continue from it "
-            "there"
+            f"{run_dir} holds a run that {resume_from} is no checkpoint of; pass a new --output_dir to continue from "
+            "it there"
         )
-    return checkpoint
+    return download_checkpoint(resume_from) if is_remote else checkpoint
 
 
 def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> None:

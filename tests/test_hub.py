@@ -7,8 +7,9 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -16,8 +17,9 @@ from loopback_hub import TOKEN, Fault, LoopbackHub, running_hub, text_files
 from runs import command, environment, metrics, small_flags, write_corpus
 from safetensors.torch import load
 
+from bert_pretrain import publication, upload
 from bert_pretrain.__main__ import main
-from bert_pretrain.config import parse_config
+from bert_pretrain.config import HubArguments, parse_config
 from bert_pretrain.errors import InputError
 
 REPOSITORY = "tester/words"
@@ -203,6 +205,41 @@ def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder:
     assert done.returncode == 0, done.stderr
     assert metrics(folder / "by_name") == metrics(folder / "out"), "the same rows as from the file"
     assert "tester/corpus" in ModelCard.load(folder / "by_name/final/README.md").data.datasets
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("end", []), ("every_save", [("main",)]), ("all_checkpoints", [("step-000004", "main")])],
+)
+@pytest.mark.parametrize("with_state", [False, True])
+def test_the_strategy_says_what_a_save_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Any, expected: list[Any], with_state: bool
+) -> None:
+    submitted = []
+
+    class Recorder:
+        def submit(self, fill: Callable[[Path], None], *revisions: str) -> None:
+            fill(tmp_path)
+            submitted.append(revisions)
+
+    monkeypatch.setattr(publication, "open_pusher", lambda *_, **__: Recorder())
+    checkpoint = tmp_path / "checkpoints/step-000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "optimizer.bin").touch()
+    hub = HubArguments(push_to_hub=True, hub_strategy=strategy, hub_push_state=with_state)
+    publication.Publisher(hub, tmp_path, lambda folder: (folder / "config.json").touch()).on_save(checkpoint)
+    assert submitted == expected
+    is_published = strategy != "end"
+    assert (tmp_path / "config.json").exists() == is_published
+    assert (tmp_path / "training_state/optimizer.bin").exists() == (is_published and with_state)
+
+
+def test_a_missing_token_is_said_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "get_token", lambda: None)
+    with pytest.raises(upload.RefusedError) as refused:
+        upload.upload(None, repo_id="a/b", repo_type="model", revision="main", private=False)
+    is_hopeless, reason = upload.diagnose(refused.value)
+    assert is_hopeless and "HF_TOKEN" in reason
 
 
 @pytest.mark.parametrize(
