@@ -26,6 +26,7 @@ _NO_RECIPE = """
     dataset_split logging_steps eval_steps save_steps save_total_limit dataloader_num_workers num_cpu_threads streaming
     per_device_eval_batch_size max_eval_rows device
 """
+_EMBEDDED = ("docs", "digits")
 _METRIC_TYPES = {"loss": "loss", "accuracy": "accuracy", "perplexity": "perplexity"}
 
 
@@ -37,6 +38,8 @@ def model_card(
     metrics_rows: Sequence[Mapping[str, Any]],
     step: int,
     seconds: float,
+    dataset_id: str | None = None,
+    base_model: str | None = None,
     emissions_grams: float | None = None,
 ) -> ModelCard:
     """Fill the template.
@@ -49,6 +52,8 @@ def model_card(
         metrics_rows: rows of metrics.jsonl up to the state of the model.
         step: updates that the model has had.
         seconds: of training, all interruptions left out.
+        dataset_id: name of the data set on the Hub; None for files, folders and the embedded data.
+        base_model: name on the Hub of the model that the run began from; None if it began from nothing or a folder.
         emissions_grams: carbon dioxide equivalents, measured; None = not known.
 
     Returns:
@@ -59,7 +64,6 @@ def model_card(
     evaluated = dict(next((row for row in reversed(metrics_rows) if row["split"] == "validation"), {}))
     names = [name for name in evaluated if name.rpartition("_")[2] in _METRIC_TYPES and name != "loss"]
     names = [name for name in names if name not in map(baseline_of, names)]
-    dataset_id = hub_dataset(config)
     source = dataset_id or config.get("dataset_name") or "own data"
     what = f"held-out {'documents' if fields['is_text'] else 'images'} of {source}"
     card_data = ModelCardData(
@@ -69,7 +73,7 @@ def model_card(
         pipeline_tag=fields["pipeline_tag"],
         tags=[*fields["tags"], "bert-pretrain"],
         datasets=[dataset_id] if dataset_id else None,
-        base_model=config.get("model_name_or_path") if _is_hub_name(config.get("model_name_or_path")) else None,
+        base_model=base_model,
         metrics=sorted({_metric_type(name) for name in names} - {"loss"}),
         model_name=repo_id.rpartition("/")[2],
         eval_results=[
@@ -111,10 +115,14 @@ def model_card(
     return card
 
 
-def hub_dataset(config: Mapping[str, Any]) -> str | None:
-    """Return the Hub name of a run's data set; None for files, folders and the embedded data."""
-    name = config.get("dataset_name")
-    return name if _is_hub_name(name) and name not in ("docs", "digits") else None
+def hub_sources(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the Hub names of a run's data set and of the model it began from, None for what is of this machine.
+
+    Args:
+        config: of run.json, not scrubbed: a folder's last part could pass for a name.
+    """
+    names = {"dataset_id": config.get("dataset_name"), "base_model": config.get("model_name_or_path")}
+    return {key: None if name in _EMBEDDED or not name or Path(name).exists() else name for key, name in names.items()}
 
 
 def read_emissions(run_dir: Path) -> float | None:
@@ -123,11 +131,10 @@ def read_emissions(run_dir: Path) -> float | None:
     if not path.is_file():
         return None
     with path.open(newline="") as file:
-        return 1000 * sum(float(row["emissions"]) for row in csv.DictReader(file))
-
-
-def _is_hub_name(name: str | None) -> bool:
-    return bool(name) and not Path(str(name)).exists()
+        try:
+            return 1000 * sum(float(row["emissions"]) for row in csv.DictReader(file))
+        except (KeyError, TypeError, ValueError):  # another program's file, or half a row: then nothing is claimed
+            return None
 
 
 def _metric_type(name: str) -> str:

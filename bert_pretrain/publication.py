@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from bert_pretrain.checkpoint import list_checkpoints
 from bert_pretrain.config import HubArguments
 from bert_pretrain.evaluation.pictures import curves
-from bert_pretrain.model_card import model_card, read_emissions
+from bert_pretrain.model_card import hub_sources, model_card, read_emissions
 from bert_pretrain.objectives.base import Objective
 from bert_pretrain.pusher import OUTBOX, HubPusher, link_tree
 from bert_pretrain.scrub import scrub
@@ -43,7 +43,10 @@ def write_publication(
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     if rows:
         curves(rows, aside / "curves.png")
-    record = public_record(run_dir)
+    record: dict[str, Any] = json.loads((run_dir / "run.json").read_text())
+    sources = hub_sources(record["config"])
+    names = [record["config"].get("hub_model_id"), *sources.values()]
+    record = scrub(record, keep=[name for name in names if name])
     (aside / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     card = model_card(
         objective.card_fields(model),
@@ -52,19 +55,12 @@ def write_publication(
         metrics_rows=rows,
         step=step,
         seconds=seconds,
+        **sources,
         emissions_grams=read_emissions(run_dir),
     )
     card.save(aside / "README.md")
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(aside, directory)
-
-
-def public_record(run_dir: Path) -> dict[str, Any]:
-    """Return a run's run.json as others may read it."""
-    record: dict[str, Any] = json.loads((run_dir / "run.json").read_text())
-    model_id = record["config"].get("hub_model_id")
-    public: dict[str, Any] = scrub(record, keep=[model_id] if model_id else [])
-    return public
 
 
 class Publisher:

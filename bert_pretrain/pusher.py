@@ -25,6 +25,7 @@ from bert_pretrain.upload import DONE, HOPELESS
 OUTBOX = "hub"  # folder of a run directory
 MAX_TRIES = 8  # of one upload, until something new is submitted or the run ends
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds between tries; each is twice the one before
+_ROOT = str(Path(__file__).parents[1])  # from where the package is imported here, installed or not
 # An upload may take ten minutes and a second for every 100 kB; that it hangs is noticed by itself much earlier.
 _LEAST_SECONDS, _BYTES_PER_SECOND = 600.0, 100_000
 
@@ -210,19 +211,23 @@ class HubPusher:
 
     def _run(self, what: list[str], seconds: float) -> tuple[int, str]:
         """Run an upload process to its end and return its exit status and its last line."""
-        command = [sys.executable, "-m", "bert_pretrain.upload", *what, *self._options]
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-m", "bert_pretrain.upload", *what, *self._options],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as process:
             self._process = process
             try:
-                output, _ = process.communicate(timeout=seconds)
+                answer, trouble = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
-                output = f"the upload was not done after {seconds:,.0f} s"
+                answer, trouble = f"the upload was not done after {seconds:,.0f} s", ""
             finally:
                 self._process = None
-        lines = output.strip().splitlines() or ["the upload was stopped"]
+        lines = answer.strip().splitlines() or trouble.strip().splitlines() or ["the upload was stopped"]
         return process.returncode, lines[-1]
 
 

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from records import metrics_rows, run_record
 
-from bert_pretrain.model_card import model_card, read_emissions
+from bert_pretrain.model_card import hub_sources, model_card, read_emissions
 
 TEXT = {
     "is_text": True,
@@ -46,25 +46,21 @@ def test_results_are_in_the_model_index_and_baselines_beside_them() -> None:
     assert again.data.to_dict() == made.data.to_dict()
 
 
-@pytest.mark.parametrize(
-    ("flags", "datasets", "license_"),
-    [
-        ({"dataset_name": "owner/corpus", "hub_license": "cc-by-4.0"}, ["owner/corpus"], "cc-by-4.0"),
-        ({"dataset_name": "docs"}, None, "unknown"),
-        ({"dataset_name": None, "data_files": ["own.txt"]}, None, "unknown"),
-    ],
-)
-def test_data_set_and_licence_are_tags_where_they_are_known(
-    flags: dict[str, Any], datasets: list[str] | None, license_: str
-) -> None:
-    data = card(run_record(**flags)).data
-    assert data.datasets == datasets and data.license == license_
+def test_data_set_base_and_licence_are_tags_where_they_are_known() -> None:
+    known = card(run_record(hub_license="cc-by-4.0"), dataset_id="owner/corpus", base_model="owner/bert").data
+    assert (known.datasets, known.base_model, known.license) == (["owner/corpus"], "owner/bert", "cc-by-4.0")
+    unknown = card().data
+    assert (unknown.datasets, unknown.base_model, unknown.license) == (None, None, "unknown")
 
 
-def test_a_folder_that_looks_like_a_hub_name_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lies_on_this_machine_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "owner/corpus").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert card(run_record(dataset_name="owner/corpus")).data.datasets is None
+    for name in ("owner/corpus", str(tmp_path / "owner/corpus"), "docs", None):
+        assert hub_sources({"dataset_name": name, "model_name_or_path": "owner/bert"}) == {
+            "dataset_id": None,
+            "base_model": "owner/bert",
+        }
 
 
 def test_the_command_says_how_many_processes_ran() -> None:
@@ -81,6 +77,8 @@ def test_carbon_is_claimed_only_where_it_was_measured(tmp_path: Path) -> None:
     (tmp_path / "emissions.csv").write_text("timestamp,emissions\n2026-01-01,0.0125\n2026-01-02,0.0005\n")
     grams = read_emissions(tmp_path)
     assert grams == pytest.approx(13.0)
+    (tmp_path / "emissions.csv").write_text("timestamp,emissions\n2026-01-01,")
+    assert read_emissions(tmp_path) is None
     made = card(emissions_grams=grams)
     assert made.data.to_dict()["co2_eq_emissions"]["emissions"] == pytest.approx(13.0)
     assert "13 g of CO2" in made.text
