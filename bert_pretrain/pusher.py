@@ -206,7 +206,7 @@ class HubPusher:
         if answer != self._last_said:
             self._last_said = answer
             again = "not tried again before the next upload" if status == HOPELESS else "it will be tried again"
-            self._say(f"WARNING: the Hub: {answer}; nothing is lost, {again}")
+            self._say(f"WARNING: the Hub did not take an upload: {answer}; nothing is lost, {again}")
         return False
 
     def _run(self, what: list[str], seconds: float) -> tuple[int, str]:

@@ -101,10 +101,7 @@ def diagnose(error: BaseException) -> tuple[bool, str]:
     if isinstance(http_error, HfHubHTTPError):
         status = http_error.response.status_code
         is_hopeless = (400 <= status < 500 and status not in _PASSING_STATUS) or status == _STORAGE_IS_FULL
-        return (
-            is_hopeless,
-            f"the Hub answered {status} ({http_error.server_message or http_error.response.reason_phrase})",
-        )
+        return is_hopeless, f"it answered {status} ({http_error.server_message or http_error.response.reason_phrase})"
     # A ValueError is a name or a card that the Hub's rules refuse.
     is_hopeless = isinstance(error, RefusedError | OfflineModeIsEnabled | ValueError)
     if isinstance(error, RefusedError):
