@@ -27,7 +27,7 @@ from bert_pretrain.data.prepared import TokenStore
 from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
 from bert_pretrain.hardware import cpu_threads, describe_run, native_precision
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
-from bert_pretrain.models.loading import choose_attention
+from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.optim import build_optimizers
 
 

@@ -22,9 +22,9 @@ from bert_pretrain.models.image_encoder import SIZES as IMAGE_SIZES
 from bert_pretrain.recipes import RECIPES
 
 
-def flag(default: Any, help_text: str) -> Any:
-    """Declare a flag as a dataclass field with its default and help."""
-    return field(default=default, metadata={"help": help_text})
+def flag(default: Any, help_text: str, *, aliases: Sequence[str] = ()) -> Any:
+    """Declare a flag as a dataclass field with its default, help and other spellings."""
+    return field(default=default, metadata={"help": help_text, "aliases": list(aliases)})
 
 
 def flags(help_text: str) -> Any:
@@ -90,8 +90,11 @@ class TextArguments:
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     language: str = flag("en", "Language code for splitting sentences.")
     tokenizer_name: str | None = flag(
-        None, "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one."
+        None,
+        "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one.",
+        aliases=["--tokenizer"],
     )
+    preprocessing_num_workers: int = flag(0, "Threads that tokenise; 0 = one per core.")
     max_seq_length: int = flag(128, "Tokens per row with [CLS] and [SEP]; 8 to the position table's size.")
     short_seq_prob: float = flag(0.1, "Share of rows cut to a random shorter length, in [0, 1).")
     pair_mode: Literal["exact", "google"] = flag(
@@ -298,7 +301,8 @@ def _unused_groups(objective: str) -> set[type]:
 def _check_unused(given: set[str], objective: str) -> None:
     for group in _unused_groups(objective):
         for entry in dataclasses.fields(group):
-            if given & {f"--{entry.name}", f"--no_{entry.name}"}:
+            spellings = {f"--{entry.name}", f"--no_{entry.name}", *entry.metadata.get("aliases", ())}
+            if given & spellings:
                 raise InputError(
                     f"--{entry.name} means nothing to --objective {objective} "
                     f"(it is for {', '.join(_OBJECTIVES_OF[group])}); leave it out, or change --objective"
@@ -371,6 +375,7 @@ def check_text(text: TextArguments) -> None:
             "lower --mask_replace_prob or --random_replace_prob"
         )
     _check(values, "max_seq_length", values["max_seq_length"] >= 8, "at least 8")
+    _check(values, "preprocessing_num_workers", values["preprocessing_num_workers"] >= 0, "at least 0")
 
 
 def _check_images(config: PretrainingConfig) -> None:

@@ -6,6 +6,7 @@ when it is given raw text.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,6 +100,9 @@ def open_corpus(
                 "pass that one as --tokenizer_name or prepare the corpus again"
             )
         return corpus
+    if text.preprocessing_num_workers:
+        # The pool of the tokenizers library reads it when it first runs, and has no other setting.
+        os.environ["RAYON_NUM_THREADS"] = str(text.preprocessing_num_workers)
     source = open_documents(
         dataset_name=data.dataset_name or (None if data.data_files else "docs"),
         dataset_config_name=data.dataset_config_name,

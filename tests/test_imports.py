@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "bert_pretrain"
 # From upstream to downstream; a module may import from its own level and from those above it.
 LEVELS = [
     ["errors"],
-    ["command_line", "data.random", "distributed", "hardware", "optim", "recipes"],
+    ["command_line", "data.random", "distributed", "hardware", "models.fast_paths", "optim", "recipes"],
     ["models.bert", "models.image_encoder"],
     ["config", "models.loading", "data.docstrings", "data.embedded", "data.corpus", "data.tokenizers"],
     ["models.autoencoder", "models.masked_autoencoder", "models.contrastive", "losses"],

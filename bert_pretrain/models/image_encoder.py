@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from bert_pretrain.errors import InputError
+from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
 
 # Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021 (DeiT, table 1) and
 # Dosovitskiy et al. 2021 (table 1); the two below them are for small images and few processors. `convnextv2-atto` and
@@ -165,6 +166,9 @@ def prepare_encoder(
             "pass the --image_size that it was made for"
         ) from error
     set_dropout(encoder, dropout)
+    use_fast_response_norm(encoder)
+    if encoder.config.model_type == "vit":
+        choose_attention(encoder, (image_size // encoder.config.patch_size) ** 2 + 1)
     _freeze_unread(encoder, image_size=image_size, num_channels=num_channels)
     return encoder.train()
 
