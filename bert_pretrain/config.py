@@ -43,7 +43,7 @@ class RunArguments:
         "What is learnt: masked words and next sentences, masked words only, images by reconstruction, images by "
         "contrast. Each has its own defaults: add --help.",
     )
-    recipe: str = flag("minutes", "Named defaults: minutes, hours; for text also devlin2019.")
+    recipe: str = flag("minutes", "Named defaults: minutes; for text also hours, devlin2019; for images also small_images.")
     output_dir: str = flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
     resume_from_checkpoint: str | None = flag(None, "'latest' of --output_dir, or a checkpoint folder.")

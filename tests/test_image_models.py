@@ -153,6 +153,7 @@ PARAMETERS = {
     "vit-small": (21, 22),
     "vit-base": (85, 86),
     "convnextv2-mini": (0.35, 0.45),
+    "convnextv2-micro": (3.1, 3.3),
     "convnextv2-atto": (3.3, 3.5),
     "convnextv2-tiny": (27.5, 28.5),
 }
