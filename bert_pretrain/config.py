@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,9 @@ class RunArguments:
         "What is learnt: masked words and next sentences, masked words only, images by reconstruction, images by "
         "contrast. Each has its own defaults: add --help.",
     )
-    recipe: str = flag("minutes", "Named defaults: minutes; for text also hours, devlin2019; for images also small_images.")
+    recipe: str = flag(
+        "minutes", "Named defaults: minutes; for text also hours, devlin2019; for images also small_images."
+    )
     output_dir: str = flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
     resume_from_checkpoint: str | None = flag(None, "'latest' of --output_dir, or a checkpoint folder.")
@@ -315,10 +318,12 @@ def check_config(config: PretrainingConfig) -> None:
     Raises:
         InputError: names the flag, the value met and what is allowed.
     """
+    values = config.to_dict()
+    for name, value in values.items():
+        _check(values, name, not isinstance(value, float) or math.isfinite(value), "a finite number")
     check_data(config.data)
     check_text(config.text)
     _check_images(config)
-    values = config.to_dict()
     for name in ("dropout", "adam_beta1", "adam_beta2"):
         _check(values, name, 0 <= values[name] < 1, "in [0, 1)")
     _check(values, "decay_share", 0 < values["decay_share"] <= 1, "in (0, 1]")
