@@ -24,7 +24,7 @@ PROGRAM = Path(__file__).parents[1] / "run_pretraining.py"
 # What an arm adds to the recipe `small_images` of its objective.
 ARMS = {
     "nt_xent": ["--objective", "contrastive", "--loss", "nt_xent"],
-    "triplet": ["--objective", "contrastive", "--loss", "triplet"],
+    "triplet": ["--objective", "contrastive", "--loss", "triplet", "--negatives", "semi_hard", "--max_steps", "600"],
     "autoencoder": ["--objective", "autoencoder"],
 }
 

@@ -79,11 +79,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "small_images": _SMALL_IMAGES
         | {
             "output_dir": "runs/autoencoder",
-            "config_name": "vit-tiny",
-            "embedding_dim": 64,
+            "config_name": "convnextv2-micro",
+            "embedding_dim": 32,
             "per_device_train_batch_size": 128,
             "per_device_eval_batch_size": 256,
-            "max_steps": 1200,
+            "max_steps": 1500,
         },
     },
     "contrastive": {
