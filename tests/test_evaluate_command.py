@@ -33,6 +33,7 @@ from bert_pretrain.__main__ import main
 from bert_pretrain.data.images import open_images
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.evaluation.image_features import compute_features, divide_labelled, read_processor
+from bert_pretrain.evaluation.suites.fill_mask import DEFAULT_SENTENCES
 
 MEAN, STD = 0.3, 0.37
 CLASSES = ("ant", "bee", "cat")
@@ -345,4 +346,4 @@ def test_the_module_is_a_program(
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("bert_pretrain.evaluate", run_name="__main__", alter_sys=True)
     assert stopped.value.code == 0
-    assert capsys.readouterr().out.count("entropy") == len(evaluate.DEFAULT_SENTENCES)
+    assert capsys.readouterr().out.count("entropy") == len(DEFAULT_SENTENCES)
