@@ -50,7 +50,7 @@ class EncodedSentence(NamedTuple):
 
 
 class _Targets(NamedTuple):
-    """Tokens to be scored: their masked rows (M, L), where and what they are (M,), and of which sentence and variant."""
+    """Tokens to score: their masked rows (M, L), where and what they are (M,), and of which sentence and variant."""
 
     rows: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -63,8 +63,11 @@ def encode_sentences(tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str
     """Tokenise sentences, each with its special tokens; words are the tokenizer's own."""
     encoded = []
     for encoding in tokenizer(list(sentences)).encodings:
-        words = [-1 if is_special else word for word, is_special in zip(encoding.word_ids, encoding.special_tokens_mask)]
-        encoded.append(EncodedSentence(np.array(encoding.ids), np.array(words, dtype=np.int64)))
+        is_special = np.array(encoding.special_tokens_mask, dtype=bool)
+        words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
+        # A token of the text that the tokenizer counts to no word is a word of its own.
+        words = np.where(words < 0, len(words) + np.arange(len(words)), words)
+        encoded.append(EncodedSentence(np.array(encoding.ids, dtype=np.int64), np.where(is_special, -1, words)))
     return encoded
 
 
@@ -212,7 +215,7 @@ def _last_layer(layer: BertLayer, hidden: Tensor, positions: Tensor) -> Tensor:
 
 
 def _head_reader(model: PreTrainedModel) -> ReadScores:
-    """Return a reader for any architecture: the encoder's states are cut to the wanted position on their way to the head.
+    """Return a reader for any architecture: between encoder and head, states are cut to the wanted position.
 
     A head that does not work position by position gets what it expects instead, all positions.
     """

@@ -83,10 +83,14 @@ class EvaluationText:
 
     sentences: list[str] | None = flags("fill_mask: sentences with [MASK]; default: three of our own.")
     num_candidates: int = flag(5, "fill_mask: most probable words shown for each [MASK], at least 1.")
-    pairs_file: str | None = flag(
-        None,
-        "minimal_pairs: .jsonl, also .gz, of {good, bad, group} or BLiMP's {sentence_good, sentence_bad, UID}; "
-        "default: six small groups written for this package, not BLiMP.",
+    pairs_file: list[str] | None = flags(
+        "minimal_pairs: .jsonl, also .gz, of {good, bad, group} or BLiMP's {sentence_good, sentence_bad, UID}; globs "
+        "allowed. Default: six small groups written for this package, not BLiMP."
+    )
+    mixed_precision: Literal["auto", "no", "bf16"] = flag(
+        "auto",
+        "minimal_pairs: auto = bf16 where processor or GPU computes in it natively; pairs that it cannot decide are "
+        "scored in float32 all the same.",
     )
     text_column: str | None = flag(None, "nsp: column of .jsonl, .csv, .parquet or a data set that holds the text.")
     document_boundary: Literal["blank_line", "file"] | None = flag(
