@@ -22,11 +22,13 @@ from bert_pretrain.evaluation.suites.context import FLAG_GROUPS, Evaluation, Sui
 from bert_pretrain.evaluation.suites.fill_mask import check_fill_mask_flags, evaluate_fill_mask
 from bert_pretrain.evaluation.suites.images import check_image_flags, evaluate_knn, evaluate_linear_probe
 from bert_pretrain.evaluation.suites.minimal_pairs import check_minimal_pairs_flags, evaluate_minimal_pairs
+from bert_pretrain.evaluation.suites.nsp import check_nsp_flags, evaluate_nsp
 from bert_pretrain.hardware import describe_run
 
 SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
     "fill_mask": evaluate_fill_mask,
     "minimal_pairs": evaluate_minimal_pairs,
+    "nsp": evaluate_nsp,
     "knn": evaluate_knn,
     "linear_probe": evaluate_linear_probe,
 }
@@ -76,6 +78,7 @@ def check_flags(evaluation: Evaluation) -> None:
     check_image_flags(evaluation.images)
     check_fill_mask_flags(evaluation.text)
     check_minimal_pairs_flags(evaluation.text)
+    check_nsp_flags(evaluation.text)
     if options.per_device_eval_batch_size < 1:
         raise InputError(
             f"per_device_eval_batch_size is {options.per_device_eval_batch_size} but must be at least 1; "
