@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_name", default="mini", choices=SIZES)
     parser.add_argument("--vocab_size", type=int, default=30522)
-    parser.add_argument("--pairs", type=int, default=1000, help="pairs that ours scores in a round")
+    parser.add_argument("--pairs", type=int, default=500, help="pairs that ours scores in a round")
     parser.add_argument("--loop_pairs", type=int, default=10, help="pairs that the loop scores in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)

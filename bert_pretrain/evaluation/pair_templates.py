@@ -26,8 +26,8 @@ _THINGS = (
 _PLACES = (("group", "groups"), ("page", "pages"), ("set", "sets"))
 _ADJECTIVES = ("new", "small", "different", "valid", "simple", "large")
 _PERSONS = ("man", "woman", "boy", "girl", "king", "queen")
-_OWN, _OTHER = ("himself", "herself"), ("itself", "themselves")
-_PAST = (("found", "helped", "saw", "called", "lost"), ("asked", "taught", "hid", "stopped", "changed"))
+_REFLEXIVES = ("himself", "herself")
+_PAST = ("found", "helped", "saw", "called", "lost", "asked", "taught", "hid", "stopped", "changed")
 _PARTICIPLES = (("given", "give"), ("taken", "take"), ("written", "write"), ("seen", "see"), ("known", "know"))
 _SOME, _NONE = ("everyone", "somebody", "someone"), ("nobody", "no one", "no user")
 
@@ -63,8 +63,10 @@ def _determiner_noun() -> Iterator[tuple[str, str]]:
 
 def _reflexive() -> Iterator[tuple[str, str]]:
     for number, person in enumerate(_PERSONS):
-        for verb, other in product((*_PAST[0], *_PAST[1]), _OTHER):
-            yield f"the {person} {verb} {_OWN[number % 2]} .", f"the {person} {verb} {other} ."
+        # Each form is the right one as often as the wrong one, so that its frequency decides nothing.
+        good, bad = _REFLEXIVES[number % 2], _REFLEXIVES[1 - number % 2]
+        for verb in _PAST:
+            yield f"the {person} {verb} {good} .", f"the {person} {verb} {bad} ."
 
 
 def _participle() -> Iterator[tuple[str, str]]:

@@ -7,7 +7,6 @@ same. Half of either kind is random, both labels have the same lengths, and noth
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,13 +74,12 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     with naming_the_model_flag():
         tokenizer = load_word_tokenizer(evaluation.model)
         text = _open_text(evaluation, tokenizer)
-    sys.stdout.write(f"text             {text.description}\n")
     store, seed = text.corpus.store, evaluation.seed
     easy = plan_epoch(
         store, text.documents, max_seq_length=length, short_seq_prob=0.0, pair_mode="exact", seed=seed, epoch=0
     )
     hard, num_short = plan_neighbours(store, text.documents, max_seq_length=length, seed=seed)
-    lines = [_HEADER]
+    lines = [text.description, _HEADER]
     figures: dict[str, float] = {}
     details: dict[str, Any] = {"max_seq_length": length, "documents_without_hard_pair": num_short}
     for name, plan in (("easy", easy), ("hard", hard)):
