@@ -45,7 +45,13 @@ def test_the_same_rows_give_the_same_picture_and_others_another(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(None, "cannot be read"), ("", "no row yet"), ('{"a": 1}\n?\n{"b": 1}\n', "line 2"), ('{"step": 1}\n', "no loss")],
+    [
+        (None, "cannot be read"),
+        ("", "no row yet"),
+        ('{"step": 1}\n?\n', "line 2"),
+        ('{"step": 1}\n', "no loss"),
+        ("[]\n", "no step"),
+    ],
 )
 def test_what_is_no_record_of_a_run_is_refused(tmp_path: Path, text: str | None, expected: str) -> None:
     metrics = tmp_path / "metrics.jsonl"

@@ -307,10 +307,10 @@ def test_what_a_run_recorded_while_training_is_shown_unless_other_sentences_are_
     assert printed.count("p(one) 0.100") == 3 and "step-000100" in printed
     assert main([*flags, "--sentences", "A [MASK]."]) == 0
     assert "p(one)" not in capsys.readouterr().out
-    (tmp_path / "fill_mask.jsonl").write_text('{"step":')
+    (tmp_path / "fill_mask.jsonl").write_text('{"step":\n')
     with pytest.raises(SystemExit):
         main(flags)
-    assert "fill_mask.jsonl is damaged" in capsys.readouterr().err
+    assert "fill_mask.jsonl, line 1, is not JSON" in capsys.readouterr().err
 
 
 def test_a_run_without_a_model_yet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

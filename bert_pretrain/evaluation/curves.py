@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.run_records import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,18 +32,7 @@ def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, or has no complete row.
     """
-    try:
-        lines = metrics_file.read_text().splitlines(keepends=True)
-    except OSError as error:
-        raise InputError(f"{metrics_file} cannot be read ({error}); pass the folder of a run") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise InputError(f"{metrics_file}, line {number}, is not JSON; the file is damaged") from error
+    rows = read_rows(metrics_file)
     if not rows:
         raise InputError(f"{metrics_file} has no row yet; wait for the run's first evaluation")
     return rows

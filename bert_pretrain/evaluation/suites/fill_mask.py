@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from bert_pretrain.checkpoint import list_checkpoints
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
 from bert_pretrain.evaluation.masked_language_model import load_masked_language_model, longest_row
+from bert_pretrain.evaluation.run_records import read_rows
 from bert_pretrain.evaluation.suites.context import Evaluation, EvaluationText, SuiteResult, naming_the_model_flag
 
 DEFAULT_SENTENCES = [
@@ -82,11 +82,7 @@ def recorded_rows(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "fill_mask.jsonl"
     if not path.is_file():
         return []
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{"model": f"step-{row['step']:06d}"} | row for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it, or pass the run's final/ as --model") from error
+    return [{"model": f"step-{row['step']:06d}"} | row for row in read_rows(path)]
 
 
 def _probe(sentence: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Probe:
