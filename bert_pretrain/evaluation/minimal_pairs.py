@@ -25,8 +25,8 @@ from bert_pretrain.evaluation.representation import Interval, wilson_interval
 
 VARIANTS = ("token", "within_word")
 _FIELDS = (("good", "bad", "group"), ("sentence_good", "sentence_bad", "UID"))
-_NUM_TRIALS = 32  # pairs on which the error of bfloat16 is measured
-_SIGMAS = 4.0
+_NUM_TRIALS = 16  # pairs on which the error of bfloat16 is measured
+_SIGMAS = 3.0
 
 
 class MinimalPair(NamedTuple):
@@ -120,7 +120,7 @@ def score_pairs(
         model: a masked language model in evaluation mode.
         tokenizer: the model's.
         pairs: at least one.
-        bf16: whether to compute in bfloat16. Its error is then measured on some pairs, and pairs closer than four
+        bf16: whether to compute in bfloat16. Its error is then measured on some pairs, and pairs closer than three
             standard deviations of it are scored again in float32, so that the judgement is float32's.
 
     Raises:
