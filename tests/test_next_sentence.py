@@ -196,6 +196,9 @@ def test_the_command_judges_the_runs_held_out_documents_the_same_every_time(
     assert evaluate(["--model", str(run / "final")], tmp_path)["figures"] == record["figures"]
     other = evaluate(["--model", str(run), "--seed", "6", "--max_pairs", "10"], tmp_path)
     assert other["details"]["nsp"]["easy"]["num_pairs"] == 10
+    # Another seed draws other pairs, but the run's own decides which documents were held out.
+    prepared = (tmp_path / "hf/bert_pretrain/prepared").iterdir()
+    assert sum(path.is_dir() for path in prepared) == 1
     assert "the 18 held-out documents" in capsys.readouterr().out
 
 
