@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.hardware import describe_run
+from results import write_results
 
 PROGRAM = Path(__file__).parents[1] / "run_pretraining.py"
 # What an arm adds to the recipe `small_images` of its objective.
@@ -82,10 +82,7 @@ def main() -> None:
             values = [result[name] for result in runs[arm]]
             figures[f"{arm}_{name}"] = statistics.median(values)
             print(f"  {name:32} median {statistics.median(values):8.4f}  from {min(values):.4f} to {max(values):.4f}")
-    if arguments.json:
-        record = describe_run()
-        result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"], "runs": runs}
-        arguments.json.write_text(json.dumps(result, indent=1))
+    write_results(arguments.json, figures, runs=runs)
 
 
 if __name__ == "__main__":

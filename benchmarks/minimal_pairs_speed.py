@@ -11,20 +11,20 @@ that there are many.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from results import write_results
 from transformers import BertForMaskedLM
 
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.evaluation.minimal_pairs import MinimalPair, PairScores, score_pairs
 from bert_pretrain.evaluation.pair_templates import template_pairs
 from bert_pretrain.evaluation.pseudo_likelihood import encode_sentences
-from bert_pretrain.hardware import cpu_threads, describe_run, native_precision
+from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.models.bert import SIZES, bert_config
 
 # In front of a template: as many different pairs of sentences as BLiMP has, of its lengths.
@@ -152,10 +152,7 @@ def report(
             f"{100 * figures['bf16_rescored_share']:.1f} % of pairs in float32 again, "
             f"{int(differing.sum())} of {differing.size} judgements changed"
         )
-    if arguments.json:
-        record = describe_run()
-        result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"]}
-        arguments.json.write_text(json.dumps(result | {"runs": arguments.rounds}, indent=1) + "\n")
+    write_results(arguments.json, figures, runs=arguments.rounds)
 
 
 if __name__ == "__main__":
