@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.hardware import describe_run
+from results import write_results
 
 PROGRAM = Path(__file__).parents[1] / "run_pretraining.py"
 
@@ -68,10 +68,7 @@ def main() -> None:
         values = [run[name] for run in runs]
         figures[name] = statistics.median(values)
         print(f"{name:20} median {figures[name]:10.4g}  from {min(values):.4g} to {max(values):.4g}")
-    if arguments.json:
-        record = describe_run()
-        result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"], "runs": runs}
-        arguments.json.write_text(json.dumps(result, indent=1))
+    write_results(arguments.json, figures, runs=runs)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bert_pretrain.hardware import describe_run
+from results import write_results
 
 PROGRAM = str(Path(__file__).parents[1] / "run_pretraining.py")
 
@@ -78,11 +78,8 @@ def main() -> None:
         is_equal = content(whole) == content(killed)
     print(f"{len(moments)} kills; metrics and weights {'identical' if is_equal else 'DIFFERENT'}")
     print(f"uninterrupted: {seconds:.0f} s, largest resident memory {memory:,.0f} MB")
-    if arguments.json:
-        record = describe_run()
-        figures = {"kills": len(moments), "is_identical": int(is_equal), "seconds": seconds, "peak_rss_mb": memory}
-        result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"], "runs": moments}
-        arguments.json.write_text(json.dumps(result, indent=1))
+    figures = {"kills": len(moments), "is_identical": int(is_equal), "seconds": seconds, "peak_rss_mb": memory}
+    write_results(arguments.json, figures, runs=moments)
     raise SystemExit(not is_equal)
 
 

@@ -8,7 +8,6 @@ precision that `--mixed_precision auto` would choose). Both train on the same ro
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from results import write_results
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
@@ -25,9 +25,9 @@ from bert_pretrain.data.collators import PretrainingCollator
 from bert_pretrain.data.masking import MaskingRule
 from bert_pretrain.data.prepared import TokenStore
 from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
-from bert_pretrain.hardware import cpu_threads, describe_run, native_precision
+from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
-from bert_pretrain.models.loading import choose_attention
+from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.optim import build_optimizers
 
 
@@ -160,10 +160,7 @@ def main() -> None:
             f"{size:6} stock {statistics.median(stock):8,.0f}  ours {statistics.median(ours):8,.0f}  "
             f"ratio {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
         )
-    if arguments.json:
-        record = describe_run()
-        result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"]}
-        arguments.json.write_text(json.dumps(result | {"runs": arguments.rounds}, indent=1))
+    write_results(arguments.json, figures, runs=arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ choose. Both use SimCLR's small-image augmentation (crop, flip, jitter, grey) an
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import statistics
@@ -20,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
+from results import write_results
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bert_pretrain.data.augmentation import PRESETS, Augmentation
-from bert_pretrain.hardware import cpu_threads, describe_run, native_precision
+from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.losses import nt_xent_loss
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 
@@ -182,10 +182,7 @@ def main() -> None:
             f"{100 * statistics.median(shares[name]):3.0f} % of the step waiting for views; "
             f"time / ours {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         )
-    if arguments.json:
-        record = describe_run()
-        result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"]}
-        arguments.json.write_text(json.dumps(result | {"runs": arguments.rounds}, indent=1))
+    write_results(arguments.json, figures, runs=arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": "bert_pretrain.prepare",
     "train-tokenizer": "bert_pretrain.train_tokenizer",
     "evaluate": "bert_pretrain.evaluate",
+    "report": "bert_pretrain.report",
     "hub": "bert_pretrain.hub",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ from bert_pretrain.models.image_encoder import SIZES as IMAGE_SIZES
 from bert_pretrain.recipes import RECIPES
 
 
-def flag(default: Any, help_text: str) -> Any:
-    """Declare a flag as a dataclass field with its default and help."""
-    return field(default=default, metadata={"help": help_text})
+def flag(default: Any, help_text: str, *, aliases: Sequence[str] = ()) -> Any:
+    """Declare a flag as a dataclass field with its default, help and other spellings."""
+    return field(default=default, metadata={"help": help_text, "aliases": list(aliases)})
 
 
 def flags(help_text: str) -> Any:
@@ -47,7 +48,9 @@ class RunArguments:
         "What is learnt: masked words and next sentences, masked words only, images by reconstruction, images by "
         "contrast. Each has its own defaults: add --help.",
     )
-    recipe: str = flag("minutes", "Named defaults: minutes, hours; for text also devlin2019.")
+    recipe: str = flag(
+        "minutes", "Named defaults: minutes; for text also hours, devlin2019; for images also small_images."
+    )
     output_dir: str = flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
     resume_from_checkpoint: str | None = flag(
@@ -96,8 +99,11 @@ class TextArguments:
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     language: str = flag("en", "Language code for splitting sentences.")
     tokenizer_name: str | None = flag(
-        None, "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one."
+        None,
+        "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one.",
+        aliases=["--tokenizer"],
     )
+    preprocessing_num_workers: int = flag(0, "Threads that tokenise; 0 = one per core.")
     max_seq_length: int = flag(128, "Tokens per row with [CLS] and [SEP]; 8 to the position table's size.")
     short_seq_prob: float = flag(0.1, "Share of rows cut to a random shorter length, in [0, 1).")
     pair_mode: Literal["exact", "google"] = flag(
@@ -325,7 +331,8 @@ def _unused_groups(objective: str) -> set[type]:
 def _check_unused(given: set[str], objective: str) -> None:
     for group in _unused_groups(objective):
         for entry in dataclasses.fields(group):
-            if given & {f"--{entry.name}", f"--no_{entry.name}"}:
+            spellings = {f"--{entry.name}", f"--no_{entry.name}", *entry.metadata.get("aliases", ())}
+            if given & spellings:
                 raise InputError(
                     f"--{entry.name} means nothing to --objective {objective} "
                     f"(it is for {', '.join(_OBJECTIVES_OF[group])}); leave it out, or change --objective"
@@ -338,13 +345,15 @@ def check_config(config: PretrainingConfig) -> None:
     Raises:
         InputError: names the flag, the value met and what is allowed.
     """
+    values = config.to_dict()
+    for name, value in values.items():
+        _check(values, name, not isinstance(value, float) or math.isfinite(value), "a finite number")
     check_data(config.data)
     check_text(config.text)
     _check_images(config)
     check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, flag="--hub_model_id")
-    values = config.to_dict()
     for name in ("dropout", "adam_beta1", "adam_beta2"):
         _check(values, name, 0 <= values[name] < 1, "in [0, 1)")
     _check(values, "decay_share", 0 < values["decay_share"] <= 1, "in (0, 1]")
@@ -401,6 +410,7 @@ def check_text(text: TextArguments) -> None:
             "lower --mask_replace_prob or --random_replace_prob"
         )
     _check(values, "max_seq_length", values["max_seq_length"] >= 8, "at least 8")
+    _check(values, "preprocessing_num_workers", values["preprocessing_num_workers"] >= 0, "at least 0")
 
 
 def check_hub(hub: HubArguments) -> None:

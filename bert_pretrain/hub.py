@@ -20,6 +20,7 @@ from bert_pretrain.command_line import reporting_input_errors
 from bert_pretrain.config import check_repo_id
 from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
 from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.run_records import read_run_json
 from bert_pretrain.publication import MAIN, open_pusher, submit_final
 from bert_pretrain.pusher import OUTBOX, HubPusher, link
 from bert_pretrain.scrub import scrub
@@ -82,10 +83,7 @@ def push(options: argparse.Namespace) -> bool:
         InputError: the folder holds no run, or nothing of it can be published yet.
     """
     run_dir: Path = options.run_dir
-    try:
-        config = json.loads((run_dir / "run.json").read_text())["config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{run_dir} holds no run (no usable run.json: {error}); pass a run directory") from error
+    config = read_run_json(run_dir)["config"]
     repo_id = options.hub_model_id or config.get("hub_model_id") or run_dir.resolve().name
     check_repo_id(repo_id, flag="--hub_model_id")
     has_final = (run_dir / "final").is_dir()

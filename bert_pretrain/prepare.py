@@ -6,6 +6,7 @@ when it is given raw text.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +101,10 @@ def open_corpus(
                 f"{corpus.manifest['tokenizer']['name']!r}, not with {text.tokenizer_name or 'the default one'!r}; "
                 "pass that one as --tokenizer_name or prepare the corpus again"
             )
-        return corpus
+        return _divided(corpus)
+    if text.preprocessing_num_workers:
+        # The pool of the tokenizers library reads it when it first runs, and has no other setting.
+        os.environ["RAYON_NUM_THREADS"] = str(text.preprocessing_num_workers)
     source = open_documents(
         dataset_name=data.dataset_name or (None if data.data_files else "docs"),
         dataset_config_name=data.dataset_config_name,
@@ -113,7 +117,7 @@ def open_corpus(
     if output_dir is None:
         key = corpus_key(source, tokenizer, language=text.language, validation_share=data.validation_share, seed=seed)
         output_dir = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
-    return prepare_corpus(
+    corpus = prepare_corpus(
         source,
         tokenizer,
         output_dir=output_dir,
@@ -121,6 +125,18 @@ def open_corpus(
         validation_share=data.validation_share,
         seed=seed,
         show_progress=show_progress,
+    )
+    return _divided(corpus)
+
+
+def _divided(corpus: PreparedCorpus) -> PreparedCorpus:
+    """Return the corpus, or raise `InputError` if one document is all there is to train and to evaluate on."""
+    if len(corpus.train_documents) and len(corpus.validation_documents):
+        return corpus
+    raise InputError(
+        f"{corpus.manifest['source']['description']} holds {corpus.manifest['counts']['documents']} document, but "
+        "training and evaluation need at least one each; separate documents by blank lines (--document_boundary), or "
+        "give more text with --data_files"
     )
 
 

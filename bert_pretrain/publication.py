@@ -7,13 +7,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from bert_pretrain.checkpoint import list_checkpoints
 from bert_pretrain.config import HubArguments
-from bert_pretrain.evaluation.pictures import curves
+from bert_pretrain.evaluation.curves import draw_curves
+from bert_pretrain.evaluation.run_records import read_rows, read_run_json
 from bert_pretrain.model_card import hub_sources, model_card, read_emissions
 from bert_pretrain.objectives.base import Objective
 from bert_pretrain.pusher import OUTBOX, HubPusher, link_tree
@@ -40,10 +40,10 @@ def write_publication(
     objective.export(model, aside)
     metrics = run_dir / "metrics.jsonl"
     # A finished run that is continued in a new folder has nothing left to measure.
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    rows = read_rows(metrics) if metrics.is_file() else []
     if rows:
-        curves(rows, aside / "curves.png")
-    record: dict[str, Any] = json.loads((run_dir / "run.json").read_text())
+        draw_curves(metrics, aside / "curves.png")
+    record = read_run_json(run_dir)
     sources = hub_sources(record["config"])
     names = [record["config"].get("hub_model_id"), *sources.values()]
     record = scrub(record, keep=[name for name in names if name])

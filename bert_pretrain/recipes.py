@@ -41,6 +41,18 @@ _BERT: dict[str, dict[str, Any]] = {
     },
 }
 
+# For some ten thousand small photographs, such as CIFAR-10's; README, "Your own images", says what they cost and reach.
+_SMALL_IMAGES: dict[str, Any] = {
+    "dataset_name": None,
+    "validation_share": 0.05,
+    "max_hours": 0.0,
+    "weight_decay": 0.05,
+    "adam_beta2": 0.95,
+    "learning_rate": 1e-3,
+    "eval_steps": 300,
+    "save_steps": 300,
+}
+
 _IMAGES: dict[str, Any] = {
     "config_name": "vit-tiny",
     "dataset_name": "digits",
@@ -64,6 +76,15 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "save_steps": 200,
             "learning_rate": 1e-3,
         },
+        "small_images": _SMALL_IMAGES
+        | {
+            "output_dir": "runs/autoencoder",
+            "config_name": "convnextv2-micro",
+            "embedding_dim": 32,
+            "per_device_train_batch_size": 128,
+            "per_device_eval_batch_size": 256,
+            "max_steps": 1500,
+        },
     },
     "contrastive": {
         "minutes": _IMAGES
@@ -76,6 +97,16 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "save_steps": 200,
             "learning_rate": 1e-3,
             "augmentation": "basic",
+        },
+        "small_images": _SMALL_IMAGES
+        | {
+            "output_dir": "runs/contrastive",
+            "config_name": "convnextv2-micro",
+            "loss": "nt_xent",
+            "augmentation": "simclr_small",
+            "per_device_train_batch_size": 256,
+            "per_device_eval_batch_size": 256,
+            "max_steps": 1200,
         },
     },
 }

@@ -75,6 +75,9 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
         InputError: the folder is in use, or there is no run to continue.
     """
     holds_run = (run_dir / "run.json").is_file()
+    nearest = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
+    if nearest != run_dir.absolute() and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise InputError(f"{run_dir} cannot be created in {nearest}; pass another --output_dir")
     if resume_from is None:
         # A run killed while it began leaves at most the unfinished run.json.
         if run_dir.is_file() or (run_dir.is_dir() and any(path.name != _UNFINISHED for path in run_dir.iterdir())):
@@ -100,8 +103,15 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
 
 
 def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> None:
-    """Record what was asked for, what it came to, and on what it ran."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    """Record what was asked for, what it came to, and on what it ran.
+
+    Raises:
+        InputError: the folder cannot be created.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{run_dir} cannot be created ({error.strerror}); pass another --output_dir") from error
     accelerator = trainer.accelerator
     effective = {
         "global_batch_size": trainer.global_batch_size,

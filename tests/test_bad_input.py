@@ -81,6 +81,10 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--max_seq_length 7", "at least 8"),
         ("--max_seq_length 65", "64 positions"),
         ("--learning_rate -1", "--learning_rate"),
+        ("--learning_rate inf", "finite"),
+        ("--max_hours nan", "finite"),
+        ("--preprocessing_num_workers -1", "--preprocessing_num_workers"),
+        ("--output_dir corpus.jsonl/out", "--output_dir"),
         ("--max_steps 5 --num_train_epochs 1", "--num_train_epochs"),
         ("--recipe none_such", "minutes"),
         ("--config_name gigantic", "tiny"),
@@ -95,6 +99,13 @@ def test_a_bad_value_names_its_flag(
 ) -> None:
     assert expected in refusal([*small_flags(folder), *flags.split()], capsys)
     assert not (folder / "runs").exists()
+
+
+def test_one_document_cannot_be_trained_and_evaluated_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder / "one.txt", "A sentence. Another one. A third one.")
+    for flags in (["--objective", "mlm"], []):
+        message = refusal([*flags, "--data_files", "one.txt"], capsys)
+        assert "one.txt" in message and "1 document" in message and "--document_boundary" in message
 
 
 def test_a_tokenizer_without_mask_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ from bert_pretrain.__main__ import main
 from bert_pretrain.data.images import open_images
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.evaluation.image_features import compute_features, divide_labelled, read_processor
+from bert_pretrain.evaluation.suites.fill_mask import DEFAULT_SENTENCES
 
 MEAN, STD = 0.3, 0.37
 CLASSES = ("ant", "bee", "cat")
@@ -274,6 +275,52 @@ def test_a_run_directory_shows_every_checkpoint_in_order(tmp_path: Path, capsys:
     assert steps == ["step-000003", "step-000020", "step-000100"] * 3  # three [MASK]
 
 
+def test_a_run_follows_the_last_models_answer_through_checkpoints_and_final(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = "A list of [MASK]."
+    for seed, folder in enumerate(("checkpoints/step-000010", "checkpoints/step-000020", "final")):
+        save_bert(tmp_path / folder, seed=seed)
+    flags = ["--model", str(tmp_path), "--suite", "fill_mask", "--sentences", sentence, "--json"]
+    assert main(["evaluate", *flags, str(tmp_path / "figures.json")]) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())["details"]["fill_mask"]
+    assert [row["model"] for row in rows] == ["step-000010", "step-000020", "final"]
+    (answer,) = pipeline("fill-mask", model=str(tmp_path / "final"), device="cpu")(sentence, top_k=1)
+    for row, folder in zip(rows, ("checkpoints/step-000010", "checkpoints/step-000020", "final"), strict=True):
+        assert row["original"] == answer["token_str"]
+        everything = pipeline("fill-mask", model=str(tmp_path / folder), device="cpu")(sentence, top_k=8192)
+        scores = {found["token"]: found["score"] for found in everything}
+        assert row["probability"] == pytest.approx(scores[answer["token"]], abs=2e-6)
+        assert row["entropy"] == pytest.approx(-sum(p * np.log(p) for p in scores.values()), abs=1e-3)
+
+
+def test_what_a_run_recorded_while_training_is_shown_unless_other_sentences_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_bert(tmp_path / "checkpoints/step-000200")
+    row = {"sentence": "no [MASK] here.", "position": 2, "original": "one", "probability": 0.1, "entropy": 3.5}
+    lines = [json.dumps({"step": step} | row | {"candidates": [["word", 0.2]]}) for step in (0, 100, 200)]
+    (tmp_path / "fill_mask.jsonl").write_text("\n".join(lines) + "\n")
+    flags = ["evaluate", "--model", str(tmp_path), "--suite", "fill_mask"]
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("p(one) 0.100") == 3 and "step-000100" in printed
+    assert main([*flags, "--sentences", "A [MASK]."]) == 0
+    assert "p(one)" not in capsys.readouterr().out
+    (tmp_path / "fill_mask.jsonl").write_text('{"step":\n')
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert "fill_mask.jsonl, line 1, is not JSON" in capsys.readouterr().err
+
+
+def test_a_run_without_a_model_yet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text('{"config": {}}')
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "--model", str(tmp_path), "--suite", "fill_mask"])
+    assert stopped.value.code == 2
+    assert "neither a complete checkpoint nor final/" in capsys.readouterr().err
+
+
 def test_a_suite_is_one_entry_of_the_registry_and_run_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,4 +392,4 @@ def test_the_module_is_a_program(
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("bert_pretrain.evaluate", run_name="__main__", alter_sys=True)
     assert stopped.value.code == 0
-    assert capsys.readouterr().out.count("entropy") == len(evaluate.DEFAULT_SENTENCES)
+    assert capsys.readouterr().out.count("entropy") == len(DEFAULT_SENTENCES)

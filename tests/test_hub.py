@@ -263,7 +263,7 @@ def test_flags_that_cannot_be_meant_are_refused(flags: str, expected: str) -> No
 def test_pushing_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/run.json").write_text('{"config": {}}')
-    for target, expected in (("absent", "holds no run"), ("begun", "nothing to publish")):
+    for target, expected in (("absent", "is no run"), ("begun", "nothing to publish")):
         with pytest.raises(SystemExit) as stopped:
             main(["hub", "push", str(tmp_path / target)])
         assert stopped.value.code == 2

@@ -208,23 +208,6 @@ def test_curves_have_a_panel_per_loss(tmp_path: Path) -> None:
     assert coloured_pixels(one, 0) > 100 and coloured_pixels(one, 1) > 5
 
 
-def test_curves_show_accuracies_rate_and_what_is_reached_without_the_model(tmp_path: Path) -> None:
-    train = [{"split": "train", "step": s, "loss": 1.0, "mlm_loss": 1.0, "learning_rate": s / 9} for s in range(1, 9)]
-    held_out = {"split": "validation", "loss": 1.0, "mlm_loss": 0.9, "nsp_accuracy": 0.6}
-    without = [*train, *(held_out | {"step": step} for step in (0, 8))]
-    baselines = {"unigram_entropy": 1.5, "majority_nsp_accuracy": 0.5}
-    with_baselines = [row | baselines if row["split"] == "validation" else row for row in without]
-    curves(without, tmp_path / "without.png")
-    curves(with_baselines, tmp_path / "with.png")
-    plain, full = read(tmp_path / "without.png"), read(tmp_path / "with.png")
-    # loss, mlm loss and nsp accuracy; the learning rate in a second row; a baseline has no panel of its own.
-    assert plain.shape == full.shape
-    curves([{key: row[key] for key in ("split", "step", "loss")} for row in train], tmp_path / "one.png")
-    height, width = read(tmp_path / "one.png").shape[:2]
-    assert full.shape[:2] == (2 * height, 3 * width)
-    assert not np.array_equal(plain, full)
-
-
 def test_a_run_without_a_row_has_no_curve(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
         curves([], tmp_path / "none.png")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import write_corpus
+from runs import ROOT, write_corpus
 
 from bert_pretrain.data.corpus import DocumentSource, open_documents, split_sentences
 from bert_pretrain.data.preparation import prepare_corpus
 from bert_pretrain.data.prepared import PreparedCorpus
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.errors import InputError
+from bert_pretrain.prepare import main as prepare
 
 OPTIONS = {"language": "en", "validation_share": 0.1, "seed": 1, "show_progress": False}
 
@@ -95,3 +96,16 @@ def test_a_corpus_of_another_format_is_refused(source: DocumentSource, tmp_path:
     manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
     with pytest.raises(InputError, match="format 1"):
         PreparedCorpus.load(tmp_path / "out")
+
+
+def test_the_prepare_command_takes_its_documented_flags(tmp_path: Path) -> None:
+    """`--tokenizer` is the command's name for what other commands call --tokenizer_name."""
+    text = write_corpus(tmp_path / "corpus.jsonl")
+    folders = []
+    for spelling, num_workers in (("--tokenizer", "1"), ("--tokenizer_name", "0")):
+        folders.append(tmp_path / spelling.strip("-"))
+        default = str(ROOT / "tokenizer/docs-uncased-8192")
+        flags = ["--data_files", str(text), spelling, default, "--preprocessing_num_workers", num_workers]
+        assert prepare(["--output_dir", str(folders[-1]), *flags]) == 0
+    first, second = (PreparedCorpus.load(folder) for folder in folders)
+    assert documents_of(first) == documents_of(second)

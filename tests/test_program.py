@@ -43,7 +43,7 @@ def test_training_starts_at_the_unigram_distribution(folder: Path) -> None:
 
 
 def test_a_run_given_hours_ends_with_all_rows_logged(folder: Path) -> None:
-    pretrain(folder, "--max_hours", "0.0008", "--logging_steps", "1000", "--eval_steps", "0", "--output_dir", "out")
+    pretrain(folder, "--max_hours", "0.0015", "--logging_steps", "1000", "--eval_steps", "0", "--output_dir", "out")
     *_, train, final = metrics(folder / "out")
     assert train["split"] == "train" and final["split"] == "validation"
     assert train["step"] == final["step"] > 1

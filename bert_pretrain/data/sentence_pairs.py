@@ -134,7 +134,7 @@ def plan_epoch(
     elif pair_mode == "exact":
         windows = Windows.chain([cut_pairs(outline, draws) for outline in parts])
         _check_pairable(windows, num_documents=len(documents))
-        columns = _keep_or_swap(store, windows, draws)
+        columns = _exact_pairs(store, windows, draws)
         num_unpaired = len(windows.document) - len(columns[0])
     else:
         windows = Windows.chain([cut_single(outline, draws) for outline in parts])
@@ -152,23 +152,36 @@ def plan_epoch(
     )
 
 
-def _keep_or_swap(store: TokenStore, windows: Windows, draws: Draws) -> tuple[NDArray[np.int64], ...]:
-    """Return the columns of a plan: partners, cut to a common length, keep or swap their Bs.
+def _exact_pairs(store: TokenStore, windows: Windows, draws: Draws) -> tuple[NDArray[np.int64], ...]:
+    """Return the columns of a plan in which partners come from different documents.
 
     Raises:
         InputError: No window has a partner.
     """
     first, second = match_partners(windows, seed=draws.seed, epoch=draws.epoch)
-    length = _common_length(store, windows, first, second)
-    kept = length > 0
-    first, second, length = first[kept], second[kept], length[kept]
-    if len(first) == 0:
+    columns = keep_or_swap(store, windows, first, second, draws)
+    if len(columns[0]) == 0:
         raise InputError(
             "no sentence pair could be formed: none of the "
             f"{len(windows.document)} text windows has a partner in another document whose second "
             "segment is alike; more documents of several sentences are needed; add --data_files, "
             "or train without pairs: --objective mlm"
         )
+    return columns
+
+
+def keep_or_swap(
+    store: TokenStore, windows: Windows, first: NDArray[np.int64], second: NDArray[np.int64], draws: Draws
+) -> tuple[NDArray[np.int64], ...]:
+    """Let partners, int64 rows (P,) of windows, cut to a common length, keep or swap their Bs.
+
+    Returns:
+        The columns `a_start`, `a_length`, `b_start`, `b_length` and `next_sentence_label` of a
+        plan: the first partners, then the second; those whose Bs have no common length are left out.
+    """
+    length = _common_length(store, windows, first, second)
+    kept = length > 0
+    first, second, length = first[kept], second[kept], length[kept]
     coin = uniform(draws.seed, draws.epoch, Purpose.SWAP, windows.document[first], windows.index[first])
     label = np.where(coin < 0.5, IS_RANDOM, IS_NEXT)
     a_rows = np.concatenate([first, second])

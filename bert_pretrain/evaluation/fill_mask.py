@@ -76,10 +76,9 @@ def fill_mask(
     model.eval()
     rows = []
     for probe in probes:
-        output = model(input_ids=torch.tensor([probe.input_ids], device=model.device))
-        scores = output.prediction_logits if "prediction_logits" in output else output.logits
+        scores = _scores(model, probe)
         for position, original_id in zip(probe.positions, probe.original_ids, strict=True):
-            probabilities = scores[0, position].float().softmax(-1)
+            probabilities = scores[position].float().softmax(-1)
             rows.append(
                 {
                     "sentence": tokenizer.decode(probe.input_ids[1:-1]),
@@ -94,6 +93,12 @@ def fill_mask(
     return rows
 
 
+@torch.no_grad()
+def most_probable(model: PreTrainedModel, probe: Probe) -> list[int]:
+    """Return the id of the most probable token at each of a probe's positions; the model is in evaluation mode."""
+    return _scores(model, probe)[probe.positions].argmax(-1).tolist()
+
+
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Lay rows of `fill_mask` out as text: a line per sentence, below it a line per hidden word."""
     lines = []
@@ -106,6 +111,31 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         original = f"{row['original']} {row['probability']:.3f}"
         lines.append(f"    {original:<20} entropy {row['entropy']:5.2f} |  {words}")
     return "\n".join(lines)
+
+
+def format_over_time(rows: list[dict[str, Any]]) -> str:
+    """Lay rows of several models out as text: a block per [MASK], in it a line per model in their order.
+
+    Args:
+        rows: of `fill_mask`, each with the name of its `model`; `original` is the word whose probability is followed.
+    """
+    width = max(len(row["model"]) for row in rows)
+    lines = []
+    for sentence, position in dict.fromkeys((row["sentence"], row["position"]) for row in rows):
+        lines.append(f"  {sentence}  (token {position})")
+        for row in rows:
+            if (row["sentence"], row["position"]) == (sentence, position):
+                words = "  ".join(f"{word} {probability:.3f}" for word, probability in row["candidates"])
+                followed = f"p({row['original']}) {row['probability']:.3f}"
+                lines.append(f"    {row['model']:<{width}}  entropy {row['entropy']:5.2f}  {followed} |  {words}")
+    return "\n".join(lines)
+
+
+def _scores(model: PreTrainedModel, probe: Probe) -> Tensor:
+    """Return vocabulary scores (L, V)."""
+    output = model(input_ids=torch.tensor([probe.input_ids], device=model.device))
+    scores: Tensor = (output.prediction_logits if "prediction_logits" in output else output.logits)[0]
+    return scores
 
 
 def _entropy(probabilities: Tensor) -> float:

@@ -28,13 +28,6 @@ _MAX_LEGEND = 20
 _PANEL_INCHES = 1.0
 _MAP_INCHES = 5.0
 _DOTS_PER_INCH = 120
-_MAX_CURVE_COLUMNS = 3
-# What the best predictor reaches that knows no context, no pair, and no more than linear structure.
-_BASELINES = {
-    "mlm_loss": "unigram_entropy",
-    "nsp_accuracy": "majority_nsp_accuracy",
-    "reconstruction_loss": "pca_reconstruction_loss",
-}
 
 
 def reconstructions(originals: NDArray[Any], reconstructed: NDArray[Any], path: Path) -> None:
@@ -136,10 +129,7 @@ def embedding_map(
 
 
 def curves(metrics_rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw losses, accuracies and the learning rate of a run over its updates, a panel each, three side by side.
-
-    Training is a line, held-out data have markers, and what a predictor without the model's knowledge reaches is
-    dashed: the unigram entropy, the larger class, the principal components.
+    """Draw every loss of a run over its updates, a panel each: training as a line, held-out data with markers.
 
     Args:
         metrics_rows: rows of metrics.jsonl, with `split`, `step` and any number of losses: `loss`, `*_loss`.
@@ -148,43 +138,20 @@ def curves(metrics_rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         InputError: no row has a loss.
     """
-    keys = list(dict.fromkeys(key for row in metrics_rows for key in row))
-    baselines = {name: baseline for name in keys if (baseline := baseline_of(name)) in keys}
-    names = [key for key in keys if key == "loss" or key.endswith("_loss")]
+    names = list(dict.fromkeys(key for row in metrics_rows for key in row if key == "loss" or key.endswith("_loss")))
     if not names:
         raise InputError("there is no loss to draw: the run's metrics.jsonl has no row yet; let it train first")
-    names += [key for key in keys if key.endswith("_accuracy") or key == "learning_rate"]
-    names = [name for name in names if name not in baselines.values()]
-    num_columns = min(len(names), _MAX_CURVE_COLUMNS)
-    num_rows = -(-len(names) // num_columns)
-    figure = _figure(_MAP_INCHES * num_columns, 0.8 * _MAP_INCHES * num_rows)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False)
-    for panel in grid.flat[len(names) :]:
-        panel.set_axis_off()
-    for panel, name in zip(grid.flat, names, strict=False):
+    figure = _figure(_MAP_INCHES * len(names), 0.8 * _MAP_INCHES)
+    (axes,) = figure.subplots(1, len(names), squeeze=False)
+    for panel, name in zip(axes, names, strict=True):
         for split, style in (("train", {"linewidth": 1.0}), ("validation", {"marker": "o", "markersize": 3})):
-            _draw_curve(panel, metrics_rows, name, split, label=split, **style)
-        if name in baselines:
-            label = baselines[name].replace("_", " ")
-            style = {"color": "gray", "linestyle": "--", "linewidth": 1.0}
-            _draw_curve(panel, metrics_rows, baselines[name], "validation", label=label, **style)
+            points = [(row["step"], row[name]) for row in metrics_rows if row["split"] == split and name in row]
+            if points:
+                panel.plot(*zip(*points, strict=True), label=split, **style)
         panel.set(title=name.replace("_", " "), xlabel="update")
         panel.grid(alpha=0.3)
         panel.legend()
     _save(figure, path)
-
-
-def baseline_of(name: str) -> str | None:
-    """Return under which name a validation row keeps what is reached without the model; None if nothing is."""
-    return _BASELINES.get(name)
-
-
-def _draw_curve(
-    panel: Axes, metrics_rows: Sequence[Mapping[str, Any]], name: str, split: str, *, label: str, **style: Any
-) -> None:
-    points = [(row["step"], row[name]) for row in metrics_rows if row["split"] == split and name in row]
-    if points:
-        panel.plot(*zip(*points, strict=True), label=label, **style)
 
 
 def _stacked(kinds: Mapping[str, NDArray[Any]], path: Path) -> None:

@@ -379,7 +379,7 @@ def majority_accuracy(train_labels: Labels, test_labels: Labels) -> float:
     return float((test_labels == classes[counts.argmax()]).mean())
 
 
-def wilson_interval(num_correct: int, num_rows: int) -> Interval:
+def wilson_interval(num_correct: float, num_rows: int) -> Interval:
     """Return the 95 % interval of a proportion (Wilson 1927), in [0, 1].
 
     It covers the draw of the evaluation rows alone, not the seed of training.

@@ -26,16 +26,19 @@ from transformers import (
 )
 
 from bert_pretrain.errors import InputError
+from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
 
 # Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021 (DeiT, table 1) and
-# Dosovitskiy et al. 2021 (table 1); the two below them are for small images and few processors. `convnextv2-atto` and
-# `convnextv2-tiny` are those of Woo et al. 2023 (appendix A.1).
+# Dosovitskiy et al. 2021 (table 1); the two above them are for small images and few processors. `convnextv2-atto` and
+# `convnextv2-tiny` are those of Woo et al. 2023 (appendix A.1). `convnextv2-micro` has the stem of a ViT, 8 x 8 places,
+# and most of its weights in its last stage: per second of a processor it learns most from small photographs.
 SIZES: dict[str, dict[str, Any]] = {
     "vit-tiny": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},  # 1.2 M
     "vit-mini": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6},  # 2.7 M
     "vit-small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},  # 21.3 M
     "vit-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},  # 85.1 M
     "convnextv2-mini": {"hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},  # 0.4 M
+    "convnextv2-micro": {"hidden_sizes": [96, 192, 384], "depths": [1, 1, 2], "stem": "vit"},  # 3.2 M
     "convnextv2-atto": {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]},  # 3.4 M
     "convnextv2-tiny": {"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},  # 27.9 M
 }
@@ -54,16 +57,19 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
         num_channels: channels of an image.
 
     Returns:
-        A `ViTConfig` (patches as `vit_patch_size` chooses them) or a `ConvNextV2Config` (a stem of 1, 2 or 4 pixels).
+        A `ViTConfig` (patches as `vit_patch_size` chooses them) or a `ConvNextV2Config` (a stem of 1, 2 or 4 pixels, or
+        the patches of a ViT).
 
     Raises:
         InputError: no ViT patch divides the image.
     """
-    fields = SIZES[name]
+    fields = dict(SIZES[name])
     common = {"image_size": image_size, "num_channels": num_channels, "layer_norm_eps": LAYER_NORM_EPS}
     if "depths" in fields:
         # The published stem of 4 pixels leaves too small a map of small images; stages halve it further.
         patch_size = 1 if image_size < 16 else 2 if image_size < 96 else 4
+        if fields.pop("stem", None) == "vit":
+            patch_size = vit_patch_size(image_size)
         return ConvNextV2Config(num_stages=len(fields["depths"]), patch_size=patch_size, **fields, **common)
     patch_size = vit_patch_size(image_size)
     return ViTConfig(
@@ -165,6 +171,9 @@ def prepare_encoder(
             "pass the --image_size that it was made for"
         ) from error
     set_dropout(encoder, dropout)
+    use_fast_response_norm(encoder)
+    if encoder.config.model_type == "vit":
+        choose_attention(encoder, (image_size // encoder.config.patch_size) ** 2 + 1)
     _freeze_unread(encoder, image_size=image_size, num_channels=num_channels)
     return encoder.train()
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
-from transformers import AutoConfig, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
-
-LONGEST_EAGER_ROW = 256  # tokens
+from bert_pretrain.models.fast_paths import choose_attention
 
 
 def build_bert(
@@ -60,15 +58,6 @@ def build_bert(
             module.p = dropout
     choose_attention(model, max_seq_length)
     return model
-
-
-def choose_attention(model: PreTrainedModel, max_seq_length: int) -> None:
-    """Write attention out on a processor where rows are short: its fused kernel pays for long rows only.
-
-    The result is the same to within rounding, and nothing of it is saved with the model.
-    """
-    if not torch.accelerator.is_available() and max_seq_length <= LONGEST_EAGER_ROW:
-        model.set_attn_implementation("eager")
 
 
 def check_length(max_seq_length: int, config: BertConfig) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTMAEConfig, ViTMAEForPreT
 from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.errors import InputError
+from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import (
     build_image_encoder,
     encoder_from_config,
@@ -175,6 +176,7 @@ def build_masked_autoencoder(
     model.config.mask_ratio = mask_ratio
     check_mask_ratio(mask_ratio, num_patches=model.num_patches)
     set_dropout(model, dropout)
+    choose_attention(model, model.num_patches + 1)
     model.train()
     return model
 

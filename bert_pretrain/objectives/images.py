@@ -180,9 +180,7 @@ class ImageObjective(ABC):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return images float (B, C, H, W) in [0, 1] as `pixel_values`: minus the mean, over the deviation."""
-        mean, std = (
-            torch.as_tensor(x, device=images.device)[:, None, None] for x in (self.corpus.mean, self.corpus.std)
-        )
+        mean, std = self._mean_and_std(images.device)
         return (images - mean) / std
 
     def denormalize(self, pixel_values: Tensor) -> NDArray[np.float32]:

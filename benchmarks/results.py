@@ -1,0 +1,24 @@
+"""What every benchmark writes for `--json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bert_pretrain.hardware import describe_run
+
+
+def write_results(path: Path | None, figures: dict[str, float], *, runs: Any) -> None:
+    """Write figures with the hardware and versions that they hold for.
+
+    Args:
+        path: of the JSON file; None = none was asked for.
+        figures: numbers by name; those that are ratios end in `_ratio`.
+        runs: how many rounds the figures are medians of, or what each run gave.
+    """
+    if path is None:
+        return
+    record = describe_run()
+    result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"], "runs": runs}
+    path.write_text(json.dumps(result, indent=1) + "\n")

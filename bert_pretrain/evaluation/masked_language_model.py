@@ -1,0 +1,55 @@
+"""Load a masked language model and its tokenizer for judging, and refuse what only looks like one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from bert_pretrain.data.tokenizers import load_tokenizer
+from bert_pretrain.errors import InputError
+
+
+def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a folder or Hub id in float32, ready to judge: in evaluation mode, on the accelerator if there is one.
+
+    Raises:
+        InputError: it is no masked language model of transformers with trained weights and a fast tokenizer.
+    """
+    try:
+        model, loading = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        kind = "holds no masked language model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
+        raise InputError(f"{name!r} {kind} of transformers; pass --model one that this suite can read") from error
+    if loading["missing_keys"]:
+        raise InputError(
+            f"{name!r} has no trained masked-LM head (it lacks {min(loading['missing_keys'])}); "
+            "pass --model one that has"
+        )
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return model.eval().to(device or "cpu"), load_word_tokenizer(name)
+
+
+def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a model; see `load_tokenizer`.
+
+    Raises:
+        InputError: there is none, or it has no words.
+    """
+    tokenizer = load_tokenizer(name)
+    # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{name!r} holds no tokenizer with words; pass --model a folder or Hub id with tokenizer.json")
+    return tokenizer
+
+
+def longest_row(model: PreTrainedModel) -> int:
+    """Return the tokens that a row may have, special ones included."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return 512
+    # RoBERTa and its kin count positions from the padding id on, and leave those up to it unused.
+    embeddings = getattr(model.base_model, "embeddings", None)
+    padding_idx = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    return positions if padding_idx is None else positions - padding_idx - 1

@@ -1,0 +1,193 @@
+"""Minimal pairs: two sentences that differ in what makes one of them acceptable; which does a model find more likely?
+
+Files of pairs enter, or a model with a tokenizer and pairs; pairs, or scores, judgements and accuracies leave. The
+formats are our own {good, bad, group} and BLiMP's (Warstadt et al. 2020) {sentence_good, sentence_bad, UID}.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.masked_language_model import longest_row
+from bert_pretrain.evaluation.pseudo_likelihood import EncodedSentence, encode_sentences, pseudo_log_likelihoods
+from bert_pretrain.evaluation.representation import Interval, wilson_interval
+
+VARIANTS = ("token", "within_word")
+_FIELDS = (("good", "bad", "group"), ("sentence_good", "sentence_bad", "UID"))
+_NUM_TRIALS = 16  # pairs on which the error of bfloat16 is measured
+_SIGMAS = 3.0
+
+
+class MinimalPair(NamedTuple):
+    """An acceptable and an unacceptable sentence, the phenomenon that they test, and where they come from."""
+
+    good: str
+    bad: str
+    group: str
+    source: str
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of N pairs.
+
+    Attributes:
+        good: float64 (2, N), pseudo-log-likelihood in nats of the acceptable sentences by variant, as `VARIANTS` has
+            them.
+        bad: float64 (2, N), of the others.
+        num_tokens: int64 (2, N), tokens scored of the acceptable sentences and of the others.
+        is_rescored: bool (N,), True where bfloat16 was too coarse to decide and float32 was used.
+        error: standard deviation of good - bad in bfloat16 against float32, nats; 0.0 where all is float32.
+    """
+
+    good: NDArray[np.float64]
+    bad: NDArray[np.float64]
+    num_tokens: NDArray[np.int64]
+    is_rescored: NDArray[np.bool_]
+    error: float
+
+
+class GroupAccuracy(NamedTuple):
+    """How many pairs of a group are judged right, a tie counting half, with the Wilson 95 % interval."""
+
+    group: str
+    accuracy: float
+    interval: Interval
+    num_pairs: int
+    num_ties: int
+
+
+def read_pairs(path: Path) -> list[MinimalPair]:
+    """Read pairs from a .jsonl file, or a .jsonl.gz; the group defaults to the file's name.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no pair.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            pairs = [
+                _parse_pair(line, f"{path}, line {number},", path.name.split(".jsonl")[0])
+                for number, line in enumerate(file, start=1)
+                if line.strip()
+            ]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); pass a .jsonl or .jsonl.gz as --pairs_file") from error
+    if not pairs:
+        raise InputError(f"{path} holds no pair; pass another --pairs_file")
+    return pairs
+
+
+def _parse_pair(line: str, place: str, default_group: str) -> MinimalPair:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{place} is not JSON ({error}); repair --pairs_file") from error
+    for good, bad, group in _FIELDS:
+        if isinstance(row, dict) and good in row and bad in row:
+            pair = MinimalPair(row[good], row[bad], str(row.get(group, default_group)), place)
+            break
+    else:
+        has = ", ".join(map(repr, row)) if isinstance(row, dict) else repr(row)
+        raise InputError(
+            f"{place} has {has or 'nothing'} but must be an object with 'good' and 'bad', or BLiMP's 'sentence_good' "
+            "and 'sentence_bad'; repair --pairs_file"
+        )
+    for sentence in pair[:2]:
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise InputError(f"{place} has {sentence!r} for a sentence but must have text; repair --pairs_file")
+    if pair.good == pair.bad:
+        raise InputError(f"{place} has {pair.good!r} twice but its sentences must differ; repair --pairs_file")
+    return pair
+
+
+def score_pairs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[MinimalPair], *, bf16: bool
+) -> PairScores:
+    """Score both sentences of every pair.
+
+    Args:
+        model: a masked language model in evaluation mode.
+        tokenizer: the model's.
+        pairs: at least one.
+        bf16: whether to compute in bfloat16. Its error is then measured on some pairs, and pairs closer than three
+            standard deviations of it are scored again in float32, so that the judgement is float32's.
+
+    Raises:
+        InputError: a sentence is too long, has a [MASK], or has no token.
+    """
+    sentences = encode_sentences(tokenizer, [sentence for pair in pairs for sentence in pair[:2]])
+    _check_sentences(sentences, pairs, tokenizer.mask_token_id, longest_row(model))
+
+    def score(rows: NDArray[np.int64], *, bf16: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return sums (2 variants, len(rows), 2 sentences) and numbers of tokens (len(rows), 2)."""
+        chosen = [sentences[2 * row + side] for row in rows for side in (0, 1)]
+        found = pseudo_log_likelihoods(model, chosen, mask_token_id=tokenizer.mask_token_id, bf16=bf16)
+        sums = np.stack([found.token, found.within_word]).reshape(2, len(rows), 2)
+        return sums, found.num_tokens.reshape(len(rows), 2)
+
+    everything = np.arange(len(pairs))
+    sums, num_tokens = score(everything, bf16=bf16)
+    is_rescored = np.zeros(len(pairs), dtype=bool)
+    error = 0.0
+    if bf16:
+        trials = np.unique(np.linspace(0, len(pairs) - 1, _NUM_TRIALS).round().astype(np.int64))
+        exact, _ = score(trials, bf16=False)
+        error = float(np.sqrt(np.square(np.diff(exact - sums[:, trials], axis=2)).mean()))
+        is_close = np.abs(np.diff(sums, axis=2)[:, :, 0]) < _SIGMAS * error
+        is_rescored |= is_close.any(axis=0)
+        is_rescored[trials] = False
+        sums[:, trials] = exact
+        if is_rescored.any():
+            sums[:, is_rescored], _ = score(np.flatnonzero(is_rescored), bf16=False)
+        is_rescored[trials] = True
+    return PairScores(sums[:, :, 0], sums[:, :, 1], num_tokens.T, is_rescored, error)
+
+
+def _check_sentences(
+    sentences: list[EncodedSentence], pairs: Sequence[MinimalPair], mask_token_id: int, max_length: int
+) -> None:
+    for number, sentence in enumerate(sentences):
+        pair = pairs[number // 2]
+        text = pair[number % 2]
+        if mask_token_id in sentence.input_ids:
+            raise InputError(f"{pair.source} has a [MASK] in {text!r}; minimal pairs are whole sentences")
+        if not (sentence.words >= 0).any():
+            raise InputError(f"{pair.source} has {text!r}, of which the tokenizer leaves nothing; change --pairs_file")
+        if len(sentence.input_ids) > max_length:
+            raise InputError(
+                f"{pair.source} has a sentence of {len(sentence.input_ids)} tokens but the model takes {max_length}; "
+                "change --pairs_file"
+            )
+
+
+def accuracies(
+    groups: Sequence[str], good: NDArray[np.float64], bad: NDArray[np.float64]
+) -> tuple[GroupAccuracy, list[GroupAccuracy]]:
+    """Return the accuracy over all pairs, and that of each group in the order of first appearance.
+
+    Args:
+        groups: of N pairs.
+        good: float64 (N,), scores of the acceptable sentences; the higher one of a pair wins, equal ones are a tie.
+        bad: float64 (N,), of the others.
+    """
+
+    def judge(name: str, rows: NDArray[np.bool_]) -> GroupAccuracy:
+        num_ties = int((good == bad)[rows].sum())
+        num_right = float((good > bad)[rows].sum() + num_ties / 2)
+        num_pairs = int(rows.sum())
+        return GroupAccuracy(name, num_right / num_pairs, wilson_interval(num_right, num_pairs), num_pairs, num_ties)
+
+    names = np.array(groups)
+    by_group = [judge(name, names == name) for name in dict.fromkeys(groups)]
+    return judge("all", np.ones(len(names), dtype=bool)), by_group

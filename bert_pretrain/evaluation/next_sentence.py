@@ -1,0 +1,153 @@
+"""Next-sentence prediction judged: pairs enter; probabilities, accuracy and calibration leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForNextSentencePrediction, PreTrainedModel, PreTrainedTokenizerFast
+
+from bert_pretrain.data.prepared import TokenStore
+from bert_pretrain.data.random import permutation
+from bert_pretrain.data.sentence_pairs import IS_NEXT, IS_RANDOM, EpochPlan
+from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.representation import Interval, wilson_interval
+
+NUM_BINS = 10
+
+
+class CalibrationBin(NamedTuple):
+    """Pairs whose confidence lies in one bin: how many, their mean confidence, and the share judged right."""
+
+    lower: float
+    upper: float
+    num_pairs: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class NextSentenceScores:
+    """How well a model tells the next passage from another.
+
+    Attributes:
+        accuracy: share of pairs judged right.
+        interval: its Wilson 95 % interval.
+        confidence: mean probability of what was judged, in [0.5, 1].
+        calibration_error: expected calibration error (Guo et al. 2017, equation 3): mean over the pairs of the distance
+            between accuracy and confidence of their bin, of `NUM_BINS` equal ones of the confidence from 0.5 to 1.
+        brier: mean square of the distance between P(random) and the label.
+        bins: what it is made of.
+    """
+
+    accuracy: float
+    interval: Interval
+    confidence: float
+    calibration_error: float
+    brier: float
+    bins: list[CalibrationBin]
+
+
+def load_next_sentence_model(name: str) -> PreTrainedModel:
+    """Load a folder or Hub id in float32, in evaluation mode, on the accelerator if there is one.
+
+    Raises:
+        InputError: it has no trained next-sentence head.
+    """
+    try:
+        model, loading = AutoModelForNextSentencePrediction.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        kind = "holds no model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
+        raise InputError(
+            f"{name!r} {kind} of transformers with a next-sentence head; pass another --model, or leave nsp out of "
+            "--suite"
+        ) from error
+    if loading["missing_keys"]:
+        raise InputError(
+            f"{name!r} has no trained next-sentence head (it lacks {min(loading['missing_keys'])}); pass another "
+            "--model, or leave nsp out of --suite"
+        )
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return model.eval().to(device or "cpu")
+
+
+def balanced_rows(labels: NDArray[np.int8], *, max_rows: int, seed: int) -> NDArray[np.int64]:
+    """Return as many rows of each label, a random subset of at most `max_rows`, ascending, int64."""
+    order = permutation(len(labels), seed)
+    of_each = [order[labels[order] == label] for label in (IS_NEXT, IS_RANDOM)]
+    size = min(max_rows // 2, *(len(rows) for rows in of_each))
+    return np.sort(np.concatenate([rows[:size] for rows in of_each]))
+
+
+@torch.inference_mode()
+def random_probabilities(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    store: TokenStore,
+    plan: EpochPlan,
+    *,
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """Return P(B is random) of every row of a plan, float64 (N,); nothing is masked.
+
+    Args:
+        model: returns `logits` (N, 2): is next, is random.
+        tokenizer: the model's.
+        store: the prepared corpus of the plan.
+        plan: pairs of two segments.
+        batch_size: rows of one forward pass; rows of like length go together.
+    """
+    lengths = plan.a_length + plan.b_length + 3
+    found = np.zeros(len(plan))
+    by_length = np.argsort(lengths, kind="stable")
+    for start in range(0, len(plan), batch_size):
+        rows = by_length[start : start + batch_size]
+        shape = (len(rows), int(lengths[rows].max()))
+        input_ids = np.full(shape, tokenizer.pad_token_id, dtype=np.int64)
+        for line, row in zip(input_ids, rows, strict=True):
+            a = store.read(int(plan.a_start[row]), int(plan.a_length[row]))
+            b = store.read(int(plan.b_start[row]), int(plan.b_length[row]))
+            sep = [tokenizer.sep_token_id]
+            line[: lengths[row]] = np.concatenate([[tokenizer.cls_token_id], a, sep, b, sep])
+        place = np.arange(shape[1])
+        is_real = place < lengths[rows][:, None]
+        is_second = is_real & (place >= plan.a_length[rows][:, None] + 2)
+        batch = {"input_ids": input_ids, "attention_mask": is_real, "token_type_ids": is_second}
+        tensors = {key: torch.from_numpy(value.astype(np.int64)).to(model.device) for key, value in batch.items()}
+        found[rows] = model(**tensors).logits.float().softmax(-1)[:, IS_RANDOM].double().cpu().numpy()
+    return found
+
+
+def judge_next_sentences(probabilities: NDArray[np.float64], labels: NDArray[np.int8]) -> NextSentenceScores:
+    """Return accuracy and calibration.
+
+    Args:
+        probabilities: P(B is random), float64 (N,).
+        labels: (N,), 0 = B follows A, 1 = B is random.
+    """
+    judged = (probabilities > 0.5).astype(np.int64)
+    confidence = np.where(judged == IS_RANDOM, probabilities, 1 - probabilities)
+    is_right = judged == labels
+    edges = np.linspace(0.5, 1.0, NUM_BINS + 1)
+    # The upper edge belongs to the last bin.
+    bin_of = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, NUM_BINS - 1)
+    bins = []
+    for number in range(NUM_BINS):
+        rows = bin_of == number
+        means = (float(confidence[rows].mean()), float(is_right[rows].mean())) if rows.any() else (None, None)
+        bins.append(CalibrationBin(float(edges[number]), float(edges[number + 1]), int(rows.sum()), *means))
+    gaps = [b.num_pairs * abs(b.accuracy - b.confidence) for b in bins if b.accuracy is not None and b.confidence]
+    return NextSentenceScores(
+        accuracy=float(is_right.mean()),
+        interval=wilson_interval(int(is_right.sum()), len(labels)),
+        confidence=float(confidence.mean()),
+        calibration_error=sum(gaps) / len(labels),
+        brier=float(np.square(probabilities - labels).mean()),
+        bins=bins,
+    )

@@ -1,0 +1,159 @@
+"""The suite `nsp`: whether a model tells the next passage from another one, and knows how sure it may be.
+
+Easy pairs have their random B from another document, as in pretraining; hard ones from a neighbouring passage of the
+same. Half of either kind is random, both labels have the same lengths, and nothing is masked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from bert_pretrain.config import DataArguments, TextArguments, check_data, check_text
+from bert_pretrain.data.neighbour_pairs import plan_neighbours
+from bert_pretrain.data.prepared import PreparedCorpus
+from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
+from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.masked_language_model import load_word_tokenizer, longest_row
+from bert_pretrain.evaluation.next_sentence import (
+    NUM_BINS,
+    NextSentenceScores,
+    balanced_rows,
+    judge_next_sentences,
+    load_next_sentence_model,
+    random_probabilities,
+)
+from bert_pretrain.evaluation.suites.context import (
+    SOURCE_FLAGS,
+    Evaluation,
+    EvaluationText,
+    SuiteResult,
+    naming_the_model_flag,
+    source_flags,
+)
+from bert_pretrain.prepare import open_corpus
+
+
+class _Text(NamedTuple):
+    corpus: PreparedCorpus
+    documents: NDArray[np.int64]
+    description: str
+
+
+def check_nsp_flags(text: EvaluationText) -> None:
+    """Check what can be checked before anything is opened.
+
+    Raises:
+        InputError: names the flag, the value met and what is allowed.
+    """
+    if text.max_pairs < 2:
+        raise InputError(f"max_pairs is {text.max_pairs} but must be at least 2; change --max_pairs")
+    if text.max_seq_length is not None and text.max_seq_length < 8:
+        raise InputError(f"max_seq_length is {text.max_seq_length} but must be at least 8; change --max_seq_length")
+
+
+def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
+    """Judge easy and hard pairs of held-out documents."""
+    if evaluation.run.get("objective") == "mlm":
+        raise InputError(
+            f"the run that wrote {evaluation.options.model!r} had --objective mlm, so its next-sentence head is "
+            "untrained; pass another --model, or leave nsp out of --suite"
+        )
+    model = load_next_sentence_model(evaluation.model)
+    length = evaluation.text.max_seq_length or evaluation.run.get("max_seq_length") or min(128, longest_row(model))
+    if length > longest_row(model):
+        raise InputError(
+            f"max_seq_length is {length} but {evaluation.options.model!r} takes {longest_row(model)} tokens; "
+            "lower --max_seq_length"
+        )
+    with naming_the_model_flag():
+        tokenizer = load_word_tokenizer(evaluation.model)
+        text = _open_text(evaluation, tokenizer)
+    store, seed = text.corpus.store, evaluation.seed
+    easy = plan_epoch(
+        store, text.documents, max_seq_length=length, short_seq_prob=0.0, pair_mode="exact", seed=seed, epoch=0
+    )
+    hard, num_short = plan_neighbours(store, text.documents, max_seq_length=length, seed=seed)
+    lines = [text.description, _HEADER]
+    figures: dict[str, float] = {}
+    details: dict[str, Any] = {"max_seq_length": length, "documents_without_hard_pair": num_short}
+    for name, plan in (("easy", easy), ("hard", hard)):
+        rows = balanced_rows(plan.next_sentence_label, max_rows=evaluation.text.max_pairs, seed=seed)
+        if len(rows) == 0:
+            lines.append(f"{name:<5} no pairs: too few documents of two passages")
+            continue
+        chosen: EpochPlan = plan.take(rows)
+        probabilities = random_probabilities(
+            model, tokenizer, store, chosen, batch_size=evaluation.options.per_device_eval_batch_size
+        )
+        scores = judge_next_sentences(probabilities, chosen.next_sentence_label)
+        lines.append(_line(name, scores, chosen))
+        figures |= {
+            f"nsp_{name}_{key}": getattr(scores, key)
+            for key in ("accuracy", "confidence", "calibration_error", "brier")
+        }
+        details[name] = dataclasses.asdict(scores) | {
+            "num_pairs": len(rows),
+            "mean_b_length": float(chosen.b_length.mean()),
+            "bins": [found._asdict() for found in scores.bins],
+        }
+    lines += _notes(num_short, len(text.documents), length)
+    return SuiteResult("\n".join(lines), figures, details)
+
+
+def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _Text:
+    """Open the run's own corpus, or the text that was named, and say which documents of it are judged."""
+    run, given = evaluation.run, evaluation.text
+    source = source_flags(evaluation)
+    settings = {name: value for name, value in run.items() if name not in SOURCE_FLAGS} | source
+    for name in ("text_column", "document_boundary"):
+        if getattr(given, name) is not None:
+            settings[name] = getattr(given, name)
+    if evaluation.data.validation_share is not None:
+        settings["validation_share"] = evaluation.data.validation_share
+    data = DataArguments(**_for_group(DataArguments, settings))
+    text = TextArguments(**_for_group(TextArguments, settings))
+    check_data(data)
+    check_text(text)
+    # The run's seed, whatever is drawn here: it decides which documents were held out.
+    corpus = open_corpus(data, text, tokenizer, seed=run.get("seed", evaluation.seed))
+    is_runs_own = bool(run) and all(run.get(name) == getattr(data, name) for name in SOURCE_FLAGS)
+    is_prepared = bool(data.dataset_name) and (Path(str(data.dataset_name)) / "manifest.json").is_file()
+    what = corpus.manifest["source"]["description"]
+    if is_runs_own or is_prepared or evaluation.data.validation_share is not None:
+        documents = corpus.validation_documents
+        return _Text(corpus, documents, f"{what}: the {len(documents):,} held-out documents")
+    documents = np.arange(corpus.store.num_documents, dtype=np.int64)
+    return _Text(corpus, documents, f"{what}: all {len(documents):,} documents")
+
+
+def _for_group(group: type, settings: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: settings[field.name] for field in dataclasses.fields(group) if field.name in settings}
+
+
+_HEADER = f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  tokens of B"
+
+
+def _line(name: str, scores: NextSentenceScores, plan: EpochPlan) -> str:
+    low, high = scores.interval
+    accuracy = f"{scores.accuracy:.3f} [{low:.3f}, {high:.3f}]"
+    return (
+        f"{name:<5} {len(plan):>7,}  {accuracy:<22}  {scores.confidence:>10.3f}  {scores.calibration_error:>17.3f}  "
+        f"{scores.brier:>6.3f}  {plan.b_length.mean():>11.1f}"
+    )
+
+
+def _notes(num_short: int, num_documents: int, length: int) -> list[str]:
+    return [
+        "easy: the random B is of another document; hard: a neighbouring passage of the same. Half of the pairs are "
+        "random: guessing reaches 0.500",
+        f"calibration error: expected, {NUM_BINS} equal bins of the confidence from 0.5 to 1; Brier of always saying "
+        "0.5: 0.250; intervals: 95 %, of the draw of these pairs alone",
+        f"{num_short:,} of {num_documents:,} documents are too short for two passages of {length} tokens and have no "
+        "hard pair" + ("; a lower --max_seq_length makes more of them usable" if num_short else ""),
+    ]
