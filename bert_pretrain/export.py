@@ -39,7 +39,7 @@ def write_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
 
 
 def card_fields(model: PreTrainedModel, *, with_nsp: bool) -> dict[str, Any]:
-    """Return what the model card says of a BERT; see `bert_pretrain.model_card`.
+    """Return what the model card says of a BERT; see `bert_pretrain.publishing.model_card`.
 
     Args:
         model: a `BertForPreTraining`.

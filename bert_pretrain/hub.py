@@ -21,9 +21,9 @@ from bert_pretrain.config import check_repo_id
 from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.run_records import read_run_json
-from bert_pretrain.publication import MAIN, open_pusher, submit_final
-from bert_pretrain.pusher import OUTBOX, HubPusher, link
-from bert_pretrain.scrub import scrub
+from bert_pretrain.publishing.publication import MAIN, open_pusher, submit_final
+from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link
+from bert_pretrain.publishing.scrub import scrub
 
 DATASET_CARD = """\
 ---

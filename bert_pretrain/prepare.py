@@ -25,7 +25,7 @@ from bert_pretrain.data.prepared import MANIFEST, PreparedCorpus
 from bert_pretrain.data.sentence_pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.data.tokenizers import load_tokenizer, tokenizer_hash
 from bert_pretrain.errors import InputError
-from bert_pretrain.hub_download import download_corpus
+from bert_pretrain.publishing.download import download_corpus
 
 
 @dataclass

@@ -20,7 +20,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.base import Objective
 from bert_pretrain.optim import Schedule, build_optimizers
-from bert_pretrain.publication import Publisher, write_publication
+from bert_pretrain.publishing.publication import Publisher, write_publication
 from bert_pretrain.run_directory import claim_run_dir, fingerprint, resume, write_run_json
 from bert_pretrain.tasks import build_objective
 from bert_pretrain.trainer import Intervals, Trainer

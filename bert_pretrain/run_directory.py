@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from bert_pretrain.checkpoint import find_checkpoint, read_state
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
-from bert_pretrain.hub_download import download_checkpoint, is_hub_checkpoint
+from bert_pretrain.publishing.download import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.trainer import Trainer
 
 _UNFINISHED = "run.json.tmp"

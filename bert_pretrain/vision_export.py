@@ -105,7 +105,7 @@ def _exported_config(base: PreTrainedModel) -> PreTrainedConfig:
 
 
 def card_fields(model: PretrainingModel, processor: ViTImageProcessorPil) -> dict[str, Any]:
-    """Return what the model card says of an image encoder; see `bert_pretrain.model_card`.
+    """Return what the model card says of an image encoder; see `bert_pretrain.publishing.model_card`.
 
     Args:
         model: as exported.

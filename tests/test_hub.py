@@ -181,7 +181,7 @@ def test_a_repository_without_state_cannot_be_continued(client: LoopbackHub, fol
     repository = client.model("words")
     client.repositories["model", "tester/bare"] = bare = type(repository)(is_private=False)
     bare.commit("main", {"config.json": b"{}"})
-    script = "from bert_pretrain.hub_download import download_checkpoint; download_checkpoint({!r})"
+    script = "from bert_pretrain.publishing.download import download_checkpoint; download_checkpoint({!r})"
     for name, expected in (
         ("tester/bare@main", "--hub_push_state"),
         ("tester/bare@step-000099", "cannot be fetched"),

@@ -77,10 +77,7 @@ BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _attention_of_stock_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let all models attend by the same kernel, so that ours and stock ones can be compared to the last bit."""
-    monkeypatch.setattr(fast_paths, "LONGEST_EAGER_ROW", 0)
+pytestmark = pytest.mark.usefixtures("stock_attention")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -275,7 +272,7 @@ def test_initial_weights_follow_the_global_seed(tmp_path: Path, kind: str) -> No
 def test_attention_is_fused_but_for_short_rows_on_a_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, has_accelerator: bool, expected: str
 ) -> None:
-    monkeypatch.undo()
+    monkeypatch.setattr(fast_paths, "LONGEST_EAGER_ROW", 256)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
     model = BUILDERS[kind](**small_flags(tmp_path))
     model.save_pretrained(tmp_path / "saved")

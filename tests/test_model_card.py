@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from records import metrics_rows, run_record
 
-from bert_pretrain.model_card import hub_sources, model_card, read_emissions
+from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
 
 TEXT = {
     "is_text": True,

@@ -9,10 +9,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.pictures import (
     augmented_views,
-    curves,
     embedding_map,
     nearest_neighbours,
     reconstructions,
@@ -196,19 +194,3 @@ def test_a_map_without_labels_and_one_with_many_are_drawn(tmp_path: Path) -> Non
 def test_collapsed_and_one_dimensional_and_few_embeddings_are_drawn(embeddings: np.ndarray, tmp_path: Path) -> None:
     embedding_map(embeddings, tmp_path / "map.png")
     assert coloured_pixels(read(tmp_path / "map.png"), 0) > 0
-
-
-def test_curves_have_a_panel_per_loss(tmp_path: Path) -> None:
-    rows = [{"split": "train", "step": step, "loss": 3 / step, "mlm_loss": 2 / step} for step in range(1, 20)]
-    rows += [{"split": "validation", "step": 10, "loss": 0.5, "mlm_loss": 0.3, "accuracy": 0.9}]
-    curves(rows, tmp_path / "two.png")
-    curves([{key: row[key] for key in ("split", "step", "loss")} for row in rows], tmp_path / "one.png")
-    two, one = read(tmp_path / "two.png"), read(tmp_path / "one.png")
-    assert two.shape[1] == 2 * one.shape[1]
-    assert coloured_pixels(one, 0) > 100 and coloured_pixels(one, 1) > 5
-
-
-def test_a_run_without_a_row_has_no_curve(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metrics\.jsonl"):
-        curves([], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()

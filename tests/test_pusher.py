@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from loopback_hub import TOKEN, Fault, LoopbackHub, Repository, running_hub
 
-from bert_pretrain import pusher as pusher_module
-from bert_pretrain.pusher import HubPusher
+from bert_pretrain.publishing import pusher as pusher_module
+from bert_pretrain.publishing.pusher import HubPusher
 
 NAME = "tester/model"
 WEIGHTS = b"\0weights" * 1000

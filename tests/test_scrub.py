@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from bert_pretrain import scrub as scrub_module
-from bert_pretrain.scrub import scrub
+from bert_pretrain.publishing import scrub as scrub_module
+from bert_pretrain.publishing.scrub import scrub
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,14 @@ from runs import environment
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from bert_pretrain.data.images import open_images
-from bert_pretrain.model_card import model_card
 from bert_pretrain.models.autoencoder import ImageAutoencoder, build_autoencoder
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder, build_masked_autoencoder
+from bert_pretrain.publishing.model_card import model_card
 from bert_pretrain.vision_export import card_fields, export_image_model, image_processor, write_config
+
+pytestmark = pytest.mark.usefixtures("stock_attention")
 
 SIZE = 16
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

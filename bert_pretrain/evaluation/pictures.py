@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,32 +124,6 @@ def embedding_map(
         axes[-1].legend(handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3)
     if len(shown) < len(embeddings):
         figure.suptitle(f"{len(shown):,} of {len(embeddings):,} embeddings", fontsize=9)
-    _save(figure, path)
-
-
-def curves(metrics_rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw every loss of a run over its updates, a panel each: training as a line, held-out data with markers.
-
-    Args:
-        metrics_rows: rows of metrics.jsonl, with `split`, `step` and any number of losses: `loss`, `*_loss`.
-        path: PNG to write.
-
-    Raises:
-        InputError: no row has a loss.
-    """
-    names = list(dict.fromkeys(key for row in metrics_rows for key in row if key == "loss" or key.endswith("_loss")))
-    if not names:
-        raise InputError("there is no loss to draw: the run's metrics.jsonl has no row yet; let it train first")
-    figure = _figure(_MAP_INCHES * len(names), 0.8 * _MAP_INCHES)
-    (axes,) = figure.subplots(1, len(names), squeeze=False)
-    for panel, name in zip(axes, names, strict=True):
-        for split, style in (("train", {"linewidth": 1.0}), ("validation", {"marker": "o", "markersize": 3})):
-            points = [(row["step"], row[name]) for row in metrics_rows if row["split"] == split and name in row]
-            if points:
-                panel.plot(*zip(*points, strict=True), label=split, **style)
-        panel.set(title=name.replace("_", " "), xlabel="update")
-        panel.grid(alpha=0.3)
-        panel.legend()
     _save(figure, path)
 
 

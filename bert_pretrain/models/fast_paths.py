@@ -22,19 +22,26 @@ def choose_attention(model: PreTrainedModel, row_length: int) -> None:
 
 
 class GlobalResponseNorm(ConvNextV2GRN):  # type: ignore[misc]  # transformers is untyped here
-    """ConvNextV2's response normalisation (Woo et al. 2023, section 3.2) with one pass over the map in its own dtype.
+    """ConvNextV2's response normalisation (Woo et al. 2023, section 3.2) with one pass over a map of low precision.
 
     x * (1 + w n) + b is x * n * w + b + x; its factor is one number per image and channel, computed in float32. Under
     autocast the parent multiplies the whole map by float32 parameters instead, which makes everything after it
-    float32 too: a ConvNextV2's step took 1.5 to 1.9 times as long in bfloat16 on a processor.
+    float32 too: a ConvNextV2's step took 1.5 to 1.9 times as long in bfloat16 on a processor. In float32 the parent
+    computes, to the last bit.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise float (B, H, W, D), D last."""
-        norms = torch.linalg.vector_norm(hidden_states, dim=(1, 2), keepdim=True, dtype=torch.float32)
+        dtype = hidden_states.dtype
+        if dtype is torch.float32:
+            exact: Tensor = super().forward(hidden_states)
+            return exact
+        norms = torch.linalg.vector_norm(
+            hidden_states, dim=(1, 2), keepdim=True, dtype=torch.promote_types(dtype, torch.float32)
+        )
         relative = norms / (norms.mean(dim=-1, keepdim=True) + 1e-6)
         factor = 1 + self.weight * relative  # (B, 1, 1, D)
-        return torch.addcmul(self.bias.to(hidden_states.dtype), hidden_states, factor.to(hidden_states.dtype))
+        return torch.addcmul(self.bias.to(dtype), hidden_states, factor.to(dtype))
 
 
 def use_fast_response_norm(model: nn.Module) -> None:

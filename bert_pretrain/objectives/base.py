@@ -131,5 +131,5 @@ class Objective(Protocol):
         ...
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Return what the model card says of the exported model; see `bert_pretrain.model_card`."""
+        """Return what the model card says of the exported model; see `bert_pretrain.publishing.model_card`."""
         ...

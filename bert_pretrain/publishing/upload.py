@@ -1,9 +1,9 @@
-"""One upload to the Hub in a process of its own: `python -m bert_pretrain.upload FOLDER --repo_id NAME`.
+"""One upload to the Hub in a process of its own: `python -m bert_pretrain.publishing.upload FOLDER`.
 
 A process can be stopped whatever its connection does, where a thread that waits for a silent server would keep the
 interpreter from ending; and it takes no interpreter lock and, being nice, little processor time from a training run.
-The token comes from `HF_TOKEN` or the login, never from the command line. `bert_pretrain.pusher` starts it, and reads
-the exit status and the last line printed: the repository's address, or why nothing came of it.
+The token comes from `HF_TOKEN` or the login, never from the command line. `publishing.pusher` starts it, and reads the
+exit status and the last line printed: the repository's address, or why nothing came of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RefusedError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Upload a folder; returns `DONE`, `TRY_AGAIN` or `HOPELESS`."""
-    parser = argparse.ArgumentParser(prog="python -m bert_pretrain.upload", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bert_pretrain.publishing.upload", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="what to upload; without it the repository is made only")
     parser.add_argument("--repo_id", required=True)
     parser.add_argument("--repo_type", default="model")

@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from bert_pretrain.upload import STATE_FOLDER
+from bert_pretrain.publishing.upload import STATE_FOLDER
 
 EMISSIONS_FILE = "emissions.csv"  # as CodeCarbon writes it
 # Flags that say where something is or how the run was watched, not what was done; those of the Hub begin with hub_.
@@ -97,7 +97,7 @@ def model_card(
     )
     card: ModelCard = ModelCard.from_template(
         card_data,
-        template_str=resources.files("bert_pretrain").joinpath("model_card.md").read_text(encoding="utf-8"),
+        template_str=resources.files("bert_pretrain.publishing").joinpath("model_card.md").read_text(encoding="utf-8"),
         **fields,
         title=repo_id.rpartition("/")[2],
         path=repo_id if "/" in repo_id else ".",

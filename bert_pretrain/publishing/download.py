@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.upload import STATE_FOLDER
+from bert_pretrain.publishing.upload import STATE_FOLDER
 
 _CHECKPOINT = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
 _CORPUS = re.compile(r"[\w.-]+/[\w.-]+")

@@ -14,11 +14,11 @@ from bert_pretrain.checkpoint import list_checkpoints
 from bert_pretrain.config import HubArguments
 from bert_pretrain.evaluation.curves import draw_curves
 from bert_pretrain.evaluation.run_records import read_rows, read_run_json
-from bert_pretrain.model_card import hub_sources, model_card, read_emissions
 from bert_pretrain.objectives.base import Objective
-from bert_pretrain.pusher import OUTBOX, HubPusher, link_tree
-from bert_pretrain.scrub import scrub
-from bert_pretrain.upload import STATE_FOLDER
+from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
+from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link_tree
+from bert_pretrain.publishing.scrub import scrub
+from bert_pretrain.publishing.upload import STATE_FOLDER
 
 MAIN = "main"
 

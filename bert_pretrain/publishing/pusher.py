@@ -20,7 +20,7 @@ from types import TracebackType
 
 from tqdm.auto import tqdm
 
-from bert_pretrain.upload import DONE, HOPELESS
+from bert_pretrain.publishing.upload import DONE, HOPELESS
 
 OUTBOX = "hub"  # folder of a run directory
 MAX_TRIES = 8  # of one upload, until something new is submitted or the run ends
@@ -212,7 +212,7 @@ class HubPusher:
     def _run(self, what: list[str], seconds: float) -> tuple[int, str]:
         """Run an upload process to its end and return its exit status and its last line."""
         with subprocess.Popen(
-            [sys.executable, "-m", "bert_pretrain.upload", *what, *self._options],
+            [sys.executable, "-m", "bert_pretrain.publishing.upload", *what, *self._options],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
