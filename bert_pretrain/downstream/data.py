@@ -6,6 +6,7 @@ int64 (B, L) padded to the longest row of the batch, or `pixel_values` float32 (
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +69,19 @@ def _strings(table: Table, name: str, flag: str) -> list[str]:
 class TextDataset(Dataset[dict[str, Tensor]]):
     """Texts cut into tokens once; a list of row numbers gives one padded batch."""
 
-    def __init__(self, rows: dict[str, list[list[int]]], labels: NDArray[Any] | None, tokenizer: Any) -> None:
-        """Keep what `tokenize` made."""
-        self.rows = rows
-        self.labels = labels
-        self.tokenizer = tokenizer
-        self.lengths = np.array([len(row) for row in rows["input_ids"]])
+    def __init__(
+        self, rows: dict[str, NDArray[np.int32]], starts: NDArray[np.int64], labels: NDArray[Any] | None, tokenizer: Any
+    ) -> None:
+        """Keep what `tokenize` made.
+
+        Args:
+            rows: for each model input all rows one after the other; lists of lists would be slow to collect as garbage.
+            starts: int64 (N + 1,), where each row begins and the last one ends.
+            labels: as for `tokenize`.
+            tokenizer: pads.
+        """
+        self.rows, self.starts, self.labels, self.tokenizer = rows, starts, labels, tokenizer
+        self.lengths = np.diff(starts)
 
     def __len__(self) -> int:
         """Return the number of texts."""
@@ -81,7 +89,8 @@ class TextDataset(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, places: Sequence[int]) -> dict[str, Tensor]:
         """Return the batch of these rows."""
-        features = {name: [values[place] for place in places] for name, values in self.rows.items()}
+        spans = [slice(self.starts[place], self.starts[place + 1]) for place in places]
+        features = {name: [flat[span].tolist() for span in spans] for name, flat in self.rows.items()}
         batch: dict[str, Tensor] = dict(self.tokenizer.pad(features, return_tensors="pt"))
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[np.asarray(places)])
@@ -89,8 +98,11 @@ class TextDataset(Dataset[dict[str, Tensor]]):
 
     def subset(self, places: NDArray[np.integer[Any]]) -> TextDataset:
         """Return the data set of these rows, in this order."""
-        rows = {name: [values[place] for place in places] for name, values in self.rows.items()}
-        return TextDataset(rows, None if self.labels is None else self.labels[places], self.tokenizer)
+        starts = np.concatenate([[0], np.cumsum(self.lengths[places])])
+        # (total,) places of the kept tokens: each row's own start, counted on from the row's first token.
+        kept = np.arange(starts[-1]) + np.repeat(self.starts[places] - starts[:-1], self.lengths[places])
+        rows = {name: flat[kept] for name, flat in self.rows.items()}
+        return TextDataset(rows, starts, None if self.labels is None else self.labels[places], self.tokenizer)
 
 
 def tokenize(
@@ -105,7 +117,12 @@ def tokenize(
         max_seq_length: tokens of a row, with the special ones.
     """
     encoded = tokenizer(texts.first, texts.second, truncation=True, max_length=max_seq_length)
-    return TextDataset(dict(encoded), labels, tokenizer)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in encoded["input_ids"]])])
+    rows = {
+        name: np.fromiter(itertools.chain.from_iterable(values), dtype=np.int32, count=starts[-1])
+        for name, values in encoded.items()
+    }
+    return TextDataset(rows, starts, labels, tokenizer)
 
 
 class ImageDataset(Dataset[dict[str, Tensor]]):
@@ -152,9 +169,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             batch["labels"] = torch.from_numpy(self.labels[rows])
         return batch
 
-    def subset(
-        self, places: NDArray[np.integer[Any]], *, augmentation: Augmentation | None = None
-    ) -> ImageDataset:
+    def subset(self, places: NDArray[np.integer[Any]], *, augmentation: Augmentation | None = None) -> ImageDataset:
         """Return the data set of these rows, in this order."""
         labels = None if self.labels is None else self.labels[places]
         return ImageDataset(self.pixels[places], labels, mean=self.mean, std=self.std, augmentation=augmentation)

@@ -59,7 +59,9 @@ class LabelSpace:
         if self.problem_type == "regression":
             return np.array([_number(value, place, description) for place, value in enumerate(values)], np.float32)
         if self.problem_type == "single_label_classification":
-            return np.array([self._number_of(value, place, description) for place, value in enumerate(values)], np.int64)
+            return np.array(
+                [self._number_of(value, place, description) for place, value in enumerate(values)], np.int64
+            )
         encoded = np.zeros((len(values), len(self.names)), np.float32)
         for place, value in enumerate(values):
             for member in _members(value, place, description):

@@ -108,7 +108,12 @@ class ClassifierSource:
     """Makes classifiers with one head and one encoder, a new head for each seed."""
 
     def __init__(
-        self, model: str, labels: LabelSpace, *, from_scratch: bool = False, freeze_encoder: bool = False,
+        self,
+        model: str,
+        labels: LabelSpace,
+        *,
+        from_scratch: bool = False,
+        freeze_encoder: bool = False,
         max_seq_length: int = 0,
     ) -> None:
         """Read the weights.

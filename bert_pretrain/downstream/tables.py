@@ -103,7 +103,9 @@ def _parse_json_lines(content: bytes, path: str) -> Table:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}, is not JSON ({error.msg}); each line must be an object") from error
+            raise InputError(
+                f"{path}, line {number}, is not JSON ({error.msg}); each line must be an object"
+            ) from error
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}, is a {type(row).__name__}; each line must be an object")
         rows.append(row)

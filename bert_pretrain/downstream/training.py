@@ -6,14 +6,13 @@ command `finetune` and by the label-efficiency curve.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,46 +20,55 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
+from bert_pretrain.config import flag
 from bert_pretrain.downstream.data import LabelledDataset, LengthSampler
 from bert_pretrain.downstream.models import default_learning_rate
+from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import native_precision
 
-_BATCH = Callable[[Any], Any]
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: AdamW, 10 % warm-up, linear decay; the same for all tasks and models.
+    """How a classifier is trained: AdamW, warm-up and linear decay; the same for all tasks and models."""
 
-    Attributes:
-        learning_rate: peak; 0 = by the encoder's width, see `default_learning_rate`.
-        num_train_epochs: passes over the training rows, > 0.
-        min_steps: updates at least, however few rows there are.
-        max_steps: updates at most; 0 = no limit.
-        per_device_train_batch_size: rows of a forward pass.
-        gradient_accumulation_steps: forward passes of an update.
-        per_device_eval_batch_size: rows of a forward pass without gradient.
-        weight_decay: of matrices.
-        warmup_ratio: share of the updates.
-        max_grad_norm: the gradient's norm is cut to it.
-        num_evaluations: on validation data, evenly over the updates, the last at the end.
-        mixed_precision: bf16, no, or auto = bf16 where the hardware has it.
-    """
+    _argument_group_name: ClassVar[str] = "training"
 
-    learning_rate: float = 0.0
-    num_train_epochs: float = 4.0
-    min_steps: int = 100
-    max_steps: int = 0
-    per_device_train_batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    per_device_eval_batch_size: int = 64
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.1
-    max_grad_norm: float = 1.0
-    num_evaluations: int = 4
-    mixed_precision: str = "auto"
+    learning_rate: float = flag(
+        0.0, "Peak; 0 = by the encoder's width: 5e-5 at 768, growing with the inverse square of the width up to 5e-4."
+    )
+    num_train_epochs: float = flag(4.0, "Passes over the training rows, > 0.")
+    min_steps: int = flag(100, "Updates at least, however few rows there are.")
+    max_steps: int = flag(0, "Updates at most; 0 = no limit.")
+    per_device_train_batch_size: int = flag(16, "Rows of a forward pass.")
+    gradient_accumulation_steps: int = flag(1, "Forward passes of an update; a sum over all their rows, not a mean.")
+    per_device_eval_batch_size: int = flag(64, "Rows of a forward pass without gradient.")
+    weight_decay: float = flag(0.01, "Of matrices.")
+    warmup_ratio: float = flag(0.1, "Share of the updates over which the rate rises, in [0, 1).")
+    max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.")
+    num_evaluations: int = flag(4, "Evaluations on validation rows, evenly over the updates; the best one is kept.")
+    mixed_precision: Literal["auto", "bf16", "no"] = flag("auto", "bf16, no, or auto = bf16 where it is native.")
+
+    def check(self) -> None:
+        """Raise `InputError` unless every value is in range."""
+        for name, smallest in (
+            ("min_steps", 0),
+            ("max_steps", 0),
+            ("per_device_train_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("per_device_eval_batch_size", 1),
+            ("num_evaluations", 1),
+        ):
+            if getattr(self, name) < smallest:
+                raise InputError(f"{name} is {getattr(self, name)} but must be at least {smallest}; change --{name}")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)} but must be at least 0; change --{name}")
+        if not 0 < self.num_train_epochs < math.inf:
+            raise InputError(f"num_train_epochs is {self.num_train_epochs} but must be above 0; change it")
+        if not 0 <= self.warmup_ratio < 1:
+            raise InputError(f"warmup_ratio is {self.warmup_ratio} but must lie in [0, 1); change --warmup_ratio")
 
     def num_updates(self, num_rows: int) -> int:
         """Return the length of training on so many rows."""
@@ -86,7 +94,9 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the training rows."""
         sampler = LengthSampler(
-            self.train_dataset.lengths, batch_size=self.args.train_batch_size, seed=self.args.data_seed or self.args.seed
+            self.train_dataset.lengths,
+            batch_size=self.args.train_batch_size,
+            seed=self.args.data_seed or self.args.seed,
         )
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset, batch_size=self.args.train_batch_size, sampler=sampler, collate_fn=_as_is
@@ -152,14 +162,6 @@ def training_arguments(recipe: Recipe, model: PreTrainedModel, folder: Path, *, 
     return arguments
 
 
-@contextlib.contextmanager
-def _quiet(arguments: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        shutil.rmtree(arguments.output_dir, ignore_errors=True)
-
-
 def train(
     model: PreTrainedModel,
     rows: LabelledDataset,
@@ -207,8 +209,11 @@ def train(
         compute_loss_func=window_loss,
         compute_metrics=compute_metrics,
     )
-    with _quiet(arguments):
+    trainer.remove_callback(PrinterCallback)
+    try:
         trainer.train()
+    finally:
+        shutil.rmtree(scratch_folder, ignore_errors=True)
     return trainer
 
 
