@@ -31,6 +31,7 @@ from bert_pretrain.command_line import parse_flags, reporting_input_errors
 from bert_pretrain.config import flag, flags
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.downstream.metrics import (
+    METRICS,
     SMALLER_IS_BETTER,
     compute_metrics,
     is_better,
@@ -226,12 +227,13 @@ def _train_one(
 def _decisive(metrics: dict[str, evaluate.Metric], measure: Any, splits: Splits) -> str:
     """Return the name of the number that chooses: the first metric's, whose own name a metric of the Hub may change."""
     first = next(iter(metrics))
-    if len(metrics) and hasattr(metrics[first], "key"):
+    if first in METRICS:
         return first
     width = splits.labels.num_outputs
     references = splits.rows["validation"].labels
     assert references is not None
-    return next(iter(measure(np.zeros((len(references), width), np.float32), references)))
+    names: dict[str, float] = measure(np.zeros((len(references), width), np.float32), references)
+    return next(iter(names))
 
 
 def _write_predictions(path: Path, logits: NDArray[np.float32], splits: Splits, name: str) -> None:
@@ -349,8 +351,8 @@ def _push(options: FinetuneArguments, folder: Path) -> None:
         HfApi().upload_folder(repo_id=options.hub_model_id or "", folder_path=folder, commit_message="Fine-tuned model")
     except Exception as error:  # the client raises whatever the network raises
         raise TrainingError(
-            f"the upload to {options.hub_model_id!r} failed ({error}); the model is complete in {folder}: upload it with "
-            f"`hf upload {options.hub_model_id} {folder}`"
+            f"the upload to {options.hub_model_id!r} failed ({error}); the model is complete in {folder}: upload it "
+            f"with `hf upload {options.hub_model_id} {folder}`"
         ) from error
     _say(f"uploaded to {options.hub_model_id}")
 

@@ -17,7 +17,7 @@ _IMAGES_AT_ONCE = 256
 
 
 class LabelledPixels(NamedTuple):
-    """Images uint8 (N, C, H, W), the label of each as in the data, and the names of class numbers where it tells them."""
+    """Images uint8 (N, C, H, W), the label of each as in the data, and names of class numbers where there are any."""
 
     description: str
     pixels: NDArray[np.uint8]

@@ -21,7 +21,7 @@ from bert_pretrain.downstream.tasks import ProblemType
 from bert_pretrain.errors import InputError
 
 
-class _OfflineMetric(evaluate.Metric):
+class _OfflineMetric(evaluate.Metric):  # type: ignore[misc]
     """What the metrics below share: features, and the name under which the result appears."""
 
     value_type: str = "int64"

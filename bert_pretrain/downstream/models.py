@@ -67,7 +67,7 @@ def is_image_config(config: PreTrainedConfig) -> bool:
 def default_learning_rate(config: PreTrainedConfig) -> float:
     """Return the peak learning rate of AdamW that the recipe takes for an encoder of this width."""
     width = getattr(config, "hidden_size", None) or getattr(config, "hidden_sizes", [_REFERENCE_WIDTH])[-1]
-    return min(_LARGEST_RATE, _REFERENCE_RATE * (_REFERENCE_WIDTH / width) ** 2)
+    return min(_LARGEST_RATE, float(_REFERENCE_RATE * (_REFERENCE_WIDTH / width) ** 2))
 
 
 def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -80,7 +80,7 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers meet
         raise InputError(
-            f"{model!r} holds no usable tokenizer ({type(error).__name__}); pass --model a folder with the tokenizer too"
+            f"{model!r} holds no usable tokenizer ({type(error).__name__}); pass --model a folder that has one"
         ) from error
     # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -90,8 +90,8 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise InputError(
-            f"the tokenizer of {model!r} has the id {largest:,} but the model embeds {config.vocab_size:,}; they do not "
-            "belong together; change --model"
+            f"the tokenizer of {model!r} has the id {largest:,} but the model embeds {config.vocab_size:,}; "
+            "they do not belong together; change --model"
         )
     return tokenizer
 
@@ -101,7 +101,7 @@ def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) ->
     positions = getattr(config, "max_position_embeddings", None) or 10**6
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"):
         positions -= config.pad_token_id + 1  # their positions start behind the padding id
-    return min(positions, tokenizer.model_max_length)
+    return int(min(positions, tokenizer.model_max_length))
 
 
 class ClassifierSource:
@@ -162,8 +162,8 @@ class ClassifierSource:
         lacking = encoder_keys & new
         if encoder_keys and len(lacking) > len(encoder_keys) / 2:
             raise InputError(
-                f"{model!r} lacks {len(lacking)} of {len(encoder_keys)} weights of its encoder, such as {min(lacking)}; "
-                "pass --model a pretrained one, or --from_scratch"
+                f"{model!r} lacks {len(lacking)} of {len(encoder_keys)} weights of its encoder, such as "
+                f"{min(lacking)}; pass --model a pretrained one, or --from_scratch"
             )
         return state
 

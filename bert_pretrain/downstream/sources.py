@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedConfig
+from transformers import AutoImageProcessor, PreTrainedConfig
 
 from bert_pretrain.config import flag, flags
 from bert_pretrain.data.augmentation import Augmentation, AugmentationRule
@@ -89,7 +89,7 @@ class _Raw(NamedTuple):
     class_names: tuple[str, ...] | None
 
 
-def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int) -> Splits:
+def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, needs_validation: bool = True) -> Splits:
     """Read and encode what the flags name.
 
     Args:
@@ -97,6 +97,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int) -
         data: the flags.
         task: of `data.task`.
         seed: of the rows held out for validation where there are none, and of the augmentation.
+        needs_validation: hold rows out also where there are test rows.
 
     Raises:
         InputError: something cannot be read, a column or a label is missing, or a label was not trained on.
@@ -104,7 +105,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int) -
     check_data_flags(data, task)
     config = read_model_config(model)
     if is_image_config(config):
-        return _open_images(model, config, data, task, seed)
+        return _open_images(model, config, data, task, seed, needs_validation=needs_validation)
     tokenizer = load_text_tokenizer(model, config)
     longest = longest_row(config, tokenizer)
     if not 3 <= data.max_seq_length <= longest:
@@ -118,7 +119,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int) -
     rows: dict[str, LabelledDataset] = {
         name: tokenize(texts[name], encoded[name], tokenizer, max_seq_length=data.max_seq_length) for name in raw
     }
-    if "validation" not in rows:
+    if "validation" not in rows and (needs_validation or "test" not in rows):
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
         whole, text = rows["train"], texts["train"]
         rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
@@ -221,9 +222,9 @@ def _chosen(texts: Texts, places: NDArray[np.int64]) -> Texts:
     return Texts(first or [], second)
 
 
-def _open_images(model: str, config: PreTrainedConfig, data: TaskDataArguments, task: Task, seed: int) -> Splits:
-    from transformers import AutoImageProcessor
-
+def _open_images(
+    model: str, config: PreTrainedConfig, data: TaskDataArguments, task: Task, seed: int, *, needs_validation: bool
+) -> Splits:
     mean_std = read_processor(model)
     processor = AutoImageProcessor.from_pretrained(model)
     raw = {name: _Raw(*part) for name, part in _pixels(data, task, processor, config.num_channels).items()}
@@ -231,7 +232,7 @@ def _open_images(model: str, config: PreTrainedConfig, data: TaskDataArguments, 
     statistics: dict[str, Any] = {"mean": mean_std.mean, "std": mean_std.std}
     rows: dict[str, Any] = {name: ImageDataset(part.content, encoded[name], **statistics) for name, part in raw.items()}
     kept = np.arange(len(rows["train"]))
-    if "validation" not in rows:
+    if "validation" not in rows and (needs_validation or "test" not in rows):
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
         rows["validation"] = rows["train"].subset(held_out)
     rows["train"] = rows["train"].subset(

@@ -78,6 +78,7 @@ def find_task(name: str) -> Task:
         return GLUE[name]
     if name != "auto" and name not in PROBLEM_TYPES:
         raise InputError(
-            f"task is {name!r} but must be auto, {', '.join(PROBLEM_TYPES)}, or of GLUE {', '.join(GLUE)}; change --task"
+            f"task is {name!r} but must be auto, {', '.join(PROBLEM_TYPES)}, or of GLUE {', '.join(GLUE)}; "
+            "change --task"
         )
     return Task(problem_type=PROBLEM_TYPES.get(name))

@@ -124,7 +124,7 @@ def run_label_efficiency(options: CurveOptions) -> tuple[str, dict[str, float], 
         raise InputError(f"arms are {curve.arms} but must be of {', '.join(ARMS)}; change --arms")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    splits = open_splits(curve.model, data, find_task(data.task), seed=0)
+    splits = open_splits(curve.model, data, find_task(data.task), seed=0, needs_validation=False)
     if splits.labels.problem_type != "single_label_classification":
         raise InputError(
             f"the labels are those of {splits.labels.problem_type.replace('_', ' ')}, but labels per class need single "
