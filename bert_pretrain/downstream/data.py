@@ -186,7 +186,7 @@ class LengthSampler(Sampler[int]):
     """
 
     def __init__(self, lengths: NDArray[np.integer[Any]], *, batch_size: int, seed: int) -> None:
-        """Fix the rows and the seed; the epoch is counted from 0 by the passes."""
+        """Fix the rows, those of an update, and the seed; the epoch is counted from 0 by the passes."""
         super().__init__()
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 

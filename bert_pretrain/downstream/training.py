@@ -91,12 +91,18 @@ class Validation:
 class ClassifierTrainer(Trainer):  # type: ignore[misc]
     """A `Trainer` whose batches hold rows of like length, in an order that the seed and the epoch decide."""
 
+    @property
+    def rows_of_update(self) -> int:
+        """Return how many rows an update learns from, over accumulation steps and processes."""
+        args = self.args
+        return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the training rows."""
+        """Return the loader of the training rows; what an update learns from does not depend on how it is cut."""
         sampler = LengthSampler(
             self.train_dataset.lengths,
-            batch_size=self.args.train_batch_size,
-            seed=self.args.data_seed or self.args.seed,
+            batch_size=self.rows_of_update,
+            seed=self.args.seed,
         )
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset, batch_size=self.args.train_batch_size, sampler=sampler, collate_fn=_as_is

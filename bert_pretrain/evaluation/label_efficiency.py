@@ -291,18 +291,22 @@ def draw_curve(points: Sequence[Point], path: Path, *, title: str, labels_of_arm
     counts = list(dict.fromkeys(point.num_per_class for point in points))
     largest = max((count for count in counts if count), default=1)
     place = {count: float(count or largest * 4) for count in counts}
-    for (arm, name), colour in zip(labels_of_arms.items(), colours, strict=False):
+    for number, ((arm, name), colour) in enumerate(zip(labels_of_arms.items(), colours, strict=False)):
         own = [point for point in points if point.arm == arm]
         if not own:
             continue
-        x = [place[point.num_per_class] for point in own]
-        axes.plot(x, [point.mean for point in own], marker="o", color=colour, label=name)
-        if all(point.interval for point in own):
-            low, high = zip(*(point.interval for point in own if point.interval), strict=True)
-            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        # Beside one another, so that no interval hides another one.
+        x = [place[point.num_per_class] * 1.06 ** (number - 1.5) for point in own]
+        half = [(point.interval[1] - point.mean) if point.interval else 0.0 for point in own]
+        style = "--" if arm == "floor" else "-"
+        axes.errorbar(
+            x, [point.mean for point in own], half, fmt="o" + style, color=colour, label=name, capsize=3, markersize=4
+        )
     axes.set_xscale("log")
     axes.set_xticks(list(place.values()), [str(count or "all") for count in counts])
     axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0.0, low), min(1.0, high))
     axes.set(xlabel="labels per class", ylabel="accuracy", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
