@@ -25,6 +25,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import read_processor
 
 SPLITS = ("train", "validation", "test")
+_DEFAULT_LENGTH = 128  # tokens
 AUGMENTATIONS: dict[str, AugmentationRule] = {
     "crop": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3)),
     "crop_flip": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3), flip_prob=0.5),
@@ -57,7 +58,7 @@ class TaskDataArguments:
     label_column: str = flag("label", "Column of the labels; several in one CSV cell are divided by '|'.")
     label_names: list[str] | None = flags("Names of the class numbers 0, 1, ...; default: as found.")
     validation_share: float = flag(0.1, "Share of training rows held out where nothing else is validated on, (0, 1).")
-    max_seq_length: int = flag(128, "Tokens of a row; longer texts are cut.")
+    max_seq_length: int = flag(0, "Tokens of a row; longer texts are cut. 0 = 128, or as many as the model takes.")
     augmentation: Literal["none", "crop", "crop_flip"] = flag("none", "What is done to training images at random.")
 
 
@@ -108,7 +109,8 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
         return _open_images(model, config, data, task, seed, needs_validation=needs_validation)
     tokenizer = load_text_tokenizer(model, config)
     longest = longest_row(config, tokenizer)
-    if not 3 <= data.max_seq_length <= longest:
+    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest)
+    if not 3 <= max_seq_length <= longest:
         raise InputError(
             f"max_seq_length is {data.max_seq_length} but must lie in 3..{longest} for this model; "
             "change --max_seq_length"
@@ -117,14 +119,14 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
     labels, encoded = _encode_labels(raw, data, task)
     texts = {name: part.content for name, part in raw.items()}
     rows: dict[str, LabelledDataset] = {
-        name: tokenize(texts[name], encoded[name], tokenizer, max_seq_length=data.max_seq_length) for name in raw
+        name: tokenize(texts[name], encoded[name], tokenizer, max_seq_length=max_seq_length) for name in raw
     }
     if "validation" not in rows and (needs_validation or "test" not in rows):
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
         whole, text = rows["train"], texts["train"]
         rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
         texts |= {"train": _chosen(text, kept), "validation": _chosen(text, held_out)}
-    return Splits(rows, texts, labels, config, tokenizer, data.max_seq_length)
+    return Splits(rows, texts, labels, config, tokenizer, max_seq_length)
 
 
 def check_data_flags(data: TaskDataArguments, task: Task) -> None:
