@@ -218,8 +218,10 @@ def train(
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train()
+        trainer.accelerator.wait_for_everyone()  # the other processes may be reading the best checkpoint
     finally:
-        shutil.rmtree(scratch_folder, ignore_errors=True)
+        if trainer.is_world_process_zero():
+            shutil.rmtree(scratch_folder, ignore_errors=True)
     return trainer
 
 
