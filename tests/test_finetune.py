@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
+from runs import environment
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig, DistilBertModel
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.downstream.sources import TaskDataArguments
@@ -79,9 +81,16 @@ def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(mode
     config = json.loads((folder / "out/final/config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "good"} and config["label2id"] == {"bad": 0, "good": 1}
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["final", "results.json", "seed-1", "seed-2"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    best = results["seeds"][str(results["best_seed"])]["metrics"]["validation"]["accuracy"]
+    assert best == max(seed["metrics"]["validation"]["accuracy"] for seed in results["seeds"].values())
+    classifier = AutoModelForSequenceClassification.from_pretrained("out/final").eval()
+    tokenizer = AutoTokenizer.from_pretrained("out/final")
+    for row in read_rows(folder / f"out/seed-{results['best_seed']}/predictions_test.jsonl"):
+        logits = classifier(**tokenizer(row["text"], return_tensors="pt")).logits
+        assert logits.softmax(dim=1).tolist()[0] == pytest.approx(list(row["probabilities"].values()), abs=1e-4)
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", LOADED_ELSEWHERE, str(folder / "out/final")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=plain)
     assert done.stdout.strip() == "['good', 'bad']", done.stderr
 
 
@@ -131,6 +140,38 @@ def test_glue_numbers_get_their_names(model: str, folder: Path) -> None:
     config = json.loads((folder / "out/final/config.json").read_text())
     assert config["id2label"] == {"0": "unacceptable", "1": "acceptable"}
     assert GLUE["mnli"].evaluation_splits == ("validation_matched", "test_matched")
+
+
+def test_a_data_set_with_splits_whose_test_rows_are_unlabelled(model: str, folder: Path) -> None:
+    def split(count: int, *, is_labelled: bool = True) -> Dataset:
+        rows = sentences(count)
+        labels = [int(row["label"] == "good") if is_labelled else -1 for row in rows]
+        features = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+        return Dataset.from_dict({"sentence": [row["text"] for row in rows], "label": labels}, features=features)
+
+    splits = {"train": split(20), "validation": split(8), "test": split(6, is_labelled=False)}
+    DatasetDict(splits).save_to_disk("saved")
+    results = finetune(model, "--task", "sst2", "--dataset_name", "saved", *SHORT)
+    assert list(results["metrics"]) == ["validation"]
+    predicted = read_rows(folder / "out/seed-42/predictions_test.jsonl")
+    assert len(predicted) == 6 and predicted[0]["prediction"] in ("negative", "positive")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(folder: Path) -> None:
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = make_text_model(folder / "still", **still)
+    flags = ["--model", model, *FILES, *SHORT, "--num_evaluations", "1", "--learning_rate", "5e-3"]
+    finetune(*flags[1:], "--per_device_train_batch_size", "16")
+    words = ["-m", "bert_pretrain.finetune", *flags, "--output_dir", "two", "--per_device_train_batch_size", "8"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launcher, *words], cwd=folder, env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (load_file(folder / name / "final/model.safetensors") for name in ("out", "two"))
+    for name, values in ours.items():
+        torch.testing.assert_close(values, theirs[name], atol=1e-4, rtol=1e-3)  # float32, AdamW's first steps
+    one, two = (len(read_rows(folder / name / "seed-42/predictions_test.jsonl")) for name in ("out", "two"))
+    assert one == two == 16
 
 
 def test_from_scratch_reads_no_weights(model: str, folder: Path) -> None:
