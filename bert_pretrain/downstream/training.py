@@ -39,7 +39,7 @@ class Recipe:
         0.0, "Peak; 0 = by the encoder's width: 5e-5 at 768, growing with the inverse square of the width up to 5e-4."
     )
     num_train_epochs: float = flag(4.0, "Passes over the training rows, > 0.")
-    min_steps: int = flag(100, "Updates at least, however few rows there are.")
+    min_steps: int = flag(200, "Updates at least, however few rows there are.")
     max_steps: int = flag(0, "Updates at most; 0 = no limit.")
     per_device_train_batch_size: int = flag(16, "Rows of a forward pass.")
     gradient_accumulation_steps: int = flag(1, "Forward passes of an update; a sum over all their rows, not a mean.")
