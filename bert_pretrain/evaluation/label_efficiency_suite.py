@@ -147,7 +147,8 @@ def run_label_efficiency(options: CurveOptions) -> tuple[str, dict[str, float], 
     points = summarize(measurements, reference="from_scratch")
     title = curve.title or Path(data.train_file or data.dataset_name or data.task).name.split(".")[0]
     figures, details = figures_of(points), points_as_json(points)
-    draw_curve(points, log.folder / "label_efficiency.png", title=title, labels_of_arms=ARMS)
+    floor = ("TF-IDF" if splits.texts else "pixels") + " + logistic regression"
+    draw_curve(points, log.folder / "label_efficiency.png", title=title, labels_of_arms=ARMS | {"floor": floor})
     log.write_results({"figures": figures, "points": details, "test_rows": len(test_labels)})
     return format_points(points), figures, details
 
