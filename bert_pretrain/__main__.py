@@ -10,6 +10,7 @@ COMMANDS = {
     "pretrain": "bert_pretrain.pretrain",
     "prepare": "bert_pretrain.prepare",
     "train-tokenizer": "bert_pretrain.train_tokenizer",
+    "finetune": "bert_pretrain.finetune",
     "evaluate": "bert_pretrain.evaluate",
     "report": "bert_pretrain.report",
     "hub": "bert_pretrain.hub",

@@ -6,6 +6,7 @@ output and figures in a JSON file leave. A suite is one function in `SUITES`, wh
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.suites.context import FLAG_GROUPS, Evaluation, SuiteResult
 from bert_pretrain.evaluation.suites.fill_mask import check_fill_mask_flags, evaluate_fill_mask
 from bert_pretrain.evaluation.suites.images import check_image_flags, evaluate_knn, evaluate_linear_probe
+from bert_pretrain.evaluation.suites.label_efficiency import parse_options, run_label_efficiency
 from bert_pretrain.evaluation.suites.minimal_pairs import check_minimal_pairs_flags, evaluate_minimal_pairs
 from bert_pretrain.evaluation.suites.nsp import check_nsp_flags, evaluate_nsp
 from bert_pretrain.hardware import describe_run
@@ -34,35 +36,64 @@ SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
 }
 
 
+LABEL_EFFICIENCY = "label_efficiency"  # which trains, has flags of its own, and so is run alone
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with reporting_input_errors(debug="--debug" in arguments):
-        parser = HfArgumentParser(
-            FLAG_GROUPS,
-            prog="bert-pretrain evaluate",
-            description="Judge a model: what it expects behind [MASK], which of two sentences it finds more likely, "
-            "whether it can tell the next passage from another, or how good its frozen image features are beside "
-            "pixels, their principal components and the same encoder untrained.",
-            allow_abbrev=False,
-        )
-        evaluation = Evaluation(*parse_flags(parser, arguments))
-        check_flags(evaluation)
-        # What does not fit is refused below with a message; transformers' own report would only be a second one.
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        figures: dict[str, float] = {}
-        details: dict[str, Any] = {}
-        for name in dict.fromkeys(evaluation.options.suite):
-            result = SUITES[name](evaluation)
-            sys.stdout.write(f"\n{name}\n{result.text}\n")
-            sys.stdout.flush()
-            figures |= result.figures
-            details[name] = result.details
-        if evaluation.options.json:
-            content = {"figures": figures, "details": details, "runs": 1} | describe_run()
-            write_json(Path(evaluation.options.json), content)
+        suites = _suites_in(arguments)
+        json_file, results = _measure_curve(arguments, suites) if LABEL_EFFICIENCY in suites else _judge(arguments)
+        if json_file:
+            figures = {key: value for result in results.values() for key, value in result.figures.items()}
+            details = {name: result.details for name, result in results.items()}
+            write_json(Path(json_file), {"figures": figures, "details": details, "runs": 1} | describe_run())
     return 0
+
+
+def _judge(arguments: Sequence[str]) -> tuple[str | None, dict[str, SuiteResult]]:
+    """Run suites that judge a model as it is; returns the file to write and what each suite found."""
+    parser = HfArgumentParser(
+        FLAG_GROUPS,
+        prog="bert-pretrain evaluate",
+        description="Judge a model: what it expects behind [MASK], which of two sentences it finds more likely, "
+        "whether it can tell the next passage from another, or how good its frozen image features are beside "
+        "pixels, their principal components and the same encoder untrained. --suite label_efficiency, accuracy against "
+        "the number of labels, has flags of its own: add --help.",
+        allow_abbrev=False,
+    )
+    evaluation = Evaluation(*parse_flags(parser, arguments))
+    check_flags(evaluation)
+    # What does not fit is refused below with a message; transformers' own report would only be a second one.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    results = {}
+    for name in dict.fromkeys(evaluation.options.suite):
+        results[name] = SUITES[name](evaluation)
+        sys.stdout.write(f"\n{name}\n{results[name].text}\n")
+        sys.stdout.flush()
+    return evaluation.options.json, results
+
+
+def _measure_curve(arguments: Sequence[str], suites: list[str]) -> tuple[str | None, dict[str, SuiteResult]]:
+    """Measure the label-efficiency curve; returns as `_judge` does."""
+    if suites != [LABEL_EFFICIENCY]:
+        raise InputError(f"suites are {' '.join(suites)} but {LABEL_EFFICIENCY} runs alone; change --suite")
+    place = arguments.index("--suite") if "--suite" in arguments else arguments.index(f"--suite={LABEL_EFFICIENCY}")
+    num_words = 2 if arguments[place] == "--suite" else 1
+    options = parse_options([*arguments[:place], *arguments[place + num_words :]])
+    check_json_target(options.curve.json)
+    result = run_label_efficiency(options)
+    sys.stdout.write(f"{result.text}\n")
+    return options.curve.json, {LABEL_EFFICIENCY: result}
+
+
+def _suites_in(arguments: Sequence[str]) -> list[str]:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--suite", nargs="*", default=[])
+    found: list[str] = finder.parse_known_args(arguments)[0].suite
+    return found
 
 
 def check_flags(evaluation: Evaluation) -> None:
@@ -74,7 +105,8 @@ def check_flags(evaluation: Evaluation) -> None:
     options, data = evaluation.options, evaluation.data
     for name in options.suite:
         if name not in SUITES:
-            raise InputError(f"suite is {name!r} but must be one or more of {', '.join(SUITES)}; change --suite")
+            allowed = f"one or more of {', '.join(SUITES)}, or {LABEL_EFFICIENCY}"
+            raise InputError(f"suite is {name!r} but must be {allowed}; change --suite")
     check_image_flags(evaluation.images)
     check_fill_mask_flags(evaluation.text)
     check_minimal_pairs_flags(evaluation.text)
@@ -86,10 +118,16 @@ def check_flags(evaluation: Evaluation) -> None:
         )
     if data.data_files and data.dataset_name:
         raise InputError(f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one")
-    if options.json:
-        target = Path(options.json).absolute()
-        if target.is_dir() or not target.parent.is_dir():
-            raise InputError(f"{options.json} cannot be written: no such folder; pass a file as --json")
+    check_json_target(options.json)
+
+
+def check_json_target(path: str | None) -> None:
+    """Raise `InputError` unless a file can be written there; None = none is asked for."""
+    if path is None:
+        return
+    target = Path(path).absolute()
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"{path} cannot be written: no such folder; pass a file as --json")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

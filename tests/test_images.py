@@ -455,13 +455,13 @@ def test_pixels_are_mapped_from_a_plain_npy_file(open_here: Open, tmp_path: Path
 
 def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     decoded: list[str] = []
-    original = images._load
+    original = images.load_image
 
     def load(row: Any) -> PIL.Image.Image:
         decoded.append(row.name)
         return original(row)
 
-    monkeypatch.setattr(images, "_load", load)
+    monkeypatch.setattr(images, "load_image", load)
     return decoded
 
 

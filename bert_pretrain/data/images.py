@@ -332,10 +332,10 @@ def _channels_of_first(source: ImageSource) -> int:
     """Return the number of channels of the first image that can be used; 3 if none can."""
     for row in source.read():
         try:
-            image = _load(row)
+            image = load_image(row)
             is_grey = image.mode.split(";")[0] in _GREY_MODES
             num_channels = 1 if is_grey else 4 if image.has_transparency_data else 3
-            _converted(image, num_channels)
+            converted_image(image, num_channels)
         except Exception:  # the pass that follows reports it
             continue
         return num_channels
@@ -344,9 +344,9 @@ def _channels_of_first(source: ImageSource) -> int:
 
 def _decode_row(row: ImageRow, image_size: int, num_channels: int) -> _Outcome:
     try:
-        image = _load(row)
+        image = load_image(row)
         mode = image.mode
-        image = _centre_square(_converted(image, num_channels), image_size)
+        image = _centre_square(converted_image(image, num_channels), image_size)
     except PIL.UnidentifiedImageError:  # its own message is an address in memory
         return _Outcome(row.name, row.label, reason="no image in a known format")
     except Exception as error:  # the decoders of broken files raise whatever they stumble over
@@ -357,7 +357,7 @@ def _decode_row(row: ImageRow, image_size: int, num_channels: int) -> _Outcome:
     return _Outcome(row.name, row.label, mode, pixels, np.stack([sums, squares]).tobytes())
 
 
-def _load(row: ImageRow) -> PIL.Image.Image:
+def load_image(row: ImageRow) -> PIL.Image.Image:
     """Return the image of a row, decoded to its last pixel and turned as its EXIF data say."""
     if row.content is None:
         raise ValueError("the row is empty")
@@ -367,7 +367,7 @@ def _load(row: ImageRow) -> PIL.Image.Image:
     return image
 
 
-def _converted(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
+def converted_image(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
     """Convert to grey (ITU-R 601-2 luma), RGB or RGBA; what loses its transparency is laid on white.
 
     That is what the image processors of transformers do. 16-bit grey levels v become round(v / 257); Pillow alone

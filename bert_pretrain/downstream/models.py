@@ -1,0 +1,180 @@
+"""Classifiers on a pretrained encoder, or on an untrained one of the same architecture.
+
+The folder or Hub id of a model enters once; as many models as there are seeds leave, without reading it again. They are
+the stock classes that `AutoModelForSequenceClassification` and `AutoModelForImageClassification` choose.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
+
+from bert_pretrain.downstream.labels import LabelSpace
+from bert_pretrain.errors import InputError
+from bert_pretrain.models.fast_paths import choose_attention
+
+# Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al. 2019 take up to ten
+# times that. Between them the rate falls with the square of the width.
+_REFERENCE_RATE, _REFERENCE_WIDTH, _LARGEST_RATE = 5e-5, 768, 5e-4
+
+
+def read_model_config(model: str) -> PreTrainedConfig:
+    """Return the configuration of a model that transformers can classify with.
+
+    Args:
+        model: folder or Hub id.
+
+    Raises:
+        InputError: there is none, or it is neither a text nor an image encoder.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except Exception as error:  # transformers raises whatever its parsers and the network raise
+        where = "has no usable config.json" if Path(model).is_dir() else "is neither a folder nor found on the Hub"
+        raise InputError(
+            f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a transformers model"
+        ) from error
+    if not is_image_config(config) and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(
+            f"{model!r} is a model of type {config.model_type!r}, which transformers classifies neither texts nor "
+            "images with; change --model"
+        )
+    return config
+
+
+def is_image_config(config: PreTrainedConfig) -> bool:
+    """Return whether it is an image encoder's."""
+    return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and hasattr(config, "num_channels")
+
+
+def default_learning_rate(config: PreTrainedConfig) -> float:
+    """Return the peak learning rate of AdamW that the recipe takes for an encoder of this width."""
+    width = getattr(config, "hidden_size", None) or getattr(config, "hidden_sizes", [_REFERENCE_WIDTH])[-1]
+    return min(_LARGEST_RATE, float(_REFERENCE_RATE * (_REFERENCE_WIDTH / width) ** 2))
+
+
+def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a model's folder or repository.
+
+    Raises:
+        InputError: there is none, it cannot pad, or it has more tokens than the model embeds.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # transformers raises whatever its parsers meet
+        raise InputError(
+            f"{model!r} holds no usable tokenizer ({type(error).__name__}); pass --model a folder that has one"
+        ) from error
+    # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{model!r} holds no tokenizer with words; pass --model a folder with tokenizer.json")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer of {model!r} has no padding token, which batches need; set one and save it")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {model!r} has the id {largest:,} but the model embeds {config.vocab_size:,}; "
+            "they do not belong together; change --model"
+        )
+    return tokenizer
+
+
+def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a row may have."""
+    positions = getattr(config, "max_position_embeddings", None) or 10**6
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"):
+        positions -= config.pad_token_id + 1  # their positions start behind the padding id
+    return int(min(positions, tokenizer.model_max_length))
+
+
+class ClassifierSource:
+    """Makes classifiers with one head and one encoder, a new head for each seed."""
+
+    def __init__(
+        self,
+        model: str,
+        labels: LabelSpace,
+        *,
+        from_scratch: bool = False,
+        freeze_encoder: bool = False,
+        max_seq_length: int = 0,
+    ) -> None:
+        """Read the weights.
+
+        Args:
+            model: folder or Hub id.
+            labels: decide the width of the head and are written to the configuration.
+            from_scratch: leave the weights unread: every model starts from random ones.
+            freeze_encoder: train the head alone, and what else the model's weights lack, such as a pooler.
+            max_seq_length: longest row in tokens, which decides the implementation of attention on a processor; 0 for
+                images.
+
+        Raises:
+            InputError: the weights are not those of the configuration.
+        """
+        config = read_model_config(model)
+        self.auto_class: Any = (
+            AutoModelForImageClassification if is_image_config(config) else AutoModelForSequenceClassification
+        )
+        config.num_labels = labels.num_outputs
+        config.problem_type = labels.problem_type
+        if labels.names:
+            config.id2label = dict(enumerate(labels.names))
+            config.label2id = {name: number for number, name in enumerate(labels.names)}
+        self.config = config
+        self.freeze_encoder = freeze_encoder
+        self.max_seq_length = max_seq_length
+        self.state: dict[str, Tensor] = {} if from_scratch else self._read(model)
+
+    def _read(self, model: str) -> dict[str, Tensor]:
+        try:
+            loaded, loading = self.auto_class.from_pretrained(
+                model,
+                config=copy.deepcopy(self.config),
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # the head of another classification
+                output_loading_info=True,
+            )
+        except Exception as error:  # transformers raises whatever its parsers meet
+            raise InputError(
+                f"the weights of {model!r} cannot be read ({type(error).__name__}: {error}); change --model"
+            ) from error
+        new = set(loading["missing_keys"]) | {str(key[0]) for key in loading["mismatched_keys"]}
+        state: dict[str, Tensor] = {key: value for key, value in loaded.state_dict().items() if key not in new}
+        encoder_keys = {key for key in loaded.state_dict() if key.startswith(loaded.base_model_prefix + ".")}
+        lacking = encoder_keys & new
+        if encoder_keys and len(lacking) > len(encoder_keys) / 2:
+            raise InputError(
+                f"{model!r} lacks {len(lacking)} of {len(encoder_keys)} weights of its encoder, such as "
+                f"{min(lacking)}; pass --model a pretrained one, or --from_scratch"
+            )
+        return state
+
+    def build(self, seed: int) -> PreTrainedModel:
+        """Return a model; what it does not have from the pretrained one is drawn from the seed."""
+        torch.manual_seed(seed)
+        model: PreTrainedModel = self.auto_class.from_config(copy.deepcopy(self.config), dtype=torch.float32)
+        model.load_state_dict(self.state, strict=False)
+        if self.freeze_encoder:
+            for name, parameter in model.base_model.named_parameters(prefix=model.base_model_prefix):
+                parameter.requires_grad_(name not in self.state)
+        if self.max_seq_length:
+            choose_attention(model, self.max_seq_length)
+        return model

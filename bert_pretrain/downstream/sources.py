@@ -1,0 +1,289 @@
+"""From the data flags of `finetune` and of the label-efficiency curve to encoded splits."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoImageProcessor, PreTrainedConfig
+
+from bert_pretrain.config import flag, flags
+from bert_pretrain.data.augmentation import Augmentation, AugmentationRule
+from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
+from bert_pretrain.downstream.image_data import LabelledPixels, read_images
+from bert_pretrain.downstream.labels import LabelSpace, find_labels
+from bert_pretrain.downstream.models import is_image_config, load_text_tokenizer, longest_row, read_model_config
+from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
+from bert_pretrain.downstream.tasks import Task
+from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.image_features import read_processor
+
+SPLITS = ("train", "validation", "test")
+_DEFAULT_LENGTH = 128  # tokens
+AUGMENTATIONS: dict[str, AugmentationRule] = {
+    "crop": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3)),
+    "crop_flip": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3), flip_prob=0.5),
+}
+
+
+@dataclass
+class TaskDataArguments:
+    """Labelled texts or images."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    train_file: str | None = flag(None, "Rows to learn from: .csv, .tsv, .jsonl or .parquet, also with .gz.")
+    validation_file: str | None = flag(None, "Rows that choose the checkpoint. Default: a share of the training rows.")
+    test_file: str | None = flag(None, "Rows that are only predicted and scored; may lack labels.")
+    dataset_name: str | None = flag(
+        None, "In place of files: a data set saved by datasets, a Hub id; of images also 'digits' or a folder."
+    )
+    dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
+    validation_split: str | None = flag(None, "Its split to validate on. Default: validation, if there is one.")
+    test_split: str | None = flag(None, "Its split to test on. Default: test, if there is one.")
+    task: str = flag(
+        "auto",
+        "auto (what the labels look like), classification, multi_label, regression, or of GLUE: cola, sst2, mrpc, "
+        "stsb, qqp, mnli, qnli, rte, wnli.",
+    )
+    text_column: str | None = flag(None, "Column of the text. Default: that of --task, else text.")
+    text_pair_column: str | None = flag(None, "Column of the second text. Default: of --task, else text_pair if there.")
+    image_column: str = flag("image", "Column of the images.")
+    label_column: str = flag("label", "Column of the labels; several in one CSV cell are divided by '|'.")
+    label_names: list[str] | None = flags("Names of the class numbers 0, 1, ...; default: as found.")
+    validation_share: float = flag(0.1, "Share of training rows held out where nothing else is validated on, (0, 1).")
+    max_seq_length: int = flag(0, "Tokens of a row; longer texts are cut. 0 = 128, or as many as the model takes.")
+    augmentation: Literal["none", "crop", "crop_flip"] = flag("none", "What is done to training images at random.")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Everything that is trained and evaluated on, encoded for one model.
+
+    Attributes:
+        rows: by name of the split; each may lack labels but train and validation.
+        texts: of the text splits, before tokenisation.
+        labels: what the model tells apart.
+        config: the model's.
+        processor: its tokenizer or image processor.
+        max_seq_length: longest row in tokens; 0 for images.
+    """
+
+    rows: dict[str, LabelledDataset]
+    texts: dict[str, Texts]
+    labels: LabelSpace
+    config: PreTrainedConfig
+    processor: Any
+    max_seq_length: int
+
+
+class _Raw(NamedTuple):
+    description: str
+    content: Any  # Texts or pixels uint8 (N, C, H, W)
+    labels: list[Any] | None
+    class_names: tuple[str, ...] | None
+
+
+def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, needs_validation: bool = True) -> Splits:
+    """Read and encode what the flags name.
+
+    Args:
+        model: folder or Hub id; decides whether it is texts or images, and how they are prepared.
+        data: the flags.
+        task: of `data.task`.
+        seed: of the rows held out for validation where there are none, and of the augmentation.
+        needs_validation: hold rows out also where there are test rows.
+
+    Raises:
+        InputError: something cannot be read, a column or a label is missing, or a label was not trained on.
+    """
+    check_data_flags(data, task)
+    config = read_model_config(model)
+    if is_image_config(config):
+        return _open_images(model, config, data, task, seed, needs_validation=needs_validation)
+    tokenizer = load_text_tokenizer(model, config)
+    longest = longest_row(config, tokenizer)
+    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest)
+    if not 3 <= max_seq_length <= longest:
+        raise InputError(
+            f"max_seq_length is {data.max_seq_length} but must lie in 3..{longest} for this model; "
+            "change --max_seq_length"
+        )
+    raw = {name: _raw_texts(table, data, task) for name, table in _tables(data, task).items()}
+    labels, encoded = _encode_labels(raw, data, task)
+    texts = {name: part.content for name, part in raw.items()}
+    rows: dict[str, LabelledDataset] = {
+        name: tokenize(texts[name], encoded[name], tokenizer, max_seq_length=max_seq_length) for name in raw
+    }
+    if "validation" not in rows and (needs_validation or "test" not in rows):
+        kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
+        whole, text = rows["train"], texts["train"]
+        rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
+        texts |= {"train": _chosen(text, kept), "validation": _chosen(text, held_out)}
+    return Splits(rows, texts, labels, config, tokenizer, max_seq_length)
+
+
+def check_data_flags(data: TaskDataArguments, task: Task) -> None:
+    """Raise `InputError` unless the flags name one source of training rows and their values are in range."""
+    if data.train_file and data.dataset_name:
+        raise InputError(f"--train_file and --dataset_name {data.dataset_name!r} both name the training rows; pass one")
+    if not (data.train_file or data.dataset_name or task.dataset):
+        raise InputError("there is nothing to train on; pass --train_file, --dataset_name or a --task of GLUE")
+    for name in ("validation_file", "test_file"):
+        if getattr(data, name) and not data.train_file:
+            raise InputError(f"--{name} goes with --train_file; of a data set choose a split with --{name[:-4]}split")
+    if not 0 < data.validation_share < 1:
+        raise InputError(
+            f"validation_share is {data.validation_share} but must lie in (0, 1); change --validation_share"
+        )
+
+
+def _tables(data: TaskDataArguments, task: Task) -> dict[str, Table]:
+    if data.train_file:
+        paths = {name: getattr(data, f"{name}_file") for name in SPLITS}
+        return {name: read_file(path, flag=f"--{name}_file") for name, path in paths.items() if path}
+    name, config_name = (data.dataset_name, data.dataset_config_name) if data.dataset_name else task.dataset or ("", "")
+    splits = open_dataset(str(name), config_name)
+    wanted = _wanted_splits(data, task, list(splits), str(name))
+    return {role: table_of(splits[split], f"{name} ({split})") for role, split in wanted.items()}
+
+
+def _wanted_splits(data: TaskDataArguments, task: Task, found: list[str], name: str) -> dict[str, str]:
+    """Return which split of a data set is trained, validated and tested on; those asked for must be there."""
+    asked = {"train": "train", "validation": data.validation_split, "test": data.test_split}
+    for split in asked.values():
+        if split and split not in found:
+            raise InputError(
+                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, found))}; "
+                "change --validation_split, --test_split or --dataset_name"
+            )
+    usual = dict(zip(("validation", "test"), task.evaluation_splits, strict=True))
+    wanted = {role: split or usual[role] for role, split in asked.items()}
+    return {role: split for role, split in wanted.items() if split in found}
+
+
+def _raw_texts(table: Table, data: TaskDataArguments, task: Task) -> _Raw:
+    texts = read_texts(table, task, text_column=data.text_column, text_pair_column=data.text_pair_column)
+    names = table.class_names.get(data.label_column)
+    return _Raw(table.description, texts, table.columns.get(data.label_column), names)
+
+
+def _encode_labels(
+    raw: dict[str, _Raw], data: TaskDataArguments, task: Task
+) -> tuple[LabelSpace, dict[str, NDArray[Any] | None]]:
+    for name, part in raw.items():
+        if part.labels is None and name != "test":
+            raise InputError(
+                f"{part.description} has no column {data.label_column!r}; pass the one of labels as --label_column"
+            )
+    train = raw["train"]
+    assert train.labels is not None
+    labels = find_labels(
+        train.labels,
+        problem_type=task.problem_type,
+        names=data.label_names or train.class_names or task.label_names,
+        description=train.description,
+    )
+    encoded: dict[str, NDArray[Any] | None] = {}
+    for name, part in raw.items():
+        # The test splits of GLUE have the label -1 in every row.
+        has_none = part.labels is None or (name == "test" and set(map(str, part.labels)) <= {"-1", "-1.0", "None"})
+        encoded[name] = None if has_none else labels.encode(part.labels or [], description=part.description)
+    return labels, encoded
+
+
+def _hold_out(
+    labels: LabelSpace, encoded: NDArray[Any] | None, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sorted places of rows to keep and to hold out: of classes a share of each, at least one in all."""
+    assert encoded is not None
+    is_held_out = np.zeros(len(encoded), dtype=np.bool_)
+    is_classes = labels.problem_type == "single_label_classification"
+    groups = (
+        [np.flatnonzero(encoded == value) for value in np.unique(encoded)] if is_classes else [np.arange(len(encoded))]
+    )
+    for number, members in enumerate(groups):
+        count = min(round(share * len(members)), len(members) - 1)
+        is_held_out[members[permutation(len(members), seed, Purpose.SPLIT, number)[:count]]] = True
+    if not is_held_out.any():
+        raise InputError(
+            f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on; "
+            "pass --validation_file or a larger --validation_share"
+        )
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _chosen(texts: Texts, places: NDArray[np.int64]) -> Texts:
+    first, second = ([part[place] for place in places] if part else None for part in (texts.first, texts.second))
+    return Texts(first or [], second)
+
+
+def _open_images(
+    model: str, config: PreTrainedConfig, data: TaskDataArguments, task: Task, seed: int, *, needs_validation: bool
+) -> Splits:
+    mean_std = read_processor(model)
+    processor = AutoImageProcessor.from_pretrained(model)
+    raw = {name: _Raw(*part) for name, part in _pixels(data, task, processor, config.num_channels).items()}
+    labels, encoded = _encode_labels(raw, data, task)
+    statistics: dict[str, Any] = {"mean": mean_std.mean, "std": mean_std.std}
+    rows: dict[str, Any] = {name: ImageDataset(part.content, encoded[name], **statistics) for name, part in raw.items()}
+    kept = np.arange(len(rows["train"]))
+    if "validation" not in rows and (needs_validation or "test" not in rows):
+        kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
+        rows["validation"] = rows["train"].subset(held_out)
+    rows["train"] = rows["train"].subset(
+        kept, augmentation=augmentation_of(data, rows["train"].pixels.shape[1:], seed=seed)
+    )
+    return Splits(rows, {}, labels, config, processor, 0)
+
+
+def augmentation_of(data: TaskDataArguments, shape: tuple[int, ...], *, seed: int) -> Augmentation | None:
+    """Return what the flag asks for, for images of a shape (C, H, W).
+
+    Raises:
+        InputError: the images are not square, or have another number of channels than can be augmented.
+    """
+    if data.augmentation == "none":
+        return None
+    num_channels, height, width = shape
+    if height != width or num_channels not in (1, 3, 4):
+        raise InputError(f"images of the shape {shape} (C, H, W) cannot be augmented; pass --augmentation none")
+    return Augmentation(
+        AUGMENTATIONS[data.augmentation],
+        num_channels=num_channels,  # type: ignore[arg-type]  # checked above
+        image_size=height,
+        seed=seed,
+    )
+
+
+def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: int) -> dict[str, LabelledPixels]:
+    def read(role: str, **where: Any) -> LabelledPixels:
+        flags = {"dataset_name": None, "dataset_config_name": None, "dataset_split": "train", "data_files": None}
+        columns = {"image_column": data.image_column, "label_column": data.label_column}
+        with _naming(f"--{role}_file" if data.train_file else "--dataset_name"):
+            return read_images(processor, num_channels=num_channels, **(flags | where | columns))
+
+    if data.train_file:
+        paths = {name: getattr(data, f"{name}_file") for name in SPLITS}
+        return {name: read(name, data_files=[path]) for name, path in paths.items() if path}
+    source = {"dataset_name": data.dataset_name, "dataset_config_name": data.dataset_config_name}
+    found = {"train": read("train", **source)}
+    for role, asked in (("validation", data.validation_split), ("test", data.test_split)):
+        if asked:
+            found[role] = read(role, dataset_split=asked, **source)
+    return found
+
+
+@contextlib.contextmanager
+def _naming(flag_name: str) -> Iterator[None]:
+    """Let the readers of pretraining name this command's flag."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(re.sub(r"--(data_files|dataset_name)\b", flag_name, str(error))) from error
