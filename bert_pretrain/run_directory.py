@@ -139,13 +139,21 @@ def fingerprint(flags: dict[str, Any], data: dict[str, Any], model_config: PreTr
     Returns:
         JSON-able: `defining` must agree, `model` too, `steering` may change.
     """
-    model = json.loads(model_config.to_json_string(use_diff=False))
     return {
         "defining": {name: flags[name] for name in _DEFINING_FLAGS if name in flags} | data,
-        # Where its configuration was read from makes no other model of it, and is nobody else's business.
-        "model": {name: value for name, value in model.items() if name != "_name_or_path"},
+        "model": _without_origin(json.loads(model_config.to_json_string(use_diff=False))),
         "steering": {name: flags[name] for name in _STEERING_FLAGS},
     }
+
+
+def _without_origin(config: Any) -> Any:
+    """Return a configuration without the places that it and those within it were read from.
+
+    They make no other model of it, and a path is nobody else's business.
+    """
+    if not isinstance(config, dict):
+        return config
+    return {name: _without_origin(value) for name, value in config.items() if name != "_name_or_path"}
 
 
 def resume(trainer: Trainer, checkpoint: Path) -> None:
