@@ -19,11 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig, DistilBertModel
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.downstream.sources import TaskDataArguments
 from bert_pretrain.downstream.tasks import GLUE
-from bert_pretrain.downstream.training import Recipe
-from bert_pretrain.errors import TrainingError
-from bert_pretrain.finetune import FinetuneArguments, run
 
 SHORT = ["--max_steps", "3", "--mixed_precision", "no"]
 LOADED_ELSEWHERE = """
@@ -250,7 +246,9 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "rate": (sentences(8), ["--learning_rate", "-1"], "--learning_rate"),
     "seed twice": (sentences(8), ["--seeds", "1", "1"], "--seeds"),
     "no repository": (sentences(8), ["--push_to_hub"], "--hub_model_id"),
-    "offline": (sentences(8), ["--push_to_hub", "--hub_model_id", "me/x", "--validation_share", "0.5"], "me/x"),
+    "no name of a repository": (sentences(8), ["--push_to_hub", "--hub_model_id", "a/b/c"], "--hub_model_id"),
+    "private but not pushed": (sentences(8), ["--hub_private_repo"], "--push_to_hub"),
+    "abbreviated flag": (sentences(8), ["--seed", "1"], "--seed"),
     "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
     "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
     "unknown flag": (sentences(8), ["--epochs", "3"], "--epochs"),
@@ -291,13 +289,3 @@ def test_a_folder_in_use_is_left_alone(model: str, folder: Path, capsys: pytest.
         main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "used"])
     assert "--output_dir" in capsys.readouterr().err
     assert [path.name for path in (folder / "used").iterdir()] == ["notes.txt"]
-
-
-def test_an_upload_that_fails_leaves_the_model(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bert_pretrain.finetune.HfApi.create_repo", lambda *_, **__: None)
-    options = FinetuneArguments(model=model, output_dir="out", push_to_hub=True, hub_model_id="me/x")
-    data = TaskDataArguments(train_file="train.jsonl", validation_file="dev.jsonl")
-    with pytest.raises(TrainingError, match="hf upload me/x"):
-        run(options, data, Recipe(max_steps=2, mixed_precision="no"))
-    assert (folder / "out/final/model.safetensors").exists()
-    assert "| validation | accuracy |" in (folder / "out/final/README.md").read_text()
