@@ -42,7 +42,7 @@ from bert_pretrain.downstream.metrics import (
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits, TaskDataArguments, open_splits
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, Task, find_task
-from bert_pretrain.downstream.training import Recipe, Validation, predict_logits, train
+from bert_pretrain.downstream.training import Recipe, Validation, make_folder, predict_logits, train
 from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.publishing.publication import open_pusher, submit_final
@@ -133,6 +133,7 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
         freeze_encoder=options.freeze_encoder,
         max_seq_length=splits.max_seq_length,
     )
+    make_folder(Path(options.output_dir), flag="--output_dir")
     with _open_pusher(options) as pusher:
         results = _train_all(options, data, recipe, source, splits, metrics)
         if pusher is not None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
+from PIL import Image
 from runs import environment
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig, DistilBertModel
@@ -251,6 +252,18 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "abbreviated flag": (sentences(8), ["--seed", "1"], "--seed"),
     "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
     "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
+    "label is an object": (rows_with(label={"a": 1}), [], "row 3"),
+    "label is a list of lists": (rows_with(label=[["a"]]), [], "row 3"),
+    "label among others is an object": (rows_with(label=["a", {"b": 1}]), ["--task", "multi_label"], "row 3"),
+    "one value": ([{"text": "a", "label": 0.5}] * 9, [], "nothing can be learnt"),
+    "label as text": (sentences(8), ["--text_column", "label"], "both text and label"),
+    "columns are listed": (sentences(8), ["--label_column", "lable"], "it has 'text', 'label'"),
+    "empty name": (sentences(8), ["--label_names", "x", ""], "not all there"),
+    "names of values": ([{"text": "a", "label": i / 9} for i in range(9)], ["--label_names", "x"], "--label_names"),
+    "augmented text": (sentences(8), ["--augmentation", "crop"], "--augmentation"),
+    "split of a file": (sentences(8), ["--test_split", "test"], "--test_split"),
+    "configuration of a file": (sentences(8), ["--dataset_config_name", "x"], "--dataset_config_name"),
+    "below a file": (sentences(8), ["--validation_share", "0.5", "--output_dir", "bad.jsonl/x"], "--output_dir"),
     "unknown flag": (sentences(8), ["--epochs", "3"], "--epochs"),
 }
 
@@ -280,6 +293,47 @@ def test_a_model_that_cannot_classify_is_refused(model: str, folder: Path, capsy
     (broken / "model.safetensors").write_bytes(b"no weights")
     assert "weights" in refusal(["--model", "broken", *files], capsys)
     assert "nothing to train on" in refusal(["--model", model], capsys)
+
+
+def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_image_model(folder / "vit")
+    (folder / "flat/a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "flat/a/0.png")
+    for name in ("digits", "flat"):
+        message = refusal(["--model", model, "--dataset_name", name, "--test_split", "test"], capsys)
+        assert "no split 'test'" in message or "so no 'test'" in message
+        assert "--test_split" in message
+
+
+def test_flags_of_text_are_refused_for_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_image_model(folder / "vit")
+    for flags in (["--text_column", "x"], ["--max_seq_length", "9"]):
+        assert flags[0] in refusal(["--model", model, "--dataset_name", "digits", *flags], capsys)
+    message = refusal(["--model", model, "--train_file", "train.jsonl"], capsys)
+    assert "--train_file takes Parquet" in message and "--dataset_name a folder" in message
+
+
+def test_the_folder_of_a_run_is_answered_with_its_model(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_text_model(folder / "run/final")
+    assert "run/final" in refusal(["--model", "run", "--train_file", "train.jsonl"], capsys)
+
+
+@pytest.mark.parametrize("is_regression", [False, True])
+def test_a_training_that_diverges_is_said_and_exports_nothing(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str], is_regression: bool
+) -> None:
+    rows = [row | {"label": number / 7} if is_regression else row for number, row in enumerate(sentences(32))]
+    write_rows(folder / "train.jsonl", rows)
+    flags = ["--learning_rate", "1e38", "--max_grad_norm", "0", "--max_steps", "8", "--mixed_precision", "no"]
+    with pytest.raises(SystemExit) as stopped:
+        finetune(model, "--train_file", "train.jsonl", "--validation_share", "0.5", *flags)
+    assert stopped.value.code == 1
+    assert "--learning_rate" in capsys.readouterr().err
+    assert not (folder / "out/final").exists()
 
 
 def test_a_folder_in_use_is_left_alone(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

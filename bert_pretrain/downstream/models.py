@@ -47,6 +47,8 @@ def read_model_config(model: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers and the network raise
+        if (Path(model) / "final/config.json").is_file():
+            raise InputError(f"{model!r} is the folder of a run; pass its model, {model}/final, as --model") from error
         where = "has no usable config.json" if Path(model).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a transformers model"
