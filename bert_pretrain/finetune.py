@@ -132,6 +132,7 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
         from_scratch=options.from_scratch,
         freeze_encoder=options.freeze_encoder,
         max_seq_length=splits.max_seq_length,
+        pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
     make_folder(Path(options.output_dir), flag="--output_dir")
     with _open_pusher(options) as pusher:

@@ -17,7 +17,17 @@ from downstream_models import make_image_model, make_text_model, read_rows, sent
 from PIL import Image
 from runs import environment
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig, DistilBertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    T5Config,
+)
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.downstream.tasks import GLUE
@@ -193,6 +203,35 @@ def test_a_model_that_is_not_ours(model: str, folder: Path) -> None:
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder / "distil")
     finetune("distil", *FILES, *SHORT)
+
+
+def test_a_decoder_without_padding_takes_the_tokenizers_and_one_without_a_start_is_refused(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        folder / "gpt"
+    )
+    T5Config(vocab_size=len(tokenizer), d_model=32).save_pretrained(folder / "t5")
+    for name in ("gpt", "t5"):
+        tokenizer.save_pretrained(folder / name)
+    assert "decoder_start_token_id" in refusal(["--model", "t5", "--train_file", "train.jsonl"], capsys)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    finetune("gpt", *FILES, *SHORT)
+    assert json.loads((folder / "out/final/config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_an_encoder_decoder_whose_outputs_hold_more_than_logits(model: str, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    special = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2}
+    config = BartConfig(vocab_size=len(tokenizer), decoder_start_token_id=2, **sizes, **heads, **special)
+    BartModel(config).save_pretrained(folder / "bart")
+    tokenizer.save_pretrained(folder / "bart")
+    finetune("bart", *FILES, *SHORT)
+    assert len(read_rows(folder / "out/seed-42/predictions_test.jsonl")) == 16
 
 
 def test_images_with_augmentation(folder: Path) -> None:

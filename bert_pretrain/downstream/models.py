@@ -53,6 +53,11 @@ def read_model_config(model: str) -> PreTrainedConfig:
         raise InputError(
             f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a transformers model"
         ) from error
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        raise InputError(
+            f"the config.json of {model!r} has no decoder_start_token_id, which its decoder needs; add it, or change "
+            "--model"
+        )
     if not is_image_config(config) and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise InputError(
             f"{model!r} is a model of type {config.model_type!r}, which transformers classifies neither texts nor "
@@ -117,6 +122,7 @@ class ClassifierSource:
         from_scratch: bool = False,
         freeze_encoder: bool = False,
         max_seq_length: int = 0,
+        pad_token_id: int | None = None,
     ) -> None:
         """Read the weights.
 
@@ -127,6 +133,7 @@ class ClassifierSource:
             freeze_encoder: train the head alone, and what else the model's weights lack, such as a pooler.
             max_seq_length: longest row in tokens, which decides the implementation of attention on a processor; 0 for
                 images.
+            pad_token_id: the tokenizer's, for a decoder whose configuration has none and could not find a row's end.
 
         Raises:
             InputError: the weights are not those of the configuration.
@@ -140,6 +147,8 @@ class ClassifierSource:
         if labels.names:
             config.id2label = dict(enumerate(labels.names))
             config.label2id = {name: number for number, name in enumerate(labels.names)}
+        if pad_token_id is not None and config.pad_token_id is None:
+            config.pad_token_id = pad_token_id
         self.config = config
         self.freeze_encoder = freeze_encoder
         self.max_seq_length = max_seq_length

@@ -222,6 +222,7 @@ def train(
         data_collator=_as_is,
         compute_loss_func=window_loss,
         compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=_logits_alone,
     )
     trainer.remove_callback(PrinterCallback)
     try:
@@ -258,6 +259,12 @@ def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray
     found = _finite(trainer.predict(ordered).predictions, trainer.args)
     logits = np.empty_like(found, dtype=np.float32)
     logits[order] = found
+    return logits
+
+
+def _logits_alone(outputs: Any, _: Tensor) -> Tensor:
+    """Return the logits of outputs that have more, as those of an encoder-decoder: its encoder's states."""
+    logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
     return logits
 
 

@@ -212,7 +212,11 @@ def _joined(splits: Splits, name: str) -> list[str]:
 def _trained(*, from_scratch: bool) -> Callable[..., Arm]:
     def make(options: CurveOptions, splits: Splits, pool: LabelledDataset, test: LabelledDataset, _: list[str]) -> Arm:
         source = ClassifierSource(
-            options.curve.model, splits.labels, from_scratch=from_scratch, max_seq_length=splits.max_seq_length
+            options.curve.model,
+            splits.labels,
+            from_scratch=from_scratch,
+            max_seq_length=splits.max_seq_length,
+            pad_token_id=getattr(splits.processor, "pad_token_id", None),
         )
 
         def learn(places: NDArray[np.int64], seed: int) -> Labels:
@@ -239,6 +243,8 @@ def _frozen(options: CurveOptions, splits: Splits, pool: LabelledDataset, test: 
 def _text_embedder(model: str, _: LabelledDataset, splits: Splits) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the mean of the last layer over the tokens of each row, (B, D)."""
     encoder = AutoModel.from_pretrained(model, dtype=torch.float32).to(_device()).eval()
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
     choose_attention(encoder, splits.max_seq_length)
 
     def embed_batch(batch: dict[str, Tensor]) -> Tensor:
