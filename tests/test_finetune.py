@@ -22,6 +22,8 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BartModel,
+    BertConfig,
+    BertForSequenceClassification,
     DistilBertConfig,
     DistilBertModel,
     GPT2Config,
@@ -219,6 +221,24 @@ def test_a_decoder_without_padding_takes_the_tokenizers_and_one_without_a_start_
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     finetune("gpt", *FILES, *SHORT)
     assert json.loads((folder / "out/final/config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_the_head_of_other_classes_is_not_taken_over(model: str, folder: Path) -> None:
+    from bert_pretrain.downstream.labels import find_labels
+    from bert_pretrain.downstream.models import ClassifierSource
+
+    def heads(*names: str) -> list[torch.Tensor]:
+        labels = find_labels(list(names), problem_type=None, names=None, description="labels")
+        source = ClassifierSource("classifier", labels)
+        return [source.build(seed).classifier.weight for seed in (1, 2)]
+
+    config = BertConfig.from_pretrained(model, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    BertForSequenceClassification.from_pretrained(model, config=config).save_pretrained(folder / "classifier")
+    own = load_file(folder / "classifier/model.safetensors")["classifier.weight"]
+    for head in heads("bad", "good"):
+        assert torch.equal(head, own), "the same classes: training goes on"
+    first, second = heads("no", "yes")
+    assert not torch.equal(first, own) and not torch.equal(first, second), "other classes: a new head for each seed"
 
 
 def test_an_encoder_decoder_whose_outputs_hold_more_than_logits(model: str, folder: Path) -> None:

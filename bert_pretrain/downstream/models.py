@@ -142,6 +142,10 @@ class ClassifierSource:
         self.auto_class: Any = (
             AutoModelForImageClassification if is_image_config(config) else AutoModelForSequenceClassification
         )
+        was_classifier = any("Classification" in name for name in config.architectures or ())
+        earlier_names = () if config.problem_type == "regression" else tuple(config.id2label.values())
+        # A head that fits by its size alone would start from classes that have nothing to do with these.
+        self.has_foreign_head = was_classifier and earlier_names != labels.names
         config.num_labels = labels.num_outputs
         config.problem_type = labels.problem_type
         if labels.names:
@@ -170,6 +174,8 @@ class ClassifierSource:
         new = set(loading["missing_keys"]) | {str(key[0]) for key in loading["mismatched_keys"]}
         state: dict[str, Tensor] = {key: value for key, value in loaded.state_dict().items() if key not in new}
         encoder_keys = {key for key in loaded.state_dict() if key.startswith(loaded.base_model_prefix + ".")}
+        if self.has_foreign_head:
+            state = {key: value for key, value in state.items() if key in encoder_keys}
         lacking = encoder_keys & new
         if encoder_keys and len(lacking) > len(encoder_keys) / 2:
             raise InputError(
