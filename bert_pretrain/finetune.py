@@ -7,6 +7,7 @@ processor.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,14 +23,13 @@ from typing import Any, ClassVar
 
 import evaluate
 import numpy as np
-from huggingface_hub import HfApi
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.command_line import parse_flags, reporting_input_errors
-from bert_pretrain.config import flag, flags
+from bert_pretrain.config import check_repo_id, flag, flags
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.downstream.metrics import (
     METRICS,
@@ -41,10 +42,13 @@ from bert_pretrain.downstream.metrics import (
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits, TaskDataArguments, open_splits
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, Task, find_task
-from bert_pretrain.downstream.training import Recipe, Validation, predict_logits, train
+from bert_pretrain.downstream.training import Recipe, Validation, make_folder, predict_logits, train
 from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.hardware import describe_run
+from bert_pretrain.publishing.publication import open_pusher, submit_final
+from bert_pretrain.publishing.pusher import HubPusher
 
+_PUSH_SECONDS = 600  # that the end waits for the Hub
 CARD = """\
 ---
 library_name: transformers
@@ -89,7 +93,7 @@ class FinetuneArguments:
     )
     push_to_hub: bool = flag(False, "Upload final/ when done.")
     hub_model_id: str | None = flag(None, "Repository to upload to, user/name.")
-    hub_private_repo: bool = flag(False, "Make that repository private if it is new.")
+    hub_private_repo: bool = flag(False, "Make the repository private; one that is public is then refused.")
     debug: bool = flag(False, "Show the traceback of an input error.")
 
 
@@ -97,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fine-tune as the command line says; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with reporting_input_errors(debug="--debug" in arguments):
-        parser = HfArgumentParser((FinetuneArguments, TaskDataArguments, Recipe), prog="bert-pretrain finetune")
+        parser = HfArgumentParser(
+            (FinetuneArguments, TaskDataArguments, Recipe), prog="bert-pretrain finetune", allow_abbrev=False
+        )
         options, data, recipe = parse_flags(parser, arguments)
         # What does not fit is refused with a message; transformers' own report would only be a second one.
         transformers_logging.set_verbosity_error()
@@ -114,7 +120,7 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
 
     Raises:
         InputError: a flag, the model or the data cannot be used; nothing has been written then.
-        TrainingError: the upload failed; the folder is complete.
+        TrainingError: the model did not get to the Hub; the folder is complete.
     """
     task = find_task(data.task)
     _check(options, recipe)
@@ -126,9 +132,25 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
         from_scratch=options.from_scratch,
         freeze_encoder=options.freeze_encoder,
         max_seq_length=splits.max_seq_length,
+        pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
-    if options.push_to_hub:
-        _create_repository(options)
+    make_folder(Path(options.output_dir), flag="--output_dir")
+    with _open_pusher(options) as pusher:
+        results = _train_all(options, data, recipe, source, splits, metrics)
+        if pusher is not None:
+            _push(pusher, Path(options.output_dir))
+    return results
+
+
+def _train_all(
+    options: FinetuneArguments,
+    data: TaskDataArguments,
+    recipe: Recipe,
+    source: ClassifierSource,
+    splits: Splits,
+    metrics: dict[str, evaluate.Metric],
+) -> dict[str, Any]:
+    """Train with every seed and write the folder; returns what results.json holds."""
     output_dir = Path(options.output_dir)
     _say(_card_of(splits))
     outcomes: dict[int, dict[str, Any]] = {}
@@ -144,8 +166,6 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
         _write_json(output_dir / "results.json", results | {"config": flags_given} | describe_run())
     _say(_table(results))
     _say(f"the model of seed {results['best_seed']} is in {output_dir / 'final'}")
-    if options.push_to_hub:
-        _push(options, output_dir / "final")
     return results
 
 
@@ -158,6 +178,10 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
         raise InputError(f"{options.output_dir} is not an empty folder; pass a new one as --output_dir")
     if options.push_to_hub and not options.hub_model_id:
         raise InputError("--push_to_hub needs a repository; pass --hub_model_id user/name")
+    if options.push_to_hub:
+        check_repo_id(str(options.hub_model_id), flag="--hub_model_id")
+    elif options.hub_model_id or options.hub_private_repo:
+        raise InputError("flags of the Hub without --push_to_hub would publish nothing; add it or leave them out")
     if options.from_scratch and options.freeze_encoder:
         raise InputError("--from_scratch with --freeze_encoder would train a head on random features; pass one of them")
 
@@ -333,28 +357,21 @@ def _listed(metrics: dict[str, dict[str, float]]) -> str:
     )
 
 
-def _create_repository(options: FinetuneArguments) -> None:
-    """Find out before training whether the repository can be written."""
-    try:
-        HfApi().create_repo(options.hub_model_id or "", private=options.hub_private_repo or None, exist_ok=True)
-    except Exception as error:  # the client raises whatever the network raises
-        raise InputError(
-            f"the repository {options.hub_model_id!r} cannot be made or reached ({error}); change --hub_model_id, log "
-            "in with `hf auth login`, or leave out --push_to_hub"
-        ) from error
+def _open_pusher(options: FinetuneArguments) -> AbstractContextManager[HubPusher | None]:
+    """Return what pushes in the background, which finds out while training whether the repository can be written."""
+    if not options.push_to_hub or not _is_main():
+        return contextlib.nullcontext()
+    repo_id = str(options.hub_model_id)
+    return open_pusher(Path(options.output_dir), repo_id, is_private=options.hub_private_repo)
 
 
-def _push(options: FinetuneArguments, folder: Path) -> None:
-    if not _is_main():
-        return
-    try:
-        HfApi().upload_folder(repo_id=options.hub_model_id or "", folder_path=folder, commit_message="Fine-tuned model")
-    except Exception as error:  # the client raises whatever the network raises
+def _push(pusher: HubPusher, output_dir: Path) -> None:
+    submit_final(pusher, output_dir, with_state=False)
+    if not pusher.finish(_PUSH_SECONDS):
         raise TrainingError(
-            f"the upload to {options.hub_model_id!r} failed ({error}); the model is complete in {folder}: upload it "
-            f"with `hf upload {options.hub_model_id} {folder}`"
-        ) from error
-    _say(f"uploaded to {options.hub_model_id}")
+            f"the model is complete in {output_dir / 'final'} but not on the Hub; what is printed above says why, and "
+            "which command finishes"
+        )
 
 
 _write_jsonable = partial(json.dumps, ensure_ascii=False)

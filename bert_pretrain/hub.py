@@ -1,14 +1,15 @@
 """`python -m bert_pretrain.hub push RUN_DIR` and `push_dataset PREPARED`: publish what lies on disk.
 
-`push` brings a finished run to the Hub, or finishes what a run with `--push_to_hub` could not bring there: files that
-are there already are not sent again. `push_dataset` publishes a prepared corpus, which `--dataset_name owner/name` then
-trains from anywhere.
+`push` brings a finished run or a fine-tuned model to the Hub, or finishes what `--push_to_hub` could not bring there:
+files that are there already are not sent again. `push_dataset` publishes a prepared corpus, which `--dataset_name
+owner/name` then trains on from anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,16 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bert-pretrain hub",
+        allow_abbrev=False,
         description="Publish on the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    push = commands.add_parser("push", help="publish a run, or finish publishing it")
-    push.add_argument("run_dir", type=Path, help="run directory")
+    push = commands.add_parser("push", help="publish a run, or finish publishing it", allow_abbrev=False)
+    push.add_argument("run_dir", type=Path, help="--output_dir of pretraining or fine-tuning")
     push.add_argument("--hub_model_id", help="owner/name or name (default: the run's own flag, or the folder's name)")
     push.add_argument(
         "--hub_push_state", action="store_true", help="also the last checkpoint, to resume from elsewhere"
     )
-    dataset = commands.add_parser("push_dataset", help="publish a corpus that bert_pretrain.prepare wrote")
+    dataset = commands.add_parser(
+        "push_dataset", help="publish a corpus that bert_pretrain.prepare wrote", allow_abbrev=False
+    )
     dataset.add_argument("prepared", type=Path, help="the corpus' folder")
     dataset.add_argument("--hub_dataset_id", help="owner/name or name (default: the folder's name)")
     dataset.add_argument("--hub_license", help="licence of the text by its identifier on the Hub")
@@ -83,7 +87,7 @@ def push(options: argparse.Namespace) -> bool:
         InputError: the folder holds no run, or nothing of it can be published yet.
     """
     run_dir: Path = options.run_dir
-    config = read_run_json(run_dir)["config"]
+    config = _flags_of(run_dir)
     repo_id = options.hub_model_id or config.get("hub_model_id") or run_dir.resolve().name
     check_repo_id(repo_id, flag="--hub_model_id")
     has_final = (run_dir / "final").is_dir()
@@ -93,10 +97,20 @@ def push(options: argparse.Namespace) -> bool:
             "finish the run with run_pretraining.py --resume_from_checkpoint latest"
         )
     is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
-    with open_pusher(run_dir, repo_id, is_private=is_private) as pusher:
+    given = ["--hub_model_id", repo_id] if options.hub_model_id else []
+    given += [f"--{name}" for name in ("hub_private_repo", "hub_push_state") if getattr(options, name)]
+    with open_pusher(run_dir, repo_id, is_private=is_private, flags=given) as pusher:
         if has_final:
             submit_final(pusher, run_dir, with_state=options.hub_push_state or bool(config.get("hub_push_state")))
         return pusher.finish(None)
+
+
+def _flags_of(folder: Path) -> dict[str, Any]:
+    """Return the flags that wrote a folder, of pretraining or of fine-tuning."""
+    results = folder / "results.json"
+    if results.is_file() and not (folder / "run.json").exists():
+        return read_run_json(folder, name=results.name)["config"]  # type: ignore[no-any-return]  # checked there
+    return read_run_json(folder)["config"]  # type: ignore[no-any-return]
 
 
 def push_dataset(options: argparse.Namespace) -> bool:
@@ -117,7 +131,10 @@ def push_dataset(options: argparse.Namespace) -> bool:
         _dataset_card(manifest, repo_id, options.hub_license).save(folder / "README.md")
 
     outbox = prepared.with_name(prepared.name + ".outbox")
-    command = f"python -m bert_pretrain.hub push_dataset {prepared} --hub_dataset_id {repo_id}"
+    words = ["push_dataset", str(prepared), "--hub_dataset_id", repo_id]
+    words += ["--hub_license", options.hub_license] if options.hub_license else []
+    words += ["--hub_private_repo"] if options.hub_private_repo else []
+    command = f"python -m bert_pretrain.hub {shlex.join(words)}"
     with HubPusher(
         outbox, repo_id, is_private=options.hub_private_repo, finish_command=command, repo_type="dataset"
     ) as pusher:

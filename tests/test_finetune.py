@@ -14,16 +14,25 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
+from PIL import Image
 from runs import environment
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig, DistilBertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    T5Config,
+)
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.downstream.sources import TaskDataArguments
 from bert_pretrain.downstream.tasks import GLUE
-from bert_pretrain.downstream.training import Recipe
-from bert_pretrain.errors import TrainingError
-from bert_pretrain.finetune import FinetuneArguments, run
 
 SHORT = ["--max_steps", "3", "--mixed_precision", "no"]
 LOADED_ELSEWHERE = """
@@ -198,6 +207,53 @@ def test_a_model_that_is_not_ours(model: str, folder: Path) -> None:
     finetune("distil", *FILES, *SHORT)
 
 
+def test_a_decoder_without_padding_takes_the_tokenizers_and_one_without_a_start_is_refused(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        folder / "gpt"
+    )
+    T5Config(vocab_size=len(tokenizer), d_model=32).save_pretrained(folder / "t5")
+    for name in ("gpt", "t5"):
+        tokenizer.save_pretrained(folder / name)
+    assert "decoder_start_token_id" in refusal(["--model", "t5", "--train_file", "train.jsonl"], capsys)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    finetune("gpt", *FILES, *SHORT)
+    assert json.loads((folder / "out/final/config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_the_head_of_other_classes_is_not_taken_over(model: str, folder: Path) -> None:
+    from bert_pretrain.downstream.labels import find_labels
+    from bert_pretrain.downstream.models import ClassifierSource
+
+    def heads(*names: str) -> list[torch.Tensor]:
+        labels = find_labels(list(names), problem_type=None, names=None, description="labels")
+        source = ClassifierSource("classifier", labels)
+        return [source.build(seed).classifier.weight for seed in (1, 2)]
+
+    config = BertConfig.from_pretrained(model, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    BertForSequenceClassification.from_pretrained(model, config=config).save_pretrained(folder / "classifier")
+    own = load_file(folder / "classifier/model.safetensors")["classifier.weight"]
+    for head in heads("bad", "good"):
+        assert torch.equal(head, own), "the same classes: training goes on"
+    first, second = heads("no", "yes")
+    assert not torch.equal(first, own) and not torch.equal(first, second), "other classes: a new head for each seed"
+
+
+def test_an_encoder_decoder_whose_outputs_hold_more_than_logits(model: str, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    special = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2}
+    config = BartConfig(vocab_size=len(tokenizer), decoder_start_token_id=2, **sizes, **heads, **special)
+    BartModel(config).save_pretrained(folder / "bart")
+    tokenizer.save_pretrained(folder / "bart")
+    finetune("bart", *FILES, *SHORT)
+    assert len(read_rows(folder / "out/seed-42/predictions_test.jsonl")) == 16
+
+
 def test_images_with_augmentation(folder: Path) -> None:
     from transformers import pipeline
 
@@ -250,9 +306,23 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "rate": (sentences(8), ["--learning_rate", "-1"], "--learning_rate"),
     "seed twice": (sentences(8), ["--seeds", "1", "1"], "--seeds"),
     "no repository": (sentences(8), ["--push_to_hub"], "--hub_model_id"),
-    "offline": (sentences(8), ["--push_to_hub", "--hub_model_id", "me/x", "--validation_share", "0.5"], "me/x"),
+    "no name of a repository": (sentences(8), ["--push_to_hub", "--hub_model_id", "a/b/c"], "--hub_model_id"),
+    "private but not pushed": (sentences(8), ["--hub_private_repo"], "--push_to_hub"),
+    "abbreviated flag": (sentences(8), ["--seed", "1"], "--seed"),
     "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
     "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
+    "label is an object": (rows_with(label={"a": 1}), [], "row 3"),
+    "label is a list of lists": (rows_with(label=[["a"]]), [], "row 3"),
+    "label among others is an object": (rows_with(label=["a", {"b": 1}]), ["--task", "multi_label"], "row 3"),
+    "one value": ([{"text": "a", "label": 0.5}] * 9, [], "nothing can be learnt"),
+    "label as text": (sentences(8), ["--text_column", "label"], "both text and label"),
+    "columns are listed": (sentences(8), ["--label_column", "lable"], "it has 'text', 'label'"),
+    "empty name": (sentences(8), ["--label_names", "x", ""], "not all there"),
+    "names of values": ([{"text": "a", "label": i / 9} for i in range(9)], ["--label_names", "x"], "--label_names"),
+    "augmented text": (sentences(8), ["--augmentation", "crop"], "--augmentation"),
+    "split of a file": (sentences(8), ["--test_split", "test"], "--test_split"),
+    "configuration of a file": (sentences(8), ["--dataset_config_name", "x"], "--dataset_config_name"),
+    "below a file": (sentences(8), ["--validation_share", "0.5", "--output_dir", "bad.jsonl/x"], "--output_dir"),
     "unknown flag": (sentences(8), ["--epochs", "3"], "--epochs"),
 }
 
@@ -284,6 +354,47 @@ def test_a_model_that_cannot_classify_is_refused(model: str, folder: Path, capsy
     assert "nothing to train on" in refusal(["--model", model], capsys)
 
 
+def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_image_model(folder / "vit")
+    (folder / "flat/a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "flat/a/0.png")
+    for name in ("digits", "flat"):
+        message = refusal(["--model", model, "--dataset_name", name, "--test_split", "test"], capsys)
+        assert "no split 'test'" in message or "so no 'test'" in message
+        assert "--test_split" in message
+
+
+def test_flags_of_text_are_refused_for_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_image_model(folder / "vit")
+    for flags in (["--text_column", "x"], ["--max_seq_length", "9"]):
+        assert flags[0] in refusal(["--model", model, "--dataset_name", "digits", *flags], capsys)
+    message = refusal(["--model", model, "--train_file", "train.jsonl"], capsys)
+    assert "--train_file takes Parquet" in message and "--dataset_name a folder" in message
+
+
+def test_the_folder_of_a_run_is_answered_with_its_model(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_text_model(folder / "run/final")
+    assert "run/final" in refusal(["--model", "run", "--train_file", "train.jsonl"], capsys)
+
+
+@pytest.mark.parametrize("is_regression", [False, True])
+def test_a_training_that_diverges_is_said_and_exports_nothing(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str], is_regression: bool
+) -> None:
+    rows = [row | {"label": number / 7} if is_regression else row for number, row in enumerate(sentences(32))]
+    write_rows(folder / "train.jsonl", rows)
+    flags = ["--learning_rate", "1e38", "--max_grad_norm", "0", "--max_steps", "8", "--mixed_precision", "no"]
+    with pytest.raises(SystemExit) as stopped:
+        finetune(model, "--train_file", "train.jsonl", "--validation_share", "0.5", *flags)
+    assert stopped.value.code == 1
+    assert "--learning_rate" in capsys.readouterr().err
+    assert not (folder / "out/final").exists()
+
+
 def test_a_folder_in_use_is_left_alone(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "used").mkdir()
     (folder / "used/notes.txt").write_text("mine")
@@ -291,13 +402,3 @@ def test_a_folder_in_use_is_left_alone(model: str, folder: Path, capsys: pytest.
         main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "used"])
     assert "--output_dir" in capsys.readouterr().err
     assert [path.name for path in (folder / "used").iterdir()] == ["notes.txt"]
-
-
-def test_an_upload_that_fails_leaves_the_model(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bert_pretrain.finetune.HfApi.create_repo", lambda *_, **__: None)
-    options = FinetuneArguments(model=model, output_dir="out", push_to_hub=True, hub_model_id="me/x")
-    data = TaskDataArguments(train_file="train.jsonl", validation_file="dev.jsonl")
-    with pytest.raises(TrainingError, match="hf upload me/x"):
-        run(options, data, Recipe(max_steps=2, mixed_precision="no"))
-    assert (folder / "out/final/model.safetensors").exists()
-    assert "| validation | accuracy |" in (folder / "out/final/README.md").read_text()

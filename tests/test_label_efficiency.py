@@ -193,6 +193,9 @@ def test_images_are_measured(folder: Path) -> None:
     [
         (["--num_labels", "0"], "--num_labels"),
         (["--num_labels", "some"], "--num_labels"),
+        (["--num_labels", "00"], "--num_labels"),
+        (["--num_labels", "4", "1000"], "no class has more than"),
+        (["--output_dir", "blind.jsonl/x"], "--output_dir"),
         (["--arms", "magic"], "--arms"),
         (["--seeds", "1", "1"], "--seeds"),
         (["--max_test_rows", "-1"], "--max_test_rows"),
@@ -207,6 +210,24 @@ def test_bad_input_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], 
         measure("--model", model, "--train_file", "train.jsonl", *flags)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("settings.json", "{", "damaged"), ("rows.jsonl", "none\n", "line 1"), ("rows.jsonl", '{"a": 1}\n', "line 1")],
+)
+def test_a_damaged_measurement_is_refused_and_left_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, message: str
+) -> None:
+    flags = ["--model", make_text_model(folder / "model"), "--train_file", "train.jsonl", "--num_labels", "1"]
+    flags += ["--arms", "floor", "--seeds", "0"]
+    measure(*flags)
+    (folder / "out" / name).write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        measure(*flags)
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in printed and "--output_dir" in printed
+    assert (folder / "out" / name).read_text() == content
 
 
 def test_the_curve_is_measured_alone(capsys: pytest.CaptureFixture[str]) -> None:

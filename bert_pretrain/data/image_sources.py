@@ -100,6 +100,8 @@ def open_image_source(
     if data_files:
         return _open_parquet(data_files, image_column, label_column)
     if dataset_name in (None, "digits"):
+        if dataset_split != "train":
+            raise InputError(f"'digits' has no split {dataset_split!r}, only train; leave out --dataset_split")
         return _open_digits()
     assert dataset_name is not None
     folder = Path(dataset_name)
@@ -177,6 +179,8 @@ def _split_folder(folder: Path, files: list[Path], split: str) -> Path:
     """
     subfolders = {parts[0] for path in files if len(parts := path.relative_to(folder).parts) > 1}
     if not subfolders or not subfolders <= _SPLIT_FOLDERS:
+        if split != "train":  # else what is asked for as test images would be the training images
+            raise InputError(f"{folder} has no subfolders of splits, so no {split!r}; leave out --dataset_split")
         return folder
     if split not in subfolders:
         raise InputError(

@@ -103,6 +103,11 @@ def find_labels(
     if problem_type is None:
         problem_type = _guess(values)
     if problem_type == "regression":
+        if all(value == values[0] for value in values) and not is_missing(values[0]):
+            raise InputError(
+                f"all {len(values):,} rows of {description} have the label {values[0]!r}, from which nothing can be "
+                "learnt; change --train_file or --label_column"
+            )
         return LabelSpace(problem_type, (), {})
     if problem_type == "multi_label_classification":
         found = {member for place, value in enumerate(values) for member in _members(value, place, description)}
@@ -137,8 +142,8 @@ def _named(found: set[Any], problem_type: ProblemType, names: Sequence[str] | No
             raise InputError(f"{description} has labels that differ by type alone, such as 1 and '1'; make them equal")
         return LabelSpace(problem_type, tuple(texts), {value: number for number, value in enumerate(ordered)})
     by_number, by_name = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
-    if len(by_name) < len(names):
-        raise InputError(f"the label names {', '.join(names)} are not all different; change --label_names")
+    if len(by_name) < len(names) or not all(name.strip() for name in names):
+        raise InputError(f"the label names {list(names)} are not all different, or not all there; change --label_names")
     is_named = all(isinstance(value, str) for value in found)
     unknown = found - (by_name.keys() if is_named else by_number.keys())
     if unknown:
@@ -182,7 +187,15 @@ def _members(value: Any, place: int, description: str) -> list[Any]:
         _refuse_missing(value, place, description)
     if isinstance(value, str):
         return [tidy(member) for member in value.split(LABEL_SEPARATOR) if member.strip()]
-    return value if isinstance(value, list) else [value]
+    members = value if isinstance(value, list) else [value]
+    for member in members:
+        _refuse_missing(member, place, description)
+        if isinstance(member, list):
+            raise InputError(
+                f"row {place + 1} of {description} has the label {value!r}, a list within a list; flatten it or change "
+                "--label_column"
+            )
+    return members
 
 
 def _number(value: Any, place: int, description: str) -> float:
@@ -202,5 +215,11 @@ def _number(value: Any, place: int, description: str) -> float:
 
 
 def _refuse_missing(value: Any, place: int, description: str) -> None:
+    """Refuse what is no label of a class: nothing, or neither a text nor a number (nor a list, which others take)."""
+    if value is not None and not isinstance(value, str | int | float | list):
+        raise InputError(
+            f"row {place + 1} of {description} has the label {value!r}, which is neither a text nor a number; "
+            "change --label_column or convert it"
+        )
     if is_missing(value):
         raise InputError(f"row {place + 1} of {description} has no label ({value!r}); remove the row or repair it")

@@ -47,10 +47,17 @@ def read_model_config(model: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers and the network raise
+        if (Path(model) / "final/config.json").is_file():
+            raise InputError(f"{model!r} is the folder of a run; pass its model, {model}/final, as --model") from error
         where = "has no usable config.json" if Path(model).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a transformers model"
         ) from error
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        raise InputError(
+            f"the config.json of {model!r} has no decoder_start_token_id, which its decoder needs; add it, or change "
+            "--model"
+        )
     if not is_image_config(config) and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise InputError(
             f"{model!r} is a model of type {config.model_type!r}, which transformers classifies neither texts nor "
@@ -115,6 +122,7 @@ class ClassifierSource:
         from_scratch: bool = False,
         freeze_encoder: bool = False,
         max_seq_length: int = 0,
+        pad_token_id: int | None = None,
     ) -> None:
         """Read the weights.
 
@@ -125,6 +133,7 @@ class ClassifierSource:
             freeze_encoder: train the head alone, and what else the model's weights lack, such as a pooler.
             max_seq_length: longest row in tokens, which decides the implementation of attention on a processor; 0 for
                 images.
+            pad_token_id: the tokenizer's, for a decoder whose configuration has none and could not find a row's end.
 
         Raises:
             InputError: the weights are not those of the configuration.
@@ -133,11 +142,17 @@ class ClassifierSource:
         self.auto_class: Any = (
             AutoModelForImageClassification if is_image_config(config) else AutoModelForSequenceClassification
         )
+        was_classifier = any("Classification" in name for name in config.architectures or ())
+        earlier_names = () if config.problem_type == "regression" else tuple(config.id2label.values())
+        # A head that fits by its size alone would start from classes that have nothing to do with these.
+        self.has_foreign_head = was_classifier and earlier_names != labels.names
         config.num_labels = labels.num_outputs
         config.problem_type = labels.problem_type
         if labels.names:
             config.id2label = dict(enumerate(labels.names))
             config.label2id = {name: number for number, name in enumerate(labels.names)}
+        if pad_token_id is not None and config.pad_token_id is None:
+            config.pad_token_id = pad_token_id
         self.config = config
         self.freeze_encoder = freeze_encoder
         self.max_seq_length = max_seq_length
@@ -159,6 +174,8 @@ class ClassifierSource:
         new = set(loading["missing_keys"]) | {str(key[0]) for key in loading["mismatched_keys"]}
         state: dict[str, Tensor] = {key: value for key, value in loaded.state_dict().items() if key not in new}
         encoder_keys = {key for key in loaded.state_dict() if key.startswith(loaded.base_model_prefix + ".")}
+        if self.has_foreign_head:
+            state = {key: value for key, value in state.items() if key in encoder_keys}
         lacking = encoder_keys & new
         if encoder_keys and len(lacking) > len(encoder_keys) / 2:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -105,6 +104,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
     """
     check_data_flags(data, task)
     config = read_model_config(model)
+    _refuse_flags_without_effect(data, is_image=is_image_config(config))
     if is_image_config(config):
         return _open_images(model, config, data, task, seed, needs_validation=needs_validation)
     tokenizer = load_text_tokenizer(model, config)
@@ -115,7 +115,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
             f"max_seq_length is {data.max_seq_length} but must lie in 3..{longest} for this model; "
             "change --max_seq_length"
         )
-    raw = {name: _raw_texts(table, data, task) for name, table in _tables(data, task).items()}
+    raw = {name: _raw_texts(name, table, data, task) for name, table in _tables(data, task).items()}
     labels, encoded = _encode_labels(raw, data, task)
     texts = {name: part.content for name, part in raw.items()}
     rows: dict[str, LabelledDataset] = {
@@ -144,6 +144,21 @@ def check_data_flags(data: TaskDataArguments, task: Task) -> None:
         )
 
 
+def _refuse_flags_without_effect(data: TaskDataArguments, *, is_image: bool) -> None:
+    """Raise `InputError` for a flag that this kind of model or source of rows would ignore."""
+    kind = "an image" if is_image else "a text"
+    of_others = ("text_column", "text_pair_column", "max_seq_length") if is_image else ("image_column", "augmentation")
+    default = TaskDataArguments()
+    for name in of_others:
+        if getattr(data, name) != getattr(default, name):
+            raise InputError(f"--{name} means nothing for {kind} encoder; leave it out or change --model")
+    if not is_image and data.dataset_name == "digits":
+        raise InputError("'digits' are images but --model is a text encoder; change --dataset_name or --model")
+    for name in ("dataset_config_name", "validation_split", "test_split"):
+        if data.train_file and getattr(data, name):
+            raise InputError(f"--{name} goes with --dataset_name; leave it out, or pass the data set instead of files")
+
+
 def _tables(data: TaskDataArguments, task: Task) -> dict[str, Table]:
     if data.train_file:
         paths = {name: getattr(data, f"{name}_file") for name in SPLITS}
@@ -168,7 +183,13 @@ def _wanted_splits(data: TaskDataArguments, task: Task, found: list[str], name: 
     return {role: split for role, split in wanted.items() if split in found}
 
 
-def _raw_texts(table: Table, data: TaskDataArguments, task: Task) -> _Raw:
+def _raw_texts(role: str, table: Table, data: TaskDataArguments, task: Task) -> _Raw:
+    if data.label_column in (data.text_column, data.text_pair_column):
+        raise InputError(
+            f"the column {data.label_column!r} cannot be both text and label; change --text_column or --label_column"
+        )
+    if role != "test":
+        table.column(data.label_column, flag="--label_column")
     texts = read_texts(table, task, text_column=data.text_column, text_pair_column=data.text_pair_column)
     names = table.class_names.get(data.label_column)
     return _Raw(table.description, texts, table.columns.get(data.label_column), names)
@@ -190,6 +211,8 @@ def _encode_labels(
         names=data.label_names or train.class_names or task.label_names,
         description=train.description,
     )
+    if labels.problem_type == "regression" and data.label_names:
+        raise InputError("regression has no classes to be named; leave out --label_names or change --task")
     encoded: dict[str, NDArray[Any] | None] = {}
     for name, part in raw.items():
         # The test splits of GLUE have the label -1 in every row.
@@ -266,7 +289,7 @@ def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: i
     def read(role: str, **where: Any) -> LabelledPixels:
         flags = {"dataset_name": None, "dataset_config_name": None, "dataset_split": "train", "data_files": None}
         columns = {"image_column": data.image_column, "label_column": data.label_column}
-        with _naming(f"--{role}_file" if data.train_file else "--dataset_name"):
+        with _naming(role):
             return read_images(processor, num_channels=num_channels, **(flags | where | columns))
 
     if data.train_file:
@@ -281,9 +304,10 @@ def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: i
 
 
 @contextlib.contextmanager
-def _naming(flag_name: str) -> Iterator[None]:
+def _naming(role: str) -> Iterator[None]:
     """Let the readers of pretraining name this command's flag."""
     try:
         yield
     except InputError as error:
-        raise InputError(re.sub(r"--(data_files|dataset_name)\b", flag_name, str(error))) from error
+        message = str(error).replace("--data_files", f"--{role}_file")
+        raise InputError(message.replace("--dataset_split", f"--{role}_split")) from error

@@ -80,7 +80,8 @@ def read_file(path: str, *, flag: str) -> Table:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not a {kind[1:]} file ({error}); repair it or change {flag}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a {kind[1:]} file ({reason}); repair it or change {flag}") from error
     if not len(table):
         raise InputError(f"{path} has no rows; change {flag}")
     return table

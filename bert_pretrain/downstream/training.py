@@ -25,7 +25,7 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Train
 from bert_pretrain.config import flag
 from bert_pretrain.downstream.data import LabelledDataset, LengthSampler
 from bert_pretrain.downstream.models import default_learning_rate
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.hardware import native_precision
 
 
@@ -193,6 +193,9 @@ def train(
 
     Returns:
         The trainer, whose `predict` gives logits and whose `state.log_history` has the evaluations.
+
+    Raises:
+        TrainingError: it diverged, and there are validation rows to see it on.
     """
     num_updates = recipe.num_updates(len(rows))
     arguments = training_arguments(recipe, model, scratch_folder, num_updates=num_updates, seed=seed)
@@ -208,7 +211,8 @@ def train(
         measure = validation.measure
 
         def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-            return measure(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+            logits = _finite(np.asarray(prediction.predictions), arguments)
+            return measure(logits, np.asarray(prediction.label_ids))
 
     trainer = ClassifierTrainer(
         model,
@@ -218,6 +222,7 @@ def train(
         data_collator=_as_is,
         compute_loss_func=window_loss,
         compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=_logits_alone,
     )
     trainer.remove_callback(PrinterCallback)
     try:
@@ -229,12 +234,46 @@ def train(
     return trainer
 
 
+def make_folder(folder: Path, *, flag: str) -> None:
+    """Make a folder for results, once all that can be checked before is checked.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}); change {flag}") from error
+    if not writable:
+        raise InputError(f"{folder} cannot be written to; change {flag} or its permissions")
+
+
 def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray[np.float32]:
-    """Return the logits (N, num_labels) of rows, in their order."""
+    """Return the logits (N, num_labels) of rows, in their order.
+
+    Raises:
+        TrainingError: they are no numbers: the training diverged.
+    """
     ordered, order = _by_length(rows)
-    found = trainer.predict(ordered).predictions
+    found = _finite(trainer.predict(ordered).predictions, trainer.args)
     logits = np.empty_like(found, dtype=np.float32)
     logits[order] = found
+    return logits
+
+
+def _logits_alone(outputs: Any, _: Tensor) -> Tensor:
+    """Return the logits of outputs that have more, as those of an encoder-decoder: its encoder's states."""
+    logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits
+
+
+def _finite(logits: NDArray[Any], arguments: Any) -> NDArray[Any]:
+    if not np.isfinite(logits).all():
+        raise TrainingError(
+            f"the training of seed {arguments.seed} diverged: the model predicts what is no number; pass a lower "
+            f"--learning_rate than {arguments.learning_rate:g}, and a new --output_dir"
+        )
     return logits
 
 

@@ -32,20 +32,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_run_json(run_dir: Path) -> dict[str, Any]:
+def read_run_json(run_dir: Path, *, name: str = "run.json") -> dict[str, Any]:
     """Return the record of a run: `config`, `command`, `versions`, `hardware`.
+
+    Args:
+        run_dir: its folder.
+        name: of the file; that of fine-tuning has another one.
 
     Raises:
         InputError: the folder is no run.
     """
+    path = run_dir / name
     try:
-        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"{run_dir} is no run (it has no readable run.json); pass an --output_dir of pretraining"
+            f"{run_dir} is no run (it has no readable {name}); pass an --output_dir of pretraining"
         ) from error
     except ValueError as error:
-        raise InputError(f"{run_dir / 'run.json'} is damaged ({error}); pass the folder of another run") from error
+        raise InputError(f"{path} is damaged ({error}); pass the folder of another run") from error
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise InputError(f"{run_dir / 'run.json'} has no 'config'; pass an --output_dir of pretraining")
+        raise InputError(f"{path} has no 'config'; pass an --output_dir of pretraining")
     return record

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -98,9 +99,16 @@ class Publisher:
         self.pusher.finish(self._hub.hub_max_wait)
 
 
-def open_pusher(run_dir: Path, repo_id: str, *, is_private: bool) -> HubPusher:
-    """Return a pusher of a run's outbox."""
-    command = f"python -m bert_pretrain.hub push {run_dir}"
+def open_pusher(run_dir: Path, repo_id: str, *, is_private: bool, flags: Sequence[str] = ()) -> HubPusher:
+    """Return a pusher of a run's outbox.
+
+    Args:
+        run_dir: the folder of a run, or of a fine-tuned model.
+        repo_id: as for `HubPusher`.
+        is_private: as for `HubPusher`.
+        flags: that the command to finish later needs, because the folder's own record does not have them.
+    """
+    command = f"python -m bert_pretrain.hub {shlex.join(['push', str(run_dir), *flags])}"
     return HubPusher(run_dir / OUTBOX, repo_id, is_private=is_private, finish_command=command)
 
 

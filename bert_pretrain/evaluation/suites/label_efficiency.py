@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +33,7 @@ from bert_pretrain.downstream.data import ImageDataset, LabelledDataset
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits, TaskDataArguments, augmentation_of, open_splits
 from bert_pretrain.downstream.tasks import find_task
-from bert_pretrain.downstream.training import Recipe, predict_logits, train
+from bert_pretrain.downstream.training import Recipe, make_folder, predict_logits, train
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.label_efficiency import (
     Arm,
@@ -139,6 +139,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
             "classes; change --task or --label_column"
         )
     pool, test, test_texts = _pool_and_test(splits, curve.max_test_rows)
+    _check_classes_have(counts or [], pool)
     arms = {name: _ARM_MAKERS[name](options, splits, pool, test, test_texts) for name in dict.fromkeys(curve.arms)}
     labels, test_labels = pool.labels, test.labels
     assert labels is not None and test_labels is not None
@@ -164,11 +165,22 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
 def _counts(curve: LabelEfficiencyArguments) -> list[int] | None:
     if curve.num_labels is None:
         return None
-    if any(not (word == "all" or word.isdecimal()) or word == "0" for word in curve.num_labels):
+    if any(word != "all" and not (word.isdecimal() and int(word)) for word in curve.num_labels):
         raise InputError(
             f"num_labels are {' '.join(curve.num_labels)} but must be numbers from 1 or all; change --num_labels"
         )
     return [0 if word == "all" else int(word) for word in curve.num_labels]
+
+
+def _check_classes_have(counts: list[int], pool: LabelledDataset) -> None:
+    """Raise `InputError` if a number of labels is more than any class has: the point would be that of all rows."""
+    assert pool.labels is not None
+    largest = int(np.unique(pool.labels, return_counts=True)[1].max())
+    if max(counts, default=0) > largest:
+        raise InputError(
+            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows; pass all for all of "
+            "them as --num_labels"
+        )
 
 
 def _pool_and_test(splits: Splits, max_test_rows: int) -> tuple[LabelledDataset, LabelledDataset, list[str]]:
@@ -200,7 +212,11 @@ def _joined(splits: Splits, name: str) -> list[str]:
 def _trained(*, from_scratch: bool) -> Callable[..., Arm]:
     def make(options: CurveOptions, splits: Splits, pool: LabelledDataset, test: LabelledDataset, _: list[str]) -> Arm:
         source = ClassifierSource(
-            options.curve.model, splits.labels, from_scratch=from_scratch, max_seq_length=splits.max_seq_length
+            options.curve.model,
+            splits.labels,
+            from_scratch=from_scratch,
+            max_seq_length=splits.max_seq_length,
+            pad_token_id=getattr(splits.processor, "pad_token_id", None),
         )
 
         def learn(places: NDArray[np.int64], seed: int) -> Labels:
@@ -227,6 +243,8 @@ def _frozen(options: CurveOptions, splits: Splits, pool: LabelledDataset, test: 
 def _text_embedder(model: str, _: LabelledDataset, splits: Splits) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the mean of the last layer over the tokens of each row, (B, D)."""
     encoder = AutoModel.from_pretrained(model, dtype=torch.float32).to(_device()).eval()
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
     choose_attention(encoder, splits.max_seq_length)
 
     def embed_batch(batch: dict[str, Tensor]) -> Tensor:
@@ -325,16 +343,16 @@ class _Log:
         self.finished: list[Measurement] = []
         known = folder / "settings.json"
         if known.exists():
-            earlier = json.loads(known.read_text())
+            earlier = _read_settings(known)
             changed = [name for name in settings if earlier.get(name) != json.loads(json.dumps(settings[name]))]
             if changed:
                 raise InputError(
                     f"{folder} holds a measurement with another {', '.join(changed)}; pass a new --output_dir"
                 )
-            self.finished = [Measurement(**row) for row in _complete_lines(folder / "rows.jsonl")]
+            self.finished = _read_measurements(folder / "rows.jsonl")
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is not an empty folder; pass a new one as --output_dir")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, flag="--output_dir")
         _write_json(known, settings)
         # A line that was cut off when the process ended is dropped before another one is added to it.
         _write_text(folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
@@ -354,10 +372,27 @@ def _line(row: Measurement) -> str:
     return json.dumps(dataclasses.asdict(row)) + "\n"
 
 
-def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):
-            yield json.loads(line)
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); pass a new --output_dir") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _read_measurements(path: Path) -> list[Measurement]:
+    """Return the lines that are complete."""
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else [], start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            found.append(Measurement(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number}, is no measurement; remove the line, or pass a new --output_dir"
+            ) from error
+    return found
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
