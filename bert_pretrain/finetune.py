@@ -15,7 +15,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,6 +43,7 @@ from bert_pretrain.downstream.tasks import DEFAULT_METRICS, Task, find_task
 from bert_pretrain.downstream.training import Recipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.hardware import describe_run
+from bert_pretrain.whole_files import check_creatable, write_json
 
 CARD = """\
 ---
@@ -141,7 +141,8 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
         card = _card(options, splits, results)
         (output_dir / "final.tmp/README.md").write_text(card, encoding="utf-8")
         os.replace(output_dir / "final.tmp", output_dir / "final")
-        _write_json(output_dir / "results.json", results | {"config": flags_given} | describe_run())
+        # A metric of the Hub may be no number, which is no reason to lose the others.
+        write_json(output_dir / "results.json", results | {"config": flags_given} | describe_run(), allow_nan=True)
     _say(_table(results))
     _say(f"the model of seed {results['best_seed']} is in {output_dir / 'final'}")
     if options.push_to_hub:
@@ -156,6 +157,7 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
     folder = Path(options.output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{options.output_dir} is not an empty folder; pass a new one as --output_dir")
+    check_creatable(folder, flag="--output_dir")
     if options.push_to_hub and not options.hub_model_id:
         raise InputError("--push_to_hub needs a repository; pass --hub_model_id user/name")
     if options.from_scratch and options.freeze_encoder:
@@ -357,17 +359,8 @@ def _push(options: FinetuneArguments, folder: Path) -> None:
     _say(f"uploaded to {options.hub_model_id}")
 
 
-_write_jsonable = partial(json.dumps, ensure_ascii=False)
-
-
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(_write_jsonable(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _is_main() -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +53,7 @@ from bert_pretrain.evaluation.suites.context import SuiteResult
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
+from bert_pretrain.whole_files import write_json, write_text
 
 ARMS = {
     "fine_tuned": "pretrained, fine-tuned",
@@ -335,9 +335,9 @@ class _Log:
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is not an empty folder; pass a new one as --output_dir")
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(known, settings)
+        write_json(known, settings)
         # A line that was cut off when the process ended is dropped before another one is added to it.
-        _write_text(folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
+        write_text(folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
 
     def add(self, row: Measurement) -> None:
         with (self.folder / "rows.jsonl").open("a") as file:
@@ -347,7 +347,7 @@ class _Log:
         sys.stdout.flush()
 
     def write_results(self, results: dict[str, Any]) -> None:
-        _write_json(self.folder / "label_efficiency.json", results | {"settings": self.settings} | describe_run())
+        write_json(self.folder / "label_efficiency.json", results | {"settings": self.settings} | describe_run())
 
 
 def _line(row: Measurement) -> str:
@@ -358,13 +358,3 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
         if line.endswith("\n"):
             yield json.loads(line)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
