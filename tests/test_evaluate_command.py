@@ -32,7 +32,9 @@ from bert_pretrain import evaluate
 from bert_pretrain.__main__ import main
 from bert_pretrain.data.images import open_images
 from bert_pretrain.data.tokenizers import load_tokenizer
+from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import compute_features, divide_labelled, read_processor
+from bert_pretrain.evaluation.suites.context import run_flags
 from bert_pretrain.evaluation.suites.fill_mask import DEFAULT_SENTENCES
 
 MEAN, STD = 0.3, 0.37
@@ -214,6 +216,22 @@ def test_the_images_of_the_run_are_the_default_unless_others_are_named(
     assert main([*flags, "--dataset_name", "digits", "--label_column", "label"]) == 0
     printed = capsys.readouterr().out
     assert "handwritten digits" in printed and "note:" not in printed
+
+
+def test_the_flags_of_an_exported_model_are_those_of_its_run_not_the_public_ones(tmp_path: Path) -> None:
+    final = save_encoder(tmp_path / "run" / "final")
+    for folder, path in ((final.parent, "/data/own.parquet"), (final, "own.parquet")):
+        (folder / "run.json").write_text(json.dumps({"config": {"data_files": [path]}}))
+    for model in (final, final.parent):
+        assert run_flags(str(model)) == {"data_files": ["/data/own.parquet"]}
+    (final.parent / "run.json").unlink()
+    assert run_flags(str(final)) == {"data_files": ["own.parquet"]}, "downloaded alone"
+
+
+def test_a_damaged_record_of_a_run_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"config": {"see')
+    with pytest.raises(InputError, match="damaged"):
+        run_flags(str(tmp_path))
 
 
 def test_images_without_a_label_are_left_out(tmp_path: Path) -> None:
