@@ -158,6 +158,9 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{options.output_dir} is not an empty folder; pass a new one as --output_dir")
     check_creatable(folder, flag="--output_dir")
+    for name in ("hub_model_id", "hub_private_repo"):
+        if getattr(options, name) and not options.push_to_hub:
+            raise InputError(f"--{name} means nothing without --push_to_hub; add that flag, or leave --{name} out")
     if options.push_to_hub and not options.hub_model_id:
         raise InputError("--push_to_hub needs a repository; pass --hub_model_id user/name")
     if options.from_scratch and options.freeze_encoder:

@@ -251,6 +251,9 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "seed twice": (sentences(8), ["--seeds", "1", "1"], "--seeds"),
     "no repository": (sentences(8), ["--push_to_hub"], "--hub_model_id"),
     "offline": (sentences(8), ["--push_to_hub", "--hub_model_id", "me/x", "--validation_share", "0.5"], "me/x"),
+    "hub without push": (sentences(8), ["--hub_model_id", "me/x"], "--push_to_hub"),
+    "split of a file": (sentences(8), ["--test_split", "test"], "--test_split"),
+    "augmented text": (sentences(8), ["--augmentation", "crop"], "--augmentation"),
     "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
     "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
     "unknown flag": (sentences(8), ["--epochs", "3"], "--epochs"),
@@ -301,3 +304,11 @@ def test_an_upload_that_fails_leaves_the_model(model: str, folder: Path, monkeyp
         run(options, data, Recipe(max_steps=2, mixed_precision="no"))
     assert (folder / "out/final/model.safetensors").exists()
     assert "| validation | accuracy |" in (folder / "out/final/README.md").read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "train.jsonl/out"])
+    assert stopped.value.code == 2 and "pass another --output_dir" in capsys.readouterr().err

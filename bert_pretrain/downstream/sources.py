@@ -45,8 +45,8 @@ class TaskDataArguments:
         None, "In place of files: a data set saved by datasets, a Hub id; of images also 'digits' or a folder."
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
-    validation_split: str | None = flag(None, "Its split to validate on. Default: validation, if there is one.")
-    test_split: str | None = flag(None, "Its split to test on. Default: test, if there is one.")
+    validation_split: str | None = flag(None, "Its split to validate on. Default: of texts validation, if it is there.")
+    test_split: str | None = flag(None, "Its split to test on. Default: of texts test, if it is there.")
     task: str = flag(
         "auto",
         "auto (what the labels look like), classification, multi_label, regression, or of GLUE: cola, sst2, mrpc, "
@@ -107,6 +107,8 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
     config = read_model_config(model)
     if is_image_config(config):
         return _open_images(model, config, data, task, seed, needs_validation=needs_validation)
+    if data.augmentation != "none":
+        raise InputError(f"--augmentation {data.augmentation} is for images but {model!r} reads text; leave it out")
     tokenizer = load_text_tokenizer(model, config)
     longest = longest_row(config, tokenizer)
     max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest)
@@ -135,6 +137,9 @@ def check_data_flags(data: TaskDataArguments, task: Task) -> None:
         raise InputError(f"--train_file and --dataset_name {data.dataset_name!r} both name the training rows; pass one")
     if not (data.train_file or data.dataset_name or task.dataset):
         raise InputError("there is nothing to train on; pass --train_file, --dataset_name or a --task of GLUE")
+    for name in ("dataset_config_name", "validation_split", "test_split"):
+        if getattr(data, name) and data.train_file:
+            raise InputError(f"--{name} goes with --dataset_name and means nothing to files; leave it out")
     for name in ("validation_file", "test_file"):
         if getattr(data, name) and not data.train_file:
             raise InputError(f"--{name} goes with --train_file; of a data set choose a split with --{name[:-4]}split")
@@ -194,8 +199,25 @@ def _encode_labels(
     for name, part in raw.items():
         # The test splits of GLUE have the label -1 in every row.
         has_none = part.labels is None or (name == "test" and set(map(str, part.labels)) <= {"-1", "-1.0", "None"})
-        encoded[name] = None if has_none else labels.encode(part.labels or [], description=part.description)
+        encoded[name] = None if has_none else labels.encode(_renumbered(part, train), description=part.description)
     return labels, encoded
+
+
+def _renumbered(part: _Raw, train: _Raw) -> list[Any]:
+    """Return labels by the class numbers of the training rows: a folder of images numbers the classes that it has."""
+    theirs, ours = part.class_names, train.class_names
+    if theirs is None or ours is None or theirs == ours:
+        return part.labels or []
+    numbers = {name: number for number, name in enumerate(ours)}
+
+    def renumber(label: Any) -> Any:
+        if isinstance(label, list):
+            return [renumber(member) for member in label]
+        if not isinstance(label, int) or not 0 <= label < len(theirs):
+            return label
+        return numbers.get(theirs[label], theirs[label])  # a name that training lacks is refused by the encoding
+
+    return [renumber(label) for label in part.labels or []]
 
 
 def _hold_out(
@@ -266,7 +288,8 @@ def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: i
     def read(role: str, **where: Any) -> LabelledPixels:
         flags = {"dataset_name": None, "dataset_config_name": None, "dataset_split": "train", "data_files": None}
         columns = {"image_column": data.image_column, "label_column": data.label_column}
-        with _naming(f"--{role}_file" if data.train_file else "--dataset_name"):
+        split_flag = "--dataset_name" if role == "train" else f"--{role}_split"
+        with _naming(f"--{role}_file" if data.train_file else "--dataset_name", split_flag):
             return read_images(processor, num_channels=num_channels, **(flags | where | columns))
 
     if data.train_file:
@@ -281,9 +304,10 @@ def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: i
 
 
 @contextlib.contextmanager
-def _naming(flag_name: str) -> Iterator[None]:
-    """Let the readers of pretraining name this command's flag."""
+def _naming(source_flag: str, split_flag: str) -> Iterator[None]:
+    """Let the readers of pretraining name this command's flags."""
     try:
         yield
     except InputError as error:
-        raise InputError(re.sub(r"--(data_files|dataset_name)\b", flag_name, str(error))) from error
+        message = re.sub(r"--(data_files|dataset_name)\b", source_flag, str(error))
+        raise InputError(re.sub(r"--dataset_split\b", split_flag, message)) from error

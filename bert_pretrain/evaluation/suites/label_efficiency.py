@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -49,11 +50,11 @@ from bert_pretrain.evaluation.label_efficiency import (
     summarize,
 )
 from bert_pretrain.evaluation.representation import Labels
-from bert_pretrain.evaluation.suites.context import SuiteResult
+from bert_pretrain.evaluation.suites.context import SuiteResult, naming_the_model_flag
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
-from bert_pretrain.whole_files import write_json, write_text
+from bert_pretrain.whole_files import check_creatable, write_json, write_text
 
 ARMS = {
     "fine_tuned": "pretrained, fine-tuned",
@@ -130,6 +131,9 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     unknown = [name for name in curve.arms if name not in ARMS]
     if unknown or not curve.arms:
         raise InputError(f"arms are {curve.arms} but must be of {', '.join(ARMS)}; change --arms")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("label_efficiency is measured by one process; start it without torchrun or accelerate launch")
+    log = _Log(Path(curve.output_dir), _settings(options))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     splits = open_splits(curve.model, data, find_task(data.task), seed=0, needs_validation=False)
@@ -142,7 +146,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     arms = {name: _ARM_MAKERS[name](options, splits, pool, test, test_texts) for name in dict.fromkeys(curve.arms)}
     labels, test_labels = pool.labels, test.labels
     assert labels is not None and test_labels is not None
-    log = _Log(Path(curve.output_dir), _settings(options))
+    log.open()
     measurements = measure_curve(
         arms,
         labels,
@@ -226,7 +230,13 @@ def _frozen(options: CurveOptions, splits: Splits, pool: LabelledDataset, test: 
 
 def _text_embedder(model: str, _: LabelledDataset, splits: Splits) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the mean of the last layer over the tokens of each row, (B, D)."""
-    encoder = AutoModel.from_pretrained(model, dtype=torch.float32).to(_device()).eval()
+    try:
+        encoder = AutoModel.from_pretrained(model, dtype=torch.float32)
+    except Exception as error:  # transformers raises whatever its parsers meet
+        raise InputError(
+            f"the weights of {model!r} cannot be read ({type(error).__name__}: {error}); change --model"
+        ) from error
+    encoder.to(_device()).eval()
     choose_attention(encoder, splits.max_seq_length)
 
     def embed_batch(batch: dict[str, Tensor]) -> Tensor:
@@ -242,9 +252,10 @@ def _image_embedder(model: str, pool: LabelledDataset, _: Splits) -> Callable[[d
     """Return what maps a batch to what the architecture's own classifier is fed, (B, D)."""
     assert isinstance(pool, ImageDataset)
     _, num_channels, height, _ = pool.pixels.shape
-    encoder = build_image_encoder(
-        config_name="", model_name_or_path=model, image_size=height, num_channels=num_channels, dropout=0.0
-    )
+    with naming_the_model_flag():
+        encoder = build_image_encoder(
+            config_name="", model_name_or_path=model, image_size=height, num_channels=num_channels, dropout=0.0
+        )
     encoder.to(_device()).eval()
     return lambda batch: embed(encoder, batch["pixel_values"])
 
@@ -321,6 +332,12 @@ class _Log:
     """The folder of a measurement: each finished training is a line of rows.jsonl."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Read what was measured before; writes nothing.
+
+        Raises:
+            InputError: the folder cannot be used, or holds something else.
+        """
+        check_creatable(folder, flag="--output_dir")
         self.folder, self.settings = folder, settings
         self.finished: list[Measurement] = []
         known = folder / "settings.json"
@@ -332,12 +349,15 @@ class _Log:
                     f"{folder} holds a measurement with another {', '.join(changed)}; pass a new --output_dir"
                 )
             self.finished = [Measurement(**row) for row in _complete_lines(folder / "rows.jsonl")]
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder} is not an empty folder; pass a new one as --output_dir")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(known, settings)
+
+    def open(self) -> None:
+        """Make the folder ready to be added to."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "settings.json", self.settings)
         # A line that was cut off when the process ended is dropped before another one is added to it.
-        write_text(folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
+        write_text(self.folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
 
     def add(self, row: Measurement) -> None:
         with (self.folder / "rows.jsonl").open("a") as file:
