@@ -124,6 +124,12 @@ def test_a_vocabulary_larger_than_the_models_is_refused(folder: Path, capsys: py
     assert "8,192" in message and "100" in message
 
 
+def test_damaged_weights_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Path(write_model_config(folder / "model", vocab_size=8192))
+    (model / "model.safetensors").write_bytes(b"no weights")
+    assert "weights of" in refusal([*small_flags(folder), "--model_name_or_path", str(model)], capsys)
+
+
 def test_a_folder_in_use_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = folder / "used"
     run_dir.mkdir()

@@ -105,6 +105,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(folder / "torn/model.safetensors")
     weights.pop(min(weights))
     save_file(weights, folder / "torn/model.safetensors", metadata={"format": "pt"})
+    for damaged in (save_bert(folder / "damaged"), save_encoder(folder / "damaged-vit")):
+        (damaged / "model.safetensors").write_bytes(b"no weights")
     save_encoder(folder / "bare")
     (folder / "bare/preprocessor_config.json").unlink()
     save_encoder(folder / "mixed")
@@ -358,6 +360,8 @@ BAD = {
     "image model": ("--model vit --suite fill_mask", "masked language model"),
     "no head": ("--model headless --suite fill_mask", "masked-LM head"),
     "weights missing": ("--model torn --suite knn", "; pass --model a complete checkpoint"),
+    "damaged weights": ("--model damaged --suite fill_mask", "--model"),
+    "damaged weights of images": ("--model damaged-vit --suite knn", "; pass --model a complete checkpoint"),
     "no tokenizer": ("--model wordless --suite fill_mask", "pass --model a folder"),
     "no processor": ("--model bare --suite knn", "preprocessor_config.json"),
     "wrong channels": ("--model mixed --suite knn", "channels"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.tokenizers import load_tokenizer
@@ -19,7 +20,7 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
     """
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         kind = "holds no masked language model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(f"{name!r} {kind} of transformers; pass --model one that this suite can read") from error
     if loading["missing_keys"]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import AutoModelForNextSentencePrediction, PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.prepared import TokenStore
@@ -62,7 +63,7 @@ def load_next_sentence_model(name: str) -> PreTrainedModel:
         model, loading = AutoModelForNextSentencePrediction.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         kind = "holds no model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{name!r} {kind} of transformers with a next-sentence head; pass another --model, or leave nsp out of "
