@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ def _parse_parquet(content: bytes, path: str) -> Table:
     return Table(path, {name: table.column(name).to_pylist() for name in table.column_names}, names)
 
 
-_PARSERS = {
+_PARSERS: dict[str, Callable[[bytes, str], Table]] = {
     ".csv": partial(_parse_separated, separator=","),
     ".tsv": partial(_parse_separated, separator="\t"),
     ".jsonl": _parse_json_lines,
