@@ -17,10 +17,10 @@ from loopback_hub import TOKEN, Fault, LoopbackHub, running_hub, text_files
 from runs import command, environment, metrics, small_flags, write_corpus
 from safetensors.torch import load
 
-from bert_pretrain import publication, upload
 from bert_pretrain.__main__ import main
 from bert_pretrain.config import HubArguments, parse_config
 from bert_pretrain.errors import InputError
+from bert_pretrain.publishing import publication, upload
 
 REPOSITORY = "tester/words"
 PUBLISH = f"--push_to_hub --hub_model_id {REPOSITORY} --hub_private_repo --hub_push_state"
