@@ -51,6 +51,7 @@ FILES = {
     "column.jsonl": (b'{"body": "Some text. More text."}\n', "--text_column"),
     "broken.jsonl": (b'{"text": "Some text."}\n{"text": \n', "line 2"),
     "column.csv": (b"body,label\nSome text.,1\n", "--text_column"),
+    "shifted.csv": (b"text,label\nSome text, not quoted.,1\n", "more cells in row 1"),
     "text.docx": (b"PK", "extension"),
     "cut.txt.gz": (gzip.compress(SENTENCE.encode() * 999)[:40], "gzip"),
     "blank.txt": (b"\n\n  \n", "no text"),

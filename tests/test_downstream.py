@@ -29,11 +29,12 @@ from bert_pretrain.downstream.training import (
     ClassifierTrainer,
     Recipe,
     _as_is,
+    predict_logits,
     train,
     training_arguments,
     window_loss,
 )
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, TrainingError
 
 SINGLE, MULTI, VALUES = "single_label_classification", "multi_label_classification", "regression"
 
@@ -380,3 +381,15 @@ def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path:
         drawn.clear()
         train(source.build(seed), rows, recipe, seed=seed, scratch_folder=tmp_path / "scratch")
         assert sorted(drawn) == [(epoch, place) for epoch in range(3) for place in range(10)]
+
+
+def test_a_model_that_diverged_has_no_predictions(model: str, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = tokenize(Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32)
+    source = ClassifierSource(model, find_labels(["a", "b"], problem_type=None, names=None, description="d"))
+    broken = source.build(0)
+    torch.nn.init.constant_(broken.classifier.weight, math.nan)
+    recipe = Recipe(min_steps=1, num_train_epochs=1, mixed_precision="no")
+    trainer = train(broken, rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
+    with pytest.raises(TrainingError, match="--learning_rate"):
+        predict_logits(trainer, rows)

@@ -25,7 +25,7 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Train
 from bert_pretrain.config import flag
 from bert_pretrain.downstream.data import LabelledDataset, LengthSampler
 from bert_pretrain.downstream.models import default_learning_rate
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.hardware import native_precision
 
 
@@ -193,6 +193,9 @@ def train(
 
     Returns:
         The trainer, whose `predict` gives logits and whose `state.log_history` has the evaluations.
+
+    Raises:
+        TrainingError: the model diverged, as an evaluation shows.
     """
     num_updates = recipe.num_updates(len(rows))
     arguments = training_arguments(recipe, model, scratch_folder, num_updates=num_updates, seed=seed)
@@ -208,7 +211,7 @@ def train(
         measure = validation.measure
 
         def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-            return measure(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+            return measure(_finite(np.asarray(prediction.predictions)), np.asarray(prediction.label_ids))
 
     trainer = ClassifierTrainer(
         model,
@@ -230,11 +233,24 @@ def train(
 
 
 def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray[np.float32]:
-    """Return the logits (N, num_labels) of rows, in their order."""
+    """Return the logits (N, num_labels) of rows, in their order.
+
+    Raises:
+        TrainingError: they are no numbers.
+    """
     ordered, order = _by_length(rows)
-    found = trainer.predict(ordered).predictions
+    found = _finite(trainer.predict(ordered).predictions)
     logits = np.empty_like(found, dtype=np.float32)
     logits[order] = found
+    return logits
+
+
+def _finite(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return logits that are numbers: the class of others would be 0, and their metrics no numbers either."""
+    if not np.isfinite(logits).all():
+        raise TrainingError(
+            "training diverged: what the model gives is not finite; lower --learning_rate, or pass --mixed_precision no"
+        )
     return logits
 
 
