@@ -114,7 +114,7 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
 
     Raises:
         InputError: a flag, the model or the data cannot be used; nothing has been written then.
-        TrainingError: the upload failed; the folder is complete.
+        TrainingError: the model diverged; or the upload failed, and the folder is complete.
     """
     task = find_task(data.task)
     _check(options, recipe)
@@ -199,7 +199,7 @@ def _train_one(
         splits.rows["train"],
         recipe,
         seed=seed,
-        scratch_folder=aside / "checkpoints",
+        scratch_folder=aside,
         validation=validation,
     )
     outcome: dict[str, Any] = {
