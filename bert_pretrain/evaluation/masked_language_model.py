@@ -10,6 +10,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.errors import InputError
+from bert_pretrain.hardware import default_device
 
 
 def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -28,8 +29,7 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
             f"{name!r} has no trained masked-LM head (it lacks {min(loading['missing_keys'])}); "
             "pass --model one that has"
         )
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.eval().to(device or "cpu"), load_word_tokenizer(name)
+    return model.eval().to(default_device()), load_word_tokenizer(name)
 
 
 def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:

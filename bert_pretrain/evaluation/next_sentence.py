@@ -17,6 +17,7 @@ from bert_pretrain.data.random import permutation
 from bert_pretrain.data.sentence_pairs import IS_NEXT, IS_RANDOM, EpochPlan
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.representation import Interval, wilson_interval
+from bert_pretrain.hardware import default_device
 
 NUM_BINS = 10
 
@@ -74,8 +75,7 @@ def load_next_sentence_model(name: str) -> PreTrainedModel:
             f"{name!r} has no trained next-sentence head (it lacks {min(loading['missing_keys'])}); pass another "
             "--model, or leave nsp out of --suite"
         )
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.eval().to(device or "cpu")
+    return model.eval().to(default_device())
 
 
 def balanced_rows(labels: NDArray[np.int8], *, max_rows: int, seed: int) -> NDArray[np.int64]:

@@ -51,7 +51,7 @@ from bert_pretrain.evaluation.label_efficiency import (
 )
 from bert_pretrain.evaluation.representation import Labels
 from bert_pretrain.evaluation.suites.context import SuiteResult, naming_the_model_flag
-from bert_pretrain.hardware import describe_run
+from bert_pretrain.hardware import default_device, describe_run
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
 from bert_pretrain.whole_files import check_creatable, write_json, write_text
@@ -236,7 +236,7 @@ def _text_embedder(model: str, _: LabelledDataset, splits: Splits) -> Callable[[
         raise InputError(
             f"the weights of {model!r} cannot be read ({type(error).__name__}: {error}); change --model"
         ) from error
-    encoder.to(_device()).eval()
+    encoder.to(default_device()).eval()
     choose_attention(encoder, splits.max_seq_length)
 
     def embed_batch(batch: dict[str, Tensor]) -> Tensor:
@@ -256,7 +256,7 @@ def _image_embedder(model: str, pool: LabelledDataset, _: Splits) -> Callable[[d
         encoder = build_image_encoder(
             config_name="", model_name_or_path=model, image_size=height, num_channels=num_channels, dropout=0.0
         )
-    encoder.to(_device()).eval()
+    encoder.to(default_device()).eval()
     return lambda batch: embed(encoder, batch["pixel_values"])
 
 
@@ -264,21 +264,18 @@ def _embedded(
     embedder: Callable[[dict[str, Tensor]], Tensor], rows: LabelledDataset, recipe: Recipe
 ) -> NDArray[np.float32]:
     features: list[NDArray[np.float32]] = []
+    device = default_device()
     order = np.argsort(rows.lengths, kind="stable")
     plain = rows.subset(np.arange(len(rows)))  # images without augmentation
     plain.labels = None
     with torch.no_grad():
         for first in range(0, len(order), recipe.per_device_eval_batch_size):
             batch = plain.__getitems__(order[first : first + recipe.per_device_eval_batch_size].tolist())
-            features.append(embedder({name: values.to(_device()) for name, values in batch.items()}).cpu().numpy())
+            features.append(embedder({name: values.to(device) for name, values in batch.items()}).cpu().numpy())
     ordered = np.concatenate(features)
     result = np.empty_like(ordered)
     result[order] = ordered
     return result
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def _floor(
