@@ -18,6 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from bert_pretrain.errors import InputError
+from bert_pretrain.whole_files import replace_folder
 
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -59,8 +60,7 @@ def save_checkpoint(
         listing = {str(path.relative_to(aside)): _digest(path) for path in files}
         (aside / STATE_FILE).write_text(json.dumps(state | {"files": listing}, indent=1))
         _flush_to_disk([*files, aside / STATE_FILE])
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
+        replace_folder(aside, final)
         _rotate(folder, save_total_limit)
     accelerator.wait_for_everyone()
     return final
@@ -123,7 +123,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _rotate(folder: Path, save_total_limit: int) -> None:
-    for stale in folder.glob("step-*.tmp"):
+    for stale in (*folder.glob("step-*.tmp"), *folder.glob("step-*.old")):
         shutil.rmtree(stale)
     if save_total_limit:
         for path in list_checkpoints(folder)[:-save_total_limit]:

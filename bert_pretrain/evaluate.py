@@ -7,12 +7,9 @@ output and figures in a JSON file leave. A suite is one function in `SUITES`, wh
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
@@ -26,6 +23,7 @@ from bert_pretrain.evaluation.suites.label_efficiency import parse_options, run_
 from bert_pretrain.evaluation.suites.minimal_pairs import check_minimal_pairs_flags, evaluate_minimal_pairs
 from bert_pretrain.evaluation.suites.nsp import check_nsp_flags, evaluate_nsp
 from bert_pretrain.hardware import describe_run
+from bert_pretrain.whole_files import write_json
 
 SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
     "fill_mask": evaluate_fill_mask,
@@ -128,13 +126,6 @@ def check_json_target(path: str | None) -> None:
     target = Path(path).absolute()
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"{path} cannot be written: no such folder; pass a file as --json")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ model card says of the model.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_pretrain.whole_files import replace_folder
 
 
 def export_bert(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -26,8 +27,7 @@ def export_bert(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(aside, directory)
+    replace_folder(aside, directory)
 
 
 def write_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

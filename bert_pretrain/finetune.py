@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,11 +41,12 @@ from bert_pretrain.downstream.metrics import (
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits, TaskDataArguments, open_splits
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, Task, find_task
-from bert_pretrain.downstream.training import Recipe, Validation, make_folder, predict_logits, train
+from bert_pretrain.downstream.training import Recipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.publishing.publication import open_pusher, submit_final
 from bert_pretrain.publishing.pusher import HubPusher
+from bert_pretrain.whole_files import check_creatable, make_folder, write_json
 
 _PUSH_SECONDS = 600  # that the end waits for the Hub
 CARD = """\
@@ -120,7 +120,7 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
 
     Raises:
         InputError: a flag, the model or the data cannot be used; nothing has been written then.
-        TrainingError: the model did not get to the Hub; the folder is complete.
+        TrainingError: the model diverged; or it did not get to the Hub, and the folder is complete.
     """
     task = find_task(data.task)
     _check(options, recipe)
@@ -163,7 +163,8 @@ def _train_all(
         card = _card(options, splits, results)
         (output_dir / "final.tmp/README.md").write_text(card, encoding="utf-8")
         os.replace(output_dir / "final.tmp", output_dir / "final")
-        _write_json(output_dir / "results.json", results | {"config": flags_given} | describe_run())
+        # A metric of the Hub may be no number, which is no reason to lose the others.
+        write_json(output_dir / "results.json", results | {"config": flags_given} | describe_run(), allow_nan=True)
     _say(_table(results))
     _say(f"the model of seed {results['best_seed']} is in {output_dir / 'final'}")
     return results
@@ -176,6 +177,7 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
     folder = Path(options.output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{options.output_dir} is not an empty folder; pass a new one as --output_dir")
+    check_creatable(folder, flag="--output_dir")
     if options.push_to_hub and not options.hub_model_id:
         raise InputError("--push_to_hub needs a repository; pass --hub_model_id user/name")
     if options.push_to_hub:
@@ -218,7 +220,7 @@ def _train_one(
         splits.rows["train"],
         recipe,
         seed=seed,
-        scratch_folder=aside / "checkpoints",
+        scratch_folder=aside,
         validation=validation,
     )
     outcome: dict[str, Any] = {
@@ -374,17 +376,8 @@ def _push(pusher: HubPusher, output_dir: Path) -> None:
         )
 
 
-_write_jsonable = partial(json.dumps, ensure_ascii=False)
-
-
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(_write_jsonable(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _is_main() -> bool:

@@ -27,6 +27,13 @@ def native_precision() -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
+def default_device() -> torch.device:
+    """Return the accelerator if one is there, else the processor."""
+    # A torch that is built for CUDA names it as its accelerator on a machine without a GPU too.
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device or torch.device("cpu")
+
+
 def cpu_threads(requested: int) -> int:
     """Return the threads a process should use on CPU.
 

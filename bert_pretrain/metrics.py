@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from bert_pretrain.objectives.base import LossTerm
+from bert_pretrain.whole_files import write_text
 
 
 class RunningSums:
@@ -94,14 +94,13 @@ class JsonLines:
         """Open `path` for appending; rows past `keep_until_step` and a half-written last line are removed."""
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_until_step]
-            aside = path.with_suffix(".tmp")
-            aside.write_text("".join(line + "\n" for line in kept))
-            os.replace(aside, path)
+            # Not splitlines: a word may be a line separator of Unicode, which JSON leaves as it is.
+            lines = path.read_text(encoding="utf-8").split("\n")
+            write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= keep_until_step))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row and hand it to the operating system."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 

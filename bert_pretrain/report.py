@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -18,6 +17,7 @@ from bert_pretrain.command_line import reporting_input_errors
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.curves import draw_curves, read_metrics
 from bert_pretrain.evaluation.run_records import read_rows, read_run_json
+from bert_pretrain.whole_files import write_text
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -57,11 +57,9 @@ def write_report(run_dir: Path) -> Path:
     record = read_run_json(run_dir)
     metrics = read_metrics(run_dir / "metrics.jsonl")
     target = run_dir / "report.html"
-    aside = target.with_name(target.name + ".tmp")
     try:
         draw_curves(run_dir / "metrics.jsonl", run_dir / "curves.png")
-        aside.write_text(_page(run_dir, record, metrics), encoding="utf-8")
-        os.replace(aside, target)
+        write_text(target, _page(run_dir, record, metrics))
     except OSError as error:
         raise InputError(f"the report cannot be written into {run_dir} ({error}); make the folder writable") from error
     return target

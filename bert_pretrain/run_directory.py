@@ -6,7 +6,6 @@ Called by the program before and after it has built the trainer.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.publishing.download import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.trainer import Trainer
+from bert_pretrain.whole_files import check_creatable, make_folder, write_json
 
-_UNFINISHED = "run.json.tmp"
+_UNFINISHED = "run.json.tmp"  # as `write_json` names it
 # Flags that determine what a run's numbers mean: a checkpoint continues only under the same values.
 _DEFINING_FLAGS = [
     "objective",
@@ -75,12 +75,10 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
         InputError: the folder is in use, or there is no run to continue.
     """
     holds_run = (run_dir / "run.json").is_file()
-    nearest = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
-    if nearest != run_dir.absolute() and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise InputError(f"{run_dir} cannot be created in {nearest}; pass another --output_dir")
+    check_creatable(run_dir, flag="--output_dir")
     if resume_from is None:
         # A run killed while it began leaves at most the unfinished run.json.
-        if run_dir.is_file() or (run_dir.is_dir() and any(path.name != _UNFINISHED for path in run_dir.iterdir())):
+        if run_dir.is_dir() and any(path.name != _UNFINISHED for path in run_dir.iterdir()):
             what = "holds another run" if holds_run else "is not an empty folder"
             raise InputError(
                 f"{run_dir} {what}; pass another --output_dir, or continue it with --resume_from_checkpoint latest"
@@ -108,10 +106,7 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
     Raises:
         InputError: the folder cannot be created.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{run_dir} cannot be created ({error.strerror}); pass another --output_dir") from error
+    make_folder(run_dir, flag="--output_dir")
     accelerator = trainer.accelerator
     effective = {
         "global_batch_size": trainer.global_batch_size,
@@ -122,10 +117,7 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
         "device": accelerator.device.type,
         "num_cpu_threads": torch.get_num_threads(),
     }
-    record = {"config": flags | effective} | describe_run()
-    aside = run_dir / _UNFINISHED
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, run_dir / "run.json")
+    write_json(run_dir / "run.json", {"config": flags | effective} | describe_run())
 
 
 def fingerprint(flags: dict[str, Any], data: dict[str, Any], model_config: PreTrainedConfig) -> dict[str, Any]:

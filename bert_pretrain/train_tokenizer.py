@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from bert_pretrain.config import flag, flags
 from bert_pretrain.data.corpus import open_documents
 from bert_pretrain.data.tokenizers import train_wordpiece
 from bert_pretrain.errors import InputError
+from bert_pretrain.whole_files import replace_folder
 
 
 @dataclass
@@ -89,8 +89,7 @@ def train(options: TokenizerArguments) -> None:
     aside = output_dir.with_name(output_dir.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     tokenizer.save_pretrained(aside)
-    shutil.rmtree(output_dir, ignore_errors=True)
-    os.replace(aside, output_dir)
+    replace_folder(aside, output_dir)
     sys.stdout.write(f"{len(tokenizer):,} pieces from {source.description} in {output_dir}\n")
 
 

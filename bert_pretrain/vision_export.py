@@ -8,7 +8,6 @@ model with decoder or projection head, so that pretraining can continue; and wha
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL.Image import Resampling
 from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessorPil
 
 from bert_pretrain.models.image_encoder import PRETRAINING_FOLDER
+from bert_pretrain.whole_files import replace_folder
 
 CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}
 OBJECTIVES = {
@@ -84,8 +84,7 @@ def export_image_model(model: PretrainingModel, processor: ViTImageProcessorPil,
     _exported_config(base).save_pretrained(aside)
     processor.save_pretrained(aside)
     model.save_pretrained(aside / PRETRAINING_FOLDER)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(aside, directory)
+    replace_folder(aside, directory)
 
 
 def write_config(model: PretrainingModel, processor: ViTImageProcessorPil, directory: Path) -> None:

@@ -51,6 +51,7 @@ FILES = {
     "column.jsonl": (b'{"body": "Some text. More text."}\n', "--text_column"),
     "broken.jsonl": (b'{"text": "Some text."}\n{"text": \n', "line 2"),
     "column.csv": (b"body,label\nSome text.,1\n", "--text_column"),
+    "shifted.csv": (b"text,label\nSome text, not quoted.,1\n", "more cells in row 1"),
     "text.docx": (b"PK", "extension"),
     "cut.txt.gz": (gzip.compress(SENTENCE.encode() * 999)[:40], "gzip"),
     "blank.txt": (b"\n\n  \n", "no text"),
@@ -122,6 +123,12 @@ def test_a_vocabulary_larger_than_the_models_is_refused(folder: Path, capsys: py
     flags = ["--model_name_or_path", str(folder / "small"), "--tokenizer_name", default]
     message = refusal([*small_flags(folder), *flags], capsys)
     assert "8,192" in message and "100" in message
+
+
+def test_damaged_weights_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Path(write_model_config(folder / "model", vocab_size=8192))
+    (model / "model.safetensors").write_bytes(b"no weights")
+    assert "weights of" in refusal([*small_flags(folder), "--model_name_or_path", str(model)], capsys)
 
 
 def test_a_folder_in_use_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,23 +14,27 @@ import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from downstream_models import make_text_model, sentences
+from downstream_models import make_image_model, make_text_model, sentences
+from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDataset, Texts, tokenize
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.metrics import METRICS, compute_metrics, is_better, load_metrics
 from bert_pretrain.downstream.models import ClassifierSource, default_learning_rate, read_model_config
+from bert_pretrain.downstream.sources import TaskDataArguments, augmentation_of, open_splits
 from bert_pretrain.downstream.tables import read_file
+from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import (
     ClassifierTrainer,
     Recipe,
     _as_is,
+    predict_logits,
     train,
     training_arguments,
     window_loss,
 )
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, TrainingError
 
 SINGLE, MULTI, VALUES = "single_label_classification", "multi_label_classification", "regression"
 
@@ -196,6 +200,14 @@ def test_class_names_of_a_parquet_file_are_found(tmp_path: Path) -> None:
     assert read_file(str(tmp_path / "a.parquet"), flag="f").class_names == {"label": ("no", "yes")}
 
 
+def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_separator(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nwell, yes,1\nwell, no,0\n")  # pandas would take "well" for row names
+    with pytest.raises(InputError, match="more cells in row 1"):
+        read_file(str(tmp_path / "a.csv"), flag="--train_file")
+    (tmp_path / "a.tsv.csv").write_text("text,label\nyes,1\n")
+    assert read_file(str(tmp_path / "a.tsv.csv"), flag="--train_file").columns == {"text": ["yes"], "label": ["1"]}
+
+
 def test_batches_equal_those_of_the_tokenizer_also_of_a_subset(model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     first, second = ["a value", "the list of names", "file"], ["index", "a", "the function returns"]
@@ -328,3 +340,56 @@ def test_a_tiny_task_is_learnt_and_nothing_is_left_on_disk(model: str, tmp_path:
     trainer = train(source.build(0), rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
     assert trainer.evaluate(rows)["eval_loss"] < 0.1
     assert not (tmp_path / "scratch").exists()
+
+
+def test_classes_of_image_folders_are_matched_by_name(tmp_path: Path) -> None:
+    model = make_image_model(tmp_path / "vit")
+    for split, classes in (("train", ("ant", "bee", "cat")), ("test", ("bee", "cat"))):
+        for name in classes:
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(4):
+                path = tmp_path / "images" / split / name / f"{number}.png"
+                Image.fromarray(np.full((8, 8), 60 * number, np.uint8)).save(path)
+    data = TaskDataArguments(dataset_name=str(tmp_path / "images"), test_split="test", validation_share=0.25)
+    splits = open_splits(model, data, find_task("auto"), seed=0)
+    assert splits.labels.names == ("ant", "bee", "cat")
+    found = splits.rows["test"].labels
+    assert found is not None and found.tolist() == [1] * 4 + [2] * 4
+    (tmp_path / "images/test/bee").rename(tmp_path / "images/test/dog")
+    with pytest.raises(InputError, match="'dog'"):
+        open_splits(model, data, find_task("auto"), seed=0)
+
+
+def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 1, 8, 8), dtype=np.uint8)
+    augmentation = augmentation_of(TaskDataArguments(augmentation="crop"), (1, 8, 8), seed=0)
+    assert augmentation is not None
+    rows = ImageDataset(pixels, np.arange(10) % 2, mean=[0.3], std=[0.4], augmentation=augmentation)
+    drawn: list[tuple[int, int]] = []
+    draw = augmentation.draw
+
+    def recorded(epoch: Any, places: Any, view: int) -> Any:
+        drawn.extend((int(epoch), int(place)) for place in places)
+        return draw(epoch, places, view)
+
+    augmentation.draw = recorded  # type: ignore[method-assign]
+    source = ClassifierSource(
+        make_image_model(tmp_path / "vit"), find_labels([0, 1], problem_type=None, names=None, description="d")
+    )
+    recipe = Recipe(num_train_epochs=3, min_steps=0, per_device_train_batch_size=4, mixed_precision="no")
+    for seed in (0, 1):
+        drawn.clear()
+        train(source.build(seed), rows, recipe, seed=seed, scratch_folder=tmp_path / "scratch")
+        assert sorted(drawn) == [(epoch, place) for epoch in range(3) for place in range(10)]
+
+
+def test_a_model_that_diverged_has_no_predictions(model: str, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = tokenize(Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32)
+    source = ClassifierSource(model, find_labels(["a", "b"], problem_type=None, names=None, description="d"))
+    broken = source.build(0)
+    torch.nn.init.constant_(broken.classifier.weight, math.nan)
+    recipe = Recipe(min_steps=1, num_train_epochs=1, mixed_precision="no")
+    trainer = train(broken, rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
+    with pytest.raises(TrainingError, match="--learning_rate"):
+        predict_logits(trainer, rows)

@@ -32,7 +32,9 @@ from bert_pretrain import evaluate
 from bert_pretrain.__main__ import main
 from bert_pretrain.data.images import open_images
 from bert_pretrain.data.tokenizers import load_tokenizer
+from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import compute_features, divide_labelled, read_processor
+from bert_pretrain.evaluation.suites.context import run_flags
 from bert_pretrain.evaluation.suites.fill_mask import DEFAULT_SENTENCES
 
 MEAN, STD = 0.3, 0.37
@@ -103,6 +105,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(folder / "torn/model.safetensors")
     weights.pop(min(weights))
     save_file(weights, folder / "torn/model.safetensors", metadata={"format": "pt"})
+    for damaged in (save_bert(folder / "damaged"), save_encoder(folder / "damaged-vit")):
+        (damaged / "model.safetensors").write_bytes(b"no weights")
     save_encoder(folder / "bare")
     (folder / "bare/preprocessor_config.json").unlink()
     save_encoder(folder / "mixed")
@@ -214,6 +218,22 @@ def test_the_images_of_the_run_are_the_default_unless_others_are_named(
     assert main([*flags, "--dataset_name", "digits", "--label_column", "label"]) == 0
     printed = capsys.readouterr().out
     assert "handwritten digits" in printed and "note:" not in printed
+
+
+def test_the_flags_of_an_exported_model_are_those_of_its_run_not_the_public_ones(tmp_path: Path) -> None:
+    final = save_encoder(tmp_path / "run" / "final")
+    for folder, path in ((final.parent, "/data/own.parquet"), (final, "own.parquet")):
+        (folder / "run.json").write_text(json.dumps({"config": {"data_files": [path]}}))
+    for model in (final, final.parent):
+        assert run_flags(str(model)) == {"data_files": ["/data/own.parquet"]}
+    (final.parent / "run.json").unlink()
+    assert run_flags(str(final)) == {"data_files": ["own.parquet"]}, "downloaded alone"
+
+
+def test_a_damaged_record_of_a_run_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"config": {"see')
+    with pytest.raises(InputError, match="damaged"):
+        run_flags(str(tmp_path))
 
 
 def test_images_without_a_label_are_left_out(tmp_path: Path) -> None:
@@ -340,6 +360,8 @@ BAD = {
     "image model": ("--model vit --suite fill_mask", "masked language model"),
     "no head": ("--model headless --suite fill_mask", "masked-LM head"),
     "weights missing": ("--model torn --suite knn", "; pass --model a complete checkpoint"),
+    "damaged weights": ("--model damaged --suite fill_mask", "--model"),
+    "damaged weights of images": ("--model damaged-vit --suite knn", "; pass --model a complete checkpoint"),
     "no tokenizer": ("--model wordless --suite fill_mask", "pass --model a folder"),
     "no processor": ("--model bare --suite knn", "preprocessor_config.json"),
     "wrong channels": ("--model mixed --suite knn", "channels"),

@@ -402,3 +402,24 @@ def test_a_folder_in_use_is_left_alone(model: str, folder: Path, capsys: pytest.
         main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "used"])
     assert "--output_dir" in capsys.readouterr().err
     assert [path.name for path in (folder / "used").iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "train.jsonl/out"])
+    assert stopped.value.code == 2 and "pass another --output_dir" in capsys.readouterr().err
+
+
+def test_what_was_interrupted_can_be_started_again(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(trainer: Any) -> None:
+        (Path(trainer.args.output_dir) / "checkpoint-2").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bert_pretrain.downstream.training.ClassifierTrainer.train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(model, *FILES, *SHORT)
+    assert not list((folder / "out").iterdir())
+    finetune(model, *FILES, *SHORT)

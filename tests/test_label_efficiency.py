@@ -234,3 +234,34 @@ def test_the_curve_is_measured_alone(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as ended:
         evaluate(["--model", "m", "--suite", "knn", "label_efficiency"])
     assert ended.value.code == 2 and "label_efficiency runs alone" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused_before_the_model_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "out").mkdir()
+    (folder / "out/notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        measure("--model", "nowhere", "--train_file", "train.jsonl")
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        measure("--model", "nowhere", "--train_file", "train.jsonl")
+    assert "one process" in capsys.readouterr().err
+
+
+def test_a_frozen_encoder_that_cannot_be_read_names_the_model_flag(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, files in (
+        (make_text_model(folder / "text"), ["--train_file", "train.jsonl"]),
+        (make_image_model(folder / "vit"), ["--dataset_name", "digits"]),
+    ):
+        (Path(model) / "model.safetensors").write_bytes(b"no weights")
+        with pytest.raises(SystemExit) as stopped:
+            measure("--model", model, *files, "--arms", "frozen_probe")
+        assert stopped.value.code == 2 and "--model" in capsys.readouterr().err
+        assert not (folder / "out").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from loopback_hub import TOKEN, Fault, LoopbackHub, Repository, running_hub
+from safetensors import SafetensorError
 
 from bert_pretrain.publishing import pusher as pusher_module
 from bert_pretrain.publishing.pusher import HubPusher
@@ -204,3 +205,52 @@ def test_a_run_that_fails_does_not_wait_for_the_hub(hub: LoopbackHub, tmp_path: 
         raise RuntimeError("diverged")
     assert time.monotonic() - started < 5
     assert_kept(run)
+
+
+def test_a_full_disk_as_safetensors_reports_it_does_not_end_the_run_either(hub: LoopbackHub, tmp_path: Path) -> None:
+    # No OSError: it is what a `save_pretrained` raises.
+    def fail(_: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    run = Run(tmp_path)
+    run.pusher.submit(fail, "main")
+    assert "No space left" in run.text
+    assert run.pusher.finish(60)
+
+
+def test_uploads_start_from_any_folder_also_where_the_package_is_not_installed(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A stranger of the package's name is found unless the root of this one comes first.
+    stranger = tmp_path / "elsewhere" / "bert_pretrain"
+    stranger.mkdir(parents=True)
+    (stranger / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(stranger.parent))
+    monkeypatch.chdir(tmp_path)
+    run = Run(tmp_path)
+    run.pusher.submit(fill, "main")
+    assert run.pusher.finish(60), run.text
+
+
+def test_a_process_that_cannot_be_started_is_said_and_the_files_are_kept(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(pusher_module.subprocess, "Popen", no_memory)
+    run = Run(tmp_path)
+    run.pusher.submit(fill, "main")
+    assert not run.pusher.finish(2)
+    assert_kept(run)
+    assert "Cannot allocate memory" in run.text
+
+
+def test_what_is_being_removed_is_not_pushed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = tmp_path / "000001-main"
+    pushed.mkdir()
+    fill(pushed)
+    # As after a kill: nothing is deleted any more.
+    monkeypatch.setattr(pusher_module.shutil, "rmtree", lambda *_, **__: None)
+    pusher_module._remove(pushed)
+    assert not list(tmp_path.glob("[0-9]*-*"))

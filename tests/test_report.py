@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.evaluation.run_records import read_rows
+from bert_pretrain.metrics import JsonLines
 from bert_pretrain.report import write_report
 
 VALIDATION = {"split": "validation", "epoch": 0.0, "loss": 7.25, "mlm_loss": 6.5, "unigram_entropy": 6.25}
@@ -107,3 +109,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error
         assert not (tmp_path / name / "report.html").exists()
+
+
+def test_a_word_that_is_a_line_separator_cuts_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "fill_mask.jsonl"
+    rows = [{"step": step, "candidates": [["\u2028", 0.5], ["\u0085", 0.25]]} for step in (0, 10, 20)]
+    written = JsonLines(path, keep_until_step=-1)
+    for row in rows:
+        written.write(row)
+    assert read_rows(path) == rows
+    JsonLines(path, keep_until_step=10)
+    assert read_rows(path) == rows[:2]

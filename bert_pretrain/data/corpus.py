@@ -251,6 +251,9 @@ def _read_csv(path: Path, text_column: str) -> Iterator[str]:
         try:
             chunks = pd.read_csv(file, chunksize=10_000, dtype=str, keep_default_na=False)
             for chunk in chunks:
+                # Where the first row has more cells than the header, pandas takes the first ones for names of rows.
+                if not isinstance(chunk.index, pd.RangeIndex):
+                    raise InputError(f"{path} has more cells in row 1 than its header; put texts with ',' in quotes")
                 if text_column not in chunk.columns:
                     raise _missing_column(path, text_column, list(chunk.columns))
                 yield from chunk[text_column].tolist()

@@ -144,24 +144,31 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             labels: as for `tokenize`.
             mean: of pixels in [0, 1], one or one per channel.
             std: as `mean`.
-            augmentation: what is done to an image anew each time it is drawn.
+            augmentation: what is done to an image anew in each epoch.
         """
         self.pixels, self.labels, self.augmentation = pixels, labels, augmentation
         self.mean, self.std = mean, std
         self.lengths = np.ones(len(pixels), dtype=np.int64)
-        self._times_drawn = np.zeros(len(pixels), dtype=np.int64)
+        self._epoch = 0
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.pixels)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Fix the pass over the data, which decides what augmentation draws; Accelerate's loaders call it.
+
+        To count how often an image was drawn would make the numbers depend on the process that draws it and on the
+        seeds trained before.
+        """
+        self._epoch = epoch
 
     def __getitems__(self, places: Sequence[int]) -> dict[str, Tensor]:
         """Return the batch of these rows."""
         rows = np.asarray(places)
         images = torch.from_numpy(self.pixels[rows]).float() / 255
         if self.augmentation is not None:
-            parameters = self.augmentation.draw(self._times_drawn[rows], rows, 0)
-            self._times_drawn[rows] += 1
+            parameters = self.augmentation.draw(self._epoch, rows, 0)
             images = self.augmentation.apply(images, parameters)
         mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (self.mean, self.std))
         batch = {"pixel_values": (images - mean) / std}

@@ -44,7 +44,7 @@ def read_images(processor: Any, *, num_channels: int, **source_flags: Any) -> La
         blocks.append(np.asarray(resized).round().clip(0, 255).astype(np.uint8))
         labels += [None if row.label == -1 else row.label for row in rows]
     if not blocks:
-        raise InputError(f"{source.description} has no images; change --train_file or --dataset_name")
+        raise InputError(f"{source.description} has no images; change --dataset_name")
     return LabelledPixels(source.description, np.concatenate(blocks), labels, source.label_names)
 
 

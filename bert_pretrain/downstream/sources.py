@@ -44,8 +44,8 @@ class TaskDataArguments:
         None, "In place of files: a data set saved by datasets, a Hub id; of images also 'digits' or a folder."
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
-    validation_split: str | None = flag(None, "Its split to validate on. Default: validation, if there is one.")
-    test_split: str | None = flag(None, "Its split to test on. Default: test, if there is one.")
+    validation_split: str | None = flag(None, "Its split to validate on. Default: of texts validation, if it is there.")
+    test_split: str | None = flag(None, "Its split to test on. Default: of texts test, if it is there.")
     task: str = flag(
         "auto",
         "auto (what the labels look like), classification, multi_label, regression, or of GLUE: cola, sst2, mrpc, "
@@ -217,8 +217,25 @@ def _encode_labels(
     for name, part in raw.items():
         # The test splits of GLUE have the label -1 in every row.
         has_none = part.labels is None or (name == "test" and set(map(str, part.labels)) <= {"-1", "-1.0", "None"})
-        encoded[name] = None if has_none else labels.encode(part.labels or [], description=part.description)
+        encoded[name] = None if has_none else labels.encode(_renumbered(part, train), description=part.description)
     return labels, encoded
+
+
+def _renumbered(part: _Raw, train: _Raw) -> list[Any]:
+    """Return labels by the class numbers of the training rows: a folder of images numbers the classes that it has."""
+    theirs, ours = part.class_names, train.class_names
+    if theirs is None or ours is None or theirs == ours:
+        return part.labels or []
+    numbers = {name: number for number, name in enumerate(ours)}
+
+    def renumber(label: Any) -> Any:
+        if isinstance(label, list):
+            return [renumber(member) for member in label]
+        if not isinstance(label, int) or not 0 <= label < len(theirs):
+            return label
+        return numbers.get(theirs[label], theirs[label])  # a name that training lacks is refused by the encoding
+
+    return [renumber(label) for label in part.labels or []]
 
 
 def _hold_out(

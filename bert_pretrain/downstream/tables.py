@@ -9,7 +9,9 @@ import gzip
 import io
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +89,14 @@ def read_file(path: str, *, flag: str) -> Table:
     return table
 
 
-def _parse_separated(content: bytes, path: str) -> Table:
-    separator = "\t" if ".tsv" in Path(path).name.lower() else ","
+def _parse_separated(content: bytes, path: str, *, separator: str) -> Table:
     # Cells stay what is written: "NA", "null" and "01" are texts as well as any other.
     frame = pd.read_csv(
         io.StringIO(content.decode("utf-8-sig")), sep=separator, dtype=str, keep_default_na=False, na_filter=False
     )
+    # Where the first row has more cells than the header, pandas takes the first ones for names of rows.
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise InputError(f"{path} has more cells in row 1 than its header; put texts with {separator!r} in quotes")
     return Table(path, {str(name): frame[name].tolist() for name in frame.columns}, {})
 
 
@@ -120,9 +124,9 @@ def _parse_parquet(content: bytes, path: str) -> Table:
     return Table(path, {name: table.column(name).to_pylist() for name in table.column_names}, names)
 
 
-_PARSERS = {
-    ".csv": _parse_separated,
-    ".tsv": _parse_separated,
+_PARSERS: dict[str, Callable[[bytes, str], Table]] = {
+    ".csv": partial(_parse_separated, separator=","),
+    ".tsv": partial(_parse_separated, separator="\t"),
     ".jsonl": _parse_json_lines,
     ".json": _parse_json_lines,
     ".parquet": _parse_parquet,

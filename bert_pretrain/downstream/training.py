@@ -234,21 +234,6 @@ def train(
     return trainer
 
 
-def make_folder(folder: Path, *, flag: str) -> None:
-    """Make a folder for results, once all that can be checked before is checked.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror}); change {flag}") from error
-    if not writable:
-        raise InputError(f"{folder} cannot be written to; change {flag} or its permissions")
-
-
 def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray[np.float32]:
     """Return the logits (N, num_labels) of rows, in their order.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.run_records import read_rows
+from bert_pretrain.whole_files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,9 +73,8 @@ def draw_curves(metrics_file: Path, png: Path) -> None:
             axis.set_yscale("log")
     for axis in axes[len(panels) :]:
         axis.remove()
-    aside = png.with_name(png.name + ".tmp")
-    figure.savefig(aside, format="png", metadata={"Software": None})
-    os.replace(aside, png)
+    with written_aside(png) as aside:
+        figure.savefig(aside, format="png", metadata={"Software": None})
 
 
 def _draw_panel(axis: Axes, rows: list[dict[str, Any]], columns: list[str]) -> None:

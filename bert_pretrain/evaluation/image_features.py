@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from bert_pretrain.data.images import ImageCorpus
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.representation import Features, Labels, extract_features, fit_pca, normalised_rows
+from bert_pretrain.hardware import default_device
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
 
 
@@ -145,7 +146,7 @@ def compute_features(
             f"the image processor of {model!r} is for {len(mean)} channels but the images have {num_channels}; "
             "change --model"
         )
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = default_device()
     encoder = build_image_encoder(
         config_name="", model_name_or_path=model, image_size=height, num_channels=num_channels, dropout=0.0
     )

@@ -27,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.representation import PROBE_GRID, Features, Labels, linear_probe
+from bert_pretrain.whole_files import written_aside
 
 # Learns from these rows, int64 (n,), with this seed; returns the predicted class of every test row, int64 (M,).
 Arm: TypeAlias = Callable[[NDArray[np.int64], int], Labels]
@@ -310,6 +311,5 @@ def draw_curve(points: Sequence[Point], path: Path, *, title: str, labels_of_arm
     axes.set(xlabel="labels per class", ylabel="accuracy", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    aside = path.with_name(path.name + ".tmp")
-    figure.savefig(aside, format="png", dpi=150)
-    aside.replace(path)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.errors import InputError
+from bert_pretrain.hardware import default_device
 
 
 def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -19,7 +21,7 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
     """
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         kind = "holds no masked language model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(f"{name!r} {kind} of transformers; pass --model one that this suite can read") from error
     if loading["missing_keys"]:
@@ -27,8 +29,7 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
             f"{name!r} has no trained masked-LM head (it lacks {min(loading['missing_keys'])}); "
             "pass --model one that has"
         )
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.eval().to(device or "cpu"), load_word_tokenizer(name)
+    return model.eval().to(default_device()), load_word_tokenizer(name)
 
 
 def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import AutoModelForNextSentencePrediction, PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.prepared import TokenStore
@@ -16,6 +17,7 @@ from bert_pretrain.data.random import permutation
 from bert_pretrain.data.sentence_pairs import IS_NEXT, IS_RANDOM, EpochPlan
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.representation import Interval, wilson_interval
+from bert_pretrain.hardware import default_device
 
 NUM_BINS = 10
 
@@ -62,7 +64,7 @@ def load_next_sentence_model(name: str) -> PreTrainedModel:
         model, loading = AutoModelForNextSentencePrediction.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         kind = "holds no model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{name!r} {kind} of transformers with a next-sentence head; pass another --model, or leave nsp out of "
@@ -73,8 +75,7 @@ def load_next_sentence_model(name: str) -> PreTrainedModel:
             f"{name!r} has no trained next-sentence head (it lacks {min(loading['missing_keys'])}); pass another "
             "--model, or leave nsp out of --suite"
         )
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.eval().to(device or "cpu")
+    return model.eval().to(default_device())
 
 
 def balanced_rows(labels: NDArray[np.int8], *, max_rows: int, seed: int) -> NDArray[np.int64]:

@@ -8,7 +8,6 @@ are uint8, or float in [0, 1] (beyond it they are clipped), of shape (N, H, W, C
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.whole_files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -232,7 +232,6 @@ def _figure(width_inches: float, height_inches: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
     # Without the software's name the bytes depend on the picture alone. Agg is what draws PNG, with no display.
-    figure.savefig(aside, format="png", metadata={"Software": None})
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", metadata={"Software": None})

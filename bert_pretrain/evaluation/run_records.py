@@ -16,13 +16,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         InputError: the file cannot be read, or is damaged.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # Not splitlines: a word may be a line separator of Unicode, which JSON leaves as it is.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); pass the folder of a run") from error
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
+    for number, line in enumerate(lines[:-1], start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

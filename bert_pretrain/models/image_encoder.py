@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -342,9 +343,14 @@ def _place_positions(encoder: PreTrainedModel) -> None:
 
 def _load_encoder(name: str) -> PreTrainedModel:
     config = _read_config(name, flag="--model_name_or_path")
-    encoder, loading = _classifier_class(config).from_pretrained(
-        name, num_labels=0, dtype=torch.float32, output_loading_info=True
-    )
+    try:
+        encoder, loading = _classifier_class(config).from_pretrained(
+            name, num_labels=0, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"the weights of {name} cannot be read ({error}); pass --model_name_or_path a complete checkpoint"
+        ) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
 
@@ -52,7 +53,13 @@ def build_bert(
     if model_name_or_path is None:
         model = BertForPreTraining(config)
     else:
-        model = BertForPreTraining.from_pretrained(model_name_or_path, dtype="float32")
+        try:
+            model = BertForPreTraining.from_pretrained(model_name_or_path, dtype="float32")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"the weights of {model_name_or_path} cannot be read ({error}); "
+                "pass --model_name_or_path a complete checkpoint"
+            ) from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout

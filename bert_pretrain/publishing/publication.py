@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from bert_pretrain.publishing.model_card import hub_sources, model_card, read_em
 from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link_tree
 from bert_pretrain.publishing.scrub import scrub
 from bert_pretrain.publishing.upload import STATE_FOLDER
+from bert_pretrain.whole_files import replace_folder, write_json
 
 MAIN = "main"
 
@@ -48,7 +46,7 @@ def write_publication(
     sources = hub_sources(record["config"])
     names = [record["config"].get("hub_model_id"), *sources.values()]
     record = scrub(record, keep=[name for name in names if name])
-    (aside / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(aside / "run.json", record)
     card = model_card(
         objective.card_fields(model),
         record=record,
@@ -60,8 +58,7 @@ def write_publication(
         emissions_grams=read_emissions(run_dir),
     )
     card.save(aside / "README.md")
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(aside, directory)
+    replace_folder(aside, directory)
 
 
 class Publisher:

@@ -18,14 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from bert_pretrain.publishing.upload import DONE, HOPELESS
+from bert_pretrain.publishing.upload import DONE, HOPELESS, TRY_AGAIN
 
 OUTBOX = "hub"  # folder of a run directory
 MAX_TRIES = 8  # of one upload, until something new is submitted or the run ends
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds between tries; each is twice the one before
-_ROOT = str(Path(__file__).parents[1])  # from where the package is imported here, installed or not
+_ROOT = str(Path(__file__).parents[2])  # from where the package is imported here, installed or not
 # An upload may take ten minutes and a second for every 100 kB; that it hangs is noticed by itself much earlier.
 _LEAST_SECONDS, _BYTES_PER_SECOND = 600.0, 100_000
 
@@ -96,7 +97,8 @@ class HubPusher:
                     number = max((_number(path) for path in self._waiting()), default=0) + 1
                     os.replace(linked, self._outbox / f"{number:06d}-{revision}")
                 self._try_anew()
-        except OSError as error:  # a full disk, most likely: the run itself has what it needs
+        # A full disk, most likely, of which safetensors has an error of its own: the run itself has what it needs.
+        except (OSError, SafetensorError) as error:
             self._say(
                 f"WARNING: {', '.join(revisions)} is not pushed to the Hub: it could not be put into {self._outbox} "
                 f"({error})"
@@ -123,10 +125,12 @@ class HubPusher:
             self._is_out_of_time = True
             with self._change:
                 self._change.notify_all()
-                if self._process is not None:
-                    self._process.kill()
+                if (process := self._process) is not None:  # the thread may set it to None at any time
+                    process.kill()
             self._thread.join(0.1)
         waiting = self._waiting()
+        for leftover in self._outbox.glob("removed-*.tmp"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         with contextlib.suppress(OSError):  # while there is something in it, or where it has never been
             self._outbox.rmdir()
         if self.pushed:
@@ -183,7 +187,7 @@ class HubPusher:
         waiting = self._waiting()
         newest = {_revision(path): path for path in waiting}
         for path in set(waiting) - set(newest.values()):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         candidates = [path for path in newest.values() if self._tries.get(path.name, 0) < MAX_TRIES]
         return min(candidates, key=lambda path: (self._tries.get(path.name, 0), path), default=None)
 
@@ -191,12 +195,15 @@ class HubPusher:
         """Upload a folder (None = only make the repository) and return whether that succeeded."""
         name = "" if folder is None else folder.name
         what = [] if folder is None else [str(folder), "--revision", _revision(folder)]
-        status, answer = self._run(what, _seconds_allowed(folder))
+        try:
+            status, answer = self._run(what, _seconds_allowed(folder))
+        except OSError as error:  # no memory for another process, say; the thread goes on
+            status, answer = TRY_AGAIN, f"the upload could not be started ({error})"
         if status == DONE:
             self.address = answer
             if folder is not None:
                 self.pushed.append(_revision(folder))
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
             return True
         if self._is_out_of_time:
             return False
@@ -242,6 +249,14 @@ def link(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first, so that an interruption never leaves half of it waiting to be pushed.
+    doomed = folder.with_name(f"removed-{folder.name}.tmp")
+    with contextlib.suppress(OSError):
+        os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _revision(folder: Path) -> str:

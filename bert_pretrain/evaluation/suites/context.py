@@ -7,7 +7,6 @@ The command line enters as dataclasses of flags; a suite takes what it needs fro
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from bert_pretrain.checkpoint import list_checkpoints
 from bert_pretrain.config import flag, flags
 from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.run_records import read_run_json
 
 
 @dataclass
@@ -150,19 +150,23 @@ def source_flags(evaluation: Evaluation) -> dict[str, Any]:
 def run_folder(model: str) -> Path | None:
     """Return the run directory that a model folder is, or is the `final` or a checkpoint of; None if there is none."""
     folder = Path(model).absolute()
-    for candidate in (folder, folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent):
+    owner = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    # An exported model has a run.json too, but the public one, without the paths of this machine.
+    is_model = (folder / "config.json").is_file()
+    for candidate in (owner, folder) if is_model else (folder, owner):
         if (candidate / "run.json").is_file():
             return candidate
     return None
 
 
 def run_flags(model: str) -> dict[str, Any]:
-    """Return the flags of the run that a model folder is or belongs to; {} if to none."""
+    """Return the flags of the run that a model folder is or belongs to; {} if to none.
+
+    Raises:
+        InputError: its run.json is damaged, so that what was held out is unknown.
+    """
     folder = run_folder(model)
-    try:
-        config: dict[str, Any] = json.loads((folder / "run.json").read_text())["config"] if folder else {}
-    except (OSError, ValueError, KeyError):
-        return {}
+    config: dict[str, Any] = read_run_json(folder)["config"] if folder else {}
     return config
 
 

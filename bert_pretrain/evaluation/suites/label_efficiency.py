@@ -33,7 +33,7 @@ from bert_pretrain.downstream.data import ImageDataset, LabelledDataset
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits, TaskDataArguments, augmentation_of, open_splits
 from bert_pretrain.downstream.tasks import find_task
-from bert_pretrain.downstream.training import Recipe, make_folder, predict_logits, train
+from bert_pretrain.downstream.training import Recipe, predict_logits, train
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.label_efficiency import (
     Arm,
@@ -50,10 +50,11 @@ from bert_pretrain.evaluation.label_efficiency import (
     summarize,
 )
 from bert_pretrain.evaluation.representation import Labels
-from bert_pretrain.evaluation.suites.context import SuiteResult
-from bert_pretrain.hardware import describe_run
+from bert_pretrain.evaluation.suites.context import SuiteResult, naming_the_model_flag
+from bert_pretrain.hardware import default_device, describe_run
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
+from bert_pretrain.whole_files import check_creatable, make_folder, write_json, write_text
 
 ARMS = {
     "fine_tuned": "pretrained, fine-tuned",
@@ -130,6 +131,9 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     unknown = [name for name in curve.arms if name not in ARMS]
     if unknown or not curve.arms:
         raise InputError(f"arms are {curve.arms} but must be of {', '.join(ARMS)}; change --arms")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("label_efficiency is measured by one process; start it without torchrun or accelerate launch")
+    log = _Log(Path(curve.output_dir), _settings(options))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     splits = open_splits(curve.model, data, find_task(data.task), seed=0, needs_validation=False)
@@ -143,7 +147,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     arms = {name: _ARM_MAKERS[name](options, splits, pool, test, test_texts) for name in dict.fromkeys(curve.arms)}
     labels, test_labels = pool.labels, test.labels
     assert labels is not None and test_labels is not None
-    log = _Log(Path(curve.output_dir), _settings(options))
+    log.open()
     measurements = measure_curve(
         arms,
         labels,
@@ -242,9 +246,15 @@ def _frozen(options: CurveOptions, splits: Splits, pool: LabelledDataset, test: 
 
 def _text_embedder(model: str, _: LabelledDataset, splits: Splits) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the mean of the last layer over the tokens of each row, (B, D)."""
-    encoder = AutoModel.from_pretrained(model, dtype=torch.float32).to(_device()).eval()
+    try:
+        encoder = AutoModel.from_pretrained(model, dtype=torch.float32)
+    except Exception as error:  # transformers raises whatever its parsers meet
+        raise InputError(
+            f"the weights of {model!r} cannot be read ({type(error).__name__}: {error}); change --model"
+        ) from error
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
+    encoder.to(default_device()).eval()
     choose_attention(encoder, splits.max_seq_length)
 
     def embed_batch(batch: dict[str, Tensor]) -> Tensor:
@@ -260,10 +270,11 @@ def _image_embedder(model: str, pool: LabelledDataset, _: Splits) -> Callable[[d
     """Return what maps a batch to what the architecture's own classifier is fed, (B, D)."""
     assert isinstance(pool, ImageDataset)
     _, num_channels, height, _ = pool.pixels.shape
-    encoder = build_image_encoder(
-        config_name="", model_name_or_path=model, image_size=height, num_channels=num_channels, dropout=0.0
-    )
-    encoder.to(_device()).eval()
+    with naming_the_model_flag():
+        encoder = build_image_encoder(
+            config_name="", model_name_or_path=model, image_size=height, num_channels=num_channels, dropout=0.0
+        )
+    encoder.to(default_device()).eval()
     return lambda batch: embed(encoder, batch["pixel_values"])
 
 
@@ -271,21 +282,18 @@ def _embedded(
     embedder: Callable[[dict[str, Tensor]], Tensor], rows: LabelledDataset, recipe: Recipe
 ) -> NDArray[np.float32]:
     features: list[NDArray[np.float32]] = []
+    device = default_device()
     order = np.argsort(rows.lengths, kind="stable")
     plain = rows.subset(np.arange(len(rows)))  # images without augmentation
     plain.labels = None
     with torch.no_grad():
         for first in range(0, len(order), recipe.per_device_eval_batch_size):
             batch = plain.__getitems__(order[first : first + recipe.per_device_eval_batch_size].tolist())
-            features.append(embedder({name: values.to(_device()) for name, values in batch.items()}).cpu().numpy())
+            features.append(embedder({name: values.to(device) for name, values in batch.items()}).cpu().numpy())
     ordered = np.concatenate(features)
     result = np.empty_like(ordered)
     result[order] = ordered
     return result
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def _floor(
@@ -339,6 +347,12 @@ class _Log:
     """The folder of a measurement: each finished training is a line of rows.jsonl."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Read what was measured before; writes nothing.
+
+        Raises:
+            InputError: the folder cannot be used, or holds something else.
+        """
+        check_creatable(folder, flag="--output_dir")
         self.folder, self.settings = folder, settings
         self.finished: list[Measurement] = []
         known = folder / "settings.json"
@@ -350,12 +364,15 @@ class _Log:
                     f"{folder} holds a measurement with another {', '.join(changed)}; pass a new --output_dir"
                 )
             self.finished = _read_measurements(folder / "rows.jsonl")
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder} is not an empty folder; pass a new one as --output_dir")
-        make_folder(folder, flag="--output_dir")
-        _write_json(known, settings)
+
+    def open(self) -> None:
+        """Make the folder ready to be added to."""
+        make_folder(self.folder, flag="--output_dir")
+        write_json(self.folder / "settings.json", self.settings)
         # A line that was cut off when the process ended is dropped before another one is added to it.
-        _write_text(folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
+        write_text(self.folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
 
     def add(self, row: Measurement) -> None:
         with (self.folder / "rows.jsonl").open("a") as file:
@@ -365,7 +382,7 @@ class _Log:
         sys.stdout.flush()
 
     def write_results(self, results: dict[str, Any]) -> None:
-        _write_json(self.folder / "label_efficiency.json", results | {"settings": self.settings} | describe_run())
+        write_json(self.folder / "label_efficiency.json", results | {"settings": self.settings} | describe_run())
 
 
 def _line(row: Measurement) -> str:
@@ -393,13 +410,3 @@ def _read_measurements(path: Path) -> list[Measurement]:
                 f"{path}, line {number}, is no measurement; remove the line, or pass a new --output_dir"
             ) from error
     return found
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

@@ -1,0 +1,63 @@
+"""What is written appears whole, and what was there before stays until then."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_pretrain.errors import InputError
+from bert_pretrain.whole_files import check_creatable, replace_folder, write_json, write_text, written_aside
+
+
+def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "a file.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), written_aside(path) as aside:
+        aside.write_text("ha")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    write_json(path, {"word": "caf\u00e9"})
+    assert json.loads(path.read_bytes()) == {"word": "caf\u00e9"} and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_number_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_there_whole_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, aside = tmp_path / "final", tmp_path / "final.tmp"
+    for folder, text in ((target, "old"), (aside, "new")):
+        folder.mkdir()
+        for name in ("weights", "config"):
+            (folder / name).write_text(text)
+    seen: list[list[str]] = []
+
+    def watched(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            seen.append(sorted(path.read_text() for path in target.glob("*")))
+            return function(*arguments, **options)
+
+        return call
+
+    for module, name in ((os, "replace"), (os, "unlink"), (os, "rmdir"), (shutil, "rmtree")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    replace_folder(aside, target)
+    assert all(texts in ([], ["old", "old"], ["new", "new"]) for texts in seen) and ["old", "old"] in seen
+    assert sorted(path.read_text() for path in target.iterdir()) == ["new", "new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_made_names_its_flag(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_creatable(tmp_path / "new" / "folder", flag="--output_dir")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="--output_dir"):
+            check_creatable(path, flag="--output_dir")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
