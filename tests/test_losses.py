@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from bert_pretrain import losses
 from bert_pretrain.errors import InputError
 from bert_pretrain.losses import (
     Distance,
@@ -521,3 +522,36 @@ def test_impossible_settings_are_refused_by_the_name_of_the_flag() -> None:
         nt_xent(x[:, None].repeat(1, 2, 1), temperature=0.0)
     with pytest.raises(InputError, match="--patch_size"):
         masked_patch_loss(torch.ones(1, 4, 1), torch.ones(1, 4, 1), torch.ones(1, 4), normalize_target=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [1, 40, 10**6])
+def test_the_vocabulary_loss_is_torchs_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, chunk: int
+) -> None:
+    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", (chunk, chunk))
+    generator = torch.Generator().manual_seed(0)
+    scores = (8 * torch.randn(7, 19, generator=generator)).to(dtype).requires_grad_()
+    targets = torch.tensor([3, 18, -100, 0, 5, -100, 5])
+    loss, num_correct = losses.summed_cross_entropy(scores, targets)
+    (gradient,) = torch.autograd.grad(2.5 * loss, scores)
+    plain = scores.detach().float().requires_grad_()
+    expected = F.cross_entropy(plain, targets, ignore_index=-100, reduction="sum")
+    (expected_gradient,) = torch.autograd.grad(2.5 * expected, plain)
+    assert gradient.dtype is dtype and loss.dtype is torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    # bfloat16 has 8 bits; the gradient is rounded to it twice.
+    tolerance = 1e-6 if dtype is torch.float32 else 2**-7
+    torch.testing.assert_close(gradient.float(), expected_gradient, rtol=tolerance, atol=1e-6)
+    assert num_correct == int((plain.argmax(-1) == targets).sum())
+
+
+def test_the_vocabulary_loss_of_huge_scores_and_of_no_row_is_finite() -> None:
+    scores = torch.tensor([[1e4, -1e4], [0.0, 3e38]], requires_grad=True)
+    loss, _ = losses.summed_cross_entropy(scores, torch.tensor([0, 1]))
+    assert loss == 0 and torch.isfinite(torch.autograd.grad(loss, scores)[0]).all()
+    for targets in (torch.tensor([-100, -100]), torch.zeros(0, dtype=torch.int64)):
+        rows = scores[: len(targets)]
+        loss, num_correct = losses.summed_cross_entropy(rows, targets)
+        assert loss == 0 and num_correct == 0
+        assert (torch.autograd.grad(loss, scores)[0] == 0).all()

@@ -20,6 +20,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertLayer
 
+from bert_pretrain.losses import summed_cross_entropy
+
 # Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads are always 64 wide.
 # `micro` is the one of Turc's grid that learns most in a few minutes on a processor; it has no name there.
 SIZES = {
@@ -164,11 +166,9 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             return
         targets = labels.gather(1, masked_positions.clamp(min=0))
         targets = targets.masked_fill(masked_positions < 0, -100).flatten()  # (B * K,)
-        scores = self.cls.predictions(hidden.flatten(0, 1)).float()  # (B * K, V)
-        # cross_entropy of no row at all would be right too, but costs the graph its connection to the parameters.
-        output.mlm_loss = F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
+        scores = self.cls.predictions(hidden.flatten(0, 1))  # (B * K, V)
+        output.mlm_loss, output.mlm_correct = summed_cross_entropy(scores, targets)
         output.mlm_count = (targets != -100).sum()
-        output.mlm_correct = (scores.detach().argmax(-1) == targets).sum()
 
     @staticmethod
     def _add_nsp_loss(output: BertPretrainingOutput, next_sentence_label: Tensor | None) -> None:
