@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.representation import PROBE_GRID, Features, Labels, linear_probe
 from bert_pretrain.whole_files import written_aside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Learns from these rows, int64 (n,), with this seed; returns the predicted class of every test row, int64 (M,).
 Arm: TypeAlias = Callable[[NDArray[np.int64], int], Labels]
@@ -288,6 +291,14 @@ def draw_curve(points: Sequence[Point], path: Path, *, title: str, labels_of_arm
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    plot_curve(axes, points, title=title, labels_of_arms=labels_of_arms)
+    axes.legend()
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
+
+
+def plot_curve(axes: Axes, points: Sequence[Point], *, title: str, labels_of_arms: dict[str, str]) -> None:
+    """Draw the curve on the axes of a figure, without a legend; the arguments are those of `draw_curve`."""
     colours = ["#0072B2", "#009E73", "#D55E00", "#7F7F7F"]  # told apart with any colour vision
     counts = list(dict.fromkeys(point.num_per_class for point in points))
     largest = max((count for count in counts if count), default=1)
@@ -310,6 +321,3 @@ def draw_curve(points: Sequence[Point], path: Path, *, title: str, labels_of_arm
     axes.set_ylim(max(0.0, low), min(1.0, high))
     axes.set(xlabel="labels per class", ylabel="accuracy", title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=150)
