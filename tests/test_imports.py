@@ -13,7 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "bert_pretrain"
 LEVELS = [
     ["errors"],
     ["whole_files"],
-    ["command_line", "data.random", "distributed", "hardware", "losses", "models.fast_paths", "optim", "recipes"],
+    ["command_line", "data.random", "distributed", "hardware", "models.fast_paths", "optim", "recipes"],
+    ["losses.cross_entropy", "losses.precision"],
+    ["losses.distances"],
+    ["losses.nt_xent", "losses.reconstruction", "losses.triplet"],
     ["publishing.scrub", "publishing.upload"],
     ["publishing.download", "publishing.pusher"],
     ["models.bert", "models.image_encoder"],

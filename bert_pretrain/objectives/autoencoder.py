@@ -17,7 +17,7 @@ from bert_pretrain.data.images import ImageCorpus
 from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.evaluation.pictures import reconstructions
 from bert_pretrain.evaluation.representation import normalised_rows, pca_reconstruction_error
-from bert_pretrain.losses import ReconstructionKind, masked_patch_loss, reconstruction_loss
+from bert_pretrain.losses.reconstruction import ReconstructionKind, masked_patch_loss, reconstruction_loss
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder
 from bert_pretrain.objectives.base import Batch, LossTerm
 from bert_pretrain.objectives.images import ImageObjective, channels_last
