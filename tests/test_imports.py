@@ -24,7 +24,11 @@ LEVELS = [
     ["models.autoencoder", "models.masked_autoencoder", "models.contrastive"],
     ["data.prepared", "data.preparation", "data.windows", "data.google_pairs", "data.sentence_pairs"],
     ["data.neighbour_pairs"],
-    ["data.image_sources", "data.images", "data.augmentation"],
+    ["data.augmentation.rules"],
+    ["data.augmentation.parameters"],
+    ["data.augmentation.colours", "data.augmentation.geometry"],
+    ["data.augmentation.views"],
+    ["data.image_sources", "data.images"],
     ["data.masking", "data.collators", "data.image_batches"],
     ["objectives.base"],
     [
