@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.image_batches import EVALUATION_EPOCH
-from bert_pretrain.data.images import ImageCorpus
+from bert_pretrain.data.images.corpus import ImageCorpus
 from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.evaluation.pictures import reconstructions
 from bert_pretrain.evaluation.representation import normalised_rows, pca_reconstruction_error

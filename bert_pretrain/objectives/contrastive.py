@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.augmentation.views import Augmentation
-from bert_pretrain.data.images import ImageCorpus
+from bert_pretrain.data.images.corpus import ImageCorpus
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.distributed import count_rows, gather_rows, sum_over_processes
 from bert_pretrain.evaluation.collapse import collapse_warnings

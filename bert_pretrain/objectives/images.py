@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.image_batches import ImageCollator, ImagePlan, plan_images
-from bert_pretrain.data.images import ImageCorpus, image_card
+from bert_pretrain.data.images.corpus import ImageCorpus, image_card
 from bert_pretrain.data.loaders import TrainingStream, evaluation_batches, training_windows
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers import AutoConfig
 
-from bert_pretrain.data.images import ImageCorpus, image_card, open_images
+from bert_pretrain.data.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import (
     FeatureSet,
