@@ -35,6 +35,7 @@ from bert_pretrain.downstream.sources import Splits, TaskDataArguments, augmenta
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import Recipe, predict_logits, train
 from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import (
     Arm,
     Measurement,
@@ -49,7 +50,6 @@ from bert_pretrain.evaluation.label_efficiency import (
     probe_arm,
     summarize,
 )
-from bert_pretrain.evaluation.representation import Labels
 from bert_pretrain.evaluation.suites.context import SuiteResult, naming_the_model_flag
 from bert_pretrain.hardware import default_device, describe_run
 from bert_pretrain.models.fast_paths import choose_attention
