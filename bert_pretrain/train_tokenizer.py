@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from bert_pretrain.command_line import parse_flags, reporting_input_errors
-from bert_pretrain.config import flag, flags
+from bert_pretrain.command_line import flag, flags, parse_flags, reporting_input_errors
 from bert_pretrain.data.corpus import open_documents
 from bert_pretrain.data.tokenizers import train_wordpiece
 from bert_pretrain.errors import InputError

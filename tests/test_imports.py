@@ -25,6 +25,8 @@ LEVELS = [
     ["data.images.decoding", "data.images.folders", "data.images.tables"],
     ["data.images.cache", "data.images.sources"],
     ["data.images.corpus"],
+    ["arguments"],
+    ["argument_checks"],
     ["config", "models.loading", "data.docstrings", "data.embedded", "data.corpus", "data.tokenizers"],
     ["models.autoencoder", "models.masked_autoencoder", "models.contrastive"],
     ["data.prepared", "data.preparation", "data.windows", "data.google_pairs", "data.sentence_pairs"],

@@ -26,8 +26,7 @@ from torch import Tensor
 from transformers import AutoModel, HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from bert_pretrain.command_line import parse_flags
-from bert_pretrain.config import flag, flags
+from bert_pretrain.command_line import flag, flags, parse_flags
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset
 from bert_pretrain.downstream.models import ClassifierSource
