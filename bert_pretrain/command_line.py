@@ -1,4 +1,4 @@
-"""What every command of the package shares: how flags are parsed, and how bad input ends it."""
+"""What every command of the package shares: how flags are declared and parsed, and how bad input ends it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import field
 from typing import Any
 
 from transformers import HfArgumentParser
 
 from bert_pretrain.errors import InputError, TrainingError
+
+
+def flag(default: Any, help_text: str, *, aliases: Sequence[str] = ()) -> Any:
+    """Declare a flag as a dataclass field with its default, help and other spellings."""
+    return field(default=default, metadata={"help": help_text, "aliases": list(aliases)})
+
+
+def flags(help_text: str) -> Any:
+    """Declare a flag that takes a list; not given it is None."""
+    return field(default=None, metadata={"help": help_text, "nargs": "+"})
 
 
 def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any, ...]:

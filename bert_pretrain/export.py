@@ -6,13 +6,12 @@ model card says of the model.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bert_pretrain.whole_files import replace_folder
+from bert_pretrain.whole_files import folder_written_aside
 
 
 def export_bert(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -23,11 +22,9 @@ def export_bert(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
         tokenizer: the model's.
         directory: target; replaced if it exists.
     """
-    aside = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    replace_folder(aside, directory)
+    with folder_written_aside(directory) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
 
 
 def write_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

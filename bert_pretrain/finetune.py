@@ -27,8 +27,8 @@ from scipy.special import expit, softmax
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from bert_pretrain.command_line import parse_flags, reporting_input_errors
-from bert_pretrain.config import check_repo_id, flag, flags
+from bert_pretrain.argument_checks import check_repo_id
+from bert_pretrain.command_line import flag, flags, parse_flags, reporting_input_errors
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.downstream.metrics import (
     METRICS,

@@ -17,8 +17,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from bert_pretrain.argument_checks import check_repo_id
 from bert_pretrain.command_line import reporting_input_errors
-from bert_pretrain.config import check_repo_id
 from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.run_records import read_run_json

@@ -17,8 +17,9 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
+from bert_pretrain.argument_checks import check_data, check_text
+from bert_pretrain.arguments import DataArguments, TextArguments
 from bert_pretrain.command_line import parse_flags, reporting_input_errors
-from bert_pretrain.config import DataArguments, TextArguments, check_data, check_text
 from bert_pretrain.data.corpus import open_documents
 from bert_pretrain.data.preparation import corpus_key, prepare_corpus
 from bert_pretrain.data.prepared import MANIFEST, PreparedCorpus

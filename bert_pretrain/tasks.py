@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from bert_pretrain.config import PretrainingConfig
-from bert_pretrain.data.augmentation import PRESETS, Augmentation
-from bert_pretrain.data.images import ImageCorpus, open_images
+from bert_pretrain.data.augmentation.rules import PRESETS
+from bert_pretrain.data.augmentation.views import Augmentation
+from bert_pretrain.data.images.corpus import ImageCorpus, open_images
 from bert_pretrain.data.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.models.autoencoder import build_autoencoder

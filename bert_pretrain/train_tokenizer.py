@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import ClassVar, Literal
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from bert_pretrain.command_line import parse_flags, reporting_input_errors
-from bert_pretrain.config import flag, flags
+from bert_pretrain.command_line import flag, flags, parse_flags, reporting_input_errors
 from bert_pretrain.data.corpus import open_documents
 from bert_pretrain.data.tokenizers import train_wordpiece
 from bert_pretrain.errors import InputError
-from bert_pretrain.whole_files import replace_folder
+from bert_pretrain.whole_files import folder_written_aside
 
 
 @dataclass
@@ -86,10 +84,8 @@ def train(options: TokenizerArguments) -> None:
         model_max_length=options.model_max_length,
         min_frequency=options.min_frequency,
     )
-    aside = output_dir.with_name(output_dir.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    tokenizer.save_pretrained(aside)
-    replace_folder(aside, output_dir)
+    with folder_written_aside(output_dir) as aside:
+        tokenizer.save_pretrained(aside)
     sys.stdout.write(f"{len(tokenizer):,} pieces from {source.description} in {output_dir}\n")
 
 

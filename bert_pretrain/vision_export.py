@@ -8,7 +8,6 @@ model with decoder or projection head, so that pretraining can continue; and wha
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from PIL.Image import Resampling
 from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessorPil
 
 from bert_pretrain.models.image_encoder import PRETRAINING_FOLDER
-from bert_pretrain.whole_files import replace_folder
+from bert_pretrain.whole_files import folder_written_aside
 
 CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}
 OBJECTIVES = {
@@ -76,15 +75,13 @@ def export_image_model(model: PretrainingModel, processor: ViTImageProcessorPil,
         processor: as `image_processor` makes it for the corpus.
         directory: target; replaced if it exists.
     """
-    aside = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     # Without its classification class: a base model's file names no head, so that a head is all that is missing.
     base = model.plain_encoder().base_model
-    base.save_pretrained(aside)
-    _exported_config(base).save_pretrained(aside)
-    processor.save_pretrained(aside)
-    model.save_pretrained(aside / PRETRAINING_FOLDER)
-    replace_folder(aside, directory)
+    with folder_written_aside(directory) as aside:
+        base.save_pretrained(aside)
+        _exported_config(base).save_pretrained(aside)
+        processor.save_pretrained(aside)
+        model.save_pretrained(aside / PRETRAINING_FOLDER)
 
 
 def write_config(model: PretrainingModel, processor: ViTImageProcessorPil, directory: Path) -> None:

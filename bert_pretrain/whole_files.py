@@ -56,6 +56,24 @@ def replace_folder(aside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill in place of another one, and let it take the other's place when it is done.
+
+    Args:
+        folder: where it is to appear; what is there stays if the writing fails.
+    """
+    aside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed left
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        replace_folder(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
 def check_creatable(folder: Path, *, flag: str) -> None:
     """Raise `InputError` unless a folder is there or can be made, as far as that can be told without making it."""
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -17,7 +17,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from bert_pretrain.data.augmentation import PRESETS, Augmentation, AugmentationRule, Parameter
+from bert_pretrain.data.augmentation.parameters import Parameter
+from bert_pretrain.data.augmentation.rules import PRESETS, AugmentationRule
+from bert_pretrain.data.augmentation.views import Augmentation
 from bert_pretrain.errors import InputError
 
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])

@@ -21,7 +21,7 @@ from bert_pretrain.evaluation.collapse import (
     embedding_std,
     uniformity,
 )
-from bert_pretrain.losses import Negatives, triplet_loss
+from bert_pretrain.losses.triplet import Negatives, triplet_loss
 
 HEALTHY = CollapseMeasures(
     embedding_dim=64, embedding_std=0.11, effective_rank=40.0, uniformity=-3.5, alignment=0.3, active_triplets=0.4

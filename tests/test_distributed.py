@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.distributed import gather_rows
-from bert_pretrain.losses import nt_xent_loss, triplet_loss
+from bert_pretrain.losses.nt_xent import nt_xent_loss
+from bert_pretrain.losses.triplet import triplet_loss
 
 # Rows of each process; both splits over 3 processes are measured by the same processes.
 SPLITS = {"2 equal": [4, 4], "3 unequal": [4, 1, 3], "3 with an empty one": [5, 0, 3]}

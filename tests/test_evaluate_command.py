@@ -30,7 +30,7 @@ from transformers import (
 
 from bert_pretrain import evaluate
 from bert_pretrain.__main__ import main
-from bert_pretrain.data.images import open_images
+from bert_pretrain.data.images.corpus import open_images
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import compute_features, divide_labelled, read_processor
@@ -119,7 +119,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr("bert_pretrain.data.images.HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("bert_pretrain.data.images.corpus.HF_HOME", str(tmp_path / "hf"))
 
 
 def figures_of(flags: list[str], folder: Path) -> dict[str, float]:

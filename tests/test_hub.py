@@ -18,7 +18,8 @@ from runs import command, environment, metrics, small_flags, write_corpus
 from safetensors.torch import load
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.config import HubArguments, parse_config
+from bert_pretrain.arguments import HubArguments
+from bert_pretrain.config import parse_config
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing import publication, upload
 

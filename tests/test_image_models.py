@@ -30,16 +30,9 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.models import fast_paths
 from bert_pretrain.models.autoencoder import ImageAutoencoder, build_autoencoder, default_decoder_channels
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
-from bert_pretrain.models.image_encoder import (
-    SIZES,
-    build_image_encoder,
-    embed,
-    embedding_width,
-    encoder_from_config,
-    image_encoder_config,
-    sincos_positions,
-    vit_patch_size,
-)
+from bert_pretrain.models.image_encoder import build_image_encoder, embed, embedding_width, encoder_from_config
+from bert_pretrain.models.image_encoder_config import SIZES, image_encoder_config, vit_patch_size
+from bert_pretrain.models.initialisation import sincos_positions
 from bert_pretrain.models.masked_autoencoder import (
     MaskedAutoencoder,
     build_masked_autoencoder,

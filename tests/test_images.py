@@ -21,8 +21,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, l
 from sklearn.datasets import load_digits
 from transformers import ViTImageProcessorPil
 
-from bert_pretrain.data import images
-from bert_pretrain.data.images import ImageCorpus, image_card, open_images
+from bert_pretrain.data.images import decoding
+from bert_pretrain.data.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.errors import InputError
 
 Open = Callable[..., ImageCorpus]
@@ -455,13 +455,13 @@ def test_pixels_are_mapped_from_a_plain_npy_file(open_here: Open, tmp_path: Path
 
 def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     decoded: list[str] = []
-    original = images.load_image
+    original = decoding.load_image
 
     def load(row: Any) -> PIL.Image.Image:
         decoded.append(row.name)
         return original(row)
 
-    monkeypatch.setattr(images, "load_image", load)
+    monkeypatch.setattr(decoding, "load_image", load)
     return decoded
 
 
@@ -483,7 +483,7 @@ def test_images_are_decoded_once_until_they_change(
     assert len(decoded) == 60
     assert np.array_equal(third.pixels[0], changed)
     assert first.manifest["key"] != third.manifest["key"]
-    monkeypatch.setattr("bert_pretrain.data.images.metadata.version", lambda _: "another")
+    monkeypatch.setattr("bert_pretrain.data.images.cache.metadata.version", lambda _: "another")
     assert open_here(folder, num_channels=3).manifest["key"] == third.manifest["key"]
     assert len(decoded) == 80
 

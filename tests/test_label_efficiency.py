@@ -26,7 +26,7 @@ from bert_pretrain.evaluation.label_efficiency import (
     summarize,
     t_interval,
 )
-from bert_pretrain.evaluation.representation import PROBE_GRID
+from bert_pretrain.evaluation.linear_probe import PROBE_GRID
 from bert_pretrain.evaluation.suites.label_efficiency import ARMS
 
 

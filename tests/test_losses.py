@@ -13,23 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from bert_pretrain import losses
 from bert_pretrain.errors import InputError
-from bert_pretrain.losses import (
-    Distance,
-    Negatives,
-    TripletTerms,
-    distance_matrix,
-    masked_patch_loss,
-    normalize_rows,
-    nt_xent_loss,
-    num_triplets,
-    pairwise_distance,
-    reconstruction_errors,
-    reconstruction_loss,
-    reduction_factor,
-    triplet_loss,
-)
+from bert_pretrain.losses import cross_entropy
+from bert_pretrain.losses.cross_entropy import summed_cross_entropy
+from bert_pretrain.losses.distances import Distance, distance_matrix, normalize_rows, pairwise_distance
+from bert_pretrain.losses.nt_xent import nt_xent_loss
+from bert_pretrain.losses.reconstruction import masked_patch_loss, reconstruction_errors, reconstruction_loss
+from bert_pretrain.losses.triplet import Negatives, TripletTerms, num_triplets, reduction_factor, triplet_loss
 
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
 NEGATIVES: tuple[Negatives, ...] = get_args(Negatives)
@@ -529,11 +519,11 @@ def test_impossible_settings_are_refused_by_the_name_of_the_flag() -> None:
 def test_the_vocabulary_loss_is_torchs_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, chunk: int
 ) -> None:
-    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", (chunk, chunk))
+    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", (chunk, chunk))
     generator = torch.Generator().manual_seed(0)
     scores = (8 * torch.randn(7, 19, generator=generator)).to(dtype).requires_grad_()
     targets = torch.tensor([3, 18, -100, 0, 5, -100, 5])
-    loss, num_correct = losses.summed_cross_entropy(scores, targets)
+    loss, num_correct = summed_cross_entropy(scores, targets)
     (gradient,) = torch.autograd.grad(2.5 * loss, scores)
     plain = scores.detach().float().requires_grad_()
     expected = F.cross_entropy(plain, targets, ignore_index=-100, reduction="sum")
@@ -548,10 +538,10 @@ def test_the_vocabulary_loss_is_torchs_cross_entropy(
 
 def test_the_vocabulary_loss_of_huge_scores_and_of_no_row_is_finite() -> None:
     scores = torch.tensor([[1e4, -1e4], [0.0, 3e38]], requires_grad=True)
-    loss, _ = losses.summed_cross_entropy(scores, torch.tensor([0, 1]))
+    loss, _ = summed_cross_entropy(scores, torch.tensor([0, 1]))
     assert loss == 0 and torch.isfinite(torch.autograd.grad(loss, scores)[0]).all()
     for targets in (torch.tensor([-100, -100]), torch.zeros(0, dtype=torch.int64)):
         rows = scores[: len(targets)]
-        loss, num_correct = losses.summed_cross_entropy(rows, targets)
+        loss, num_correct = summed_cross_entropy(rows, targets)
         assert loss == 0 and num_correct == 0
         assert (torch.autograd.grad(loss, scores)[0] == 0).all()

@@ -17,20 +17,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation import representation
-from bert_pretrain.evaluation.representation import (
-    PROBE_GRID,
-    FeatureScores,
-    extract_features,
-    fit_pca,
-    format_table,
-    knn_accuracy,
-    linear_probe,
-    majority_accuracy,
-    normalised_rows,
-    pca_reconstruction_error,
-    wilson_interval,
-)
+from bert_pretrain.evaluation import floors, knn
+from bert_pretrain.evaluation.feature_scores import FeatureScores, format_table
+from bert_pretrain.evaluation.features import extract_features, normalised_rows
+from bert_pretrain.evaluation.floors import fit_pca, majority_accuracy, pca_reconstruction_error
+from bert_pretrain.evaluation.intervals import wilson_interval
+from bert_pretrain.evaluation.knn import knn_accuracy
+from bert_pretrain.evaluation.linear_probe import PROBE_GRID, _held_out_rows, linear_probe
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -97,9 +90,9 @@ def test_knn_does_not_see_the_length_of_features() -> None:
 def test_the_memory_bound_changes_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     data = clusters()
     whole = knn_accuracy(*data, k=7, temperature=0.2)
-    monkeypatch.setattr(representation, "_SIMILARITIES_AT_ONCE", 3 * len(data[0]))
+    monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", 3 * len(data[0]))
     assert (knn_accuracy(*data, k=7, temperature=0.2).predictions == whole.predictions).all()
-    monkeypatch.setattr(representation, "_SIMILARITIES_AT_ONCE", 1)
+    monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", 1)
     assert (knn_accuracy(*data, k=7, temperature=0.2).predictions == whole.predictions).all()
 
 
@@ -124,7 +117,7 @@ def test_equal_votes_go_to_the_lowest_class() -> None:
 def test_votes_are_equal_whatever_the_order_of_their_sum() -> None:
     weights = np.array([[0.1, 0.2, 0.3, 0.3, 0.2, 0.1]])
     assert 0.1 + 0.2 + 0.3 > 0.3 + 0.2 + 0.1
-    assert representation._vote(np.array([[1, 1, 1, 0, 0, 0]]), weights, num_classes=2).tolist() == [0]
+    assert knn._vote(np.array([[1, 1, 1, 0, 0, 0]]), weights, num_classes=2).tolist() == [0]
 
 
 @given(st.integers(0, 1000), st.integers(1, 12))
@@ -132,7 +125,7 @@ def test_votes_are_equal_whatever_the_order_of_their_sum() -> None:
 def test_of_equally_similar_rows_the_first_are_the_neighbours(seed: int, k: int) -> None:
     similarities = np.random.default_rng(seed).integers(0, 4, size=(5, 12)).astype(np.float32)
     expected = np.sort(np.argsort(-similarities, axis=1, kind="stable")[:, :k], axis=1)
-    assert (representation._most_similar(similarities, k) == expected).all()
+    assert (knn._most_similar(similarities, k) == expected).all()
 
 
 def test_a_low_temperature_overflows_nowhere_and_means_the_nearest() -> None:
@@ -171,7 +164,7 @@ def test_c_is_the_best_of_the_grid_on_training_rows_held_out() -> None:
     """Fits every C anew and on the same rows, without the warm start and without giving up early."""
     train, train_labels, test, test_labels = clusters(num_train=80, dimension=60, noise=3.0)
     result = linear_probe(train, train_labels, test, test_labels, seed=3)
-    held_out = representation._held_out_rows(train_labels, seed=3)
+    held_out = _held_out_rows(train_labels, seed=3)
     scaler = StandardScaler().fit(train[~held_out])
     accuracies = []
     for strength in PROBE_GRID:
@@ -194,10 +187,10 @@ def test_the_test_labels_decide_nothing() -> None:
 
 def test_rows_held_out_for_c_are_a_fifth_of_every_class_and_follow_the_seed() -> None:
     labels = np.repeat([5, 6, 7, 8], [100, 10, 2, 1])
-    held_out = representation._held_out_rows(labels, seed=0)
+    held_out = _held_out_rows(labels, seed=0)
     assert [int(held_out[labels == label].sum()) for label in (5, 6, 7, 8)] == [20, 2, 1, 0]
-    assert (held_out == representation._held_out_rows(labels, seed=0)).all()
-    assert (held_out != representation._held_out_rows(labels, seed=1)).any()
+    assert (held_out == _held_out_rows(labels, seed=0)).all()
+    assert (held_out != _held_out_rows(labels, seed=1)).any()
 
 
 def test_one_row_per_class_leaves_none_to_choose_c_on() -> None:
@@ -232,7 +225,7 @@ def test_a_single_class_is_refused_by_the_probe() -> None:
 
 
 def test_a_probe_that_ran_out_of_iterations_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(representation, "_PROBE_MAX_ITERATIONS", 2)
+    monkeypatch.setattr("bert_pretrain.evaluation.linear_probe._PROBE_MAX_ITERATIONS", 2)
     result = linear_probe(*clusters(), seed=0)
     assert not result.has_converged
     assert "not converged" in format_table([FeatureScores("encoder", 6, linear_probe=result)])
@@ -268,7 +261,7 @@ def test_a_pca_as_wide_as_the_rows_loses_nothing() -> None:
 def test_the_pca_of_large_images_is_close_to_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(3).normal(size=(200, 300)) / np.arange(1, 301)
     exact = pca_reconstruction_error(rows, rows, 8, "mse")
-    monkeypatch.setattr(representation, "_EXACT_PCA_DIMENSIONS", 100)
+    monkeypatch.setattr(floors, "_EXACT_PCA_DIMENSIONS", 100)
     assert pca_reconstruction_error(rows, rows, 8, "mse") == pytest.approx(exact, rel=1e-6)
     assert (fit_pca(rows, 8).transform(rows) == fit_pca(rows, 8).transform(rows)).all()
 

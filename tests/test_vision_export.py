@@ -16,7 +16,7 @@ from records import metrics_rows, run_record
 from runs import environment
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from bert_pretrain.data.images import open_images
+from bert_pretrain.data.images.corpus import open_images
 from bert_pretrain.models.autoencoder import ImageAutoencoder, build_autoencoder
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 from bert_pretrain.models.image_encoder import embed

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.whole_files import check_creatable, replace_folder, write_json, write_text, written_aside
+from bert_pretrain.whole_files import (
+    check_creatable,
+    folder_written_aside,
+    replace_folder,
+    write_json,
+    write_text,
+    written_aside,
+)
 
 
 def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
@@ -52,6 +59,20 @@ def test_a_folder_is_there_whole_at_every_moment(tmp_path: Path, monkeypatch: py
     assert all(texts in ([], ["old", "old"], ["new", "new"]) for texts in seen) and ["old", "old"] in seen
     assert sorted(path.read_text() for path in target.iterdir()) == ["new", "new"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "below" / "final"
+    for name in ("old", "new"):
+        (target.parent / "final.tmp").mkdir(parents=True, exist_ok=True)
+        (target.parent / "final.tmp" / "half").touch()  # of a process that was killed
+        with folder_written_aside(target) as aside:
+            assert not list(aside.iterdir())
+            (aside / name).touch()
+    with pytest.raises(KeyboardInterrupt), folder_written_aside(target) as aside:
+        (aside / "newer").touch()
+        raise KeyboardInterrupt
+    assert [path.name for path in target.iterdir()] == ["new"] and list(target.parent.iterdir()) == [target]
 
 
 def test_a_folder_that_cannot_be_made_names_its_flag(tmp_path: Path) -> None:

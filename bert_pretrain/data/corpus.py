@@ -6,7 +6,6 @@ corpus is ever held in memory.
 
 from __future__ import annotations
 
-import glob
 import gzip
 import hashlib
 import io
@@ -26,6 +25,7 @@ from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_d
 from sentencex import segment
 
 from bert_pretrain.data.embedded import embedded_documents, embedded_key
+from bert_pretrain.data.files import existing_files, is_saved_dataset
 from bert_pretrain.errors import InputError
 
 DocumentBoundary = Literal["blank_line", "file"]
@@ -130,7 +130,7 @@ def split_sentences(text: str, language: str) -> list[str]:
 
 
 def _open_files(patterns: list[str], text_column: str, document_boundary: DocumentBoundary) -> DocumentSource:
-    paths = list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern)))
+    paths = list(dict.fromkeys(path for pattern in patterns for path in existing_files(pattern)))
     for path in paths:
         _check_file(path)
     identity = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
@@ -142,15 +142,6 @@ def _open_files(patterns: list[str], text_column: str, document_boundary: Docume
             yield from _read_file(path, text_column, document_boundary)
 
     return DocumentSource(names, hashlib.sha256(described.encode()).hexdigest(), read)
-
-
-def _expand(pattern: str) -> list[Path]:
-    if Path(pattern).is_file():
-        return [Path(pattern)]
-    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-    if not found:
-        raise InputError(f"there is no file {pattern!r}; --data_files takes paths and globs of existing files")
-    return found
 
 
 def _check_file(path: Path) -> None:
@@ -285,10 +276,8 @@ def _open_dataset(
     name: str, config_name: str | None, split: str, text_column: str, *, streaming: bool
 ) -> DocumentSource:
     try:
-        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
-            dataset = load_from_disk(name)
-        else:
-            dataset = load_dataset(name, config_name, streaming=streaming)
+        is_saved = is_saved_dataset(Path(name))
+        dataset = load_from_disk(name) if is_saved else load_dataset(name, config_name, streaming=streaming)
     except Exception as error:  # datasets raises whatever its builders and the network raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bert_pretrain.data.images import ImageCorpus
+from bert_pretrain.data.images.corpus import ImageCorpus
 from bert_pretrain.data.random import Purpose, permutation
 
 # What an objective draws for (images, epoch): int64 (B,) and a number to tensors whose first dimension is B.

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +30,7 @@ from bert_pretrain.data.corpus import DocumentSource, split_sentences
 from bert_pretrain.data.prepared import ARROW_FILE, FORMAT_VERSION, MANIFEST, VALIDATION_FILE, PreparedCorpus
 from bert_pretrain.data.tokenizers import bare_backend, tokenizer_hash
 from bert_pretrain.errors import InputError
+from bert_pretrain.whole_files import folder_written_aside
 
 _SENTENCES_PER_BATCH = 2_000  # tokenised at once, on all cores
 _TOKENS_PER_RECORD_BATCH = 4_000_000  # 12 MB of ids and word starts
@@ -118,31 +117,27 @@ def prepare_corpus(
     with FileLock(f"{output_dir}.lock"):
         manifest = _manifest_in(output_dir)
         if manifest is None or manifest["key"] != key:
-            aside = Path(f"{output_dir}.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            written = _write(source, tokenizer, aside / ARROW_FILE, language, seed, show_progress)
-            held_out = _held_out(written.digests, validation_share)
-            np.save(aside / VALIDATION_FILE, held_out)
-            manifest = {
-                "format_version": FORMAT_VERSION,
-                "key": key,
-                "source": {"description": source.description, "fingerprint": source.fingerprint},
-                "tokenizer": {
-                    "name": tokenizer.name_or_path,
-                    "hash": tokenizer_hash(tokenizer),
-                    "vocab_size": len(tokenizer),
-                },
-                "language": language,
-                "validation_share": validation_share,
-                "seed": seed,
-                **_statistics(written, held_out),
-                "skipped": dict(written.skipped + source.skipped),
-                "versions": {name: metadata.version(name) for name in ("datasets", "tokenizers", "sentencex")},
-            }
-            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            shutil.rmtree(output_dir, ignore_errors=True)
-            os.replace(aside, output_dir)
+            with folder_written_aside(output_dir) as aside:
+                written = _write(source, tokenizer, aside / ARROW_FILE, language, seed, show_progress)
+                held_out = _held_out(written.digests, validation_share)
+                np.save(aside / VALIDATION_FILE, held_out)
+                manifest = {
+                    "format_version": FORMAT_VERSION,
+                    "key": key,
+                    "source": {"description": source.description, "fingerprint": source.fingerprint},
+                    "tokenizer": {
+                        "name": tokenizer.name_or_path,
+                        "hash": tokenizer_hash(tokenizer),
+                        "vocab_size": len(tokenizer),
+                    },
+                    "language": language,
+                    "validation_share": validation_share,
+                    "seed": seed,
+                    **_statistics(written, held_out),
+                    "skipped": dict(written.skipped + source.skipped),
+                    "versions": {name: metadata.version(name) for name in ("datasets", "tokenizers", "sentencex")},
+                }
+                (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return PreparedCorpus.load(output_dir)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from bert_pretrain.data.augmentation import Augmentation
+from bert_pretrain.data.augmentation.views import Augmentation
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.tables import Table
 from bert_pretrain.downstream.tasks import Task

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bert_pretrain.data.image_sources import ImageRow, ImageSource, open_image_source
-from bert_pretrain.data.images import converted_image, load_image
+from bert_pretrain.data.images.decoding import converted_image, load_image
+from bert_pretrain.data.images.rows import ImageRow, ImageSource
+from bert_pretrain.data.images.sources import open_image_source
 from bert_pretrain.errors import InputError
 
 _IMAGES_AT_ONCE = 256

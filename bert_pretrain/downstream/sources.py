@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, PreTrainedConfig
 
-from bert_pretrain.config import flag, flags
-from bert_pretrain.data.augmentation import Augmentation, AugmentationRule
+from bert_pretrain.command_line import flag, flags
+from bert_pretrain.data.augmentation.rules import AugmentationRule
+from bert_pretrain.data.augmentation.views import Augmentation
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
 from bert_pretrain.downstream.image_data import LabelledPixels, read_images

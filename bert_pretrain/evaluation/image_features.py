@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, PreTrainedModel
 
-from bert_pretrain.data.images import ImageCorpus
+from bert_pretrain.data.images.corpus import ImageCorpus
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.representation import Features, Labels, extract_features, fit_pca, normalised_rows
+from bert_pretrain.evaluation.features import Features, Labels, extract_features, normalised_rows
+from bert_pretrain.evaluation.floors import fit_pca
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
 

@@ -26,7 +26,8 @@ from sklearn.preprocessing import StandardScaler
 
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.representation import PROBE_GRID, Features, Labels, linear_probe
+from bert_pretrain.evaluation.features import Features, Labels
+from bert_pretrain.evaluation.linear_probe import PROBE_GRID, linear_probe
 from bert_pretrain.whole_files import written_aside
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.intervals import Interval, wilson_interval
 from bert_pretrain.evaluation.masked_language_model import longest_row
 from bert_pretrain.evaluation.pseudo_likelihood import EncodedSentence, encode_sentences, pseudo_log_likelihoods
-from bert_pretrain.evaluation.representation import Interval, wilson_interval
 
 VARIANTS = ("token", "within_word")
 _FIELDS = (("good", "bad", "group"), ("sentence_good", "sentence_bad", "UID"))

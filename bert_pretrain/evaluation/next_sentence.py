@@ -16,7 +16,7 @@ from bert_pretrain.data.prepared import TokenStore
 from bert_pretrain.data.random import permutation
 from bert_pretrain.data.sentence_pairs import IS_NEXT, IS_RANDOM, EpochPlan
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.representation import Interval, wilson_interval
+from bert_pretrain.evaluation.intervals import Interval, wilson_interval
 from bert_pretrain.hardware import default_device
 
 NUM_BINS = 10

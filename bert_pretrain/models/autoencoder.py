@@ -20,16 +20,16 @@ from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.image_encoder import (
-    as_encoder_config,
     build_image_encoder,
     embed,
     embedding_width,
     encoder_from_config,
     find_pretraining,
-    init_by_fan_in,
     prepare_encoder,
     pretraining_subfolder,
 )
+from bert_pretrain.models.image_encoder_config import as_encoder_config
+from bert_pretrain.models.initialisation import init_by_fan_in
 
 MAX_FIRST_GRID = 7  # the decoder begins with a map of 4 to 7 pixels a side
 FIRST_CHANNELS, MIN_CHANNELS = 128, 32

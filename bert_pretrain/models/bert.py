@@ -20,7 +20,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertLayer
 
-from bert_pretrain.losses import summed_cross_entropy
+from bert_pretrain.losses.cross_entropy import summed_cross_entropy
 
 # Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads are always 64 wide.
 # `micro` is the one of Turc's grid that learns most in a few minutes on a processor; it has no name there.

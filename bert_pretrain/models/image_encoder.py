@@ -9,7 +9,6 @@ the exported model all read this tensor.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,86 +17,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForImageClassification,
-    ConvNextV2Config,
     PreTrainedConfig,
     PreTrainedModel,
-    ViTConfig,
 )
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
+from bert_pretrain.models.image_encoder_config import read_config, read_encoder_config
+from bert_pretrain.models.initialisation import place_positions
 
-# Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021 (DeiT, table 1) and
-# Dosovitskiy et al. 2021 (table 1); the two above them are for small images and few processors. `convnextv2-atto` and
-# `convnextv2-tiny` are those of Woo et al. 2023 (appendix A.1). `convnextv2-micro` has the stem of a ViT, 8 x 8 places,
-# and most of its weights in its last stage: per second of a processor it learns most from small photographs.
-SIZES: dict[str, dict[str, Any]] = {
-    "vit-tiny": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},  # 1.2 M
-    "vit-mini": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6},  # 2.7 M
-    "vit-small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},  # 21.3 M
-    "vit-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},  # 85.1 M
-    "convnextv2-mini": {"hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},  # 0.4 M
-    "convnextv2-micro": {"hidden_sizes": [96, 192, 384], "depths": [1, 1, 2], "stem": "vit"},  # 3.2 M
-    "convnextv2-atto": {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]},  # 3.4 M
-    "convnextv2-tiny": {"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},  # 27.9 M
-}
 PRETRAINING_FOLDER = "pretraining"  # the whole pretraining model beside an exported encoder
-LAYER_NORM_EPS = 1e-6  # Dosovitskiy et al. and He et al. 2022; transformers' default is 1e-12
-MAX_PATCH_SIZE = 16
-MIN_GRID = 8  # patches along a side that a ViT has at least, where the image allows patches of 2 pixels
-
-
-def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
-    """Return the configuration of a named size, with patches that suit the image.
-
-    Args:
-        name: a key of `SIZES`.
-        image_size: height and width, pixels.
-        num_channels: channels of an image.
-
-    Returns:
-        A `ViTConfig` (patches as `vit_patch_size` chooses them) or a `ConvNextV2Config` (a stem of 1, 2 or 4 pixels, or
-        the patches of a ViT).
-
-    Raises:
-        InputError: no ViT patch divides the image.
-    """
-    fields = dict(SIZES[name])
-    common = {"image_size": image_size, "num_channels": num_channels, "layer_norm_eps": LAYER_NORM_EPS}
-    if "depths" in fields:
-        # The published stem of 4 pixels leaves too small a map of small images; stages halve it further.
-        patch_size = 1 if image_size < 16 else 2 if image_size < 96 else 4
-        if fields.pop("stem", None) == "vit":
-            patch_size = vit_patch_size(image_size)
-        return ConvNextV2Config(num_stages=len(fields["depths"]), patch_size=patch_size, **fields, **common)
-    patch_size = vit_patch_size(image_size)
-    return ViTConfig(
-        intermediate_size=4 * fields["hidden_size"],
-        patch_size=patch_size,
-        encoder_stride=patch_size,
-        **fields,
-        **common,
-    )
-
-
-def vit_patch_size(image_size: int) -> int:
-    """Return the patch edge in pixels for a square image: 8 -> 2, 28 and 32 -> 4, 64 -> 8, 224 -> 16.
-
-    Among the divisors of `image_size` from 2 to 16 it is the smallest that leaves at most 8 patches along a side, or
-    the largest if all leave more.
-
-    Raises:
-        InputError: `image_size` has no such divisor.
-    """
-    divisors = [size for size in range(2, MAX_PATCH_SIZE + 1) if image_size % size == 0]
-    if not divisors:
-        raise InputError(
-            f"image_size is {image_size}, which no patch of 2 to {MAX_PATCH_SIZE} pixels divides; "
-            "pass another --image_size, such as a multiple of 8, or a convolutional --config_name"
-        )
-    return next((size for size in divisors if image_size <= MIN_GRID * size), divisors[-1])
 
 
 def build_image_encoder(
@@ -109,7 +39,7 @@ def build_image_encoder(
     training refuses parameters without a gradient.
 
     Args:
-        config_name: a key of `SIZES`, or a folder or Hub id of a configuration whose image size and channels are then
+        config_name: a named size, or a folder or Hub id of a configuration whose image size and channels are then
             replaced by those given.
         model_name_or_path: weights to continue from, in place of `config_name`.
         image_size: height and width, pixels.
@@ -130,7 +60,7 @@ def build_image_encoder(
         config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
         encoder = encoder_from_config(config)
         if config.model_type == "vit":
-            _place_positions(encoder)
+            place_positions(encoder)
     return prepare_encoder(
         encoder,
         source=model_name_or_path or config_name,
@@ -184,42 +114,6 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     config.num_labels = 0
     config.architectures = [_classifier_class(config).__name__]
     return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-
-
-def read_encoder_config(config_name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
-    """Return the configuration that `--config_name` means, for images of the given size and channels.
-
-    Raises:
-        InputError: it is none of `SIZES` and no image classifier's configuration.
-    """
-    if config_name in SIZES:
-        return image_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
-    config = _read_config(config_name, flag="--config_name")
-    config.num_channels = num_channels
-    if hasattr(config, "image_size"):
-        config.image_size = image_size
-    return config
-
-
-def sincos_positions(grid: int, width: int) -> Tensor:
-    """Return two-dimensional position embeddings of a square of patches (He et al. 2022, appendix A.1).
-
-    Half of a vector encodes the column, half the row; each half holds the sines, then the cosines, of the coordinate
-    times width / 4 frequencies from 1 down towards 1/10000 (the order of the published weights).
-
-    Args:
-        grid: patches along a side.
-        width: of a vector; divisible by 4.
-
-    Returns:
-        float32 (1, 1 + grid * grid, width), row by row; the first, for [CLS], is zero.
-    """
-    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
-    along_side = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
-    columns, rows = along_side.repeat(grid, 1), along_side.repeat_interleave(grid, dim=0)
-    patches = torch.cat([columns, rows], dim=1)  # (grid * grid, width)
-    return torch.cat([torch.zeros(1, width), patches.float()])[None]
 
 
 def embed(encoder: PreTrainedModel, pixel_values: Tensor) -> Tensor:
@@ -302,47 +196,8 @@ def find_pretraining(name_or_path: str | Path, model_type: str, **hub: Any) -> s
     return subfolder
 
 
-def as_encoder_config(encoder: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
-    """Return the encoder's configuration within another one, read from `config.json` as a dict.
-
-    A configuration is copied: building the outer model clears the attention implementation of the inner one's.
-    """
-    if isinstance(encoder, PreTrainedConfig):
-        return copy.deepcopy(encoder)
-    fields = dict(encoder or {})
-    return AutoConfig.for_model(fields.pop("model_type", "vit"), **fields)
-
-
-def init_by_fan_in(module: nn.Module) -> None:
-    """Initialise a head's layer so that it keeps the variance of its input (LeCun et al. 1998, section 4.6).
-
-    transformers' own standard deviation of 0.02 suits wide transformers; through the few narrow layers of a head the
-    signal would vanish.
-    """
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.GroupNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
-def _place_positions(encoder: PreTrainedModel) -> None:
-    """Let a new ViT's position embeddings, which are trained, begin as sines and cosines.
-
-    transformers draws them from a normal distribution of 0.02, far below the patches' own embeddings, so that a ViT
-    must first learn where its patches are. With vit-tiny, an autoencoder of 32 x 32 x 3 pixels into 64 numbers had a
-    squared error of 0.38 instead of 0.49 after 130 updates of 64 images (one seed).
-    """
-    config = encoder.config
-    positions = sincos_positions(config.image_size // config.patch_size, config.hidden_size)
-    with torch.no_grad():
-        encoder.base_model.embeddings.position_embeddings.copy_(positions)
-
-
 def _load_encoder(name: str) -> PreTrainedModel:
-    config = _read_config(name, flag="--model_name_or_path")
+    config = read_config(name, flag="--model_name_or_path")
     try:
         encoder, loading = _classifier_class(config).from_pretrained(
             name, num_labels=0, dtype=torch.float32, output_loading_info=True
@@ -358,23 +213,6 @@ def _load_encoder(name: str) -> PreTrainedModel:
             "pass --model_name_or_path a complete checkpoint, or --config_name to start from none"
         )
     return encoder
-
-
-def _read_config(name: str, *, flag: str) -> PreTrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        where = "has no config.json of transformers" if Path(name).is_dir() else "is neither a folder nor on the Hub"
-        raise InputError(
-            f"{name!r} {where}; pass {flag} the folder or Hub id of an image encoder"
-            + (f", or one of {', '.join(SIZES)}" if flag == "--config_name" else ", such as a run's final/")
-        ) from error
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or not hasattr(config, "num_channels"):
-        raise InputError(
-            f"{name!r} is a model of type {config.model_type!r}, which AutoModelForImageClassification does not build "
-            f"for pixels; pass {flag} an image encoder such as vit, convnextv2, resnet or dinov2"
-        )
-    return config
 
 
 def _classifier_class(config: PreTrainedConfig) -> Any:

@@ -23,10 +23,10 @@ from bert_pretrain.models.image_encoder import (
     encoder_from_config,
     find_pretraining,
     pretraining_subfolder,
-    read_encoder_config,
     set_dropout,
-    sincos_positions,
 )
+from bert_pretrain.models.image_encoder_config import read_encoder_config
+from bert_pretrain.models.initialisation import sincos_positions
 
 # Width of the encoder from which on, decoder's width and layers. The last row is the paper's own decoder; table 1 there
 # finds that depth matters little for fine-tuning. Heads are 32 wide.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from bert_pretrain.arguments import HubArguments
 from bert_pretrain.checkpoint import list_checkpoints
-from bert_pretrain.config import HubArguments
 from bert_pretrain.evaluation.curves import draw_curves
 from bert_pretrain.evaluation.run_records import read_rows, read_run_json
 from bert_pretrain.objectives.base import Objective

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from transformers import AutoConfig
 
-from bert_pretrain.data.images import ImageCorpus, image_card, open_images
+from bert_pretrain.data.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.feature_scores import FeatureScores, format_table
+from bert_pretrain.evaluation.floors import majority_accuracy
 from bert_pretrain.evaluation.image_features import (
     FeatureSet,
     LabelledImages,
@@ -20,14 +22,8 @@ from bert_pretrain.evaluation.image_features import (
     divide_labelled,
     read_processor,
 )
-from bert_pretrain.evaluation.representation import (
-    FeatureScores,
-    check_knn,
-    format_table,
-    knn_accuracy,
-    linear_probe,
-    majority_accuracy,
-)
+from bert_pretrain.evaluation.knn import check_knn, knn_accuracy
+from bert_pretrain.evaluation.linear_probe import linear_probe
 from bert_pretrain.evaluation.suites.context import (
     Evaluation,
     EvaluationImages,

@@ -26,8 +26,7 @@ from torch import Tensor
 from transformers import AutoModel, HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from bert_pretrain.command_line import parse_flags
-from bert_pretrain.config import flag, flags
+from bert_pretrain.command_line import flag, flags, parse_flags
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset
 from bert_pretrain.downstream.models import ClassifierSource
@@ -35,6 +34,7 @@ from bert_pretrain.downstream.sources import Splits, TaskDataArguments, augmenta
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import Recipe, predict_logits, train
 from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import (
     Arm,
     Measurement,
@@ -49,7 +49,6 @@ from bert_pretrain.evaluation.label_efficiency import (
     probe_arm,
     summarize,
 )
-from bert_pretrain.evaluation.representation import Labels
 from bert_pretrain.evaluation.suites.context import SuiteResult, naming_the_model_flag
 from bert_pretrain.hardware import default_device, describe_run
 from bert_pretrain.models.fast_paths import choose_attention

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from bert_pretrain.config import DataArguments, TextArguments, check_data, check_text
+from bert_pretrain.argument_checks import check_data, check_text
+from bert_pretrain.arguments import DataArguments, TextArguments
 from bert_pretrain.data.neighbour_pairs import plan_neighbours
 from bert_pretrain.data.prepared import PreparedCorpus
 from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
