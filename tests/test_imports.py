@@ -33,7 +33,7 @@ LEVELS = [
     ],
     ["evaluation.collapse", "evaluation.representation", "evaluation.pictures", "evaluation.image_features"],
     ["evaluation.run_records"],
-    ["evaluation.curves", "evaluation.pseudo_likelihood", "evaluation.next_sentence"],
+    ["evaluation.curves", "evaluation.pseudo_likelihood", "evaluation.next_sentence", "run_state"],
     ["evaluation.minimal_pairs"],
     ["evaluation.pair_templates"],
     ["downstream.tasks", "downstream.tables"],
