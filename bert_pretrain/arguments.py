@@ -194,7 +194,11 @@ class HubArguments:
 
     _argument_group_name: ClassVar[str] = "hub"
 
-    push_to_hub: bool = flag(False, "Publish the export, its model card, curves and run.json.")
+    push_to_hub: bool = flag(
+        False,
+        "Publish the export, its model card, curves and run.json. What the Hub does not take is kept and said, and "
+        "fails no run (exit status 0); `python -m bert_pretrain.hub push OUTPUT_DIR` brings it there later (0 or 1).",
+    )
     hub_model_id: str | None = flag(None, "Repository, owner/name or name. Default: the name of --output_dir.")
     hub_private_repo: bool = flag(False, "Make the repository private; one that is public is then refused.")
     hub_strategy: Literal["end", "every_save", "all_checkpoints"] = flag(

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.whole_files import replace_folder
@@ -46,7 +48,7 @@ def save_checkpoint(
     Returns:
         The checkpoint's folder.
     """
-    final = folder / f"step-{step:06d}"
+    final = checkpoint_path(folder, step)
     aside = folder / f"{final.name}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
@@ -64,6 +66,16 @@ def save_checkpoint(
         _rotate(folder, save_total_limit)
     accelerator.wait_for_everyone()
     return final
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is, or would be, in a run's checkpoint folder."""
+    return folder / f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the updates after which a checkpoint was written, from its name."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def find_checkpoint(resume_from: str, folder: Path) -> Path | None:
@@ -120,6 +132,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 "pass an older checkpoint to --resume_from_checkpoint"
             )
     return state
+
+
+def load_model(checkpoint: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """Return the model of a checkpoint, on the processor and in float32."""
+    model: PreTrainedModel = model_class.from_pretrained(str(checkpoint), dtype=torch.float32)
+    return model
 
 
 def _rotate(folder: Path, save_total_limit: int) -> None:

@@ -3,6 +3,10 @@
 `push` brings a finished run or a fine-tuned model to the Hub, or finishes what `--push_to_hub` could not bring there:
 files that are there already are not sent again. `push_dataset` publishes a prepared corpus, which `--dataset_name
 owner/name` then trains on from anywhere.
+
+The exit status is 0 when all is on the Hub and 1 when it is not yet. Training itself ends with 0 whatever the Hub
+does, so a script that must know asks here: `run_pretraining.py --push_to_hub --output_dir OUT && python -m
+bert_pretrain.hub push OUT`.
 """
 
 from __future__ import annotations
@@ -18,13 +22,15 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from bert_pretrain.argument_checks import check_repo_id
+from bert_pretrain.checkpoint import list_checkpoints, step_of
 from bert_pretrain.command_line import reporting_input_errors
 from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.run_records import read_run_json
-from bert_pretrain.publishing.publication import MAIN, open_pusher, submit_final
-from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link
+from bert_pretrain.publishing.publication import MAIN, is_submitted, open_pusher, submit_final
+from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link, revision_of, waiting_in
 from bert_pretrain.publishing.scrub import scrub
+from bert_pretrain.run_state import held, read_final
 
 DATASET_CARD = """\
 ---
@@ -62,14 +68,25 @@ def _parser() -> argparse.ArgumentParser:
         description="Publish on the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    push = commands.add_parser("push", help="publish a run, or finish publishing it", allow_abbrev=False)
+    status = (
+        "Exit status: 0 = all of it is on the Hub, 1 = not yet (what is printed says why), 2 = nothing can be pushed."
+    )
+    push = commands.add_parser(
+        "push",
+        help="publish a run, or finish publishing it",
+        description=f"Publish what waits in RUN_DIR/hub and RUN_DIR/final. {status}",
+        allow_abbrev=False,
+    )
     push.add_argument("run_dir", type=Path, help="--output_dir of pretraining or fine-tuning")
     push.add_argument("--hub_model_id", help="owner/name or name (default: the run's own flag, or the folder's name)")
     push.add_argument(
         "--hub_push_state", action="store_true", help="also the last checkpoint, to resume from elsewhere"
     )
     dataset = commands.add_parser(
-        "push_dataset", help="publish a corpus that bert_pretrain.prepare wrote", allow_abbrev=False
+        "push_dataset",
+        help="publish a corpus that bert_pretrain.prepare wrote",
+        description=f"Publish a corpus that bert_pretrain.prepare wrote. {status}",
+        allow_abbrev=False,
     )
     dataset.add_argument("prepared", type=Path, help="the corpus' folder")
     dataset.add_argument("--hub_dataset_id", help="owner/name or name (default: the folder's name)")
@@ -81,10 +98,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def push(options: argparse.Namespace) -> bool:
-    """Publish a run directory's outbox and its `final/`; returns whether all of it was.
+    """Publish a run directory's outbox and its `final/`, and say what they are; returns whether all of it was.
 
     Raises:
-        InputError: the folder holds no run, or nothing of it can be published yet.
+        InputError: the folder holds no run, a process is at work in it, or nothing of it can be published yet.
     """
     run_dir: Path = options.run_dir
     config = _flags_of(run_dir)
@@ -99,10 +116,43 @@ def push(options: argparse.Namespace) -> bool:
     is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
     given = ["--hub_model_id", repo_id] if options.hub_model_id else []
     given += [f"--{name}" for name in ("hub_private_repo", "hub_push_state") if getattr(options, name)]
-    with open_pusher(run_dir, repo_id, is_private=is_private, flags=given) as pusher:
-        if has_final:
-            submit_final(pusher, run_dir, with_state=options.hub_push_state or bool(config.get("hub_push_state")))
-        return pusher.finish(None)
+    with_state = options.hub_push_state or bool(config.get("hub_push_state"))
+    with held(run_dir):
+        with_final = has_final and _is_newest(run_dir, repo_id)
+        for folder in waiting_in(run_dir / OUTBOX):
+            if not (with_final and revision_of(folder) == MAIN):  # where it gives way to `final/`
+                sys.stdout.write(f"{revision_of(folder)}: the model{_after(folder)}, which waited in {folder}\n")
+        with open_pusher(run_dir, repo_id, is_private=is_private, flags=given) as pusher:
+            if with_final:
+                pusher.say(f"{MAIN}: the model{_after(run_dir / 'final')}, from {run_dir / 'final'}")
+                submit_final(pusher, run_dir, with_state=with_state)
+            return pusher.finish(None)
+
+
+def _is_newest(run_dir: Path, repo_id: str) -> bool:
+    """Return whether `final/` is at least as new as what else goes or went to `main`, and say so if the run goes on."""
+    final = read_final(run_dir)
+    if final is None or final.is_end:
+        return True
+    waiting = [_step_in(folder) or 0 for folder in waiting_in(run_dir / OUTBOX) if revision_of(folder) == MAIN]
+    checkpoints = list_checkpoints(run_dir / "checkpoints")
+    published = [step_of(path) for path in checkpoints if is_submitted(path, repo_id)]
+    newest = max([*waiting, *published], default=0)
+    is_newest = newest <= (final.step or 0)
+    kept = "" if is_newest else f"{run_dir / 'final'} is not published, {MAIN} is of {newest:,} updates already; "
+    sys.stdout.write(f"NOTE: {kept}the run was continued and has not ended: --resume_from_checkpoint latest ends it\n")
+    return is_newest
+
+
+def _step_in(folder: Path) -> int | None:
+    """Return the updates of the model in a folder to be published; None if it does not say."""
+    step: int | None = read_run_json(folder).get("step") if (folder / "run.json").is_file() else None
+    return step
+
+
+def _after(folder: Path) -> str:
+    step = _step_in(folder)
+    return "" if step is None else f" after {step:,} updates"
 
 
 def _flags_of(folder: Path) -> dict[str, Any]:
@@ -135,9 +185,12 @@ def push_dataset(options: argparse.Namespace) -> bool:
     words += ["--hub_license", options.hub_license] if options.hub_license else []
     words += ["--hub_private_repo"] if options.hub_private_repo else []
     command = f"python -m bert_pretrain.hub {shlex.join(words)}"
-    with HubPusher(
-        outbox, repo_id, is_private=options.hub_private_repo, finish_command=command, repo_type="dataset"
-    ) as pusher:
+    with (
+        held(prepared),
+        HubPusher(
+            outbox, repo_id, is_private=options.hub_private_repo, finish_command=command, repo_type="dataset"
+        ) as pusher,
+    ):
         pusher.submit(fill, MAIN)
         return pusher.finish(None)
 

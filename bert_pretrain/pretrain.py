@@ -1,4 +1,9 @@
-"""The pretraining program: parse, build, train, export. run_pretraining.py and `bert-pretrain pretrain` call `main`."""
+"""The pretraining program: parse, build, train, export. run_pretraining.py and `bert-pretrain pretrain` call `main`.
+
+The exit status speaks of the training: 0 = `final/` is complete, 1 = it diverged, 2 = something given cannot be used
+and nothing was written. What the Hub did not take fails no run, which a launcher might start again: it is said, it is
+kept, and `python -m bert_pretrain.hub push RUN_DIR` brings it there and has a status of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers.utils import logging as transformers_logging
 
+from bert_pretrain.checkpoint import load_model, read_state
 from bert_pretrain.command_line import reporting_input_errors
 from bert_pretrain.config import PretrainingConfig, parse_config
 from bert_pretrain.errors import InputError
@@ -22,14 +28,16 @@ from bert_pretrain.objectives.base import Objective
 from bert_pretrain.optim import Schedule, build_optimizers
 from bert_pretrain.publishing.publication import Publisher, write_publication
 from bert_pretrain.run_directory import claim_run_dir, fingerprint, resume, write_run_json
+from bert_pretrain.run_state import held
 from bert_pretrain.tasks import build_objective
 from bert_pretrain.trainer import Intervals, Trainer
+from bert_pretrain.whole_files import make_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Pretrain as the command line says; returns the exit status."""
+    """Pretrain as the command line says; returns the exit status, 0 also where the Hub did not take everything."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with reporting_input_errors(debug="--debug" in arguments):
+    with reporting_input_errors(debug="--debug" in arguments), contextlib.ExitStack() as stack:
         config = parse_config(arguments, prog="run_pretraining.py")
         run_dir = Path(config.run.output_dir)
         checkpoint = claim_run_dir(run_dir, config.run.resume_from_checkpoint)
@@ -39,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if checkpoint is not None:
             resume(trainer, checkpoint)
         if accelerator.is_main_process:  # only when nothing can be refused any more
+            make_folder(run_dir, flag="--output_dir")
+            stack.enter_context(held(run_dir))
             write_run_json(config.to_dict(), run_dir, trainer)
         if config.run.report_to != "none":
             accelerator.init_trackers("bert_pretrain")
@@ -54,15 +64,12 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
         accelerator.end_training()
         return
 
-    def write(directory: Path) -> None:
-        write_publication(
-            accelerator.unwrap_model(trainer.model),
-            trainer.objective,
-            run_dir,
-            directory,
-            step=trainer.step,
-            seconds=trainer.seconds,
-        )
+    def write(directory: Path, checkpoint: Path | None = None) -> None:
+        model, step, seconds = accelerator.unwrap_model(trainer.model), trainer.step, trainer.seconds
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            model, step, seconds = load_model(checkpoint, type(model)), state["step"], state["elapsed"]
+        write_publication(model, trainer.objective, run_dir, directory, step=step, seconds=seconds)
 
     with contextlib.ExitStack() as stack:
         publisher = None
@@ -70,6 +77,7 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
             publisher = Publisher(config.hub, run_dir, write)
             stack.enter_context(publisher.pusher)
             trainer.on_save = publisher.on_save
+            publisher.submit_missed(until_step=trainer.step)
         trainer.train()
         write(run_dir / "final")
         accelerator.print(f"the model is in {run_dir / 'final'}")

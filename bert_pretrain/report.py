@@ -17,6 +17,7 @@ from bert_pretrain.command_line import reporting_input_errors
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.curves import draw_curves, read_metrics
 from bert_pretrain.evaluation.run_records import read_rows, read_run_json
+from bert_pretrain.run_state import is_held, read_final
 from bert_pretrain.whole_files import write_text
 
 _STYLE = """
@@ -67,7 +68,7 @@ def write_report(run_dir: Path) -> Path:
 
 def _page(run_dir: Path, record: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     config = record["config"]
-    status = escape(_status(run_dir, config, metrics))
+    status = escape(_status(run_dir, config.get("max_steps"), metrics[-1]["step"]))
     title = f"{run_dir.resolve().name}: {config.get('objective', 'a run')}"
     sections = [
         ("Course", _image(run_dir / "curves.png", "curves of the run")),
@@ -85,12 +86,18 @@ def _page(run_dir: Path, record: dict[str, Any], metrics: list[dict[str, Any]]) 
     )
 
 
-def _status(run_dir: Path, config: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
-    step, max_steps = metrics[-1]["step"], config.get("max_steps")
-    of_all = f" of {max_steps:,}" if max_steps else ""
-    if (run_dir / "final").is_dir():
+def _status(run_dir: Path, max_steps: int | None, step: int) -> str:
+    final = read_final(run_dir)
+    if final is not None and final.is_end:
         return f"Finished after {step:,} updates."
-    return f"Not finished: {step:,}{of_all} updates are recorded."
+    of_all = f" of {max_steps:,}" if max_steps else ""
+    status = f"Not finished: {step:,}{of_all} updates are recorded."
+    if is_held(run_dir):
+        status += " A process is at work on it."
+    if final is not None:
+        amount = "an earlier number of" if final.step is None else f"{final.step:,}"
+        status += f" final/ holds the model after {amount} updates, from before the run was continued."
+    return status
 
 
 def _evaluations(metrics: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ Called by the program before and after it has built the trainer.
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.publishing.download import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.trainer import Trainer
-from bert_pretrain.whole_files import check_creatable, make_folder, write_json
+from bert_pretrain.whole_files import check_creatable, write_json
 
 _UNFINISHED = "run.json.tmp"  # as `write_json` names it
 # Flags that determine what a run's numbers mean: a checkpoint continues only under the same values.
@@ -101,12 +102,7 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
 
 
 def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> None:
-    """Record what was asked for, what it came to, and on what it ran.
-
-    Raises:
-        InputError: the folder cannot be created.
-    """
-    make_folder(run_dir, flag="--output_dir")
+    """Record what was asked for, what it came to, on what it ran and since when, in a folder that exists."""
     accelerator = trainer.accelerator
     effective = {
         "global_batch_size": trainer.global_batch_size,
@@ -117,7 +113,9 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
         "device": accelerator.device.type,
         "num_cpu_threads": torch.get_num_threads(),
     }
-    write_json(run_dir / "run.json", {"config": flags | effective} | describe_run())
+    # No two starts have the same, also of one run: by it `final/` is known to be the end of the last one.
+    started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    write_json(run_dir / "run.json", {"config": flags | effective, "started": started} | describe_run())
 
 
 def fingerprint(flags: dict[str, Any], data: dict[str, Any], model_config: PreTrainedConfig) -> dict[str, Any]:

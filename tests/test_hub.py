@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN, Fault, LoopbackHub, running_hub, text_files
 from runs import command, environment, metrics, small_flags, write_corpus
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.arguments import HubArguments
@@ -219,16 +219,22 @@ def test_the_strategy_says_what_a_save_publishes(
     submitted = []
 
     class Recorder:
-        def submit(self, fill: Callable[[Path], None], *revisions: str) -> None:
+        repo_id = "words"
+        say = print
+
+        def submit(self, fill: Callable[[Path], None], *revisions: str) -> bool:
             fill(tmp_path)
             submitted.append(revisions)
+            return True
 
     monkeypatch.setattr(publication, "open_pusher", lambda *_, **__: Recorder())
     checkpoint = tmp_path / "checkpoints/step-000004"
     checkpoint.mkdir(parents=True)
     (checkpoint / "optimizer.bin").touch()
     hub = HubArguments(push_to_hub=True, hub_strategy=strategy, hub_push_state=with_state)
-    publication.Publisher(hub, tmp_path, lambda folder: (folder / "config.json").touch()).on_save(checkpoint)
+    publisher = publication.Publisher(hub, tmp_path, lambda folder, **_: (folder / "config.json").touch())
+    publisher.on_save(checkpoint)
+    publisher.submit_missed(until_step=4)
     assert submitted == expected
     is_published = strategy != "end"
     assert (tmp_path / "config.json").exists() == is_published
@@ -272,6 +278,54 @@ def test_pushing_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(["hub", "push_dataset", str(tmp_path / "begun")])
     assert "no complete prepared corpus" in capsys.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+from bert_pretrain.__main__ import main
+from bert_pretrain.publishing.publication import Publisher
+on_save = Publisher.on_save
+def killed(self, checkpoint):
+    if checkpoint.name == "step-000004":
+        os.kill(os.getpid(), signal.SIGKILL)
+    on_save(self, checkpoint)
+Publisher.on_save = killed
+main(["pretrain", *sys.argv[1:]])
+"""
+
+
+def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_continues(
+    client: LoopbackHub, folder: Path
+) -> None:
+    more = "--max_steps 6 --save_steps 2 --save_total_limit 0 --dropout 0.1 --output_dir killed"
+    more += " --push_to_hub --hub_strategy all_checkpoints --hub_push_state"
+    flags = [*small_flags(folder), *more.split()]
+    done = call(client, folder, ["-c", KILLED, *flags])
+    assert done.returncode == -9, done.stderr
+    checkpoints = folder / "killed/checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000004"]
+    half = folder / "killed/hub/filling.tmp/step-000004"
+    half.mkdir(parents=True)
+    (half / "config.json").touch()
+    done = call(client, folder, command([*flags, "--resume_from_checkpoint", "latest"])[1:])
+    assert done.returncode == 0, done.stderr
+    assert "step-000004 has not been published" in done.stdout and "step-000002 has not" not in done.stdout
+    repository = client.model("killed")
+    assert set(repository.branches) == {"main", "step-000002", "step-000004", "step-000006"}
+    assert not (folder / "killed/hub").exists()
+    for step in (2, 4, 6):
+        files = repository.files(f"step-{step:06d}")
+        published, saved = (
+            load(files["model.safetensors"]),
+            load_file(checkpoints / f"step-{step:06d}/model.safetensors"),
+        )
+        assert all(published[name].equal(saved[name]) for name in saved)
+        assert f"{step} updates of 32 rows" in files["README.md"].decode()
+        assert json.loads(files["run.json"])["step"] == step
+        state = {path for path in files if path.startswith("training_state/")}
+        listed = json.loads(files["training_state/trainer_state.json"])["files"]
+        assert state == {f"training_state/{name}" for name in (*listed, "trainer_state.json")}
+    assert repository.files() == repository.files("step-000006")
 
 
 @pytest.mark.slow

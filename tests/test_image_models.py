@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from transformers import (
@@ -522,6 +523,28 @@ def test_another_width_than_the_continued_head_is_refused(tmp_path: Path) -> Non
     flags = small_flags(tmp_path / "config", model_name_or_path=str(tmp_path / "contrastive"))
     with pytest.raises(InputError, match="pass --projection_dim 10"):
         build_contrastive(**flags, projection_dim=0)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_damaged_pretraining_model_is_named(tmp_path: Path, kind: str) -> None:
+    model = BUILDERS[kind](**small_flags(tmp_path / "config"))
+    model.plain_encoder().base_model.save_pretrained(tmp_path / "final")
+    whole = tmp_path / "final/pretraining"
+    model.save_pretrained(whole)
+    flags = small_flags(tmp_path / "config", model_name_or_path=str(tmp_path / "final"))
+    weights = whole / "model.safetensors"
+    content = weights.read_bytes()
+    # Cut in the middle, emptied, without one weight, and with half a configuration.
+    for damaged in (content[: len(content) // 2], b""):
+        weights.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"weights of \S*final/pretraining cannot be read.*--model_name_or_path"):
+            BUILDERS[kind](**flags)
+    weights.write_bytes(save(dict(list(load(content).items())[1:]), metadata={"format": "pt"}))
+    with pytest.raises(InputError, match=r"final/pretraining lacks 1 weights, such as .*--model_name_or_path"):
+        BUILDERS[kind](**flags)
+    (whole / "config.json").write_text((whole / "config.json").read_text()[:20])
+    with pytest.raises(InputError, match=r"final/pretraining/config.json is damaged"):
+        BUILDERS[kind](**flags)
 
 
 def test_a_masked_autoencoder_needs_a_vit(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ LEVELS = [
     ["evaluation.feature_scores"],
     ["evaluation.collapse", "evaluation.pictures", "evaluation.image_features"],
     ["evaluation.run_records"],
-    ["evaluation.curves", "evaluation.pseudo_likelihood", "evaluation.next_sentence"],
+    ["evaluation.curves", "evaluation.pseudo_likelihood", "evaluation.next_sentence", "run_state"],
     ["evaluation.minimal_pairs"],
     ["evaluation.pair_templates"],
     ["downstream.tasks", "downstream.tables"],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from loopback_hub import TOKEN, Fault, LoopbackHub, Repository, running_hub
 from safetensors import SafetensorError
@@ -192,7 +195,8 @@ def test_a_full_disk_does_not_end_the_run(hub: LoopbackHub, tmp_path: Path) -> N
     run = Run(tmp_path)
     run.pusher.submit(fail, "main")
     assert "No space left" in run.text
-    assert run.pusher.finish(60)
+    assert not run.pusher.finish(60)
+    assert "NOT pushed: main (it could not be put into" in run.text and "PUSH LATER" in run.text
     assert not run.outbox.exists()
 
 
@@ -213,9 +217,37 @@ def test_a_full_disk_as_safetensors_reports_it_does_not_end_the_run_either(hub: 
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     run = Run(tmp_path)
-    run.pusher.submit(fail, "main")
+    assert not run.pusher.submit(fail, "main")
     assert "No space left" in run.text
+    assert run.pusher.submit(fill, "main"), "there is space again"
     assert run.pusher.finish(60)
+
+
+def test_what_a_killed_process_left_half_written_is_removed_and_never_pushed(hub: LoopbackHub, tmp_path: Path) -> None:
+    for name in ("filling.tmp/step-000004", "removed-000001-main.tmp", "000002-step-000008"):
+        (tmp_path / "hub" / name).mkdir(parents=True)
+        (tmp_path / "hub" / name / "config.json").write_text("{}")
+    run = Run(tmp_path)
+    assert run.pusher.finish(60)
+    assert set(hub.model("model").branches) == {"main", "step-000008"}
+    assert hub.model("model").files("main") == {}
+    assert not run.outbox.exists()
+
+
+def test_an_upload_does_not_outlive_the_run_that_was_killed(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults = [Fault(r".", "stall", times=100)]
+    script = "import sys, time, pathlib, test_pusher; test_pusher.Run(pathlib.Path(sys.argv[1])); time.sleep(60)"
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    run = psutil.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    )
+    deadline = time.monotonic() + 60
+    while not hub.requests and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (upload,) = run.children()
+    run.kill()
+    run.wait()
+    upload.wait(timeout=30)
 
 
 def test_uploads_start_from_any_folder_also_where_the_package_is_not_installed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bert_pretrain.__main__ import main
 from bert_pretrain.evaluation.run_records import read_rows
 from bert_pretrain.metrics import JsonLines
 from bert_pretrain.report import write_report
+from bert_pretrain.run_state import held
 
 VALIDATION = {"split": "validation", "epoch": 0.0, "loss": 7.25, "mlm_loss": 6.5, "unigram_entropy": 6.25}
 MASK = {"sentence": "a <b> [MASK].", "position": 3, "original": "dog", "probability": 0.125, "entropy": 3.5}
@@ -46,14 +48,42 @@ class Page(HTMLParser):
             self.texts.append(data.strip())
 
 
-def write_run(folder: Path, *, steps: tuple[int, ...] = (0, 100), **config: Any) -> Path:
+def write_run(folder: Path, *, steps: tuple[int, ...] = (0, 100), started: str = "noon", **config: Any) -> Path:
     folder.mkdir(exist_ok=True)
     record = {"config": {"objective": "mlm_nsp", "max_steps": 1800, "tokenizer_name": None} | config}
+    record["started"] = started
     record |= {"command": ["run_pretraining.py", "--seed", "1"], "versions": {"torch": "9.9"}, "hardware": {"cores": 2}}
     (folder / "run.json").write_text(json.dumps(record))
     rows = [VALIDATION | {"step": step, "mlm_accuracy": 0.1 + step / 1000} for step in steps]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"split": ')
     return folder
+
+
+def write_final(run: Path, *, step: int) -> None:
+    """End a run."""
+    (run / "final").mkdir()
+    record = json.loads((run / "run.json").read_text()) | {"step": step}
+    (run / "final/run.json").write_text(json.dumps(record))
+
+
+def test_a_finished_run_that_is_continued_is_not_finished_until_it_has_ended_again(tmp_path: Path) -> None:
+    def status() -> str:
+        (line,) = [text for text in Page(write_report(run).read_text()).texts if "inished" in text]
+        return line
+
+    run = write_run(tmp_path / "run", max_steps=100)
+    write_final(run, step=100)
+    assert status() == "Finished after 100 updates."
+    write_run(run, started="later", max_steps=200)  # nothing is measured yet
+    kept = " final/ holds the model after 100 updates, from before the run was continued."
+    assert status() == "Not finished: 100 of 200 updates are recorded." + kept
+    write_run(run, started="later", max_steps=200, steps=(0, 100, 150))
+    with held(run):
+        assert status() == "Not finished: 150 of 200 updates are recorded. A process is at work on it." + kept
+    assert status() == "Not finished: 150 of 200 updates are recorded." + kept
+    shutil.rmtree(run / "final")
+    write_final(run, step=150)
+    assert status() == "Finished after 150 updates."
 
 
 def test_a_text_run_in_progress_is_one_page_with_everything_in_it(
@@ -78,7 +108,7 @@ def test_a_text_run_in_progress_is_one_page_with_everything_in_it(
 
 def test_an_image_run_shows_the_newest_picture_of_each_kind(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", objective="contrastive")
-    (run / "final").mkdir()
+    write_final(run, step=100)
     drawn = {}
     for number, (step, kind) in enumerate([(999999, "views"), (1000000, "views"), (5, "views"), (5, "embeddings")]):
         path = run / "pictures" / f"step-{step:06d}" / f"{kind}.png"

@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
@@ -25,6 +24,7 @@ from bert_pretrain.models.image_encoder import (
     embedding_width,
     encoder_from_config,
     find_pretraining,
+    load_weights,
     prepare_encoder,
     pretraining_subfolder,
 )
@@ -229,7 +229,7 @@ def build_autoencoder(
         )
         return ImageAutoencoder(config, encoder=encoder)
     source = str(model_name_or_path)
-    model: ImageAutoencoder = ImageAutoencoder.from_pretrained(source, subfolder=continued, dtype=torch.float32)
+    model: ImageAutoencoder = load_weights(ImageAutoencoder, source, subfolder=continued)
     for name, wanted in (("embedding_dim", embedding_dim), ("image_size", image_size)):
         found = getattr(model.config, name)
         if found != wanted:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
@@ -22,6 +21,7 @@ from bert_pretrain.models.image_encoder import (
     embedding_width,
     encoder_from_config,
     find_pretraining,
+    load_weights,
     prepare_encoder,
     pretraining_subfolder,
 )
@@ -148,7 +148,7 @@ def build_contrastive(
         config = ContrastiveConfig(encoder=encoder.config, hidden_size=width, projection_dim=projection_dim)
         return ContrastiveModel(config, encoder=encoder)
     source = str(model_name_or_path)
-    model: ContrastiveModel = ContrastiveModel.from_pretrained(source, subfolder=continued, dtype=torch.float32)
+    model: ContrastiveModel = load_weights(ContrastiveModel, source, subfolder=continued)
     found = model.config.projection_dim
     if found != projection_dim:
         raise InputError(

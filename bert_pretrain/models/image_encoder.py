@@ -169,12 +169,19 @@ def pretraining_subfolder(name_or_path: str | Path, model_type: str, **hub: Any)
 
     Returns:
         "" = at the root, "pretraining" = beside an exported encoder, None = nowhere.
+
+    Raises:
+        InputError: a configuration in the folder is damaged.
     """
     download = {key: hub[key] for key in ("cache_dir", "local_files_only", "revision", "token") if key in hub}
     for subfolder in ("", PRETRAINING_FOLDER):
         try:
             config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), subfolder=subfolder, **download)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if (Path(name_or_path) / subfolder / "config.json").is_file():
+                raise InputError(
+                    f"{Path(name_or_path) / subfolder / 'config.json'} is damaged ({error}); pass another folder"
+                ) from error
             continue
         if config.get("model_type") == model_type:
             return subfolder
@@ -196,22 +203,39 @@ def find_pretraining(name_or_path: str | Path, model_type: str, **hub: Any) -> s
     return subfolder
 
 
-def _load_encoder(name: str) -> PreTrainedModel:
-    config = read_config(name, flag="--model_name_or_path")
+def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: Any) -> Any:
+    """Return a model with all of its weights, in float32.
+
+    Args:
+        model_class: of transformers, or of this package.
+        name: folder or Hub id.
+        subfolder: of it that holds the model.
+        fields: of the configuration to set.
+
+    Raises:
+        InputError: the weights are damaged, or some are missing.
+    """
+    place = f"{name.rstrip('/')}/{subfolder}".rstrip("/")
     try:
-        encoder, loading = _classifier_class(config).from_pretrained(
-            name, num_labels=0, dtype=torch.float32, output_loading_info=True
+        model, loading = model_class.from_pretrained(
+            name, subfolder=subfolder, dtype=torch.float32, output_loading_info=True, **fields
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"the weights of {name} cannot be read ({error}); pass --model_name_or_path a complete checkpoint"
+            f"the weights of {place} cannot be read ({error}); pass --model_name_or_path a complete checkpoint"
         ) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise InputError(
-            f"{name} lacks {len(missing)} weights of its encoder, such as {missing[0]}; "
-            "pass --model_name_or_path a complete checkpoint, or --config_name to start from none"
+            f"{place} lacks {len(missing)} weights, such as {missing[0]}; pass --model_name_or_path "
+            "a complete checkpoint, or --config_name to start from none"
         )
+    return model
+
+
+def _load_encoder(name: str) -> PreTrainedModel:
+    config = read_config(name, flag="--model_name_or_path")
+    encoder: PreTrainedModel = load_weights(_classifier_class(config), name, num_labels=0)
     return encoder
 
 

@@ -22,6 +22,7 @@ from bert_pretrain.models.image_encoder import (
     build_image_encoder,
     encoder_from_config,
     find_pretraining,
+    load_weights,
     pretraining_subfolder,
     set_dropout,
 )
@@ -151,14 +152,7 @@ def build_masked_autoencoder(
     if model_name_or_path is not None:
         continued = pretraining_subfolder(model_name_or_path, ViTMAEConfig.model_type)
     if continued is not None:
-        model, loading = MaskedAutoencoder.from_pretrained(
-            str(model_name_or_path), subfolder=continued, dtype=torch.float32, output_loading_info=True
-        )
-        if loading["missing_keys"]:
-            raise InputError(
-                f"{model_name_or_path} lacks {len(loading['missing_keys'])} weights, such as "
-                f"{min(loading['missing_keys'])}; pass --model_name_or_path a masked autoencoder with its decoder"
-            )
+        model = load_weights(MaskedAutoencoder, str(model_name_or_path), subfolder=continued)
     elif model_name_or_path is not None:
         encoder = build_image_encoder(
             config_name=config_name,

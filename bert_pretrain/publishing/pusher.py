@@ -21,6 +21,7 @@ from types import TracebackType
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.upload import DONE, HOPELESS, TRY_AGAIN
 
 OUTBOX = "hub"  # folder of a run directory
@@ -34,8 +35,11 @@ _LEAST_SECONDS, _BYTES_PER_SECOND = 600.0, 100_000
 class HubPusher:
     """Pushes folders to a repository's branches in the background, in order, trying again what fails.
 
+    One pusher at a time empties an outbox: its process must be the only one to write into that folder.
+
     Attributes:
         repo_id: as asked for.
+        say: prints a line; called from the thread too.
         pushed: branches pushed so far, oldest first.
         address: of the repository, once the Hub has told it.
     """
@@ -58,15 +62,16 @@ class HubPusher:
             is_private: whether a new repository is private; an existing public one is then refused.
             finish_command: what a user types to push later what was not pushed.
             repo_type: "model" or "dataset".
-            say: prints a line; called from the thread too.
+            say: see above.
         """
         self.repo_id = repo_id
+        self.say = say
         self.pushed: list[str] = []
         self.address = ""
         self._outbox = outbox
         self._options = ["--repo_id", repo_id, "--repo_type", repo_type, *(["--private"] if is_private else [])]
         self._finish_command = finish_command
-        self._say = say
+        self._failed: dict[str, str] = {}  # branch -> why nothing was put into the outbox for it
         self._tries: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
         self._last_said = ""
@@ -74,36 +79,42 @@ class HubPusher:
         self._wait = _FIRST_WAIT
         self._is_closing = self._is_out_of_time = False
         self._process: subprocess.Popen[str] | None = None
+        for leftover in outbox.glob("*.tmp"):  # of a process that was killed while it filled or emptied the outbox
+            shutil.rmtree(leftover, ignore_errors=True)
         self._thread = threading.Thread(target=self._work, name="hub-pusher", daemon=True)
         self._thread.start()
 
-    def submit(self, fill: Callable[[Path], None], *revisions: str) -> None:
+    def submit(self, fill: Callable[[Path], None], *revisions: str) -> bool:
         """Put something into the outbox; an older one for the same branch that still waits gives way.
 
         Args:
             fill: writes the files into a folder that exists.
             revisions: branches to push them to.
+
+        Returns:
+            Whether it is in the outbox; if not, the reason has been said.
         """
         aside = self._outbox / "filling.tmp"
+        files = aside / "files"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            fill(aside)
+            files.mkdir(parents=True)
+            fill(files)
             with self._change:
                 for revision in revisions:
-                    linked = self._outbox / f"{revision}.tmp"
-                    shutil.rmtree(linked, ignore_errors=True)
-                    link_tree(aside, linked)
+                    link_tree(files, aside / revision)
                     number = max((_number(path) for path in self._waiting()), default=0) + 1
-                    os.replace(linked, self._outbox / f"{number:06d}-{revision}")
+                    os.replace(aside / revision, self._outbox / f"{number:06d}-{revision}")
+                    self._failed.pop(revision, None)
                 self._try_anew()
-        # A full disk, most likely, of which safetensors has an error of its own: the run itself has what it needs.
-        except (OSError, SafetensorError) as error:
-            self._say(
-                f"WARNING: {', '.join(revisions)} is not pushed to the Hub: it could not be put into {self._outbox} "
-                f"({error})"
-            )
-        shutil.rmtree(aside, ignore_errors=True)
+        # A full disk, most likely, of which safetensors has an error of its own, or a damaged checkpoint: the run
+        # itself has what it needs.
+        except (OSError, SafetensorError, InputError) as error:
+            self._failed |= dict.fromkeys(revisions, f"it could not be put into {self._outbox}: {error}")
+            self.say(f"WARNING: {', '.join(revisions)} is not pushed to the Hub: {self._failed[revisions[0]]}")
+            return False
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def finish(self, max_seconds: float | None) -> bool:
         """Wait until all is pushed or cannot be, and say how it ended; call it once.
@@ -119,7 +130,7 @@ class HubPusher:
             self._try_anew()
         if num_waiting := len(self._waiting()):
             limit = "" if max_seconds is None else f", at most {max_seconds:,.0f} s"
-            self._say(f"waiting for {num_waiting} upload(s) to the Hub{limit}")
+            self.say(f"waiting for {num_waiting} upload(s) to the Hub{limit}")
         self._thread.join(max_seconds)
         while self._thread.is_alive():
             self._is_out_of_time = True
@@ -129,18 +140,18 @@ class HubPusher:
                     process.kill()
             self._thread.join(0.1)
         waiting = self._waiting()
-        for leftover in self._outbox.glob("removed-*.tmp"):  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
         with contextlib.suppress(OSError):  # while there is something in it, or where it has never been
             self._outbox.rmdir()
         if self.pushed:
-            self._say(f"pushed to {self.address}: {', '.join(sorted(set(self.pushed)))}")
+            self.say(f"pushed to {self.address}: {', '.join(sorted(set(self.pushed)))}")
         for path in waiting:
             reason = self._reasons.get(path.name, "there was no time")
-            self._say(f"NOT pushed: {_revision(path)} ({reason}); its files are kept in {path}")
-        if waiting:
-            self._say(f"to finish later: {self._finish_command}")
-        return not waiting
+            self.say(f"NOT pushed: {revision_of(path)} ({reason}); its files are kept in {path}")
+        for revision, reason in self._failed.items():
+            self.say(f"NOT pushed: {revision} ({reason})")
+        if waiting or self._failed:
+            self.say(f"to finish later: {self._finish_command}")
+        return not waiting and not self._failed
 
     def __enter__(self) -> HubPusher:
         """Return itself."""
@@ -177,15 +188,14 @@ class HubPusher:
         self._change.notify_all()
 
     def _waiting(self) -> list[Path]:
-        """Return what is in the outbox, oldest first, without what is still being written."""
-        return sorted(self._outbox.glob("[0-9]*-*"))
+        return waiting_in(self._outbox)
 
     def _next(self) -> Path | None:
         """Return what to try next: the least tried, then the oldest; None when nothing is left to try."""
         if self._is_out_of_time:
             return None
         waiting = self._waiting()
-        newest = {_revision(path): path for path in waiting}
+        newest = {revision_of(path): path for path in waiting}
         for path in set(waiting) - set(newest.values()):
             _remove(path)
         candidates = [path for path in newest.values() if self._tries.get(path.name, 0) < MAX_TRIES]
@@ -194,7 +204,7 @@ class HubPusher:
     def _attempt(self, folder: Path | None) -> bool:
         """Upload a folder (None = only make the repository) and return whether that succeeded."""
         name = "" if folder is None else folder.name
-        what = [] if folder is None else [str(folder), "--revision", _revision(folder)]
+        what = [] if folder is None else [str(folder), "--revision", revision_of(folder)]
         try:
             status, answer = self._run(what, _seconds_allowed(folder))
         except OSError as error:  # no memory for another process, say; the thread goes on
@@ -202,7 +212,7 @@ class HubPusher:
         if status == DONE:
             self.address = answer
             if folder is not None:
-                self.pushed.append(_revision(folder))
+                self.pushed.append(revision_of(folder))
                 _remove(folder)
             return True
         if self._is_out_of_time:
@@ -213,13 +223,21 @@ class HubPusher:
         if answer != self._last_said:
             self._last_said = answer
             again = "not tried again before the next upload" if status == HOPELESS else "it will be tried again"
-            self._say(f"WARNING: the Hub did not take an upload: {answer}; nothing is lost, {again}")
+            self.say(f"WARNING: the Hub did not take an upload: {answer}; nothing is lost, {again}")
         return False
 
     def _run(self, what: list[str], seconds: float) -> tuple[int, str]:
         """Run an upload process to its end and return its exit status and its last line."""
         with subprocess.Popen(
-            [sys.executable, "-m", "bert_pretrain.publishing.upload", *what, *self._options],
+            [
+                sys.executable,
+                "-m",
+                "bert_pretrain.publishing.upload",
+                *what,
+                *self._options,
+                "--parent",
+                f"{os.getpid()}",
+            ],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -236,6 +254,11 @@ class HubPusher:
                 self._process = None
         lines = answer.strip().splitlines() or trouble.strip().splitlines() or ["the upload was stopped"]
         return process.returncode, lines[-1]
+
+
+def waiting_in(outbox: Path) -> list[Path]:
+    """Return what is in an outbox, oldest first, without what is still being written."""
+    return sorted(outbox.glob("[0-9]*-*"))
 
 
 def link_tree(source: Path, target: Path) -> None:
@@ -259,7 +282,8 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _revision(folder: Path) -> str:
+def revision_of(folder: Path) -> str:
+    """Return the branch for which a folder waits in an outbox."""
     return folder.name.partition("-")[2]
 
 

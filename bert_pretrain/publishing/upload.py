@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,12 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repo_type", default="model")
     parser.add_argument("--revision", default="main", help="branch, made where it is missing")
     parser.add_argument("--private", action="store_true")
+    parser.add_argument("--parent", type=int, help="number of the process with which the upload ends")
     options = parser.parse_args(arguments)
+    if options.parent is not None:
+        threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
         os.nice(_NICENESS)
     limit_waiting()
     try:
-        address = upload(**vars(options))
+        address = upload(
+            options.folder,
+            repo_id=options.repo_id,
+            repo_type=options.repo_type,
+            revision=options.revision,
+            private=options.private,
+        )
     except Exception as error:  # whatever it is, training goes on and the caller is told
         is_hopeless, reason = diagnose(error)
         sys.stdout.write(f"{reason}\n")
@@ -127,6 +138,13 @@ def limit_waiting() -> None:
 
     hooks = {"request": [*session.event_hooks["request"], limit]}
     set_client_factory(lambda: client_class(follow_redirects=True, event_hooks=hooks))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after the one that started it: it could bring an older state to the Hub after a newer."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(TRY_AGAIN)
 
 
 if __name__ == "__main__":
