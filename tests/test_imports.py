@@ -40,6 +40,7 @@ LEVELS = [
     ["downstream.labels", "downstream.metrics"],
     ["downstream.data", "downstream.image_data", "downstream.models"],
     ["downstream.sources", "downstream.training"],
+    ["downstream.predictions", "downstream.results"],
     ["evaluation.label_efficiency"],
     ["metrics", "checkpoint", "publishing.model_card"],
     ["trainer"],
