@@ -401,6 +401,22 @@ def test_bad_input_gets_one_message_and_status_2(
     assert "--model_name_or_path" not in message
 
 
+@pytest.mark.parametrize("suite", [*evaluate.SUITES, evaluate.LABEL_EFFICIENCY])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_several_processes_are_refused_with_one_message_and_none_writes(
+    suite: str, rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "--model", "nowhere", "--suite", suite, "--json", str(tmp_path / "figures.json")])
+    assert stopped.value.code == 2 and not list(tmp_path.iterdir())
+    printed = capsys.readouterr()
+    expected = "error: 2 processes were started but evaluation is done by one process; start it without torchrun"
+    assert printed.out == "" and printed.err.count("\n") == (rank == "0")
+    assert printed.err.startswith(expected if rank == "0" else "")
+
+
 def test_debug_lets_the_exception_through(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--suite"):
         main(["evaluate", "--model", "x", "--suite", "none", "--debug"])
