@@ -44,6 +44,7 @@ from bert_pretrain.downstream.results import (
     model_card,
     summarize_seeds,
 )
+from bert_pretrain.downstream.row_digests import describe_overlap, overlap_with_training
 from bert_pretrain.downstream.sources import Splits, TaskDataArguments, open_splits
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, Task, find_task
 from bert_pretrain.downstream.training import Recipe, Validation, predict_logits, train
@@ -136,17 +137,22 @@ def _train_all(
     """Train with every seed and write the folder; returns what results.json holds."""
     output_dir = Path(options.output_dir)
     _say(describe_splits(splits))
+    overlap = overlap_with_training(splits)
+    overlap_described = describe_overlap(splits, overlap)
+    if overlap_described:
+        _say(f"WARNING: {overlap_described}")
     outcomes: dict[int, dict[str, Any]] = {}
     for seed in options.seeds:
         outcomes[seed] = _train_one(source, splits, recipe, metrics, seed=seed, output_dir=output_dir, earlier=outcomes)
         _say(f"seed {seed}: " + format_metrics(outcomes[seed]["metrics"]))
-    results = summarize_seeds(outcomes)
+    results = summarize_seeds(outcomes) | {"overlap_with_training": overlap}
     flags_given = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
     if _is_main():
         # A path of this machine is nobody's business and leads nowhere on another one.
         is_on_hub = not Path(options.model).exists() and not options.from_scratch
         title = Path(options.hub_model_id or options.output_dir).name
-        card = model_card(splits, results, title=title, base_model=options.model if is_on_hub else None)
+        base_model = options.model if is_on_hub else None
+        card = model_card(splits, results, title=title, base_model=base_model, overlap=overlap_described)
         (output_dir / "final.tmp/README.md").write_text(card, encoding="utf-8")
         os.replace(output_dir / "final.tmp", output_dir / "final")
         # A metric of the Hub may be no number, which is no reason to lose the others.

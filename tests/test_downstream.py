@@ -19,10 +19,11 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDataset, Texts, tokenize
+from bert_pretrain.downstream.image_data import augmentation_of
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.metrics import METRICS, compute_metrics, is_better, load_metrics
 from bert_pretrain.downstream.models import ClassifierSource, default_learning_rate, read_model_config
-from bert_pretrain.downstream.sources import TaskDataArguments, augmentation_of, open_splits
+from bert_pretrain.downstream.sources import TaskDataArguments, open_splits
 from bert_pretrain.downstream.tables import read_file
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import (
@@ -362,7 +363,7 @@ def test_classes_of_image_folders_are_matched_by_name(tmp_path: Path) -> None:
 
 def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (10, 1, 8, 8), dtype=np.uint8)
-    augmentation = augmentation_of(TaskDataArguments(augmentation="crop"), (1, 8, 8), seed=0)
+    augmentation = augmentation_of("crop", (1, 8, 8), seed=0)
     assert augmentation is not None
     rows = ImageDataset(pixels, np.arange(10) % 2, mean=[0.3], std=[0.4], augmentation=augmentation)
     drawn: list[tuple[int, int]] = []

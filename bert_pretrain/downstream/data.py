@@ -34,6 +34,17 @@ class Texts:
     first: list[str]
     second: list[str] | None
 
+    def subset(self, places: NDArray[np.integer[Any]]) -> Texts:
+        """Return these texts, in this order."""
+        second = None if self.second is None else [self.second[place] for place in places]
+        return Texts([self.first[place] for place in places], second)
+
+    def joined(self) -> list[str]:
+        """Return each text, or pair of texts, as one."""
+        if self.second is None:
+            return self.first
+        return [" ".join(pair) for pair in zip(self.first, self.second, strict=True)]
+
 
 def read_texts(table: Table, task: Task, *, text_column: str | None, text_pair_column: str | None) -> Texts:
     """Return the texts of a table: of the columns given, else the task's, else `text` and, if it is there, `text_pair`.

@@ -29,7 +29,7 @@ Labels: {labels}.
 | split | metric | this model | mean of {num_seeds} seed{s} | standard deviation |
 |---|---|---|---|---|
 {rows}
-"""
+{overlap}"""
 
 
 def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -84,7 +84,9 @@ def describe_splits(splits: Splits) -> str:
     return f"rows: {sizes}; {classes}"
 
 
-def model_card(splits: Splits, results: dict[str, Any], *, title: str, base_model: str | None) -> str:
+def model_card(
+    splits: Splits, results: dict[str, Any], *, title: str, base_model: str | None, overlap: str | None
+) -> str:
     """Return the README.md of the best seed's model.
 
     Args:
@@ -92,6 +94,7 @@ def model_card(splits: Splits, results: dict[str, Any], *, title: str, base_mode
         results: of `summarize_seeds`.
         title: above the card.
         base_model: Hub id of what was fine-tuned; None = nothing that is on the Hub.
+        overlap: says which rows are trained and evaluated on alike; None = none are.
     """
     is_image = not splits.texts
     names = splits.labels.names
@@ -111,4 +114,5 @@ def model_card(splits: Splits, results: dict[str, Any], *, title: str, base_mode
         num_seeds=len(results["seeds"]),
         s="" if len(results["seeds"]) == 1 else "s",
         rows="\n".join(rows),
+        overlap=f"\n{overlap}\n" if overlap else "",
     )

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from bert_pretrain.config import flag, flags
-from bert_pretrain.data.augmentation import Augmentation, AugmentationRule
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
-from bert_pretrain.downstream.image_data import LabelledPixels, read_images
+from bert_pretrain.downstream.image_data import LabelledPixels, augmentation_of, read_images
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.models import is_image_config, load_text_tokenizer, longest_row, read_model_config
 from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
@@ -25,10 +24,6 @@ from bert_pretrain.evaluation.image_features import read_processor
 
 SPLITS = ("train", "validation", "test")
 _DEFAULT_LENGTH = 128  # tokens
-AUGMENTATIONS: dict[str, AugmentationRule] = {
-    "crop": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3)),
-    "crop_flip": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3), flip_prob=0.5),
-}
 
 
 @dataclass
@@ -125,7 +120,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
         whole, text = rows["train"], texts["train"]
         rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
-        texts |= {"train": _chosen(text, kept), "validation": _chosen(text, held_out)}
+        texts |= {"train": text.subset(kept), "validation": text.subset(held_out)}
     return Splits(rows, texts, labels, config, tokenizer, max_seq_length)
 
 
@@ -259,11 +254,6 @@ def _hold_out(
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-def _chosen(texts: Texts, places: NDArray[np.int64]) -> Texts:
-    first, second = ([part[place] for place in places] if part else None for part in (texts.first, texts.second))
-    return Texts(first or [], second)
-
-
 def _open_images(
     model: str, config: PreTrainedConfig, data: TaskDataArguments, task: Task, seed: int, *, needs_validation: bool
 ) -> Splits:
@@ -277,29 +267,9 @@ def _open_images(
     if "validation" not in rows and (needs_validation or "test" not in rows):
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
         rows["validation"] = rows["train"].subset(held_out)
-    rows["train"] = rows["train"].subset(
-        kept, augmentation=augmentation_of(data, rows["train"].pixels.shape[1:], seed=seed)
-    )
+    augmentation = augmentation_of(data.augmentation, rows["train"].pixels.shape[1:], seed=seed)
+    rows["train"] = rows["train"].subset(kept, augmentation=augmentation)
     return Splits(rows, {}, labels, config, processor, 0)
-
-
-def augmentation_of(data: TaskDataArguments, shape: tuple[int, ...], *, seed: int) -> Augmentation | None:
-    """Return what the flag asks for, for images of a shape (C, H, W).
-
-    Raises:
-        InputError: the images are not square, or have another number of channels than can be augmented.
-    """
-    if data.augmentation == "none":
-        return None
-    num_channels, height, width = shape
-    if height != width or num_channels not in (1, 3, 4):
-        raise InputError(f"images of the shape {shape} (C, H, W) cannot be augmented; pass --augmentation none")
-    return Augmentation(
-        AUGMENTATIONS[data.augmentation],
-        num_channels=num_channels,  # type: ignore[arg-type]  # checked above
-        image_size=height,
-        seed=seed,
-    )
 
 
 def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: int) -> dict[str, LabelledPixels]:
