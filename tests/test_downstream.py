@@ -69,6 +69,17 @@ def test_metrics_of_several_labels_equal_hand_computations() -> None:
     assert of("f1_macro", predictions, references, is_multi_label=True) == pytest.approx((1 + 1 + 0) / 3)
 
 
+@pytest.mark.parametrize("name", ["f1_micro", "f1_macro"])
+def test_the_f1_of_a_single_label_that_may_be_on_or_off_is_that_of_on(name: str) -> None:
+    references, predictions = [[1], [1], [1], [0], [0]], [[1], [0], [0], [1], [0]]  # TP 1, FN 2, FP 1
+    assert of(name, predictions, references, is_multi_label=True) == pytest.approx(2 * 1 / (2 * 1 + 1 + 2))
+    # With a second label that is always right the mean is as if scikit-learn had seen the first alone.
+    both = [[[*row, 1] for row in rows] for rows in (predictions, references)]
+    assert of("f1_macro", *both, is_multi_label=True) == pytest.approx((2 / 5 + 1) / 2)
+    assert of(name, [[0], [0]], [[0], [0]], is_multi_label=True) == 0
+    assert of("accuracy", predictions, references, is_multi_label=True) == 2 / 5
+
+
 def test_correlations_equal_hand_computations() -> None:
     x, y = [1.0, 2.0, 3.0, 4.0], [1.0, 4.0, 9.0, 20.0]
     dx, dy = np.array(x) - 2.5, np.array(y) - 8.5
