@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError
+from bert_pretrain.model_folders import refuse_misnamed
 from bert_pretrain.models.fast_paths import choose_attention
 
 # Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al. 2019 take up to ten
@@ -47,8 +48,7 @@ def read_model_config(model: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers and the network raise
-        if (Path(model) / "final/config.json").is_file():
-            raise InputError(f"{model!r} is the folder of a run; pass its model, {model}/final, as --model") from error
+        refuse_misnamed(model)
         where = "has no usable config.json" if Path(model).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a transformers model"

@@ -19,6 +19,7 @@ from bert_pretrain.data.images import ImageCorpus
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.representation import Features, Labels, extract_features, fit_pca, normalised_rows
 from bert_pretrain.hardware import default_device
+from bert_pretrain.model_folders import refuse_misnamed
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
 
 
@@ -60,6 +61,7 @@ def read_processor(model: str) -> Preprocessing:
     try:
         processor = AutoImageProcessor.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers meet; all mean the same to the user
+        refuse_misnamed(model)
         kind = "holds no usable image processor" if Path(model).is_dir() else "is neither a folder nor on the Hub"
         raise InputError(
             f"{model!r} {kind} ({type(error).__name__}); "

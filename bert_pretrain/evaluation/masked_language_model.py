@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
+from bert_pretrain.model_folders import refuse_misnamed
 
 
 def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -22,7 +23,9 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
-        kind = "holds no masked language model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
+        refuse_misnamed(name)
+        is_folder = Path(name).is_dir()
+        kind = "holds no masked language model" if is_folder else "is neither a folder nor, on the Hub, a model"
         raise InputError(f"{name!r} {kind} of transformers; pass --model one that this suite can read") from error
     if loading["missing_keys"]:
         raise InputError(
