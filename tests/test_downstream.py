@@ -218,6 +218,11 @@ def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_sep
         read_file(str(tmp_path / "a.csv"), flag="--train_file")
     (tmp_path / "a.tsv.csv").write_text("text,label\nyes,1\n")
     assert read_file(str(tmp_path / "a.tsv.csv"), flag="--train_file").columns == {"text": ["yes"], "label": ["1"]}
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbftext;label\r\n"well; yes, so";1\r\nno;0\r\n')
+    assert read_file(str(tmp_path / "a.csv"), flag="--train_file").columns == {
+        "text": ["well; yes, so", "no"],
+        "label": ["1", "0"],
+    }
 
 
 def test_batches_equal_those_of_the_tokenizer_also_of_a_subset(model: str) -> None:
