@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.command_line import parse_flags, reporting_input_errors
 from bert_pretrain.config import check_repo_id, flag, flags
+from bert_pretrain.downstream.data_flags import TaskDataArguments
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.downstream.metrics import (
     METRICS,
@@ -45,7 +46,7 @@ from bert_pretrain.downstream.results import (
     summarize_seeds,
 )
 from bert_pretrain.downstream.row_digests import describe_overlap, overlap_with_training
-from bert_pretrain.downstream.sources import Splits, TaskDataArguments, open_splits
+from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, Task, find_task
 from bert_pretrain.downstream.training import Recipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError, TrainingError

@@ -19,11 +19,12 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDataset, Texts, tokenize
+from bert_pretrain.downstream.data_flags import TaskDataArguments
 from bert_pretrain.downstream.image_data import augmentation_of
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.metrics import METRICS, compute_metrics, is_better, load_metrics
 from bert_pretrain.downstream.models import ClassifierSource, default_learning_rate, read_model_config
-from bert_pretrain.downstream.sources import TaskDataArguments, open_splits
+from bert_pretrain.downstream.sources import open_splits
 from bert_pretrain.downstream.tables import read_file
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import (

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "bert_pretrain"
 # From upstream to downstream; a module may import from its own level and from those above it.
 LEVELS = [
     ["errors"],
-    ["whole_files", "model_folders", "data.row_files"],
+    ["whole_files", "named_folders", "data.row_files"],
     ["command_line", "data.random", "distributed", "hardware", "losses", "models.fast_paths", "optim", "recipes"],
     ["publishing.scrub", "publishing.upload"],
     ["publishing.download", "publishing.pusher"],
@@ -37,7 +37,7 @@ LEVELS = [
     ["evaluation.minimal_pairs"],
     ["evaluation.pair_templates"],
     ["downstream.tasks", "downstream.tables"],
-    ["downstream.labels", "downstream.metrics"],
+    ["downstream.data_flags", "downstream.labels", "downstream.metrics"],
     ["downstream.data", "downstream.image_data", "downstream.models"],
     ["downstream.sources", "downstream.training"],
     ["downstream.predictions", "downstream.results", "downstream.row_digests"],

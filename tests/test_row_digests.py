@@ -12,8 +12,9 @@ from downstream_models import make_image_model, make_text_model, sentences, writ
 from PIL import Image
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.downstream.data_flags import TaskDataArguments
 from bert_pretrain.downstream.row_digests import describe_overlap, labelled_rows_sha256, overlap_with_training
-from bert_pretrain.downstream.sources import Splits, TaskDataArguments, open_splits
+from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 
 

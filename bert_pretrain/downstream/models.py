@@ -28,8 +28,8 @@ from transformers.models.auto.modeling_auto import (
 
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError
-from bert_pretrain.model_folders import refuse_misnamed
 from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 # Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al. 2019 take up to ten
 # times that. Between them the rate falls with the square of the width.
@@ -48,7 +48,7 @@ def read_model_config(model: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers and the network raise
-        refuse_misnamed(model)
+        refuse_misnamed_model(model)
         where = "has no usable config.json" if Path(model).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a transformers model"

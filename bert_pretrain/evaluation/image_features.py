@@ -19,8 +19,8 @@ from bert_pretrain.data.images import ImageCorpus
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.representation import Features, Labels, extract_features, fit_pca, normalised_rows
 from bert_pretrain.hardware import default_device
-from bert_pretrain.model_folders import refuse_misnamed
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 
 class Preprocessing(NamedTuple):
@@ -61,7 +61,7 @@ def read_processor(model: str) -> Preprocessing:
     try:
         processor = AutoImageProcessor.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers meet; all mean the same to the user
-        refuse_misnamed(model)
+        refuse_misnamed_model(model)
         kind = "holds no usable image processor" if Path(model).is_dir() else "is neither a folder nor on the Hub"
         raise InputError(
             f"{model!r} {kind} ({type(error).__name__}); "

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
-from bert_pretrain.model_folders import refuse_misnamed
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 
 def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -23,7 +23,7 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
-        refuse_misnamed(name)
+        refuse_misnamed_model(name)
         is_folder = Path(name).is_dir()
         kind = "holds no masked language model" if is_folder else "is neither a folder nor, on the Hub, a model"
         raise InputError(f"{name!r} {kind} of transformers; pass --model one that this suite can read") from error

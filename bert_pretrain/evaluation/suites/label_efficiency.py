@@ -21,8 +21,9 @@ from transformers.utils import logging as transformers_logging
 from bert_pretrain.command_line import parse_flags
 from bert_pretrain.config import flag, flags
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.downstream.data_flags import TaskDataArguments
 from bert_pretrain.downstream.row_digests import describe_overlap, labelled_rows_sha256, overlap_with_training
-from bert_pretrain.downstream.sources import Splits, TaskDataArguments, open_splits
+from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import Recipe
 from bert_pretrain.errors import InputError

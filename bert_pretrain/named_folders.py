@@ -7,7 +7,7 @@ from pathlib import Path
 from bert_pretrain.errors import InputError
 
 
-def refuse_misnamed(name: str, *, flag: str = "--model") -> None:
+def refuse_misnamed_model(name: str, *, flag: str = "--model") -> None:
     """Raise `InputError` if a name is the folder of a run where its model is meant, a file, or a path to nothing.
 
     To be called when loading has failed, since a Hub id may look like a path; returns if nothing of this is the matter.
