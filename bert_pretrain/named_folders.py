@@ -1,4 +1,4 @@
-"""What to say of the name of a model at which there is none; every command that loads models says it alike."""
+"""What to say of the name of a model or data set at which there is none; every command says it alike."""
 
 from __future__ import annotations
 
@@ -22,8 +22,21 @@ def refuse_misnamed_model(name: str, *, flag: str = "--model") -> None:
             _refuse_run(path, flag)
     elif path.exists():
         raise InputError(f"{name!r} is a file; pass the folder of a model, with its config.json, as {flag}")
-    elif _looks_like_path(name):
-        raise InputError(f"there is no folder {name!r}; pass the folder or Hub id of a transformers model as {flag}")
+    refuse_missing_folder(name, what="a transformers model", flag=flag)
+
+
+def refuse_missing_folder(name: str, *, what: str, flag: str) -> None:
+    """Raise `InputError` if a name is hardly a Hub id but there is no such folder.
+
+    To be called when loading has failed.
+
+    Args:
+        name: folder or Hub id, as given.
+        what: is expected there.
+        flag: that gave it.
+    """
+    if _looks_like_path(name) and not Path(name).exists():
+        raise InputError(f"there is no folder {name!r}; pass the folder or Hub id of {what} as {flag}")
 
 
 def _refuse_run(folder: Path, flag: str) -> None:

@@ -77,11 +77,18 @@ def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
 
 
 def describe_splits(splits: Splits) -> str:
-    """Return the sizes of the splits and the names of the classes, in one line."""
+    """Return the sizes of the splits, how many texts are cut, and the names of the classes, in one line."""
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.rows.items())
-    names = splits.labels.names
+    names = [_shown(name) for name in splits.labels.names]
     classes = f"{len(names)} classes: {', '.join(names[:12])}{', ...' * (len(names) > 12)}" if names else "regression"
-    return f"rows: {sizes}; {classes}"
+    num_long = sum(int((rows.lengths >= splits.max_seq_length).sum()) for rows in splits.rows.values())
+    cut = f"; {num_long:,} of them have {splits.max_seq_length} tokens or more and end there (--max_seq_length)"
+    return f"rows: {sizes}{cut if splits.texts and num_long else ''}; {classes}"
+
+
+def _shown(name: str) -> str:
+    """Return a class name for a line of text or a table: what would break it is written as Python writes it."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def model_card(
@@ -110,7 +117,7 @@ def model_card(
         pipeline_tag="image-classification" if is_image else "text-classification",
         base_model=f"base_model: {base_model}\n" if base_model else "",
         title=title,
-        labels=", ".join(f"`{name}`" for name in names[:50]) if names else "a number (regression)",
+        labels=", ".join(f"`{_shown(name)}`" for name in names[:50]) if names else "a number (regression)",
         num_seeds=len(results["seeds"]),
         s="" if len(results["seeds"]) == 1 else "s",
         rows="\n".join(rows),

@@ -15,12 +15,13 @@ from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
 from bert_pretrain.downstream.data_flags import TaskDataArguments, check_data_flags, refuse_flags_without_effect
 from bert_pretrain.downstream.image_data import LabelledPixels, augmentation_of, read_images
-from bert_pretrain.downstream.labels import LabelSpace, find_labels
+from bert_pretrain.downstream.labels import LabelSpace, find_labels, is_missing, tidy
 from bert_pretrain.downstream.models import is_image_config, load_text_tokenizer, longest_row, read_model_config
 from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import read_processor
+from bert_pretrain.named_folders import refuse_missing_folder
 
 SPLITS = ("train", "validation", "test")
 _DEFAULT_LENGTH = 128  # tokens
@@ -73,14 +74,8 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
     if is_image_config(config):
         return _open_images(model, config, data, task, seed, needs_validation=needs_validation)
     tokenizer = load_text_tokenizer(model, config)
-    longest = longest_row(config, tokenizer)
-    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest)
-    if not 3 <= max_seq_length <= longest:
-        raise InputError(
-            f"max_seq_length is {data.max_seq_length} but must lie in 3..{longest} for this model; "
-            "change --max_seq_length"
-        )
     raw = {name: _raw_texts(name, table, data, task) for name, table in _tables(data, task).items()}
+    max_seq_length = _max_seq_length(data, config, tokenizer, is_pair=raw["train"].content.second is not None)
     labels, encoded = _encode_labels(raw, data, task)
     texts = {name: part.content for name, part in raw.items()}
     rows: dict[str, LabelledDataset] = {
@@ -92,6 +87,19 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
         rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
         texts |= {"train": text.subset(kept), "validation": text.subset(held_out)}
     return Splits(rows, texts, labels, config, tokenizer, max_seq_length)
+
+
+def _max_seq_length(data: TaskDataArguments, config: PreTrainedConfig, tokenizer: Any, *, is_pair: bool) -> int:
+    """Return the tokens of a row: of each text at least one beside the special ones, at most what the model takes."""
+    shortest = tokenizer.num_special_tokens_to_add(pair=is_pair) + (2 if is_pair else 1)
+    longest = longest_row(config, tokenizer)
+    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest)
+    if not shortest <= max_seq_length <= longest:
+        raise InputError(
+            f"max_seq_length is {data.max_seq_length} but must lie in {shortest}..{longest} for this model and "
+            f"{'pairs of texts' if is_pair else 'single texts'}; change --max_seq_length"
+        )
+    return max_seq_length
 
 
 def _tables(data: TaskDataArguments, task: Task) -> dict[str, Table]:
@@ -138,6 +146,11 @@ def _encode_labels(
             raise InputError(
                 f"{part.description} has no column {data.label_column!r}; pass the one of labels as --label_column"
             )
+        if name != "test" and all(map(is_missing, part.labels or [None])):
+            raise InputError(
+                f"{part.description} has no labels; change --label_column, or divide a folder of images into a "
+                "subfolder for each of its classes, two at least"
+            )
     train = raw["train"]
     assert train.labels is not None
     labels = find_labels(
@@ -150,10 +163,15 @@ def _encode_labels(
         raise InputError("regression has no classes to be named; leave out --label_names or change --task")
     encoded: dict[str, NDArray[Any] | None] = {}
     for name, part in raw.items():
-        # The test splits of GLUE have the label -1 in every row.
-        has_none = part.labels is None or (name == "test" and set(map(str, part.labels)) <= {"-1", "-1.0", "None"})
+        has_none = part.labels is None or (name == "test" and _are_hidden(part.labels, labels))
         encoded[name] = None if has_none else labels.encode(_renumbered(part, train), description=part.description)
     return labels, encoded
+
+
+def _are_hidden(test_labels: list[Any], labels: LabelSpace) -> bool:
+    """Return whether no test row has a label: all are empty, or -1 as in the test splits of GLUE."""
+    values = [tidy(label) for label in test_labels]
+    return all(map(is_missing, values)) or (all(value == -1 for value in values) and -1 not in labels.numbers)
 
 
 def _renumbered(part: _Raw, train: _Raw) -> list[Any]:
@@ -188,8 +206,8 @@ def _hold_out(
         is_held_out[members[permutation(len(members), seed, Purpose.SPLIT, number)[:count]]] = True
     if not is_held_out.any():
         raise InputError(
-            f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on; "
-            "pass --validation_file or a larger --validation_share"
+            f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on, where each class keeps "
+            "a row to learn from; pass --validation_file or a larger --validation_share"
         )
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
@@ -216,7 +234,7 @@ def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: i
     def read(role: str, **where: Any) -> LabelledPixels:
         flags = {"dataset_name": None, "dataset_config_name": None, "dataset_split": "train", "data_files": None}
         columns = {"image_column": data.image_column, "label_column": data.label_column}
-        with _naming(role):
+        with _naming(role, data.dataset_name):
             return read_images(processor, num_channels=num_channels, **(flags | where | columns))
 
     if data.train_file:
@@ -231,10 +249,12 @@ def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: i
 
 
 @contextlib.contextmanager
-def _naming(role: str) -> Iterator[None]:
+def _naming(role: str, dataset_name: str | None) -> Iterator[None]:
     """Let the readers of pretraining name this command's flag."""
     try:
         yield
     except InputError as error:
+        if dataset_name:
+            refuse_missing_folder(dataset_name, what="a data set of images", flag="--dataset_name")
         message = str(error).replace("--data_files", f"--{role}_file")
         raise InputError(message.replace("--dataset_split", f"--{role}_split")) from error

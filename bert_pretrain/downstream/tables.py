@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, load_
 
 from bert_pretrain.data.row_files import file_kind, open_parquet, read_csv, read_json_lines
 from bert_pretrain.errors import InputError
+from bert_pretrain.named_folders import refuse_missing_folder
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -61,7 +62,8 @@ def read_file(path: str, *, flag: str) -> Table:
     """
     file = Path(path)
     if not file.is_file():
-        raise InputError(f"there is no file {path!r}; change {flag}")
+        what = f"{path!r} is a folder" if file.is_dir() else f"there is no file {path!r}"
+        raise InputError(f"{what}; change {flag}")
     kind = file_kind(file)
     if kind not in EXTENSIONS:
         raise InputError(
@@ -102,6 +104,7 @@ def open_dataset(name: str, config_name: str | None) -> dict[str, Dataset]:
         is_saved = (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file()
         loaded = load_from_disk(name) if is_saved else load_dataset(name, config_name)
     except Exception as error:  # datasets raises whatever its builders and the network raise
+        refuse_missing_folder(name, what="a data set", flag="--dataset_name")
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"the data set {name!r} cannot be loaded ({reason}); --dataset_name takes a folder or a Hub id"
