@@ -90,13 +90,13 @@ def test_files_are_streamed(tmp_path: Path) -> None:
 
 
 def test_empty_documents_are_skipped_and_counted_anew_in_each_pass(tmp_path: Path) -> None:
-    rows = [{"text": "a"}, {"text": " \n"}, {"text": None}, {"text": 3}, {"text": ""}]
+    rows = [{"text": "a"}, {"text": " \n"}, {"text": None}, {"text": 3}, {"text": ""}, {"text": "half \ud800"}]
     path = tmp_path / "a.jsonl"
     path.write_text("\n\n".join(map(json.dumps, rows)))
     source = open_files(path)
     for _ in range(2):
         assert list(source) == ["a"]
-        assert source.skipped == {"empty": 2, "not text": 2}
+        assert source.skipped == {"empty": 2, "not text": 3}
 
 
 def test_the_fingerprint_follows_content_and_options(tmp_path: Path) -> None:

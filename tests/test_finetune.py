@@ -163,8 +163,8 @@ def test_test_rows_are_unlabelled_if_all_labels_are_empty_or_minus_one_without_s
 def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["two\nlines \x1b[31m", "Z\u00fcrich \u65e5\u672c"]
-    rows = [row | {"label": names[number % 2]} for number, row in enumerate(sentences(30))]
+    names = ["two\nlines \x1b[31m", "Z\u00fcrich \u65e5\u672c", "x" * 100]
+    rows = [row | {"label": names[number % 3]} for number, row in enumerate(sentences(30))]
     write_rows(folder / "train.jsonl", rows)
     finetune(model, "--train_file", "train.jsonl", *SHORT)
     config = json.loads((folder / "out/final/config.json").read_text())
@@ -172,7 +172,9 @@ def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
     (row, *_) = read_rows(folder / "out/seed-42/predictions_validation.jsonl")
     assert set(row["probabilities"]) == set(names)
     card = (folder / "out/final/README.md").read_text()
-    for shown in (card, capsys.readouterr().out):
+    printed = capsys.readouterr().out
+    assert "x" * 100 in card and "x" * 60 + "..." in printed and "x" * 61 not in printed
+    for shown in (card, printed):
         assert "two\\nlines \\x1b[31m" in shown and names[1] in shown and "\x1b" not in shown
 
 
@@ -415,6 +417,11 @@ def test_a_model_that_cannot_classify_is_refused(model: str, folder: Path, capsy
     (broken / "model.safetensors").write_bytes(b"no weights")
     assert "weights" in refusal(["--model", "broken", *files], capsys)
     assert "nothing to train on" in refusal(["--model", model], capsys)
+    config = json.loads((broken / "config.json").read_text()) | {"max_position_embeddings": 128}
+    (broken / "config.json").write_text(json.dumps(config))
+    shutil.copy(f"{model}/model.safetensors", broken)
+    message = refusal(["--model", "broken", *files], capsys)  # the positions would be those of no training
+    assert "position_embeddings.weight has the shape [64, 32], not [128, 32]" in message
 
 
 def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(

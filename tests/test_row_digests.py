@@ -133,6 +133,26 @@ def test_a_measurement_of_other_rows_under_the_same_name_is_not_continued(
     assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
 
 
+def test_a_measurement_of_another_revision_of_a_model_on_the_hub_is_not_continued(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(folder / "train.jsonl", sentences(40))
+    command = ["evaluate", *CURVE, "--model", model, "--train_file", "train.jsonl"]
+    for revision in ("a", "b"):
+
+        def opened(*arguments: Any, revision: str = revision, **flags: Any) -> Splits:
+            splits = open_splits(*arguments, **flags)
+            splits.config._commit_hash = revision  # as transformers sets it for what came from the Hub
+            return splits
+
+        monkeypatch.setattr("bert_pretrain.evaluation.suites.label_efficiency.open_splits", opened)
+        if revision == "a":
+            assert main(command) == main(command) == 0
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "another revision of the model" in capsys.readouterr().err
+
+
 def test_the_digest_of_rows_tells_classes_of_other_names(model: str, folder: Path) -> None:
     digests = set()
     for names in ("ab", "xy"):

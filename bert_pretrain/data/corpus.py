@@ -20,7 +20,7 @@ from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_d
 from sentencex import segment
 
 from bert_pretrain.data.embedded import embedded_documents, embedded_key
-from bert_pretrain.data.row_files import file_kind, open_parquet, read_csv, read_json_lines, read_lines
+from bert_pretrain.data.row_files import file_kind, is_unicode, open_parquet, read_csv, read_json_lines, read_lines
 from bert_pretrain.errors import InputError
 
 DocumentBoundary = Literal["blank_line", "file"]
@@ -54,7 +54,7 @@ class DocumentSource:
         self.skipped.clear()
         is_empty = True
         for text in self.read():
-            if not isinstance(text, str):
+            if not isinstance(text, str) or not is_unicode(text):
                 self.skipped["not text"] += 1
                 continue
             if not text.strip():

@@ -30,6 +30,15 @@ _CSV_SEPARATORS = (
 _ROWS_PER_BLOCK = 10_000
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written in UTF-8: it holds no half of a surrogate pair, as JSON may."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def file_kind(path: Path) -> str:
     """Return the extension in lower case, below the one of a compression."""
     return Path(path.stem).suffix.lower() if path.suffix in _COMPRESSED else path.suffix.lower()

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_pretrain.data.augmentation import Augmentation
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.downstream.labels import is_unicode
+from bert_pretrain.data.row_files import is_unicode
 from bert_pretrain.downstream.tables import Table
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError

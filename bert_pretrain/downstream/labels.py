@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pretrain.data.row_files import is_unicode
 from bert_pretrain.downstream.tasks import ProblemType
 from bert_pretrain.errors import InputError
 
@@ -176,15 +177,6 @@ def tidy(label: Any) -> Any:
 def is_missing(label: Any) -> bool:
     """Return whether a row has no label: none at all, an empty text, or no number."""
     return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether a text can be written in UTF-8: it holds no half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _guess(values: Sequence[Any]) -> ProblemType:

@@ -171,9 +171,16 @@ class ClassifierSource:
             raise InputError(
                 f"the weights of {model!r} cannot be read ({type(error).__name__}: {error}); change --model"
             ) from error
-        new = set(loading["missing_keys"]) | {str(key[0]) for key in loading["mismatched_keys"]}
+        misfits = {str(key): (list(found), list(wanted)) for key, found, wanted in loading["mismatched_keys"]}
+        new = set(loading["missing_keys"]) | misfits.keys()
         state: dict[str, Tensor] = {key: value for key, value in loaded.state_dict().items() if key not in new}
         encoder_keys = {key for key in loaded.state_dict() if key.startswith(loaded.base_model_prefix + ".")}
+        for key in sorted(encoder_keys & misfits.keys()):
+            found, wanted = misfits[key]
+            raise InputError(
+                f"the weights of {model!r} do not fit its config.json: {key} has the shape {found}, not {wanted}; "
+                "change --model"
+            )
         if self.has_foreign_head:
             state = {key: value for key, value in state.items() if key in encoder_keys}
         lacking = encoder_keys & new

@@ -8,6 +8,7 @@ from typing import Any
 from bert_pretrain.downstream.metrics import is_better
 from bert_pretrain.downstream.sources import Splits
 
+_NAME_WIDTH = 60  # characters of a class name in one line about all of them
 CARD = """\
 ---
 library_name: transformers
@@ -80,6 +81,7 @@ def describe_splits(splits: Splits) -> str:
     """Return the sizes of the splits, how many texts are cut, and the names of the classes, in one line."""
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.rows.items())
     names = [_shown(name) for name in splits.labels.names]
+    names = [name if len(name) <= _NAME_WIDTH else name[:_NAME_WIDTH] + "..." for name in names]
     classes = f"{len(names)} classes: {', '.join(names[:12])}{', ...' * (len(names) > 12)}" if names else "regression"
     num_long = sum(int((rows.lengths >= splits.max_seq_length).sum()) for rows in splits.rows.values())
     cut = f"; {num_long:,} of them have {splits.max_seq_length} tokens or more and end there (--max_seq_length)"

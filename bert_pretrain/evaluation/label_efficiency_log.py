@@ -19,6 +19,7 @@ from bert_pretrain.whole_files import check_creatable, make_folder, write_json, 
 # What to call a setting that is only the digest of something.
 _NAMES = {
     "model_sha256": "model",
+    "model_revision": "revision of the model",
     "train_rows_sha256": "set of training rows",
     "test_rows_sha256": "set of test rows",
 }

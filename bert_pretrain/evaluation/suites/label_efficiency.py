@@ -113,6 +113,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     labels, test_labels = (splits.rows[name].labels for name in ("train", "test"))
     assert labels is not None and test_labels is not None
     _check_classes_have(counts or [], labels)
+    log.require({"model_revision": getattr(splits.config, "_commit_hash", None)})  # of one on the Hub
     log.require({f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")})
     task = CurveTask(curve.model, splits, options.recipe, data.augmentation, log.folder / "trainer.tmp")
     arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms)}
