@@ -16,14 +16,14 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from downstream_models import make_image_model, make_text_model, sentences
 from PIL import Image
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDataset, Texts, tokenize
 from bert_pretrain.downstream.data_flags import TaskDataArguments
 from bert_pretrain.downstream.image_data import augmentation_of
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.metrics import METRICS, compute_metrics, is_better, load_metrics
-from bert_pretrain.downstream.models import ClassifierSource, default_learning_rate, read_model_config
+from bert_pretrain.downstream.models import ClassifierSource, default_learning_rate, longest_row, read_model_config
 from bert_pretrain.downstream.sources import open_splits
 from bert_pretrain.downstream.tables import read_file
 from bert_pretrain.downstream.tasks import find_task
@@ -332,6 +332,24 @@ def test_a_frozen_encoder_stays_and_what_it_lacks_is_trained(model: str, tmp_pat
         "classifier.weight",
         "classifier.bias",
     }
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "distilbert"])
+def test_the_longest_row_is_the_longest_that_the_model_computes(model: str, kind: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=20, pad_token_id=1, **sizes)
+    longest = longest_row(config, AutoTokenizer.from_pretrained(model))
+    encoder = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        assert encoder(torch.full((1, longest), 5)).last_hidden_state.shape[1] == longest
+        with pytest.raises((IndexError, RuntimeError)):
+            encoder(torch.full((1, longest + 1), 5))
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "t5"])
+def test_where_no_table_of_positions_limits_a_row_the_tokenizer_does(model: str, kind: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model, model_max_length=77)
+    assert longest_row(AutoConfig.for_model(kind, num_layers=1, n_layer=1), tokenizer) == 77
 
 
 def test_the_rate_falls_with_the_width(model: str) -> None:

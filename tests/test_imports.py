@@ -13,7 +13,17 @@ PACKAGE = Path(__file__).parents[1] / "bert_pretrain"
 LEVELS = [
     ["errors"],
     ["whole_files", "named_folders", "data.row_files"],
-    ["command_line", "data.random", "distributed", "hardware", "losses", "models.fast_paths", "optim", "recipes"],
+    [
+        "command_line",
+        "data.random",
+        "distributed",
+        "hardware",
+        "losses",
+        "models.fast_paths",
+        "models.positions",
+        "optim",
+        "recipes",
+    ],
     ["publishing.scrub", "publishing.upload"],
     ["publishing.download", "publishing.pusher"],
     ["models.bert", "models.image_encoder"],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -29,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.models.positions import num_positions
 from bert_pretrain.named_folders import refuse_misnamed_model
 
 # Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al. 2019 take up to ten
@@ -104,11 +106,10 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
 
 
 def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a row may have."""
-    positions = getattr(config, "max_position_embeddings", None) or 10**6
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"):
-        positions -= config.pad_token_id + 1  # their positions start behind the padding id
-    return int(min(positions, tokenizer.model_max_length))
+    """Return how many tokens a row may have for both model and tokenizer."""
+    with torch.device("meta"):  # its modules without any weights
+        model = AutoModel.from_config(config)
+    return int(min(num_positions(model) or tokenizer.model_max_length, tokenizer.model_max_length))
 
 
 class ClassifierSource:
