@@ -52,7 +52,7 @@ LEVELS = [
     ["downstream.sources", "downstream.training"],
     ["downstream.predictions", "downstream.results", "downstream.row_digests"],
     ["evaluation.label_efficiency"],
-    ["evaluation.label_efficiency_log"],
+    ["evaluation.label_efficiency_log", "evaluation.label_efficiency_report"],
     ["metrics", "checkpoint", "publishing.model_card"],
     ["trainer"],
     ["objectives.images"],

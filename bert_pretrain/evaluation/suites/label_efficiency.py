@@ -27,17 +27,9 @@ from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import Recipe
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.label_efficiency import (
-    check_curve,
-    default_counts,
-    draw_curve,
-    figures_of,
-    format_points,
-    measure_curve,
-    points_as_json,
-    summarize,
-)
+from bert_pretrain.evaluation.label_efficiency import check_curve, default_counts, measure_curve, summarize
 from bert_pretrain.evaluation.label_efficiency_log import MeasurementLog
+from bert_pretrain.evaluation.label_efficiency_report import draw_curve, figures_of, format_points, points_as_json
 from bert_pretrain.evaluation.representation import Labels
 from bert_pretrain.evaluation.suites.context import SuiteResult
 from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS, CurveTask, make_arm
