@@ -18,8 +18,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from results import write_results
 
-from bert_pretrain.evaluation.label_efficiency import Measurement, plot_curve, summarize
-from bert_pretrain.evaluation.suites.label_efficiency import ARMS
+from bert_pretrain.evaluation.label_efficiency import Measurement, summarize
+from bert_pretrain.evaluation.label_efficiency_report import plot_curve
+from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS
 
 
 def measure(name: str, train_file: str, test_file: str, arguments: argparse.Namespace) -> dict[str, Any]:

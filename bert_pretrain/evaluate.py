@@ -7,6 +7,7 @@ output and figures in a JSON file leave. A suite is one function in `SUITES`, wh
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with reporting_input_errors(debug="--debug" in arguments):
+        check_one_process()
         suites = _suites_in(arguments)
         json_file, results = _measure_curve(arguments, suites) if LABEL_EFFICIENCY in suites else _judge(arguments)
         if json_file:
@@ -117,6 +119,16 @@ def check_flags(evaluation: Evaluation) -> None:
     if data.data_files and data.dataset_name:
         raise InputError(f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one")
     check_json_target(options.json)
+
+
+def check_one_process() -> None:
+    """Raise `InputError` if a launcher started several processes, each of which would do and write all there is."""
+    num_processes = os.environ.get("WORLD_SIZE", "1")
+    if num_processes != "1":
+        raise InputError(
+            f"{num_processes} processes were started but evaluation is done by one process; start it without torchrun "
+            "or accelerate launch"
+        )
 
 
 def check_json_target(path: str | None) -> None:

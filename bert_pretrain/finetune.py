@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
-import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -23,12 +21,12 @@ from typing import Any, ClassVar
 import evaluate
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.argument_checks import check_repo_id
 from bert_pretrain.command_line import flag, flags, parse_flags, reporting_input_errors
+from bert_pretrain.downstream.data_flags import TaskDataArguments
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.downstream.metrics import (
     METRICS,
@@ -39,7 +37,16 @@ from bert_pretrain.downstream.metrics import (
     predict,
 )
 from bert_pretrain.downstream.models import ClassifierSource
-from bert_pretrain.downstream.sources import Splits, TaskDataArguments, open_splits
+from bert_pretrain.downstream.predictions import write_lines, write_predictions
+from bert_pretrain.downstream.results import (
+    describe_splits,
+    format_metrics,
+    format_results,
+    model_card,
+    summarize_seeds,
+)
+from bert_pretrain.downstream.row_digests import describe_overlap, overlap_with_training
+from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, Task, find_task
 from bert_pretrain.downstream.training import Recipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError, TrainingError
@@ -49,28 +56,6 @@ from bert_pretrain.publishing.pusher import HubPusher
 from bert_pretrain.whole_files import check_creatable, make_folder, write_json
 
 _PUSH_SECONDS = 600  # that the end waits for the Hub
-CARD = """\
----
-library_name: transformers
-pipeline_tag: {pipeline_tag}
-{base_model}---
-
-# {title}
-
-A classifier made with `bert_pretrain.finetune` and transformers' `Trainer`. It is a plain transformers model:
-
-```python
-from transformers import pipeline
-
-classifier = pipeline("{pipeline_tag}", model=".")  # this folder or its Hub id
-```
-
-Labels: {labels}.
-
-| split | metric | this model | mean of {num_seeds} seed{s} | standard deviation |
-|---|---|---|---|---|
-{rows}
-"""
 
 
 @dataclass
@@ -152,20 +137,28 @@ def _train_all(
 ) -> dict[str, Any]:
     """Train with every seed and write the folder; returns what results.json holds."""
     output_dir = Path(options.output_dir)
-    _say(_card_of(splits))
+    _say(describe_splits(splits))
+    overlap = overlap_with_training(splits)
+    overlap_described = describe_overlap(splits, overlap)
+    if overlap_described:
+        _say(f"WARNING: {overlap_described}")
     outcomes: dict[int, dict[str, Any]] = {}
     for seed in options.seeds:
         outcomes[seed] = _train_one(source, splits, recipe, metrics, seed=seed, output_dir=output_dir, earlier=outcomes)
-        _say(f"seed {seed}: " + _listed(outcomes[seed]["metrics"]))
-    results = _summary(outcomes, metrics)
+        _say(f"seed {seed}: " + format_metrics(outcomes[seed]["metrics"]))
+    results = summarize_seeds(outcomes) | {"overlap_with_training": overlap}
     flags_given = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
     if _is_main():
-        card = _card(options, splits, results)
+        # A path of this machine is nobody's business and leads nowhere on another one.
+        is_on_hub = not Path(options.model).exists() and not options.from_scratch
+        title = Path(options.hub_model_id or options.output_dir).name
+        base_model = options.model if is_on_hub else None
+        card = model_card(splits, results, title=title, base_model=base_model, overlap=overlap_described)
         (output_dir / "final.tmp/README.md").write_text(card, encoding="utf-8")
         os.replace(output_dir / "final.tmp", output_dir / "final")
         # A metric of the Hub may be no number, which is no reason to lose the others.
         write_json(output_dir / "results.json", results | {"config": flags_given} | describe_run(), allow_nan=True)
-    _say(_table(results))
+    _say(format_results(results))
     _say(f"the model of seed {results['best_seed']} is in {output_dir / 'final'}")
     return results
 
@@ -240,8 +233,8 @@ def _train_one(
     if _is_main():
         aside.mkdir(parents=True, exist_ok=True)
         for name, logits in predictions.items():
-            _write_predictions(aside / f"predictions_{name}.jsonl", logits, splits, name)
-        _write_lines(aside / "evaluations.jsonl", [row for row in trainer.state.log_history if "eval_loss" in row])
+            write_predictions(aside / f"predictions_{name}.jsonl", logits, splits, name)
+        write_lines(aside / "evaluations.jsonl", [row for row in trainer.state.log_history if "eval_loss" in row])
         os.replace(aside, folder)
         if is_best:
             shutil.rmtree(output_dir / "final.tmp", ignore_errors=True)
@@ -262,103 +255,6 @@ def _decisive(metrics: dict[str, evaluate.Metric], measure: Any, splits: Splits)
     return next(iter(names))
 
 
-def _write_predictions(path: Path, logits: NDArray[np.float32], splits: Splits, name: str) -> None:
-    """Write a line for each row: text, label where there is one, prediction, and probabilities by class name."""
-    labels, rows, texts = splits.labels, splits.rows[name], splits.texts.get(name)
-    is_classes = labels.problem_type == "single_label_classification"
-    probabilities = softmax(logits, axis=1) if is_classes else expit(logits)
-    predictions = predict(logits, labels.problem_type)
-    lines = []
-    for place in range(len(logits)):
-        line: dict[str, Any] = {"row": place}
-        if texts is not None:
-            line |= {"text": texts.first[place]} | ({"text_pair": texts.second[place]} if texts.second else {})
-        if rows.labels is not None:
-            line["label"] = _named(rows.labels[place], labels)
-        line["prediction"] = _named(predictions[place], labels)
-        if labels.names:
-            shares = (round(float(value), 6) for value in probabilities[place])
-            line["probabilities"] = dict(zip(labels.names, shares, strict=True))
-        lines.append(line)
-    _write_lines(path, lines)
-
-
-def _named(value: Any, labels: LabelSpace) -> Any:
-    if labels.problem_type == "regression":
-        return float(value)
-    if labels.problem_type == "single_label_classification":
-        return labels.names[int(value)]
-    return [name for name, is_on in zip(labels.names, value, strict=True) if is_on]
-
-
-def _summary(outcomes: dict[int, dict[str, Any]], metrics: dict[str, evaluate.Metric]) -> dict[str, Any]:
-    first = next(iter(outcomes.values()))["metrics"]
-    decisive = next(iter(first["validation"]))
-    best, *others = outcomes
-    for seed in others:
-        scores = [outcomes[number]["metrics"]["validation"][decisive] for number in (seed, best)]
-        best = seed if is_better(scores[0], scores[1], decisive) else best
-    spread: dict[str, dict[str, dict[str, float | None]]] = {}
-    for split, names in first.items():
-        for name in names:
-            values = [outcome["metrics"][split][name] for outcome in outcomes.values()]
-            deviation = statistics.stdev(values) if len(values) > 1 else None
-            spread.setdefault(split, {})[name] = {"mean": statistics.fmean(values), "std": deviation}
-    return {
-        "best_seed": best,
-        "chosen_by": f"validation {decisive}",
-        "metrics": spread,
-        "seeds": {str(seed): outcome for seed, outcome in outcomes.items()},
-    }
-
-
-def _table(results: dict[str, Any]) -> str:
-    lines = [f"{'split':<11} {'metric':<21} {'mean':>8} {'std':>8}   over {len(results['seeds'])} seed(s)"]
-    for split, metrics in results["metrics"].items():
-        for name, values in metrics.items():
-            deviation = "" if values["std"] is None else f"{values['std']:.4f}"
-            lines.append(f"{split:<11} {name:<21} {values['mean']:>8.4f} {deviation:>8}")
-    return "\n".join(lines)
-
-
-def _card(options: FinetuneArguments, splits: Splits, results: dict[str, Any]) -> str:
-    is_image = not splits.texts
-    names = splits.labels.names
-    best = results["seeds"][str(results["best_seed"])]["metrics"]
-    rows = [
-        f"| {split} | {name} | {best[split][name]:.4f} | {values['mean']:.4f} | "
-        + ("" if values["std"] is None else f"{values['std']:.4f}")
-        + " |"
-        for split, metrics in results["metrics"].items()
-        for name, values in metrics.items()
-    ]
-    # A path of this machine is nobody's business and leads nowhere on another one.
-    is_on_hub = not Path(options.model).exists() and not options.from_scratch
-    return CARD.format(
-        pipeline_tag="image-classification" if is_image else "text-classification",
-        base_model=f"base_model: {options.model}\n" if is_on_hub else "",
-        title=Path(options.hub_model_id or options.output_dir).name,
-        labels=", ".join(f"`{name}`" for name in names[:50]) if names else "a number (regression)",
-        num_seeds=len(results["seeds"]),
-        s="" if len(results["seeds"]) == 1 else "s",
-        rows="\n".join(rows),
-    )
-
-
-def _card_of(splits: Splits) -> str:
-    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.rows.items())
-    names = splits.labels.names
-    classes = f"{len(names)} classes: {', '.join(names[:12])}{', ...' * (len(names) > 12)}" if names else "regression"
-    return f"rows: {sizes}; {classes}"
-
-
-def _listed(metrics: dict[str, dict[str, float]]) -> str:
-    return "; ".join(
-        f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        for split, values in metrics.items()
-    )
-
-
 def _open_pusher(options: FinetuneArguments) -> AbstractContextManager[HubPusher | None]:
     """Return what pushes in the background, which finds out while training whether the repository can be written."""
     if not options.push_to_hub or not _is_main():
@@ -374,10 +270,6 @@ def _push(pusher: HubPusher, output_dir: Path) -> None:
             f"the model is complete in {output_dir / 'final'} but not on the Hub; what is printed above says why, and "
             "which command finishes"
         )
-
-
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _is_main() -> bool:

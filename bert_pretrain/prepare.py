@@ -77,6 +77,7 @@ def open_corpus(
     seed: int,
     output_dir: Path | None = None,
     show_progress: bool = True,
+    needs_division: bool = True,
 ) -> PreparedCorpus:
     """Return the prepared corpus that the flags describe, preparing it unless it is there.
 
@@ -89,6 +90,7 @@ def open_corpus(
         seed: of the split into training and validation documents.
         output_dir: where it goes; default a folder under the Hugging Face cache, named by what determines its content.
         show_progress: whether to draw a progress bar.
+        needs_division: whether there must be both training and validation documents.
 
     Raises:
         InputError: the text or the tokenizer cannot be used.
@@ -102,7 +104,7 @@ def open_corpus(
                 f"{corpus.manifest['tokenizer']['name']!r}, not with {text.tokenizer_name or 'the default one'!r}; "
                 "pass that one as --tokenizer_name or prepare the corpus again"
             )
-        return _divided(corpus)
+        return _divided(corpus) if needs_division else corpus
     if text.preprocessing_num_workers:
         # The pool of the tokenizers library reads it when it first runs, and has no other setting.
         os.environ["RAYON_NUM_THREADS"] = str(text.preprocessing_num_workers)
@@ -127,7 +129,7 @@ def open_corpus(
         seed=seed,
         show_progress=show_progress,
     )
-    return _divided(corpus)
+    return _divided(corpus) if needs_division else corpus
 
 
 def _divided(corpus: PreparedCorpus) -> PreparedCorpus:

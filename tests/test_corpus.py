@@ -61,6 +61,13 @@ def test_a_file_can_be_one_document_of_paragraphs(tmp_path: Path) -> None:
     assert list(source) == ["One paragraph.\nAnother paragraph.", "Other file."]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_header_of_a_csv_file_tells_what_separates_its_cells(tmp_path: Path, separator: str) -> None:
+    frame = pd.DataFrame({"id": [1, 2], "text": ["one; and, two\tthree", 'a "quote"']})
+    frame.to_csv(tmp_path / "a.csv", sep=separator, index=False)
+    assert list(open_files(tmp_path / "a.csv")) == frame["text"].tolist()
+
+
 def test_files_are_read_in_order_of_the_flag_and_once_each(tmp_path: Path) -> None:
     for name in "cab":
         (tmp_path / f"{name}.txt").write_text(name)
@@ -83,13 +90,13 @@ def test_files_are_streamed(tmp_path: Path) -> None:
 
 
 def test_empty_documents_are_skipped_and_counted_anew_in_each_pass(tmp_path: Path) -> None:
-    rows = [{"text": "a"}, {"text": " \n"}, {"text": None}, {"text": 3}, {"text": ""}]
+    rows = [{"text": "a"}, {"text": " \n"}, {"text": None}, {"text": 3}, {"text": ""}, {"text": "half \ud800"}]
     path = tmp_path / "a.jsonl"
     path.write_text("\n\n".join(map(json.dumps, rows)))
     source = open_files(path)
     for _ in range(2):
         assert list(source) == ["a"]
-        assert source.skipped == {"empty": 2, "not text": 2}
+        assert source.skipped == {"empty": 2, "not text": 3}
 
 
 def test_the_fingerprint_follows_content_and_options(tmp_path: Path) -> None:
@@ -142,9 +149,12 @@ BAD_FILES = {
     "cut.txt.gz": (gzip.compress(b"word " * 999)[:30], "gzip"),
     "not.txt.gz": (b"plain text", "gzip"),
     "bad.jsonl": (b'{"text": "a"}\n{"text": ', "line 2, is not JSON"),
-    "list.jsonl": (b"[1, 2]", "no column 'text'"),
+    "list.jsonl": (b"[1, 2]", "line 1, is a list but each line must be an object"),
     "other.jsonl": (b'{"body": "a", "id": 1}', r"no column 'text'; it has 'body', 'id'; pass .* --text_column"),
     "other.csv": (b"body,id\na,1\n", r"no column 'text'; it has 'body', 'id'; pass .* --text_column"),
+    "latin.csv": ("text,id\n\xe9,1\n".encode("latin-1"), "not UTF-8 text .*0xe9"),
+    "cut.csv.gz": (gzip.compress(b"text,id\n" + b"words,1\n" * 999)[:60], "gzip"),
+    "cut.parquet.gz": (gzip.compress(bytes(range(256)) * 9)[:300], "gzip"),
     "ragged.csv": (b'text,id\n"never closed,1\nb', "CSV"),
     "fake.parquet": (b"no parquet at all", "Parquet"),
 }

@@ -16,13 +16,15 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from downstream_models import make_image_model, make_text_model, sentences
 from PIL import Image
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDataset, Texts, tokenize
+from bert_pretrain.downstream.data_flags import TaskDataArguments
+from bert_pretrain.downstream.image_data import augmentation_of
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.metrics import METRICS, compute_metrics, is_better, load_metrics
-from bert_pretrain.downstream.models import ClassifierSource, default_learning_rate, read_model_config
-from bert_pretrain.downstream.sources import TaskDataArguments, augmentation_of, open_splits
+from bert_pretrain.downstream.models import ClassifierSource, default_learning_rate, longest_row, read_model_config
+from bert_pretrain.downstream.sources import open_splits
 from bert_pretrain.downstream.tables import read_file
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import (
@@ -66,6 +68,17 @@ def test_metrics_of_several_labels_equal_hand_computations() -> None:
     assert of("accuracy", predictions, references, is_multi_label=True) == 0
     assert of("f1_micro", predictions, references, is_multi_label=True) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert of("f1_macro", predictions, references, is_multi_label=True) == pytest.approx((1 + 1 + 0) / 3)
+
+
+@pytest.mark.parametrize("name", ["f1_micro", "f1_macro"])
+def test_the_f1_of_a_single_label_that_may_be_on_or_off_is_that_of_on(name: str) -> None:
+    references, predictions = [[1], [1], [1], [0], [0]], [[1], [0], [0], [1], [0]]  # TP 1, FN 2, FP 1
+    assert of(name, predictions, references, is_multi_label=True) == pytest.approx(2 * 1 / (2 * 1 + 1 + 2))
+    # With a second label that is always right the mean is as if scikit-learn had seen the first alone.
+    both = [[[*row, 1] for row in rows] for rows in (predictions, references)]
+    assert of("f1_macro", *both, is_multi_label=True) == pytest.approx((2 / 5 + 1) / 2)
+    assert of(name, [[0], [0]], [[0], [0]], is_multi_label=True) == 0
+    assert of("accuracy", predictions, references, is_multi_label=True) == 2 / 5
 
 
 def test_correlations_equal_hand_computations() -> None:
@@ -206,6 +219,11 @@ def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_sep
         read_file(str(tmp_path / "a.csv"), flag="--train_file")
     (tmp_path / "a.tsv.csv").write_text("text,label\nyes,1\n")
     assert read_file(str(tmp_path / "a.tsv.csv"), flag="--train_file").columns == {"text": ["yes"], "label": ["1"]}
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbftext;label\r\n"well; yes, so";1\r\nno;0\r\n')
+    assert read_file(str(tmp_path / "a.csv"), flag="--train_file").columns == {
+        "text": ["well; yes, so", "no"],
+        "label": ["1", "0"],
+    }
 
 
 def test_batches_equal_those_of_the_tokenizer_also_of_a_subset(model: str) -> None:
@@ -316,6 +334,24 @@ def test_a_frozen_encoder_stays_and_what_it_lacks_is_trained(model: str, tmp_pat
     }
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "distilbert"])
+def test_the_longest_row_is_the_longest_that_the_model_computes(model: str, kind: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=20, pad_token_id=1, **sizes)
+    longest = longest_row(config, AutoTokenizer.from_pretrained(model))
+    encoder = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        assert encoder(torch.full((1, longest), 5)).last_hidden_state.shape[1] == longest
+        with pytest.raises((IndexError, RuntimeError)):
+            encoder(torch.full((1, longest + 1), 5))
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "t5"])
+def test_where_no_table_of_positions_limits_a_row_the_tokenizer_does(model: str, kind: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model, model_max_length=77)
+    assert longest_row(AutoConfig.for_model(kind, num_layers=1, n_layer=1), tokenizer) == 77
+
+
 def test_the_rate_falls_with_the_width(model: str) -> None:
     config = read_model_config(model)
     for width, rate in ((768, 5e-5), (128, 5e-4), (256, 4.5e-4), (1024, 2.8125e-5)):
@@ -362,7 +398,7 @@ def test_classes_of_image_folders_are_matched_by_name(tmp_path: Path) -> None:
 
 def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (10, 1, 8, 8), dtype=np.uint8)
-    augmentation = augmentation_of(TaskDataArguments(augmentation="crop"), (1, 8, 8), seed=0)
+    augmentation = augmentation_of("crop", (1, 8, 8), seed=0)
     assert augmentation is not None
     rows = ImageDataset(pixels, np.arange(10) % 2, mean=[0.3], std=[0.4], augmentation=augmentation)
     drawn: list[tuple[int, int]] = []

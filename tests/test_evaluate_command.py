@@ -379,6 +379,10 @@ BAD = {
     ),
     "no mask": ("--model bert --suite fill_mask --sentences words", "[MASK]"),
     "long sentence": (f"--model bert --suite fill_mask --sentences [MASK]{'-' * 40}", "shorten"),
+    "more words than there are": (
+        "--model bert --suite fill_mask --num_candidates 8193",
+        "num_candidates is 8,193 but the model knows 8,192 tokens; lower --num_candidates",
+    ),
     "no folder for figures": ("--model bert --suite fill_mask --json no/such/f.json", "--json"),
 }
 
@@ -399,6 +403,69 @@ def test_bad_input_gets_one_message_and_status_2(
     assert message.startswith("error: ")
     assert expected in message
     assert "--model_name_or_path" not in message
+
+
+def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(flags)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    return message.removeprefix("error: ").strip()
+
+
+COMMANDS = {suite: ["evaluate", "--suite", suite] for suite in evaluate.SUITES}
+TRAINING_COMMANDS = {
+    "label_efficiency": ["evaluate", "--suite", "label_efficiency", "--train_file", "t.jsonl", "--output_dir", "out"],
+    "finetune": ["finetune", "--train_file", "t.jsonl", "--output_dir", "out"],
+}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *TRAINING_COMMANDS])
+def test_every_command_says_the_same_of_a_name_that_is_no_model(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = (COMMANDS | TRAINING_COMMANDS)[command]
+    for name in ("./nowhere", "run/final", "/no/such/folder", "checkpoints/step-000100/", "here/model"):
+        (tmp_path / "here").mkdir(exist_ok=True)
+        message = refusal([*flags, "--model", name], capsys)
+        assert message == f"there is no folder {name!r}; pass the folder or Hub id of a transformers model as --model"
+    assert "nor" in (message := refusal([*flags, "--model", "someone/bert"], capsys)) and "on the Hub" in message
+    (tmp_path / "weights").write_text("x")
+    assert "'weights' is a file" in refusal([*flags, "--model", "weights"], capsys)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text('{"config": {}}')
+    message = refusal([*flags, "--model", "run"], capsys)
+    assert message.startswith("'run' is a run that holds neither a complete checkpoint nor final/ yet; pass another")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", TRAINING_COMMANDS)
+def test_what_trains_on_a_model_asks_for_that_of_a_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("checkpoints/step-000020", "checkpoints/step-000100", "final"):
+        save_bert(tmp_path / "run" / folder)
+        message = refusal([*TRAINING_COMMANDS[command], "--model", "run"], capsys)
+        assert message.endswith(f", run/{folder}, as --model")
+
+
+@pytest.mark.parametrize("suite", [*evaluate.SUITES, evaluate.LABEL_EFFICIENCY])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_several_processes_are_refused_with_one_message_and_none_writes(
+    suite: str, rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "--model", "nowhere", "--suite", suite, "--json", str(tmp_path / "figures.json")])
+    assert stopped.value.code == 2 and not list(tmp_path.iterdir())
+    printed = capsys.readouterr()
+    expected = "error: 2 processes were started but evaluation is done by one process; start it without torchrun"
+    assert printed.out == "" and printed.err.count("\n") == (rank == "0")
+    assert printed.err.startswith(expected if rank == "0" else "")
 
 
 def test_debug_lets_the_exception_through(tmp_path: Path) -> None:

@@ -141,6 +141,50 @@ def test_several_labels_a_row_and_test_rows_without_labels(model: str, folder: P
         assert row["prediction"] == [name for name, share in row["probabilities"].items() if share > 0.5]
 
 
+@pytest.mark.parametrize(
+    ("classes", "test_labels", "is_measured"),
+    [
+        (["bad", "good"], ["", ""], False),
+        (["bad", "good"], ["-1", "-1"], False),
+        (["-1", "1"], ["-1", "-1"], True),
+        (["bad", "good"], ["bad", "bad"], True),
+    ],
+)
+def test_test_rows_are_unlabelled_if_all_labels_are_empty_or_minus_one_without_such_a_class(
+    model: str, folder: Path, classes: list[str], test_labels: list[str], is_measured: bool
+) -> None:
+    lines = [f"the {row['text']},{classes[number % 2]}" for number, row in enumerate(sentences(30))]
+    (folder / "train.csv").write_text("text,label\n" + "\n".join(lines))
+    (folder / "test.csv").write_text("text,label\n" + "\n".join(f"a {i},{x}" for i, x in enumerate(test_labels)))
+    flags = ["--train_file", "train.csv", "--test_file", "test.csv", "--max_steps", "1", "--mixed_precision", "no"]
+    assert ("test" in finetune(model, *flags)["metrics"]) == is_measured
+
+
+def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["two\nlines \x1b[31m", "Z\u00fcrich \u65e5\u672c", "x" * 100]
+    rows = [row | {"label": names[number % 3]} for number, row in enumerate(sentences(30))]
+    write_rows(folder / "train.jsonl", rows)
+    finetune(model, "--train_file", "train.jsonl", *SHORT)
+    config = json.loads((folder / "out/final/config.json").read_text())
+    assert set(config["id2label"].values()) == set(names)
+    (row, *_) = read_rows(folder / "out/seed-42/predictions_validation.jsonl")
+    assert set(row["probabilities"]) == set(names)
+    card = (folder / "out/final/README.md").read_text()
+    printed = capsys.readouterr().out
+    assert "x" * 100 in card and "x" * 60 + "..." in printed and "x" * 61 not in printed
+    for shown in (card, printed):
+        assert "two\\nlines \\x1b[31m" in shown and names[1] in shown and "\x1b" not in shown
+
+
+def test_texts_that_are_cut_are_counted(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row | {"text": "word " * (70 if number < 5 else 3)} for number, row in enumerate(sentences(20))]
+    write_rows(folder / "train.jsonl", rows)
+    finetune(model, "--train_file", "train.jsonl", *SHORT)
+    assert "; 5 of them have 64 tokens or more and end there (--max_seq_length)" in capsys.readouterr().out
+
+
 def test_glue_numbers_get_their_names(model: str, folder: Path) -> None:
     rows = [{"sentence": row["text"], "label": int(row["label"] == "good")} for row in sentences(20)]
     write_rows(folder / "cola.jsonl", rows)
@@ -324,6 +368,26 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "configuration of a file": (sentences(8), ["--dataset_config_name", "x"], "--dataset_config_name"),
     "below a file": (sentences(8), ["--validation_share", "0.5", "--output_dir", "bad.jsonl/x"], "--output_dir"),
     "unknown flag": (sentences(8), ["--epochs", "3"], "--epochs"),
+    "half a character": (rows_with(text="a \ud800"), [], "row 3"),
+    "half a character in a name": (rows_with(label="a \ud800"), [], "row 3"),
+    "beyond float32": ([{"text": "a", "label": 10.0**i} for i in range(50)], ["--task", "regression"], "row 40"),
+    "no room for a pair": (
+        [row | {"text_pair": "x"} for row in sentences(8)],
+        ["--max_seq_length", "4"],
+        "must lie in 5..64 for this model and pairs",
+    ),
+    "no room for a text": (sentences(8), ["--max_seq_length", "2"], "must lie in 3..64"),
+    "no labels at all": ([{"text": "a", "label": None}] * 9, [], "has no labels"),
+    "never a label": ([{"text": "a", "label": []}] * 9, [], "none of the 9 rows"),
+    "no labels to validate on": (sentences(8), ["--validation_file", "blind.jsonl"], "blind.jsonl has no labels"),
+    "a folder": (sentences(8), ["--test_file", "."], "'.' is a folder; change --test_file"),
+    "a class a row": (
+        [row | {"label": f"id {number}"} for number, row in enumerate(sentences(8))],
+        [],
+        "each class keeps a row",
+    ),
+    "GLUE without network": (sentences(8), ["--task", "sst2", "--train_file="], "'nyu-mll/glue' cannot be loaded"),
+    "no such data set": (sentences(8), ["--dataset_name", "./data", "--train_file="], "no folder './data'"),
 }
 
 
@@ -334,6 +398,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     rows, flags, expected = BAD_FILES[name]
     write_rows(folder / "bad.jsonl", rows)
     write_rows(folder / "other.jsonl", [{"text": "a", "label": "worse"}])
+    write_rows(folder / "blind.jsonl", [{"text": "a", "label": None}])
     assert expected in refusal(["--model", model, "--train_file", "bad.jsonl", *flags], capsys)
 
 
@@ -352,6 +417,11 @@ def test_a_model_that_cannot_classify_is_refused(model: str, folder: Path, capsy
     (broken / "model.safetensors").write_bytes(b"no weights")
     assert "weights" in refusal(["--model", "broken", *files], capsys)
     assert "nothing to train on" in refusal(["--model", model], capsys)
+    config = json.loads((broken / "config.json").read_text()) | {"max_position_embeddings": 128}
+    (broken / "config.json").write_text(json.dumps(config))
+    shutil.copy(f"{model}/model.safetensors", broken)
+    message = refusal(["--model", "broken", *files], capsys)  # the positions would be those of no training
+    assert "position_embeddings.weight has the shape [64, 32], not [128, 32]" in message
 
 
 def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(
@@ -368,6 +438,12 @@ def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(
 
 def test_flags_of_text_are_refused_for_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_image_model(folder / "vit")
+    assert "no folder './images'" in refusal(["--model", model, "--dataset_name", "./images"], capsys)
+    (folder / "flat").mkdir()
+    Image.new("L", (8, 8)).save(folder / "flat/0.png")
+    assert "subfolder for each of its classes" in refusal(["--model", model, "--dataset_name", "flat"], capsys)
+    (folder / "flat/1.png").write_bytes(b"\x89PNG broken")
+    assert "flat/1.png cannot be decoded" in refusal(["--model", model, "--dataset_name", "flat"], capsys)
     for flags in (["--text_column", "x"], ["--max_seq_length", "9"]):
         assert flags[0] in refusal(["--model", model, "--dataset_name", "digits", *flags], capsys)
     message = refusal(["--model", model, "--train_file", "train.jsonl"], capsys)

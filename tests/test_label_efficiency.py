@@ -244,15 +244,6 @@ def test_a_folder_in_use_is_refused_before_the_model_is_read(folder: Path, capsy
     assert "not an empty folder" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit):
-        measure("--model", "nowhere", "--train_file", "train.jsonl")
-    assert "one process" in capsys.readouterr().err
-
-
 def test_a_frozen_encoder_that_cannot_be_read_names_the_model_flag(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,7 +60,7 @@ def test_both_formats_are_read_compressed_or_not(tmp_path: Path) -> None:
     ("row", "expected"),
     [
         ("{", "line 2, is not JSON"),
-        ("[1]", r"line 2, has \[1\] but"),
+        ("[1]", "line 2, is a list but each line must be an object"),
         ({"good": "a"}, "line 2, has 'good' but must"),
         ({"good": "a", "bad": 3}, "line 2, has 3 for a sentence"),
         ({"good": "a", "bad": "  "}, "line 2, has '  ' for a sentence"),

@@ -216,6 +216,28 @@ def test_other_text_is_judged_whole_and_short_documents_are_counted(
     assert record["figures"].keys() >= {"nsp_easy_accuracy"} and "nsp_hard_accuracy" not in record["figures"]
 
 
+def test_one_long_document_has_hard_pairs_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["value", "list", "array", "file", "name"]
+    sentences = [f"The {words[i % 5]} of a {words[i % 3]} is {words[i % 4]}." for i in range(120)]
+    (tmp_path / "novel.txt").write_text(" ".join(sentences))
+    record = evaluate(["--model", str(run), "--data_files", str(tmp_path / "novel.txt")], tmp_path)
+    printed = capsys.readouterr().out
+    assert "all 1 documents" in printed and "easy  no pairs" in printed
+    assert record["details"]["nsp"]["hard"]["num_pairs"] > 4 and "easy" not in record["details"]["nsp"]
+    assert record["figures"].keys() >= {"nsp_hard_accuracy"} and "nsp_easy_accuracy" not in record["figures"]
+
+
+def test_text_without_any_pair_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "note.txt").write_text("A sentence.")
+    for share in ([], ["--validation_share", "0.3"]):
+        with pytest.raises(SystemExit) as stopped:
+            evaluate(["--model", str(run), "--data_files", str(tmp_path / "note.txt"), *share], tmp_path)
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+        assert "note.txt" in message and "--data_files" in message and "--objective" not in message
+    assert not (tmp_path / "figures.json").exists()
+
+
 BAD = {
     "no head": ("--model {models}/mlm", "next-sentence head (it lacks"),
     "untrained head": ("--model {mlm_run}", "--objective mlm"),

@@ -6,31 +6,26 @@ corpus is ever held in memory.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-import pandas as pd
-import pyarrow.parquet as pq
 from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from sentencex import segment
 
 from bert_pretrain.data.embedded import embedded_documents, embedded_key
 from bert_pretrain.data.files import existing_files, is_saved_dataset
+from bert_pretrain.data.row_files import file_kind, is_unicode, open_parquet, read_csv, read_json_lines, read_lines
 from bert_pretrain.errors import InputError
 
 DocumentBoundary = Literal["blank_line", "file"]
 EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-_COMPRESSED = (".gz", ".zst")
+_FLAG = "--data_files"
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
 
 
@@ -59,7 +54,7 @@ class DocumentSource:
         self.skipped.clear()
         is_empty = True
         for text in self.read():
-            if not isinstance(text, str):
+            if not isinstance(text, str) or not is_unicode(text):
                 self.skipped["not text"] += 1
                 continue
             if not text.strip():
@@ -145,7 +140,7 @@ def _open_files(patterns: list[str], text_column: str, document_boundary: Docume
 
 
 def _check_file(path: Path) -> None:
-    if _kind(path) not in EXTENSIONS:
+    if file_kind(path) not in EXTENSIONS:
         raise InputError(
             f"{path} has an unknown extension; --data_files takes {', '.join(EXTENSIONS)}, each also with .gz or .zst"
         )
@@ -153,51 +148,26 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} is empty; remove it from --data_files")
 
 
-def _kind(path: Path) -> str:
-    return Path(path.stem).suffix.lower() if path.suffix in _COMPRESSED else path.suffix.lower()
-
-
 def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary) -> Iterator[str]:
-    kind = _kind(path)
-    try:
-        if kind == ".txt":
-            yield from _read_text(path, document_boundary)
-        elif kind in (".jsonl", ".json"):
-            yield from _read_json_lines(path, text_column)
-        elif kind == ".csv":
-            yield from _read_csv(path, text_column)
-        else:
-            yield from _read_parquet(path, text_column)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}); "
-            "convert it or remove it from --data_files"
-        ) from error
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path} is not a complete gzip file ({error}); remove it from --data_files") from error
-
-
-def _open_binary(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]  # a GzipFile reads like a binary file
-    if path.suffix == ".zst":
-        try:
-            zstandard = import_module("zstandard")
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"{path} is compressed with Zstandard; run pip install zstandard, or pass .gz as --data_files"
-            ) from error
-        opened: IO[bytes] = zstandard.open(path, "rb")
-        return opened
-    return path.open("rb")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig") as file:
-        for line in file:
-            if "\0" in line:
-                raise InputError(f"{path} is a binary file (it holds NUL bytes); remove it from --data_files")
-            yield line
+    kind = file_kind(path)
+    if kind == ".txt":
+        yield from _read_text(path, document_boundary)
+    elif kind in (".jsonl", ".json"):
+        for number, row in read_json_lines(path, flag=_FLAG):
+            if text_column not in row:
+                raise _missing_column(f"{path}, line {number},", text_column, list(row))
+            yield row[text_column]
+    elif kind == ".csv":
+        for block in read_csv(path, flag=_FLAG):
+            if text_column not in block.columns:
+                raise _missing_column(path, text_column, list(block.columns))
+            yield from block[text_column].tolist()
+    else:
+        with open_parquet(path, flag=_FLAG) as parquet:
+            if text_column not in parquet.schema_arrow.names:
+                raise _missing_column(path, text_column, parquet.schema_arrow.names)
+            for batch in parquet.iter_batches(batch_size=1000, columns=[text_column]):
+                yield from batch.column(0).to_pylist()
 
 
 def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]:
@@ -209,7 +179,7 @@ def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]
             paragraphs.append(" ".join(lines))
             lines.clear()
 
-    for line in _lines(path):
+    for line in read_lines(path, flag=_FLAG):
         if stripped := line.strip():
             lines.append(stripped)
             continue
@@ -221,55 +191,9 @@ def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]
         yield "\n".join(paragraphs)
 
 
-def _read_json_lines(path: Path, text_column: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}, is not JSON ({error.msg}); each line must be an object with a "
-                f"{text_column!r} field"
-            ) from error
-        if not isinstance(row, dict) or text_column not in row:
-            raise _missing_column(path, text_column, list(row) if isinstance(row, dict) else [], line=number)
-        yield row[text_column]
-
-
-def _read_csv(path: Path, text_column: str) -> Iterator[str]:
-    with _open_binary(path) as file:
-        try:
-            chunks = pd.read_csv(file, chunksize=10_000, dtype=str, keep_default_na=False)
-            for chunk in chunks:
-                # Where the first row has more cells than the header, pandas takes the first ones for names of rows.
-                if not isinstance(chunk.index, pd.RangeIndex):
-                    raise InputError(f"{path} has more cells in row 1 than its header; put texts with ',' in quotes")
-                if text_column not in chunk.columns:
-                    raise _missing_column(path, text_column, list(chunk.columns))
-                yield from chunk[text_column].tolist()
-        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            raise InputError(f"{path} is not a CSV file ({error}); repair it or remove it from --data_files") from error
-
-
-def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
-    with _open_binary(path) as file:
-        try:
-            # Parquet is read from its end, which a compressed stream cannot do.
-            parquet = pq.ParquetFile(io.BytesIO(file.read()) if path.suffix in _COMPRESSED else file)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is not a Parquet file ({error}); remove it from --data_files") from error
-        names = parquet.schema_arrow.names
-        if text_column not in names:
-            raise _missing_column(path, text_column, names)
-        for batch in parquet.iter_batches(batch_size=1000, columns=[text_column]):
-            yield from batch.column(0).to_pylist()
-
-
-def _missing_column(where: object, text_column: str, columns: list[Any], line: int | None = None) -> InputError:
-    place = f"{where}, line {line}," if line else f"{where}"
+def _missing_column(where: object, text_column: str, columns: list[Any]) -> InputError:
     listed = ", ".join(map(repr, columns)) or "none"
-    return InputError(f"{place} has no column {text_column!r}; it has {listed}; pass one of them as --text_column")
+    return InputError(f"{where} has no column {text_column!r}; it has {listed}; pass one of them as --text_column")
 
 
 def _open_dataset(

@@ -20,10 +20,12 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_pretrain.data.augmentation.views import Augmentation
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.data.row_files import is_unicode
 from bert_pretrain.downstream.tables import Table
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError
 
+_SHOWN = 80  # characters of a cell in a message
 _POOL_BATCHES = 8  # rows of so many batches are sorted by length together
 
 
@@ -33,6 +35,17 @@ class Texts:
 
     first: list[str]
     second: list[str] | None
+
+    def subset(self, places: NDArray[np.integer[Any]]) -> Texts:
+        """Return these texts, in this order."""
+        second = None if self.second is None else [self.second[place] for place in places]
+        return Texts([self.first[place] for place in places], second)
+
+    def joined(self) -> list[str]:
+        """Return each text, or pair of texts, as one."""
+        if self.second is None:
+            return self.first
+        return [" ".join(pair) for pair in zip(self.first, self.second, strict=True)]
 
 
 def read_texts(table: Table, task: Task, *, text_column: str | None, text_pair_column: str | None) -> Texts:
@@ -58,12 +71,18 @@ def read_texts(table: Table, task: Task, *, text_column: str | None, text_pair_c
 def _strings(table: Table, name: str, flag: str) -> list[str]:
     cells = table.column(name, flag=flag)
     for place, cell in enumerate(cells):
-        if not isinstance(cell, str):
+        # A JSON file may hold halves of characters as \ud83d, which no tokenizer takes and no file can hold.
+        if not isinstance(cell, str) or not is_unicode(cell):
             raise InputError(
-                f"the column {name!r} of {table.description} holds {cell!r} in row {place + 1}, which is no text; "
-                f"repair the row, or pass another column as {flag}"
+                f"the column {name!r} of {table.description} holds {_shortened(cell)} in row {place + 1}, which is no "
+                f"text; repair the row, or pass another column as {flag}"
             )
     return cells
+
+
+def _shortened(cell: Any) -> str:
+    shown = repr(cell)
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
 
 
 class TextDataset(Dataset[dict[str, Tensor]]):

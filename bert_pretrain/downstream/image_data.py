@@ -1,4 +1,4 @@
-"""Labelled images as pixels, resized by the model's own image processor."""
+"""Labelled images as pixels, resized by the model's own image processor, and what is done to them in training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bert_pretrain.data.augmentation.rules import AugmentationRule
+from bert_pretrain.data.augmentation.views import Augmentation
 from bert_pretrain.data.images.decoding import converted_image, load_image
 from bert_pretrain.data.images.rows import ImageRow, ImageSource
 from bert_pretrain.data.images.sources import open_image_source
 from bert_pretrain.errors import InputError
 
 _IMAGES_AT_ONCE = 256
+AUGMENTATIONS: dict[str, AugmentationRule] = {
+    "crop": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3)),
+    "crop_flip": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3), flip_prob=0.5),
+}
 
 
 class LabelledPixels(NamedTuple):
@@ -66,3 +72,22 @@ def _decoded(row: ImageRow, num_channels: int) -> Image.Image:
     except Exception as error:  # the decoders of broken files raise whatever they stumble over
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{row.name} cannot be decoded ({reason}); repair or remove it") from error
+
+
+def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmentation | None:
+    """Return what the flag --augmentation asks for, for images of a shape (C, H, W).
+
+    Raises:
+        InputError: the images are not square, or have another number of channels than can be augmented.
+    """
+    if name == "none":
+        return None
+    num_channels, height, width = shape
+    if height != width or num_channels not in (1, 3, 4):
+        raise InputError(f"images of the shape {shape} (C, H, W) cannot be augmented; pass --augmentation none")
+    return Augmentation(
+        AUGMENTATIONS[name],
+        num_channels=num_channels,  # type: ignore[arg-type]  # checked above
+        image_size=height,
+        seed=seed,
+    )

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pretrain.data.row_files import is_unicode
 from bert_pretrain.downstream.tasks import ProblemType
 from bert_pretrain.errors import InputError
 
 LABEL_SEPARATOR = "|"  # between the labels of a multi-label row that is one string, as in a CSV file
 _MAX_CLASSES = 10_000
+_LARGEST_VALUE = float(np.finfo(np.float32).max)
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")  # not "007", which is a name that happens to have digits
 
 
@@ -122,10 +124,13 @@ def find_labels(
     space = _named(found, problem_type, names, description)
     smallest = 1 if problem_type == "multi_label_classification" else 2
     if len(found) < smallest:
-        raise InputError(
+        what = (
             f"all {len(values):,} rows of {description} have the label {values[0]!r}, but there must be two classes to "
-            "tell apart; change --train_file or --label_column"
+            "tell apart"
+            if found
+            else f"none of the {len(values):,} rows of {description} has a label"
         )
+        raise InputError(f"{what}; change --train_file or --label_column")
     if len(space.names) > _MAX_CLASSES:
         raise InputError(
             f"{description} has {len(space.names):,} different labels, more than {_MAX_CLASSES:,}; "
@@ -200,10 +205,10 @@ def _members(value: Any, place: int, description: str) -> list[Any]:
 
 def _number(value: Any, place: int, description: str) -> float:
     _refuse_missing(value, place, description)
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not abs(value) <= _LARGEST_VALUE:
         raise InputError(
-            f"row {place + 1} of {description} has the label {value!r} but regression needs numbers; "
-            "change --task or --label_column"
+            f"row {place + 1} of {description} has the label {value!r} but regression needs numbers of at most "
+            f"{_LARGEST_VALUE:.1e}; change --task or --label_column"
         )
     if value == -100:
         # transformers counts such labels as none, so that the loss would be divided by the wrong number.
@@ -220,6 +225,10 @@ def _refuse_missing(value: Any, place: int, description: str) -> None:
         raise InputError(
             f"row {place + 1} of {description} has the label {value!r}, which is neither a text nor a number; "
             "change --label_column or convert it"
+        )
+    if isinstance(value, str) and not is_unicode(value):
+        raise InputError(
+            f"row {place + 1} of {description} has the label {value!r}, which is no valid Unicode; repair the row"
         )
     if is_missing(value):
         raise InputError(f"row {place + 1} of {description} has no label ({value!r}); remove the row or repair it")

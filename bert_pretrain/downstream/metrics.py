@@ -73,7 +73,10 @@ class F1(_OfflineMetric):
 
     def score(self, references: NDArray[Any], predictions: NDArray[Any]) -> float:
         """Return the F1 in [0, 1]."""
-        return float(sklearn_metrics.f1_score(references, predictions, average=self.average, zero_division=0.0))
+        # scikit-learn takes one column for two classes, 0 and 1, of which it would average the F1 or count both.
+        is_one_class = self.is_multi_label and references.shape[1] == 1
+        average = "binary" if is_one_class else self.average
+        return float(sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0.0))
 
 
 class MacroF1(F1):

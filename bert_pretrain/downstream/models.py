@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -29,6 +30,8 @@ from transformers.models.auto.modeling_auto import (
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.models.positions import num_positions
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 # Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al. 2019 take up to ten
 # times that. Between them the rate falls with the square of the width.
@@ -47,8 +50,7 @@ def read_model_config(model: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers and the network raise
-        if (Path(model) / "final/config.json").is_file():
-            raise InputError(f"{model!r} is the folder of a run; pass its model, {model}/final, as --model") from error
+        refuse_misnamed_model(model)
         where = "has no usable config.json" if Path(model).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a transformers model"
@@ -104,11 +106,10 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
 
 
 def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a row may have."""
-    positions = getattr(config, "max_position_embeddings", None) or 10**6
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"):
-        positions -= config.pad_token_id + 1  # their positions start behind the padding id
-    return int(min(positions, tokenizer.model_max_length))
+    """Return how many tokens a row may have for both model and tokenizer."""
+    with torch.device("meta"):  # its modules without any weights
+        model = AutoModel.from_config(config)
+    return int(min(num_positions(model) or tokenizer.model_max_length, tokenizer.model_max_length))
 
 
 class ClassifierSource:
@@ -171,9 +172,16 @@ class ClassifierSource:
             raise InputError(
                 f"the weights of {model!r} cannot be read ({type(error).__name__}: {error}); change --model"
             ) from error
-        new = set(loading["missing_keys"]) | {str(key[0]) for key in loading["mismatched_keys"]}
+        misfits = {str(key): (list(found), list(wanted)) for key, found, wanted in loading["mismatched_keys"]}
+        new = set(loading["missing_keys"]) | misfits.keys()
         state: dict[str, Tensor] = {key: value for key, value in loaded.state_dict().items() if key not in new}
         encoder_keys = {key for key in loaded.state_dict() if key.startswith(loaded.base_model_prefix + ".")}
+        for key in sorted(encoder_keys & misfits.keys()):
+            found, wanted = misfits[key]
+            raise InputError(
+                f"the weights of {model!r} do not fit its config.json: {key} has the shape {found}, not {wanted}; "
+                "change --model"
+            )
         if self.has_foreign_head:
             state = {key: value for key, value in state.items() if key in encoder_keys}
         lacking = encoder_keys & new

@@ -5,61 +5,26 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, PreTrainedConfig
 
-from bert_pretrain.command_line import flag, flags
-from bert_pretrain.data.augmentation.rules import AugmentationRule
-from bert_pretrain.data.augmentation.views import Augmentation
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
-from bert_pretrain.downstream.image_data import LabelledPixels, read_images
-from bert_pretrain.downstream.labels import LabelSpace, find_labels
+from bert_pretrain.downstream.data_flags import TaskDataArguments, check_data_flags, refuse_flags_without_effect
+from bert_pretrain.downstream.image_data import LabelledPixels, augmentation_of, read_images
+from bert_pretrain.downstream.labels import LabelSpace, find_labels, is_missing, tidy
 from bert_pretrain.downstream.models import is_image_config, load_text_tokenizer, longest_row, read_model_config
 from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import read_processor
+from bert_pretrain.named_folders import refuse_missing_folder
 
 SPLITS = ("train", "validation", "test")
 _DEFAULT_LENGTH = 128  # tokens
-AUGMENTATIONS: dict[str, AugmentationRule] = {
-    "crop": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3)),
-    "crop_flip": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3), flip_prob=0.5),
-}
-
-
-@dataclass
-class TaskDataArguments:
-    """Labelled texts or images."""
-
-    _argument_group_name: ClassVar[str] = "data"
-
-    train_file: str | None = flag(None, "Rows to learn from: .csv, .tsv, .jsonl or .parquet, also with .gz.")
-    validation_file: str | None = flag(None, "Rows that choose the checkpoint. Default: a share of the training rows.")
-    test_file: str | None = flag(None, "Rows that are only predicted and scored; may lack labels.")
-    dataset_name: str | None = flag(
-        None, "In place of files: a data set saved by datasets, a Hub id; of images also 'digits' or a folder."
-    )
-    dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
-    validation_split: str | None = flag(None, "Its split to validate on. Default: of texts validation, if it is there.")
-    test_split: str | None = flag(None, "Its split to test on. Default: of texts test, if it is there.")
-    task: str = flag(
-        "auto",
-        "auto (what the labels look like), classification, multi_label, regression, or of GLUE: cola, sst2, mrpc, "
-        "stsb, qqp, mnli, qnli, rte, wnli.",
-    )
-    text_column: str | None = flag(None, "Column of the text. Default: that of --task, else text.")
-    text_pair_column: str | None = flag(None, "Column of the second text. Default: of --task, else text_pair if there.")
-    image_column: str = flag("image", "Column of the images.")
-    label_column: str = flag("label", "Column of the labels; several in one CSV cell are divided by '|'.")
-    label_names: list[str] | None = flags("Names of the class numbers 0, 1, ...; default: as found.")
-    validation_share: float = flag(0.1, "Share of training rows held out where nothing else is validated on, (0, 1).")
-    max_seq_length: int = flag(0, "Tokens of a row; longer texts are cut. 0 = 128, or as many as the model takes.")
-    augmentation: Literal["none", "crop", "crop_flip"] = flag("none", "What is done to training images at random.")
 
 
 @dataclass(frozen=True)
@@ -105,18 +70,12 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
     """
     check_data_flags(data, task)
     config = read_model_config(model)
-    _refuse_flags_without_effect(data, is_image=is_image_config(config))
+    refuse_flags_without_effect(data, is_image=is_image_config(config))
     if is_image_config(config):
         return _open_images(model, config, data, task, seed, needs_validation=needs_validation)
     tokenizer = load_text_tokenizer(model, config)
-    longest = longest_row(config, tokenizer)
-    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest)
-    if not 3 <= max_seq_length <= longest:
-        raise InputError(
-            f"max_seq_length is {data.max_seq_length} but must lie in 3..{longest} for this model; "
-            "change --max_seq_length"
-        )
     raw = {name: _raw_texts(name, table, data, task) for name, table in _tables(data, task).items()}
+    max_seq_length = _max_seq_length(data, config, tokenizer, is_pair=raw["train"].content.second is not None)
     labels, encoded = _encode_labels(raw, data, task)
     texts = {name: part.content for name, part in raw.items()}
     rows: dict[str, LabelledDataset] = {
@@ -126,38 +85,21 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
         whole, text = rows["train"], texts["train"]
         rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
-        texts |= {"train": _chosen(text, kept), "validation": _chosen(text, held_out)}
+        texts |= {"train": text.subset(kept), "validation": text.subset(held_out)}
     return Splits(rows, texts, labels, config, tokenizer, max_seq_length)
 
 
-def check_data_flags(data: TaskDataArguments, task: Task) -> None:
-    """Raise `InputError` unless the flags name one source of training rows and their values are in range."""
-    if data.train_file and data.dataset_name:
-        raise InputError(f"--train_file and --dataset_name {data.dataset_name!r} both name the training rows; pass one")
-    if not (data.train_file or data.dataset_name or task.dataset):
-        raise InputError("there is nothing to train on; pass --train_file, --dataset_name or a --task of GLUE")
-    for name in ("validation_file", "test_file"):
-        if getattr(data, name) and not data.train_file:
-            raise InputError(f"--{name} goes with --train_file; of a data set choose a split with --{name[:-4]}split")
-    if not 0 < data.validation_share < 1:
+def _max_seq_length(data: TaskDataArguments, config: PreTrainedConfig, tokenizer: Any, *, is_pair: bool) -> int:
+    """Return the tokens of a row: of each text at least one beside the special ones, at most what the model takes."""
+    shortest = tokenizer.num_special_tokens_to_add(pair=is_pair) + (2 if is_pair else 1)
+    longest = longest_row(config, tokenizer)
+    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest)
+    if not shortest <= max_seq_length <= longest:
         raise InputError(
-            f"validation_share is {data.validation_share} but must lie in (0, 1); change --validation_share"
+            f"max_seq_length is {data.max_seq_length} but must lie in {shortest}..{longest} for this model and "
+            f"{'pairs of texts' if is_pair else 'single texts'}; change --max_seq_length"
         )
-
-
-def _refuse_flags_without_effect(data: TaskDataArguments, *, is_image: bool) -> None:
-    """Raise `InputError` for a flag that this kind of model or source of rows would ignore."""
-    kind = "an image" if is_image else "a text"
-    of_others = ("text_column", "text_pair_column", "max_seq_length") if is_image else ("image_column", "augmentation")
-    default = TaskDataArguments()
-    for name in of_others:
-        if getattr(data, name) != getattr(default, name):
-            raise InputError(f"--{name} means nothing for {kind} encoder; leave it out or change --model")
-    if not is_image and data.dataset_name == "digits":
-        raise InputError("'digits' are images but --model is a text encoder; change --dataset_name or --model")
-    for name in ("dataset_config_name", "validation_split", "test_split"):
-        if data.train_file and getattr(data, name):
-            raise InputError(f"--{name} goes with --dataset_name; leave it out, or pass the data set instead of files")
+    return max_seq_length
 
 
 def _tables(data: TaskDataArguments, task: Task) -> dict[str, Table]:
@@ -204,6 +146,11 @@ def _encode_labels(
             raise InputError(
                 f"{part.description} has no column {data.label_column!r}; pass the one of labels as --label_column"
             )
+        if name != "test" and all(map(is_missing, part.labels or [None])):
+            raise InputError(
+                f"{part.description} has no labels; change --label_column, or divide a folder of images into a "
+                "subfolder for each of its classes, two at least"
+            )
     train = raw["train"]
     assert train.labels is not None
     labels = find_labels(
@@ -216,10 +163,15 @@ def _encode_labels(
         raise InputError("regression has no classes to be named; leave out --label_names or change --task")
     encoded: dict[str, NDArray[Any] | None] = {}
     for name, part in raw.items():
-        # The test splits of GLUE have the label -1 in every row.
-        has_none = part.labels is None or (name == "test" and set(map(str, part.labels)) <= {"-1", "-1.0", "None"})
+        has_none = part.labels is None or (name == "test" and _are_hidden(part.labels, labels))
         encoded[name] = None if has_none else labels.encode(_renumbered(part, train), description=part.description)
     return labels, encoded
+
+
+def _are_hidden(test_labels: list[Any], labels: LabelSpace) -> bool:
+    """Return whether no test row has a label: all are empty, or -1 as in the test splits of GLUE."""
+    values = [tidy(label) for label in test_labels]
+    return all(map(is_missing, values)) or (all(value == -1 for value in values) and -1 not in labels.numbers)
 
 
 def _renumbered(part: _Raw, train: _Raw) -> list[Any]:
@@ -254,15 +206,10 @@ def _hold_out(
         is_held_out[members[permutation(len(members), seed, Purpose.SPLIT, number)[:count]]] = True
     if not is_held_out.any():
         raise InputError(
-            f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on; "
-            "pass --validation_file or a larger --validation_share"
+            f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on, where each class keeps "
+            "a row to learn from; pass --validation_file or a larger --validation_share"
         )
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-
-
-def _chosen(texts: Texts, places: NDArray[np.int64]) -> Texts:
-    first, second = ([part[place] for place in places] if part else None for part in (texts.first, texts.second))
-    return Texts(first or [], second)
 
 
 def _open_images(
@@ -278,36 +225,16 @@ def _open_images(
     if "validation" not in rows and (needs_validation or "test" not in rows):
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
         rows["validation"] = rows["train"].subset(held_out)
-    rows["train"] = rows["train"].subset(
-        kept, augmentation=augmentation_of(data, rows["train"].pixels.shape[1:], seed=seed)
-    )
+    augmentation = augmentation_of(data.augmentation, rows["train"].pixels.shape[1:], seed=seed)
+    rows["train"] = rows["train"].subset(kept, augmentation=augmentation)
     return Splits(rows, {}, labels, config, processor, 0)
-
-
-def augmentation_of(data: TaskDataArguments, shape: tuple[int, ...], *, seed: int) -> Augmentation | None:
-    """Return what the flag asks for, for images of a shape (C, H, W).
-
-    Raises:
-        InputError: the images are not square, or have another number of channels than can be augmented.
-    """
-    if data.augmentation == "none":
-        return None
-    num_channels, height, width = shape
-    if height != width or num_channels not in (1, 3, 4):
-        raise InputError(f"images of the shape {shape} (C, H, W) cannot be augmented; pass --augmentation none")
-    return Augmentation(
-        AUGMENTATIONS[data.augmentation],
-        num_channels=num_channels,  # type: ignore[arg-type]  # checked above
-        image_size=height,
-        seed=seed,
-    )
 
 
 def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: int) -> dict[str, LabelledPixels]:
     def read(role: str, **where: Any) -> LabelledPixels:
         flags = {"dataset_name": None, "dataset_config_name": None, "dataset_split": "train", "data_files": None}
         columns = {"image_column": data.image_column, "label_column": data.label_column}
-        with _naming(role):
+        with _naming(role, data.dataset_name):
             return read_images(processor, num_channels=num_channels, **(flags | where | columns))
 
     if data.train_file:
@@ -322,10 +249,12 @@ def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: i
 
 
 @contextlib.contextmanager
-def _naming(role: str) -> Iterator[None]:
+def _naming(role: str, dataset_name: str | None) -> Iterator[None]:
     """Let the readers of pretraining name this command's flag."""
     try:
         yield
     except InputError as error:
+        if dataset_name:
+            refuse_missing_folder(dataset_name, what="a data set of images", flag="--dataset_name")
         message = str(error).replace("--data_files", f"--{role}_file")
         raise InputError(message.replace("--dataset_split", f"--{role}_split")) from error

@@ -21,6 +21,7 @@ from bert_pretrain.evaluation.features import Features, Labels, extract_features
 from bert_pretrain.evaluation.floors import fit_pca
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 
 class Preprocessing(NamedTuple):
@@ -61,6 +62,7 @@ def read_processor(model: str) -> Preprocessing:
     try:
         processor = AutoImageProcessor.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers meet; all mean the same to the user
+        refuse_misnamed_model(model)
         kind = "holds no usable image processor" if Path(model).is_dir() else "is neither a folder nor on the Hub"
         raise InputError(
             f"{model!r} {kind} ({type(error).__name__}); "

@@ -11,6 +11,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
+from bert_pretrain.models.positions import num_positions
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 
 def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -22,7 +24,9 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
-        kind = "holds no masked language model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
+        refuse_misnamed_model(name)
+        is_folder = Path(name).is_dir()
+        kind = "holds no masked language model" if is_folder else "is neither a folder nor, on the Hub, a model"
         raise InputError(f"{name!r} {kind} of transformers; pass --model one that this suite can read") from error
     if loading["missing_keys"]:
         raise InputError(
@@ -46,11 +50,5 @@ def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def longest_row(model: PreTrainedModel) -> int:
-    """Return the tokens that a row may have, special ones included."""
-    positions: int | None = getattr(model.config, "max_position_embeddings", None)
-    if not positions or positions < 0:
-        return 512
-    # RoBERTa and its kin count positions from the padding id on, and leave those up to it unused.
-    embeddings = getattr(model.base_model, "embeddings", None)
-    padding_idx = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    return positions if padding_idx is None else positions - padding_idx - 1
+    """Return the tokens that a row may have, special ones included; 512 where the model sets no limit."""
+    return num_positions(model) or 512

@@ -6,18 +6,16 @@ formats are our own {good, bad, group} and BLiMP's (Warstadt et al. 2020) {sente
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from bert_pretrain.data.row_files import read_json_lines
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.intervals import Interval, wilson_interval
 from bert_pretrain.evaluation.masked_language_model import longest_row
@@ -74,31 +72,23 @@ def read_pairs(path: Path) -> list[MinimalPair]:
     Raises:
         InputError: the file cannot be read, or a line is no pair.
     """
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            pairs = [
-                _parse_pair(line, f"{path}, line {number},", path.name.split(".jsonl")[0])
-                for number, line in enumerate(file, start=1)
-                if line.strip()
-            ]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); pass a .jsonl or .jsonl.gz as --pairs_file") from error
+    default_group = path.name.split(".jsonl")[0]
+    pairs = [
+        _as_pair(row, f"{path}, line {number},", default_group)
+        for number, row in read_json_lines(path, flag="--pairs_file")
+    ]
     if not pairs:
         raise InputError(f"{path} holds no pair; pass another --pairs_file")
     return pairs
 
 
-def _parse_pair(line: str, place: str, default_group: str) -> MinimalPair:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{place} is not JSON ({error}); repair --pairs_file") from error
+def _as_pair(row: dict[str, Any], place: str, default_group: str) -> MinimalPair:
     for good, bad, group in _FIELDS:
-        if isinstance(row, dict) and good in row and bad in row:
+        if good in row and bad in row:
             pair = MinimalPair(row[good], row[bad], str(row.get(group, default_group)), place)
             break
     else:
-        has = ", ".join(map(repr, row)) if isinstance(row, dict) else repr(row)
+        has = ", ".join(map(repr, row))
         raise InputError(
             f"{place} has {has or 'nothing'} but must be an object with 'good' and 'bad', or BLiMP's 'sentence_good' "
             "and 'sentence_bad'; repair --pairs_file"

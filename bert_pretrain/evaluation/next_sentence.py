@@ -18,6 +18,7 @@ from bert_pretrain.data.sentence_pairs import IS_NEXT, IS_RANDOM, EpochPlan
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.intervals import Interval, wilson_interval
 from bert_pretrain.hardware import default_device
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 NUM_BINS = 10
 
@@ -65,7 +66,8 @@ def load_next_sentence_model(name: str) -> PreTrainedModel:
             name, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        kind = "holds no model" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
+        refuse_misnamed_model(name)
+        kind = "holds no model" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a model"
         raise InputError(
             f"{name!r} {kind} of transformers with a next-sentence head; pass another --model, or leave nsp out of "
             "--suite"

@@ -39,13 +39,14 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
     it was learnt. A run keeps few checkpoints, but has recorded the table of its own sentences at every evaluation:
     unless other sentences are given, that record is shown too.
     """
-    models = models_over_time(Path(evaluation.options.model))
+    models = models_over_time(evaluation.options.model)
     sentences = evaluation.text.sentences or DEFAULT_SENTENCES
     rows: list[dict[str, Any]] = []
     answers: list[list[int]] = []
     for label, name in reversed(models.items()):
         with naming_the_model_flag():
             model, tokenizer = load_masked_language_model(name)
+        _check_num_candidates(evaluation.text.num_candidates, model.config.vocab_size)
         probes = [_probe(sentence, tokenizer, longest_row(model)) for sentence in sentences]
         # What stood behind the masks is unknown: the last model's own answers stand in for it.
         answers = answers or [most_probable(model, probe) for probe in probes]
@@ -60,17 +61,22 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
     return SuiteResult("\n".join(tables), {"fill_mask_entropy": sum(last) / len(last)}, rows + recorded)
 
 
-def models_over_time(model: Path) -> dict[str, str]:
-    """Return what to load by what to call it: of a run directory its checkpoints, oldest first, and its final model."""
-    if (model / "config.json").is_file() or not (model / "checkpoints").is_dir() | (model / "run.json").is_file():
-        return {model.name: str(model)}
-    found = [*list_checkpoints(model / "checkpoints"), *([model / "final"] if (model / "final").is_dir() else [])]
-    if not found:
+def _check_num_candidates(num_candidates: int, vocab_size: int) -> None:
+    if num_candidates > vocab_size:
         raise InputError(
-            f"{model} is a run that holds neither a complete checkpoint nor final/ yet; pass another --model, or wait "
-            "for the run's first checkpoint"
+            f"num_candidates is {num_candidates:,} but the model knows {vocab_size:,} tokens; lower --num_candidates"
         )
-    return {folder.name: str(folder) for folder in found}
+
+
+def models_over_time(model: str) -> dict[str, str]:
+    """Return what to load by what to call it: of a run directory its checkpoints, oldest first, and its final model."""
+    run = Path(model)
+    is_run = (run / "checkpoints").is_dir() or (run / "run.json").is_file()
+    if is_run and not (run / "config.json").is_file():
+        found = [*list_checkpoints(run / "checkpoints"), *([run / "final"] if (run / "final").is_dir() else [])]
+        if found:
+            return {folder.name: str(folder) for folder in found}
+    return {run.name: model}  # a run that holds neither is refused when it cannot be loaded
 
 
 def recorded_rows(run_dir: Path) -> list[dict[str, Any]]:

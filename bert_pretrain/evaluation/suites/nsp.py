@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_pretrain.argument_checks import check_data, check_text
 from bert_pretrain.arguments import DataArguments, TextArguments
 from bert_pretrain.data.neighbour_pairs import plan_neighbours
-from bert_pretrain.data.prepared import PreparedCorpus
+from bert_pretrain.data.prepared import PreparedCorpus, TokenStore
 from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.masked_language_model import load_word_tokenizer, longest_row
@@ -76,35 +76,55 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
         tokenizer = load_word_tokenizer(evaluation.model)
         text = _open_text(evaluation, tokenizer)
     store, seed = text.corpus.store, evaluation.seed
-    easy = plan_epoch(
-        store, text.documents, max_seq_length=length, short_seq_prob=0.0, pair_mode="exact", seed=seed, epoch=0
-    )
     hard, num_short = plan_neighbours(store, text.documents, max_seq_length=length, seed=seed)
+    plans = {"easy": _plan_easy(store, text.documents, max_seq_length=length, seed=seed), "hard": hard}
+    chosen = {name: _balanced(plan, evaluation) for name, plan in plans.items()}
+    if all(pairs is None for pairs in chosen.values()):
+        raise InputError(
+            f"{text.corpus.manifest['source']['description']} allows no pair of passages of {length} tokens, neither "
+            "of two documents nor within one; give more text with --data_files, or lower --max_seq_length"
+        )
     lines = [text.description, _HEADER]
     figures: dict[str, float] = {}
     details: dict[str, Any] = {"max_seq_length": length, "documents_without_hard_pair": num_short}
-    for name, plan in (("easy", easy), ("hard", hard)):
-        rows = balanced_rows(plan.next_sentence_label, max_rows=evaluation.text.max_pairs, seed=seed)
-        if len(rows) == 0:
+    for name, pairs in chosen.items():
+        if pairs is None:
             lines.append(f"{name:<5} no pairs: too few documents of two passages")
             continue
-        chosen: EpochPlan = plan.take(rows)
         probabilities = random_probabilities(
-            model, tokenizer, store, chosen, batch_size=evaluation.options.per_device_eval_batch_size
+            model, tokenizer, store, pairs, batch_size=evaluation.options.per_device_eval_batch_size
         )
-        scores = judge_next_sentences(probabilities, chosen.next_sentence_label)
-        lines.append(_line(name, scores, chosen))
+        scores = judge_next_sentences(probabilities, pairs.next_sentence_label)
+        lines.append(_line(name, scores, pairs))
         figures |= {
             f"nsp_{name}_{key}": getattr(scores, key)
             for key in ("accuracy", "confidence", "calibration_error", "brier")
         }
         details[name] = dataclasses.asdict(scores) | {
-            "num_pairs": len(rows),
-            "mean_b_length": float(chosen.b_length.mean()),
+            "num_pairs": len(pairs),
+            "mean_b_length": float(pairs.b_length.mean()),
             "bins": [found._asdict() for found in scores.bins],
         }
     lines += _notes(num_short, len(text.documents), length)
     return SuiteResult("\n".join(lines), figures, details)
+
+
+def _plan_easy(store: TokenStore, documents: NDArray[np.int64], *, max_seq_length: int, seed: int) -> EpochPlan | None:
+    """Return pairs whose random B is of another document, or None if the documents allow none: if there is only one."""
+    try:
+        return plan_epoch(
+            store, documents, max_seq_length=max_seq_length, short_seq_prob=0.0, pair_mode="exact", seed=seed, epoch=0
+        )
+    except InputError:  # the length is checked before, so that it is the documents, and hard pairs may be had of them
+        return None
+
+
+def _balanced(plan: EpochPlan | None, evaluation: Evaluation) -> EpochPlan | None:
+    """Return as many pairs of either label, at most as many as asked for; None if there are none."""
+    if plan is None:
+        return None
+    rows = balanced_rows(plan.next_sentence_label, max_rows=evaluation.text.max_pairs, seed=evaluation.seed)
+    return plan.take(rows) if len(rows) else None
 
 
 def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _Text:
@@ -121,12 +141,14 @@ def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _T
     text = TextArguments(**_for_group(TextArguments, settings))
     check_data(data)
     check_text(text)
-    # The run's seed, whatever is drawn here: it decides which documents were held out.
-    corpus = open_corpus(data, text, tokenizer, seed=run.get("seed", evaluation.seed))
     is_runs_own = bool(run) and all(run.get(name) == getattr(data, name) for name in SOURCE_FLAGS)
     is_prepared = bool(data.dataset_name) and (Path(str(data.dataset_name)) / "manifest.json").is_file()
+    is_divided = is_runs_own or is_prepared or evaluation.data.validation_share is not None
+    # The run's seed, whatever is drawn here: it decides which documents were held out.
+    seed = run.get("seed", evaluation.seed)
+    corpus = open_corpus(data, text, tokenizer, seed=seed, needs_division=is_divided)
     what = corpus.manifest["source"]["description"]
-    if is_runs_own or is_prepared or evaluation.data.validation_share is not None:
+    if is_divided:
         documents = corpus.validation_documents
         return _Text(corpus, documents, f"{what}: the {len(documents):,} held-out documents")
     documents = np.arange(corpus.store.num_documents, dtype=np.int64)

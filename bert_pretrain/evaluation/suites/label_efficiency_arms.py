@@ -1,0 +1,186 @@
+"""The arms of the label-efficiency curve: what learns from labelled rows of a task and predicts its test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from torch import Tensor
+from transformers import AutoModel
+
+from bert_pretrain.downstream.data import ImageDataset, LabelledDataset
+from bert_pretrain.downstream.image_data import augmentation_of
+from bert_pretrain.downstream.models import ClassifierSource
+from bert_pretrain.downstream.sources import Splits
+from bert_pretrain.downstream.training import Recipe, predict_logits, train
+from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.features import Labels
+from bert_pretrain.evaluation.label_efficiency import Arm, fit_cross_validated, probe_arm
+from bert_pretrain.evaluation.suites.context import naming_the_model_flag
+from bert_pretrain.hardware import default_device
+from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.models.image_encoder import build_image_encoder, embed
+
+ARMS = {
+    "fine_tuned": "pretrained, fine-tuned",
+    "frozen_probe": "pretrained, frozen + logistic regression",
+    "from_scratch": "from scratch",
+    "floor": "TF-IDF or pixels + logistic regression",
+}
+_TFIDF_GRID = tuple(10.0**exponent for exponent in range(-1, 4))
+
+
+@dataclass(frozen=True)
+class CurveTask:
+    """What the arms of one curve share.
+
+    Attributes:
+        model: folder or Hub id of the pretrained encoder.
+        splits: `train`, the rows that may be learnt from, and `test`, those that are predicted; both have labels.
+        recipe: of the arms that train.
+        augmentation: as the flag says.
+        scratch_folder: for what a training leaves behind while it runs.
+    """
+
+    model: str
+    splits: Splits
+    recipe: Recipe
+    augmentation: str
+    scratch_folder: Path
+
+
+def make_arm(name: str, task: CurveTask) -> Arm:
+    """Return an arm of `ARMS`, with its model read.
+
+    Raises:
+        InputError: the weights cannot be used.
+    """
+    return _MAKERS[name](task)
+
+
+def _trained(task: CurveTask, *, from_scratch: bool) -> Arm:
+    splits = task.splits
+    source = ClassifierSource(
+        task.model,
+        splits.labels,
+        from_scratch=from_scratch,
+        max_seq_length=splits.max_seq_length,
+        pad_token_id=getattr(splits.processor, "pad_token_id", None),
+    )
+
+    def learn(places: NDArray[np.int64], seed: int) -> Labels:
+        rows: LabelledDataset = splits.rows["train"].subset(places)
+        if isinstance(rows, ImageDataset):
+            rows.augmentation = augmentation_of(task.augmentation, rows.pixels.shape[1:], seed=seed)
+        trainer = train(source.build(seed), rows, task.recipe, seed=seed, scratch_folder=task.scratch_folder)
+        return np.asarray(predict_logits(trainer, splits.rows["test"]).argmax(axis=1))
+
+    return learn
+
+
+def _frozen(task: CurveTask) -> Arm:
+    embed_rows = _text_embedder if task.splits.texts else _image_embedder
+    embedder = embed_rows(task)
+    features, test_features = (
+        _embedded(embedder, task.splits.rows[name], task.recipe.per_device_eval_batch_size)
+        for name in ("train", "test")
+    )
+    labels, test_labels = _labels(task)
+    return probe_arm(features, labels, test_features, test_labels)
+
+
+def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Return what maps a batch to the mean of the last layer over the tokens of each row, (B, D)."""
+    try:
+        encoder = AutoModel.from_pretrained(task.model, dtype=torch.float32)
+    except Exception as error:  # transformers raises whatever its parsers meet
+        raise InputError(
+            f"the weights of {task.model!r} cannot be read ({type(error).__name__}: {error}); change --model"
+        ) from error
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
+    encoder.to(default_device()).eval()
+    choose_attention(encoder, task.splits.max_seq_length)
+
+    def embed_batch(batch: dict[str, Tensor]) -> Tensor:
+        states = encoder(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)  # (B, L) -> (B, L, 1)
+        mean: Tensor = (states * mask).sum(dim=1) / mask.sum(dim=1)
+        return mean
+
+    return embed_batch
+
+
+def _image_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Return what maps a batch to what the architecture's own classifier is fed, (B, D)."""
+    pool = task.splits.rows["train"]
+    assert isinstance(pool, ImageDataset)
+    _, num_channels, height, _ = pool.pixels.shape
+    with naming_the_model_flag():
+        encoder = build_image_encoder(
+            config_name="", model_name_or_path=task.model, image_size=height, num_channels=num_channels, dropout=0.0
+        )
+    encoder.to(default_device()).eval()
+    return lambda batch: embed(encoder, batch["pixel_values"])
+
+
+def _embedded(
+    embedder: Callable[[dict[str, Tensor]], Tensor], rows: LabelledDataset, batch_size: int
+) -> NDArray[np.float32]:
+    features: list[NDArray[np.float32]] = []
+    device = default_device()
+    order = np.argsort(rows.lengths, kind="stable")
+    plain = rows.subset(np.arange(len(rows)))  # images without augmentation
+    plain.labels = None
+    with torch.no_grad():
+        for first in range(0, len(order), batch_size):
+            batch = plain.__getitems__(order[first : first + batch_size].tolist())
+            features.append(embedder({name: values.to(device) for name, values in batch.items()}).cpu().numpy())
+    ordered = np.concatenate(features)
+    result = np.empty_like(ordered)
+    result[order] = ordered
+    return result
+
+
+def _floor(task: CurveTask) -> Arm:
+    labels, test_labels = _labels(task)
+    if not task.splits.texts:
+        rows = [_pixel_rows(task.splits.rows[name]) for name in ("train", "test")]
+        return probe_arm(rows[0], labels, rows[1], test_labels)
+    texts, test_texts = (np.array(task.splits.texts[name].joined(), dtype=object) for name in ("train", "test"))
+
+    def learn(places: NDArray[np.int64], seed: int) -> Labels:
+        # Words and pairs of words; their weights too come from the labelled rows alone.
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
+        pipeline = make_pipeline(words, LogisticRegression(max_iter=500))
+        return fit_cross_validated(pipeline, _TFIDF_GRID, texts[places], labels[places], test_texts, seed=seed)
+
+    return learn
+
+
+def _pixel_rows(rows: LabelledDataset) -> NDArray[np.float32]:
+    """Return pixels in [0, 1], float32 (N, C * H * W)."""
+    assert isinstance(rows, ImageDataset)
+    return rows.pixels.reshape(len(rows), -1).astype(np.float32) / np.float32(255)
+
+
+def _labels(task: CurveTask) -> tuple[Labels, Labels]:
+    labels, test_labels = (task.splits.rows[name].labels for name in ("train", "test"))
+    assert labels is not None and test_labels is not None
+    return labels, test_labels
+
+
+_MAKERS: dict[str, Callable[[CurveTask], Arm]] = {
+    "fine_tuned": partial(_trained, from_scratch=False),
+    "frozen_probe": _frozen,
+    "from_scratch": partial(_trained, from_scratch=True),
+    "floor": _floor,
+}
