@@ -18,7 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from results import write_results
 
-from bert_pretrain.evaluation.label_efficiency import Measurement, summarize
+from bert_pretrain.evaluation.label_efficiency import Point
 from bert_pretrain.evaluation.label_efficiency_report import plot_curve
 from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS
 
@@ -39,8 +39,8 @@ def draw(names: list[str], work_dir: Path, path: Path) -> None:
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(5 * columns, 3.4 * rows + 0.4), layout="constrained")
     for place, name in enumerate(names, start=1):
-        lines = (work_dir / name / "rows.jsonl").read_text().splitlines()
-        points = summarize([Measurement(**json.loads(line)) for line in lines], reference="from_scratch")
+        measured = json.loads((work_dir / name / "label_efficiency.json").read_text())
+        points = [Point(**point) for point in measured["points"]]
         axes = figure.add_subplot(rows, columns, place)
         plot_curve(axes, points, title=name, labels_of_arms=ARMS)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
