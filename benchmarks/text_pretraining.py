@@ -39,11 +39,11 @@ def split_subj(data_dir: Path, work_dir: Path) -> tuple[Path, Path]:
     """Write four fifths of the rows to learn from and one fifth to be tested on; returns the two files."""
     files = (work_dir / "subj_train.jsonl", work_dir / "subj_test.jsonl")
     with gzip.open(data_dir / "subj.jsonl.gz", "rt", encoding="utf-8") as file:
-        lines = file.read().splitlines()
+        lines = list(file)  # str.splitlines would cut texts at other separators too
     random.Random(0).shuffle(lines)
     num_test = len(lines) // 5
     for path, rows in zip(files, (lines[:-num_test], lines[-num_test:]), strict=True):
-        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        path.write_text("".join(rows), encoding="utf-8")
     return files
 
 
