@@ -11,6 +11,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return what is to be quoted of a foreign exception: the first line of its message, or its type without one."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class TrainingError(RuntimeError):
     """A run cannot go on, though nothing given to it was wrong in itself: it diverged.
 

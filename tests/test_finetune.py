@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as DatasetImage
 from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
 from PIL import Image
 from runs import environment
@@ -377,6 +378,7 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
         "must lie in 5..64 for this model and pairs",
     ),
     "no room for a text": (sentences(8), ["--max_seq_length", "2"], "must lie in 3..64"),
+    "pairs to test alone": (sentences(20), ["--test_file", "pairs.jsonl"], "pairs.jsonl has pairs of texts but bad"),
     "no labels at all": ([{"text": "a", "label": None}] * 9, [], "has no labels"),
     "never a label": ([{"text": "a", "label": []}] * 9, [], "none of the 9 rows"),
     "no labels to validate on": (sentences(8), ["--validation_file", "blind.jsonl"], "blind.jsonl has no labels"),
@@ -399,6 +401,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     write_rows(folder / "bad.jsonl", rows)
     write_rows(folder / "other.jsonl", [{"text": "a", "label": "worse"}])
     write_rows(folder / "blind.jsonl", [{"text": "a", "label": None}])
+    write_rows(folder / "pairs.jsonl", [{"text": "a", "text_pair": "b", "label": "good"}])
     assert expected in refusal(["--model", model, "--train_file", "bad.jsonl", *flags], capsys)
 
 
@@ -417,6 +420,13 @@ def test_a_model_that_cannot_classify_is_refused(model: str, folder: Path, capsy
     (broken / "model.safetensors").write_bytes(b"no weights")
     assert "weights" in refusal(["--model", "broken", *files], capsys)
     assert "nothing to train on" in refusal(["--model", model], capsys)
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    assert refusal(["--model", "broken", *files], capsys).count("\n") == 1
+    (folder / "heads").mkdir()
+    heads = json.loads((broken / "config.json").read_text()) | {"num_attention_heads": 3}
+    (folder / "heads/config.json").write_text(json.dumps(heads))
+    message = refusal(["--model", "heads", "--from_scratch", *files], capsys)
+    assert "no model can be made of the config.json of 'heads'" in message
     config = json.loads((broken / "config.json").read_text()) | {"max_position_embeddings": 128}
     (broken / "config.json").write_text(json.dumps(config))
     shutil.copy(f"{model}/model.safetensors", broken)
@@ -434,6 +444,16 @@ def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(
         message = refusal(["--model", model, "--dataset_name", name, "--test_split", "test"], capsys)
         assert "no split 'test'" in message or "so no 'test'" in message
         assert "--test_split" in message
+
+
+def test_columns_that_are_no_texts_are_not_decoded(model: str, folder: Path) -> None:
+    rows: dict[str, list[Any]] = {key: [row[key] for row in sentences(24)] for key in ("text", "label")}
+    rows["picture"] = [{"bytes": b"broken", "path": None}] * 24
+    features = Features({"text": Value("string"), "label": Value("string"), "picture": DatasetImage()})
+    Dataset.from_dict(rows, features=features).select(range(23, -1, -1)).save_to_disk("saved")
+    finetune(model, "--dataset_name", "saved", *SHORT)
+    texts = {row["text"] for row in read_rows(folder / "out/seed-42/predictions_validation.jsonl")}
+    assert texts and texts <= set(rows["text"])
 
 
 def test_flags_of_text_are_refused_for_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from bert_pretrain.data.augmentation.views import Augmentation
 from bert_pretrain.data.images.decoding import converted_image, load_image
 from bert_pretrain.data.images.rows import ImageRow, ImageSource
 from bert_pretrain.data.images.sources import open_image_source
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 
 _IMAGES_AT_ONCE = 256
 AUGMENTATIONS: dict[str, AugmentationRule] = {
@@ -70,8 +70,7 @@ def _decoded(row: ImageRow, num_channels: int) -> Image.Image:
     try:
         return converted_image(load_image(row), num_channels)
     except Exception as error:  # the decoders of broken files raise whatever they stumble over
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{row.name} cannot be decoded ({reason}); repair or remove it") from error
+        raise InputError(f"{row.name} cannot be decoded ({first_line(error)}); repair or remove it") from error
 
 
 def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmentation | None:

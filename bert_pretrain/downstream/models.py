@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from bert_pretrain.downstream.labels import LabelSpace
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.positions import num_positions
 from bert_pretrain.named_folders import refuse_misnamed_model
@@ -65,12 +64,30 @@ def read_model_config(model: str) -> PreTrainedConfig:
             f"{model!r} is a model of type {config.model_type!r}, which transformers classifies neither texts nor "
             "images with; change --model"
         )
+    try:
+        _without_weights(config)
+    except Exception as error:  # the models of transformers raise whatever their numbers lead to
+        raise InputError(
+            f"no model can be made of the config.json of {model!r} ({first_line(error)}); change --model"
+        ) from error
     return config
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the classifier of a configuration on the device `meta`: its modules and shapes alone."""
+    with torch.device("meta"):
+        model: PreTrainedModel = classifier_class(config).from_config(copy.deepcopy(config))
+    return model
 
 
 def is_image_config(config: PreTrainedConfig) -> bool:
     """Return whether it is an image encoder's."""
     return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and hasattr(config, "num_channels")
+
+
+def classifier_class(config: PreTrainedConfig) -> Any:
+    """Return the `Auto` class that classifies what an encoder reads."""
+    return AutoModelForImageClassification if is_image_config(config) else AutoModelForSequenceClassification
 
 
 def default_learning_rate(config: PreTrainedConfig) -> float:
@@ -107,9 +124,8 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
 
 def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens a row may have for both model and tokenizer."""
-    with torch.device("meta"):  # its modules without any weights
-        model = AutoModel.from_config(config)
-    return int(min(num_positions(model) or tokenizer.model_max_length, tokenizer.model_max_length))
+    positions = num_positions(_without_weights(config))
+    return int(min(positions or tokenizer.model_max_length, tokenizer.model_max_length))
 
 
 class ClassifierSource:
@@ -140,9 +156,7 @@ class ClassifierSource:
             InputError: the weights are not those of the configuration.
         """
         config = read_model_config(model)
-        self.auto_class: Any = (
-            AutoModelForImageClassification if is_image_config(config) else AutoModelForSequenceClassification
-        )
+        self.auto_class = classifier_class(config)
         was_classifier = any("Classification" in name for name in config.architectures or ())
         earlier_names = () if config.problem_type == "regression" else tuple(config.id2label.values())
         # A head that fits by its size alone would start from classes that have nothing to do with these.
@@ -170,7 +184,7 @@ class ClassifierSource:
             )
         except Exception as error:  # transformers raises whatever its parsers meet
             raise InputError(
-                f"the weights of {model!r} cannot be read ({type(error).__name__}: {error}); change --model"
+                f"the weights of {model!r} cannot be read ({type(error).__name__}: {first_line(error)}); change --model"
             ) from error
         misfits = {str(key): (list(found), list(wanted)) for key, found, wanted in loading["mismatched_keys"]}
         new = set(loading["missing_keys"]) | misfits.keys()

@@ -75,6 +75,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
         return _open_images(model, config, data, task, seed, needs_validation=needs_validation)
     tokenizer = load_text_tokenizer(model, config)
     raw = {name: _raw_texts(name, table, data, task) for name, table in _tables(data, task).items()}
+    _check_pairs(raw)
     max_seq_length = _max_seq_length(data, config, tokenizer, is_pair=raw["train"].content.second is not None)
     labels, encoded = _encode_labels(raw, data, task)
     texts = {name: part.content for name, part in raw.items()}
@@ -136,6 +137,17 @@ def _raw_texts(role: str, table: Table, data: TaskDataArguments, task: Task) -> 
     texts = read_texts(table, task, text_column=data.text_column, text_pair_column=data.text_pair_column)
     names = table.class_names.get(data.label_column)
     return _Raw(table.description, texts, table.columns.get(data.label_column), names)
+
+
+def _check_pairs(raw: dict[str, _Raw]) -> None:
+    """Raise `InputError` unless all splits have pairs of texts, or none has."""
+    pairs = [part for part in raw.values() if part.content.second is not None]
+    single = [part for part in raw.values() if part.content.second is None]
+    if pairs and single:
+        raise InputError(
+            f"{pairs[0].description} has pairs of texts but {single[0].description} has single ones; give all the same "
+            "columns, or name what both have as --text_column and --text_pair_column"
+        )
 
 
 def _encode_labels(

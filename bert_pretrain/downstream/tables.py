@@ -14,7 +14,7 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, load_dataset, load_from_disk
 
 from bert_pretrain.data.row_files import file_kind, open_parquet, read_csv, read_json_lines
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.named_folders import refuse_missing_folder
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -105,14 +105,15 @@ def open_dataset(name: str, config_name: str | None) -> dict[str, Dataset]:
         loaded = load_from_disk(name) if is_saved else load_dataset(name, config_name)
     except Exception as error:  # datasets raises whatever its builders and the network raise
         refuse_missing_folder(name, what="a data set", flag="--dataset_name")
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({reason}); --dataset_name takes a folder or a Hub id"
+            f"the data set {name!r} cannot be loaded ({first_line(error)}); --dataset_name takes a folder or a Hub id"
         ) from error
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 
 
 def table_of(dataset: Dataset, description: str) -> Table:
     """Return the rows of a data set."""
-    columns = {name: list(dataset[name]) for name in dataset.column_names}
+    # As Arrow, so that images or sounds beside the texts are not decoded.
+    content = dataset.with_format("arrow")[:]
+    columns = {name: content.column(name).to_pylist() for name in content.column_names}
     return Table(description, columns, _class_names(dataset.features))

@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.publishing.upload import STATE_FOLDER
 
 _CHECKPOINT = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
@@ -43,7 +43,7 @@ def download_checkpoint(name: str) -> Path:
         )
     except (OSError, HFValidationError) as error:
         raise InputError(
-            f"--resume_from_checkpoint {name} cannot be fetched from the Hub ({_first_line(error)}); "
+            f"--resume_from_checkpoint {name} cannot be fetched from the Hub ({first_line(error)}); "
             "pass owner/name@revision of a repository that this machine's token may read, or a checkpoint folder"
         ) from error
     folder = Path(snapshot) / STATE_FOLDER
@@ -71,7 +71,3 @@ def download_corpus(name: str) -> Path | None:
         return Path(api.snapshot_download(name, repo_type="dataset", allow_patterns=["*.json", "*.arrow", "*.npy"]))
     except (OSError, ValueError):  # no such data set or file, or no answer: whoever reads data sets will say it
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -21,7 +21,7 @@ from bert_pretrain.downstream.image_data import augmentation_of
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits
 from bert_pretrain.downstream.training import Recipe, predict_logits, train
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import Arm, fit_cross_validated, probe_arm
 from bert_pretrain.evaluation.suites.context import naming_the_model_flag
@@ -102,9 +102,8 @@ def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     try:
         encoder = AutoModel.from_pretrained(task.model, dtype=torch.float32)
     except Exception as error:  # transformers raises whatever its parsers meet
-        raise InputError(
-            f"the weights of {task.model!r} cannot be read ({type(error).__name__}: {error}); change --model"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"the weights of {task.model!r} cannot be read ({reason}); change --model") from error
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     encoder.to(default_device()).eval()
