@@ -82,17 +82,21 @@ def check_hub(hub: HubArguments) -> None:
     if hub.hub_model_id is not None:
         check_repo_id(hub.hub_model_id, flag="--hub_model_id")
     check_value(dataclasses.asdict(hub), "hub_max_wait", hub.hub_max_wait >= 0, "at least 0")
-    if hub.hub_license is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", hub.hub_license) is None:
-        raise InputError(
-            f"{hub.hub_license!r} is no identifier of a licence; pass --hub_license one such as apache-2.0, cc-by-4.0, "
-            "other"
-        )
+    check_license(hub.hub_license)
     if not hub.push_to_hub:
         # hub_license is for the model card, which is written without the Hub too.
         names = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_push_state")
         for name in names:
             if getattr(hub, name) != getattr(HubArguments, name):
                 raise InputError(f"--{name} means nothing without --push_to_hub; add that flag, or leave --{name} out")
+
+
+def check_license(identifier: str | None) -> None:
+    """Raise `InputError` unless a licence, if one is given, is named as the Hub names licences."""
+    if identifier is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", identifier) is None:
+        raise InputError(
+            f"{identifier!r} is no identifier of a licence; pass --hub_license one such as apache-2.0, cc-by-4.0, other"
+        )
 
 
 def check_repo_id(repo_id: str, *, flag: str) -> None:

@@ -97,8 +97,8 @@ def find_checkpoint(resume_from: str, folder: Path) -> Path | None:
     path = Path(resume_from)
     if not (path / STATE_FILE).is_file():
         raise InputError(
-            f"{resume_from} is not a checkpoint (it has no {STATE_FILE}); pass --resume_from_checkpoint latest "
-            "or a folder checkpoints/step-NNNNNN"
+            f"{resume_from} is not a checkpoint (it has no {STATE_FILE}); pass --resume_from_checkpoint "
+            "latest, a folder checkpoints/step-NNNNNN, or owner/name@revision of the Hub"
         )
     return path
 

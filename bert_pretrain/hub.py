@@ -21,7 +21,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from bert_pretrain.argument_checks import check_repo_id
+from bert_pretrain.argument_checks import check_license, check_repo_id
 from bert_pretrain.checkpoint import list_checkpoints, step_of
 from bert_pretrain.command_line import reporting_input_errors
 from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
@@ -110,8 +110,8 @@ def push(options: argparse.Namespace) -> bool:
     has_final = (run_dir / "final").is_dir()
     if not has_final and not (run_dir / OUTBOX).is_dir():
         raise InputError(
-            f"{run_dir} has nothing to publish yet (no final/); "
-            "finish the run with run_pretraining.py --resume_from_checkpoint latest"
+            f"{run_dir} has nothing to publish yet (no final/); pass the --output_dir of a run that has ended, or end "
+            "this one with run_pretraining.py --resume_from_checkpoint latest"
         )
     is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
     given = ["--hub_model_id", repo_id] if options.hub_model_id else []
@@ -167,11 +167,12 @@ def push_dataset(options: argparse.Namespace) -> bool:
     """Publish a prepared corpus; returns whether it was.
 
     Raises:
-        InputError: the folder holds no prepared corpus.
+        InputError: the folder holds no prepared corpus, another process publishes it, or a flag cannot be used.
     """
     prepared: Path = options.prepared
     repo_id = options.hub_dataset_id or prepared.resolve().name
     check_repo_id(repo_id, flag="--hub_dataset_id")
+    check_license(options.hub_license)
     manifest = scrub(PreparedCorpus.load(prepared).manifest)
 
     def fill(folder: Path) -> None:
@@ -209,7 +210,7 @@ def _dataset_card(manifest: dict[str, Any], repo_id: str, license_name: str | No
         ),
         template_str=DATASET_CARD,
         title=repo_id.rpartition("/")[2],
-        repo_id=repo_id,
+        repo_id=repo_id if "/" in repo_id else f"OWNER/{repo_id}",
         source=manifest["source"]["description"],
         documents=f"{counts['documents']:,}",
         sentences=f"{counts['sentences']:,}",

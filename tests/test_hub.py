@@ -21,6 +21,7 @@ from bert_pretrain.__main__ import main
 from bert_pretrain.arguments import HubArguments
 from bert_pretrain.config import parse_config
 from bert_pretrain.errors import InputError
+from bert_pretrain.hub import _dataset_card
 from bert_pretrain.publishing import publication, upload
 
 REPOSITORY = "tester/words"
@@ -185,11 +186,14 @@ def test_a_repository_without_state_cannot_be_continued(client: LoopbackHub, fol
     script = "from bert_pretrain.publishing.download import download_checkpoint; download_checkpoint({!r})"
     for name, expected in (
         ("tester/bare@main", "--hub_push_state"),
-        ("tester/bare@step-000099", "cannot be fetched"),
-        ("tester/absent@main", "cannot be fetched"),
+        ("tester/bare@step-000099", "cannot be fetched from the Hub (it answered 404 (Invalid rev id: step-000099))"),
+        ("tester/absent@main", "cannot be fetched from the Hub (it answered 404 (Repository not found))"),
+        ("tester/words@main", "cannot be fetched from the Hub (RemoteProtocolError: "),
     ):
+        client.faults = [Fault(".", "cut", times=100)] if "words" in name else []
         done = call(client, folder, ["-c", script.format(name)])
         assert "InputError" in done.stderr and expected in done.stderr.splitlines()[-1], done.stderr
+    client.faults = []
 
 
 def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder: Path) -> None:
@@ -241,8 +245,9 @@ def test_the_strategy_says_what_a_save_publishes(
     assert (tmp_path / "training_state/optimizer.bin").exists() == (is_published and with_state)
 
 
-def test_a_missing_token_is_said_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload, "get_token", lambda: None)
+@pytest.mark.parametrize("token", [None, "", "hf_\xfcber"])
+def test_a_missing_token_is_said_without_a_request(monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
+    monkeypatch.setattr(upload, "get_token", lambda: token)
     with pytest.raises(upload.RefusedError) as refused:
         upload.upload(None, repo_id="a/b", repo_type="model", revision="main", private=False)
     is_hopeless, reason = upload.diagnose(refused.value)
@@ -275,9 +280,23 @@ def test_pushing_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captur
             main(["hub", "push", str(tmp_path / target)])
         assert stopped.value.code == 2
         assert expected in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["hub", "push_dataset", str(tmp_path / "begun")])
-    assert "no complete prepared corpus" in capsys.readouterr().err
+    for more, expected in (([], "no complete prepared corpus"), (["--hub_license", "My own"], "no identifier of a")):
+        with pytest.raises(SystemExit):
+            main(["hub", "push_dataset", str(tmp_path / "begun"), *more])
+        assert expected in capsys.readouterr().err
+
+
+def test_the_card_of_a_corpus_names_its_owner_or_leaves_a_place_for_it() -> None:
+    manifest = {
+        "language": "en",
+        "counts": {"documents": 5, "sentences": 10, "tokens": 100},
+        "tokenizer": {"name": "docs-uncased-8192", "vocab_size": 8192, "hash": "0"},
+        "source": {"description": "own"},
+    }
+    for repo_id, named in (("me/corpus", "me/corpus"), ("corpus", "OWNER/corpus")):
+        card = _dataset_card(manifest, repo_id, "cc0-1.0")
+        assert f"--dataset_name {named}\n" in card.text and card.data.license == "cc0-1.0"
+    assert _dataset_card(manifest, "corpus", None).data.license == "unknown"
 
 
 KILLED = """

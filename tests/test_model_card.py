@@ -71,6 +71,10 @@ def test_the_command_says_how_many_processes_ran() -> None:
     assert "--data_files 'my text.txt'" in card(spaced).text
 
 
+def test_a_value_that_would_end_a_cell_of_the_table_does_not() -> None:
+    assert "| `text_column` | a\\|b |" in card(run_record(text_column="a|b")).text
+
+
 def test_carbon_is_claimed_only_where_it_was_measured(tmp_path: Path) -> None:
     assert "not measured" in card().text and "co2_eq_emissions" not in card().data.to_dict()
     assert read_emissions(tmp_path) is None

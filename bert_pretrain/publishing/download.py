@@ -11,10 +11,9 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HFValidationError
 
-from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.publishing.upload import STATE_FOLDER
+from bert_pretrain.errors import InputError
+from bert_pretrain.publishing.upload import STATE_FOLDER, diagnose
 
 _CHECKPOINT = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
 _CORPUS = re.compile(r"[\w.-]+/[\w.-]+")
@@ -41,9 +40,9 @@ def download_checkpoint(name: str) -> Path:
         snapshot = HfApi(endpoint=constants.ENDPOINT).snapshot_download(
             match["repo_id"], revision=match["revision"], allow_patterns=f"{STATE_FOLDER}/*"
         )
-    except (OSError, HFValidationError) as error:
+    except Exception as error:  # of the network, of the Hub, of the disk
         raise InputError(
-            f"--resume_from_checkpoint {name} cannot be fetched from the Hub ({first_line(error)}); "
+            f"--resume_from_checkpoint {name} cannot be fetched from the Hub ({diagnose(error)[1]}); "
             "pass owner/name@revision of a repository that this machine's token may read, or a checkpoint folder"
         ) from error
     folder = Path(snapshot) / STATE_FOLDER
@@ -69,5 +68,5 @@ def download_corpus(name: str) -> Path | None:
         if not {"format_version", "tokenizer", "counts"} <= set(manifest):
             return None
         return Path(api.snapshot_download(name, repo_type="dataset", allow_patterns=["*.json", "*.arrow", "*.npy"]))
-    except (OSError, ValueError):  # no such data set or file, or no answer: whoever reads data sets will say it
+    except Exception:  # no such data set or file, or no answer: whoever reads data sets will say it
         return None

@@ -166,9 +166,9 @@ def _training(config: Mapping[str, Any], metrics_rows: Sequence[Mapping[str, Any
     )
 
 
-def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe(config: Mapping[str, Any]) -> dict[str, str]:
     return {
-        name: value
+        name: str(value).replace("|", "\\|")  # it goes into a table
         for name, value in config.items()
         if name not in _NO_RECIPE.split() and not name.startswith("hub_") and value is not None
     }

@@ -128,7 +128,7 @@ class HubPusher:
         with self._change:
             self._is_closing = True
             self._try_anew()
-        if num_waiting := len(self._waiting()):
+        if num_waiting := len({revision_of(path) for path in self._waiting()}):
             limit = "" if max_seconds is None else f", at most {max_seconds:,.0f} s"
             self.say(f"waiting for {num_waiting} upload(s) to the Hub{limit}")
         self._thread.join(max_seconds)

@@ -82,8 +82,8 @@ def upload(folder: Path | None, *, repo_id: str, repo_type: str, revision: str, 
     Raises:
         RefusedError: there is no token, or the repository is public and `private` is asked for.
     """
-    if get_token() is None:
-        raise RefusedError("there is no token; set HF_TOKEN or run `hf auth login`")
+    if not (token := get_token()) or not token.isascii():
+        raise RefusedError("there is no token, or none that the Hub gives out; set HF_TOKEN or run `hf auth login`")
     api = HfApi(endpoint=constants.ENDPOINT)
     # None leaves a new repository's visibility to its owner's settings.
     url = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
