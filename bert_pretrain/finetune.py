@@ -53,6 +53,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.publishing.publication import open_pusher, submit_final
 from bert_pretrain.publishing.pusher import HubPusher
+from bert_pretrain.run_state import held
 from bert_pretrain.whole_files import check_creatable, make_folder, write_json
 
 _PUSH_SECONDS = 600  # that the end waits for the Hub
@@ -123,11 +124,16 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
         max_seq_length=splits.max_seq_length,
         pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
-    make_folder(Path(options.output_dir), flag="--output_dir")
-    with _open_pusher(options) as pusher:
+    output_dir = Path(options.output_dir)
+    make_folder(output_dir, flag="--output_dir")
+    with contextlib.ExitStack() as stack:
+        if _is_main():
+            stack.enter_context(held(output_dir))
+            _check_empty(output_dir)  # another process may have begun there since it was checked
+        pusher = stack.enter_context(_open_pusher(options))
         results = _train_all(options, data, recipe, source, splits, metrics)
         if pusher is not None:
-            _push(pusher, Path(options.output_dir))
+            _push(pusher, output_dir)
     return results
 
 
@@ -171,10 +177,8 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
     recipe.check()
     if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0 or max(options.seeds) >= 2**32:
         raise InputError(f"seeds are {options.seeds} but must be different numbers in 0..{2**32 - 1}; change --seeds")
-    folder = Path(options.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{options.output_dir} is not an empty folder; pass a new one as --output_dir")
-    check_creatable(folder, flag="--output_dir")
+    _check_empty(Path(options.output_dir))
+    check_creatable(Path(options.output_dir), flag="--output_dir")
     if options.push_to_hub and not options.hub_model_id:
         raise InputError("--push_to_hub needs a repository; pass --hub_model_id user/name")
     if options.push_to_hub:
@@ -183,6 +187,11 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
         raise InputError("flags of the Hub without --push_to_hub would publish nothing; add it or leave them out")
     if options.from_scratch and options.freeze_encoder:
         raise InputError("--from_scratch with --freeze_encoder would train a head on random features; pass one of them")
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; pass a new one as --output_dir")
 
 
 def _metrics(options: FinetuneArguments, task: Task, labels: LabelSpace) -> dict[str, evaluate.Metric]:

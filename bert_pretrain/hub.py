@@ -108,7 +108,7 @@ def push(options: argparse.Namespace) -> bool:
     repo_id = options.hub_model_id or config.get("hub_model_id") or run_dir.resolve().name
     check_repo_id(repo_id, flag="--hub_model_id")
     has_final = (run_dir / "final").is_dir()
-    if not has_final and not (run_dir / OUTBOX).is_dir():
+    if not has_final and not waiting_in(run_dir / OUTBOX):
         raise InputError(
             f"{run_dir} has nothing to publish yet (no final/); pass the --output_dir of a run that has ended, or end "
             "this one with run_pretraining.py --resume_from_checkpoint latest"
@@ -126,7 +126,23 @@ def push(options: argparse.Namespace) -> bool:
             if with_final:
                 pusher.say(f"{MAIN}: the model{_after(run_dir / 'final')}, from {run_dir / 'final'}")
                 submit_final(pusher, run_dir, with_state=with_state)
-            return pusher.finish(None)
+            is_pushed = pusher.finish(None)
+        return not _say_missed(run_dir, repo_id, config) and is_pushed
+
+
+def _say_missed(run_dir: Path, repo_id: str, config: dict[str, Any]) -> bool:
+    """Say which checkpoints the run was to publish but never put into the outbox; returns whether there are any."""
+    is_own = repo_id == (config.get("hub_model_id") or run_dir.resolve().name)
+    if not (is_own and config.get("push_to_hub") and config.get("hub_strategy") == "all_checkpoints"):
+        return False
+    checkpoints = list_checkpoints(run_dir / "checkpoints")
+    missed = [path.name for path in checkpoints if not is_submitted(path, repo_id)]
+    if missed:
+        sys.stdout.write(
+            f"NOT pushed: {', '.join(missed)}, which a kill or a full disk kept from {run_dir / OUTBOX}; only the run "
+            "itself publishes them: repeat its command with --resume_from_checkpoint latest\n"
+        )
+    return bool(missed)
 
 
 def _is_newest(run_dir: Path, repo_id: str) -> bool:
@@ -181,7 +197,7 @@ def push_dataset(options: argparse.Namespace) -> bool:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         _dataset_card(manifest, repo_id, options.hub_license).save(folder / "README.md")
 
-    outbox = prepared.with_name(prepared.name + ".outbox")
+    outbox = prepared.resolve().with_name(prepared.resolve().name + ".outbox")
     words = ["push_dataset", str(prepared), "--hub_dataset_id", repo_id]
     words += ["--hub_license", options.hub_license] if options.hub_license else []
     words += ["--hub_private_repo"] if options.hub_private_repo else []

@@ -42,11 +42,13 @@ def refuse_missing_folder(name: str, *, what: str, flag: str) -> None:
 def _refuse_run(folder: Path, flag: str) -> None:
     if (folder / "final/config.json").is_file():
         raise InputError(f"{str(folder)!r} is the folder of a run; pass its model, {folder / 'final'}, as {flag}")
-    checkpoints = sorted(config.parent for config in folder.glob("checkpoints/step-*/config.json"))
-    if checkpoints:
+    steps = [path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/config.json")]
+    complete = [step for step in steps if step.isdecimal()]  # not step-000200.tmp, which a kill leaves
+    if complete:
+        newest = folder / "checkpoints" / f"step-{max(complete, key=int)}"
         raise InputError(
-            f"{str(folder)!r} is the folder of a run without final/ yet; pass its newest checkpoint, "
-            f"{checkpoints[-1]}, as {flag}"
+            f"{str(folder)!r} is the folder of a run without final/ yet; pass its newest checkpoint, {newest}, as "
+            f"{flag}"
         )
     if (folder / "checkpoints").is_dir() or (folder / "run.json").is_file():
         raise InputError(

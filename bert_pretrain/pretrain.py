@@ -27,7 +27,7 @@ from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.base import Objective
 from bert_pretrain.optim import Schedule, build_optimizers
 from bert_pretrain.publishing.publication import Publisher, write_publication
-from bert_pretrain.run_directory import claim_run_dir, fingerprint, resume, write_run_json
+from bert_pretrain.run_directory import claim_run_dir, confirm_claim, fingerprint, resume, write_run_json
 from bert_pretrain.run_state import held
 from bert_pretrain.tasks import build_objective
 from bert_pretrain.trainer import Intervals, Trainer
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if accelerator.is_main_process:  # only when nothing can be refused any more
             make_folder(run_dir, flag="--output_dir")
             stack.enter_context(held(run_dir))
+            confirm_claim(run_dir, config.run.resume_from_checkpoint, checkpoint)
             write_run_json(config.to_dict(), run_dir, trainer)
         if config.run.report_to != "none":
             accelerator.init_trackers("bert_pretrain")

@@ -101,6 +101,21 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
     return download_checkpoint(resume_from) if is_remote else checkpoint
 
 
+def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | None) -> None:
+    """Check again, once the folder is held, that no other process has written there since `claim_run_dir`.
+
+    Args:
+        run_dir: the run's folder.
+        resume_from: as for `claim_run_dir`.
+        checkpoint: that `claim_run_dir` returned.
+
+    Raises:
+        InputError: another process has begun or continued a run there.
+    """
+    if resume_from in (None, "latest") and claim_run_dir(run_dir, resume_from) != checkpoint:
+        raise InputError(f"another process has continued the run in {run_dir} in the meantime; repeat the command")
+
+
 def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> None:
     """Record what was asked for, what it came to, on what it ran and since when, in a folder that exists."""
     accelerator = trainer.accelerator

@@ -62,7 +62,13 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
 
     Args:
         folder: where it is to appear; what is there stays if the writing fails.
+
+    Raises:
+        InputError: it is the folder one is in, or one above, which cannot be replaced.
     """
+    folder = Path(os.path.abspath(folder))  # "." has no name
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{folder} is the current folder or holds it and cannot be replaced; pass a folder below it")
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed left
     try:

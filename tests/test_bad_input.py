@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,20 @@ def test_an_unusable_file_is_named(folder: Path, capsys: pytest.CaptureFixture[s
     message = refusal(["--data_files", name, "--config_name", str(write_model_config(folder / "c"))], capsys)
     assert expected in message
     assert not (folder / "runs").exists()
+
+
+def test_a_run_begun_by_another_process_while_this_one_got_ready_stays(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def held_after_another(run_dir: Path) -> Iterator[None]:
+        write(run_dir / "run.json", "of another process")
+        yield
+
+    monkeypatch.setattr("bert_pretrain.pretrain.held", held_after_another)
+    message = refusal([*small_flags(folder), "--max_steps", "1", "--output_dir", "out"], capsys)
+    assert "out holds another run" in message
+    assert (folder / "out/run.json").read_text() == "of another process" and len(list((folder / "out").iterdir())) == 1
 
 
 def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

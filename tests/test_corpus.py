@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
@@ -149,6 +149,13 @@ BAD_FILES = {
     "cut.txt.gz": (gzip.compress(b"word " * 999)[:30], "gzip"),
     "not.txt.gz": (b"plain text", "gzip"),
     "bad.jsonl": (b'{"text": "a"}\n{"text": ', "line 2, is not JSON"),
+    "digits.jsonl": (b'{"text": "a"}\n{"text": ' + b"1" * 5000 + b"}", "line 2, is not JSON"),
+    "deep.jsonl": (b"[" * 200_000, "line 1, is not JSON"),
+    "not.txt.zst": (b"plain text", "cannot be read .*ZSTD"),
+    "cut.txt.zst": (
+        pa.compress(b"Words that go on. " * 9999, codec="zstd", asbytes=True)[:40],
+        "cannot be read .*Truncated",
+    ),
     "list.jsonl": (b"[1, 2]", "line 1, is a list but each line must be an object"),
     "other.jsonl": (b'{"body": "a", "id": 1}', r"no column 'text'; it has 'body', 'id'; pass .* --text_column"),
     "other.csv": (b"body,id\na,1\n", r"no column 'text'; it has 'body', 'id'; pass .* --text_column"),
@@ -177,16 +184,9 @@ def test_an_unknown_data_set_is_one_message() -> None:
         open_documents(dataset_name="no/such_data_set")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("zstandard") is not None, reason="zstandard is installed")
-def test_zstandard_without_its_library_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "a.txt.zst").write_bytes(b"x")
-    with pytest.raises(InputError, match="pip install zstandard"):
-        list(open_files(tmp_path / "a.txt.zst"))
-
-
-def test_zstandard_files_are_read(tmp_path: Path) -> None:
-    zstandard = pytest.importorskip("zstandard")
-    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"One.\n\nTwo."))
+def test_zstandard_files_are_read_also_of_several_frames(tmp_path: Path) -> None:
+    frames = [pa.compress(text, codec="zstd", asbytes=True) for text in (b"One.\n\nT", b"wo.")]
+    (tmp_path / "a.txt.zst").write_bytes(b"".join(frames))
     assert list(open_files(tmp_path / "a.txt.zst")) == ["One.", "Two."]
 
 

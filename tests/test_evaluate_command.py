@@ -448,6 +448,7 @@ def test_what_trains_on_a_model_asks_for_that_of_a_run(
     monkeypatch.chdir(tmp_path)
     for folder in ("checkpoints/step-000020", "checkpoints/step-000100", "final"):
         save_bert(tmp_path / "run" / folder)
+        save_bert(tmp_path / "run/checkpoints/step-000200.tmp")  # as a kill leaves it
         message = refusal([*TRAINING_COMMANDS[command], "--model", "run"], capsys)
         assert message.endswith(f", run/{folder}, as --model")
 

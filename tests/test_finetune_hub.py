@@ -10,6 +10,8 @@ import pytest
 from downstream_models import make_text_model, sentences, write_rows
 from loopback_hub import TOKEN, Fault, LoopbackHub, Repository, running_hub, text_files
 
+from bert_pretrain import finetune as finetune_module
+from bert_pretrain import run_state
 from bert_pretrain.__main__ import main
 from bert_pretrain.publishing import pusher as pusher_module
 
@@ -95,6 +97,16 @@ def test_a_refused_token_leaves_the_model_and_the_command_named_brings_it_later(
     assert hub.model("classifier").is_private
     assert set(hub.model("classifier").files()) == {path.name for path in Path("my out/final").iterdir()}
     assert not Path("my out/hub").exists()
+
+
+def test_nobody_else_publishes_a_classifier_that_is_being_trained(
+    hub: LoopbackHub, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 0)
+    seen = []
+    monkeypatch.setattr(finetune_module, "_push", lambda pusher, folder: seen.append(run_state.is_held(folder)))
+    assert finetune(model) == 0
+    assert seen == [True] and not run_state.is_held(Path("out"))
 
 
 def test_flags_given_to_a_push_are_in_the_command_that_finishes_it(

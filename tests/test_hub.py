@@ -243,6 +243,10 @@ def test_the_strategy_says_what_a_save_publishes(
     is_published = strategy != "end"
     assert (tmp_path / "config.json").exists() == is_published
     assert (tmp_path / "training_state/optimizer.bin").exists() == (is_published and with_state)
+    (checkpoint / "submitted_to").unlink(missing_ok=True)
+    (checkpoint / "submitted_to").mkdir()  # it cannot be written, as on a full disk
+    publisher.on_save(checkpoint)
+    assert submitted == 2 * expected
 
 
 @pytest.mark.parametrize("token", [None, "", "hf_\xfcber"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,53 @@ def test_without_its_state_on_disk_weights_go_up_alone(
     assert main(["hub", "push", "out"]) == 0
     assert published(hub) == {"model.safetensors": b"\0weights 4"}
     assert "without training state" in capsys.readouterr().out
+
+
+def test_state_stays_with_its_weights_and_goes_with_them(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "out", final_step=8, checkpoints=[8])
+    both = {"model.safetensors": b"\0weights 8", STATE: b"\0state 8"}
+    assert main(["hub", "push", "out", "--hub_push_state"]) == 0
+    assert published(hub) == both
+    assert main(["hub", "push", "out"]) == 0
+    assert published(hub) == both, "the same weights"
+    shutil.rmtree(run / "checkpoints")
+    assert main(["hub", "push", "out", "--hub_push_state"]) == 0
+    assert published(hub) == both
+    shutil.rmtree(run)
+    write_run(run, final_step=9, checkpoints=[9])
+    assert main(["hub", "push", "out"]) == 0
+    assert published(hub) == {"model.safetensors": b"\0weights 9"}, "the state was of other weights"
+
+
+@pytest.mark.parametrize("leftover", ["hub", "hub/filling.tmp/step-000004"])
+def test_an_outbox_that_a_kill_left_empty_is_nothing_to_publish(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], leftover: str
+) -> None:
+    run = write_run(tmp_path / "out", final_step=4, checkpoints=[4])
+    shutil.rmtree(run / "final")
+    (run / leftover).mkdir(parents=True)
+    with pytest.raises(SystemExit) as stopped:
+        main(["hub", "push", "out"])
+    assert stopped.value.code == 2 and "nothing to publish yet" in capsys.readouterr().err
+    assert not hub.requests
+
+
+def test_checkpoints_that_never_got_into_the_outbox_are_named_and_are_no_success(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(
+        tmp_path / "out", final_step=8, checkpoints=[4, 6, 8], hub_strategy="all_checkpoints", push_to_hub=True
+    )
+    for step in (4, 8):
+        (run / f"checkpoints/step-{step:06d}/submitted_to").write_text(NAME)
+    assert main(["hub", "push", "out"]) == 1
+    printed = capsys.readouterr().out
+    assert "NOT pushed: step-000006, which" in printed and "--resume_from_checkpoint latest" in printed
+    assert main(["hub", "push", "out", "--hub_model_id", "tester/copy"]) == 0, "a copy is of the end alone"
+    (run / "checkpoints/step-000006/submitted_to").write_text(NAME)
+    assert main(["hub", "push", "out"]) == 0
 
 
 def test_a_finished_run_is_published_without_a_note(

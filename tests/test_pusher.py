@@ -223,6 +223,25 @@ def test_a_full_disk_as_safetensors_reports_it_does_not_end_the_run_either(hub: 
     assert run.pusher.finish(60)
 
 
+def test_only_what_did_not_get_into_the_outbox_is_called_lost(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def replace_once(source: Path, target: Path) -> None:
+        if target.name.endswith("-main"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    run = Run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_once)
+        assert not run.pusher.submit(fill, "step-000004", "main")
+    assert not run.pusher.finish(60)
+    assert "NOT pushed: main" in run.text and "NOT pushed: step-000004" not in run.text
+    assert hub.model("model").files("step-000004")["model.safetensors"] == WEIGHTS
+
+
 def test_what_a_killed_process_left_half_written_is_removed_and_never_pushed(hub: LoopbackHub, tmp_path: Path) -> None:
     for name in ("filling.tmp/step-000004", "removed-000001-main.tmp", "000002-step-000008"):
         (tmp_path / "hub" / name).mkdir(parents=True)

@@ -21,6 +21,19 @@ from bert_pretrain.whole_files import (
 )
 
 
+def test_the_current_folder_is_not_replaced_and_one_below_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "..", str(tmp_path)):
+        with pytest.raises(InputError, match="cannot be replaced"), folder_written_aside(Path(name)):
+            pass
+    with folder_written_aside(Path("new/../corpus")) as aside:
+        (aside / "text").touch()
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["corpus"]
+
+
 def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a file.txt"
     write_text(path, "old")

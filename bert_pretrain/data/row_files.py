@@ -12,21 +12,18 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 
 _COMPRESSED = (".gz", ".zst")
-_CSV_SEPARATORS = (
-    ",",
-    ";",
-    "\t",
-)  # of a .csv the first one that its header has: where a comma is decimal, ";" is usual
+# Of a .csv the first one that its header has: where a comma is decimal, ";" is usual.
+_CSV_SEPARATORS = (",", ";", "\t")
 _ROWS_PER_BLOCK = 10_000
 
 
@@ -68,9 +65,10 @@ def read_json_lines(path: Path, *, flag: str) -> Iterator[tuple[int, dict[str, A
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
             raise InputError(
-                f"{path}, line {number}, is not JSON ({error.msg}); each line must be an object; repair it or change "
+                f"{path}, line {number}, is not JSON ({reason}); each line must be an object; repair it or change "
                 f"{flag}"
             ) from error
         if not isinstance(row, dict):
@@ -132,7 +130,7 @@ def open_parquet(path: Path, *, flag: str) -> Iterator[pq.ParquetFile]:
 def _opened(path: Path, flag: str) -> Iterator[IO[bytes]]:
     """Open a file to be read, decompressed, and turn what goes wrong on the way into an `InputError`."""
     try:
-        with _open_binary(path, flag) as file:
+        with _open_binary(path) as file:
             yield file
     except UnicodeDecodeError as error:
         raise InputError(
@@ -144,16 +142,9 @@ def _opened(path: Path, flag: str) -> Iterator[IO[bytes]]:
         raise InputError(f"{path} cannot be read ({error.strerror or error}); change {flag}") from error
 
 
-def _open_binary(path: Path, flag: str) -> IO[bytes]:
+def _open_binary(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path)  # type: ignore[return-value]  # a GzipFile reads like a binary file
     if path.suffix == ".zst":
-        try:
-            zstandard = import_module("zstandard")
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"{path} is compressed with Zstandard; run pip install zstandard, or pass a .gz as {flag}"
-            ) from error
-        opened: IO[bytes] = zstandard.open(path, "rb")
-        return opened
+        return pa.input_stream(str(path), compression="zstd")  # type: ignore[no-any-return]  # it reads like a file
     return path.open("rb")

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, load_dataset, load_from_disk
 
+from bert_pretrain.data.files import is_saved_dataset
 from bert_pretrain.data.row_files import file_kind, open_parquet, read_csv, read_json_lines
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.named_folders import refuse_missing_folder
@@ -79,10 +80,8 @@ def read_file(path: str, *, flag: str) -> Table:
     else:
         with open_parquet(file, flag=flag) as parquet:
             content = parquet.read()
-            class_names = _class_names(Features.from_arrow_schema(content.schema))
-            columns = {
-                name: cells.to_pylist() for name, cells in zip(content.column_names, content.columns, strict=True)
-            }
+        class_names = _class_names(Features.from_arrow_schema(content.schema))
+        columns = {name: cells.to_pylist() for name, cells in zip(content.column_names, content.columns, strict=True)}
     table = Table(path, columns, class_names)
     if not len(table):
         raise InputError(f"{path} has no rows; change {flag}")
@@ -101,8 +100,7 @@ def open_dataset(name: str, config_name: str | None) -> dict[str, Dataset]:
         InputError: it cannot be loaded.
     """
     try:
-        is_saved = (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file()
-        loaded = load_from_disk(name) if is_saved else load_dataset(name, config_name)
+        loaded = load_from_disk(name) if is_saved_dataset(Path(name)) else load_dataset(name, config_name)
     except Exception as error:  # datasets raises whatever its builders and the network raise
         refuse_missing_folder(name, what="a data set", flag="--dataset_name")
         raise InputError(

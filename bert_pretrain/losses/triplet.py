@@ -139,12 +139,6 @@ def _choose_negatives(
     return torch.where(is_semi_hard.any(dim=1), closest, farthest)
 
 
-def num_triplets(anchor_ids: Tensor, candidate_ids: Tensor, negatives: Negatives) -> Tensor:
-    """Return `TripletTerms.num_terms` before any embedding is known, int64 0-dim; arguments as in `triplet_loss`."""
-    is_negative = anchor_ids[:, None] != candidate_ids
-    return is_negative.sum() if negatives == "all" else is_negative.any(dim=1).sum()
-
-
 def reduction_factor(reduction: Reduction, *, num_terms: Tensor, num_active: Tensor) -> Tensor:
     """Return what to multiply a sum of terms with, so that dividing it by `num_terms` gives the wanted mean.
 

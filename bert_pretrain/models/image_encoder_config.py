@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from bert_pretrain.errors import InputError
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 # Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021 (DeiT, table 1) and
 # Dosovitskiy et al. 2021 (table 1); the two above them are for small images and few processors. `convnextv2-atto` and
@@ -114,6 +115,7 @@ def read_config(name: str, *, flag: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
+        refuse_misnamed_model(name, flag=flag)
         where = "has no config.json of transformers" if Path(name).is_dir() else "is neither a folder nor on the Hub"
         raise InputError(
             f"{name!r} {where}; pass {flag} the folder or Hub id of an image encoder"

@@ -11,6 +11,7 @@ from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.named_folders import refuse_misnamed_model
 
 
 def build_bert(
@@ -80,6 +81,7 @@ def _read_config(name: str, *, flag: str) -> BertConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
+        refuse_misnamed_model(name, flag=flag)
         where = "has no usable config.json" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{name!r} {where}; pass {flag} a BERT folder or Hub id"

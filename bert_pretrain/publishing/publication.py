@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import tempfile
@@ -113,7 +114,8 @@ class Publisher:
 
         branches = [checkpoint.name] if self._hub.hub_strategy == "all_checkpoints" else []
         if self.pusher.submit(fill, *branches, *([MAIN] if is_newest else [])):
-            (checkpoint / _SUBMITTED).write_text(self.pusher.repo_id)
+            with contextlib.suppress(OSError):  # a full disk; the checkpoint is then submitted once more
+                (checkpoint / _SUBMITTED).write_text(self.pusher.repo_id)
 
     def finish(self) -> None:
         """Publish the final export, wait for what is under way, and say what was and was not published."""

@@ -96,6 +96,7 @@ class HubPusher:
         """
         aside = self._outbox / "filling.tmp"
         files = aside / "files"
+        left = list(revisions)
         try:
             files.mkdir(parents=True)
             fill(files)
@@ -105,12 +106,13 @@ class HubPusher:
                     number = max((_number(path) for path in self._waiting()), default=0) + 1
                     os.replace(aside / revision, self._outbox / f"{number:06d}-{revision}")
                     self._failed.pop(revision, None)
+                    left.remove(revision)
                 self._try_anew()
         # A full disk, most likely, of which safetensors has an error of its own, or a damaged checkpoint: the run
         # itself has what it needs.
         except (OSError, SafetensorError, InputError) as error:
-            self._failed |= dict.fromkeys(revisions, f"it could not be put into {self._outbox}: {error}")
-            self.say(f"WARNING: {', '.join(revisions)} is not pushed to the Hub: {self._failed[revisions[0]]}")
+            self._failed |= dict.fromkeys(left, f"it could not be put into {self._outbox}: {error}")
+            self.say(f"WARNING: {', '.join(left)} is not pushed to the Hub: {self._failed[left[0]]}")
             return False
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -9,6 +9,7 @@ exit status and the last line printed: the repository's address, or why nothing 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import threading
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 
 DONE, TRY_AGAIN, HOPELESS = 0, 75, 77  # the last two are EX_TEMPFAIL and EX_NOPERM of sysexits.h
+RECORD = "run.json"  # of the run that a model comes from
 STATE_FOLDER = "training_state"  # a whole checkpoint, beside the export it belongs to
 # Client errors that pass: timeouts, conflicts with another commit, rate limits.
 _PASSING_STATUS = (408, 409, 412, 423, 425, 429)
@@ -66,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def upload(folder: Path | None, *, repo_id: str, repo_type: str, revision: str, private: bool) -> str:
     """Bring a folder's files to a branch of a repository, both made where they are missing, in one commit.
 
-    Files that are there already are not sent again; files that are there alone stay, except training state, which
-    would belong to other weights.
+    Files that are there already are not sent again; files that are there alone stay, except training state of other
+    weights.
 
     Args:
         folder: what to upload; None = only make the repository.
@@ -95,15 +97,37 @@ def upload(folder: Path | None, *, repo_id: str, repo_type: str, revision: str, 
         return str(url)
     if revision != constants.DEFAULT_REVISION:
         api.create_branch(url.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+    is_same_model = _has_same_weights(api, url.repo_id, repo_type, revision, folder)
     api.upload_folder(
         folder_path=folder,
         repo_id=url.repo_id,
         repo_type=repo_type,
         revision=revision,
         commit_message=f"bert-pretrain: {revision}",
-        delete_patterns=f"{STATE_FOLDER}/*",
+        delete_patterns=None if is_same_model else f"{STATE_FOLDER}/*",
     )
     return str(url)
+
+
+def _has_same_weights(api: HfApi, repo_id: str, repo_type: str, revision: str, folder: Path) -> bool:
+    """Return whether a branch holds the model of the same update of the same start of a run as a folder does."""
+    own = _update_in(folder / RECORD)
+    if own is None:
+        return False
+    try:
+        there = api.hf_hub_download(repo_id, RECORD, repo_type=repo_type, revision=revision)
+    except EntryNotFoundError:
+        return False
+    return own == _update_in(Path(there))
+
+
+def _update_in(record: Path) -> tuple[str, int] | None:
+    """Return when a run was started and after which update its model was recorded; None if that is not known."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return content["started"], content["step"]
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or one of an older version or another program
+        return None
 
 
 def diagnose(error: BaseException) -> tuple[bool, str]:

@@ -15,7 +15,7 @@ from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_datas
 
 from bert_pretrain.data.files import existing_files, files_fingerprint, is_saved_dataset
 from bert_pretrain.data.images.rows import ImageRow, ImageSource, Label
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 
 DEFAULT_LABEL_COLUMN = "label"
 _ROWS_PER_READ = 64
@@ -72,9 +72,8 @@ def open_dataset(name: str, config_name: str | None, split: str, image_column: s
         dataset = load_from_disk(name) if is_saved_dataset(Path(name)) else load_dataset(name, config_name)
     except Exception as error:  # datasets raises whatever its builders and the network raise
         cause = error.__cause__ or error  # what a builder says is wrapped in a sentence that says nothing
-        reason = (str(cause) or type(cause).__name__).splitlines()[0]
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({reason}); "
+            f"the data set {name!r} cannot be loaded ({first_line(cause)}); "
             "--dataset_name takes 'digits', a folder of images or a Hub id"
         ) from error
     if isinstance(dataset, DatasetDict):

@@ -175,7 +175,9 @@ def _open_splits(options: CurveOptions) -> Splits:
     name = "test" if "test" in splits.rows else "validation"
     test = splits.rows[name]
     if test.labels is None:
-        raise InputError("the test rows have no labels, so that nothing can be counted; change --test_file")
+        raise InputError(
+            "the test rows have no labels, so that nothing can be counted; change --test_file or --test_split"
+        )
     places = np.arange(len(test))
     if curve.max_test_rows and len(test) > curve.max_test_rows:
         places = np.sort(permutation(len(test), 0, Purpose.EVALUATION_ROW)[: curve.max_test_rows])
