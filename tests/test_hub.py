@@ -243,10 +243,28 @@ def test_the_strategy_says_what_a_save_publishes(
     is_published = strategy != "end"
     assert (tmp_path / "config.json").exists() == is_published
     assert (tmp_path / "training_state/optimizer.bin").exists() == (is_published and with_state)
-    (checkpoint / "submitted_to").unlink(missing_ok=True)
-    (checkpoint / "submitted_to").mkdir()  # it cannot be written, as on a full disk
-    publisher.on_save(checkpoint)
-    assert submitted == 2 * expected
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "all_checkpoints"])
+def test_a_disk_that_fills_up_behind_a_submission_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Any
+) -> None:
+    class Recorder:
+        repo_id = "words"
+
+        def submit(self, fill: Callable[[Path], None], *revisions: str) -> bool:
+            return True
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(publication, "open_pusher", lambda *_, **__: Recorder())
+    hub = HubArguments(push_to_hub=True, hub_strategy=strategy)
+    publisher = publication.Publisher(hub, tmp_path, lambda folder, **_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        publisher.on_save(tmp_path)
+    assert not publication.is_submitted(tmp_path, "words"), "it is submitted once more"
 
 
 @pytest.mark.parametrize("token", [None, "", "hf_\xfcber"])
