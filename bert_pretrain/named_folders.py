@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from bert_pretrain.errors import InputError
 
 
-def refuse_misnamed_model(name: str, *, flag: str = "--model") -> None:
+def refuse_misnamed_model(name: str, *, flag: str = "--model", sizes: Collection[str] = ()) -> None:
     """Raise `InputError` if a name is the folder of a run where its model is meant, a file, or a path to nothing.
 
     To be called when loading has failed, since a Hub id may look like a path; returns if nothing of this is the matter.
@@ -15,6 +16,7 @@ def refuse_misnamed_model(name: str, *, flag: str = "--model") -> None:
     Args:
         name: folder or Hub id, as given.
         flag: that gave it.
+        sizes: named sizes that the flag takes too.
     """
     path = Path(name)
     if path.is_dir():
@@ -22,10 +24,10 @@ def refuse_misnamed_model(name: str, *, flag: str = "--model") -> None:
             _refuse_run(path, flag)
     elif path.exists():
         raise InputError(f"{name!r} is a file; pass the folder of a model, with its config.json, as {flag}")
-    refuse_missing_folder(name, what="a transformers model", flag=flag)
+    refuse_missing_folder(name, what="a transformers model", flag=flag, sizes=sizes)
 
 
-def refuse_missing_folder(name: str, *, what: str, flag: str) -> None:
+def refuse_missing_folder(name: str, *, what: str, flag: str, sizes: Collection[str] = ()) -> None:
     """Raise `InputError` if a name is hardly a Hub id but there is no such folder.
 
     To be called when loading has failed.
@@ -34,9 +36,13 @@ def refuse_missing_folder(name: str, *, what: str, flag: str) -> None:
         name: folder or Hub id, as given.
         what: is expected there.
         flag: that gave it.
+        sizes: named sizes that the flag takes too.
     """
     if _looks_like_path(name) and not Path(name).exists():
-        raise InputError(f"there is no folder {name!r}; pass the folder or Hub id of {what} as {flag}")
+        raise InputError(
+            f"there is no folder {name!r}; pass the folder or Hub id of {what} as {flag}"
+            + (f", or one of {', '.join(sizes)}" if sizes else "")
+        )
 
 
 def _refuse_run(folder: Path, flag: str) -> None:

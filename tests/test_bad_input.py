@@ -105,6 +105,7 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--max_steps 5 --num_train_epochs 1", "--num_train_epochs"),
         ("--recipe none_such", "minutes"),
         ("--config_name gigantic", "tiny"),
+        ("--config_name ./gigantic", "as --config_name, or one of tiny"),
         ("--global_batch_size 2 --gradient_accumulation_steps 4", "--global_batch_size"),
         ("--no_such_flag 1", "no_such_flag"),
         ("--optimizer sgd", "muon"),

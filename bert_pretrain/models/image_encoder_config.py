@@ -115,7 +115,7 @@ def read_config(name: str, *, flag: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        refuse_misnamed_model(name, flag=flag)
+        refuse_misnamed_model(name, flag=flag, sizes=SIZES if flag == "--config_name" else ())
         where = "has no config.json of transformers" if Path(name).is_dir() else "is neither a folder nor on the Hub"
         raise InputError(
             f"{name!r} {where}; pass {flag} the folder or Hub id of an image encoder"

@@ -81,7 +81,7 @@ def _read_config(name: str, *, flag: str) -> BertConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        refuse_misnamed_model(name, flag=flag)
+        refuse_misnamed_model(name, flag=flag, sizes=SIZES if flag == "--config_name" else ())
         where = "has no usable config.json" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
         raise InputError(
             f"{name!r} {where}; pass {flag} a BERT folder or Hub id"
