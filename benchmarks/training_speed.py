@@ -2,7 +2,8 @@
 
 Stock is transformers' `BertForPreTraining` in its defaults (dropout 0.1, float32), `DataCollatorForLanguageModeling`
 and `torch.optim.AdamW`; ours is this package's model, collator and AdamW as the default recipe has them (dropout 0, the
-precision that `--mixed_precision auto` would choose). Both train on the same rows; tokens are real tokens.
+precision that `--mixed_precision auto` would choose). Both train on the same rows, which stock pads to the longest of a
+batch; tokens are real tokens. `--document_sentences 4` makes short rows, as short documents do.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def make_store(vocab_size: int, generator: np.random.Generator) -> TokenStore:
-    """Return long documents of sentences of about 20 words, so that nearly all rows are full."""
+def make_store(vocab_size: int, document_sentences: int, generator: np.random.Generator) -> TokenStore:
+    """Return 8,000 sentences of about 20 words, in documents of 2 to twice `document_sentences` less 2 of them."""
+    num_documents = 8000 // document_sentences
+    sizes = generator.integers(2, 2 * document_sentences - 1, num_documents).tolist()
     documents = [
-        [generator.integers(5, vocab_size, generator.integers(5, 36)).tolist() for _ in range(400)] for _ in range(20)
+        [generator.integers(5, vocab_size, generator.integers(5, 36)).tolist() for _ in range(n)] for n in sizes
     ]
     return TokenStore.from_documents(documents)
 
@@ -59,7 +62,7 @@ def stock_step(
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
 
     def step(rows: np.ndarray) -> int:
-        features = [stock_feature(plan, store, int(row), arguments.max_seq_length) for row in rows]
+        features = [stock_feature(plan, store, int(row)) for row in rows]
         batch = collate(features)
         model(**batch).loss.backward()
         optimizer.step()
@@ -69,16 +72,13 @@ def stock_step(
     return step
 
 
-def stock_feature(plan: EpochPlan, store: TokenStore, row: int, length: int) -> dict[str, object]:
-    """Return a padded row as a data set tokenised by the stock examples would hold it."""
+def stock_feature(plan: EpochPlan, store: TokenStore, row: int) -> dict[str, object]:
+    """Return a row as a data set tokenised by the stock examples would hold it; the collator pads it."""
     a = store.read(int(plan.a_start[row]), int(plan.a_length[row])).tolist()
     b = store.read(int(plan.b_start[row]), int(plan.b_length[row])).tolist()
-    ids = [2, *a, 3, *b, 3]
-    padding = [0] * (length - len(ids))
     return {
-        "input_ids": ids + padding,
-        "token_type_ids": [0] * (len(a) + 2) + [1] * (len(b) + 1) + padding,
-        "attention_mask": [1] * len(ids) + padding,
+        "input_ids": [2, *a, 3, *b, 3],
+        "token_type_ids": [0] * (len(a) + 2) + [1] * (len(b) + 1),
         "next_sentence_label": int(plan.next_sentence_label[row]),
     }
 
@@ -111,7 +111,7 @@ def our_step(
 
 def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[float], list[float]]:
     """Return tokens/s of every round, stock and ours; a round times one after the other."""
-    store = make_store(arguments.vocab_size, np.random.default_rng(0))
+    store = make_store(arguments.vocab_size, arguments.document_sentences, np.random.default_rng(0))
     plan = plan_epoch(
         store,
         np.arange(store.num_documents),
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=30522)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--document_sentences", type=int, default=400, help="mean, at least 2")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

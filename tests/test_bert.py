@@ -75,6 +75,60 @@ def test_losses_and_gradients_equal_the_stock_class(padded: bool, attention: str
         )
 
 
+@pytest.mark.parametrize(
+    "case", ["left padding", "labelled padding", "embeddings given", "float mask of four dimensions"]
+)
+def test_whatever_is_padded_or_labelled_the_loss_is_that_of_the_stock_class(case: str) -> None:
+    ours, stock = pair_of_models()
+    batch = make_batch()
+    if case == "left padding":  # what stands first is then padding, and the stock class pools it
+        batch = {key: value.flip(1) if value.dim() == 2 else value for key, value in batch.items()}
+    elif case == "labelled padding":
+        batch["labels"][:, -1] = batch["input_ids"][:, -1]
+    elif case == "embeddings given":
+        batch["inputs_embeds"] = ours.get_input_embeddings()(batch.pop("input_ids")).detach() + 1
+    else:
+        allowed = torch.tril(torch.ones(LENGTH, LENGTH)) * batch["attention_mask"][:, None, None, :]
+        batch["attention_mask"] = torch.where(allowed > 0, 0.0, torch.finfo(torch.float32).min)
+    torch.testing.assert_close(ours(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=0)
+
+
+def test_padding_is_computed_nowhere_and_the_last_layer_only_where_a_loss_reads() -> None:
+    ours, _ = pair_of_models()
+    batch = make_batch()
+    num_computed: dict[str, int] = {}
+    modules = {"embeddings": ours.bert.embeddings, "vocabulary": ours.cls.predictions.decoder}
+    modules |= {str(i): layer.intermediate for i, layer in enumerate(ours.bert.encoder.layer)}
+    for name, module in modules.items():
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: num_computed.update({name: output.shape[:-1].numel()})
+        )
+    ours(**batch)
+    num_real, num_masked = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
+    assert num_real < ROWS * LENGTH
+    assert num_computed == {
+        "embeddings": num_real,
+        "0": num_real,
+        "1": num_real,
+        "2": ROWS + num_masked,
+        "vocabulary": num_masked,
+    }
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    ours, _ = pair_of_models(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+    gradients = []
+    for recomputed in (False, True):
+        if recomputed:
+            ours.gradient_checkpointing_enable()
+        ours.train().zero_grad()
+        torch.manual_seed(3)
+        ours(**make_batch()).loss.backward()
+        gradients.append([p.grad.clone() for p in ours.parameters() if p.grad is not None])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-7)
+
+
 def test_sums_divided_by_counts_are_the_stock_losses() -> None:
     ours, stock = pair_of_models()
     batch = make_batch()

@@ -19,6 +19,7 @@ LEVELS = [
         "distributed",
         "hardware",
         "models.fast_paths",
+        "models.real_tokens",
         "models.positions",
         "optim",
         "recipes",

@@ -9,6 +9,7 @@ loads with stock transformers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,10 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers import BertConfig
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.bert.modeling_bert import BertLayer
 
 from bert_pretrain.losses.cross_entropy import summed_cross_entropy
+from bert_pretrain.models.real_tokens import Places, ReadTokens, computed_tokens, read_tokens, run_layer
 
 # Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads are always 64 wide.
 # `micro` is the one of Turc's grid that learns most in a few minutes on a processor; it has no name there.
@@ -88,9 +88,10 @@ class BertPretrainingOutput(ModelOutput):  # type: ignore[misc]  # transformers 
 class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
     """transformers' `BertForPreTraining`, many times faster when there are labels.
 
-    Two exact savings, neither an approximation: the vocabulary is scored at the labelled positions only, and the last
-    layer computes queries, attention and feed-forward only for the positions that a loss reads (the labelled ones and
-    [CLS]); keys and values are still taken from every token.
+    Three exact savings, none an approximation: the vocabulary is scored at the labelled positions only; the last layer
+    computes queries, attention and feed-forward only for the positions that a loss reads (the labelled ones and
+    [CLS]), while keys and values are still those of every token; and on a processor padding is left out of everything
+    but attention's inner products.
     """
 
     def forward(
@@ -138,37 +139,62 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
                 inputs_embeds=inputs_embeds,
                 **kwargs,
             )
-        if labels is not None and masked_positions is None:
+        if labels is None:
+            embedded = inputs_embeds if input_ids is None else input_ids
+            assert embedded is not None
+            labels = embedded.new_full(embedded.shape[:2], -100, dtype=torch.int64)
+        if masked_positions is None:
             masked_positions = find_masked_positions(labels)
-        hidden = self._read_hidden_states(
-            masked_positions, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        )  # (B, 1 + K, D): [CLS], then the masked positions
-        output = BertPretrainingOutput(seq_relationship_logits=self._seq_relationship(hidden))
-        self._add_mlm_loss(output, hidden[:, 1:], labels, masked_positions)
+        tokens = computed_tokens(attention_mask, labels)
+        read = read_tokens(masked_positions, labels)
+        hidden = self._encode(tokens, read, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        first, masked = hidden.tensor_split([len(labels)])  # (B, D) and (M, D)
+        output = BertPretrainingOutput()
+        output.mlm_loss, output.mlm_correct = summed_cross_entropy(self.cls.predictions(masked), read.targets)
+        output.mlm_count = (read.targets != -100).sum()
+        output.seq_relationship_logits = self.cls.seq_relationship(self.bert.pooler(first[:, None]))
         self._add_nsp_loss(output, next_sentence_label)
         output.loss = _total_loss(output, num_items_in_batch)
         return output if kwargs.get("return_dict", True) else output.to_tuple()
 
-    def _seq_relationship(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.cls.seq_relationship(self.bert.pooler(hidden))
-        return logits
-
-    def _add_mlm_loss(
+    def _encode(
         self,
-        output: BertPretrainingOutput,
-        hidden: Tensor,
-        labels: Tensor | None,
-        masked_positions: Tensor | None,
-    ) -> None:
-        if labels is None or masked_positions is None:
-            zero = hidden.new_zeros((), dtype=torch.float32)
-            output.mlm_loss, output.mlm_count, output.mlm_correct = zero, zero.long(), zero.long()
-            return
-        targets = labels.gather(1, masked_positions.clamp(min=0))
-        targets = targets.masked_fill(masked_positions < 0, -100).flatten()  # (B * K,)
-        scores = self.cls.predictions(hidden.flatten(0, 1))  # (B * K, V)
-        output.mlm_loss, output.mlm_correct = summed_cross_entropy(scores, targets)
-        output.mlm_count = (targets != -100).sum()
+        tokens: Places,
+        read: ReadTokens,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        """Return the last layer's states of the tokens that are read, (B + M, D)."""
+        if position_ids is None:
+            position_ids = self.bert.embeddings.position_ids[:, : tokens.width]
+        inputs = {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids.expand(tokens.num_rows, -1),
+            "inputs_embeds": inputs_embeds,
+        }
+        collected = {key: tokens.collect(value)[None] for key, value in inputs.items() if value is not None}
+        hidden = self.bert.embeddings(**collected)[0]  # (N, D)
+        mask = attention_mask
+        if mask is not None and mask.dim() == 2:
+            mask = mask.bool()[:, None, None, :]
+            if mask.device.type == "cpu" and mask.all():
+                mask = None  # the fused kernel is faster without
+        run = partial(run_layer, places=tokens, written_out=self.config._attn_implementation == "eager")
+        *layers, last = self.bert.encoder.layer
+        for layer in layers:
+            whole = partial(run, layer, mask=mask)
+            if layer.gradient_checkpointing and layer.training:
+                hidden = layer._gradient_checkpointing_func(whole, hidden)
+            else:
+                hidden = whole(hidden)
+        if mask is not None and mask.shape[2] > 1:  # one row per query
+            every_query = read.columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+            mask = mask.expand(tokens.num_rows, -1, -1, -1).gather(2, every_query)
+        return run(last, hidden, queried=tokens.find(read.positions), query_places=read.places, mask=mask)
 
     @staticmethod
     def _add_nsp_loss(output: BertPretrainingOutput, next_sentence_label: Tensor | None) -> None:
@@ -179,36 +205,6 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         output.nsp_loss = F.cross_entropy(logits, next_sentence_label, ignore_index=-100, reduction="sum")
         output.nsp_count = (next_sentence_label != -100).sum()
         output.nsp_correct = (logits.detach().argmax(-1) == next_sentence_label).sum()
-
-    def _read_hidden_states(
-        self,
-        masked_positions: Tensor | None,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-    ) -> Tensor:
-        """Return the last layer's states at [CLS] and at the masked positions, (B, 1 + K, D)."""
-        hidden = self.bert.embeddings(
-            input_ids=input_ids,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
-        for layer in self.bert.encoder.layer[:-1]:
-            hidden = layer(hidden, layer_mask)
-        cls_positions = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
-        read_positions = cls_positions
-        if masked_positions is not None:
-            # Unused slots (-1) read [CLS]; their target is -100.
-            read_positions = torch.cat([cls_positions, masked_positions.clamp(min=0)], dim=1)
-        last_layer = self.bert.encoder.layer[-1]
-        if attention_mask is not None and attention_mask.dim() != 2:
-            # A mask with a row per query (packed sequences) is the attention backend's business.
-            return _gather_rows(last_layer(hidden, layer_mask), read_positions)
-        return _layer_at_positions(last_layer, hidden, attention_mask, read_positions)
 
 
 def find_masked_positions(labels: Tensor) -> Tensor:
@@ -232,40 +228,3 @@ def _total_loss(output: BertPretrainingOutput, num_items_in_batch: Tensor | int 
         return mlm_mean + nsp_mean
     share = output.mlm_count / num_items_in_batch
     return share * (mlm_mean + nsp_mean)
-
-
-def _gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Take rows `positions` (B, K) of `hidden` (B, L, D): (B, K, D)."""
-    return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[-1]))
-
-
-def _layer_at_positions(layer: BertLayer, hidden: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-    """Run an encoder layer for the queries at `positions` only.
-
-    Args:
-        layer: transformers' `BertLayer`, whose modules are used as they are.
-        hidden: float (B, L, D), the layer's input.
-        attention_mask: (B, L), non-zero = real; None = all real.
-        positions: int64 (B, K), each in [0, L).
-
-    Returns:
-        The layer's output at those positions, (B, K, D): what the full layer would give there.
-    """
-    attention = layer.attention.self
-    num_heads = attention.num_attention_heads
-
-    def split_heads(states: Tensor) -> Tensor:  # (B, T, D) -> (B, heads, T, D / heads)
-        return states.view(*states.shape[:2], num_heads, -1).transpose(1, 2)
-
-    queried = _gather_rows(hidden, positions)
-    # Written out: for so few queries the scores are small, and a processor computes them faster than the fused kernel.
-    scores = split_heads(attention.query(queried)) @ split_heads(attention.key(hidden)).transpose(2, 3)
-    scores = scores * attention.scaling  # (B, heads, K, L)
-    if attention_mask is not None:
-        is_padding = attention_mask[:, None, None, :] == 0
-        scores = scores.masked_fill(is_padding, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-    context = attention.dropout(weights) @ split_heads(attention.value(hidden))
-    context = context.transpose(1, 2).flatten(-2)  # (B, K, D)
-    output: Tensor = layer.feed_forward_chunk(layer.attention.output(context, queried))
-    return output
