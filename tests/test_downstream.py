@@ -130,8 +130,8 @@ def test_no_number_beats_nothing_and_an_error_is_better_when_smaller() -> None:
     assert is_better(0.2, math.nan, "accuracy") and not is_better(math.nan, 0.1, "accuracy")
 
 
-def space(labels: list[Any], problem_type: Any = None, names: Any = None) -> LabelSpace:
-    return find_labels(labels, problem_type=problem_type, names=names, description="train.csv")
+def space(labels: list[Any], problem_type: Any = None, names: Any = None, *, is_typed: bool = True) -> LabelSpace:
+    return find_labels(labels, problem_type=problem_type, names=names, description="train.csv", is_typed=is_typed)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def space(labels: list[Any], problem_type: Any = None, names: Any = None) -> Lab
         ([10, 9, 10], SINGLE, ("9", "10"), [1, 0, 1]),
         (["10", "9", "10"], SINGLE, ("9", "10"), [1, 0, 1]),
         ([1.0, 0.0, 1.0], SINGLE, ("0", "1"), [1, 0, 1]),
-        ([True, False, True], SINGLE, ("0", "1"), [1, 0, 1]),
+        ([True, False, True], SINGLE, ("false", "true"), [1, 0, 1]),
         (["007", "7", "007"], SINGLE, ("7", "007"), [1, 0, 1]),
         ([0.5, 2, 1], VALUES, (), [0.5, 2.0, 1.0]),
-        (["0.50", "2", "1"], VALUES, (), [0.5, 2.0, 1.0]),
+        (["3.10", "3.1", "250.0", "250.00"], SINGLE, ("3.1", "3.10", "250.0", "250.00"), [1, 0, 2, 3]),
         ([["x"], ["y", "x"], []], MULTI, ("x", "y"), [[1, 0], [1, 1], [0, 0]]),
     ],
 )
@@ -154,6 +154,51 @@ def test_labels_are_recognised(
     found = space(labels)
     assert (found.problem_type, found.names) == (problem_type, names)
     assert found.encode(labels, description="train.csv").tolist() == encoded
+
+
+def test_cells_of_a_text_file_that_are_fractions_are_values_unless_they_are_said_to_be_classes() -> None:
+    cells = ["0.50", "2", "0.5"]
+    found = space(cells, is_typed=False)
+    assert (found.problem_type, found.encode(cells, description="d").tolist()) == (VALUES, [0.5, 2.0, 0.5])
+    found = space(cells, SINGLE, is_typed=False)
+    assert (found.names, found.encode(cells, description="d").tolist()) == (("0.5", "0.50", "2"), [1, 2, 0])
+    assert space(["10", "9"], is_typed=False).names == ("9", "10")
+    assert space(cells, VALUES).encode(cells, description="d").tolist() == [0.5, 2.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("trained", "others"),
+    [
+        (["250.0", "250.00"], [["250.0", "250.00"]]),  # texts of JSON and the same cells
+        (["0", "1"], [[0, 1], [0.0, 1.0], [False, True]]),
+        ([0, 1], [["0", "1"], ["0.0", "1.0"], [0.0, 1.0], [False, True]]),
+        ([0.0, 1.0], [["0", "1"], ["0.0", "1.0"]]),
+        (["0.0", "1.0"], [[0.0, 1.0], [0, 1]]),
+        ([False, True], [["false", "true"], ["False", "True"], ["0", "1"], [0, 1]]),
+        (["False", "True"], [[False, True]]),
+        ([0.5, 1.5], [["0.50", "1.5"]]),
+    ],
+)
+def test_classes_of_files_of_different_formats_agree(trained: list[Any], others: list[list[Any]]) -> None:
+    found = space(trained, SINGLE)
+    for labels in [trained, *others]:
+        assert found.encode(labels, description="test.csv").tolist() == [0, 1], labels
+
+
+def test_a_text_of_equal_value_is_another_class() -> None:
+    for trained, other in ((["3.1", "3.2"], "3.10"), (["250.0", "250.00"], 250)):
+        with pytest.raises(InputError, match=r"row 1 of dev.csv has the label .*'3.1', '3.2'|'250.0', '250.00'"):
+            space(trained, SINGLE).encode([other], description="dev.csv")
+    with pytest.raises(InputError, match="differ by type alone"):
+        space([True, 1, 0])
+
+
+def test_names_are_given_to_numbers_however_a_file_writes_them() -> None:
+    for labels in ([1, 0], [1.0, 0.0], ["1", "0"], ["1.0", "0.0"], [True, False]):
+        found = space(labels, names=("no", "yes"))
+        assert (found.names, found.encode(labels, description="d").tolist()) == (("no", "yes"), [1, 0])
+    found = space(["1", "3", "2"], names=("1", "2", "3"))
+    assert found.encode(["1", "3"], description="d").tolist() == [0, 2]
 
 
 def test_several_labels_in_one_cell_are_divided() -> None:

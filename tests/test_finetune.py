@@ -179,6 +179,21 @@ def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
         assert "two\\nlines \\x1b[31m" in shown and names[1] in shown and "\x1b" not in shown
 
 
+def test_labels_of_json_keep_their_names_and_agree_with_those_of_a_csv_file(model: str, folder: Path) -> None:
+    for number, (labels, names) in enumerate([((False, True), ["false", "true"]), (("3.1", "3.10"), ["3.1", "3.10"])]):
+        rows = [row | {"label": labels[row["label"] == "good"]} for row in sentences(30)]
+        write_rows(folder / "train.jsonl", rows)
+        lines = [f"{row['text']},{names[row['label'] == 'good']}\n" for row in sentences(8)]
+        (folder / "test.csv").write_text("text,label\n" + "".join(lines))
+        finetune(model, "--train_file", "train.jsonl", "--test_file", "test.csv", *SHORT)
+        config = json.loads((folder / "out/final/config.json").read_text())
+        assert list(config["id2label"].values()) == names and config["problem_type"] == "single_label_classification"
+        predicted = read_rows(folder / "out/seed-42/predictions_test.jsonl")
+        assert [row["label"] for row in predicted] == names * 4 and list(predicted[0]["probabilities"]) == names
+        assert f"Labels: `{names[0]}`, `{names[1]}`." in (folder / "out/final/README.md").read_text()
+        (folder / "out").rename(folder / f"out-{number}")
+
+
 def test_texts_that_are_cut_are_counted(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row | {"text": "word " * (70 if number < 5 else 3)} for number, row in enumerate(sentences(20))]
     write_rows(folder / "train.jsonl", rows)

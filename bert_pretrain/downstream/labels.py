@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ LABEL_SEPARATOR = "|"  # between the labels of a multi-label row that is one str
 _MAX_CLASSES = 10_000
 _LARGEST_VALUE = float(np.finfo(np.float32).max)
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")  # not "007", which is a name that happens to have digits
+_TRUTH_VALUES = {"false": 0, "true": 1}  # as JSON writes them, and with capitals pandas in a CSV file
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class LabelSpace:
     Attributes:
         problem_type: as transformers' configurations call it.
         names: of the classes in the order of their numbers; empty for regression.
-        numbers: class number of each value that labels have in the data.
+        numbers: class number of each text, and of each numerical value, that labels have in the data.
+        are_numbers: the classes are numbers to the data, so that a text means the number which it writes; otherwise
+            texts of equal value, such as "3.1" and "3.10", are different classes.
     """
 
     problem_type: ProblemType
     names: tuple[str, ...]
-    numbers: dict[Any, int]
+    numbers: dict[str | float, int]
+    are_numbers: bool = False
 
     @property
     def num_outputs(self) -> int:
@@ -72,14 +77,18 @@ class LabelSpace:
 
     def _number_of(self, value: Any, place: int, description: str) -> int:
         _refuse_missing(value, place, description)
-        try:
-            return self.numbers[value]
-        except (KeyError, TypeError):
-            listed = ", ".join(repr(name) for name in list(self.numbers)[:12]) + (", ..." * (len(self.numbers) > 12))
+        number = self.numbers.get(_text_of(value))
+        if number is None and (self.are_numbers or not isinstance(value, str)):
+            numerical = _value_of(value)
+            number = None if numerical is None else self.numbers.get(numerical)
+        if number is None:
+            known: list[Any] = [key for key in self.numbers if isinstance(key, str)] or list(self.numbers)
+            listed = ", ".join(map(repr, known[:12])) + (", ..." * (len(known) > 12))
             raise InputError(
                 f"row {place + 1} of {description} has the label {value!r}, which is not among those of the training "
                 f"data ({listed}); repair the row, or change --label_column"
-            ) from None
+            )
+        return number
 
 
 def find_labels(
@@ -88,6 +97,7 @@ def find_labels(
     problem_type: ProblemType | None,
     names: Sequence[str] | None,
     description: str,
+    is_typed: bool = True,
 ) -> LabelSpace:
     """Return the label space of the training labels.
 
@@ -97,22 +107,24 @@ def find_labels(
         problem_type: None = lists are several labels, fractions are regression, anything else is classes.
         names: of the class numbers 0, 1, ..., where the labels may be numbers only.
         description: where they come from.
+        is_typed: the data tell texts from numbers, as JSON does and CSV does not, so that "0.5" is a name.
 
     Raises:
         InputError: a label is missing, or there is one class only.
     """
     values = [tidy(label) for label in labels]
     if problem_type is None:
-        problem_type = _guess(values)
+        problem_type = _guess(values, is_typed=is_typed)
     if problem_type == "regression":
-        if all(value == values[0] for value in values) and not is_missing(values[0]):
+        found_numbers = {as_number(value) for value in values}
+        if len(found_numbers) == 1 and None not in found_numbers and not is_missing(values[0]):
             raise InputError(
                 f"all {len(values):,} rows of {description} have the label {values[0]!r}, from which nothing can be "
                 "learnt; change --train_file or --label_column"
             )
         return LabelSpace(problem_type, (), {})
     if problem_type == "multi_label_classification":
-        found = {member for place, value in enumerate(values) for member in _members(value, place, description)}
+        found = [member for place, value in enumerate(values) for member in _members(value, place, description)]
     else:
         for place, value in enumerate(values):
             _refuse_missing(value, place, description)
@@ -120,10 +132,13 @@ def find_labels(
                 raise InputError(
                     f"row {place + 1} of {description} has a list of labels; pass --task multi_label for several labels"
                 )
-        found = set(values)
-    space = _named(found, problem_type, names, description)
+        found = values
+    if names is None:
+        space = _named_as_found(found, problem_type, description)
+    else:
+        space = _named(found, problem_type, names, description)
     smallest = 1 if problem_type == "multi_label_classification" else 2
-    if len(found) < smallest:
+    if len(set(map(_text_of, found))) < smallest:
         what = (
             f"all {len(values):,} rows of {description} have the label {values[0]!r}, but there must be two classes to "
             "tell apart"
@@ -139,33 +154,57 @@ def find_labels(
     return space
 
 
-def _named(found: set[Any], problem_type: ProblemType, names: Sequence[str] | None, description: str) -> LabelSpace:
-    if names is None:
-        ordered = sorted(found, key=lambda value: (isinstance(value, str), value))
-        texts = [str(value) for value in ordered]
-        if len(set(texts)) < len(texts):
-            raise InputError(f"{description} has labels that differ by type alone, such as 1 and '1'; make them equal")
-        return LabelSpace(problem_type, tuple(texts), {value: number for number, value in enumerate(ordered)})
-    by_number, by_name = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
+def _named_as_found(labels: Sequence[Any], problem_type: ProblemType, description: str) -> LabelSpace:
+    """Return the classes of these labels by the texts that they are: numbers in their order, then words."""
+    found = {_text_of(label): label for label in labels}
+    typed = [label for label in found.values() if not isinstance(label, str)]
+    if len(set(typed)) < len(typed):
+        raise InputError(f"{description} has labels that differ by type alone, such as 1 and true; make them equal")
+
+    def place_in_order(text: str) -> tuple[bool, float, str]:
+        number = as_number(found[text])
+        return number is None, number or 0, text
+
+    names = tuple(sorted(found, key=place_in_order))
+    numbers_of: dict[str | float, int] = {name: number for number, name in enumerate(names)}
+    values = [_value_of(found[name]) for name in names]
+    how_often = Counter(values)
+    numbers_of |= {value: n for n, value in enumerate(values) if value is not None and how_often[value] == 1}
+    are_numbers = not any(isinstance(label, str) for label in labels)
+    return LabelSpace(problem_type, names, numbers_of, are_numbers)
+
+
+def _named(labels: Sequence[Any], problem_type: ProblemType, names: Sequence[str], description: str) -> LabelSpace:
+    """Return the classes of these names, where the labels are either names or numbers of them."""
+    by_name: dict[str | float, int] = {name: number for number, name in enumerate(names)}
     if len(by_name) < len(names) or not all(name.strip() for name in names):
         raise InputError(f"the label names {list(names)} are not all different, or not all there; change --label_names")
-    is_named = all(isinstance(value, str) for value in found)
-    unknown = found - (by_name.keys() if is_named else by_number.keys())
+    are_texts = all(isinstance(label, str) for label in labels)
+    is_named = are_texts and (
+        all(label in by_name for label in labels) or all(as_number(label) is None for label in labels)
+    )
+    by_number: dict[str | float, int] = {number: number for number in range(len(names))}
+    unknown = [
+        label
+        for label in labels
+        if (label if is_named else as_number(label)) not in (by_name if is_named else by_number)
+    ]
     if unknown:
         raise InputError(
-            f"{description} has the label {min(map(str, unknown))!r} but the classes are {', '.join(names)}"
+            f"{description} has the label {min(map(_text_of, unknown))!r} but the classes are {', '.join(names)}"
             + ("" if is_named else f", numbered from 0 to {len(names) - 1}")
             + "; change --label_names, --task or --label_column"
         )
-    return LabelSpace(problem_type, tuple(names), by_name if is_named else {number: number for number in by_number})
+    return LabelSpace(problem_type, tuple(names), by_name if is_named else by_number, are_numbers=not is_named)
 
 
 def tidy(label: Any) -> Any:
-    """Return a label as Python has it: whole numbers as int, also where a file has 1.0 or the text "1"."""
+    """Return a label as Python has it: texts without space around them, and whole numbers as int."""
     if isinstance(label, str):
-        label = label.strip()
-        return tidy(float(label)) if _NUMBER.fullmatch(label) else label
-    if isinstance(label, bool | np.integer):
+        return label.strip()
+    if isinstance(label, bool | np.bool_):
+        return bool(label)
+    if isinstance(label, int | np.integer):
         return int(label)
     if isinstance(label, float | np.floating):
         return int(label) if float(label).is_integer() else float(label)
@@ -174,15 +213,35 @@ def tidy(label: Any) -> Any:
     return label
 
 
+def as_number(label: Any) -> int | float | None:
+    """Return the number that a tidy label is, or is the text of; whole ones as int, None for what is no number."""
+    if isinstance(label, str):
+        return tidy(float(label)) if _NUMBER.fullmatch(label) else None
+    if isinstance(label, int):
+        return int(label)
+    return label if isinstance(label, float) else None
+
+
+def _text_of(label: Any) -> str:
+    """Return a tidy label as a file of texts has it, which is the name of its class."""
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
+def _value_of(label: Any) -> int | float | None:
+    """Return the number that a label means to a file of numbers or booleans."""
+    return _TRUTH_VALUES.get(label.lower(), as_number(label)) if isinstance(label, str) else as_number(label)
+
+
 def is_missing(label: Any) -> bool:
     """Return whether a row has no label: none at all, an empty text, or no number."""
     return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
 
 
-def _guess(values: Sequence[Any]) -> ProblemType:
+def _guess(values: Sequence[Any], *, is_typed: bool) -> ProblemType:
     if any(isinstance(value, list) for value in values):
         return "multi_label_classification"
-    if any(isinstance(value, float) and not math.isnan(value) for value in values):
+    numbers = (value if is_typed else as_number(value) for value in values)
+    if any(isinstance(number, float) and not math.isnan(number) for number in numbers):
         return "regression"
     return "single_label_classification"
 
@@ -191,7 +250,7 @@ def _members(value: Any, place: int, description: str) -> list[Any]:
     if value is None:
         _refuse_missing(value, place, description)
     if isinstance(value, str):
-        return [tidy(member) for member in value.split(LABEL_SEPARATOR) if member.strip()]
+        return [member.strip() for member in value.split(LABEL_SEPARATOR) if member.strip()]
     members = value if isinstance(value, list) else [value]
     for member in members:
         _refuse_missing(member, place, description)
@@ -205,18 +264,19 @@ def _members(value: Any, place: int, description: str) -> list[Any]:
 
 def _number(value: Any, place: int, description: str) -> float:
     _refuse_missing(value, place, description)
-    if not isinstance(value, int | float) or not abs(value) <= _LARGEST_VALUE:
+    number = as_number(value)
+    if number is None or not abs(number) <= _LARGEST_VALUE:
         raise InputError(
             f"row {place + 1} of {description} has the label {value!r} but regression needs numbers of at most "
             f"{_LARGEST_VALUE:.1e}; change --task or --label_column"
         )
-    if value == -100:
+    if number == -100:
         # transformers counts such labels as none, so that the loss would be divided by the wrong number.
         raise InputError(
             f"row {place + 1} of {description} has the label -100, which means 'no label' to transformers; "
             "rescale the labels"
         )
-    return float(value)
+    return float(number)
 
 
 def _refuse_missing(value: Any, place: int, description: str) -> None:

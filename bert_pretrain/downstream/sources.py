@@ -15,7 +15,7 @@ from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
 from bert_pretrain.downstream.data_flags import TaskDataArguments, check_data_flags, refuse_flags_without_effect
 from bert_pretrain.downstream.image_data import LabelledPixels, augmentation_of, read_images
-from bert_pretrain.downstream.labels import LabelSpace, find_labels, is_missing, tidy
+from bert_pretrain.downstream.labels import LabelSpace, as_number, find_labels, is_missing, tidy
 from bert_pretrain.downstream.models import is_image_config, load_text_tokenizer, longest_row, read_model_config
 from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
 from bert_pretrain.downstream.tasks import Task
@@ -53,6 +53,7 @@ class _Raw(NamedTuple):
     content: Any  # Texts or pixels uint8 (N, C, H, W)
     labels: list[Any] | None
     class_names: tuple[str, ...] | None
+    is_typed: bool = True
 
 
 def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, needs_validation: bool = True) -> Splits:
@@ -136,7 +137,7 @@ def _raw_texts(role: str, table: Table, data: TaskDataArguments, task: Task) -> 
         table.column(data.label_column, flag="--label_column")
     texts = read_texts(table, task, text_column=data.text_column, text_pair_column=data.text_pair_column)
     names = table.class_names.get(data.label_column)
-    return _Raw(table.description, texts, table.columns.get(data.label_column), names)
+    return _Raw(table.description, texts, table.columns.get(data.label_column), names, table.is_typed)
 
 
 def _check_pairs(raw: dict[str, _Raw]) -> None:
@@ -170,6 +171,7 @@ def _encode_labels(
         problem_type=task.problem_type,
         names=data.label_names or train.class_names or task.label_names,
         description=train.description,
+        is_typed=train.is_typed,
     )
     if labels.problem_type == "regression" and data.label_names:
         raise InputError("regression has no classes to be named; leave out --label_names or change --task")
@@ -183,7 +185,8 @@ def _encode_labels(
 def _are_hidden(test_labels: list[Any], labels: LabelSpace) -> bool:
     """Return whether no test row has a label: all are empty, or -1 as in the test splits of GLUE."""
     values = [tidy(label) for label in test_labels]
-    return all(map(is_missing, values)) or (all(value == -1 for value in values) and -1 not in labels.numbers)
+    has_such_class = -1 in labels.numbers or "-1" in labels.numbers
+    return all(map(is_missing, values)) or (all(as_number(value) == -1 for value in values) and not has_such_class)
 
 
 def _renumbered(part: _Raw, train: _Raw) -> list[Any]:

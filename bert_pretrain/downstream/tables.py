@@ -29,11 +29,13 @@ class Table:
         description: what it is, for messages.
         columns: cells by column name; those of CSV and TSV files are strings.
         class_names: names of the class numbers of columns whose file or data set tells them.
+        is_typed: texts and numbers are told apart; in CSV and TSV files all cells are texts.
     """
 
     description: str
     columns: dict[str, list[Any]]
     class_names: dict[str, tuple[str, ...]]
+    is_typed: bool = True
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -82,7 +84,7 @@ def read_file(path: str, *, flag: str) -> Table:
             content = parquet.read()
         class_names = _class_names(Features.from_arrow_schema(content.schema))
         columns = {name: cells.to_pylist() for name, cells in zip(content.column_names, content.columns, strict=True)}
-    table = Table(path, columns, class_names)
+    table = Table(path, columns, class_names, is_typed=kind not in (".csv", ".tsv"))
     if not len(table):
         raise InputError(f"{path} has no rows; change {flag}")
     return table
