@@ -63,7 +63,7 @@ LEVELS = [
     ["evaluation.curves", "evaluation.pseudo_likelihood", "evaluation.next_sentence", "run_state"],
     ["evaluation.minimal_pairs"],
     ["evaluation.pair_templates"],
-    ["downstream.tasks", "downstream.tables"],
+    ["downstream.label_values", "downstream.tasks", "downstream.tables"],
     ["downstream.data_flags", "downstream.labels", "downstream.metrics"],
     ["downstream.data", "downstream.image_data", "downstream.models"],
     ["downstream.sources", "downstream.training"],

@@ -7,7 +7,6 @@ the evaluation data have is found before anything is trained.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pretrain.data.row_files import is_unicode
+from bert_pretrain.downstream.label_values import (
+    as_number,
+    is_missing,
+    members_of,
+    refuse_missing,
+    regression_value,
+    text_of,
+    tidy,
+    value_of,
+)
 from bert_pretrain.downstream.tasks import ProblemType
 from bert_pretrain.errors import InputError
 
-LABEL_SEPARATOR = "|"  # between the labels of a multi-label row that is one string, as in a CSV file
 _MAX_CLASSES = 10_000
-_LARGEST_VALUE = float(np.finfo(np.float32).max)
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")  # not "007", which is a name that happens to have digits
-_TRUTH_VALUES = {"false": 0, "true": 1}  # as JSON writes them, and with capitals pandas in a CSV file
 
 
 @dataclass(frozen=True)
@@ -64,22 +68,24 @@ class LabelSpace:
         """
         values = [tidy(label) for label in labels]
         if self.problem_type == "regression":
-            return np.array([_number(value, place, description) for place, value in enumerate(values)], np.float32)
+            return np.array(
+                [regression_value(value, place, description) for place, value in enumerate(values)], np.float32
+            )
         if self.problem_type == "single_label_classification":
             return np.array(
                 [self._number_of(value, place, description) for place, value in enumerate(values)], np.int64
             )
         encoded = np.zeros((len(values), len(self.names)), np.float32)
         for place, value in enumerate(values):
-            for member in _members(value, place, description):
+            for member in members_of(value, place, description):
                 encoded[place, self._number_of(member, place, description)] = 1
         return encoded
 
     def _number_of(self, value: Any, place: int, description: str) -> int:
-        _refuse_missing(value, place, description)
-        number = self.numbers.get(_text_of(value))
+        refuse_missing(value, place, description)
+        number = self.numbers.get(text_of(value))
         if number is None and (self.are_numbers or not isinstance(value, str)):
-            numerical = _value_of(value)
+            numerical = value_of(value)
             number = None if numerical is None else self.numbers.get(numerical)
         if number is None:
             known: list[Any] = [key for key in self.numbers if isinstance(key, str)] or list(self.numbers)
@@ -103,7 +109,7 @@ def find_labels(
 
     Args:
         labels: of the training rows: class numbers or names; numbers for regression; lists of classes, or one string
-            with `LABEL_SEPARATOR` between them, for several labels a row.
+            with `label_values.LABEL_SEPARATOR` between them, for several labels a row.
         problem_type: None = lists are several labels, fractions are regression, anything else is classes.
         names: of the class numbers 0, 1, ..., where the labels may be numbers only.
         description: where they come from.
@@ -124,10 +130,10 @@ def find_labels(
             )
         return LabelSpace(problem_type, (), {})
     if problem_type == "multi_label_classification":
-        found = [member for place, value in enumerate(values) for member in _members(value, place, description)]
+        found = [member for place, value in enumerate(values) for member in members_of(value, place, description)]
     else:
         for place, value in enumerate(values):
-            _refuse_missing(value, place, description)
+            refuse_missing(value, place, description)
             if isinstance(value, list):
                 raise InputError(
                     f"row {place + 1} of {description} has a list of labels; pass --task multi_label for several labels"
@@ -138,7 +144,7 @@ def find_labels(
     else:
         space = _named(found, problem_type, names, description)
     smallest = 1 if problem_type == "multi_label_classification" else 2
-    if len(set(map(_text_of, found))) < smallest:
+    if len(set(map(text_of, found))) < smallest:
         what = (
             f"all {len(values):,} rows of {description} have the label {values[0]!r}, but there must be two classes to "
             "tell apart"
@@ -156,7 +162,7 @@ def find_labels(
 
 def _named_as_found(labels: Sequence[Any], problem_type: ProblemType, description: str) -> LabelSpace:
     """Return the classes of these labels by the texts that they are: numbers in their order, then words."""
-    found = {_text_of(label): label for label in labels}
+    found = {text_of(label): label for label in labels}
     typed = [label for label in found.values() if not isinstance(label, str)]
     if len(set(typed)) < len(typed):
         raise InputError(f"{description} has labels that differ by type alone, such as 1 and true; make them equal")
@@ -167,7 +173,7 @@ def _named_as_found(labels: Sequence[Any], problem_type: ProblemType, descriptio
 
     names = tuple(sorted(found, key=place_in_order))
     numbers_of: dict[str | float, int] = {name: number for number, name in enumerate(names)}
-    values = [_value_of(found[name]) for name in names]
+    values = [value_of(found[name]) for name in names]
     how_often = Counter(values)
     numbers_of |= {value: n for n, value in enumerate(values) if value is not None and how_often[value] == 1}
     are_numbers = not any(isinstance(label, str) for label in labels)
@@ -191,50 +197,11 @@ def _named(labels: Sequence[Any], problem_type: ProblemType, names: Sequence[str
     ]
     if unknown:
         raise InputError(
-            f"{description} has the label {min(map(_text_of, unknown))!r} but the classes are {', '.join(names)}"
+            f"{description} has the label {min(map(text_of, unknown))!r} but the classes are {', '.join(names)}"
             + ("" if is_named else f", numbered from 0 to {len(names) - 1}")
             + "; change --label_names, --task or --label_column"
         )
     return LabelSpace(problem_type, tuple(names), by_name if is_named else by_number, are_numbers=not is_named)
-
-
-def tidy(label: Any) -> Any:
-    """Return a label as Python has it: texts without space around them, and whole numbers as int."""
-    if isinstance(label, str):
-        return label.strip()
-    if isinstance(label, bool | np.bool_):
-        return bool(label)
-    if isinstance(label, int | np.integer):
-        return int(label)
-    if isinstance(label, float | np.floating):
-        return int(label) if float(label).is_integer() else float(label)
-    if isinstance(label, list | tuple | np.ndarray):
-        return [tidy(member) for member in label]
-    return label
-
-
-def as_number(label: Any) -> int | float | None:
-    """Return the number that a tidy label is, or is the text of; whole ones as int, None for what is no number."""
-    if isinstance(label, str):
-        return tidy(float(label)) if _NUMBER.fullmatch(label) else None
-    if isinstance(label, int):
-        return int(label)
-    return label if isinstance(label, float) else None
-
-
-def _text_of(label: Any) -> str:
-    """Return a tidy label as a file of texts has it, which is the name of its class."""
-    return str(label).lower() if isinstance(label, bool) else str(label)
-
-
-def _value_of(label: Any) -> int | float | None:
-    """Return the number that a label means to a file of numbers or booleans."""
-    return _TRUTH_VALUES.get(label.lower(), as_number(label)) if isinstance(label, str) else as_number(label)
-
-
-def is_missing(label: Any) -> bool:
-    """Return whether a row has no label: none at all, an empty text, or no number."""
-    return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
 
 
 def _guess(values: Sequence[Any], *, is_typed: bool) -> ProblemType:
@@ -244,51 +211,3 @@ def _guess(values: Sequence[Any], *, is_typed: bool) -> ProblemType:
     if any(isinstance(number, float) and not math.isnan(number) for number in numbers):
         return "regression"
     return "single_label_classification"
-
-
-def _members(value: Any, place: int, description: str) -> list[Any]:
-    if value is None:
-        _refuse_missing(value, place, description)
-    if isinstance(value, str):
-        return [member.strip() for member in value.split(LABEL_SEPARATOR) if member.strip()]
-    members = value if isinstance(value, list) else [value]
-    for member in members:
-        _refuse_missing(member, place, description)
-        if isinstance(member, list):
-            raise InputError(
-                f"row {place + 1} of {description} has the label {value!r}, a list within a list; flatten it or change "
-                "--label_column"
-            )
-    return members
-
-
-def _number(value: Any, place: int, description: str) -> float:
-    _refuse_missing(value, place, description)
-    number = as_number(value)
-    if number is None or not abs(number) <= _LARGEST_VALUE:
-        raise InputError(
-            f"row {place + 1} of {description} has the label {value!r} but regression needs numbers of at most "
-            f"{_LARGEST_VALUE:.1e}; change --task or --label_column"
-        )
-    if number == -100:
-        # transformers counts such labels as none, so that the loss would be divided by the wrong number.
-        raise InputError(
-            f"row {place + 1} of {description} has the label -100, which means 'no label' to transformers; "
-            "rescale the labels"
-        )
-    return float(number)
-
-
-def _refuse_missing(value: Any, place: int, description: str) -> None:
-    """Refuse what is no label of a class: nothing, or neither a text nor a number (nor a list, which others take)."""
-    if value is not None and not isinstance(value, str | int | float | list):
-        raise InputError(
-            f"row {place + 1} of {description} has the label {value!r}, which is neither a text nor a number; "
-            "change --label_column or convert it"
-        )
-    if isinstance(value, str) and not is_unicode(value):
-        raise InputError(
-            f"row {place + 1} of {description} has the label {value!r}, which is no valid Unicode; repair the row"
-        )
-    if is_missing(value):
-        raise InputError(f"row {place + 1} of {description} has no label ({value!r}); remove the row or repair it")

@@ -15,7 +15,8 @@ from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
 from bert_pretrain.downstream.data_flags import TaskDataArguments, check_data_flags, refuse_flags_without_effect
 from bert_pretrain.downstream.image_data import LabelledPixels, augmentation_of, read_images
-from bert_pretrain.downstream.labels import LabelSpace, as_number, find_labels, is_missing, tidy
+from bert_pretrain.downstream.label_values import as_number, is_missing, tidy
+from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.models import is_image_config, load_text_tokenizer, longest_row, read_model_config
 from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
 from bert_pretrain.downstream.tasks import Task
