@@ -147,7 +147,8 @@ def _train_all(
 ) -> dict[str, Any]:
     """Train with every seed and write the folder; returns what results.json holds."""
     output_dir = Path(options.output_dir)
-    _say(describe_splits(splits))
+    for line in (describe_splits(splits), *splits.notes):
+        _say(line)
     overlap = overlap_with_training(splits)
     overlap_described = describe_overlap(splits, overlap)
     if overlap_described:

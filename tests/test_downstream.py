@@ -206,6 +206,58 @@ def test_several_labels_in_one_cell_are_divided() -> None:
     assert found.encode(["y|x", "", "x"], description="d").tolist() == [[1, 1], [0, 0], [1, 0]]
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]], ("0", "1", "2")),
+        ([[True, False], [True, True]], ("0", "1")),
+        ([[1, 0], [0, 1]], ("0", "1")),  # as class numbers these rows would be alike
+        ([np.array([0, 1, 0]), np.array([0, 0, 0])], ("0", "1", "2")),
+    ],
+)
+def test_lists_of_as_many_zeros_and_ones_as_there_are_classes_are_multi_hot(
+    labels: list[Any], names: tuple[str, ...]
+) -> None:
+    for problem_type in (None, MULTI):
+        found = space(labels, problem_type)
+        assert (found.problem_type, found.names, found.is_multi_hot) == (MULTI, names, True)
+        assert found.encode(labels, description="d").tolist() == [[float(value) for value in row] for row in labels]
+    other = [float(place == 1) for place in range(len(names))]  # by itself it could be the classes 0 and 1
+    assert found.encode([other], description="dev.jsonl").tolist() == [other]
+    letters = tuple("abc"[: len(names)])
+    assert space(labels, names=letters).names == letters
+
+
+def test_lists_of_class_numbers_are_not_multi_hot() -> None:
+    for labels in ([[0], [1], [1, 0]], [[0, 2], [1, 0]], [["0", "1"], ["1", "0"]], [[0], [1]]):
+        found = space(labels)
+        assert not found.is_multi_hot
+        assert found.encode([labels[0]], description="d").sum() == len(labels[0])
+    numbered = find_labels(
+        [[0, 1], [1, 0]], problem_type=None, names=("a", "b", "c"), description="d", are_class_numbers=True
+    )
+    assert numbered.encode([[1]], description="d").tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "other", "message"),
+    [
+        ([[1, 0, 1], [0, 0]], None, None, "row 2 of train.csv has a list of 2 .* row 1 one of 3"),
+        ([[1, 0, 1], []], None, None, "row 2 of train.csv has a list of 0"),
+        ([[1, 0, 1], None], None, None, "row 2 of train.csv has no label"),
+        ([[0, 0, 0], [0, 0, 0]], None, None, "none of the 2 rows"),
+        ([[1, 0, 1]], ("a", "b"), None, "lists of 3 .*--label_names"),
+        ([[1, 0, 1]], None, [1, 0], "row 1 of dev.csv has the label .* 3 places"),
+        ([[1, 0, 1]], None, [1, 0, 2], "row 1 of dev.csv has the label .* 0 or 1"),
+        ([[1, 0, 1]], None, "0|2", "row 1 of dev.csv has the label '0|2'"),
+        ([[1, 0, 1]], None, None, "row 1 of dev.csv has no label"),
+    ],
+)
+def test_multi_hot_lists_that_do_not_fit_are_refused(labels: Any, names: Any, other: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        space(labels, names=names).encode([other], description="dev.csv")
+
+
 def test_names_of_class_numbers_are_kept() -> None:
     found = space([1, 0], names=("no", "yes", "maybe"))
     assert found.names == ("no", "yes", "maybe") and found.encode([1], description="d").tolist() == [1]

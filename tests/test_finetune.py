@@ -142,6 +142,25 @@ def test_several_labels_a_row_and_test_rows_without_labels(model: str, folder: P
         assert row["prediction"] == [name for name, share in row["probabilities"].items() if share > 0.5]
 
 
+def test_multi_hot_labels_are_named_in_the_predictions_and_said_to_be_read_so(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def multi_hot(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"label": [1.0, float(row["label"] == "good"), float(len(row["text"]) > 30)]} for row in rows]
+
+    for name, rows in (("train", multi_hot(sentences(30))), ("test", multi_hot(sentences(6, seed=1))[1:2])):
+        write_rows(folder / f"{name}.jsonl", rows)
+    files = ["--train_file", "train.jsonl", "--test_file", "test.jsonl"]
+    finetune(model, *files, "--label_names", "any", "good", "long", *SHORT)
+    config = json.loads((folder / "out/final/config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert list(config["id2label"].values()) == ["any", "good", "long"]
+    (row,) = read_rows(folder / "out/seed-42/predictions_test.jsonl")
+    assert row["label"] == ["any", "good"] + ["long"] * (len(row["text"]) > 30)
+    printed = capsys.readouterr().out
+    assert printed.count("\nlabels: lists of 3 zeros and ones, one for each class (multi-hot)") == 1
+
+
 @pytest.mark.parametrize(
     ("classes", "test_labels", "is_measured"),
     [

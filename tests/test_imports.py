@@ -64,6 +64,7 @@ LEVELS = [
     ["evaluation.minimal_pairs"],
     ["evaluation.pair_templates"],
     ["downstream.label_values", "downstream.tasks", "downstream.tables"],
+    ["downstream.multi_hot"],
     ["downstream.data_flags", "downstream.labels", "downstream.metrics"],
     ["downstream.data", "downstream.image_data", "downstream.models"],
     ["downstream.sources", "downstream.training"],

@@ -33,7 +33,13 @@ class TaskDataArguments:
     text_column: str | None = flag(None, "Column of the text. Default: that of --task, else text.")
     text_pair_column: str | None = flag(None, "Column of the second text. Default: of --task, else text_pair if there.")
     image_column: str = flag("image", "Column of the images.")
-    label_column: str = flag("label", "Column of the labels; several in one CSV cell are divided by '|'.")
+    label_column: str = flag(
+        "label",
+        "Column of the labels. Fractions are values (regression), lists are several classes, all else is one class. "
+        "Lists of equal length > 1 of zeros and ones alone are multi-hot: a 1 in place i is class i, named by "
+        "--label_names; any other list names its classes. In CSV and TSV all is text: --task classification keeps "
+        "fractions as names, and with --task multi_label, only then, '|' divides the classes in a cell.",
+    )
     label_names: list[str] | None = flags("Names of the class numbers 0, 1, ...; default: as found.")
     validation_share: float = flag(0.1, "Share of training rows held out where nothing else is validated on, (0, 1).")
     max_seq_length: int = flag(0, "Tokens of a row; longer texts are cut. 0 = 128, or as many as the model takes.")

@@ -6,6 +6,7 @@ the evaluation data have is found before anything is trained.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from bert_pretrain.downstream.label_values import (
     tidy,
     value_of,
 )
+from bert_pretrain.downstream.multi_hot import encode_multi_hot, multi_hot_width
 from bert_pretrain.downstream.tasks import ProblemType
 from bert_pretrain.errors import InputError
 
@@ -41,12 +43,14 @@ class LabelSpace:
         numbers: class number of each text, and of each numerical value, that labels have in the data.
         are_numbers: the classes are numbers to the data, so that a text means the number which it writes; otherwise
             texts of equal value, such as "3.1" and "3.10", are different classes.
+        is_multi_hot: the labels of a row are a list of one 0 or 1 for each class.
     """
 
     problem_type: ProblemType
     names: tuple[str, ...]
     numbers: dict[str | float, int]
     are_numbers: bool = False
+    is_multi_hot: bool = False
 
     @property
     def num_outputs(self) -> int:
@@ -75,6 +79,8 @@ class LabelSpace:
             return np.array(
                 [self._number_of(value, place, description) for place, value in enumerate(values)], np.int64
             )
+        if self.is_multi_hot:
+            return encode_multi_hot(values, len(self.names), description=description)
         encoded = np.zeros((len(values), len(self.names)), np.float32)
         for place, value in enumerate(values):
             for member in members_of(value, place, description):
@@ -104,16 +110,18 @@ def find_labels(
     names: Sequence[str] | None,
     description: str,
     is_typed: bool = True,
+    are_class_numbers: bool = False,
 ) -> LabelSpace:
     """Return the label space of the training labels.
 
     Args:
-        labels: of the training rows: class numbers or names; numbers for regression; lists of classes, or one string
-            with `label_values.LABEL_SEPARATOR` between them, for several labels a row.
+        labels: of the training rows: class numbers or names; numbers for regression; for several labels a row lists of
+            classes, one string with `label_values.LABEL_SEPARATOR` between them, or lists of one 0 or 1 for each class.
         problem_type: None = lists are several labels, fractions are regression, anything else is classes.
         names: of the class numbers 0, 1, ..., where the labels may be numbers only.
         description: where they come from.
         is_typed: the data tell texts from numbers, as JSON does and CSV does not, so that "0.5" is a name.
+        are_class_numbers: the data say themselves that numbers are those of classes, so that no list is multi-hot.
 
     Raises:
         InputError: a label is missing, or there is one class only.
@@ -130,6 +138,9 @@ def find_labels(
             )
         return LabelSpace(problem_type, (), {})
     if problem_type == "multi_label_classification":
+        width = 0 if are_class_numbers else multi_hot_width(values, description=description)
+        if width:
+            return _multi_hot_space(values, width, names, description)
         found = [member for place, value in enumerate(values) for member in members_of(value, place, description)]
     else:
         for place, value in enumerate(values):
@@ -152,12 +163,34 @@ def find_labels(
             else f"none of the {len(values):,} rows of {description} has a label"
         )
         raise InputError(f"{what}; change --train_file or --label_column")
-    if len(space.names) > _MAX_CLASSES:
+    _refuse_too_many(len(space.names), description)
+    return space
+
+
+def _multi_hot_space(values: list[Any], width: int, names: Sequence[str] | None, description: str) -> LabelSpace:
+    """Return the classes of lists of so many zeros and ones: the i-th place is the class i."""
+    if names is not None and len(names) != width:
         raise InputError(
-            f"{description} has {len(space.names):,} different labels, more than {_MAX_CLASSES:,}; "
+            f"the labels of {description} are lists of {width} zeros and ones, one for each class, but there are "
+            f"{len(names)} label names ({', '.join(names)}); change --label_names or --label_column"
+        )
+    if not any(map(any, values)):
+        raise InputError(
+            f"none of the {len(values):,} rows of {description} has a label: their lists hold zeros alone; change "
+            "--train_file or --label_column"
+        )
+    _refuse_too_many(width, description)
+    places = list(range(width))
+    space = _named(places, "multi_label_classification", names or tuple(map(str, places)), description)
+    return dataclasses.replace(space, is_multi_hot=True)
+
+
+def _refuse_too_many(num_classes: int, description: str) -> None:
+    if num_classes > _MAX_CLASSES:
+        raise InputError(
+            f"{description} has {num_classes:,} different labels, more than {_MAX_CLASSES:,}; "
             "change --label_column, or pass --task regression"
         )
-    return space
 
 
 def _named_as_found(labels: Sequence[Any], problem_type: ProblemType, description: str) -> LabelSpace:

@@ -39,6 +39,7 @@ class Splits:
         config: the model's.
         processor: its tokenizer or image processor.
         max_seq_length: longest row in tokens; 0 for images.
+        notes: a line for people on each thing about the labels that could have been read in another way.
     """
 
     rows: dict[str, LabelledDataset]
@@ -47,6 +48,7 @@ class Splits:
     config: PreTrainedConfig
     processor: Any
     max_seq_length: int
+    notes: tuple[str, ...] = ()
 
 
 class _Raw(NamedTuple):
@@ -89,7 +91,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
         whole, text = rows["train"], texts["train"]
         rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
         texts |= {"train": text.subset(kept), "validation": text.subset(held_out)}
-    return Splits(rows, texts, labels, config, tokenizer, max_seq_length)
+    return Splits(rows, texts, labels, config, tokenizer, max_seq_length, _notes(labels))
 
 
 def _max_seq_length(data: TaskDataArguments, config: PreTrainedConfig, tokenizer: Any, *, is_pair: bool) -> int:
@@ -173,6 +175,7 @@ def _encode_labels(
         names=data.label_names or train.class_names or task.label_names,
         description=train.description,
         is_typed=train.is_typed,
+        are_class_numbers=train.class_names is not None,
     )
     if labels.problem_type == "regression" and data.label_names:
         raise InputError("regression has no classes to be named; leave out --label_names or change --task")
@@ -181,6 +184,14 @@ def _encode_labels(
         has_none = part.labels is None or (name == "test" and _are_hidden(part.labels, labels))
         encoded[name] = None if has_none else labels.encode(_renumbered(part, train), description=part.description)
     return labels, encoded
+
+
+def _notes(labels: LabelSpace) -> tuple[str, ...]:
+    if labels.is_multi_hot:
+        return (
+            f"labels: lists of {len(labels.names)} zeros and ones, one for each class (multi-hot), no class numbers",
+        )
+    return ()
 
 
 def _are_hidden(test_labels: list[Any], labels: LabelSpace) -> bool:
@@ -243,7 +254,7 @@ def _open_images(
         rows["validation"] = rows["train"].subset(held_out)
     augmentation = augmentation_of(data.augmentation, rows["train"].pixels.shape[1:], seed=seed)
     rows["train"] = rows["train"].subset(kept, augmentation=augmentation)
-    return Splits(rows, {}, labels, config, processor, 0)
+    return Splits(rows, {}, labels, config, processor, 0, _notes(labels))
 
 
 def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: int) -> dict[str, LabelledPixels]:

@@ -108,6 +108,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     log.require({f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")})
     task = CurveTask(curve.model, splits, options.recipe, data.augmentation, log.folder / "trainer.tmp")
     arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms)}
+    sys.stdout.write("".join(f"{note}\n" for note in splits.notes))
     overlap = overlap_with_training(splits)
     if described := describe_overlap(splits, overlap):
         sys.stdout.write(f"WARNING: {described}\n")
