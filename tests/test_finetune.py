@@ -161,6 +161,20 @@ def test_multi_hot_labels_are_named_in_the_predictions_and_said_to_be_read_so(
     assert printed.count("\nlabels: lists of 3 zeros and ones, one for each class (multi-hot)") == 1
 
 
+def test_cells_with_the_separator_of_labels_are_pointed_out_where_the_task_was_guessed(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["x", "y|x", "y"]
+    lines = [f"{row['text']},{labels[number % 3]}\n" for number, row in enumerate(sentences(30))]
+    (folder / "train.csv").write_text("text,label\n" + "".join(lines))
+    for flags, count in (([], 1), (["--task", "classification"], 0), (["--task", "multi_label"], 0)):
+        finetune(model, "--train_file", "train.csv", *flags, *SHORT)
+        printed = capsys.readouterr().out
+        assert printed.count("10 of the 30 labels of train.csv contain '|'") == count
+        assert printed.count("--task multi_label") == count
+        (folder / "out").rename(f"out-{len(flags)}-{count}-{flags[-1] if flags else ''}")
+
+
 @pytest.mark.parametrize(
     ("classes", "test_labels", "is_measured"),
     [

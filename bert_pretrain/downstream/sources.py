@@ -15,7 +15,7 @@ from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
 from bert_pretrain.downstream.data_flags import TaskDataArguments, check_data_flags, refuse_flags_without_effect
 from bert_pretrain.downstream.image_data import LabelledPixels, augmentation_of, read_images
-from bert_pretrain.downstream.label_values import as_number, is_missing, tidy
+from bert_pretrain.downstream.label_values import LABEL_SEPARATOR, as_number, is_missing, tidy
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.models import is_image_config, load_text_tokenizer, longest_row, read_model_config
 from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
@@ -91,7 +91,7 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
         whole, text = rows["train"], texts["train"]
         rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
         texts |= {"train": text.subset(kept), "validation": text.subset(held_out)}
-    return Splits(rows, texts, labels, config, tokenizer, max_seq_length, _notes(labels))
+    return Splits(rows, texts, labels, config, tokenizer, max_seq_length, _notes(raw["train"], labels, task))
 
 
 def _max_seq_length(data: TaskDataArguments, config: PreTrainedConfig, tokenizer: Any, *, is_pair: bool) -> int:
@@ -186,12 +186,21 @@ def _encode_labels(
     return labels, encoded
 
 
-def _notes(labels: LabelSpace) -> tuple[str, ...]:
+def _notes(train: _Raw, labels: LabelSpace, task: Task) -> tuple[str, ...]:
     if labels.is_multi_hot:
         return (
             f"labels: lists of {len(labels.names)} zeros and ones, one for each class (multi-hot), no class numbers",
         )
-    return ()
+    if train.is_typed or task.problem_type or labels.problem_type != "single_label_classification":
+        return ()
+    cells = train.labels or []
+    num_divided = sum(LABEL_SEPARATOR in str(cell) for cell in cells)
+    if not num_divided:
+        return ()
+    return (
+        f"labels: {num_divided:,} of the {len(cells):,} labels of {train.description} contain {LABEL_SEPARATOR!r} and "
+        "are read as names of classes; if it divides several labels of a row, pass --task multi_label",
+    )
 
 
 def _are_hidden(test_labels: list[Any], labels: LabelSpace) -> bool:
@@ -254,7 +263,7 @@ def _open_images(
         rows["validation"] = rows["train"].subset(held_out)
     augmentation = augmentation_of(data.augmentation, rows["train"].pixels.shape[1:], seed=seed)
     rows["train"] = rows["train"].subset(kept, augmentation=augmentation)
-    return Splits(rows, {}, labels, config, processor, 0, _notes(labels))
+    return Splits(rows, {}, labels, config, processor, 0, _notes(raw["train"], labels, task))
 
 
 def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: int) -> dict[str, LabelledPixels]:
