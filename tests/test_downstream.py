@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import math
@@ -302,6 +303,49 @@ def test_all_file_formats_give_the_same_rows(tmp_path: Path) -> None:
             assert read_file(str(path), flag="--train_file").columns == {
                 key: [row[key] for row in rows] for key in ("text", "label")
             }
+
+
+def test_quotes_of_a_tsv_file_are_letters_unless_they_were_put_around_cells(tmp_path: Path) -> None:
+    def read(content: str) -> list[str]:
+        (tmp_path / "a.tsv").write_text(content)
+        return read_file(str(tmp_path / "a.tsv"), flag="--train_file").columns["text"]
+
+    # As GLUE writes them: nothing is quoted.
+    for texts in (
+        ['"It opens here', "and goes on", 'and closes"'],
+        ['"All of it"', '"Both of them"'],
+        ['a 5" disc', '"", he wrote', '"'],
+        ['"She said ""no"""', '"" is empty', 'say "yes"'],
+    ):
+        rows = "".join(f"{text}\t{number % 2}\n" for number, text in enumerate(texts))
+        assert read("text\tlabel\n" + rows) == texts
+        assert read("label\ttext\r\n\r\n" + "".join(f"0\t{text}\r\n" for text in texts)) == texts
+    # As pandas and csv write them: cells with a tab, a quote or a line end are quoted, or all are.
+    for texts in (['He said "no"', "plain"], ["a\ttab", 'a "quote"'], ["two\n\nlines", '"'], ["plain", '5" disc']):
+        frame = pd.DataFrame({"text": texts, "label": ["0"] * len(texts)})
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC):
+            assert read(frame.to_csv(index=False, sep="\t", quoting=quoting)) == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text\tlabel\na\t0\nb\tc\t1\n", "a.tsv, line 3, has 3 cells but its header has 2; "),
+        ("text\tlabel\na\t0\nb\n", "a.tsv, line 3, has 1 cells but its header has 2; "),
+        # Stray quotes that would swallow lines, and one tab too many.
+        (
+            'text\tlabel\n"a\t0\nb\tc\t1\n"d\t1\n',
+            r"line 3, has 3 cells .* \(with cells in quotes line 2 does not fit\)",
+        ),
+        ('text\tlabel\n"a\t0\nb\tc\t1\n', r"line 3, has 3 cells .* \(with cells in quotes line 2 does not fit\)"),
+    ],
+)
+def test_a_line_of_a_tsv_file_that_fits_its_header_in_no_way_is_named(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "a.tsv").write_text(content)
+    with pytest.raises(InputError, match=f"{message}.*--train_file"):
+        read_file(str(tmp_path / "a.tsv"), flag="--train_file")
 
 
 def test_class_names_of_a_parquet_file_are_found(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "bert_pretrain"
 # From upstream to downstream; a module may import from its own level and from those above it.
 LEVELS = [
     ["errors"],
+    ["data.tsv_quotes"],
     ["whole_files", "named_folders", "data.row_files"],
     [
         "command_line",

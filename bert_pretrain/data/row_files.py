@@ -7,6 +7,7 @@ with a file is one `InputError`, with its name and the flag to change.
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -19,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bert_pretrain.data.tsv_quotes import has_quoted_cells
 from bert_pretrain.errors import InputError, first_line
 
 _COMPRESSED = (".gz", ".zst")
@@ -82,16 +84,20 @@ def read_json_lines(path: Path, *, flag: str) -> Iterator[tuple[int, dict[str, A
 def read_csv(path: Path, *, flag: str) -> Iterator[pd.DataFrame]:
     """Yield blocks of rows of a CSV or TSV file with a header; a file without rows gives one empty block.
 
-    Cells stay what is written: "NA", "null" and "01" are texts as well as any other.
+    Cells stay what is written: "NA", "null" and "01" are texts as well as any other. The quotes of a TSV file are
+    letters unless its lines tell that they were put around cells.
 
     Raises:
         InputError: as for `read_lines`, or the rows do not fit the header.
     """
-    separator = "\t" if file_kind(path) == ".tsv" else _separator_in(next(read_lines(path, flag=flag), ""))
-    options = {"dtype": str, "keep_default_na": False, "na_filter": False, "chunksize": _ROWS_PER_BLOCK}
+    is_tsv = file_kind(path) == ".tsv"
+    separator = "\t" if is_tsv else _separator_in(next(read_lines(path, flag=flag), ""))
+    is_quoted = not is_tsv or has_quoted_cells(lambda: read_lines(path, flag=flag), name=str(path), flag=flag)
+    quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    options = {"dtype": str, "keep_default_na": False, "na_filter": False, "quoting": quoting}
     with _opened(path, flag) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
         try:
-            for block in pd.read_csv(file, sep=separator, **options):
+            for block in pd.read_csv(file, sep=separator, chunksize=_ROWS_PER_BLOCK, **options):
                 # Where the first row has more cells than the header, pandas takes the first ones for names of rows.
                 if not isinstance(block.index, pd.RangeIndex):
                     raise InputError(

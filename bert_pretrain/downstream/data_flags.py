@@ -16,7 +16,11 @@ class TaskDataArguments:
 
     _argument_group_name: ClassVar[str] = "data"
 
-    train_file: str | None = flag(None, "Rows to learn from: .csv, .tsv, .jsonl or .parquet, also with .gz.")
+    train_file: str | None = flag(
+        None,
+        "Rows to learn from: .csv, .tsv, .jsonl or .parquet, also with .gz. Quotes in a .tsv are letters, as in GLUE, "
+        "unless its lines tell that they are around cells.",
+    )
     validation_file: str | None = flag(None, "Rows that choose the checkpoint. Default: a share of the training rows.")
     test_file: str | None = flag(None, "Rows that are only predicted and scored; may lack labels.")
     dataset_name: str | None = flag(
