@@ -31,6 +31,7 @@ from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import (
     ClassifierTrainer,
     Recipe,
+    Validation,
     _as_is,
     predict_logits,
     train,
@@ -505,6 +506,29 @@ def test_training_has_a_least_and_a_largest_length() -> None:
     assert Recipe(num_train_epochs=3, min_steps=100).num_updates(100) == 100
     assert Recipe(num_train_epochs=3, max_steps=5, min_steps=0).num_updates(100) == 5
     assert Recipe(num_train_epochs=3, min_steps=0, gradient_accumulation_steps=7).num_updates(100) == 3
+
+
+@pytest.mark.parametrize(
+    ("updates", "asked", "expected"),
+    [
+        (7, 4, [2, 4, 6, 7]),
+        (11, 3, [4, 8, 11]),
+        (8, 4, [2, 4, 6, 8]),
+        (9, 4, [3, 6, 9]),
+        (3, 5, [1, 2, 3]),
+        (5, 1, [5]),
+    ],
+)
+def test_there_are_at_most_as_many_evaluations_as_asked_for_and_one_at_the_end(
+    model: str, tmp_path: Path, updates: int, asked: int, expected: list[int]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = tokenize(Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32)
+    source = ClassifierSource(model, find_labels(["a", "b"], problem_type=None, names=None, description="d"))
+    recipe = Recipe(max_steps=updates, num_evaluations=asked, mixed_precision="no")
+    validation = Validation(rows, lambda logits, references: {"accuracy": 0.5}, "accuracy", greater_is_better=True)
+    trainer = train(source.build(0), rows, recipe, seed=0, scratch_folder=tmp_path / "scratch", validation=validation)
+    assert [row["step"] for row in trainer.state.log_history if "eval_accuracy" in row] == expected
 
 
 def test_a_tiny_task_is_learnt_and_nothing_is_left_on_disk(model: str, tmp_path: Path) -> None:

@@ -47,7 +47,10 @@ class Recipe:
     weight_decay: float = flag(0.01, "Of matrices.")
     warmup_ratio: float = flag(0.1, "Share of the updates over which the rate rises, in [0, 1).")
     max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.")
-    num_evaluations: int = flag(4, "Evaluations on validation rows, evenly over the updates; the best one is kept.")
+    num_evaluations: int = flag(
+        4,
+        "Evaluations on validation rows at most, after every so many updates and after the last one; the best is kept.",
+    )
     mixed_precision: Literal["auto", "bf16", "no"] = flag("auto", "bf16, no, or auto = bf16 where it is native.")
 
     def check(self) -> None:
@@ -201,7 +204,8 @@ def train(
     arguments = training_arguments(recipe, model, scratch_folder, num_updates=num_updates, seed=seed)
     compute_metrics = None
     if validation is not None:
-        interval = max(1, num_updates // recipe.num_evaluations)
+        # `Trainer` evaluates after every so many updates and after the last one.
+        interval = math.ceil(num_updates / recipe.num_evaluations)
         arguments.eval_strategy = arguments.save_strategy = "steps"
         arguments.eval_steps = arguments.save_steps = interval
         arguments.save_only_model, arguments.save_total_limit = True, 1
