@@ -72,7 +72,10 @@ class FinetuneArguments:
         metadata={"help": "Seeds of the head, of dropout and of the order of rows; one training for each."},
     )
     from_scratch: bool = flag(False, "Leave the weights of --model unread: the baseline of the same architecture.")
-    freeze_encoder: bool = flag(False, "Train the head alone.")
+    freeze_encoder: bool = flag(
+        False,
+        "Train the head alone; the encoder stays as it is, running means of normalisation included. Its dropout acts.",
+    )
     metrics: list[str] | None = flags(
         "accuracy, f1 (of class 1), f1_macro, f1_micro, matthews_correlation, pearson, spearman, mse, or any other "
         "name on the Hub. The first one chooses checkpoint and seed, on validation rows. Default: by the task."

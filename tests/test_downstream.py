@@ -17,7 +17,15 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from downstream_models import make_image_model, make_text_model, sentences
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ResNetConfig,
+    ResNetModel,
+)
 
 from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDataset, Texts, tokenize
 from bert_pretrain.downstream.data_flags import TaskDataArguments
@@ -474,6 +482,26 @@ def test_a_frozen_encoder_stays_and_what_it_lacks_is_trained(model: str, tmp_pat
         "classifier.weight",
         "classifier.bias",
     }
+
+
+def test_what_a_frozen_encoder_lacks_learns_its_statistics_and_dropout_acts(model: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = ResNetModel(ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1]))
+    encoder.save_pretrained(tmp_path / "resnet")
+    state = load_file(tmp_path / "resnet/model.safetensors")
+    lacking = "embedder.embedder.normalization"
+    kept = {name: values for name, values in state.items() if not name.startswith(lacking)}
+    save_file(kept, tmp_path / "resnet/model.safetensors", metadata={"format": "pt"})
+    labels = find_labels([0, 1], problem_type=None, names=None, description="d")
+    frozen = ClassifierSource(str(tmp_path / "resnet"), labels, freeze_encoder=True).build(0)
+    before = {name: values.clone() for name, values in frozen.state_dict().items()}
+    frozen.train()
+    frozen(pixel_values=torch.randn(4, 1, 32, 32))
+    changed = {name for name, values in frozen.state_dict().items() if not torch.equal(values, before[name])}
+    assert changed == {f"resnet.{lacking}.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    texts = ClassifierSource(model, labels, freeze_encoder=True).build(0).train()
+    first, second = (texts.bert(torch.tensor([[2, 7, 9, 3]])).last_hidden_state for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "distilbert"])

@@ -29,7 +29,10 @@ from transformers import (
     DistilBertModel,
     GPT2Config,
     GPT2Model,
+    ResNetConfig,
+    ResNetModel,
     T5Config,
+    ViTImageProcessorPil,
 )
 
 from bert_pretrain.__main__ import main
@@ -289,6 +292,28 @@ def test_a_frozen_encoder_is_exported_unchanged(model: str, folder: Path) -> Non
     before, after = load_file(f"{model}/model.safetensors"), load_file(folder / "out/final/model.safetensors")
     encoder = [name for name in before if name.startswith("bert.")]
     assert len(encoder) > 20 and all(torch.equal(before[name], after[name]) for name in encoder)
+
+
+def test_a_frozen_encoder_keeps_the_running_statistics_of_its_normalisation(folder: Path) -> None:
+    config = ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    torch.manual_seed(0)
+    ResNetModel(config).save_pretrained(folder / "resnet")
+    ViTImageProcessorPil(
+        size={"height": 8, "width": 8}, image_mean=[0.3], image_std=[0.4], do_convert_rgb=False
+    ).save_pretrained(folder / "resnet")
+    flags = ["--dataset_name", "digits", "--learning_rate", "1e-2", *SHORT]
+    finetune("resnet", "--freeze_encoder", *flags)
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("resnet", "out/final"))
+    statistics_of_rows = [name for name in before if "running" in name or "num_batches" in name]
+    assert len(statistics_of_rows) > 9
+    for name, values in before.items():
+        assert torch.equal(values, after[f"resnet.{name}"]), name
+    (folder / "out").rename("frozen")
+    finetune("resnet", *flags)
+    after = load_file(folder / "out/final/model.safetensors")
+    assert not any(torch.equal(before[name], after[f"resnet.{name}"]) for name in statistics_of_rows)
 
 
 def test_a_model_that_is_not_ours(model: str, folder: Path) -> None:

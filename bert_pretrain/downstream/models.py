@@ -147,7 +147,8 @@ class ClassifierSource:
             model: folder or Hub id.
             labels: decide the width of the head and are written to the configuration.
             from_scratch: leave the weights unread: every model starts from random ones.
-            freeze_encoder: train the head alone, and what else the model's weights lack, such as a pooler.
+            freeze_encoder: train the head alone, and what else the model's weights lack, such as a pooler; running
+                means and variances of the encoder stay too.
             max_seq_length: longest row in tokens, which decides the implementation of attention on a processor; 0 for
                 images.
             pad_token_id: the tokenizer's, for a decoder whose configuration has none and could not find a row's end.
@@ -214,6 +215,15 @@ class ClassifierSource:
         if self.freeze_encoder:
             for name, parameter in model.base_model.named_parameters(prefix=model.base_model_prefix):
                 parameter.requires_grad_(name not in self.state)
+            for name, module in model.base_model.named_modules(prefix=model.base_model_prefix):
+                if f"{name}.running_mean" in self.state:
+                    # `Trainer` puts the whole model into training mode at each step, in which these layers would
+                    # normalise by the batch and go on averaging. Dropout has no state and acts as in training.
+                    module.register_forward_pre_hook(_put_into_evaluation_mode)
         if self.max_seq_length:
             choose_attention(model, self.max_seq_length)
         return model
+
+
+def _put_into_evaluation_mode(module: torch.nn.Module, _: Any) -> None:
+    module.eval()
