@@ -173,6 +173,13 @@ def test_cells_of_a_text_file_that_are_fractions_are_values_unless_they_are_said
     found = space(cells, SINGLE, is_typed=False)
     assert (found.names, found.encode(cells, description="d").tolist()) == (("0.5", "0.50", "2"), [1, 2, 0])
     assert space(["10", "9"], is_typed=False).names == ("9", "10")
+    # Whole numbers are classes, and numbers to all files, unless two classes would become one.
+    found = space(["1.0", "0.0"], is_typed=False)
+    assert (found.names, found.encode(["1", "0.0"], description="d").tolist()) == (("0", "1"), [1, 0])
+    assert space(["0", "1"], is_typed=False).encode(["1.0"], description="d").tolist() == [1]
+    assert space(["250.0", "250.00"], is_typed=False).names == ("250.0", "250.00")
+    with pytest.raises(InputError, match=r"'3\.1' as a number.*--task classification"):
+        space(["3.1", "3.10"], is_typed=False)
     assert space(cells, VALUES).encode(cells, description="d").tolist() == [0.5, 2.0, 0.5]
 
 

@@ -129,13 +129,10 @@ def find_labels(
     values = [tidy(label) for label in labels]
     if problem_type is None:
         problem_type = _guess(values, is_typed=is_typed)
+        if not is_typed and names is None and problem_type == "single_label_classification":
+            values = _as_numbers(values)
     if problem_type == "regression":
-        found_numbers = {as_number(value) for value in values}
-        if len(found_numbers) == 1 and None not in found_numbers and not is_missing(values[0]):
-            raise InputError(
-                f"all {len(values):,} rows of {description} have the label {values[0]!r}, from which nothing can be "
-                "learnt; change --train_file or --label_column"
-            )
+        _refuse_one_value(values, description)
         return LabelSpace(problem_type, (), {})
     if problem_type == "multi_label_classification":
         width = 0 if are_class_numbers else multi_hot_width(values, description=description)
@@ -167,6 +164,20 @@ def find_labels(
     return space
 
 
+def _refuse_one_value(values: list[Any], description: str) -> None:
+    """Raise `InputError` if all rows have the same number, however it is written."""
+    numbers = set(map(as_number, values))
+    if len(numbers) > 1 or None in numbers or is_missing(values[0]):
+        return
+    are_written_alike = len(set(map(text_of, values))) == 1
+    where = "--train_file or --label_column" + ("" if are_written_alike else ", or pass --task classification")
+    value = repr(values[0]) + ("" if are_written_alike else " as a number")
+    raise InputError(
+        f"all {len(values):,} rows of {description} have the label {value}, from which nothing can be learnt; "
+        f"change {where}"
+    )
+
+
 def _multi_hot_space(values: list[Any], width: int, names: Sequence[str] | None, description: str) -> LabelSpace:
     """Return the classes of lists of so many zeros and ones: the i-th place is the class i."""
     if names is not None and len(names) != width:
@@ -191,6 +202,12 @@ def _refuse_too_many(num_classes: int, description: str) -> None:
             f"{description} has {num_classes:,} different labels, more than {_MAX_CLASSES:,}; "
             "change --label_column, or pass --task regression"
         )
+
+
+def _as_numbers(cells: list[Any]) -> list[Any]:
+    """Return cells that are all numbers as such, unless different ones such as "1.0" and "1.00" would become one."""
+    numbers = list(map(as_number, cells))
+    return cells if None in numbers or len(set(numbers)) < len(set(cells)) else numbers
 
 
 def _named_as_found(labels: Sequence[Any], problem_type: ProblemType, description: str) -> LabelSpace:
