@@ -41,8 +41,9 @@ class TaskDataArguments:
         "label",
         "Column of the labels. Fractions are values (regression), lists are several classes, all else is one class. "
         "Lists of equal length > 1 of zeros and ones alone are multi-hot: a 1 in place i is class i, named by "
-        "--label_names; any other list names its classes. In CSV and TSV all is text: --task classification keeps "
-        "fractions as names, and with --task multi_label, only then, '|' divides the classes in a cell.",
+        "--label_names; any other list names its classes. Texts are names whatever they look like, but in CSV and TSV "
+        "all is text: there fractions are names with --task classification only, and '|' divides the classes in a cell "
+        "with --task multi_label only.",
     )
     label_names: list[str] | None = flags("Names of the class numbers 0, 1, ...; default: as found.")
     validation_share: float = flag(0.1, "Share of training rows held out where nothing else is validated on, (0, 1).")
