@@ -70,7 +70,11 @@ class TextArguments:
         "blank_line", "What ends a document in .txt: a blank line or the end of the file."
     )
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
-    language: str = flag("en", "Language code for splitting sentences.")
+    language: str | None = flag(
+        None,
+        "Language code of the text, such as de or pt-br: splits sentences and is published on the cards of model and "
+        "corpus. Not given, sentences are split as English and a card names no language but that of 'docs'.",
+    )
     tokenizer_name: str | None = flag(
         None,
         "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one.",

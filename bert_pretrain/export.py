@@ -35,12 +35,13 @@ def write_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
     tokenizer.save_pretrained(directory)
 
 
-def card_fields(model: PreTrainedModel, *, with_nsp: bool) -> dict[str, Any]:
+def card_fields(model: PreTrainedModel, *, with_nsp: bool, language: str | None) -> dict[str, Any]:
     """Return what the model card says of a BERT; see `bert_pretrain.publishing.model_card`.
 
     Args:
         model: a `BertForPreTraining`.
         with_nsp: whether the next-sentence head was trained.
+        language: code of the text's; None = nobody stated it.
     """
     config = model.config
     learnt = "masked-language modelling" + (
@@ -49,6 +50,8 @@ def card_fields(model: PreTrainedModel, *, with_nsp: bool) -> dict[str, Any]:
     return {
         "is_text": True,
         "with_nsp": with_nsp,
+        "language": language,
+        "is_english": (language or "").lower().split("-")[0] in ("en", "eng"),
         "pipeline_tag": "fill-mask",
         "tags": ["bert", "masked-lm", *(["next-sentence-prediction"] if with_nsp else [])],
         "summary": f"A BERT encoder ({config.num_hidden_layers} layers, width {config.hidden_size}, "

@@ -24,7 +24,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from bert_pretrain.argument_checks import check_license, check_repo_id
 from bert_pretrain.checkpoint import list_checkpoints, step_of
 from bert_pretrain.command_line import reporting_input_errors
-from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus
+from bert_pretrain.data.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus, stated_language
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.run_records import read_run_json
 from bert_pretrain.publishing.publication import MAIN, is_submitted, open_pusher, submit_final
@@ -217,7 +217,7 @@ def _dataset_card(manifest: dict[str, Any], repo_id: str, license_name: str | No
     is_default = "/" not in tokenizer["name"] and tokenizer["name"].startswith("docs-")
     card: DatasetCard = DatasetCard.from_template(
         DatasetCardData(
-            language=manifest["language"],
+            language=stated_language(manifest),
             license=license_name or "unknown",
             task_categories=["fill-mask"],
             size_categories=[next((name for size, name in _SIZES if counts["documents"] < size), "n>10M")],

@@ -20,7 +20,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerFast
 from bert_pretrain.argument_checks import check_data, check_text
 from bert_pretrain.arguments import DataArguments, TextArguments
 from bert_pretrain.command_line import parse_flags, reporting_input_errors
-from bert_pretrain.data.corpus import open_documents
+from bert_pretrain.data.corpus import check_language, open_documents
 from bert_pretrain.data.preparation import corpus_key, prepare_corpus
 from bert_pretrain.data.prepared import MANIFEST, PreparedCorpus
 from bert_pretrain.data.sentence_pairs import EpochPlan, PairMode, plan_epoch
@@ -95,6 +95,8 @@ def open_corpus(
     Raises:
         InputError: the text or the tokenizer cannot be used.
     """
+    if text.language is not None:
+        check_language(text.language)
     folder = _prepared_folder(data.dataset_name)
     if folder is not None:
         corpus = PreparedCorpus.load(folder)

@@ -74,6 +74,7 @@ def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -
     )
     plan = objective.stream.plan(0)
     objective.data_card = data_card(corpus, plan, max_seq_length=text.max_seq_length)
+    objective.language = text.language or corpus.language
     return objective
 
 

@@ -95,6 +95,7 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--mlm_probability 15", "--mlm_probability 0.15"),
         ("--mlm_probability 0", "(0, 1)"),
         ("--dropout 1", "--dropout"),
+        ("--language german", "--language"),
         ("--max_seq_length 7", "at least 8"),
         ("--max_seq_length 65", "64 positions"),
         ("--learning_rate -1", "--learning_rate"),

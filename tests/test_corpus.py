@@ -136,7 +136,8 @@ def test_a_local_folder_is_a_data_set_streamed_or_not(tmp_path: Path, monkeypatc
 def test_docs_is_the_embedded_corpus_and_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "embedded_documents", lambda: TEXTS)
     for name in (None, "docs"):
-        assert list(open_documents(dataset_name=name)) == TEXTS
+        source = open_documents(dataset_name=name)
+        assert list(source) == TEXTS and source.language == "en"
 
 
 BAD_FILES = {

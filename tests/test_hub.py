@@ -150,7 +150,7 @@ def test_the_card_says_what_was_measured(hub: LoopbackHub, folder: Path) -> None
     results = {result.metric_name.replace(" ", "_"): result.metric_value for result in card.data.eval_results}
     assert results == {name: pytest.approx(last[name], abs=1e-6) for name in results}
     assert {"mlm_loss", "mlm_accuracy", "nsp_accuracy"} <= set(results)
-    assert card.data.model_name == "words" and card.data.license == "unknown" and card.data.language == "en"
+    assert card.data.model_name == "words" and card.data.license == "unknown" and card.data.language is None
     for text in (
         "--max_steps 8",
         "corpus.jsonl",
@@ -198,7 +198,7 @@ def test_a_repository_without_state_cannot_be_continued(client: LoopbackHub, fol
 
 def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder: Path) -> None:
     corpus = write_corpus(folder / "corpus.jsonl")
-    prepare = ["prepare", "--data_files", str(corpus), "--validation_share", "0.2", "--output_dir"]
+    prepare = ["prepare", "--data_files", str(corpus), "--validation_share", "0.2", "--language", "en", "--output_dir"]
     assert main([*prepare, str(folder / "prepared")]) == 0
     assert main(["hub", "push_dataset", str(folder / "prepared"), "--hub_dataset_id", "tester/corpus"]) == 0
     published = client.repositories["dataset", "tester/corpus"]
@@ -209,7 +209,8 @@ def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder:
     done = call(client, folder, command([*flags, "--output_dir", "by_name"])[1:])
     assert done.returncode == 0, done.stderr
     assert metrics(folder / "by_name") == metrics(folder / "out"), "the same rows as from the file"
-    assert "tester/corpus" in ModelCard.load(folder / "by_name/final/README.md").data.datasets
+    card = ModelCard.load(folder / "by_name/final/README.md").data
+    assert "tester/corpus" in card.datasets and card.language == "en", "as it was stated when the corpus was prepared"
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,8 @@ def test_pushing_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_card_of_a_corpus_names_its_owner_or_leaves_a_place_for_it() -> None:
     manifest = {
-        "language": "en",
+        "language": "de",
+        "sentence_rules": "de",
         "counts": {"documents": 5, "sentences": 10, "tokens": 100},
         "tokenizer": {"name": "docs-uncased-8192", "vocab_size": 8192, "hash": "0"},
         "source": {"description": "own"},
@@ -319,6 +321,27 @@ def test_the_card_of_a_corpus_names_its_owner_or_leaves_a_place_for_it() -> None
         card = _dataset_card(manifest, repo_id, "cc0-1.0")
         assert f"--dataset_name {named}\n" in card.text and card.data.license == "cc0-1.0"
     assert _dataset_card(manifest, "corpus", None).data.license == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("entries", "published"),
+    [
+        ({"language": "de", "sentence_rules": "de"}, "de"),
+        ({"language": "en", "sentence_rules": "en"}, "en"),
+        ({"language": None, "sentence_rules": "en"}, None),
+        ({"language": "en"}, None),  # an older one, of text of any language
+    ],
+)
+def test_the_card_of_a_corpus_names_a_language_that_was_stated(
+    entries: dict[str, str | None], published: str | None
+) -> None:
+    manifest = {
+        "counts": {"documents": 5, "sentences": 10, "tokens": 100},
+        "tokenizer": {"name": "docs-uncased-8192", "vocab_size": 8192, "hash": "0"},
+        "source": {"description": "own"},
+    }
+    metadata = _dataset_card(manifest | entries, "me/corpus", None).data.to_dict()
+    assert metadata.get("language") == published
 
 
 KILLED = """

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from downstream_models import make_text_model
 from huggingface_hub import ModelCard
 from records import metrics_rows, run_record
 
+from bert_pretrain.export import card_fields
+from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
 
 TEXT = {
@@ -25,6 +29,10 @@ TEXT = {
 def card(record: dict[str, Any] | None = None, **more: Any) -> ModelCard:
     arguments: dict[str, Any] = {"metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0), "seconds": 120.0}
     return model_card(TEXT, record=record or run_record(), data_card="documents 12", step=20, **arguments | more)
+
+
+def measured() -> dict[str, Any]:
+    return {"metrics_rows": metrics_rows(mlm_loss=4.0), "step": 20, "seconds": 1.0}
 
 
 def test_results_are_in_the_model_index_and_baselines_beside_them() -> None:
@@ -92,6 +100,26 @@ def test_a_run_by_the_clock_does_not_claim_to_be_repeatable() -> None:
     assert "clock decided" in card(run_record(max_steps=0, max_hours=1.0)).text
     assert "clock decided" in card(run_record(max_steps=20, max_hours=1.0)).text
     assert "clock decided" not in card().text
+
+
+def test_a_language_is_claimed_only_where_it_was_stated() -> None:
+    assert "language" not in card(run_record(language="en")).data.to_dict()  # as runs recorded that stated none
+    stated = model_card(TEXT | {"language": "ru"}, record=run_record(), data_card="", **measured())
+    assert stated.data.language == "ru"
+
+
+@pytest.mark.parametrize("language", ["en", "en-GB", "ru", None])
+def test_the_example_is_english_only_for_an_english_model_and_runs_for_any(
+    language: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = BertForPreTraining.from_pretrained(make_text_model(tmp_path))
+    fields = card_fields(model, with_nsp=True, language=language)
+    made = model_card(fields, record=run_record(), data_card="", **measured())
+    assert ("quick brown fox" in made.text) == bool(language and language.startswith("en"))
+    (code,) = re.findall(r"```python\n(.*?)```", made.text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert "token_str" in (printed := capsys.readouterr().out) and "follows:" in printed
 
 
 def test_a_model_without_next_sentence_head_is_not_shown_with_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import threading
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.data import preparation
 from bert_pretrain.data.corpus import DocumentSource, split_sentences
-from bert_pretrain.data.prepared import PreparedCorpus, TokenStore
+from bert_pretrain.data.prepared import PreparedCorpus, TokenStore, stated_language
 from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.errors import InputError
 
@@ -195,6 +196,24 @@ def test_the_same_corpus_is_not_prepared_twice_and_another_replaces_it(prepare: 
     keys = {key} | {prepare(texts, **change).manifest["key"] for change in changes}
     keys.add(prepare(source_of(texts, "two")).manifest["key"])
     assert len(keys) == 5
+
+
+def test_a_language_is_that_which_was_stated_last_and_changes_no_corpus(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    corpus = prepare(make_texts(), language=None)
+    assert corpus.language is None and corpus.manifest["sentence_rules"] == "en"
+    embedded = DocumentSource("test texts", "one", lambda: pytest.fail("read again"), language="en")
+    unreadable = dataclasses.replace(embedded, language=None)
+    for source, stated, expected in ((unreadable, "en", "en"), (unreadable, None, None), (embedded, None, "en")):
+        again = prepare(source, language=stated)
+        assert (again.language, again.manifest["key"]) == (expected, corpus.manifest["key"])
+        assert PreparedCorpus.load(tmp_path / "corpus").language == expected
+
+
+@pytest.mark.parametrize(("rules", "stated"), [("en", None), ("de", "de")])
+def test_of_an_older_corpus_only_a_language_that_must_have_been_stated_is_known(rules: str, stated: str | None) -> None:
+    assert stated_language({"language": rules}) == stated
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "manifest.json"])

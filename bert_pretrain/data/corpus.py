@@ -26,6 +26,7 @@ from bert_pretrain.errors import InputError
 DocumentBoundary = Literal["blank_line", "file"]
 EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 _FLAG = "--data_files"
+DEFAULT_SENTENCE_RULES = "en"  # where no language is stated
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
 
 
@@ -38,12 +39,14 @@ class DocumentSource:
         fingerprint: changes when the documents may have changed.
         read: starts a new pass over the documents.
         skipped: what the last pass left out, by reason.
+        language: code of its language; None = not known.
     """
 
     description: str
     fingerprint: str
     read: Callable[[], Iterator[str]]
     skipped: Counter[str] = field(default_factory=Counter)
+    language: str | None = None
 
     def __iter__(self) -> Iterator[str]:
         """Read all documents; empty ones are skipped and counted.
@@ -98,9 +101,15 @@ def open_documents(
         return _open_files(data_files, text_column, document_boundary)
     if dataset_name in (None, "docs"):
         description = "docs: the documentation inside this Python"
-        return DocumentSource(description, embedded_key(), lambda: iter(embedded_documents()))
+        return DocumentSource(description, embedded_key(), lambda: iter(embedded_documents()), language="en")
     assert dataset_name is not None
     return _open_dataset(dataset_name, dataset_config_name, dataset_split, text_column, streaming=streaming)
+
+
+def check_language(language: str) -> None:
+    """Raise `InputError` unless a language is named by a code."""
+    if not _LANGUAGE_CODE.fullmatch(language):
+        raise InputError(f"language is {language!r} but must be a code of two or three letters; pass --language en")
 
 
 def split_sentences(text: str, language: str) -> list[str]:
@@ -113,8 +122,7 @@ def split_sentences(text: str, language: str) -> list[str]:
     Raises:
         InputError: `language` is not a code; sentencex itself takes any word and falls back to English.
     """
-    if not _LANGUAGE_CODE.fullmatch(language):
-        raise InputError(f"language is {language!r} but must be a code of two or three letters; pass --language en")
+    check_language(language)
     return [
         sentence
         for paragraph in text.splitlines()

@@ -26,11 +26,18 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from bert_pretrain.data.corpus import DocumentSource, split_sentences
-from bert_pretrain.data.prepared import ARROW_FILE, FORMAT_VERSION, MANIFEST, VALIDATION_FILE, PreparedCorpus
+from bert_pretrain.data.corpus import DEFAULT_SENTENCE_RULES, DocumentSource, split_sentences
+from bert_pretrain.data.prepared import (
+    ARROW_FILE,
+    FORMAT_VERSION,
+    MANIFEST,
+    VALIDATION_FILE,
+    PreparedCorpus,
+    stated_language,
+)
 from bert_pretrain.data.tokenizers import bare_backend, tokenizer_hash
 from bert_pretrain.errors import InputError
-from bert_pretrain.whole_files import folder_written_aside
+from bert_pretrain.whole_files import folder_written_aside, write_json
 
 _SENTENCES_PER_BATCH = 2_000  # tokenised at once, on all cores
 _TOKENS_PER_RECORD_BATCH = 4_000_000  # 12 MB of ids and word starts
@@ -66,16 +73,16 @@ def corpus_key(
     source: DocumentSource,
     tokenizer: PreTrainedTokenizerFast,
     *,
-    language: str,
+    language: str | None,
     validation_share: float,
     seed: int,
 ) -> str:
-    """Return a hash of everything that determines a prepared corpus."""
+    """Return a hash of everything that determines a prepared corpus; its arguments are those of `prepare_corpus`."""
     determinants = [
         FORMAT_VERSION,
         source.fingerprint,
         tokenizer_hash(tokenizer),
-        language,
+        language or DEFAULT_SENTENCE_RULES,
         validation_share,
         seed,
         metadata.version("sentencex"),
@@ -88,7 +95,7 @@ def prepare_corpus(
     tokenizer: PreTrainedTokenizerFast,
     *,
     output_dir: Path,
-    language: str,
+    language: str | None,
     validation_share: float,
     seed: int,
     show_progress: bool = True,
@@ -102,7 +109,8 @@ def prepare_corpus(
         source: the documents; exact duplicates are dropped.
         tokenizer: cuts sentences into tokens, without special ones.
         output_dir: target folder; a corpus of other content in it is replaced.
-        language: of the sentence rules.
+        language: code of the text's language, whose rules split sentences; None = not stated, then the rules are
+            those of English. A corpus that is there already is told if it is stated otherwise than before.
         validation_share: share of documents held out, in (0, 0.5): those with the smallest digests of seed and text, so
             that the choice depends on neither order nor chance; at least 2 of 4 or more.
         seed: of that choice.
@@ -112,13 +120,14 @@ def prepare_corpus(
         InputError: `output_dir` holds something else, or the source cannot be used.
     """
     key = corpus_key(source, tokenizer, language=language, validation_share=validation_share, seed=seed)
+    rules, stated = language or DEFAULT_SENTENCE_RULES, language or source.language
     output_dir = output_dir.absolute()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{output_dir}.lock"):
         manifest = _manifest_in(output_dir)
         if manifest is None or manifest["key"] != key:
             with folder_written_aside(output_dir) as aside:
-                written = _write(source, tokenizer, aside / ARROW_FILE, language, seed, show_progress)
+                written = _write(source, tokenizer, aside / ARROW_FILE, rules, seed, show_progress)
                 held_out = _held_out(written.digests, validation_share)
                 np.save(aside / VALIDATION_FILE, held_out)
                 manifest = {
@@ -130,7 +139,8 @@ def prepare_corpus(
                         "hash": tokenizer_hash(tokenizer),
                         "vocab_size": len(tokenizer),
                     },
-                    "language": language,
+                    "language": stated,
+                    "sentence_rules": rules,
                     "validation_share": validation_share,
                     "seed": seed,
                     **_statistics(written, held_out),
@@ -138,7 +148,9 @@ def prepare_corpus(
                     "versions": {name: metadata.version(name) for name in ("datasets", "tokenizers", "sentencex")},
                 }
                 (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    return PreparedCorpus.load(output_dir)
+        elif stated_language(manifest) != stated:
+            write_json(output_dir / MANIFEST, manifest | {"language": stated, "sentence_rules": rules})
+        return PreparedCorpus.load(output_dir)
 
 
 def _manifest_in(folder: Path) -> dict[str, Any] | None:

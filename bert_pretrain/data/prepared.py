@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -159,6 +159,16 @@ def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArra
     return values.to_numpy(zero_copy_only=True), np.diff(offsets).astype(np.int64)
 
 
+def stated_language(manifest: Mapping[str, Any]) -> str | None:
+    """Return the language that somebody stated a corpus to be of; None if nobody did.
+
+    Older manifests name under `language` the rules that split sentences, those of English unless it was stated.
+    """
+    language: str | None = manifest.get("language")
+    is_default = "sentence_rules" not in manifest and language == "en"
+    return None if is_default else language
+
+
 @dataclass(frozen=True)
 class PreparedCorpus:
     """A prepared corpus as `bert_pretrain.data.preparation` wrote it.
@@ -174,6 +184,11 @@ class PreparedCorpus:
     train_documents: NDArray[np.int64]
     validation_documents: NDArray[np.int64]
     manifest: dict[str, Any]
+
+    @property
+    def language(self) -> str | None:
+        """The code of its language, as far as somebody stated it."""
+        return stated_language(self.manifest)
 
     @classmethod
     def load(cls, folder: Path) -> PreparedCorpus:

@@ -38,6 +38,7 @@ class BertObjective:
     unit = "tokens"
     shown_file = "fill_mask.jsonl"
     data_card = ""
+    language: str | None = None  # of the text, as far as somebody stated it
 
     def __init__(
         self,
@@ -211,7 +212,7 @@ class BertObjective:
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the model card says of the exported model."""
-        return card_fields(model, with_nsp=self._pair_mode != "none")
+        return card_fields(model, with_nsp=self._pair_mode != "none", language=self.language)
 
     def _measure_baselines(self) -> dict[str, float]:
         baselines = {"unigram_entropy": unigram_entropy(self._token_counts)}

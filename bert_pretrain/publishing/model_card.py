@@ -50,8 +50,8 @@ def model_card(
     """Fill the template.
 
     Args:
-        fields: what the objective says of the model: `is_text`, `summary`, `tags`, `pipeline_tag`, `limits`, and what
-            else the template reads.
+        fields: what the objective says of the model: `is_text`, `summary`, `tags`, `pipeline_tag`, `limits`, of text
+            `language` (None = not stated) and `is_english`, and what else the template reads.
         record: of run.json, scrubbed.
         data_card: what the data are, scrubbed.
         metrics_rows: rows of metrics.jsonl up to the state of the model.
@@ -72,7 +72,7 @@ def model_card(
     source = dataset_id or config.get("dataset_name") or "own data"
     what = f"held-out {'documents' if fields['is_text'] else 'images'} of {source}"
     card_data = ModelCardData(
-        language=config.get("language"),
+        language=fields.get("language"),
         license=config.get("hub_license") or "unknown",
         library_name="transformers",
         pipeline_tag=fields["pipeline_tag"],
