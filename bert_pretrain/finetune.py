@@ -164,10 +164,15 @@ def _train_all(
     flags_given = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
     if _is_main():
         # A path of this machine is nobody's business and leads nowhere on another one.
-        is_on_hub = not Path(options.model).exists() and not options.from_scratch
-        title = Path(options.hub_model_id or options.output_dir).name
-        base_model = options.model if is_on_hub else None
-        card = model_card(splits, results, title=title, base_model=base_model, overlap=overlap_described)
+        card = model_card(
+            splits,
+            results,
+            repo_id=options.hub_model_id or output_dir.name,
+            model_id=None if Path(options.model).exists() else options.model,
+            from_scratch=options.from_scratch,
+            freeze_encoder=options.freeze_encoder,
+            overlap=overlap_described,
+        )
         (output_dir / "final.tmp/README.md").write_text(card, encoding="utf-8")
         os.replace(output_dir / "final.tmp", output_dir / "final")
         # A metric of the Hub may be no number, which is no reason to lose the others.

@@ -15,6 +15,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as DatasetImage
 from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
+from huggingface_hub import ModelCard
 from PIL import Image
 from runs import environment
 from safetensors.torch import load_file
@@ -36,7 +37,10 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.downstream.tasks import GLUE
+from bert_pretrain.downstream.data_flags import TaskDataArguments
+from bert_pretrain.downstream.results import model_card, summarize_seeds
+from bert_pretrain.downstream.sources import open_splits
+from bert_pretrain.downstream.tasks import GLUE, find_task
 
 SHORT = ["--max_steps", "3", "--mixed_precision", "no"]
 LOADED_ELSEWHERE = """
@@ -228,6 +232,44 @@ def test_labels_of_json_keep_their_names_and_agree_with_those_of_a_csv_file(mode
         assert [row["label"] for row in predicted] == names * 4 and list(predicted[0]["probabilities"]) == names
         assert f"Labels: `{names[0]}`, `{names[1]}`." in (folder / "out/final/README.md").read_text()
         (folder / "out").rename(folder / f"out-{number}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], ""),
+        (["--from_scratch"], "trained from random weights: only architecture and tokenizer are those of another model"),
+        (["--freeze_encoder"], "Its encoder is that of another model, frozen: only the head"),
+    ],
+)
+def test_the_card_says_what_was_trained_in_the_forms_of_the_hub(
+    model: str, folder: Path, flags: list[str], said: str
+) -> None:
+    finetune(model, *FILES, *SHORT, *flags)
+    card = ModelCard.load(folder / "out/final/README.md")
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "license": "unknown",
+        "pipeline_tag": "text-classification",
+        "tags": ["bert", "bert-pretrain"],
+    }
+    assert said in card.text and model not in card.text
+    assert ("random weights" in card.text, "frozen" in card.text) == (flags[:1] == ["--from_scratch"], "head" in said)
+    assert 'model=".")  # this folder' in card.text
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_the_card_names_the_model_on_the_hub_that_weights_or_architecture_are_of(
+    model: str, folder: Path, from_scratch: bool
+) -> None:
+    data = TaskDataArguments(train_file="train.jsonl")
+    splits = open_splits(model, data, find_task("auto"), seed=0)
+    results = summarize_seeds({1: {"metrics": {"validation": {"accuracy": 0.5}}}})
+    how: dict[str, Any] = {"from_scratch": from_scratch, "freeze_encoder": False, "overlap": None}
+    card = ModelCard(model_card(splits, results, repo_id="me/mine", model_id="owner/bert", **how))
+    assert card.data.base_model == (None if from_scratch else "owner/bert")
+    assert ("are those of `owner/bert`" in card.text) == from_scratch
+    assert 'model="me/mine")\n' in card.text and "# mine\n" in card.text
 
 
 def test_texts_that_are_cut_are_counted(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

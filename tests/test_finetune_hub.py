@@ -58,6 +58,7 @@ def test_a_private_classifier_is_whole_and_tells_nothing_of_the_machine(hub: Loo
     final = {path.name: path.read_bytes() for path in Path("out/final").iterdir()}
     assert repository.files() == final and {"README.md", "model.safetensors", "tokenizer.json"} <= set(final)
     assert sorted(path.name for path in Path("out").iterdir()) == ["final", "results.json", "seed-42"]
+    assert f'pipeline("text-classification", model="{NAME}")\n' in final["README.md"].decode()
     for name, text in text_files(repository).items():
         if not name.endswith("tokenizer.json"):
             for private in (model, str(Path.cwd()), str(Path.home()), TOKEN):

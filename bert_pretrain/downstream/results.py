@@ -5,24 +5,25 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from bert_pretrain.downstream.metrics import is_better
 from bert_pretrain.downstream.sources import Splits
 
 _NAME_WIDTH = 60  # characters of a class name in one line about all of them
 CARD = """\
 ---
-library_name: transformers
-pipeline_tag: {pipeline_tag}
-{base_model}---
+{metadata}
+---
 
 # {title}
 
-A classifier made with `bert_pretrain.finetune` and transformers' `Trainer`. It is a plain transformers model:
+A classifier made with `bert_pretrain.finetune` and transformers' `Trainer`. {trained}It is a plain transformers model:
 
 ```python
 from transformers import pipeline
 
-classifier = pipeline("{pipeline_tag}", model=".")  # this folder or its Hub id
+classifier = pipeline("{pipeline_tag}", model="{path}"){path_comment}
 ```
 
 Labels: {labels}.
@@ -94,18 +95,41 @@ def _shown(name: str) -> str:
 
 
 def model_card(
-    splits: Splits, results: dict[str, Any], *, title: str, base_model: str | None, overlap: str | None
+    splits: Splits,
+    results: dict[str, Any],
+    *,
+    repo_id: str,
+    model_id: str | None,
+    from_scratch: bool,
+    freeze_encoder: bool,
+    overlap: str | None,
 ) -> str:
     """Return the README.md of the best seed's model.
 
     Args:
         splits: what was trained and measured on.
         results: of `summarize_seeds`.
-        title: above the card.
-        base_model: Hub id of what was fine-tuned; None = nothing that is on the Hub.
+        repo_id: owner/name or name on the Hub, or the folder's name.
+        model_id: Hub id of the model that it was made of; None = nothing that is on the Hub.
+        from_scratch: whether it began with random weights.
+        freeze_encoder: whether the encoder kept its weights.
         overlap: says which rows are trained and evaluated on alike; None = none are.
     """
-    is_image = not splits.texts
+    pipeline_tag = "text-classification" if splits.texts else "image-classification"
+    metadata = ModelCardData(
+        license="unknown",
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        tags=[splits.config.model_type, "bert-pretrain"],
+        base_model=None if from_scratch else model_id,
+    )
+    origin = f"`{model_id}`" if model_id else "another model"
+    trained = ""
+    if from_scratch:
+        prepared_by = "tokenizer" if splits.texts else "image processor"
+        trained = f"It was trained from random weights: only architecture and {prepared_by} are those of {origin}. "
+    elif freeze_encoder:
+        trained = f"Its encoder is that of {origin}, frozen: only the head, and what that model lacks, was trained. "
     names = splits.labels.names
     best = results["seeds"][str(results["best_seed"])]["metrics"]
     rows = [
@@ -116,9 +140,12 @@ def model_card(
         for name, values in metrics.items()
     ]
     return CARD.format(
-        pipeline_tag="image-classification" if is_image else "text-classification",
-        base_model=f"base_model: {base_model}\n" if base_model else "",
-        title=title,
+        metadata=metadata.to_yaml(),
+        pipeline_tag=pipeline_tag,
+        title=repo_id.rpartition("/")[2],
+        trained=trained,
+        path=repo_id if "/" in repo_id else ".",
+        path_comment="" if "/" in repo_id else "  # this folder, or its name on the Hub",
         labels=", ".join(f"`{_shown(name)}`" for name in names[:50]) if names else "a number (regression)",
         num_seeds=len(results["seeds"]),
         s="" if len(results["seeds"]) == 1 else "s",
