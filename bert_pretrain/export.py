@@ -35,13 +35,17 @@ def write_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
     tokenizer.save_pretrained(directory)
 
 
-def card_fields(model: PreTrainedModel, *, with_nsp: bool, language: str | None) -> dict[str, Any]:
+def card_fields(
+    model: PreTrainedModel, *, with_nsp: bool, language: str | None, max_seq_length: int, is_from_scratch: bool
+) -> dict[str, Any]:
     """Return what the model card says of a BERT; see `bert_pretrain.publishing.model_card`.
 
     Args:
         model: a `BertForPreTraining`.
         with_nsp: whether the next-sentence head was trained.
         language: code of the text's; None = nobody stated it.
+        max_seq_length: tokens of the longest row that it was trained on.
+        is_from_scratch: whether it began with random weights, not those of an existing model.
     """
     config = model.config
     learnt = "masked-language modelling" + (
@@ -59,9 +63,33 @@ def card_fields(model: PreTrainedModel, *, with_nsp: bool, language: str | None)
         "limits": [
             "It knows the language and the topics of its training text, with whatever that text gets wrong or leaves "
             "out; other text, and people and groups of people in particular, it may represent badly.",
-            f"It reads at most {config.max_position_embeddings} tokens and writes none: it is for classifying, tagging "
-            "and comparing text after fine-tuning, not for generating it.",
+            _length(config.max_position_embeddings, max_seq_length, is_from_scratch=is_from_scratch),
+            "It writes no text: it is for classifying, tagging and comparing text after fine-tuning.",
             "The numbers above are of held-out text of the same source. What it is worth for a task, only that task's "
             "own data can tell.",
         ],
     }
+
+
+def trained_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int, *, is_from_scratch: bool) -> int:
+    """Return the tokens of a row at which users of a model had better truncate: its tokenizer's `model_max_length`.
+
+    Args:
+        tokenizer: as loaded.
+        max_seq_length: tokens of the longest row that the model is trained on.
+        is_from_scratch: whether it begins with random weights, so that further positions stay untrained.
+    """
+    return max_seq_length if is_from_scratch else max(max_seq_length, int(tokenizer.model_max_length))
+
+
+def _length(num_positions: int, max_seq_length: int, *, is_from_scratch: bool) -> str:
+    """Say how long a text it may be given, and how much of its position table was trained."""
+    table = f"its position table has {num_positions} places"
+    if not is_from_scratch:
+        return f"It was trained further on rows of up to {max_seq_length} tokens; {table} and it reads no longer row."
+    if max_seq_length == num_positions:
+        return f"It was trained on rows of up to {max_seq_length} tokens and reads no longer row."
+    return (
+        f"It was trained on rows of up to {max_seq_length} tokens; {table}, those from {max_seq_length} on (counted "
+        "from 0) are untrained. Cut longer text there: `model_max_length` of the tokenizer does, wherever it truncates."
+    )

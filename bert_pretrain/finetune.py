@@ -51,6 +51,7 @@ from bert_pretrain.downstream.tasks import DEFAULT_METRICS, Task, find_task
 from bert_pretrain.downstream.training import Recipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
+from bert_pretrain.models.positions import describe_excess
 from bert_pretrain.publishing.publication import open_pusher, submit_final
 from bert_pretrain.publishing.pusher import HubPusher
 from bert_pretrain.run_state import held
@@ -152,6 +153,8 @@ def _train_all(
     output_dir = Path(options.output_dir)
     for line in (describe_splits(splits), *splits.notes):
         _say(line)
+    if splits.texts and (excess := describe_excess(splits.max_seq_length, splits.processor)):
+        _say(f"WARNING: {excess}")
     overlap = overlap_with_training(splits)
     overlap_described = describe_overlap(splits, overlap)
     if overlap_described:

@@ -15,6 +15,7 @@ from bert_pretrain.data.augmentation.views import Augmentation
 from bert_pretrain.data.images.corpus import ImageCorpus, open_images
 from bert_pretrain.data.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.data.tokenizers import load_tokenizer
+from bert_pretrain.export import trained_length
 from bert_pretrain.models.autoencoder import build_autoencoder
 from bert_pretrain.models.contrastive import build_contrastive
 from bert_pretrain.models.loading import build_bert
@@ -39,7 +40,9 @@ def build_objective(config: PretrainingConfig, accelerator: Accelerator) -> Obje
 
 def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -> Objective:
     data, text, model = config.data, config.text, config.model
+    is_from_scratch = model.model_name_or_path is None
     tokenizer = load_tokenizer(text.tokenizer_name or model.model_name_or_path)
+    tokenizer.model_max_length = trained_length(tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch)
     corpus = open_corpus(data, text, tokenizer, seed=config.run.seed, show_progress=accelerator.is_local_main_process)
     rule = MaskingRule(
         mlm_probability=text.mlm_probability,
@@ -70,7 +73,7 @@ def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -
         seed=config.run.seed,
         max_eval_rows=data.max_eval_rows,
         num_workers=data.dataloader_num_workers,
-        start_at_unigrams=model.model_name_or_path is None,
+        is_from_scratch=is_from_scratch,
     )
     plan = objective.stream.plan(0)
     objective.data_card = data_card(corpus, plan, max_seq_length=text.max_seq_length)

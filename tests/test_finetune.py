@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -270,6 +271,22 @@ def test_the_card_names_the_model_on_the_hub_that_weights_or_architecture_are_of
     assert card.data.base_model == (None if from_scratch else "owner/bert")
     assert ("are those of `owner/bert`" in card.text) == from_scratch
     assert 'model="me/mine")\n' in card.text and "# mine\n" in card.text
+
+
+def test_rows_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_text_model(folder / "model")
+    AutoTokenizer.from_pretrained(model, model_max_length=24).save_pretrained(model)
+    write_rows(folder / "train.jsonl", [row | {"text": "word " * 70} for row in sentences(20)])
+    for flags, cut_at in (([], 24), (["--max_seq_length", "40"], 40)):
+        finetune(model, "--train_file", "train.jsonl", *SHORT, *flags)
+        printed = capsys.readouterr().out
+        assert f"20 of them have {cut_at} tokens or more and end there" in printed
+        assert printed.count("WARNING: max_seq_length is 40 but the tokenizer's model_max_length is 24") == (
+            cut_at > 24
+        )
+        shutil.rmtree("out")
 
 
 def test_texts_that_are_cut_are_counted(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,13 +113,30 @@ def test_the_example_is_english_only_for_an_english_model_and_runs_for_any(
     language: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = BertForPreTraining.from_pretrained(make_text_model(tmp_path))
-    fields = card_fields(model, with_nsp=True, language=language)
+    fields = card_fields(model, with_nsp=True, language=language, max_seq_length=64, is_from_scratch=True)
     made = model_card(fields, record=run_record(), data_card="", **measured())
     assert ("quick brown fox" in made.text) == bool(language and language.startswith("en"))
     (code,) = re.findall(r"```python\n(.*?)```", made.text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert "token_str" in (printed := capsys.readouterr().out) and "follows:" in printed
+
+
+@pytest.mark.parametrize(
+    ("max_seq_length", "is_from_scratch", "said"),
+    [
+        (48, True, "trained on rows of up to 48 tokens; its position table has 64 places, those from 48 on"),
+        (64, True, "trained on rows of up to 64 tokens and reads no longer row"),
+        (48, False, "trained further on rows of up to 48 tokens; its position table has 64 places"),
+    ],
+)
+def test_positions_are_called_untrained_only_where_nothing_has_trained_them(
+    max_seq_length: int, is_from_scratch: bool, said: str, tmp_path: Path
+) -> None:
+    model = BertForPreTraining.from_pretrained(make_text_model(tmp_path))
+    how: dict[str, Any] = {"max_seq_length": max_seq_length, "is_from_scratch": is_from_scratch}
+    limits = " ".join(card_fields(model, with_nsp=True, language=None, **how)["limits"])
+    assert said in limits and ("untrained" in limits) == (is_from_scratch and max_seq_length < 64)
 
 
 def test_a_model_without_next_sentence_head_is_not_shown_with_one() -> None:

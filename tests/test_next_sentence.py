@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+)
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.data.neighbour_pairs import plan_neighbours
@@ -200,6 +207,18 @@ def test_the_command_judges_the_runs_held_out_documents_the_same_every_time(
     prepared = (tmp_path / "hf/bert_pretrain/prepared").iterdir()
     assert sum(path.is_dir() for path in prepared) == 1
     assert "the 18 held-out documents" in capsys.readouterr().out
+
+
+def test_pairs_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
+    run: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(models / "both", tmp_path / "short")
+    AutoTokenizer.from_pretrained(tmp_path / "short", model_max_length=24).save_pretrained(tmp_path / "short")
+    flags = ["--model", str(tmp_path / "short"), "--data_files", str(tmp_path / "corpus.jsonl")]
+    assert evaluate(flags, tmp_path)["details"]["nsp"]["max_seq_length"] == 24
+    assert "WARNING" not in capsys.readouterr().out
+    assert evaluate([*flags, "--max_seq_length", "30"], tmp_path)["details"]["nsp"]["max_seq_length"] == 30
+    assert "WARNING: max_seq_length is 30 but the tokenizer's model_max_length is 24" in capsys.readouterr().out
 
 
 def test_other_text_is_judged_whole_and_short_documents_are_counted(

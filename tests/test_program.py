@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from runs import metrics, small_flags, write_corpus, write_model_config
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.config import parse_config
@@ -69,6 +69,23 @@ def test_a_finished_run_continued_in_a_new_folder_is_exported_there(folder: Path
     weights = [(folder / name / "final/model.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
     assert "measured nothing of its own" in (folder / "two/final/README.md").read_text()
+
+
+def test_the_tokenizer_cuts_where_training_did_unless_the_model_knew_more(folder: Path) -> None:
+    def lengths(run: str) -> set[int]:
+        exports = [folder / run / "final", *(folder / run / "checkpoints").iterdir()]
+        return {AutoTokenizer.from_pretrained(export).model_max_length for export in exports}
+
+    pretrain(folder, "--max_steps", "2", "--save_steps", "1", "--max_seq_length", "32", "--output_dir", "short")
+    assert lengths("short") == {32}
+    card = (folder / "short/final/README.md").read_text()
+    assert "rows of up to 32 tokens; its position table has 64 places, those from 32 on" in card
+    for length, run, expected in (("40", "longer", 40), ("16", "no_longer", 32)):
+        flags = ["--model_name_or_path", "short/final", "--max_seq_length", length, "--max_steps", "1"]
+        pretrain(folder, *flags, "--output_dir", run)
+        assert lengths(run) == {expected}
+        card = (folder / run / "final/README.md").read_text()
+        assert f"trained further on rows of up to {length} tokens" in card and "untrained" not in card
 
 
 def test_a_masked_lm_checkpoint_without_nsp_head_is_continued(folder: Path) -> None:

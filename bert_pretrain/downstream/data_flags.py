@@ -47,7 +47,9 @@ class TaskDataArguments:
     )
     label_names: list[str] | None = flags("Names of the class numbers 0, 1, ...; default: as found.")
     validation_share: float = flag(0.1, "Share of training rows held out where nothing else is validated on, (0, 1).")
-    max_seq_length: int = flag(0, "Tokens of a row; longer texts are cut. 0 = 128, or as many as the model takes.")
+    max_seq_length: int = flag(
+        0, "Tokens of a row; longer texts are cut. 0 = 128, or the tokenizer's model_max_length if that is less."
+    )
     augmentation: Literal["none", "crop", "crop_flip"] = flag("none", "What is done to training images at random.")
 
 

@@ -123,9 +123,8 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
 
 
 def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a row may have for both model and tokenizer."""
-    positions = num_positions(_without_weights(config))
-    return int(min(positions or tokenizer.model_max_length, tokenizer.model_max_length))
+    """Return how many tokens a row may have: what the model computes, or without a limit of its own the tokenizer's."""
+    return int(num_positions(_without_weights(config)) or tokenizer.model_max_length)
 
 
 class ClassifierSource:

@@ -95,10 +95,13 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
 
 
 def _max_seq_length(data: TaskDataArguments, config: PreTrainedConfig, tokenizer: Any, *, is_pair: bool) -> int:
-    """Return the tokens of a row: of each text at least one beside the special ones, at most what the model takes."""
+    """Return the tokens of a row: of each text at least one beside the special ones, at most what the model takes.
+
+    Not asked for, it is no more than the tokenizer's `model_max_length`, from which on positions may be untrained.
+    """
     shortest = tokenizer.num_special_tokens_to_add(pair=is_pair) + (2 if is_pair else 1)
     longest = longest_row(config, tokenizer)
-    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest)
+    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest, tokenizer.model_max_length)
     if not shortest <= max_seq_length <= longest:
         raise InputError(
             f"max_seq_length is {data.max_seq_length} but must lie in {shortest}..{longest} for this model and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def num_positions(model: PreTrainedModel) -> int | None:
@@ -18,3 +18,18 @@ def num_positions(model: PreTrainedModel) -> int | None:
     embeddings = getattr(model.base_model, "embeddings", None)
     padding_idx = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
     return positions if padding_idx is None else positions - padding_idx - 1
+
+
+def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Say that rows may be longer than those a model was trained on; None if its tokenizer allows them.
+
+    Args:
+        max_seq_length: tokens of the longest row.
+        tokenizer: the model's; our exports and many others say by `model_max_length` how long rows were in training.
+    """
+    if max_seq_length <= tokenizer.model_max_length:
+        return None
+    return (
+        f"max_seq_length is {max_seq_length} but the tokenizer's model_max_length is {tokenizer.model_max_length}; "
+        "positions from there on may be untrained; a lower --max_seq_length avoids them"
+    )

@@ -53,7 +53,7 @@ class BertObjective:
         seed: int,
         max_eval_rows: int,
         num_workers: int,
-        start_at_unigrams: bool,
+        is_from_scratch: bool,
     ) -> None:
         """Plan the first epoch and the held-out rows.
 
@@ -68,15 +68,16 @@ class BertObjective:
             seed: of pairs, order and masks.
             max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
             num_workers: worker processes that make batches.
-            start_at_unigrams: whether the output bias begins as the logarithm of the tokens' frequencies, which
-                training from nothing otherwise spends its first hundreds of updates on.
+            is_from_scratch: whether the model begins with random weights. Then the output bias begins as the logarithm
+                of the tokens' frequencies, which training otherwise spends its first hundreds of updates on.
         """
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.num_workers = num_workers
         self._make_model = make_model
         self._pair_mode = pair_mode
-        self._start_at_unigrams = start_at_unigrams
+        self._max_seq_length = max_seq_length
+        self._is_from_scratch = is_from_scratch
         self._token_counts = count_tokens(corpus.store, corpus.train_documents, len(tokenizer))
 
         def plan_training(epoch: int) -> EpochPlan:
@@ -127,7 +128,7 @@ class BertObjective:
     def build_model(self) -> PreTrainedModel:
         """Return the model; heads that no loss trains are frozen, which distributed training insists on."""
         model = self._make_model()
-        if self._start_at_unigrams:
+        if self._is_from_scratch:
             counts = self._token_counts + 0.1  # a token never seen is merely unlikely
             logits = np.log(counts / counts.sum())
             with torch.no_grad():
@@ -212,7 +213,13 @@ class BertObjective:
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the model card says of the exported model."""
-        return card_fields(model, with_nsp=self._pair_mode != "none", language=self.language)
+        return card_fields(
+            model,
+            with_nsp=self._pair_mode != "none",
+            language=self.language,
+            max_seq_length=self._max_seq_length,
+            is_from_scratch=self._is_from_scratch,
+        )
 
     def _measure_baselines(self) -> dict[str, float]:
         baselines = {"unigram_entropy": unigram_entropy(self._token_counts)}

@@ -98,7 +98,9 @@ class EvaluationText:
     )
     max_pairs: int = flag(2000, "nsp: most held-out pairs judged, easy and hard each, at least 2.")
     max_seq_length: int | None = flag(
-        None, "nsp: tokens of a pair with its three special ones, at least 8. Default: the run's, else 128."
+        None,
+        "nsp: tokens of a pair with its three special ones, at least 8. Default: the run's, else 128, or the "
+        "tokenizer's model_max_length if that is less.",
     )
 
 

@@ -32,6 +32,7 @@ from bert_pretrain.evaluation.label_efficiency_log import MeasurementLog
 from bert_pretrain.evaluation.label_efficiency_report import draw_curve, figures_of, format_points, points_as_json
 from bert_pretrain.evaluation.suites.context import SuiteResult
 from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS, CurveTask, make_arm
+from bert_pretrain.models.positions import describe_excess
 
 
 @dataclass
@@ -110,8 +111,9 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms)}
     sys.stdout.write("".join(f"{note}\n" for note in splits.notes))
     overlap = overlap_with_training(splits)
-    if described := describe_overlap(splits, overlap):
-        sys.stdout.write(f"WARNING: {described}\n")
+    excess = describe_excess(splits.max_seq_length, splits.processor) if splits.texts else None
+    for warning in filter(None, (excess, describe_overlap(splits, overlap))):
+        sys.stdout.write(f"WARNING: {warning}\n")
     log.open()
     measurements = measure_curve(
         arms,

@@ -7,12 +7,13 @@ same. Half of either kind is random, both labels have the same lengths, and noth
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.argument_checks import check_data, check_text
 from bert_pretrain.arguments import DataArguments, TextArguments
@@ -37,6 +38,7 @@ from bert_pretrain.evaluation.suites.context import (
     naming_the_model_flag,
     source_flags,
 )
+from bert_pretrain.models.positions import describe_excess
 from bert_pretrain.prepare import open_corpus
 
 
@@ -66,14 +68,10 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
             "untrained; pass another --model, or leave nsp out of --suite"
         )
     model = load_next_sentence_model(evaluation.model)
-    length = evaluation.text.max_seq_length or evaluation.run.get("max_seq_length") or min(128, longest_row(model))
-    if length > longest_row(model):
-        raise InputError(
-            f"max_seq_length is {length} but {evaluation.options.model!r} takes {longest_row(model)} tokens; "
-            "lower --max_seq_length"
-        )
     with naming_the_model_flag():
         tokenizer = load_word_tokenizer(evaluation.model)
+    length = _max_seq_length(evaluation, model, tokenizer)
+    with naming_the_model_flag():
         text = _open_text(evaluation, tokenizer)
     store, seed = text.corpus.store, evaluation.seed
     hard, num_short = plan_neighbours(store, text.documents, max_seq_length=length, seed=seed)
@@ -107,6 +105,21 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
         }
     lines += _notes(num_short, len(text.documents), length)
     return SuiteResult("\n".join(lines), figures, details)
+
+
+def _max_seq_length(evaluation: Evaluation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the tokens of a pair: as asked for, as the run had, or 128, or fewer if the model was trained on fewer."""
+    longest = longest_row(model)
+    asked = evaluation.text.max_seq_length or evaluation.run.get("max_seq_length")
+    length = int(asked or min(128, longest, tokenizer.model_max_length))
+    if length > longest:
+        raise InputError(
+            f"max_seq_length is {length} but {evaluation.options.model!r} takes {longest} tokens; lower "
+            "--max_seq_length"
+        )
+    if excess := describe_excess(length, tokenizer):
+        sys.stdout.write(f"WARNING: {excess}\n")
+    return length
 
 
 def _plan_easy(store: TokenStore, documents: NDArray[np.int64], *, max_seq_length: int, seed: int) -> EpochPlan | None:
