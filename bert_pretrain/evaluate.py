@@ -19,10 +19,15 @@ from bert_pretrain.command_line import parse_flags, reporting_input_errors
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.suites.context import FLAG_GROUPS, Evaluation, SuiteResult
 from bert_pretrain.evaluation.suites.fill_mask import check_fill_mask_flags, evaluate_fill_mask
-from bert_pretrain.evaluation.suites.images import check_image_flags, evaluate_knn, evaluate_linear_probe
+from bert_pretrain.evaluation.suites.images import (
+    check_image_flags,
+    evaluate_knn,
+    evaluate_linear_probe,
+    open_labelled_images,
+)
 from bert_pretrain.evaluation.suites.label_efficiency import parse_options, run_label_efficiency
 from bert_pretrain.evaluation.suites.minimal_pairs import check_minimal_pairs_flags, evaluate_minimal_pairs
-from bert_pretrain.evaluation.suites.nsp import check_nsp_flags, evaluate_nsp
+from bert_pretrain.evaluation.suites.nsp import check_nsp_flags, evaluate_nsp, refuse_untrained_head
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.whole_files import write_json
 
@@ -33,7 +38,12 @@ SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
     "knn": evaluate_knn,
     "linear_probe": evaluate_linear_probe,
 }
-
+# What a suite refuses before any suite begins: what takes little to find out, or is kept and used again.
+_PRECONDITIONS: dict[str, Callable[[Evaluation], object]] = {
+    "nsp": refuse_untrained_head,
+    "knn": open_labelled_images,
+    "linear_probe": open_labelled_images,
+}
 
 LABEL_EFFICIENCY = "label_efficiency"  # which trains, has flags of its own, and so is run alone
 
@@ -44,16 +54,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with reporting_input_errors(debug="--debug" in arguments):
         check_one_process()
         suites = _suites_in(arguments)
-        json_file, results = _measure_curve(arguments, suites) if LABEL_EFFICIENCY in suites else _judge(arguments)
-        if json_file:
-            figures = {key: value for result in results.values() for key, value in result.figures.items()}
-            details = {name: result.details for name, result in results.items()}
-            write_json(Path(json_file), {"figures": figures, "details": details, "runs": 1} | describe_run())
+        if LABEL_EFFICIENCY in suites:
+            _measure_curve(arguments, suites)
+        else:
+            _judge(arguments)
     return 0
 
 
-def _judge(arguments: Sequence[str]) -> tuple[str | None, dict[str, SuiteResult]]:
-    """Run suites that judge a model as it is; returns the file to write and what each suite found."""
+def _write_results(path: str | None, results: dict[str, SuiteResult], missing: Sequence[str] = ()) -> None:
+    """Write what suites found, and the names of those that did not get so far; None = no file is asked for."""
+    if path is None:
+        return
+    record: dict[str, object] = {
+        "figures": {key: value for result in results.values() for key, value in result.figures.items()},
+        "details": {name: result.details for name, result in results.items()},
+        "runs": 1,
+    }
+    if missing:
+        record["missing"] = list(missing)
+        sys.stdout.write(f"\n{path} has what was found before {missing[0]}\n")
+    write_json(Path(path), record | describe_run())
+
+
+def _judge(arguments: Sequence[str]) -> None:
+    """Run suites that judge a model as it is, and write what each one found, also if a later one fails."""
     parser = HfArgumentParser(
         FLAG_GROUPS,
         prog="bert-pretrain evaluate",
@@ -68,16 +92,23 @@ def _judge(arguments: Sequence[str]) -> tuple[str | None, dict[str, SuiteResult]
     # What does not fit is refused below with a message; transformers' own report would only be a second one.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    results = {}
-    for name in dict.fromkeys(evaluation.options.suite):
-        results[name] = SUITES[name](evaluation)
-        sys.stdout.write(f"\n{name}\n{results[name].text}\n")
-        sys.stdout.flush()
-    return evaluation.options.json, results
+    names = list(dict.fromkeys(evaluation.options.suite))
+    for name in names:
+        if name in _PRECONDITIONS:
+            _PRECONDITIONS[name](evaluation)
+    results: dict[str, SuiteResult] = {}
+    try:
+        for name in names:
+            results[name] = SUITES[name](evaluation)
+            sys.stdout.write(f"\n{name}\n{results[name].text}\n")
+            sys.stdout.flush()
+    finally:
+        if results:
+            _write_results(evaluation.options.json, results, missing=names[len(results) :])
 
 
-def _measure_curve(arguments: Sequence[str], suites: list[str]) -> tuple[str | None, dict[str, SuiteResult]]:
-    """Measure the label-efficiency curve; returns as `_judge` does."""
+def _measure_curve(arguments: Sequence[str], suites: list[str]) -> None:
+    """Measure the label-efficiency curve, and write it as `_judge` does."""
     if suites != [LABEL_EFFICIENCY]:
         raise InputError(f"suites are {' '.join(suites)} but {LABEL_EFFICIENCY} runs alone; change --suite")
     place = arguments.index("--suite") if "--suite" in arguments else arguments.index(f"--suite={LABEL_EFFICIENCY}")
@@ -86,7 +117,7 @@ def _measure_curve(arguments: Sequence[str], suites: list[str]) -> tuple[str | N
     check_json_target(options.curve.json)
     result = run_label_efficiency(options)
     sys.stdout.write(f"{result.text}\n")
-    return options.curve.json, {LABEL_EFFICIENCY: result}
+    _write_results(options.curve.json, {LABEL_EFFICIENCY: result})
 
 
 def _suites_in(arguments: Sequence[str]) -> list[str]:

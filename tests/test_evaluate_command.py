@@ -351,6 +351,46 @@ def test_a_suite_is_one_entry_of_the_registry_and_run_once(
     assert capsys.readouterr().out == "\nletters\ncounted\n"
 
 
+def test_what_a_run_says_of_its_model_is_refused_before_any_suite_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_bert(tmp_path / "run/final")
+    (tmp_path / "run/run.json").write_text('{"config": {"objective": "mlm"}}')
+    flags = ["evaluate", "--model", str(tmp_path / "run"), "--json", str(tmp_path / "figures.json"), "--suite"]
+    for suites, expected in ((["fill_mask", "nsp"], "--objective mlm"), (["fill_mask", "knn"], "image processor")):
+        with pytest.raises(SystemExit) as stopped:
+            main([*flags, *suites])
+        printed = capsys.readouterr()
+        assert stopped.value.code == 2 and expected in printed.err and printed.out == ""
+    assert not (tmp_path / "figures.json").exists()
+
+
+def test_images_without_labels_are_refused_before_any_suite_begins(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(evaluate.SUITES, "letters", lambda _: pytest.fail("begun"))
+    flags = ["evaluate", "--model", str(models / "colour"), "--data_files", str(models / "plain.parquet")]
+    with pytest.raises(SystemExit):
+        main([*flags, "--suite", "letters", "linear_probe"])
+    assert "--label_column" in capsys.readouterr().err
+
+
+def test_a_suite_that_fails_takes_nothing_away_from_those_before_it(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "figures.json"
+    flags = ["evaluate", "--model", str(models / "bert"), "--json", str(target), "--suite"]
+    with pytest.raises(SystemExit) as stopped:  # of a masked language model without another head
+        main([*flags, "fill_mask", "nsp", "minimal_pairs"])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and "next-sentence head" in printed.err
+    assert f"{target} has what was found before nsp" in printed.out
+    record = json.loads(target.read_text())
+    assert record["missing"] == ["nsp", "minimal_pairs"] and list(record["details"]) == ["fill_mask"]
+    assert main([*flags, "fill_mask"]) == 0
+    assert record == json.loads(target.read_text()) | {"missing": record["missing"]}
+
+
 BAD = {
     "no such model": ("--model nowhere/at-all --suite knn", "--model"),
     "no such masked language model": ("--model nowhere/at-all --suite fill_mask", "--model"),

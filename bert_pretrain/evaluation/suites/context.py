@@ -32,7 +32,9 @@ class EvaluateArguments:
     suite: list[str] = field(
         metadata={"help": "One or more of: fill_mask, minimal_pairs, nsp (text), knn, linear_probe (images)."}
     )
-    json: str | None = flag(None, "File that gets figures, details, versions and hardware.")
+    json: str | None = flag(
+        None, "File that gets figures, details, versions and hardware; if a suite fails, those of the suites before it."
+    )
     seed: int | None = flag(
         None,
         "Seed of the division into bank and evaluation images, of the probe's choice of C, of the random encoder and "

@@ -60,13 +60,18 @@ def check_nsp_flags(text: EvaluationText) -> None:
         raise InputError(f"max_seq_length is {text.max_seq_length} but must be at least 8; change --max_seq_length")
 
 
-def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
-    """Judge easy and hard pairs of held-out documents."""
+def refuse_untrained_head(evaluation: Evaluation) -> None:
+    """Raise `InputError` if the run that wrote the model says that it trained no next-sentence head."""
     if evaluation.run.get("objective") == "mlm":
         raise InputError(
             f"the run that wrote {evaluation.options.model!r} had --objective mlm, so its next-sentence head is "
             "untrained; pass another --model, or leave nsp out of --suite"
         )
+
+
+def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
+    """Judge easy and hard pairs of held-out documents."""
+    refuse_untrained_head(evaluation)
     model = load_next_sentence_model(evaluation.model)
     with naming_the_model_flag():
         tokenizer = load_word_tokenizer(evaluation.model)
