@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
+from bert_pretrain import run_state
 from bert_pretrain.evaluate import main as evaluate
+from bert_pretrain.evaluation import label_efficiency_log
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
     default_counts,
@@ -26,8 +31,10 @@ from bert_pretrain.evaluation.label_efficiency import (
     summarize,
     t_interval,
 )
+from bert_pretrain.evaluation.label_efficiency_log import MeasurementLog
 from bert_pretrain.evaluation.linear_probe import PROBE_GRID
 from bert_pretrain.evaluation.suites.label_efficiency import ARMS
+from bert_pretrain.run_state import held, is_held
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 9), st.integers(0, 99))
@@ -186,6 +193,56 @@ def test_images_are_measured(folder: Path) -> None:
     assert results["test_rows"] == 100
     assert {point["arm"] for point in results["points"]} == set(ARMS)
     assert results["figures"]["floor_4_accuracy"] > 0.5
+
+
+def floor_of(folder: Path) -> list[str]:
+    """Return the flags of a measurement of two rows that needs no training."""
+    flags = ["--model", make_text_model(folder / "model"), "--train_file", "train.jsonl", "--num_labels", "1"]
+    return [*flags, "--arms", "floor", "--seeds", "0", "1"]
+
+
+def test_a_measurement_under_way_is_left_to_the_process_that_makes_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = floor_of(folder)
+    measure(*flags)
+    before = (folder / "out/rows.jsonl").read_text()
+    capsys.readouterr()
+    monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 0)
+    with held(folder / "out"), pytest.raises(SystemExit) as stopped:
+        measure(*flags, "--seeds", "0", "1", "2")
+    assert stopped.value.code == 2 and "another process is at work in out" in capsys.readouterr().err
+    assert (folder / "out/rows.jsonl").read_text() == before
+    during = []
+    monkeypatch.setattr(MeasurementLog, "add", lambda log, row: during.append(is_held(log.folder)))
+    measure(*flags, "--seeds", "2")
+    assert during == [True] and not is_held(folder / "out")
+
+
+@pytest.mark.parametrize("is_the_same", [True, False])
+def test_what_another_process_measured_while_this_one_got_ready_is_neither_lost_nor_done_again(
+    is_the_same: bool, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = floor_of(folder)
+    measure(*flags, *([] if is_the_same else ["--max_test_rows", "9"]))
+    (folder / "out").rename("theirs")
+    theirs = Path("theirs/rows.jsonl").read_text()
+
+    @contextlib.contextmanager
+    def held_after_another(out: Path) -> Iterator[None]:
+        shutil.copytree("theirs", out, dirs_exist_ok=True)
+        yield
+
+    monkeypatch.setattr(label_efficiency_log, "held", held_after_another)
+    if is_the_same:
+        measure(*flags, "--seeds", "0", "1", "2")
+        rows = Path("out/rows.jsonl").read_text()
+        assert rows.startswith(theirs) and [json.loads(row)["seed"] for row in rows.splitlines()] == [0, 1, 2]
+    else:
+        with pytest.raises(SystemExit):
+            measure(*flags)
+        assert "another max_test_rows" in capsys.readouterr().err
+        assert Path("out/rows.jsonl").read_text() == theirs
 
 
 @pytest.mark.parametrize(

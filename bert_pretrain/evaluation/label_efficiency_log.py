@@ -5,15 +5,18 @@ A measurement that was ended is continued: what an earlier process wrote is read
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.label_efficiency import Measurement
 from bert_pretrain.hardware import describe_run
+from bert_pretrain.run_state import held
 from bert_pretrain.whole_files import check_creatable, make_folder, write_json, write_text
 
 # What to call a setting that is only the digest of something.
@@ -31,7 +34,7 @@ class MeasurementLog:
     Attributes:
         folder: where it lies.
         settings: what all its measurements have in common.
-        finished: what an earlier process measured.
+        finished: what earlier processes measured; final once the folder is opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,12 +47,15 @@ class MeasurementLog:
         self.folder, self.settings = folder, dict[str, Any]()
         self.finished: list[Measurement] = []
         self._earlier: dict[str, Any] | None = None
-        known = folder / "settings.json"
+        self._read()
+
+    def _read(self) -> None:
+        known = self.folder / "settings.json"
         if known.exists():
             self._earlier = _read_settings(known)
-            self.finished = _read_measurements(folder / "rows.jsonl")
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not an empty folder; pass a new one as --output_dir")
+            self.finished = _read_measurements(self.folder / "rows.jsonl")
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise InputError(f"{self.folder} is not an empty folder; pass a new one as --output_dir")
 
     def require(self, settings: dict[str, Any]) -> None:
         """Add settings that all measurements of the folder must share.
@@ -65,12 +71,21 @@ class MeasurementLog:
                 raise InputError(f"{self.folder} holds a measurement with another {listed}; pass a new --output_dir")
         self.settings |= settings
 
-    def open(self) -> None:
-        """Make the folder ready to be added to."""
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the folder, ready to be added to, for this process; what was measured there is read once more.
+
+        Raises:
+            InputError: another process is at work in it, or has measured something else there in the meantime.
+        """
         make_folder(self.folder, flag="--output_dir")
-        write_json(self.folder / "settings.json", self.settings)
-        # A line that was cut off when the process ended is dropped before another one is added to it.
-        write_text(self.folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
+        with held(self.folder):
+            self._read()
+            self.require(self.settings)
+            write_json(self.folder / "settings.json", self.settings)
+            # A line that was cut off when the process ended is dropped before another one is added to it.
+            write_text(self.folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
+            yield
 
     def add(self, row: Measurement) -> None:
         """Write and print a training that is finished."""

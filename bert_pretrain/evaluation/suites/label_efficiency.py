@@ -114,23 +114,23 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     excess = describe_excess(splits.max_seq_length, splits.processor) if splits.texts else None
     for warning in filter(None, (excess, describe_overlap(splits, overlap))):
         sys.stdout.write(f"WARNING: {warning}\n")
-    log.open()
-    measurements = measure_curve(
-        arms,
-        labels,
-        test_labels,
-        counts=counts or default_counts(labels),
-        seeds=curve.seeds,
-        finished=log.finished,
-        on_measurement=log.add,
-    )
-    points = summarize(measurements, reference="from_scratch")
-    title = curve.title or Path(data.train_file or data.dataset_name or data.task).name.split(".")[0]
-    figures, details = figures_of(points), points_as_json(points)
-    floor = ("TF-IDF" if splits.texts else "pixels") + " + logistic regression"
-    draw_curve(points, log.folder / "label_efficiency.png", title=title, labels_of_arms=ARMS | {"floor": floor})
-    results = {"figures": figures, "points": details, "test_rows": len(test_labels)}
-    log.write_results(results | {"overlap_with_training": overlap})
+    with log.opened():
+        measurements = measure_curve(
+            arms,
+            labels,
+            test_labels,
+            counts=counts or default_counts(labels),
+            seeds=curve.seeds,
+            finished=log.finished,
+            on_measurement=log.add,
+        )
+        points = summarize(measurements, reference="from_scratch")
+        title = curve.title or Path(data.train_file or data.dataset_name or data.task).name.split(".")[0]
+        figures, details = figures_of(points), points_as_json(points)
+        floor = ("TF-IDF" if splits.texts else "pixels") + " + logistic regression"
+        draw_curve(points, log.folder / "label_efficiency.png", title=title, labels_of_arms=ARMS | {"floor": floor})
+        results = {"figures": figures, "points": details, "test_rows": len(test_labels)}
+        log.write_results(results | {"overlap_with_training": overlap})
     return SuiteResult(format_points(points), figures, details)
 
 
