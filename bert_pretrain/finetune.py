@@ -264,6 +264,9 @@ def _train_one(
         if is_best:
             shutil.rmtree(output_dir / "final.tmp", ignore_errors=True)
             trainer.model.save_pretrained(output_dir / "final.tmp")
+            if splits.texts:  # longer rows than the encoder was trained on have been learnt from as well
+                longest = max(splits.max_seq_length, splits.processor.model_max_length)
+                splits.processor.model_max_length = longest
             splits.processor.save_pretrained(output_dir / "final.tmp")
     return outcome
 

@@ -283,6 +283,7 @@ def test_rows_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
         finetune(model, "--train_file", "train.jsonl", *SHORT, *flags)
         printed = capsys.readouterr().out
         assert f"20 of them have {cut_at} tokens or more and end there" in printed
+        assert AutoTokenizer.from_pretrained("out/final").model_max_length == cut_at
         assert printed.count("WARNING: max_seq_length is 40 but the tokenizer's model_max_length is 24") == (
             cut_at > 24
         )
