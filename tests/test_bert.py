@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 import transformers
 from transformers import BertConfig, Trainer, TrainingArguments
 
+from bert_pretrain.models import real_tokens
 from bert_pretrain.models.bert import BertForPreTraining, bert_config, find_masked_positions
 
 VOCAB, ROWS, LENGTH = 61, 6, 16
@@ -93,8 +95,13 @@ def test_whatever_is_padded_or_labelled_the_loss_is_that_of_the_stock_class(case
     torch.testing.assert_close(ours(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=0)
 
 
-def test_padding_is_computed_nowhere_and_the_last_layer_only_where_a_loss_reads() -> None:
-    ours, _ = pair_of_models()
+@pytest.mark.parametrize("multiple", [1, 8, 64])
+def test_padding_is_left_out_and_the_last_layer_computed_only_where_a_loss_reads(
+    multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_tokens, "TOKENS_MULTIPLE", multiple)
+    monkeypatch.setattr(real_tokens, "READ_MULTIPLE", multiple)
+    ours, stock = pair_of_models()
     batch = make_batch()
     num_computed: dict[str, int] = {}
     modules = {"embeddings": ours.bert.embeddings, "vocabulary": ours.cls.predictions.decoder}
@@ -103,9 +110,13 @@ def test_padding_is_computed_nowhere_and_the_last_layer_only_where_a_loss_reads(
         module.register_forward_hook(
             lambda _module, _inputs, output, name=name: num_computed.update({name: output.shape[:-1].numel()})
         )
-    ours(**batch)
-    num_real, num_masked = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
-    assert num_real < ROWS * LENGTH
+    torch.testing.assert_close(ours(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=0)
+    num_slots = ROWS * int((batch["labels"] != -100).sum(1).max())
+    num_real, num_masked = (
+        min(math.ceil(int(is_needed.sum()) / multiple) * multiple, most)
+        for is_needed, most in ((batch["attention_mask"], ROWS * LENGTH), (batch["labels"] != -100, num_slots))
+    )
+    assert num_real < ROWS * LENGTH or multiple == 64
     assert num_computed == {
         "embeddings": num_real,
         "0": num_real,

@@ -183,6 +183,21 @@ def test_cells_with_the_separator_of_labels_are_pointed_out_where_the_task_was_g
         (folder / "out").rename(f"out-{len(flags)}-{count}-{flags[-1] if flags else ''}")
 
 
+def test_texts_that_look_like_fractions_are_pointed_out_where_the_task_was_guessed(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for labels, flags, count in (
+        (("3.5", "4.0"), [], 1),
+        (("3", "4"), [], 0),
+        (("3.5", "4.0"), ["--task", "classification"], 0),
+    ):
+        rows = [row | {"label": labels[row["label"] == "good"]} for row in sentences(30)]
+        write_rows(folder / "train.jsonl", rows)
+        finetune(model, "--train_file", "train.jsonl", *flags, *SHORT)
+        assert capsys.readouterr().out.count("look like numbers") == count
+        shutil.rmtree(folder / "out")
+
+
 @pytest.mark.parametrize(
     ("classes", "test_labels", "is_measured"),
     [

@@ -189,14 +189,24 @@ def _encode_labels(
     return labels, encoded
 
 
+_ABOUT_NUMBERS = (
+    "labels: those of {} are texts that look like numbers and are read as names of classes; if they are values, pass "
+    "--task regression"
+)
+
+
 def _notes(train: _Raw, labels: LabelSpace, task: Task) -> tuple[str, ...]:
     if labels.is_multi_hot:
         return (
             f"labels: lists of {len(labels.names)} zeros and ones, one for each class (multi-hot), no class numbers",
         )
-    if train.is_typed or task.problem_type or labels.problem_type != "single_label_classification":
+    if task.problem_type or labels.problem_type != "single_label_classification":
         return ()
     cells = train.labels or []
+    if train.is_typed:
+        are_numbers = all(isinstance(cell, str) and as_number(tidy(cell)) is not None for cell in cells)
+        has_fraction = any(isinstance(as_number(tidy(cell)), float) for cell in cells)
+        return (_ABOUT_NUMBERS.format(train.description),) if are_numbers and has_fraction else ()
     num_divided = sum(LABEL_SEPARATOR in str(cell) for cell in cells)
     if not num_divided:
         return ()
