@@ -45,8 +45,8 @@ def assert_equal_curves(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "denoising",
         "triplet",
+        pytest.param("denoising", marks=pytest.mark.slow),
         pytest.param("masked", marks=pytest.mark.slow),
         pytest.param("nt_xent", marks=pytest.mark.slow),
     ],
@@ -112,6 +112,7 @@ def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> 
     assert first["contrastive_loss"] == pytest.approx(last["contrastive_loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_collapse_is_announced_with_its_cause(folder: Path) -> None:
     # The hardest negatives, squared distances and too high a rate: the way to the trivial solution.
     flags = "--objective contrastive --negatives hard --distance l2_squared --learning_rate 0.03 --max_steps 40"
