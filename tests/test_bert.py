@@ -30,6 +30,13 @@ def small_config(**overrides) -> BertConfig:
     return BertConfig(**(fields | overrides))
 
 
+@pytest.fixture(autouse=True)
+def no_padding_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded up, the few tokens of the batches here would be all there are, and nothing left out."""
+    monkeypatch.setattr(real_tokens, "TOKENS_MULTIPLE", 1)
+    monkeypatch.setattr(real_tokens, "READ_MULTIPLE", 8)
+
+
 def pair_of_models(**overrides) -> tuple[BertForPreTraining, transformers.BertForPreTraining]:
     torch.manual_seed(0)
     ours = BertForPreTraining(small_config(**overrides))
@@ -87,6 +94,8 @@ def test_whatever_is_padded_or_labelled_the_loss_is_that_of_the_stock_class(case
         batch = {key: value.flip(1) if value.dim() == 2 else value for key, value in batch.items()}
     elif case == "labelled padding":
         batch["labels"][:, -1] = batch["input_ids"][:, -1]
+    elif case == "labelled [CLS]":
+        batch["labels"][:, 0] = batch["input_ids"][:, 0]
     elif case == "embeddings given":
         batch["inputs_embeds"] = ours.get_input_embeddings()(batch.pop("input_ids")).detach() + 1
     else:
@@ -216,8 +225,10 @@ def test_state_dict_and_config_are_those_of_the_stock_class() -> None:
     assert ours.config.to_dict() == stock.config.to_dict()
 
 
-def test_dropout_reaches_the_positions_of_the_last_layer() -> None:
-    ours, _ = pair_of_models(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("place", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_reaches_the_positions_of_the_last_layer(place: str, attention: str) -> None:
+    ours, _ = pair_of_models(**{place: 0.5}, num_hidden_layers=1, attn_implementation=attention)
     ours.train()
     torch.manual_seed(1)
     first, second = ours(**make_batch()).loss, ours(**make_batch()).loss
