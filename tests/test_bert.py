@@ -85,7 +85,7 @@ def test_losses_and_gradients_equal_the_stock_class(padded: bool, attention: str
 
 
 @pytest.mark.parametrize(
-    "case", ["left padding", "labelled padding", "embeddings given", "float mask of four dimensions"]
+    "case", ["left padding", "labelled padding", "labelled [CLS]", "embeddings given", "float mask of four dimensions"]
 )
 def test_whatever_is_padded_or_labelled_the_loss_is_that_of_the_stock_class(case: str) -> None:
     ours, stock = pair_of_models()
