@@ -4,7 +4,7 @@ With no flag it gathers the documentation inside your own Python, pretrains a sm
 writes a plain transformers model to runs/bert/final. `--help` lists every flag. The program itself:
 """
 
-from bert_pretrain.pretrain import main
+from bert_pretrain.commands.pretrain import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,6 @@
 """What image encoders learn without labels: k-NN and linear probe of several recipes and seeds, beside the floors.
 
-Each arm and seed is the command that a user would type, in a process of its own, followed by `bert_pretrain.evaluate`
+Each arm and seed is the command that a user would type, in a process of its own, followed by `bert-pretrain evaluate`
 on images that pretraining never saw. The autoencoder is also judged by what it is trained for: its reconstruction of
 held-out images beside that of PCA with as many numbers. Point it at any labelled images in parquet files; the numbers
 in the README are of 10,000 training and 2,000 test images of CIFAR-10. Finished runs in --work_dir are kept and not
@@ -44,7 +44,7 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
     start = time.perf_counter()
     run([str(PROGRAM), *flags], folder / "pretraining.log")
     minutes = (time.perf_counter() - start) / 60
-    suites = ["-m", "bert_pretrain.evaluate", "--model", str(run_dir / "final"), "--suite", "knn", "linear_probe"]
+    suites = ["-m", "bert_pretrain", "evaluate", "--model", str(run_dir / "final"), "--suite", "knn", "linear_probe"]
     images = ["--data_files", *arguments.train_files, "--test_files", *arguments.test_files]
     run([*suites, *images, "--json", str(folder / "evaluation.json")], folder / "evaluation.log")
     figures = json.loads((folder / "evaluation.json").read_text())["figures"]

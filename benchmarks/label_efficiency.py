@@ -1,6 +1,6 @@
 """What pretraining is worth with few labels: the label-efficiency curves of one model on several tasks.
 
-Each task is `python -m bert_pretrain.evaluate --suite label_efficiency`, five seeds, in a process of its own; finished
+Each task is `bert-pretrain evaluate --suite label_efficiency`, five seeds, in a process of its own; finished
 trainings in --work_dir are not repeated. A task is a name, a file to learn from and a file to predict:
 
     python benchmarks/label_efficiency.py --model runs/bert/final --task trec trec_train.jsonl trec_test.jsonl
@@ -26,7 +26,7 @@ from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS
 def measure(name: str, train_file: str, test_file: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one task, or go on measuring; returns what its label_efficiency.json holds."""
     folder = arguments.work_dir / name
-    command = ["-m", "bert_pretrain.evaluate", "--suite", "label_efficiency", "--model", arguments.model]
+    command = ["-m", "bert_pretrain", "evaluate", "--suite", "label_efficiency", "--model", arguments.model]
     command += ["--train_file", train_file, "--test_file", test_file, "--output_dir", str(folder), "--title", name]
     command += ["--num_labels", *arguments.num_labels, "--arms", *ARMS, *arguments.flags]
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)

@@ -20,12 +20,12 @@ import torch
 from results import write_results
 from transformers import BertForMaskedLM
 
-from bert_pretrain.data.tokenizers import load_tokenizer
 from bert_pretrain.evaluation.minimal_pairs import MinimalPair, PairScores, score_pairs
 from bert_pretrain.evaluation.pair_templates import template_pairs
 from bert_pretrain.evaluation.pseudo_likelihood import encode_sentences
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.models.bert import SIZES, bert_config
+from bert_pretrain.text.tokenizers import load_tokenizer
 
 # In front of a template: as many different pairs of sentences as BLiMP has, of its lengths.
 OPENINGS = ("", "today ", "we know that ", "in this case ", "it is clear that ", "as you can see ", "i think that ")

@@ -68,7 +68,7 @@ def main() -> None:
         run([trainer, "--data_files", *corpora, "--vocab_size", "16384", "--output_dir", str(tokenizer)])
     for files, name in ((corpora, "corpora"), (unlabelled, "sentences")):
         flags = ["--data_files", *files, "--tokenizer_name", str(tokenizer), "--output_dir", str(work_dir / name)]
-        run(["-m", "bert_pretrain.prepare", *flags])  # at once, where it was prepared before
+        run(["-m", "bert_pretrain", "prepare", *flags])  # at once, where it was prepared before
     figures: dict[str, float] = {}
     runs = (
         ("pairs", "corpora", PAIRS),

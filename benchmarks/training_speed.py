@@ -22,14 +22,14 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-from bert_pretrain.data.collators import PretrainingCollator
-from bert_pretrain.data.masking import MaskingRule
-from bert_pretrain.data.prepared import TokenStore
-from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import choose_attention
-from bert_pretrain.optim import build_optimizers
+from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.masking import MaskingRule
+from bert_pretrain.text.prepared import TokenStore
+from bert_pretrain.text.sentence_pairs import EpochPlan, plan_epoch
+from bert_pretrain.training.optimizers import build_optimizers
 
 
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

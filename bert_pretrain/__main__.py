@@ -1,4 +1,7 @@
-"""The console command `bert-pretrain COMMAND`; without a command it pretrains, like run_pretraining.py."""
+"""The console command `bert-pretrain COMMAND`, which `python -m bert_pretrain COMMAND` equals.
+
+Without a command it pretrains, like run_pretraining.py, so that `accelerate launch -m bert_pretrain` works.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,26 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "pretrain": "bert_pretrain.pretrain",
-    "prepare": "bert_pretrain.prepare",
-    "train-tokenizer": "bert_pretrain.train_tokenizer",
-    "finetune": "bert_pretrain.finetune",
-    "evaluate": "bert_pretrain.evaluate",
-    "report": "bert_pretrain.report",
-    "hub": "bert_pretrain.hub",
+    "pretrain": "pretrain an encoder on text or images (also: run_pretraining.py)",
+    "prepare": "split, tokenise and store text once, for any number of runs",
+    "train-tokenizer": "train a WordPiece tokenizer on your own text",
+    "finetune": "train a classifier on any encoder with transformers' Trainer",
+    "evaluate": "judge a finished model by one or several suites",
+    "report": "show a run as one HTML page",
+    "hub": "publish a run or a prepared corpus on the Hugging Face Hub",
 }
+HELP = "usage: bert-pretrain COMMAND [FLAGS]\n\n" + "\n".join(
+    [f"  {name:16} {what}" for name, what in COMMANDS.items()]
+    + ["", "`bert-pretrain COMMAND --help` lists a command's flags; without a command, pretrain is meant.", ""]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in (["--help"], ["-h"]):
+        sys.stdout.write(HELP)
+        return 0
     name = "pretrain"
     if arguments and not arguments[0].startswith("-"):
         name = arguments.pop(0)
@@ -27,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: unknown command {name!r}; commands: {', '.join(COMMANDS)}\n")
         return 2
     # Imported on demand: a command should not wait for what another one needs.
-    command: Callable[[Sequence[str]], int] = import_module(COMMANDS[name]).main
+    command: Callable[[Sequence[str]], int] = import_module(f"bert_pretrain.commands.{name.replace('-', '_')}").main
     return command(arguments)
 
 

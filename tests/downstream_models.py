@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, ViTConfig, ViTImageProcessorPil, ViTModel
 
-from bert_pretrain.data.tokenizers import default_tokenizer_folder
+from bert_pretrain.text.tokenizers import default_tokenizer_folder
 
 GOOD, BAD = ["value", "list", "array"], ["error", "fault", "warning"]
 FILLERS = ["the", "function", "returns", "a", "of", "name", "file", "with", "index"]

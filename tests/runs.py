@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,10 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl without the numbers that a clock decides."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.endswith("_per_second")} for row in rows]
+
+
+def python_command(line: str) -> list[str]:
+    """Return how a line of the README, `python ...` or `bert-pretrain ...`, is run by this interpreter."""
+    program, *words = shlex.split(line)
+    assert program in ("python", "bert-pretrain"), line
+    return [sys.executable, *(["-m", "bert_pretrain"] if program == "bert-pretrain" else []), *words]

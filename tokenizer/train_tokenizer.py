@@ -6,7 +6,7 @@ from pathlib import Path
 # Without an installed package, Python looks for it beside this script only.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from bert_pretrain.train_tokenizer import main
+from bert_pretrain.commands.train_tokenizer import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,1 +1,1 @@
-"""Raw text to batches: corpus, tokenizer, prepared corpus, sentence pairs, masks, collation."""
+"""What text and images share: random numbers without state, the loader, files that appear whole, processes."""

@@ -1,1 +1,1 @@
-"""Using a pretrained encoder: labelled data, metrics, and training a classifier on it with transformers' Trainer."""
+"""Labelled data, and transformers' Trainer on what was exported."""

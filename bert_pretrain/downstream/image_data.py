@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bert_pretrain.data.augmentation.rules import AugmentationRule
-from bert_pretrain.data.augmentation.views import Augmentation
-from bert_pretrain.data.images.decoding import converted_image, load_image
-from bert_pretrain.data.images.rows import ImageRow, ImageSource
-from bert_pretrain.data.images.sources import open_image_source
 from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.images.augmentation.rules import AugmentationRule
+from bert_pretrain.images.augmentation.views import Augmentation
+from bert_pretrain.images.decoding import converted_image, load_image
+from bert_pretrain.images.rows import ImageRow, ImageSource
+from bert_pretrain.images.sources import open_image_source
 
 _IMAGES_AT_ONCE = 256
 AUGMENTATIONS: dict[str, AugmentationRule] = {

@@ -18,7 +18,7 @@ CARD = """\
 
 # {title}
 
-A classifier made with `bert_pretrain.finetune` and transformers' `Trainer`. {trained}It is a plain transformers model:
+A classifier made with `bert-pretrain finetune` and transformers' `Trainer`. {trained}It is a plain transformers model:
 
 ```python
 from transformers import pipeline

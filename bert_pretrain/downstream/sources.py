@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, PreTrainedConfig
 
+from bert_pretrain.config.data_flags import TaskDataArguments, check_data_flags, refuse_flags_without_effect
+from bert_pretrain.data.names import refuse_missing_folder
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
-from bert_pretrain.downstream.data_flags import TaskDataArguments, check_data_flags, refuse_flags_without_effect
 from bert_pretrain.downstream.image_data import LabelledPixels, augmentation_of, read_images
 from bert_pretrain.downstream.label_values import LABEL_SEPARATOR, as_number, is_missing, tidy
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
@@ -22,7 +23,6 @@ from bert_pretrain.downstream.tables import Table, open_dataset, read_file, tabl
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import read_processor
-from bert_pretrain.named_folders import refuse_missing_folder
 
 SPLITS = ("train", "validation", "test")
 _DEFAULT_LENGTH = 128  # tokens

@@ -14,9 +14,9 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, load_dataset, load_from_disk
 
 from bert_pretrain.data.files import is_saved_dataset
+from bert_pretrain.data.names import refuse_missing_folder
 from bert_pretrain.data.row_files import file_kind, open_parquet, read_csv, read_json_lines
 from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.named_folders import refuse_missing_folder
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from bert_pretrain.command_line import flag
+from bert_pretrain.config.command_line import flag
 from bert_pretrain.downstream.data import LabelledDataset, LengthSampler
 from bert_pretrain.downstream.models import default_learning_rate
 from bert_pretrain.errors import InputError, TrainingError

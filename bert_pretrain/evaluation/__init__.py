@@ -1,1 +1,1 @@
-"""What a pretrained encoder has learnt."""
+"""What a pretrained encoder has learnt: suites, pictures, intervals."""

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, PreTrainedModel
 
-from bert_pretrain.data.images.corpus import ImageCorpus
+from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import Features, Labels, extract_features, normalised_rows
 from bert_pretrain.evaluation.floors import fit_pca
 from bert_pretrain.hardware import default_device
+from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
-from bert_pretrain.named_folders import refuse_misnamed_model
 
 
 class Preprocessing(NamedTuple):

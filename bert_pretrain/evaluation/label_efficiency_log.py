@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.data.run_state import held
+from bert_pretrain.data.whole_files import check_creatable, make_folder, write_json, write_text
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.label_efficiency import Measurement
 from bert_pretrain.hardware import describe_run
-from bert_pretrain.run_state import held
-from bert_pretrain.whole_files import check_creatable, make_folder, write_json, write_text
 
 # What to call a setting that is only the digest of something.
 _NAMES = {

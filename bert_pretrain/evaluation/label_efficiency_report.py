@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bert_pretrain.data.whole_files import written_aside
 from bert_pretrain.evaluation.label_efficiency import Point
-from bert_pretrain.whole_files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.tokenizers import load_tokenizer
+from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.positions import num_positions
-from bert_pretrain.named_folders import refuse_misnamed_model
+from bert_pretrain.text.tokenizers import load_tokenizer
 
 
 def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoModelForNextSentencePrediction, PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.prepared import TokenStore
+from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.data.random import permutation
-from bert_pretrain.data.sentence_pairs import IS_NEXT, IS_RANDOM, EpochPlan
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.intervals import Interval, wilson_interval
 from bert_pretrain.hardware import default_device
-from bert_pretrain.named_folders import refuse_misnamed_model
+from bert_pretrain.text.prepared import TokenStore
+from bert_pretrain.text.sentence_pairs import IS_NEXT, IS_RANDOM, EpochPlan
 
 NUM_BINS = 10
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.whole_files import written_aside
+from bert_pretrain.data.whole_files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

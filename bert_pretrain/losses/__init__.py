@@ -1,1 +1,1 @@
-"""Pure functions from what models return to sums, each with what it is divided by."""
+"""Pure functions from tensors to sums and counts."""

@@ -1,7 +1,7 @@
 """The triplet loss of contrastive learning, as a sum.
 
 It compares the rows of this process (anchors) with those of all processes (candidates, see
-`bert_pretrain.distributed.gather_rows`); summed over processes it is the loss of the joint batch. The contrastive
+`bert_pretrain.data.processes.gather_rows`); summed over processes it is the loss of the joint batch. The contrastive
 objective calls it.
 """
 

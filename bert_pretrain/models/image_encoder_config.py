@@ -14,8 +14,8 @@ from transformers import (
     ViTConfig,
 )
 
+from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
-from bert_pretrain.named_folders import refuse_misnamed_model
 
 # Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021 (DeiT, table 1) and
 # Dosovitskiy et al. 2021 (table 1); the two above them are for small images and few processors. `convnextv2-atto` and

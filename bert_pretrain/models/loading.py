@@ -8,10 +8,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
 
+from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import choose_attention
-from bert_pretrain.named_folders import refuse_misnamed_model
 
 
 def build_bert(

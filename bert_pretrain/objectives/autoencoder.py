@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.image_batches import EVALUATION_EPOCH
-from bert_pretrain.data.images.corpus import ImageCorpus
 from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.evaluation.features import normalised_rows
 from bert_pretrain.evaluation.floors import pca_reconstruction_error
 from bert_pretrain.evaluation.pictures import reconstructions
+from bert_pretrain.images.collator import EVALUATION_EPOCH
+from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.losses.reconstruction import ReconstructionKind, masked_patch_loss, reconstruction_loss
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder
-from bert_pretrain.objectives.base import Batch, LossTerm
 from bert_pretrain.objectives.images import ImageObjective, channels_last
+from bert_pretrain.objectives.interface import Batch, LossTerm
 
 
 class AutoencoderObjective(ImageObjective):

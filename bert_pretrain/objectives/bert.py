@@ -13,12 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.collators import PretrainingCollator
-from bert_pretrain.data.loaders import TrainingStream, evaluation_batches, training_windows
-from bert_pretrain.data.masking import MaskingRule
-from bert_pretrain.data.prepared import PreparedCorpus, TokenStore
+from bert_pretrain.data.loader import TrainingStream, evaluation_batches, training_windows
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.data.sentence_pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.evaluation.fill_mask import (
     Probe,
     fill_mask,
@@ -26,8 +22,12 @@ from bert_pretrain.evaluation.fill_mask import (
     make_probe,
     word_positions,
 )
-from bert_pretrain.export import card_fields, export_bert, write_config
-from bert_pretrain.objectives.base import Batch, LossTerm, Place, Window
+from bert_pretrain.objectives.interface import Batch, LossTerm, Place, Window
+from bert_pretrain.publishing.text_export import card_fields, export_bert, write_config
+from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.masking import MaskingRule
+from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
+from bert_pretrain.text.sentence_pairs import EpochPlan, PairMode, plan_epoch
 
 FOX = "The quick brown fox jumped over the lazy dog."
 

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.augmentation.views import Augmentation
-from bert_pretrain.data.images.corpus import ImageCorpus
+from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_processes
 from bert_pretrain.data.random import Purpose, hash_uint64
-from bert_pretrain.distributed import count_rows, gather_rows, sum_over_processes
 from bert_pretrain.evaluation.collapse import collapse_warnings
 from bert_pretrain.evaluation.pictures import augmented_views
+from bert_pretrain.images.augmentation.views import Augmentation
+from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.losses.distances import Distance, normalize_rows
 from bert_pretrain.losses.nt_xent import nt_xent_loss
 from bert_pretrain.losses.triplet import Negatives, Reduction, reduction_factor, triplet_loss
 from bert_pretrain.models.image_encoder import embed
-from bert_pretrain.objectives.base import Batch, LossTerm
 from bert_pretrain.objectives.images import ImageObjective, channels_last
+from bert_pretrain.objectives.interface import Batch, LossTerm
 
 Joint = Callable[[Tensor], Tensor]  # brings together what the processes hold
 

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.image_batches import ImageCollator, ImagePlan, plan_images
-from bert_pretrain.data.images.corpus import ImageCorpus, image_card
-from bert_pretrain.data.loaders import TrainingStream, evaluation_batches, training_windows
+from bert_pretrain.data.loader import TrainingStream, evaluation_batches, training_windows
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
 from bert_pretrain.evaluation.features import extract_features
 from bert_pretrain.evaluation.knn import knn_accuracy
 from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
+from bert_pretrain.images.collator import ImageCollator, ImagePlan, plan_images
+from bert_pretrain.images.corpus import ImageCorpus, image_card
 from bert_pretrain.models.image_encoder import embed
-from bert_pretrain.objectives.base import Batch, LossTerm, Place, Window
-from bert_pretrain.vision_export import card_fields, export_image_model, image_processor, write_config
+from bert_pretrain.objectives.interface import Batch, LossTerm, Place, Window
+from bert_pretrain.publishing.image_export import card_fields, export_image_model, image_processor, write_config
 
 # The online k-NN is a thermometer, not a result: bank and queries are bounded, and k and T are those of Caron et al.
 # 2021 (DINO, appendix).

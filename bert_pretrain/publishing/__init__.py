@@ -1,1 +1,1 @@
-"""Bringing what a run has made to the Hub, and fetching it again."""
+"""Export as plain transformers models, their cards, and the Hub."""

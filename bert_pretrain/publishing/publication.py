@@ -12,17 +12,17 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from bert_pretrain.arguments import HubArguments
-from bert_pretrain.checkpoint import checkpoint_path, list_checkpoints, step_of
-from bert_pretrain.evaluation.curves import draw_curves
-from bert_pretrain.evaluation.run_records import read_rows, read_run_json
-from bert_pretrain.objectives.base import Objective
+from bert_pretrain.config.arguments import HubArguments
+from bert_pretrain.data.run_records import read_rows, read_run_json
+from bert_pretrain.data.run_state import read_final
+from bert_pretrain.data.whole_files import replace_folder, write_json
+from bert_pretrain.objectives.interface import Objective
+from bert_pretrain.publishing.curves import draw_curves
 from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
 from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link_tree
 from bert_pretrain.publishing.scrub import scrub
 from bert_pretrain.publishing.upload import STATE_FOLDER
-from bert_pretrain.run_state import read_final
-from bert_pretrain.whole_files import replace_folder, write_json
+from bert_pretrain.training.checkpoint import checkpoint_path, list_checkpoints, step_of
 
 MAIN = "main"
 _SUBMITTED = "submitted_to"  # file of a checkpoint that names the repository it was submitted for
@@ -132,7 +132,7 @@ def open_pusher(run_dir: Path, repo_id: str, *, is_private: bool, flags: Sequenc
         is_private: as for `HubPusher`.
         flags: that the command to finish later needs, because the folder's own record does not have them.
     """
-    command = f"python -m bert_pretrain.hub {shlex.join(['push', str(run_dir), *flags])}"
+    command = f"bert-pretrain hub {shlex.join(['push', str(run_dir), *flags])}"
     return HubPusher(run_dir / OUTBOX, repo_id, is_private=is_private, finish_command=command)
 
 

@@ -2,7 +2,7 @@
 
 What is to be published is first put into the outbox, whole, as hard links where it is on disk already. The trainer may
 then remove its checkpoint, the program may be killed and the Hub may be down: what was not pushed waits there for
-`python -m bert_pretrain.hub push`. Uploads run one after the other, each in a process of its own (`upload.py`), so that
+`bert-pretrain hub push`. Uploads run one after the other, each in a process of its own (`upload.py`), so that
 no step waits for them and none can keep the program from ending.
 """
 

@@ -1,1 +1,1 @@
-"""The suites of `python -m bert_pretrain.evaluate`: each a function from the flags to text, figures and details."""
+"""The suites of `bert-pretrain evaluate`: each a function from the flags to text, figures and details."""

@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from bert_pretrain.checkpoint import list_checkpoints
-from bert_pretrain.command_line import flag, flags
+from bert_pretrain.config.command_line import flag, flags
+from bert_pretrain.data.run_records import read_run_json
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.run_records import read_run_json
+from bert_pretrain.training.checkpoint import list_checkpoints
 
 
 @dataclass

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from transformers import AutoConfig
 
-from bert_pretrain.data.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.feature_scores import FeatureScores, format_table
 from bert_pretrain.evaluation.floors import majority_accuracy
@@ -31,6 +30,7 @@ from bert_pretrain.evaluation.suites.context import (
     naming_the_model_flag,
     source_flags,
 )
+from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
 
 
 def check_image_flags(images: EvaluationImages) -> None:

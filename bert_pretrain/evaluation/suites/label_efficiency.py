@@ -18,9 +18,9 @@ import numpy as np
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from bert_pretrain.command_line import flag, flags, parse_flags
+from bert_pretrain.config.command_line import flag, flags, parse_flags
+from bert_pretrain.config.data_flags import TaskDataArguments
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.downstream.data_flags import TaskDataArguments
 from bert_pretrain.downstream.row_digests import describe_overlap, labelled_rows_sha256, overlap_with_training
 from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task

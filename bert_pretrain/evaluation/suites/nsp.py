@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.argument_checks import check_data, check_text
-from bert_pretrain.arguments import DataArguments, TextArguments
-from bert_pretrain.data.neighbour_pairs import plan_neighbours
-from bert_pretrain.data.prepared import PreparedCorpus, TokenStore
-from bert_pretrain.data.sentence_pairs import EpochPlan, plan_epoch
+from bert_pretrain.commands.prepare import open_corpus
+from bert_pretrain.config.arguments import DataArguments, TextArguments
+from bert_pretrain.config.checks import check_data, check_text
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.masked_language_model import load_word_tokenizer, longest_row
 from bert_pretrain.evaluation.next_sentence import (
@@ -39,7 +37,9 @@ from bert_pretrain.evaluation.suites.context import (
     source_flags,
 )
 from bert_pretrain.models.positions import describe_excess
-from bert_pretrain.prepare import open_corpus
+from bert_pretrain.text.neighbour_pairs import plan_neighbours
+from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
+from bert_pretrain.text.sentence_pairs import EpochPlan, plan_epoch
 
 
 class _Text(NamedTuple):

@@ -1,0 +1,98 @@
+"""Train a WordPiece tokenizer; `tokenizer/train_tokenizer.py` and `bert-pretrain train-tokenizer` call `main`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from bert_pretrain.config.command_line import flag, flags, parse_flags, reporting_input_errors
+from bert_pretrain.data.whole_files import folder_written_aside
+from bert_pretrain.errors import InputError
+from bert_pretrain.text.documents import open_documents
+from bert_pretrain.text.tokenizers import train_wordpiece
+
+
+@dataclass
+class TokenizerArguments:
+    """The text, and the tokenizer to make of it."""
+
+    _argument_group_name: ClassVar[str] = "tokenizer"
+
+    output_dir: str = flag("tokenizer/own", "Folder to write; must be new, or a tokenizer with --overwrite.")
+    vocab_size: int = flag(30522, "Pieces with the five special tokens, at least 100.")
+    lowercase: bool = flag(True, "Fold case and strip accents (uncased); --no_lowercase keeps them.")
+    min_frequency: int = flag(2, "Occurrences that a merged pair needs, at least 1.")
+    model_max_length: int = flag(512, "Longest row of the model in tokens, at least 8.")
+    dataset_name: str | None = flag(None, "'docs' (default), a folder or a Hub id.")
+    dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
+    dataset_split: str = flag("train", "Split of the Hub data set to read.")
+    data_files: list[str] | None = flags("Own text: .txt, .jsonl, .csv, .parquet, also .gz of each; globs allowed.")
+    text_column: str = flag("text", "Column that holds the text.")
+    document_boundary: Literal["blank_line", "file"] = flag("blank_line", "What ends a document in .txt.")
+    streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
+    overwrite: bool = flag(False, "Replace the tokenizer in --output_dir.")
+    debug: bool = flag(False, "Show the traceback of an input error.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train a tokenizer as the command line says; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with reporting_input_errors(debug="--debug" in arguments):
+        parser = HfArgumentParser(
+            TokenizerArguments,
+            prog="train_tokenizer.py",
+            description="Train a WordPiece tokenizer (BERT's normaliser) that AutoTokenizer loads.",
+            allow_abbrev=False,
+        )
+        (options,) = parse_flags(parser, arguments)
+        train(options)
+    return 0
+
+
+def train(options: TokenizerArguments) -> None:
+    """Train and write the tokenizer.
+
+    Raises:
+        InputError: a value is out of range, the target is in use, or the text cannot be used.
+    """
+    for name, least in (("vocab_size", 100), ("min_frequency", 1), ("model_max_length", 8)):
+        if getattr(options, name) < least:
+            raise InputError(f"{name} is {getattr(options, name)} but must be at least {least}; change --{name}")
+    if options.data_files and options.dataset_name:
+        raise InputError(f"--data_files and --dataset_name {options.dataset_name!r} both name the text; pass one")
+    output_dir = Path(options.output_dir)
+    _check_target(output_dir, overwrite=options.overwrite)
+    source = open_documents(
+        dataset_name=options.dataset_name,
+        dataset_config_name=options.dataset_config_name,
+        dataset_split=options.dataset_split,
+        data_files=options.data_files,
+        text_column=options.text_column,
+        document_boundary=options.document_boundary,
+        streaming=options.streaming,
+    )
+    tokenizer = train_wordpiece(
+        tqdm(source, desc="reading", unit=" documents"),
+        vocab_size=options.vocab_size,
+        lowercase=options.lowercase,
+        model_max_length=options.model_max_length,
+        min_frequency=options.min_frequency,
+    )
+    with folder_written_aside(output_dir) as aside:
+        tokenizer.save_pretrained(aside)
+    sys.stdout.write(f"{len(tokenizer):,} pieces from {source.description} in {output_dir}\n")
+
+
+def _check_target(output_dir: Path, *, overwrite: bool) -> None:
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return
+    if not (output_dir / "tokenizer.json").is_file():
+        raise InputError(f"{output_dir} holds something that is no tokenizer; pass another --output_dir")
+    if not overwrite:
+        raise InputError(f"{output_dir} holds a tokenizer; pass another --output_dir, or --overwrite")

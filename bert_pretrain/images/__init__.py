@@ -1,0 +1,1 @@
+"""Folders and tables of images in, batches of decoded pixels and random views out."""

@@ -1,0 +1,207 @@
+"""Decoded images, kept in a mapped file that later runs reuse.
+
+A source enters; the pixels of all its images leave, with what is known of each. What is embedded is decoded in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from bert_pretrain.data.whole_files import folder_written_aside
+from bert_pretrain.errors import InputError
+from bert_pretrain.images.decoding import Outcome, channels_of_first, decode_rows
+from bert_pretrain.images.rows import ImageSource, Label
+
+OnBadImage: TypeAlias = Literal["error", "skip"]
+
+FORMAT_VERSION = 1  # raised whenever what is written changes
+PIXELS_FILE, LABELS_FILE, MOMENTS_FILE, MANIFEST = "pixels.npy", "labels.npy", "moments.npy", "manifest.json"
+_NAMED_BAD_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images are decoded; the fields are flags of the same names, see `open_images`."""
+
+    image_size: int
+    num_channels: int
+    on_bad_image: OnBadImage
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImages:
+    """A corpus before its division; `moments` is int64 (N, 2, C), sums of an image's pixels and of their squares."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    moments: NDArray[np.int64]
+    manifest: dict[str, Any]
+
+
+def decode_in_memory(source: ImageSource, recipe: Recipe) -> DecodedImages:
+    """Decode all images of a source that is small."""
+    file = io.BytesIO()
+    decoded = _decode(source, recipe, file, show_progress=False)
+    file.seek(0)
+    decoded = replace(decoded, pixels=np.load(file))
+    decoded.pixels.flags.writeable = False
+    return decoded
+
+
+def decode_once(source: ImageSource, recipe: Recipe, cache_dir: Path, *, show_progress: bool) -> DecodedImages:
+    """Decode all images of a source into a folder below `cache_dir`, unless they are there, and map them.
+
+    Processes that call this at once do the work once. One that is killed leaves nothing that looks whole.
+
+    Raises:
+        InputError: an image cannot be used, or what is there is damaged.
+    """
+    folder = cache_dir.absolute() / _cache_key(source, recipe)[:20]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            with folder_written_aside(folder) as aside:
+                with (aside / PIXELS_FILE).open("wb") as file:
+                    decoded = _decode(source, recipe, file, show_progress=show_progress)
+                np.save(aside / MOMENTS_FILE, decoded.moments)
+                if decoded.labels is not None:
+                    np.save(aside / LABELS_FILE, decoded.labels)
+                (aside / MANIFEST).write_text(json.dumps(decoded.manifest, indent=1) + "\n")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        pixels = np.load(folder / PIXELS_FILE, mmap_mode="r")
+        moments = np.load(folder / MOMENTS_FILE)
+        labels = np.load(folder / LABELS_FILE) if manifest["label_names"] else None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the decoded images in {folder} are not complete ({error}); remove the folder, and they are decoded again"
+        ) from error
+    return DecodedImages(pixels, labels, moments, manifest)
+
+
+def _cache_key(source: ImageSource, recipe: Recipe) -> str:
+    determinants = [
+        FORMAT_VERSION,
+        source.fingerprint,
+        [getattr(recipe, field.name) for field in fields(recipe)],
+        metadata.version("pillow"),
+    ]
+    return hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
+
+
+def _decode(source: ImageSource, recipe: Recipe, file: IO[bytes], *, show_progress: bool) -> DecodedImages:
+    """Decode all rows into `file`, an .npy of (N, H, W, C), and return the rest; its `pixels` are empty."""
+    num_channels = recipe.num_channels or channels_of_first(source)
+    writer = _Writer(file, source.num_rows)
+    bad: list[str] = []
+    outcomes = decode_rows(source.read(), image_size=recipe.image_size, num_channels=num_channels)
+    progress = tqdm(outcomes, total=source.num_rows, desc="decoding", unit=" images", disable=not show_progress)
+    for outcome in progress:
+        if outcome.pixels is not None:
+            writer.add(outcome, outcome.pixels)
+            continue
+        if recipe.on_bad_image == "error":
+            raise InputError(
+                f"{outcome.name} cannot be decoded ({outcome.reason}); repair or remove it, or pass --on_bad_image skip"
+            )
+        bad.append(f"{outcome.name} ({outcome.reason})")
+    if len(writer.labels) < 4:
+        raise InputError(
+            f"{source.description} holds {len(writer.labels)} distinct images, but at least 4 are needed "
+            f"({writer.num_duplicates} duplicates; skipped: {'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'}); "
+            "pass another --dataset_name or --data_files"
+        )
+    writer.finish()
+    labels, label_names = _numbered(writer.labels, source.label_names)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "source": {"description": source.description, "fingerprint": source.fingerprint},
+        "content": hashlib.sha256(writer.digests + (b"" if labels is None else labels.tobytes())).hexdigest(),
+        "image_size": recipe.image_size,
+        "label_names": label_names,
+        "modes": dict(writer.modes),
+        "counts": {"images": len(writer.labels), "duplicates": writer.num_duplicates, "skipped": len(bad)},
+        "skipped": bad[:_NAMED_BAD_IMAGES],
+        "versions": {name: metadata.version(name) for name in ("datasets", "pillow")},
+    }
+    moments = np.frombuffer(writer.moments, dtype=np.int64).reshape(len(writer.labels), 2, num_channels)
+    return DecodedImages(np.empty((0, *writer.shape), dtype=np.uint8), labels, moments, manifest)
+
+
+class _Writer:
+    """Appends distinct images of one size to an .npy file and keeps what is known of each.
+
+    Digests and moments are kept as bytes, because a Python object for each image would take several times as much.
+    """
+
+    def __init__(self, file: IO[bytes], num_rows: int) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.labels: list[Label] = []
+        self.digests = bytearray()
+        self.moments = bytearray()
+        self.modes: Counter[str] = Counter()
+        self.num_duplicates = 0
+        self._file = file
+        self._num_rows = num_rows
+        self._seen: set[bytes] = set()
+        self._first_name = ""
+
+    def add(self, outcome: Outcome, pixels: NDArray[np.uint8]) -> None:
+        if not self.shape:
+            self.shape, self._first_name = pixels.shape, outcome.name
+            self._write_header(self._num_rows)
+        if pixels.shape != self.shape:
+            raise InputError(
+                f"{outcome.name} has {_size(pixels.shape)} pixels (width x height), but {self._first_name} has "
+                f"{_size(self.shape)}; pass --image_size (such as {min(self.shape[:2])}) to bring all to one size"
+            )
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+        if digest in self._seen:
+            self.num_duplicates += 1
+            return
+        self._seen.add(digest)
+        self._file.write(pixels.tobytes())
+        self.digests += digest
+        self.moments += outcome.moments
+        self.labels.append(outcome.label)
+        self.modes[outcome.mode] += 1
+
+    def finish(self) -> None:
+        self._file.seek(0)
+        self._write_header(len(self.labels))
+
+    def _write_header(self, num_images: int) -> None:
+        # NumPy pads the header for any length of the first axis, so that it can be rewritten in place.
+        description = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self.shape)}
+        np.lib.format.write_array_header_1_0(self._file, description)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"
+
+
+def _numbered(labels: list[Label], names: tuple[str, ...] | None) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Return the class number of each label (N,), -1 where there is none, and the names; None and () without labels."""
+    distinct = {label for label in labels if label not in (None, -1)}
+    if not distinct:
+        return None, ()
+    number: dict[Label, int] = {}
+    if names is None:
+        texts = sorted(label for label in distinct if isinstance(label, str))
+        number = {text: place for place, text in enumerate(texts)}
+        names = tuple(texts) or tuple(map(str, range(max(label for label in distinct if isinstance(label, int)) + 1)))
+    if not number:
+        number = {place: place for place in range(len(names))}
+    return np.array([number.get(label, -1) for label in labels], dtype=np.int64), names

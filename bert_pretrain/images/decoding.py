@@ -1,0 +1,140 @@
+"""Encoded images to pixels of one size and number of channels.
+
+Rows of a source enter; what became of each leaves, in the same order. Resizing and cropping happen here, so that an
+epoch costs a copy of bytes and no decoder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import PIL.Image
+from datasets import Image
+from numpy.typing import NDArray
+
+from bert_pretrain.images.rows import ImageRow, ImageSource, Label
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
+_ROWS_PER_BLOCK = 16  # decoded by a thread at a time; bounds what is in flight
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row: an image, or the reason why there is none.
+
+    Attributes:
+        name: of the row.
+        label: of the row.
+        mode: Pillow's name of the pixels' kind, before any conversion.
+        pixels: uint8 (H, W, C).
+        moments: bytes of int64 (2, C), sums of the pixels and of their squares.
+        reason: why there are no pixels; empty otherwise.
+    """
+
+    name: str
+    label: Label
+    mode: str = ""
+    pixels: NDArray[np.uint8] | None = None
+    moments: bytes = b""
+    reason: str = ""
+
+
+def decode_rows(rows: Iterator[ImageRow], *, image_size: int, num_channels: int) -> Iterator[Outcome]:
+    """Decode rows in threads (Pillow releases the interpreter lock) and yield them in order, few blocks ahead.
+
+    Args:
+        rows: of a source.
+        image_size: side in pixels of the square that every image becomes; 0 = the image's own size.
+        num_channels: 1, 3 or 4.
+    """
+
+    def decode(block: list[ImageRow]) -> list[Outcome]:
+        return [_decode_row(row, image_size, num_channels) for row in block]
+
+    num_threads = min(32, os.cpu_count() or 1)
+    blocks = iter(lambda: list(islice(rows, _ROWS_PER_BLOCK)), [])
+    pending: deque[Future[list[Outcome]]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for block in blocks:
+            pending.append(pool.submit(decode, block))
+            if len(pending) > num_threads:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def _decode_row(row: ImageRow, image_size: int, num_channels: int) -> Outcome:
+    try:
+        image = load_image(row)
+        mode = image.mode
+        image = _centre_square(converted_image(image, num_channels), image_size)
+    except PIL.UnidentifiedImageError:  # its own message is an address in memory
+        return Outcome(row.name, row.label, reason="no image in a known format")
+    except Exception as error:  # the decoders of broken files raise whatever they stumble over
+        return Outcome(row.name, row.label, reason=(str(error) or type(error).__name__).splitlines()[0])
+    pixels = np.asarray(image).reshape(image.height, image.width, num_channels)
+    sums = pixels.sum(axis=(0, 1), dtype=np.int64)
+    squares = np.square(pixels, dtype=np.uint32).sum(axis=(0, 1), dtype=np.int64)
+    return Outcome(row.name, row.label, mode, pixels, np.stack([sums, squares]).tobytes())
+
+
+def channels_of_first(source: ImageSource) -> int:
+    """Return the number of channels of the first image that can be used; 3 if none can."""
+    for row in source.read():
+        try:
+            image = load_image(row)
+            is_grey = image.mode.split(";")[0] in _GREY_MODES
+            num_channels = 1 if is_grey else 4 if image.has_transparency_data else 3
+            converted_image(image, num_channels)
+        except Exception:  # the pass that follows reports it
+            continue
+        return num_channels
+    return 3
+
+
+def load_image(row: ImageRow) -> PIL.Image.Image:
+    """Return the image of a row, decoded to its last pixel and turned as its EXIF data say."""
+    if row.content is None:
+        raise ValueError("the row is empty")
+    if isinstance(row.content, np.ndarray):
+        return PIL.Image.fromarray(row.content)
+    image: PIL.Image.Image = Image().decode_example(row.content)
+    return image
+
+
+def converted_image(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
+    """Convert to grey (ITU-R 601-2 luma), RGB or RGBA; what loses its transparency is laid on white.
+
+    That is what the image processors of transformers do. 16-bit grey levels v become round(v / 257); Pillow alone
+    would cut them off at 255.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers without a scale")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65_535:
+            raise ValueError(f"its grey levels {values.min()}..{values.max()} exceed 16 bits")
+        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if num_channels != 4 and image.has_transparency_data:
+        background = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(background, image.convert("RGBA"))
+    return image.convert(MODES[num_channels])
+
+
+def _centre_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """Resize the shorter side to `size` and crop the centre, on the pixel grid of transformers' image processors."""
+    if not size:
+        return image
+    shorter = min(image.size)
+    width, height = (size * side // shorter for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))

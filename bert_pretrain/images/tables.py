@@ -1,0 +1,168 @@
+"""Images in a column of a table: of Parquet files, or of a data set that `datasets` loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
+
+from bert_pretrain.data.files import existing_files, files_fingerprint, is_saved_dataset
+from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.images.rows import ImageRow, ImageSource, Label
+
+DEFAULT_LABEL_COLUMN = "label"
+_ROWS_PER_READ = 64
+_MAX_CLASS_NUMBER = 99_999  # above it, a column of integers holds identifiers or measurements, not classes
+
+
+def open_parquet(patterns: list[str], image_column: str, label_column: str) -> ImageSource:
+    """Open Parquet files; the arguments are those of `open_image_source`."""
+    paths = list(dict.fromkeys(path for pattern in patterns for path in existing_files(pattern)))
+    num_rows = 0
+    label_features: list[Any] = []
+    for path in paths:
+        with _open_parquet_file(path) as file:
+            schema = file.schema_arrow
+            num_rows += file.metadata.num_rows
+        label = _check_columns(str(path), schema, image_column, label_column)
+        label_features.append(label)
+        if label != label_features[0]:
+            raise InputError(
+                f"the labels of {path} are {label}, those of {paths[0]} {label_features[0]}; "
+                "they must agree in all --data_files"
+            )
+    columns = [image_column] if label_features[0] is None else [image_column, label_column]
+
+    def read() -> Iterator[ImageRow]:
+        for path in paths:
+            with _open_parquet_file(path) as file:
+                batches = file.iter_batches(batch_size=_ROWS_PER_READ, columns=columns)
+                yield from _rows_of(batches, str(path), columns)
+
+    return ImageSource(
+        description=", ".join(path.name for path in paths[:4]) + (", ..." if len(paths) > 4 else ""),
+        fingerprint=files_fingerprint(paths, image_column, label_column),
+        num_rows=num_rows,
+        label_names=_class_names(label_features[0]),
+        is_embedded=False,
+        read=read,
+    )
+
+
+def _open_parquet_file(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a Parquet file ({error}); --data_files takes Parquet files with a column of images, "
+            "--dataset_name a folder of images"
+        ) from error
+
+
+def open_dataset(name: str, config_name: str | None, split: str, image_column: str, label_column: str) -> ImageSource:
+    """Open a data set that `datasets` saved in a folder, or loads from a folder or the Hub."""
+    try:
+        dataset = load_from_disk(name) if is_saved_dataset(Path(name)) else load_dataset(name, config_name)
+    except Exception as error:  # datasets raises whatever its builders and the network raise
+        cause = error.__cause__ or error  # what a builder says is wrapped in a sentence that says nothing
+        raise InputError(
+            f"the data set {name!r} cannot be loaded ({first_line(cause)}); "
+            "--dataset_name takes 'digits', a folder of images or a Hub id"
+        ) from error
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise InputError(
+                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, dataset))}; "
+                "change --dataset_split"
+            )
+        dataset = dataset[split]
+    schema = dataset.features.arrow_schema
+    label = _check_columns(f"the data set {name!r}", schema, image_column, label_column)
+    columns = [image_column] if label is None else [image_column, label_column]
+    described = json.dumps([dataset._fingerprint, split, columns])
+
+    def read() -> Iterator[ImageRow]:
+        # The Arrow format leaves images encoded, so that one that cannot be decoded does not end the pass.
+        tables = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS_PER_READ)
+        yield from _rows_of((batch for table in tables for batch in table.to_batches()), name, columns)
+
+    return ImageSource(
+        description=f"{name} ({split})",
+        fingerprint=hashlib.sha256(described.encode()).hexdigest(),
+        num_rows=len(dataset),
+        label_names=_class_names(label),
+        is_embedded=False,
+        read=read,
+    )
+
+
+def _check_columns(where: str, schema: pa.Schema, image_column: str, label_column: str) -> Any:
+    """Return the feature of the labels, None if there are none, after checking that both columns can be used."""
+    listed = ", ".join(map(repr, schema.names)) or "none"
+    if image_column not in schema.names:
+        raise InputError(
+            f"{where} has no column {image_column!r}; it has {listed}; pass the one of images as --image_column"
+        )
+    image_type = schema.field(image_column).type
+    if not _holds_images(image_type):
+        raise InputError(
+            f"the column {image_column!r} of {where} holds {image_type}, not images; the columns are {listed}; "
+            "pass the one of images as --image_column"
+        )
+    if label_column not in schema.names:
+        if label_column == DEFAULT_LABEL_COLUMN:
+            return None
+        raise InputError(
+            f"{where} has no column {label_column!r}; it has {listed}; change --label_column or leave it out"
+        )
+    described = Features.from_arrow_schema(pa.schema([schema.field(label_column)], metadata=schema.metadata))
+    feature = described[label_column]
+    is_value = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
+    if not is_value and not isinstance(feature, ClassLabel):
+        raise InputError(
+            f"the column {label_column!r} of {where} holds {schema.field(label_column).type}, but labels must be "
+            "integers, strings or a ClassLabel; change --label_column"
+        )
+    return feature
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0 or kind.get_field_index("path") >= 0)
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    return any(check(kind) for check in checks)
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _rows_of(batches: Iterable[pa.RecordBatch], where: str, columns: list[str]) -> Iterator[ImageRow]:
+    """Yield the rows of record batches whose columns are the images and, if there are two, the labels."""
+    number = 0
+    for batch in batches:
+        images = Image().cast_storage(batch.column(columns[0])).to_pylist()
+        labels = batch.column(columns[1]).to_pylist() if len(columns) > 1 else [None] * len(images)
+        for content, label in zip(images, labels, strict=True):
+            path = content and content["path"]
+            name = f"row {number} of {where}" + (f" ({path})" if path else "")
+            yield ImageRow(name, content, _checked_label(label, name))
+            number += 1
+
+
+def _checked_label(label: Label, name: str) -> Label:
+    if isinstance(label, str):
+        return sys.intern(label)  # one object for each class, not for each image
+    if label is not None and not -1 <= label <= _MAX_CLASS_NUMBER:
+        raise InputError(
+            f"{name} has the label {label}, but class numbers must lie in 0..{_MAX_CLASS_NUMBER} (-1 = none); "
+            "change --label_column"
+        )
+    return label

@@ -1,0 +1,1 @@
+"""Documents in, batches of masked sentence pairs out."""

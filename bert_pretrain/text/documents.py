@@ -1,0 +1,234 @@
+"""Raw text: where documents come from, and how they fall into sentences.
+
+Flags that name a source enter; documents (`str`, paragraphs separated by newlines) leave, one at a time, so that no
+corpus is ever held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+from sentencex import segment
+
+from bert_pretrain.data.files import existing_files, is_saved_dataset
+from bert_pretrain.data.row_files import file_kind, is_unicode, open_parquet, read_csv, read_json_lines, read_lines
+from bert_pretrain.errors import InputError
+from bert_pretrain.text.embedded import embedded_documents, embedded_key
+
+DocumentBoundary = Literal["blank_line", "file"]
+EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+_FLAG = "--data_files"
+DEFAULT_SENTENCE_RULES = "en"  # where no language is stated
+_LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
+
+
+@dataclass
+class DocumentSource:
+    """Documents that can be read again and again.
+
+    Attributes:
+        description: what the source is, for people.
+        fingerprint: changes when the documents may have changed.
+        read: starts a new pass over the documents.
+        skipped: what the last pass left out, by reason.
+        language: code of its language; None = not known.
+    """
+
+    description: str
+    fingerprint: str
+    read: Callable[[], Iterator[str]]
+    skipped: Counter[str] = field(default_factory=Counter)
+    language: str | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Read all documents; empty ones are skipped and counted.
+
+        Raises:
+            InputError: a file cannot be used, or there is no document at all.
+        """
+        self.skipped.clear()
+        is_empty = True
+        for text in self.read():
+            if not isinstance(text, str) or not is_unicode(text):
+                self.skipped["not text"] += 1
+                continue
+            if not text.strip():
+                self.skipped["empty"] += 1
+                continue
+            is_empty = False
+            yield text
+        if is_empty:
+            raise InputError(f"{self.description} holds no text; pass other --data_files or --dataset_name")
+
+
+def open_documents(
+    *,
+    dataset_name: str | None,
+    dataset_config_name: str | None = None,
+    dataset_split: str = "train",
+    data_files: list[str] | None = None,
+    text_column: str = "text",
+    document_boundary: DocumentBoundary = "blank_line",
+    streaming: bool = False,
+) -> DocumentSource:
+    """Find the documents that the data flags name. Files are opened when they are read.
+
+    Args:
+        dataset_name: `docs` for the documentation inside the user's Python, a folder saved by `datasets`, or a data
+            set on the Hub or in a local folder.
+        dataset_config_name: configuration of that data set.
+        dataset_split: its split.
+        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst, in place of a
+            data set.
+        text_column: column that holds the text; a row is a document.
+        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first case the lines of a
+            document are joined by spaces, because they are usually wrapped; in the second a blank line ends a
+            paragraph.
+        streaming: whether to read a Hub data set without downloading it first.
+
+    Raises:
+        InputError: a file is missing, empty or of an unknown kind, or the data set cannot be loaded.
+    """
+    if data_files:
+        return _open_files(data_files, text_column, document_boundary)
+    if dataset_name in (None, "docs"):
+        description = "docs: the documentation inside this Python"
+        return DocumentSource(description, embedded_key(), lambda: iter(embedded_documents()), language="en")
+    assert dataset_name is not None
+    return _open_dataset(dataset_name, dataset_config_name, dataset_split, text_column, streaming=streaming)
+
+
+def check_language(language: str) -> None:
+    """Raise `InputError` unless a language is named by a code."""
+    if not _LANGUAGE_CODE.fullmatch(language):
+        raise InputError(f"language is {language!r} but must be a code of two or three letters; pass --language en")
+
+
+def split_sentences(text: str, language: str) -> list[str]:
+    """Split a document into stripped, non-empty sentences; a newline always ends one.
+
+    Args:
+        text: paragraphs separated by newlines.
+        language: code such as `en` or `pt-br`; those without rules of their own fall back to a related language's.
+
+    Raises:
+        InputError: `language` is not a code; sentencex itself takes any word and falls back to English.
+    """
+    check_language(language)
+    return [
+        sentence
+        for paragraph in text.splitlines()
+        if (stripped := paragraph.strip())
+        for piece in segment(language, stripped)
+        if (sentence := piece.strip())
+    ]
+
+
+def _open_files(patterns: list[str], text_column: str, document_boundary: DocumentBoundary) -> DocumentSource:
+    paths = list(dict.fromkeys(path for pattern in patterns for path in existing_files(pattern)))
+    for path in paths:
+        _check_file(path)
+    identity = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    described = json.dumps([identity, text_column, document_boundary])
+    names = ", ".join(path.name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
+
+    def read() -> Iterator[str]:
+        for path in paths:
+            yield from _read_file(path, text_column, document_boundary)
+
+    return DocumentSource(names, hashlib.sha256(described.encode()).hexdigest(), read)
+
+
+def _check_file(path: Path) -> None:
+    if file_kind(path) not in EXTENSIONS:
+        raise InputError(
+            f"{path} has an unknown extension; --data_files takes {', '.join(EXTENSIONS)}, each also with .gz or .zst"
+        )
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty; remove it from --data_files")
+
+
+def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary) -> Iterator[str]:
+    kind = file_kind(path)
+    if kind == ".txt":
+        yield from _read_text(path, document_boundary)
+    elif kind in (".jsonl", ".json"):
+        for number, row in read_json_lines(path, flag=_FLAG):
+            if text_column not in row:
+                raise _missing_column(f"{path}, line {number},", text_column, list(row))
+            yield row[text_column]
+    elif kind == ".csv":
+        for block in read_csv(path, flag=_FLAG):
+            if text_column not in block.columns:
+                raise _missing_column(path, text_column, list(block.columns))
+            yield from block[text_column].tolist()
+    else:
+        with open_parquet(path, flag=_FLAG) as parquet:
+            if text_column not in parquet.schema_arrow.names:
+                raise _missing_column(path, text_column, parquet.schema_arrow.names)
+            for batch in parquet.iter_batches(batch_size=1000, columns=[text_column]):
+                yield from batch.column(0).to_pylist()
+
+
+def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]:
+    paragraphs: list[str] = []
+    lines: list[str] = []
+
+    def end_paragraph() -> None:
+        if lines:
+            paragraphs.append(" ".join(lines))
+            lines.clear()
+
+    for line in read_lines(path, flag=_FLAG):
+        if stripped := line.strip():
+            lines.append(stripped)
+            continue
+        end_paragraph()
+        if document_boundary == "blank_line" and paragraphs:
+            yield paragraphs.pop()
+    end_paragraph()
+    if paragraphs:
+        yield "\n".join(paragraphs)
+
+
+def _missing_column(where: object, text_column: str, columns: list[Any]) -> InputError:
+    listed = ", ".join(map(repr, columns)) or "none"
+    return InputError(f"{where} has no column {text_column!r}; it has {listed}; pass one of them as --text_column")
+
+
+def _open_dataset(
+    name: str, config_name: str | None, split: str, text_column: str, *, streaming: bool
+) -> DocumentSource:
+    try:
+        is_saved = is_saved_dataset(Path(name))
+        dataset = load_from_disk(name) if is_saved else load_dataset(name, config_name, streaming=streaming)
+    except Exception as error:  # datasets raises whatever its builders and the network raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"the data set {name!r} cannot be loaded ({reason}); --dataset_name takes 'docs', a folder or a Hub id"
+        ) from error
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        if split not in dataset:
+            raise InputError(
+                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, dataset))}; "
+                "change --dataset_split"
+            )
+        dataset = dataset[split]
+    columns = dataset.column_names
+    if columns is not None and text_column not in columns:
+        raise _missing_column(f"the data set {name!r}", text_column, columns)
+    identity = getattr(dataset, "_fingerprint", None) or f"{name} {config_name} {dataset.info.version}"
+    described = json.dumps([identity, split, text_column])
+
+    def read() -> Iterator[str]:
+        return (row[text_column] for row in dataset.select_columns([text_column]))
+
+    return DocumentSource(f"{name} ({split})", hashlib.sha256(described.encode()).hexdigest(), read)

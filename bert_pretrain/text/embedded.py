@@ -1,0 +1,182 @@
+"""The embedded corpus: the documentation inside the user's own Python.
+
+With it a first run needs no download and we ship no text. One module is one document of prose
+paragraphs, and so is one topic of the language reference. Modules are read with `ast`, never
+imported. The result is cached under the Hugging Face cache folder, keyed by the versions it came
+from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+from filelock import FileLock
+from huggingface_hub import constants
+
+from bert_pretrain.text import docstrings
+
+EXTRACTOR_VERSION = 3
+"""Raise it whenever the extracted text changes: it is part of the cache key."""
+
+PACKAGES = {
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "pandas": "pandas",
+    "sklearn": "scikit-learn",
+    "torch": "torch",
+    "transformers": "transformers",
+    "datasets": "datasets",
+    "accelerate": "accelerate",
+    "evaluate": "evaluate",
+    "tokenizers": "tokenizers",
+    "huggingface_hub": "huggingface_hub",
+    "safetensors": "safetensors",
+    "matplotlib": "matplotlib",
+    "PIL": "pillow",
+    "kornia": "kornia",
+    "pyarrow": "pyarrow",
+    "sympy": "sympy",
+    "networkx": "networkx",
+    "joblib": "joblib",
+    "jinja2": "Jinja2",
+    "fsspec": "fsspec",
+    "aiohttp": "aiohttp",
+    "httpx": "httpx",
+    "requests": "requests",
+    "dill": "dill",
+    "multiprocess": "multiprocess",
+    "dateutil": "python-dateutil",
+    "regex": "regex",
+    "tqdm": "tqdm",
+    "yaml": "PyYAML",
+    "psutil": "psutil",
+}
+"""Import name -> distribution name of what is installed with us; what is missing is left out."""
+
+MIN_SENTENCES = 2
+"""A document of one sentence has no next sentence."""
+
+_SKIPPED_FOLDERS = frozenset(
+    {
+        "test",
+        "tests",
+        "testing",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "site-packages",
+        "dist-packages",
+        "_vendor",
+    }
+)
+_SENTENCE_END = re.compile(r"[.!?][)\"']?(?=\s|$)")
+# Names and numbers do not make a paragraph new: families of models repeat each other's text.
+_PLAIN_WORD = re.compile(r"\b[a-z]+\b")
+
+
+def embedded_documents() -> list[str]:
+    """Return the documents of the embedded corpus, paragraphs separated by newlines.
+
+    The order is fixed: topics, then the standard library, then packages as listed, modules by path.
+    """
+    path = Path(constants.HF_HOME) / "bert_pretrain" / f"embedded-{embedded_key()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # All processes of a distributed run ask at once; one of them does the work.
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(_extract()), encoding="utf-8")
+            partial.replace(path)
+    documents: list[str] = json.loads(path.read_text(encoding="utf-8"))
+    return documents
+
+
+def embedded_key() -> str:
+    """Return a hash of what the embedded corpus depends on: Python, packages and the extractor."""
+    versions = {name: _version(package) for name, package in PACKAGES.items() if _folder(name)}
+    parts = [EXTRACTOR_VERSION, platform.python_version(), sysconfig.get_path("stdlib"), versions]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder of an installed top-level package without importing it."""
+    spec = importlib.util.find_spec(name)
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(locations[0]) if locations else None
+
+
+def _modules() -> list[Path]:
+    """Return the modules of the standard library and of the packages, without tests."""
+    folders = [Path(sysconfig.get_path("stdlib")), *filter(None, map(_folder, PACKAGES))]
+    return [path for folder in folders for path in sorted(_python_files(folder))]
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
+        yield from (Path(parent, name) for name in names if name.endswith(".py"))
+
+
+def _extract() -> list[str]:
+    """Read all modules in parallel and join the paragraphs that no earlier document had."""
+    topics = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
+    documents = docstrings.topic_paragraphs(topics) if topics.exists() else []
+    documents += _paragraphs_of([path for path in _modules() if path != topics])
+    seen: set[str] = set()
+    unique = ([text for text in paragraphs if _is_new(text, seen)] for paragraphs in documents)
+    texts = ("\n".join(paragraphs) for paragraphs in unique)
+    return [text for text in texts if len(_SENTENCE_END.findall(text)) >= MIN_SENTENCES]
+
+
+def _is_new(paragraph: str, seen: set[str]) -> bool:
+    key = " ".join(_PLAIN_WORD.findall(paragraph))
+    if key in seen:
+        return False
+    seen.add(key)
+    return True
+
+
+def _paragraphs_of(modules: list[Path]) -> list[list[str]]:
+    """Return the paragraphs of each module, read by one worker process per core.
+
+    Workers run `docstrings.py` as a script: unlike multiprocessing this never imports the caller's
+    `__main__` again, and unlike a fork it is safe beside threads.
+    """
+    num_workers = min(os.cpu_count() or 1, 16)
+    # Dealing out every n-th module balances the load, since neighbours are of like size.
+    shares = [modules[worker::num_workers] for worker in range(num_workers)]
+    with ThreadPoolExecutor(num_workers) as pool:
+        results = list(pool.map(_run_worker, shares))
+    paragraphs: list[list[str]] = [[]] * len(modules)
+    for worker, result in enumerate(results):
+        paragraphs[worker::num_workers] = result
+    return paragraphs
+
+
+def _run_worker(modules: list[Path]) -> list[list[str]]:
+    # -I keeps the script's folder, which has a random.py, off the import path; -W hides the
+    # warnings that the string escapes of other people's modules raise.
+    command = [sys.executable, "-I", "-W", "ignore", docstrings.__file__]
+    paths = json.dumps([str(path) for path in modules])
+    done = subprocess.run(command, input=paths, stdout=subprocess.PIPE, check=True, encoding="utf-8")
+    paragraphs: list[list[str]] = json.loads(done.stdout)
+    return paragraphs

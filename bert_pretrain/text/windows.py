@@ -1,0 +1,276 @@
+"""Cut documents into windows of a token budget; called by `sentence_pairs`.
+
+A prepared corpus enters, some shards at a time, as the positions at which its sentences start;
+arrays of token positions leave. All documents advance by one window at a time, so the Python loop
+runs once per window of the longest document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bert_pretrain.data.random import Purpose, integers, uniform
+from bert_pretrain.text.prepared import Shard, TokenStore
+
+_MAX_GROUP_SENTENCES = 2**22  # 32 MiB of positions at a time, however large the corpus
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Where the sentences of the selected documents of a run of shards start.
+
+    Attributes:
+        starts: int64 (S + 1,), global token position of each sentence, and the end of the last.
+        document: int64 (D,), global indices of the selected documents.
+        first: int64 (D,), index into `starts` of the first sentence of each selected document.
+        end: int64 (D,), index into `starts` of the position after its last sentence.
+    """
+
+    starts: NDArray[np.int64]
+    document: NDArray[np.int64]
+    first: NDArray[np.int64]
+    end: NDArray[np.int64]
+
+    @property
+    def num_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each selected document, int64 (D,)."""
+        return self.starts[self.end] - self.starts[self.first]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The settings of one epoch that the windows' random targets depend on."""
+
+    budget: int
+    short_seq_prob: float
+    seed: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows as columns of length N: A, then B directly after it.
+
+    Attributes:
+        document: int64, global index of the document.
+        index: int64, number of the window within its document and epoch.
+        a_start: int64, global token position of A.
+        a_length: int64, tokens of A, at least 1.
+        b_length: int64, tokens of B, 0 where nothing is paired.
+        ends_sentence: bool, whether B ends where a sentence ends.
+    """
+
+    document: NDArray[np.int64]
+    index: NDArray[np.int64]
+    a_start: NDArray[np.int64]
+    a_length: NDArray[np.int64]
+    b_length: NDArray[np.int64]
+    ends_sentence: NDArray[np.bool_]
+
+    @property
+    def b_start(self) -> NDArray[np.int64]:
+        """Global token position of B, int64 (N,)."""
+        return self.a_start + self.a_length
+
+    def take(self, rows: NDArray[np.int64]) -> Windows:
+        """Return the windows at `rows`."""
+        return Windows(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @classmethod
+    def chain(cls, parts: list[Windows]) -> Windows:
+        """Join parts in the order of documents, whatever the shards that they come from."""
+        empty = np.zeros(0, dtype=np.int64)
+        parts = [cls(empty, empty, empty, empty, empty, empty.astype(np.bool_)), *parts]
+        columns = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        joined = cls(**columns)
+        return joined.take(np.lexsort((joined.index, joined.document)))
+
+
+def outlines(store: TokenStore, documents: NDArray[np.int64]) -> Iterator[Outline]:
+    """Yield the outlines of `documents` (sorted global indices), a group of shards at a time."""
+    for shards in _groups(store.shards):
+        sentences = _running_total(np.concatenate([s.sentences_per_document for s in shards]))
+        first_document = shards[0].first_document
+        last_document = first_document + len(sentences) - 1
+        low, high = np.searchsorted(documents, [first_document, last_document])
+        if low == high:
+            continue
+        starts = _running_total(np.concatenate([s.sentence_lengths for s in shards]))
+        local = documents[low:high].astype(np.int64) - first_document
+        yield Outline(
+            starts=starts + shards[0].first_token,
+            document=local + first_document,
+            first=sentences[local],
+            end=sentences[local + 1],
+        )
+
+
+def _groups(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
+    """Yield runs of shards with a bounded number of sentences; long runs make few, long arrays."""
+    group: list[Shard] = []
+    num_sentences = 0
+    for shard in shards:
+        group.append(shard)
+        num_sentences += len(shard.sentence_lengths)
+        if num_sentences >= _MAX_GROUP_SENTENCES:
+            yield group
+            group, num_sentences = [], 0
+    if group:
+        yield group
+
+
+def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which global token positions (N,) are the position after a sentence's last token."""
+    order = np.argsort(positions, kind="stable")
+    ordered = positions[order]
+    ends = np.zeros(len(positions), dtype=np.bool_)
+    for shard in store.shards:
+        low, high = np.searchsorted(ordered, [shard.first_token, shard.first_token + len(shard.tokens)], side="right")
+        if low < high:
+            starts = _running_total(shard.sentence_lengths) + shard.first_token
+            found = starts[np.searchsorted(starts, ordered[low:high])]
+            ends[order[low:high]] = found == ordered[low:high]
+    return ends
+
+
+def cut_pairs(outline: Outline, draws: Draws) -> Windows:
+    """Cut every document of at least two sentences into windows of two parts, A and B.
+
+    A window starts with a sentence and takes as many tokens as its target (see `_targets`) allows;
+    B starts with one of the sentences that start inside it, drawn uniformly. The next window starts
+    with the sentence that the end of this one cuts. Two cases need their own lengths:
+
+    - No sentence starts inside the window, because its first sentence reaches the target: A is the
+      tail of that sentence, B the head of the one after it, at most half the target.
+    - Only the document's last sentence is left: the closing window starts one sentence earlier.
+
+    In both, A or B is clipped to keep the other one whole, so that every token of a sentence
+    shorter than the budget is in some window. A longer sentence may lose the part that cannot stand
+    in the budget beside another sentence.
+    """
+    starts = outline.starts
+    live = np.flatnonzero(outline.end - outline.first >= 2)
+    document, end, num_tokens = outline.document[live], outline.end[live], outline.num_tokens[live]
+    sentence, closing = outline.first[live], np.zeros(len(live), dtype=np.bool_)
+    parts: list[Windows] = []
+    index = 0
+    while len(document):
+        target = _targets(draws, document, num_tokens, index)
+        begin, limit = starts[sentence], starts[end]
+        stop = np.minimum(begin + target, limit)
+        num_splits = np.searchsorted(starts, stop) - 1 - sentence  # starts strictly inside
+        keys = (draws.seed, draws.epoch, Purpose.SPLIT, document, index)
+        split = sentence + 1 + integers(0, np.maximum(num_splits, 1), *keys)
+
+        forced = closing | (num_splits == 0)
+        split[forced] = sentence[forced] + 1
+        b_start = starts[split]
+        a_length, b_length = b_start - begin, stop - b_start
+        a_length[forced], b_length[forced] = _forced_lengths(
+            first=a_length[forced],
+            rest=(limit - b_start)[forced],
+            target=target[forced],
+            closing=closing[forced],
+            budget=draws.budget,
+        )
+        stop = b_start + b_length
+        # The sentence that `stop` cuts, or that starts there.
+        following = np.searchsorted(starts, stop, side="right") - 1
+        parts.append(
+            Windows(
+                document=document,
+                index=np.full(len(document), index, dtype=np.int64),
+                a_start=b_start - a_length,
+                a_length=a_length,
+                b_length=b_length,
+                ends_sentence=starts[following] == stop,
+            )
+        )
+        live = np.flatnonzero((stop < limit) & ~closing)
+        document, end, num_tokens = document[live], end[live], num_tokens[live]
+        closing = following[live] == end - 1
+        sentence = following[live] - closing
+        index += 1
+    return Windows.chain(parts)
+
+
+def cut_single(outline: Outline, draws: Draws) -> Windows:
+    """Cut every document into windows of one segment, up to a random target of tokens each.
+
+    A window may end within a sentence; the next one goes on there, so nothing is lost or repeated.
+    """
+    document, num_tokens = outline.document, outline.num_tokens
+    start, limit = outline.starts[outline.first], outline.starts[outline.end]
+    parts: list[Windows] = []
+    index = 0
+    while len(document):
+        length = np.minimum(_targets(draws, document, num_tokens, index), limit - start)
+        parts.append(
+            Windows(
+                document=document,
+                index=np.full(len(document), index, dtype=np.int64),
+                a_start=start,
+                a_length=length,
+                b_length=np.zeros_like(length),
+                ends_sentence=np.zeros(len(document), dtype=np.bool_),
+            )
+        )
+        live = np.flatnonzero(start + length < limit)
+        document, num_tokens, limit = document[live], num_tokens[live], limit[live]
+        start = (start + length)[live]
+        index += 1
+    return Windows.chain(parts)
+
+
+def _targets(draws: Draws, document: NDArray[np.int64], num_tokens: NDArray[np.int64], index: int) -> NDArray[np.int64]:
+    """Draw the token target (N,) of window number `index` of each document.
+
+    The target is the budget or, with probability `short_seq_prob`, uniform in [2, budget]. The
+    first window of a document longer than the budget is uniform between what full windows leave
+    over and the budget: windows lie elsewhere in another epoch, and are about as few. In a long
+    document the cuts of two epochs meet again after some windows, until the next short one.
+    """
+    keys = (draws.seed, draws.epoch)
+    target = np.full(len(document), draws.budget, dtype=np.int64)
+    if index == 0:
+        left_over = np.where(num_tokens > draws.budget, (num_tokens - 1) % draws.budget + 1, draws.budget)
+        target = integers(np.maximum(left_over, 2), draws.budget + 1, *keys, Purpose.FIRST_TARGET, document)
+    is_short = uniform(*keys, Purpose.IS_SHORT, document, index) < draws.short_seq_prob
+    short = document[is_short]
+    target[is_short] = integers(2, draws.budget + 1, *keys, Purpose.SHORT_TARGET, short, index)
+    return target
+
+
+def _forced_lengths(
+    *,
+    first: NDArray[np.int64],
+    rest: NDArray[np.int64],
+    target: NDArray[np.int64],
+    closing: NDArray[np.bool_],
+    budget: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the lengths of A and B where B has to begin right after a window's first sentence.
+
+    Args:
+        first: Tokens of that sentence.
+        rest: Tokens of the document after it.
+        target: Token target of the window.
+        closing: True where the last sentence of the document has to be kept whole rather than the
+            first of the window.
+        budget: Largest sum of the two lengths.
+    """
+    head = np.minimum(rest, target // 2)
+    head = np.where(first < budget, np.minimum(head, budget - first), head)
+    closing_head = np.where(rest < budget, rest, budget - np.minimum(first, budget // 2))
+    b_length = np.where(closing, closing_head, head)
+    return np.minimum(first, budget - b_length), b_length
+
+
+def _running_total(lengths: NDArray[np.unsignedinteger] | NDArray[np.int64]) -> NDArray[np.int64]:
+    total = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=total[1:])
+    return total

@@ -1,0 +1,188 @@
+"""A run's folder: who may write into it, what run.json records, and what a checkpoint must agree with.
+
+Called by the program before and after it has built the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from bert_pretrain.data.whole_files import check_creatable, write_json
+from bert_pretrain.errors import InputError
+from bert_pretrain.hardware import describe_run
+from bert_pretrain.publishing.download import download_checkpoint, is_hub_checkpoint
+from bert_pretrain.training.checkpoint import find_checkpoint, read_state
+from bert_pretrain.training.trainer import Trainer
+
+_UNFINISHED = "run.json.tmp"  # as `write_json` names it
+# Flags that determine what a run's numbers mean: a checkpoint continues only under the same values.
+_DEFINING_FLAGS = [
+    "objective",
+    "seed",
+    "max_seq_length",
+    "short_seq_prob",
+    "pair_mode",
+    "mlm_probability",
+    "mask_replace_prob",
+    "random_replace_prob",
+    "masking",
+    "optimizer",
+    "dropout",
+    "embedding_dim",
+    "reconstruction_loss",
+    "noise_std",
+    "mask_ratio",
+    "norm_pix_loss",
+    "augmentation",
+    "horizontal_flip",
+    "loss",
+    "margin",
+    "distance",
+    "normalize",
+    "negatives",
+    "reduction",
+    "temperature",
+    "projection_dim",
+]
+# Flags that one may want to change on the way; a continued run then is another run, and says so.
+_STEERING_FLAGS = [
+    "learning_rate",
+    "adamw_learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "schedule",
+    "warmup_steps",
+    "decay_share",
+    "max_steps",
+    "num_train_epochs",
+    "max_hours",
+    "mixed_precision",
+]
+
+
+def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
+    """Check that a run may write into a folder, and find the checkpoint it continues from. Writes nothing.
+
+    Raises:
+        InputError: the folder is in use, or there is no run to continue.
+    """
+    holds_run = (run_dir / "run.json").is_file()
+    check_creatable(run_dir, flag="--output_dir")
+    if resume_from is None:
+        # A run killed while it began leaves at most the unfinished run.json.
+        if run_dir.is_dir() and any(path.name != _UNFINISHED for path in run_dir.iterdir()):
+            what = "holds another run" if holds_run else "is not an empty folder"
+            raise InputError(
+                f"{run_dir} {what}; pass another --output_dir, or continue it with --resume_from_checkpoint latest"
+            )
+        return None
+    if resume_from == "latest" and not holds_run:
+        raise InputError(
+            f"--resume_from_checkpoint is 'latest' but {run_dir} holds no run; "
+            "pass the run's --output_dir, or leave --resume_from_checkpoint out"
+        )
+    is_remote = is_hub_checkpoint(resume_from)
+    checkpoint = None if is_remote else find_checkpoint(resume_from, run_dir / "checkpoints")
+    is_of_this_run = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
+    if holds_run and (is_remote or not is_of_this_run):
+        raise InputError(
+            f"{run_dir} holds a run that {resume_from} is no checkpoint of; pass a new --output_dir to continue from "
+            "it there"
+        )
+    return download_checkpoint(resume_from) if is_remote else checkpoint
+
+
+def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | None) -> None:
+    """Check again, once the folder is held, that no other process has written there since `claim_run_dir`.
+
+    Args:
+        run_dir: the run's folder.
+        resume_from: as for `claim_run_dir`.
+        checkpoint: that `claim_run_dir` returned.
+
+    Raises:
+        InputError: another process has begun or continued a run there.
+    """
+    if resume_from in (None, "latest") and claim_run_dir(run_dir, resume_from) != checkpoint:
+        raise InputError(f"another process has continued the run in {run_dir} in the meantime; repeat the command")
+
+
+def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> None:
+    """Record what was asked for, what it came to, on what it ran and since when, in a folder that exists."""
+    accelerator = trainer.accelerator
+    effective = {
+        "global_batch_size": trainer.global_batch_size,
+        "gradient_accumulation_steps": trainer.num_micro_batches,
+        "max_steps": trainer.schedule.max_steps,
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "device": accelerator.device.type,
+        "num_cpu_threads": torch.get_num_threads(),
+    }
+    # No two starts have the same, also of one run: by it `final/` is known to be the end of the last one.
+    started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    write_json(run_dir / "run.json", {"config": flags | effective, "started": started} | describe_run())
+
+
+def fingerprint(flags: dict[str, Any], data: dict[str, Any], model_config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what a checkpoint keeps of its run to be compared when it is continued.
+
+    Args:
+        flags: every flag of the run by name.
+        data: what identifies the training rows and their grouping into updates.
+        model_config: of the model in training.
+
+    Returns:
+        JSON-able: `defining` must agree, `model` too, `steering` may change.
+    """
+    return {
+        "defining": {name: flags[name] for name in _DEFINING_FLAGS if name in flags} | data,
+        "model": _without_origin(json.loads(model_config.to_json_string(use_diff=False))),
+        "steering": {name: flags[name] for name in _STEERING_FLAGS},
+    }
+
+
+def _without_origin(config: Any) -> Any:
+    """Return a configuration without the places that it and those within it were read from.
+
+    They make no other model of it, and a path is nobody else's business.
+    """
+    if not isinstance(config, dict):
+        return config
+    return {name: _without_origin(value) for name, value in config.items() if name != "_name_or_path"}
+
+
+def resume(trainer: Trainer, checkpoint: Path) -> None:
+    """Continue from a checkpoint, and say what has changed since.
+
+    Raises:
+        InputError: the checkpoint is damaged, of another model, or of a run with other defining flags.
+    """
+    state = read_state(checkpoint)
+    theirs, ours = state["fingerprint"], trainer.fingerprint
+    details = [_differences(theirs["defining"], ours["defining"])]
+    if model_details := _differences(theirs["model"], ours["model"]):
+        details.append(f"it is a checkpoint of another model ({model_details})")
+    if any(details):
+        raise InputError(
+            f"{checkpoint} cannot be continued with these flags: {'; '.join(filter(None, details))}. "
+            "Pass the flags of that run (its run.json has them), or another --resume_from_checkpoint"
+        )
+    trainer.load_checkpoint(checkpoint, state)
+    trainer.accelerator.print(f"continuing from {checkpoint} after {trainer.step:,} updates")
+    if changed := _differences(theirs["steering"], ours["steering"]):
+        trainer.accelerator.print(f"NOTE: from here on the run differs from an uninterrupted one: {changed}")
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    names = [name for name in ours if theirs.get(name) != ours[name]]
+    return ", ".join(f"{name} was {theirs.get(name)!r}, is {ours[name]!r}" for name in names)

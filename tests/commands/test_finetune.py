@@ -1,0 +1,669 @@
+"""`bert-pretrain finetune` end to end: what it writes, what others can load, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as DatasetImage
+from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
+from huggingface_hub import ModelCard
+from PIL import Image
+from runs import environment
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    ResNetConfig,
+    ResNetModel,
+    T5Config,
+    ViTImageProcessorPil,
+)
+
+from bert_pretrain.__main__ import main
+from bert_pretrain.config.data_flags import TaskDataArguments
+from bert_pretrain.downstream.results import model_card, summarize_seeds
+from bert_pretrain.downstream.sources import open_splits
+from bert_pretrain.downstream.tasks import GLUE, find_task
+
+SHORT = ["--max_steps", "3", "--mixed_precision", "no"]
+LOADED_ELSEWHERE = """
+import sys
+sys.modules["bert_pretrain"] = None  # importing it fails
+from transformers import pipeline
+found = pipeline("text-classification", model=sys.argv[1])(["the value of a list", "a fault of the file"])
+print([row["label"] for row in found])
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_text_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "train.jsonl", sentences(48))
+    write_rows(tmp_path / "dev.jsonl", sentences(16, seed=1))
+    write_rows(tmp_path / "test.jsonl", sentences(16, seed=2))
+    return tmp_path
+
+
+def finetune(model: str, *flags: str) -> dict[str, Any]:
+    assert main(["finetune", "--model", model, "--output_dir", "out", *flags]) == 0
+    results: dict[str, Any] = json.loads(Path("out/results.json").read_text())
+    return results
+
+
+FILES = ["--train_file", "train.jsonl", "--validation_file", "dev.jsonl", "--test_file", "test.jsonl"]
+
+
+def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(model: str, folder: Path) -> None:
+    flags = ["--seeds", "1", "2", "--learning_rate", "5e-3", "--min_steps", "60", "--mixed_precision", "no"]
+    results = finetune(model, *FILES, *flags)
+    shares = []
+    for seed in (1, 2):
+        rows = read_rows(folder / f"out/seed-{seed}/predictions_test.jsonl")
+        assert [row["text"] for row in rows] == [row["text"] for row in sentences(16, seed=2)]
+        for row in rows:
+            assert max(row["probabilities"], key=row["probabilities"].get) == row["prediction"]
+            assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        shares.append(sum(row["label"] == row["prediction"] for row in rows) / len(rows))
+        assert results["seeds"][str(seed)]["metrics"]["test"]["accuracy"] == shares[-1]
+        # Of the evaluations on validation rows the best one was kept, whatever the test rows say.
+        evaluations = read_rows(folder / f"out/seed-{seed}/evaluations.jsonl")
+        best = max(row["eval_accuracy"] for row in evaluations)
+        assert len(evaluations) >= 4
+        assert results["seeds"][str(seed)]["metrics"]["validation"]["accuracy"] == best
+    assert min(shares) > 0.9
+    spread = results["metrics"]["test"]["accuracy"]
+    assert spread == {"mean": statistics.mean(shares), "std": statistics.stdev(shares)}
+    config = json.loads((folder / "out/final/config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"} and config["label2id"] == {"bad": 0, "good": 1}
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["final", "results.json", "seed-1", "seed-2"]
+    best = results["seeds"][str(results["best_seed"])]["metrics"]["validation"]["accuracy"]
+    assert best == max(seed["metrics"]["validation"]["accuracy"] for seed in results["seeds"].values())
+    classifier = AutoModelForSequenceClassification.from_pretrained("out/final").eval()
+    tokenizer = AutoTokenizer.from_pretrained("out/final")
+    for row in read_rows(folder / f"out/seed-{results['best_seed']}/predictions_test.jsonl"):
+        logits = classifier(**tokenizer(row["text"], return_tensors="pt")).logits
+        assert logits.softmax(dim=1).tolist()[0] == pytest.approx(list(row["probabilities"].values()), abs=1e-4)
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", LOADED_ELSEWHERE, str(folder / "out/final")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=plain)
+    assert done.stdout.strip() == "['good', 'bad']", done.stderr
+
+
+def test_the_same_seed_gives_the_same_numbers_and_weights(model: str, folder: Path) -> None:
+    first = finetune(model, *FILES, *SHORT)
+    (folder / "out").rename("earlier")
+    second = finetune(model, *FILES, *SHORT)
+    assert first["seeds"] == second["seeds"]
+    ours, theirs = (load_file(folder / name / "final/model.safetensors") for name in ("out", "earlier"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_pairs_and_regression_with_the_columns_of_glue(model: str, folder: Path) -> None:
+    rows = [
+        {"sentence1": row["text"], "sentence2": f"the {row['text']}", "label": number / 7}
+        for number, row in enumerate(sentences(24))
+    ]
+    write_rows(folder / "pairs.jsonl", rows)
+    results = finetune(model, "--task", "stsb", "--train_file", "pairs.jsonl", *SHORT)
+    assert list(results["metrics"]["validation"]) == ["pearson", "spearman"]
+    config = json.loads((folder / "out/final/config.json").read_text())
+    assert config["problem_type"] == "regression"
+    (row, *_) = read_rows(folder / "out/seed-42/predictions_validation.jsonl")
+    assert row["text_pair"] == f"the {row['text']}" and isinstance(row["prediction"], float)
+
+
+def test_several_labels_a_row_and_test_rows_without_labels(model: str, folder: Path) -> None:
+    rows = [
+        {"text": row["text"], "label": [row["label"], *["long"] * (len(row["text"]) > 30)]} for row in sentences(30)
+    ]
+    write_rows(folder / "multi.jsonl", rows)
+    write_rows(folder / "blind.jsonl", [{"text": row["text"]} for row in rows[:5]])
+    results = finetune(model, "--train_file", "multi.jsonl", "--test_file", "blind.jsonl", *SHORT)
+    assert list(results["metrics"]) == ["validation"]
+    assert list(results["metrics"]["validation"]) == ["f1_micro", "f1_macro", "accuracy"]
+    predicted = read_rows(folder / "out/seed-42/predictions_test.jsonl")
+    assert len(predicted) == 5 and "label" not in predicted[0]
+    for row in predicted:
+        assert row["prediction"] == [name for name, share in row["probabilities"].items() if share > 0.5]
+
+
+def test_multi_hot_labels_are_named_in_the_predictions_and_said_to_be_read_so(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def multi_hot(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"label": [1.0, float(row["label"] == "good"), float(len(row["text"]) > 30)]} for row in rows]
+
+    for name, rows in (("train", multi_hot(sentences(30))), ("test", multi_hot(sentences(6, seed=1))[1:2])):
+        write_rows(folder / f"{name}.jsonl", rows)
+    files = ["--train_file", "train.jsonl", "--test_file", "test.jsonl"]
+    finetune(model, *files, "--label_names", "any", "good", "long", *SHORT)
+    config = json.loads((folder / "out/final/config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert list(config["id2label"].values()) == ["any", "good", "long"]
+    (row,) = read_rows(folder / "out/seed-42/predictions_test.jsonl")
+    assert row["label"] == ["any", "good"] + ["long"] * (len(row["text"]) > 30)
+    printed = capsys.readouterr().out
+    assert printed.count("\nlabels: lists of 3 zeros and ones, one for each class (multi-hot)") == 1
+
+
+def test_cells_with_the_separator_of_labels_are_pointed_out_where_the_task_was_guessed(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["x", "y|x", "y"]
+    lines = [f"{row['text']},{labels[number % 3]}\n" for number, row in enumerate(sentences(30))]
+    (folder / "train.csv").write_text("text,label\n" + "".join(lines))
+    for flags, count in (([], 1), (["--task", "classification"], 0), (["--task", "multi_label"], 0)):
+        finetune(model, "--train_file", "train.csv", *flags, *SHORT)
+        printed = capsys.readouterr().out
+        assert printed.count("10 of the 30 labels of train.csv contain '|'") == count
+        assert printed.count("--task multi_label") == count
+        (folder / "out").rename(f"out-{len(flags)}-{count}-{flags[-1] if flags else ''}")
+
+
+def test_texts_that_look_like_fractions_are_pointed_out_where_the_task_was_guessed(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for labels, flags, count in (
+        (("3.5", "4.0"), [], 1),
+        (("3", "4"), [], 0),
+        (("3.5", "4.0"), ["--task", "classification"], 0),
+    ):
+        rows = [row | {"label": labels[row["label"] == "good"]} for row in sentences(30)]
+        write_rows(folder / "train.jsonl", rows)
+        finetune(model, "--train_file", "train.jsonl", *flags, *SHORT)
+        assert capsys.readouterr().out.count("look like numbers") == count
+        shutil.rmtree(folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("classes", "test_labels", "is_measured"),
+    [
+        (["bad", "good"], ["", ""], False),
+        (["bad", "good"], ["-1", "-1"], False),
+        (["-1", "1"], ["-1", "-1"], True),
+        (["bad", "good"], ["bad", "bad"], True),
+    ],
+)
+def test_test_rows_are_unlabelled_if_all_labels_are_empty_or_minus_one_without_such_a_class(
+    model: str, folder: Path, classes: list[str], test_labels: list[str], is_measured: bool
+) -> None:
+    lines = [f"the {row['text']},{classes[number % 2]}" for number, row in enumerate(sentences(30))]
+    (folder / "train.csv").write_text("text,label\n" + "\n".join(lines))
+    (folder / "test.csv").write_text("text,label\n" + "\n".join(f"a {i},{x}" for i, x in enumerate(test_labels)))
+    flags = ["--train_file", "train.csv", "--test_file", "test.csv", "--max_steps", "1", "--mixed_precision", "no"]
+    assert ("test" in finetune(model, *flags)["metrics"]) == is_measured
+
+
+def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["two\nlines \x1b[31m", "Z\u00fcrich \u65e5\u672c", "x" * 100]
+    rows = [row | {"label": names[number % 3]} for number, row in enumerate(sentences(30))]
+    write_rows(folder / "train.jsonl", rows)
+    finetune(model, "--train_file", "train.jsonl", *SHORT)
+    config = json.loads((folder / "out/final/config.json").read_text())
+    assert set(config["id2label"].values()) == set(names)
+    (row, *_) = read_rows(folder / "out/seed-42/predictions_validation.jsonl")
+    assert set(row["probabilities"]) == set(names)
+    card = (folder / "out/final/README.md").read_text()
+    printed = capsys.readouterr().out
+    assert "x" * 100 in card and "x" * 60 + "..." in printed and "x" * 61 not in printed
+    for shown in (card, printed):
+        assert "two\\nlines \\x1b[31m" in shown and names[1] in shown and "\x1b" not in shown
+
+
+def test_labels_of_json_keep_their_names_and_agree_with_those_of_a_csv_file(model: str, folder: Path) -> None:
+    for number, (labels, names) in enumerate([((False, True), ["false", "true"]), (("3.1", "3.10"), ["3.1", "3.10"])]):
+        rows = [row | {"label": labels[row["label"] == "good"]} for row in sentences(30)]
+        write_rows(folder / "train.jsonl", rows)
+        lines = [f"{row['text']},{names[row['label'] == 'good']}\n" for row in sentences(8)]
+        (folder / "test.csv").write_text("text,label\n" + "".join(lines))
+        finetune(model, "--train_file", "train.jsonl", "--test_file", "test.csv", *SHORT)
+        config = json.loads((folder / "out/final/config.json").read_text())
+        assert list(config["id2label"].values()) == names and config["problem_type"] == "single_label_classification"
+        predicted = read_rows(folder / "out/seed-42/predictions_test.jsonl")
+        assert [row["label"] for row in predicted] == names * 4 and list(predicted[0]["probabilities"]) == names
+        assert f"Labels: `{names[0]}`, `{names[1]}`." in (folder / "out/final/README.md").read_text()
+        (folder / "out").rename(folder / f"out-{number}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], ""),
+        (["--from_scratch"], "trained from random weights: only architecture and tokenizer are those of another model"),
+        (["--freeze_encoder"], "Its encoder is that of another model, frozen: only the head"),
+    ],
+)
+def test_the_card_says_what_was_trained_in_the_forms_of_the_hub(
+    model: str, folder: Path, flags: list[str], said: str
+) -> None:
+    finetune(model, *FILES, *SHORT, *flags)
+    card = ModelCard.load(folder / "out/final/README.md")
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "license": "unknown",
+        "pipeline_tag": "text-classification",
+        "tags": ["bert", "bert-pretrain"],
+    }
+    assert said in card.text and model not in card.text
+    assert ("random weights" in card.text, "frozen" in card.text) == (flags[:1] == ["--from_scratch"], "head" in said)
+    assert 'model=".")  # this folder' in card.text
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_the_card_names_the_model_on_the_hub_that_weights_or_architecture_are_of(
+    model: str, folder: Path, from_scratch: bool
+) -> None:
+    data = TaskDataArguments(train_file="train.jsonl")
+    splits = open_splits(model, data, find_task("auto"), seed=0)
+    results = summarize_seeds({1: {"metrics": {"validation": {"accuracy": 0.5}}}})
+    how: dict[str, Any] = {"from_scratch": from_scratch, "freeze_encoder": False, "overlap": None}
+    card = ModelCard(model_card(splits, results, repo_id="me/mine", model_id="owner/bert", **how))
+    assert card.data.base_model == (None if from_scratch else "owner/bert")
+    assert ("are those of `owner/bert`" in card.text) == from_scratch
+    assert 'model="me/mine")\n' in card.text and "# mine\n" in card.text
+
+
+def test_rows_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_text_model(folder / "model")
+    AutoTokenizer.from_pretrained(model, model_max_length=24).save_pretrained(model)
+    write_rows(folder / "train.jsonl", [row | {"text": "word " * 70} for row in sentences(20)])
+    for flags, cut_at in (([], 24), (["--max_seq_length", "40"], 40)):
+        finetune(model, "--train_file", "train.jsonl", *SHORT, *flags)
+        printed = capsys.readouterr().out
+        assert f"20 of them have {cut_at} tokens or more and end there" in printed
+        assert AutoTokenizer.from_pretrained("out/final").model_max_length == cut_at
+        assert printed.count("WARNING: max_seq_length is 40 but the tokenizer's model_max_length is 24") == (
+            cut_at > 24
+        )
+        shutil.rmtree("out")
+
+
+def test_texts_that_are_cut_are_counted(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row | {"text": "word " * (70 if number < 5 else 3)} for number, row in enumerate(sentences(20))]
+    write_rows(folder / "train.jsonl", rows)
+    finetune(model, "--train_file", "train.jsonl", *SHORT)
+    assert "; 5 of them have 64 tokens or more and end there (--max_seq_length)" in capsys.readouterr().out
+
+
+def test_glue_numbers_get_their_names(model: str, folder: Path) -> None:
+    rows = [{"sentence": row["text"], "label": int(row["label"] == "good")} for row in sentences(20)]
+    write_rows(folder / "cola.jsonl", rows)
+    results = finetune(model, "--task", "cola", "--train_file", "cola.jsonl", *SHORT)
+    assert results["chosen_by"] == "validation matthews_correlation"
+    config = json.loads((folder / "out/final/config.json").read_text())
+    assert config["id2label"] == {"0": "unacceptable", "1": "acceptable"}
+    assert GLUE["mnli"].evaluation_splits == ("validation_matched", "test_matched")
+
+
+def test_a_data_set_with_splits_whose_test_rows_are_unlabelled(model: str, folder: Path) -> None:
+    def split(count: int, *, is_labelled: bool = True) -> Dataset:
+        rows = sentences(count)
+        labels = [int(row["label"] == "good") if is_labelled else -1 for row in rows]
+        features = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+        return Dataset.from_dict({"sentence": [row["text"] for row in rows], "label": labels}, features=features)
+
+    splits = {"train": split(20), "validation": split(8), "test": split(6, is_labelled=False)}
+    DatasetDict(splits).save_to_disk("saved")
+    results = finetune(model, "--task", "sst2", "--dataset_name", "saved", *SHORT)
+    assert list(results["metrics"]) == ["validation"]
+    predicted = read_rows(folder / "out/seed-42/predictions_test.jsonl")
+    assert len(predicted) == 6 and predicted[0]["prediction"] in ("negative", "positive")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(folder: Path) -> None:
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = make_text_model(folder / "still", **still)
+    flags = ["--model", model, *FILES, *SHORT, "--num_evaluations", "1", "--learning_rate", "5e-3"]
+    finetune(*flags[1:], "--per_device_train_batch_size", "16")
+    words = ["-m", "bert_pretrain", "finetune", *flags, "--output_dir", "two", "--per_device_train_batch_size", "8"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launcher, *words], cwd=folder, env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (load_file(folder / name / "final/model.safetensors") for name in ("out", "two"))
+    for name, values in ours.items():
+        torch.testing.assert_close(values, theirs[name], atol=1e-4, rtol=1e-3)  # float32, AdamW's first steps
+    one, two = (len(read_rows(folder / name / "seed-42/predictions_test.jsonl")) for name in ("out", "two"))
+    assert one == two == 16
+
+
+def test_from_scratch_reads_no_weights(model: str, folder: Path) -> None:
+    import shutil
+
+    shutil.copytree(model, folder / "bare")
+    (folder / "bare/model.safetensors").unlink()
+    finetune("bare", "--from_scratch", *FILES, *SHORT)
+
+
+def test_a_frozen_encoder_is_exported_unchanged(model: str, folder: Path) -> None:
+    finetune(model, "--freeze_encoder", *FILES, *SHORT)
+    before, after = load_file(f"{model}/model.safetensors"), load_file(folder / "out/final/model.safetensors")
+    encoder = [name for name in before if name.startswith("bert.")]
+    assert len(encoder) > 20 and all(torch.equal(before[name], after[name]) for name in encoder)
+
+
+def test_a_frozen_encoder_keeps_the_running_statistics_of_its_normalisation(folder: Path) -> None:
+    config = ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    torch.manual_seed(0)
+    ResNetModel(config).save_pretrained(folder / "resnet")
+    ViTImageProcessorPil(
+        size={"height": 8, "width": 8}, image_mean=[0.3], image_std=[0.4], do_convert_rgb=False
+    ).save_pretrained(folder / "resnet")
+    flags = ["--dataset_name", "digits", "--learning_rate", "1e-2", *SHORT]
+    finetune("resnet", "--freeze_encoder", *flags)
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("resnet", "out/final"))
+    statistics_of_rows = [name for name in before if "running" in name or "num_batches" in name]
+    assert len(statistics_of_rows) > 9
+    for name, values in before.items():
+        assert torch.equal(values, after[f"resnet.{name}"]), name
+    (folder / "out").rename("frozen")
+    finetune("resnet", *flags)
+    after = load_file(folder / "out/final/model.safetensors")
+    assert not any(torch.equal(before[name], after[f"resnet.{name}"]) for name in statistics_of_rows)
+
+
+def test_a_model_that_is_not_ours(model: str, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    DistilBertModel(config).save_pretrained(folder / "distil")
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder / "distil")
+    finetune("distil", *FILES, *SHORT)
+
+
+def test_a_decoder_without_padding_takes_the_tokenizers_and_one_without_a_start_is_refused(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        folder / "gpt"
+    )
+    T5Config(vocab_size=len(tokenizer), d_model=32).save_pretrained(folder / "t5")
+    for name in ("gpt", "t5"):
+        tokenizer.save_pretrained(folder / name)
+    assert "decoder_start_token_id" in refusal(["--model", "t5", "--train_file", "train.jsonl"], capsys)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    finetune("gpt", *FILES, *SHORT)
+    assert json.loads((folder / "out/final/config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_the_head_of_other_classes_is_not_taken_over(model: str, folder: Path) -> None:
+    from bert_pretrain.downstream.labels import find_labels
+    from bert_pretrain.downstream.models import ClassifierSource
+
+    def heads(*names: str) -> list[torch.Tensor]:
+        labels = find_labels(list(names), problem_type=None, names=None, description="labels")
+        source = ClassifierSource("classifier", labels)
+        return [source.build(seed).classifier.weight for seed in (1, 2)]
+
+    config = BertConfig.from_pretrained(model, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    BertForSequenceClassification.from_pretrained(model, config=config).save_pretrained(folder / "classifier")
+    own = load_file(folder / "classifier/model.safetensors")["classifier.weight"]
+    for head in heads("bad", "good"):
+        assert torch.equal(head, own), "the same classes: training goes on"
+    first, second = heads("no", "yes")
+    assert not torch.equal(first, own) and not torch.equal(first, second), "other classes: a new head for each seed"
+
+
+def test_an_encoder_decoder_whose_outputs_hold_more_than_logits(model: str, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    special = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2}
+    config = BartConfig(vocab_size=len(tokenizer), decoder_start_token_id=2, **sizes, **heads, **special)
+    BartModel(config).save_pretrained(folder / "bart")
+    tokenizer.save_pretrained(folder / "bart")
+    finetune("bart", *FILES, *SHORT)
+    assert len(read_rows(folder / "out/seed-42/predictions_test.jsonl")) == 16
+
+
+def test_images_with_augmentation(folder: Path) -> None:
+    from transformers import pipeline
+
+    model = make_image_model(folder / "vit")
+    flags = ["--dataset_name", "digits", "--augmentation", "crop", "--max_steps", "8"]
+    results = finetune(model, *flags, "--mixed_precision", "no")
+    predicted = read_rows(folder / "out/seed-42/predictions_validation.jsonl")
+    assert 170 < len(predicted) < 190 and set(predicted[0]["probabilities"]) == {str(digit) for digit in range(10)}
+    share = sum(row["label"] == row["prediction"] for row in predicted) / len(predicted)
+    assert results["metrics"]["validation"]["accuracy"]["mean"] == pytest.approx(share)
+    assert pipeline("image-classification", model="out/final").image_processor.size == {"height": 8, "width": 8}
+
+
+def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", "--output_dir", "out", *flags])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert not Path("out").exists()
+    return message
+
+
+def rows_with(**changes: Any) -> list[dict[str, Any]]:
+    rows = sentences(8)
+    rows[2] |= changes
+    return rows
+
+
+BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
+    "no text column": ([{"body": "a", "label": 0}], [], "--text_column"),
+    "no label column": ([{"text": "a"}], [], "--label_column"),
+    "empty": ([], [], "no rows"),
+    "one class": ([{"text": "a", "label": "x"}] * 9, [], "two classes"),
+    "no label": (rows_with(label=None), [], "row 3"),
+    "nan": (rows_with(label=float("nan")), [], "row 3"),
+    "text is no text": (rows_with(text=5), [], "row 3"),
+    "no pair column": (sentences(8), ["--task", "mrpc"], "text_pair"),
+    "named pair column": (sentences(8), ["--text_pair_column", "second"], "--text_pair_column"),
+    "regression of words": (sentences(8), ["--task", "regression"], "regression needs numbers"),
+    "unknown task": (sentences(8), ["--task", "squad"], "mnli"),
+    "unsuitable metric": (sentences(8), ["--metrics", "pearson", "--validation_share", "0.5"], "not defined"),
+    "unknown metric": (sentences(8), ["--metrics", "nonesuch", "--validation_share", "0.5"], "--metrics"),
+    "unknown label": (sentences(8), ["--validation_file", "other.jsonl"], "'worse'"),
+    "no such file": (sentences(8), ["--test_file", "nowhere.csv"], "nowhere.csv"),
+    "too long": (sentences(8), ["--max_seq_length", "65"], "3..64"),
+    "too little to hold out": (sentences(8), [], "--validation_file"),
+    "two sources": (sentences(8), ["--dataset_name", "x"], "pass one"),
+    "batch of none": (sentences(8), ["--per_device_train_batch_size", "0"], "at least 1"),
+    "rate": (sentences(8), ["--learning_rate", "-1"], "--learning_rate"),
+    "seed twice": (sentences(8), ["--seeds", "1", "1"], "--seeds"),
+    "no repository": (sentences(8), ["--push_to_hub"], "--hub_model_id"),
+    "no name of a repository": (sentences(8), ["--push_to_hub", "--hub_model_id", "a/b/c"], "--hub_model_id"),
+    "private but not pushed": (sentences(8), ["--hub_private_repo"], "--push_to_hub"),
+    "abbreviated flag": (sentences(8), ["--seed", "1"], "--seed"),
+    "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
+    "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
+    "label is an object": (rows_with(label={"a": 1}), [], "row 3"),
+    "label is a list of lists": (rows_with(label=[["a"]]), [], "row 3"),
+    "label among others is an object": (rows_with(label=["a", {"b": 1}]), ["--task", "multi_label"], "row 3"),
+    "one value": ([{"text": "a", "label": 0.5}] * 9, [], "nothing can be learnt"),
+    "label as text": (sentences(8), ["--text_column", "label"], "both text and label"),
+    "columns are listed": (sentences(8), ["--label_column", "lable"], "it has 'text', 'label'"),
+    "empty name": (sentences(8), ["--label_names", "x", ""], "not all there"),
+    "names of values": ([{"text": "a", "label": i / 9} for i in range(9)], ["--label_names", "x"], "--label_names"),
+    "augmented text": (sentences(8), ["--augmentation", "crop"], "--augmentation"),
+    "split of a file": (sentences(8), ["--test_split", "test"], "--test_split"),
+    "configuration of a file": (sentences(8), ["--dataset_config_name", "x"], "--dataset_config_name"),
+    "below a file": (sentences(8), ["--validation_share", "0.5", "--output_dir", "bad.jsonl/x"], "--output_dir"),
+    "unknown flag": (sentences(8), ["--epochs", "3"], "--epochs"),
+    "half a character": (rows_with(text="a \ud800"), [], "row 3"),
+    "half a character in a name": (rows_with(label="a \ud800"), [], "row 3"),
+    "beyond float32": ([{"text": "a", "label": 10.0**i} for i in range(50)], ["--task", "regression"], "row 40"),
+    "no room for a pair": (
+        [row | {"text_pair": "x"} for row in sentences(8)],
+        ["--max_seq_length", "4"],
+        "must lie in 5..64 for this model and pairs",
+    ),
+    "no room for a text": (sentences(8), ["--max_seq_length", "2"], "must lie in 3..64"),
+    "pairs to test alone": (sentences(20), ["--test_file", "pairs.jsonl"], "pairs.jsonl has pairs of texts but bad"),
+    "no labels at all": ([{"text": "a", "label": None}] * 9, [], "has no labels"),
+    "never a label": ([{"text": "a", "label": []}] * 9, [], "none of the 9 rows"),
+    "no labels to validate on": (sentences(8), ["--validation_file", "blind.jsonl"], "blind.jsonl has no labels"),
+    "a folder": (sentences(8), ["--test_file", "."], "'.' is a folder; change --test_file"),
+    "a class a row": (
+        [row | {"label": f"id {number}"} for number, row in enumerate(sentences(8))],
+        [],
+        "each class keeps a row",
+    ),
+    "GLUE without network": (sentences(8), ["--task", "sst2", "--train_file="], "'nyu-mll/glue' cannot be loaded"),
+    "no such data set": (sentences(8), ["--dataset_name", "./data", "--train_file="], "no folder './data'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_input_is_refused_before_anything_is_written(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    rows, flags, expected = BAD_FILES[name]
+    write_rows(folder / "bad.jsonl", rows)
+    write_rows(folder / "other.jsonl", [{"text": "a", "label": "worse"}])
+    write_rows(folder / "blind.jsonl", [{"text": "a", "label": None}])
+    write_rows(folder / "pairs.jsonl", [{"text": "a", "text_pair": "b", "label": "good"}])
+    assert expected in refusal(["--model", model, "--train_file", "bad.jsonl", *flags], capsys)
+
+
+def test_a_model_that_cannot_classify_is_refused(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    files = ["--train_file", "train.jsonl"]
+    assert "neither a folder nor" in refusal(["--model", "nowhere", *files], capsys)
+    (folder / "empty").mkdir()
+    assert "config.json" in refusal(["--model", "empty", *files], capsys)
+    bare = shutil.copytree(model, folder / "bare")
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    assert "tokenizer" in refusal(["--model", "bare", *files], capsys)
+    broken = shutil.copytree(model, folder / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    assert "weights" in refusal(["--model", "broken", *files], capsys)
+    assert "nothing to train on" in refusal(["--model", model], capsys)
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    assert refusal(["--model", "broken", *files], capsys).count("\n") == 1
+    (folder / "heads").mkdir()
+    heads = json.loads((broken / "config.json").read_text()) | {"num_attention_heads": 3}
+    (folder / "heads/config.json").write_text(json.dumps(heads))
+    message = refusal(["--model", "heads", "--from_scratch", *files], capsys)
+    assert "no model can be made of the config.json of 'heads'" in message
+    config = json.loads((broken / "config.json").read_text()) | {"max_position_embeddings": 128}
+    (broken / "config.json").write_text(json.dumps(config))
+    shutil.copy(f"{model}/model.safetensors", broken)
+    message = refusal(["--model", "broken", *files], capsys)  # the positions would be those of no training
+    assert "position_embeddings.weight has the shape [64, 32], not [128, 32]" in message
+
+
+def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_image_model(folder / "vit")
+    (folder / "flat/a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "flat/a/0.png")
+    for name in ("digits", "flat"):
+        message = refusal(["--model", model, "--dataset_name", name, "--test_split", "test"], capsys)
+        assert "no split 'test'" in message or "so no 'test'" in message
+        assert "--test_split" in message
+
+
+def test_columns_that_are_no_texts_are_not_decoded(model: str, folder: Path) -> None:
+    rows: dict[str, list[Any]] = {key: [row[key] for row in sentences(24)] for key in ("text", "label")}
+    rows["picture"] = [{"bytes": b"broken", "path": None}] * 24
+    features = Features({"text": Value("string"), "label": Value("string"), "picture": DatasetImage()})
+    Dataset.from_dict(rows, features=features).select(range(23, -1, -1)).save_to_disk("saved")
+    finetune(model, "--dataset_name", "saved", *SHORT)
+    texts = {row["text"] for row in read_rows(folder / "out/seed-42/predictions_validation.jsonl")}
+    assert texts and texts <= set(rows["text"])
+
+
+def test_flags_of_text_are_refused_for_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_image_model(folder / "vit")
+    assert "no folder './images'" in refusal(["--model", model, "--dataset_name", "./images"], capsys)
+    (folder / "flat").mkdir()
+    Image.new("L", (8, 8)).save(folder / "flat/0.png")
+    assert "subfolder for each of its classes" in refusal(["--model", model, "--dataset_name", "flat"], capsys)
+    (folder / "flat/1.png").write_bytes(b"\x89PNG broken")
+    assert "flat/1.png cannot be decoded" in refusal(["--model", model, "--dataset_name", "flat"], capsys)
+    for flags in (["--text_column", "x"], ["--max_seq_length", "9"]):
+        assert flags[0] in refusal(["--model", model, "--dataset_name", "digits", *flags], capsys)
+    message = refusal(["--model", model, "--train_file", "train.jsonl"], capsys)
+    assert "--train_file takes Parquet" in message and "--dataset_name a folder" in message
+
+
+def test_the_folder_of_a_run_is_answered_with_its_model(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_text_model(folder / "run/final")
+    assert "run/final" in refusal(["--model", "run", "--train_file", "train.jsonl"], capsys)
+
+
+@pytest.mark.parametrize("is_regression", [False, True])
+def test_a_training_that_diverges_is_said_and_exports_nothing(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str], is_regression: bool
+) -> None:
+    rows = [row | {"label": number / 7} if is_regression else row for number, row in enumerate(sentences(32))]
+    write_rows(folder / "train.jsonl", rows)
+    flags = ["--learning_rate", "1e38", "--max_grad_norm", "0", "--max_steps", "8", "--mixed_precision", "no"]
+    with pytest.raises(SystemExit) as stopped:
+        finetune(model, "--train_file", "train.jsonl", "--validation_share", "0.5", *flags)
+    assert stopped.value.code == 1
+    assert "--learning_rate" in capsys.readouterr().err
+    assert not (folder / "out/final").exists()
+
+
+def test_a_folder_in_use_is_left_alone(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "used").mkdir()
+    (folder / "used/notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "used"])
+    assert "--output_dir" in capsys.readouterr().err
+    assert [path.name for path in (folder / "used").iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "train.jsonl/out"])
+    assert stopped.value.code == 2 and "pass another --output_dir" in capsys.readouterr().err
+
+
+def test_what_was_interrupted_can_be_started_again(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(trainer: Any) -> None:
+        (Path(trainer.args.output_dir) / "checkpoint-2").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bert_pretrain.downstream.training.ClassifierTrainer.train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(model, *FILES, *SHORT)
+    assert not list((folder / "out").iterdir())
+    finetune(model, *FILES, *SHORT)

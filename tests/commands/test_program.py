@@ -1,0 +1,198 @@
+"""The program as a whole, on small runs in this process: what it starts from, how it ends, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import metrics, small_flags, write_corpus, write_model_config
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+from bert_pretrain.__main__ import main
+from bert_pretrain.config.pretraining import parse_config
+from bert_pretrain.config.recipes import RECIPES
+
+TOKENIZER_SIZE = 8192
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bert_pretrain.commands.prepare.HF_HOME", str(tmp_path / "hf"))
+    return tmp_path
+
+
+def pretrain(folder: Path, *flags: str) -> None:
+    assert main(["pretrain", *small_flags(folder), *flags]) == 0
+
+
+def validation(run_dir: Path) -> list[dict[str, float]]:
+    return [row for row in metrics(run_dir) if row["split"] == "validation"]
+
+
+def test_training_starts_at_the_unigram_distribution(folder: Path) -> None:
+    pretrain(folder, "--max_steps", "1", "--output_dir", "out")
+    start = validation(folder / "out")[0]
+    # Held-out tokens have nearly the frequencies of the training tokens: one generator made both.
+    assert start["mlm_loss"] == pytest.approx(start["unigram_entropy"], abs=0.4)
+    assert start["mlm_loss"] < math.log(TOKENIZER_SIZE) / 2
+    assert start["pseudo_perplexity"] == pytest.approx(math.exp(start["mlm_loss"]))
+
+
+def test_a_run_given_hours_ends_with_all_rows_logged(folder: Path) -> None:
+    flags = ["--max_hours", "0.0015", "--warmup_steps", "1", "--logging_steps", "1000", "--eval_steps", "0"]
+    pretrain(folder, *flags, "--output_dir", "out")
+    *_, train, final = metrics(folder / "out")
+    assert train["split"] == "train" and final["split"] == "validation"
+    assert train["step"] == final["step"] > 1
+    # The clock has run out, and with it the rate; how far before its end the last update begins, the machine decides.
+    assert train["learning_rate"] < 0.75 * 1.5e-3
+    assert (folder / f"out/checkpoints/step-{final['step']:06d}").is_dir()
+
+
+def test_resuming_a_finished_run_changes_nothing(folder: Path) -> None:
+    flags = ["--max_steps", "3", "--eval_steps", "2", "--output_dir", "out"]
+    pretrain(folder, *flags)
+    before = (folder / "out/metrics.jsonl").read_text()
+    pretrain(folder, *flags, "--resume_from_checkpoint", "latest")
+    assert (folder / "out/metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_continued_in_a_new_folder_is_exported_there(folder: Path) -> None:
+    flags = ["--max_steps", "2", "--eval_steps", "2"]
+    pretrain(folder, *flags, "--output_dir", "one")
+    checkpoint = folder / "one/checkpoints/step-000002"
+    pretrain(folder, *flags, "--output_dir", "two", "--resume_from_checkpoint", str(checkpoint))
+    weights = [(folder / name / "final/model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    assert "measured nothing of its own" in (folder / "two/final/README.md").read_text()
+
+
+def test_the_tokenizer_cuts_where_training_did_unless_the_model_knew_more(folder: Path) -> None:
+    def lengths(run: str) -> set[int]:
+        exports = [folder / run / "final", *(folder / run / "checkpoints").iterdir()]
+        return {AutoTokenizer.from_pretrained(export).model_max_length for export in exports}
+
+    pretrain(folder, "--max_steps", "2", "--save_steps", "1", "--max_seq_length", "32", "--output_dir", "short")
+    assert lengths("short") == {32}
+    card = (folder / "short/final/README.md").read_text()
+    assert "rows of up to 32 tokens; its position table has 64 places, those from 32 on" in card
+    for length, run, expected in (("40", "longer", 40), ("16", "no_longer", 32)):
+        flags = ["--model_name_or_path", "short/final", "--max_seq_length", length, "--max_steps", "1"]
+        pretrain(folder, *flags, "--output_dir", run)
+        assert lengths(run) == {expected}
+        card = (folder / run / "final/README.md").read_text()
+        assert f"trained further on rows of up to {length} tokens" in card and "untrained" not in card
+
+
+def test_a_masked_lm_checkpoint_without_nsp_head_is_continued(folder: Path) -> None:
+    config = BertConfig.from_pretrained(write_model_config(folder / "other", vocab_size=TOKENIZER_SIZE))
+    BertForMaskedLM(config).save_pretrained(folder / "other")
+    tokenizer = str(Path(__file__).parents[2] / "tokenizer/docs-uncased-8192")
+    flags = ["--model_name_or_path", "other", "--tokenizer_name", tokenizer, "--max_steps", "2"]
+    pretrain(folder, *flags, "--output_dir", "out")
+    # Its own output layer is kept: far from the unigram distribution that a fresh model begins with.
+    assert validation(folder / "out")[0]["mlm_loss"] == pytest.approx(math.log(TOKENIZER_SIZE), rel=0.02)
+    pretrain(folder, "--model_name_or_path", "out/final", "--max_steps", "1", "--output_dir", "again")
+    again, last = validation(folder / "again")[0], validation(folder / "out")[-1]
+    assert again["mlm_loss"] == pytest.approx(last["mlm_loss"], rel=1e-6)
+    assert again["nsp_loss"] == pytest.approx(last["nsp_loss"], rel=1e-6)
+
+
+def test_masked_lm_alone_learns_from_documents_of_one_sentence(folder: Path) -> None:
+    lines = [json.dumps({"text": f"The model returns value number {i} of the list."}) for i in range(60)]
+    (folder / "short.jsonl").write_text("\n".join(lines))
+    config = write_model_config(folder / "config")
+    flags = ["--data_files", "short.jsonl", "--config_name", str(config), "--max_seq_length", "32", "--max_steps", "2"]
+    assert main(["pretrain", "--objective", "mlm", *flags, "--output_dir", "out"]) == 0
+    assert "nsp_loss" not in validation(folder / "out")[-1]
+    AutoModelForMaskedLM.from_pretrained(folder / "out/final")
+
+
+def test_a_diverged_run_ends_with_advice_and_status_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--max_steps", "50", "--optimizer", "adamw", "--learning_rate", "1e30", "--warmup_steps", "0"]
+    with pytest.raises(SystemExit) as stopped:
+        pretrain(folder, *flags, "--max_grad_norm", "0", "--output_dir", "out")
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert "not finite" in message and "--learning_rate" in message and "Traceback" not in message
+
+
+def test_a_checkpoint_is_not_continued_inside_another_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain(folder, "--max_steps", "2", "--output_dir", "one")
+    pretrain(folder, "--max_steps", "2", "--seed", "7", "--output_dir", "other")
+    before = (folder / "other/metrics.jsonl").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        pretrain(
+            folder,
+            "--max_steps",
+            "4",
+            "--output_dir",
+            "other",
+            "--resume_from_checkpoint",
+            "one/checkpoints/step-000002",
+        )
+    assert "no checkpoint of" in capsys.readouterr().err
+    assert (folder / "other/metrics.jsonl").read_text() == before
+
+
+def test_a_changed_rate_is_allowed_on_resuming_and_said(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--max_steps", "4", "--save_steps", "2", "--output_dir", "out"]
+    pretrain(folder, *flags)
+    shutil.rmtree(folder / "out/checkpoints/step-000004")
+    capfd.readouterr()
+    pretrain(folder, *flags, "--learning_rate", "1e-4", "--resume_from_checkpoint", "latest")
+    assert "learning_rate was 0.0015, is 0.0001" in capfd.readouterr().out
+
+
+def test_tensorboard_gets_both_curves(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pretrain(folder, "--max_steps", "2", "--report_to", "tensorboard", "--output_dir", "out")
+    (events,) = (folder / "out").rglob("events.out*")
+    log = EventAccumulator(str(events.parent)).Reload()
+    assert {"train/loss", "validation/mlm_loss", "validation/nsp_accuracy"} <= set(log.Tags()["scalars"])
+    found = [event.value for event in log.Scalars("validation/mlm_loss")]
+    assert found == pytest.approx([row["mlm_loss"] for row in validation(folder / "out")], rel=1e-6)
+
+
+@pytest.mark.parametrize(("objective", "recipe"), [(o, r) for o, recipes in RECIPES.items() for r in recipes])
+def test_every_recipe_is_a_valid_configuration(objective: str, recipe: str) -> None:
+    config = parse_config(["--objective", objective, "--recipe", recipe])
+    for name, value in RECIPES[objective][recipe].items():
+        assert config.to_dict()[name] == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--objective contrastive --mlm_probability 0.2", "--mlm_probability means nothing"),
+        ("--margin 2", "--margin means nothing"),
+        ("--objective autoencoder --loss nt_xent", "it is for contrastive"),
+        ("--objective contrastive --recipe devlin2019", "minutes"),
+        ("--objective contrastive --temperature 0", "--temperature"),
+        ("--objective autoencoder --mask_ratio 1", "[0, 1)"),
+        ("--objective segmentation", "contrastive"),
+    ],
+)
+def test_flags_of_other_objectives_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: str, expected: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", *flags.split()])
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_training_does_not_depend_on_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, config = write_corpus(folder / "c.jsonl"), write_model_config(folder / "config")
+    flags = ["--data_files", str(corpus), "--config_name", str(config), "--max_seq_length", "48", "--max_steps", "2"]
+    for name in ("here", "there"):
+        (folder / name).mkdir()
+        monkeypatch.chdir(folder / name)
+        assert main(["pretrain", *flags, "--output_dir", "out"]) == 0
+    assert metrics(folder / "here/out") == metrics(folder / "there/out")
