@@ -1,8 +1,9 @@
 """What the first command reaches: the default run, whole, with several seeds.
 
-Each seed is the command that the README names, in a process of its own and with an empty cache, so that gathering and
-tokenising the corpus are in the time. It reports the held-out masked-LM loss against the unigram entropy of the
-training tokens, next-sentence accuracy, and the wall-clock time from command to exported model.
+Each seed is the command that the README names, in a process of its own and with an empty cache, so
+that gathering and tokenising the corpus are in the time. It reports the held-out masked-LM loss
+against the unigram entropy of the training tokens, next-sentence accuracy, and the wall-clock time
+from command to exported model.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def run_once(seed: int, flags: list[str], folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Print a line per seed and the spread; write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--json", type=Path)
     parser.add_argument("flags", nargs="*", help="flags for run_pretraining.py, after --")
@@ -67,7 +70,9 @@ def main() -> None:
     for name in [key for key in runs[0] if key != "seed"]:
         values = [run[name] for run in runs]
         figures[name] = statistics.median(values)
-        print(f"{name:20} median {figures[name]:10.4g}  from {min(values):.4g} to {max(values):.4g}")
+        print(
+            f"{name:20} median {figures[name]:10.4g}  from {min(values):.4g} to {max(values):.4g}"
+        )
     write_results(arguments.json, figures, runs=runs)
 
 

@@ -1,8 +1,9 @@
 """Kill a run at random moments, resume it each time, and compare it with an uninterrupted one, bit for bit.
 
-The kills (SIGKILL) fall anywhere, also while the text is being prepared. Everything after `--` goes to
-run_pretraining.py, for example: `python benchmarks/kill_and_resume.py -- --data_files my_text.jsonl.gz --max_steps 60
---save_steps 10`. It also reports the largest resident memory of the uninterrupted run.
+The kills (SIGKILL) fall anywhere, also while the text is being prepared. Everything after `--` goes
+to run_pretraining.py, for example: `python benchmarks/kill_and_resume.py -- --data_files
+my_text.jsonl.gz --max_steps 60 --save_steps 10`. It also reports the largest resident memory of the
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -34,13 +35,18 @@ def command(flags: list[str], run_dir: Path) -> list[str]:
 def content(run_dir: Path) -> tuple[list[dict[str, float]], str]:
     """Return the rows of metrics.jsonl without the clock's numbers, and the digest of the exported weights."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    kept = [{key: value for key, value in row.items() if not key.endswith("_per_second")} for row in rows]
+    kept = [
+        {key: value for key, value in row.items() if not key.endswith("_per_second")}
+        for row in rows
+    ]
     return kept, hashlib.sha256((run_dir / "final/model.safetensors").read_bytes()).hexdigest()
 
 
 def main() -> None:
     """Run both, compare, print and write the figures; exit 1 if they differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -54,7 +60,10 @@ def main() -> None:
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         start = time.perf_counter()
         subprocess.run(
-            command(arguments.flags, whole), env=environment | {"HF_HOME": str(folder / "a")}, check=True, **quiet
+            command(arguments.flags, whole),
+            env=environment | {"HF_HOME": str(folder / "a")},
+            check=True,
+            **quiet,
         )
         seconds = time.perf_counter() - start
         memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -70,7 +79,10 @@ def main() -> None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 moments.append(round(share * seconds, 1))
-                print(f"killed after {moments[-1]} s, run directory {'there' if killed.exists() else 'not there yet'}")
+                print(
+                    f"killed after {moments[-1]} s, run directory "
+                    f"{'there' if killed.exists() else 'not there yet'}"
+                )
                 continue
             if status:
                 raise SystemExit(f"a resumed run ended with status {status}")
@@ -78,7 +90,12 @@ def main() -> None:
         is_equal = content(whole) == content(killed)
     print(f"{len(moments)} kills; metrics and weights {'identical' if is_equal else 'DIFFERENT'}")
     print(f"uninterrupted: {seconds:.0f} s, largest resident memory {memory:,.0f} MB")
-    figures = {"kills": len(moments), "is_identical": int(is_equal), "seconds": seconds, "peak_rss_mb": memory}
+    figures = {
+        "kills": len(moments),
+        "is_identical": int(is_equal),
+        "seconds": seconds,
+        "peak_rss_mb": memory,
+    }
     write_results(arguments.json, figures, runs=moments)
     raise SystemExit(not is_equal)
 

@@ -1,9 +1,11 @@
 """What pretraining is worth with few labels: the label-efficiency curves of one model on several tasks.
 
-Each task is `bert-pretrain evaluate --suite label_efficiency`, five seeds, in a process of its own; finished
-trainings in --work_dir are not repeated. A task is a name, a file to learn from and a file to predict:
+Each task is `bert-pretrain evaluate --suite label_efficiency`, five seeds, in a process of its own;
+finished trainings in --work_dir are not repeated. A task is a name, a file to learn from and a file
+to predict:
 
-    python benchmarks/label_efficiency.py --model runs/bert/final --task trec trec_train.jsonl trec_test.jsonl
+    python benchmarks/label_efficiency.py --model runs/bert/final --task trec trec_train.jsonl
+    trec_test.jsonl
 """
 
 from __future__ import annotations
@@ -23,11 +25,30 @@ from bert_pretrain.evaluation.label_efficiency_report import plot_curve
 from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS
 
 
-def measure(name: str, train_file: str, test_file: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    name: str, train_file: str, test_file: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Measure one task, or go on measuring; returns what its label_efficiency.json holds."""
     folder = arguments.work_dir / name
-    command = ["-m", "bert_pretrain", "evaluate", "--suite", "label_efficiency", "--model", arguments.model]
-    command += ["--train_file", train_file, "--test_file", test_file, "--output_dir", str(folder), "--title", name]
+    command = [
+        "-m",
+        "bert_pretrain",
+        "evaluate",
+        "--suite",
+        "label_efficiency",
+        "--model",
+        arguments.model,
+    ]
+    command += [
+        "--train_file",
+        train_file,
+        "--test_file",
+        test_file,
+        "--output_dir",
+        str(folder),
+        "--title",
+        name,
+    ]
     command += ["--num_labels", *arguments.num_labels, "--arms", *ARMS, *arguments.flags]
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads((folder / "label_efficiency.json").read_text()))
@@ -49,9 +70,13 @@ def draw(names: list[str], work_dir: Path, path: Path) -> None:
 
 def main() -> None:
     """Print a line per task, number of labels and arm, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--task", nargs=3, action="append", required=True, metavar=("NAME", "TRAIN", "TEST"))
+    parser.add_argument(
+        "--task", nargs=3, action="append", required=True, metavar=("NAME", "TRAIN", "TEST")
+    )
     parser.add_argument("--num_labels", nargs="+", default=["16", "64"])
     parser.add_argument("--work_dir", type=Path, default=Path("runs/label_efficiency"))
     parser.add_argument("--figure", type=Path, help="PNG with the curves of all tasks")

@@ -1,11 +1,12 @@
 """Scoring minimal pairs against a loop that masks one position at a time, side by side in one run.
 
-The loop is what one writes with stock transformers: one forward of one masked sentence each, all of the vocabulary at
-all positions, in float32. Ours is `bert_pretrain.evaluation.minimal_pairs.score_pairs`, which gives the same sums, in
-float32 and, where the machine computes in it natively, in bfloat16 with the pairs too close for it in float32 again;
-it scores both variants, token by token and within words, the loop the first alone. Weights are random, of bert-mini
-(4 layers, width 256) with a vocabulary of 30,522 by default; pairs are the package's templates, with further words so
-that there are many.
+The loop is what one writes with stock transformers: one forward of one masked sentence each, all of
+the vocabulary at all positions, in float32. Ours is
+`bert_pretrain.evaluation.minimal_pairs.score_pairs`, which gives the same sums, in float32 and,
+where the machine computes in it natively, in bfloat16 with the pairs too close for it in float32
+again; it scores both variants, token by token and within words, the loop the first alone. Weights
+are random, of bert-mini (4 layers, width 256) with a vocabulary of 30,522 by default; pairs are the
+package's templates, with further words so that there are many.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from bert_pretrain.models.bert import SIZES, bert_config
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 # In front of a template: as many different pairs of sentences as BLiMP has, of its lengths.
-OPENINGS = ("", "today ", "we know that ", "in this case ", "it is clear that ", "as you can see ", "i think that ")
+OPENINGS = (
+    "",
+    "today ",
+    "we know that ",
+    "in this case ",
+    "it is clear that ",
+    "as you can see ",
+    "i think that ",
+)
 
 
 def make_pairs(num_pairs: int) -> list[MinimalPair]:
@@ -58,7 +67,9 @@ def loop(model: BertForMaskedLM, sentences: list[str]) -> list[float]:
     return sums
 
 
-def timed_ours(model: BertForMaskedLM, pairs: list[MinimalPair], *, bf16: bool) -> tuple[float, PairScores]:
+def timed_ours(
+    model: BertForMaskedLM, pairs: list[MinimalPair], *, bf16: bool
+) -> tuple[float, PairScores]:
     """Return seconds and scores."""
     start = time.perf_counter()
     scores = score_pairs(model, load_tokenizer(None), pairs, bf16=bf16)
@@ -67,18 +78,28 @@ def timed_ours(model: BertForMaskedLM, pairs: list[MinimalPair], *, bf16: bool) 
 
 def main() -> None:
     """Print the table and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config_name", default="mini", choices=SIZES)
     parser.add_argument("--vocab_size", type=int, default=30522)
     parser.add_argument("--pairs", type=int, default=500, help="pairs that ours scores in a round")
-    parser.add_argument("--loop_pairs", type=int, default=10, help="pairs that the loop scores in a round")
+    parser.add_argument(
+        "--loop_pairs", type=int, default=10, help="pairs that the loop scores in a round"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(cpu_threads(0))
     torch.manual_seed(0)
-    # Wider than a new model's weights, so that scores differ from position to position as a trained one's do.
-    config = bert_config(arguments.config_name, vocab_size=arguments.vocab_size, pad_token_id=0, initializer_range=0.08)
+    # Wider than a new model's weights, so that scores differ from position to position as a trained
+    # one's do.
+    config = bert_config(
+        arguments.config_name,
+        vocab_size=arguments.vocab_size,
+        pad_token_id=0,
+        initializer_range=0.08,
+    )
     model = BertForMaskedLM(config).eval()
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
@@ -94,7 +115,10 @@ def main() -> None:
         found = loop(model, [pairs[row].good for row in rows] + [pairs[row].bad for row in rows])
         taken = {"loop": (time.perf_counter() - start) / len(rows)}
         sums |= dict(zip(rows, found, strict=False))
-        num_positions = [sum(_num_positions([pairs[row] for row in rows])) / len(rows), _mean_positions(pairs)]
+        num_positions = [
+            sum(_num_positions([pairs[row] for row in rows])) / len(rows),
+            _mean_positions(pairs),
+        ]
         taken["loop"] *= num_positions[1] / num_positions[0]
         for way in ways:
             elapsed, scores[way] = timed_ours(model, pairs, bf16=way == "bf16")
@@ -106,7 +130,9 @@ def main() -> None:
 
 
 def _num_positions(pairs: list[MinimalPair]) -> list[int]:
-    sentences = encode_sentences(load_tokenizer(None), [sentence for pair in pairs for sentence in pair[:2]])
+    sentences = encode_sentences(
+        load_tokenizer(None), [sentence for pair in pairs for sentence in pair[:2]]
+    )
     return [int((sentence.words >= 0).sum()) for sentence in sentences]
 
 
@@ -133,14 +159,15 @@ def report(
         line = f"{way:5} {figures[f'{way}_pairs_per_second']:9,.2f} pairs/s"
         if way != "loop":
             figures[f"loop_to_{way}_time_ratio"] = statistics.median(ratios)
-            line += (
-                f"; the loop takes {statistics.median(ratios):.1f} times as long ({ratios[0]:.1f} to {ratios[-1]:.1f})"
-            )
+            line += f"; the loop takes {statistics.median(ratios):.1f} times as long ({ratios[0]:.1f} to {ratios[-1]:.1f})"
         print(line)
     figures["fp32_largest_difference_to_loop"] = max(
         abs(scores["fp32"].good[0, row] - value) for row, value in sums.items()
     )
-    print(f"largest difference of a sum to the loop's, float32: {figures['fp32_largest_difference_to_loop']:.1e} nats")
+    print(
+        "largest difference of a sum to the loop's, float32: "
+        f"{figures['fp32_largest_difference_to_loop']:.1e} nats"
+    )
     if "bf16" in scores:
         coarse, exact = scores["bf16"], scores["fp32"]
         differing = (coarse.good > coarse.bad) != (exact.good > exact.bad)

@@ -20,5 +20,10 @@ def write_results(path: Path | None, figures: dict[str, float], *, runs: Any) ->
     if path is None:
         return
     record = describe_run()
-    result = {"figures": figures, "hardware": record["hardware"], "versions": record["versions"], "runs": runs}
+    result = {
+        "figures": figures,
+        "hardware": record["hardware"],
+        "versions": record["versions"],
+        "runs": runs,
+    }
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,8 +1,9 @@
 """Record what short runs of every objective compute, to the last bit, and compare it with an earlier record.
 
-A change of form must not change a number. Each run makes 40 updates of a tiny model on the embedded data in float32,
-on one and on two processes of one thread: `python benchmarks/same_numbers.py --json before.json`, then, after the
-change, `python benchmarks/same_numbers.py --against before.json`. Records of other versions or processors differ.
+A change of form must not change a number. Each run makes 40 updates of a tiny model on the embedded
+data in float32, on one and on two processes of one thread: `python benchmarks/same_numbers.py
+--json before.json`, then, after the change, `python benchmarks/same_numbers.py --against
+before.json`. Records of other versions or processors differ.
 """
 
 from __future__ import annotations
@@ -28,16 +29,24 @@ RUNS = {
     "google": f"--pair_mode google --masking whole_word --optimizer adamw {TEXT}",
     "dropout": f"--dropout 0.1 --gradient_checkpointing {TEXT}",
     "autoencoder": "--objective autoencoder --noise_std 0.1 --per_device_train_batch_size 32",
-    "masked_autoencoder": "--objective autoencoder --mask_ratio 0.75 --per_device_train_batch_size 32",
+    "masked_autoencoder": "--objective autoencoder --mask_ratio 0.75 --per_device_train_batch_size "
+    "32",
     "triplet": "--objective contrastive --per_device_train_batch_size 32",
-    "nt_xent": "--objective contrastive --loss nt_xent --config_name convnextv2-mini --per_device_train_batch_size 32",
+    "nt_xent": "--objective contrastive --loss nt_xent --config_name convnextv2-mini "
+    "--per_device_train_batch_size 32",
 }
 
 
 def record(flags: str, run_dir: Path, *, num_processes: int) -> dict[str, Any]:
     """Run the program and return the rows of its metrics, less the clock's numbers, and the digest of its weights."""
     launcher = f"-m torch.distributed.run --standalone --nproc_per_node {num_processes}".split()
-    command = [sys.executable, *(launcher if num_processes > 1 else []), PROGRAM, *COMMON.split(), *flags.split()]
+    command = [
+        sys.executable,
+        *(launcher if num_processes > 1 else []),
+        PROGRAM,
+        *COMMON.split(),
+        *flags.split(),
+    ]
     done = subprocess.run(
         [*command, "--output_dir", str(run_dir)],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
@@ -48,8 +57,14 @@ def record(flags: str, run_dir: Path, *, num_processes: int) -> dict[str, Any]:
         raise SystemExit(done.stdout + done.stderr)
     assert f"{num_processes} process(es)" in done.stdout
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    kept = [{key: value for key, value in row.items() if not key.endswith("_per_second")} for row in rows]
-    return {"rows": kept, "weights": hashlib.sha256((run_dir / "final/model.safetensors").read_bytes()).hexdigest()}
+    kept = [
+        {key: value for key, value in row.items() if not key.endswith("_per_second")}
+        for row in rows
+    ]
+    return {
+        "rows": kept,
+        "weights": hashlib.sha256((run_dir / "final/model.safetensors").read_bytes()).hexdigest(),
+    }
 
 
 def largest_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
@@ -67,7 +82,9 @@ def largest_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]])
 
 def main() -> None:
     """Make the runs, print and write what they computed; exit 1 if an earlier record is not met to the last bit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--against", type=Path, help="file that --json wrote before")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
@@ -79,7 +96,9 @@ def main() -> None:
         for name in arguments.only:
             for num_processes in arguments.processes:
                 key = f"{name} on {num_processes}"
-                found = record(RUNS[name], Path(folder) / key.replace(" ", "_"), num_processes=num_processes)
+                found = record(
+                    RUNS[name], Path(folder) / key.replace(" ", "_"), num_processes=num_processes
+                )
                 runs[key] = found
                 line = f"{key:24} {found['rows'][-1]['loss']:.6f} {found['weights'][:12]}"
                 if key in earlier:
@@ -88,7 +107,9 @@ def main() -> None:
                     is_same &= same and difference == 0
                     line += f"  {'identical' if same else 'OTHER'} weights, numbers differ by {difference:.1e}"
                 print(line, flush=True)
-    write_results(arguments.json, {key: run["rows"][-1]["loss"] for key, run in runs.items()}, runs=runs)
+    write_results(
+        arguments.json, {key: run["rows"][-1]["loss"] for key, run in runs.items()}, runs=runs
+    )
     raise SystemExit(not is_same)
 
 

@@ -1,16 +1,18 @@
 """Pretrain the two text encoders whose label-efficiency curves the README shows, each within 40 minutes on two cores.
 
-Both begin as `pairs`, joint masked-LM and next-sentence learning from the first corpora. `general` goes on from it with
-single segments of the same corpora, as a classifier sees them; `adapted` with the sentences of the tasks that one has
-without labels: the training rows, never a test row. Every step is the command that a user would type, in a process of
-its own; what is finished in --work_dir is not repeated. --data_dir is a folder with
+Both begin as `pairs`, joint masked-LM and next-sentence learning from the first corpora. `general`
+goes on from it with single segments of the same corpora, as a classifier sees them; `adapted` with
+the sentences of the tasks that one has without labels: the training rows, never a test row. Every
+step is the command that a user would type, in a process of its own; what is finished in --work_dir
+is not repeated. --data_dir is a folder with
 
     novels, reuters, kerneldoc                                      documents, .jsonl.gz with "text"
-    sst2_train, sst2_test, trec_train, trec_test, subj,             labelled rows, with "text" and "label"
-    agnews_train10k, agnews_test
+    sst2_train, sst2_test, trec_train, trec_test, subj,             labelled rows, with "text" and
+    "label" agnews_train10k, agnews_test
 
-of which subj has no test rows: a fifth of its rows, drawn with seed 0, becomes them (subj_train.jsonl, subj_test.jsonl
-in --work_dir). `label_efficiency.py` beside this file then measures what the encoders are worth.
+of which subj has no test rows: a fifth of its rows, drawn with seed 0, becomes them
+(subj_train.jsonl, subj_test.jsonl in --work_dir). `label_efficiency.py` beside this file then
+measures what the encoders are worth.
 """
 
 from __future__ import annotations
@@ -28,8 +30,26 @@ from results import write_results
 ROOT = Path(__file__).parents[1]
 CORPORA = ("novels", "reuters", "kerneldoc")
 UNLABELLED = ("sst2_train", "trec_train", "agnews_train10k")
-PAIRS = ["--recipe", "hours", "--config_name", "micro", "--learning_rate", "1.5e-3", "--eval_steps", "2000"]
-SINGLE = ["--recipe", "hours", "--objective", "mlm", "--max_seq_length", "64", "--learning_rate", "7e-4"]
+PAIRS = [
+    "--recipe",
+    "hours",
+    "--config_name",
+    "micro",
+    "--learning_rate",
+    "1.5e-3",
+    "--eval_steps",
+    "2000",
+]
+SINGLE = [
+    "--recipe",
+    "hours",
+    "--objective",
+    "mlm",
+    "--max_seq_length",
+    "64",
+    "--learning_rate",
+    "7e-4",
+]
 SINGLE += ["--warmup_steps", "50"]
 GENERAL = [*SINGLE, "--short_seq_prob", "0.5", "--per_device_train_batch_size", "64"]
 ADAPTED = [*SINGLE, "--per_device_train_batch_size", "128"]  # short rows
@@ -49,10 +69,16 @@ def split_subj(data_dir: Path, work_dir: Path) -> tuple[Path, Path]:
 
 def main() -> None:
     """Print where each model is and what it reached, and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument(
-        "--hours", type=float, nargs=3, default=[0.48, 0.16, 0.13], metavar=("PAIRS", "GENERAL", "ADAPTED")
+        "--hours",
+        type=float,
+        nargs=3,
+        default=[0.48, 0.16, 0.13],
+        metavar=("PAIRS", "GENERAL", "ADAPTED"),
     )
     parser.add_argument("--work_dir", type=Path, default=Path("runs/text_pretraining"))
     parser.add_argument("--json", type=Path)
@@ -65,9 +91,26 @@ def main() -> None:
     tokenizer, pairs = work_dir / "tokenizer", work_dir / "pairs"
     if not tokenizer.exists():
         trainer = str(ROOT / "tokenizer/train_tokenizer.py")
-        run([trainer, "--data_files", *corpora, "--vocab_size", "16384", "--output_dir", str(tokenizer)])
+        run(
+            [
+                trainer,
+                "--data_files",
+                *corpora,
+                "--vocab_size",
+                "16384",
+                "--output_dir",
+                str(tokenizer),
+            ]
+        )
     for files, name in ((corpora, "corpora"), (unlabelled, "sentences")):
-        flags = ["--data_files", *files, "--tokenizer_name", str(tokenizer), "--output_dir", str(work_dir / name)]
+        flags = [
+            "--data_files",
+            *files,
+            "--tokenizer_name",
+            str(tokenizer),
+            "--output_dir",
+            str(work_dir / name),
+        ]
         run(["-m", "bert_pretrain", "prepare", *flags])  # at once, where it was prepared before
     figures: dict[str, float] = {}
     runs = (
@@ -79,7 +122,16 @@ def main() -> None:
         folder = work_dir / name
         if not (folder / "final").is_dir():
             flags += ["--dataset_name", str(work_dir / corpus), "--tokenizer_name", str(tokenizer)]
-            run([str(ROOT / "run_pretraining.py"), *flags, "--max_hours", str(hours), "--output_dir", str(folder)])
+            run(
+                [
+                    str(ROOT / "run_pretraining.py"),
+                    *flags,
+                    "--max_hours",
+                    str(hours),
+                    "--output_dir",
+                    str(folder),
+                ]
+            )
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         last = [row for row in rows if row["split"] == "validation"][-1]
         for key in ("step", "mlm_loss", "unigram_entropy", "nsp_accuracy"):

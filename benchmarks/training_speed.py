@@ -1,9 +1,10 @@
 """Training throughput against the stock way, side by side in one run.
 
-Stock is transformers' `BertForPreTraining` in its defaults (dropout 0.1, float32), `DataCollatorForLanguageModeling`
-and `torch.optim.AdamW`; ours is this package's model, collator and AdamW as the default recipe has them (dropout 0, the
-precision that `--mixed_precision auto` would choose). Both train on the same rows, which stock pads to the longest of a
-batch; tokens are real tokens. `--document_sentences 4` makes short rows, as short documents do.
+Stock is transformers' `BertForPreTraining` in its defaults (dropout 0.1, float32),
+`DataCollatorForLanguageModeling` and `torch.optim.AdamW`; ours is this package's model, collator
+and AdamW as the default recipe has them (dropout 0, the precision that `--mixed_precision auto`
+would choose). Both train on the same rows, which stock pads to the longest of a batch; tokens are
+real tokens. `--document_sentences 4` makes short rows, as short documents do.
 """
 
 from __future__ import annotations
@@ -42,18 +43,25 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def make_store(vocab_size: int, document_sentences: int, generator: np.random.Generator) -> TokenStore:
+def make_store(
+    vocab_size: int, document_sentences: int, generator: np.random.Generator
+) -> TokenStore:
     """Return 8,000 sentences of about 20 words, in documents of 2 to twice `document_sentences` less 2 of them."""
     num_documents = 8000 // document_sentences
     sizes = generator.integers(2, 2 * document_sentences - 1, num_documents).tolist()
     documents = [
-        [generator.integers(5, vocab_size, generator.integers(5, 36)).tolist() for _ in range(n)] for n in sizes
+        [generator.integers(5, vocab_size, generator.integers(5, 36)).tolist() for _ in range(n)]
+        for n in sizes
     ]
     return TokenStore.from_documents(documents)
 
 
 def stock_step(
-    plan: EpochPlan, store: TokenStore, tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace, size: str
+    plan: EpochPlan,
+    store: TokenStore,
+    tokenizer: PreTrainedTokenizerFast,
+    arguments: argparse.Namespace,
+    size: str,
 ) -> Callable[[np.ndarray], int]:
     """Return a function that makes one stock update of the given rows and returns its number of tokens."""
     config = bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
@@ -87,15 +95,23 @@ def our_step(
     plan: EpochPlan, store: TokenStore, arguments: argparse.Namespace, size: str, *, bf16: bool
 ) -> Callable[[np.ndarray], int]:
     """Return a function that makes one update of ours."""
-    rule = MaskingRule(mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, arguments.vocab_size))
+    rule = MaskingRule(
+        mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, arguments.vocab_size)
+    )
     ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
-    collate = PretrainingCollator(store, rule, **ids, max_seq_length=arguments.max_seq_length, seed=0)
-    model = BertForPreTraining(bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)).train()
+    collate = PretrainingCollator(
+        store, rule, **ids, max_seq_length=arguments.max_seq_length, seed=0
+    )
+    model = BertForPreTraining(
+        bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
+    ).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     choose_attention(model, arguments.max_seq_length)
-    (optimizer,) = build_optimizers(model, name="adamw", weight_decay=0.01, adam_betas=(0.9, 0.98), adam_epsilon=1e-6)
+    (optimizer,) = build_optimizers(
+        model, name="adamw", weight_decay=0.01, adam_betas=(0.9, 0.98), adam_epsilon=1e-6
+    )
 
     def step(rows: np.ndarray) -> int:
         batch = collate(plan, rows, 0)
@@ -109,7 +125,9 @@ def our_step(
     return step
 
 
-def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[float], list[float]]:
+def measure(
+    size: str, arguments: argparse.Namespace, *, bf16: bool
+) -> tuple[list[float], list[float]]:
     """Return tokens/s of every round, stock and ours; a round times one after the other."""
     store = make_store(arguments.vocab_size, arguments.document_sentences, np.random.default_rng(0))
     plan = plan_epoch(
@@ -122,7 +140,10 @@ def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> tuple[li
         epoch=0,
     )
     tokenizer = make_tokenizer(arguments.vocab_size)
-    steps = stock_step(plan, store, tokenizer, arguments, size), our_step(plan, store, arguments, size, bf16=bf16)
+    steps = (
+        stock_step(plan, store, tokenizer, arguments, size),
+        our_step(plan, store, arguments, size, bf16=bf16),
+    )
     rates: tuple[list[float], list[float]] = ([], [])
     for number in range(arguments.rounds + 1):
         rows = np.arange(arguments.batch_size) + number * arguments.batch_size
@@ -136,7 +157,9 @@ def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> tuple[li
 
 def main() -> None:
     """Print the table and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", default=["tiny", "mini"], choices=list(SIZES))
     parser.add_argument("--vocab_size", type=int, default=30522)
     parser.add_argument("--max_seq_length", type=int, default=128)
@@ -149,8 +172,14 @@ def main() -> None:
     torch.manual_seed(0)
     bf16 = native_precision() == "bf16"
     figures = {}
-    print(f"vocabulary {arguments.vocab_size:,}, batch {arguments.batch_size} x {arguments.max_seq_length}")
-    print(f"ours in {'bf16' if bf16 else 'fp32'}; median tokens/s of {arguments.rounds} rounds; ratios by round")
+    print(
+        f"vocabulary {arguments.vocab_size:,}, batch {arguments.batch_size} x "
+        f"{arguments.max_seq_length}"
+    )
+    print(
+        f"ours in {'bf16' if bf16 else 'fp32'}; median tokens/s of {arguments.rounds} rounds; "
+        "ratios by round"
+    )
     for size in arguments.sizes:
         stock, ours = measure(size, arguments, bf16=bf16)
         ratios = sorted(b / a for a, b in zip(stock, ours, strict=True))
@@ -158,7 +187,8 @@ def main() -> None:
         figures[f"{size}_tokens_per_second"] = statistics.median(ours)
         figures[f"{size}_speedup_ratio"] = statistics.median(ratios)
         print(
-            f"{size:6} stock {statistics.median(stock):8,.0f}  ours {statistics.median(ours):8,.0f}  "
+            f"{size:6} stock {statistics.median(stock):8,.0f}  ours "
+            f"{statistics.median(ours):8,.0f}  "
             f"ratio {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
         )
     write_results(arguments.json, figures, runs=arguments.rounds)

@@ -1,9 +1,10 @@
 """Images per second of a contrastive step, against the plain way, side by side in one run.
 
-The plain way: a torch `DataLoader` whose data set decodes nothing (images are Pillow images in memory) but augments one
-image at a time with Pillow, two views each, in float32, with the same encoder, loss and optimiser. Ours: pixels as one
-uint8 array, augmentation of the whole batch as tensor operations, in the precision that `--mixed_precision auto` would
-choose. Both use SimCLR's small-image augmentation (crop, flip, jitter, grey) and all processor cores.
+The plain way: a torch `DataLoader` whose data set decodes nothing (images are Pillow images in
+memory) but augments one image at a time with Pillow, two views each, in float32, with the same
+encoder, loss and optimiser. Ours: pixels as one uint8 array, augmentation of the whole batch as
+tensor operations, in the precision that `--mixed_precision auto` would choose. Both use SimCLR's
+small-image augmentation (crop, flip, jitter, grey) and all processor cores.
 """
 
 from __future__ import annotations
@@ -42,15 +43,23 @@ def random_view(image: Image.Image) -> Image.Image:
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = random.randint(0, width - w), random.randint(0, height - h)
-            image = image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+            image = image.resize(
+                (width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h)
+            )
             break
     if random.random() < RULE.flip_prob:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if random.random() < RULE.jitter_prob:
         operations = [
-            lambda x: ImageEnhance.Brightness(x).enhance(random.uniform(1 - RULE.brightness, 1 + RULE.brightness)),
-            lambda x: ImageEnhance.Contrast(x).enhance(random.uniform(1 - RULE.contrast, 1 + RULE.contrast)),
-            lambda x: ImageEnhance.Color(x).enhance(random.uniform(1 - RULE.saturation, 1 + RULE.saturation)),
+            lambda x: ImageEnhance.Brightness(x).enhance(
+                random.uniform(1 - RULE.brightness, 1 + RULE.brightness)
+            ),
+            lambda x: ImageEnhance.Contrast(x).enhance(
+                random.uniform(1 - RULE.contrast, 1 + RULE.contrast)
+            ),
+            lambda x: ImageEnhance.Color(x).enhance(
+                random.uniform(1 - RULE.saturation, 1 + RULE.saturation)
+            ),
             lambda x: turn_hue(x, random.uniform(-RULE.hue, RULE.hue)),
         ]
         random.shuffle(operations)
@@ -81,13 +90,17 @@ class PillowViews(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """Return float32 (2, 3, H, W)."""
-        views = [np.asarray(random_view(self.images[index]), dtype=np.float32) / 255 for _ in range(2)]
+        views = [
+            np.asarray(random_view(self.images[index]), dtype=np.float32) / 255 for _ in range(2)
+        ]
         return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) - MEAN) / STD
 
 
 def plain_batches(pixels: np.ndarray, batch_size: int, num_workers: int) -> Iterator[Tensor]:
     """Yield float32 (2B, 3, H, W) without end: first views, then second views."""
-    loader = DataLoader(PillowViews(pixels), batch_size, shuffle=True, num_workers=num_workers, drop_last=True)
+    loader = DataLoader(
+        PillowViews(pixels), batch_size, shuffle=True, num_workers=num_workers, drop_last=True
+    )
     while True:
         for views in loader:
             yield views.transpose(0, 1).flatten(0, 1)
@@ -99,7 +112,9 @@ def our_batches(pixels: np.ndarray, batch_size: int) -> Iterator[Tensor]:
     step = 0
     while True:
         rows = (np.arange(batch_size) + step * batch_size) % len(pixels)
-        images = torch.from_numpy(np.ascontiguousarray(pixels[rows].transpose(0, 3, 1, 2))).float() / 255
+        images = (
+            torch.from_numpy(np.ascontiguousarray(pixels[rows].transpose(0, 3, 1, 2))).float() / 255
+        )
         views = [augmentation.apply(images, augmentation.draw(step, rows, view)) for view in (0, 1)]
         yield (torch.cat(views) - MEAN) / STD
         step += 1
@@ -122,7 +137,9 @@ def make_step(model: ContrastiveModel, *, bf16: bool) -> Callable[[Tensor], None
     return step
 
 
-def timed_round(batches: Iterator[Tensor], step: Callable[[Tensor], None], repeats: int) -> tuple[float, float]:
+def timed_round(
+    batches: Iterator[Tensor], step: Callable[[Tensor], None], repeats: int
+) -> tuple[float, float]:
     """Return seconds a step, and the share of it that waits for the batch."""
     waiting, start = 0.0, time.perf_counter()
     for _ in range(repeats):
@@ -136,30 +153,43 @@ def timed_round(batches: Iterator[Tensor], step: Callable[[Tensor], None], repea
 
 def main() -> None:
     """Print the table and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config_name", default="vit-tiny")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps of a round")
     parser.add_argument(
-        "--plain_workers", type=int, nargs="+", default=[0, 1], help="worker processes of the plain way"
+        "--plain_workers",
+        type=int,
+        nargs="+",
+        default=[0, 1],
+        help="worker processes of the plain way",
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(cpu_threads(0))
     bf16 = native_precision() == "bf16"
     size, batch_size = arguments.image_size, arguments.batch_size
-    pixels = np.random.default_rng(0).integers(0, 256, (20 * batch_size, size, size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (20 * batch_size, size, size, 3), dtype=np.uint8
+    )
 
     def model() -> ContrastiveModel:
         torch.manual_seed(0)
         shape = {"image_size": size, "num_channels": 3}
         name = arguments.config_name
-        return build_contrastive(config_name=name, model_name_or_path=None, dropout=0.0, projection_dim=128, **shape)
+        return build_contrastive(
+            config_name=name, model_name_or_path=None, dropout=0.0, projection_dim=128, **shape
+        )
 
     ways = {
-        f"plain_{workers}_workers": (plain_batches(pixels, batch_size, workers), make_step(model(), bf16=False))
+        f"plain_{workers}_workers": (
+            plain_batches(pixels, batch_size, workers),
+            make_step(model(), bf16=False),
+        )
         for workers in arguments.plain_workers
     }
     ways["ours"] = our_batches(pixels, batch_size), make_step(model(), bf16=bf16)
@@ -171,7 +201,10 @@ def main() -> None:
             if number:  # the first round warms up
                 seconds[name].append(taken)
                 shares[name].append(waiting)
-    print(f"{arguments.config_name}, {size} x {size}, batch {batch_size}; ours in {'bf16' if bf16 else 'fp32'}")
+    print(
+        f"{arguments.config_name}, {size} x {size}, batch {batch_size}; ours in "
+        f"{'bf16' if bf16 else 'fp32'}"
+    )
     figures = {}
     for name in ways:
         ratios = sorted(a / b for a, b in zip(seconds[name], seconds["ours"], strict=True))

@@ -1,6 +1,7 @@
 """The console command `bert-pretrain COMMAND`, which `python -m bert_pretrain COMMAND` equals.
 
-Without a command it pretrains, like run_pretraining.py, so that `accelerate launch -m bert_pretrain` works.
+Without a command it pretrains, like run_pretraining.py, so that `accelerate launch -m
+bert_pretrain` works.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ COMMANDS = {
 }
 HELP = "usage: bert-pretrain COMMAND [FLAGS]\n\n" + "\n".join(
     [f"  {name:16} {what}" for name, what in COMMANDS.items()]
-    + ["", "`bert-pretrain COMMAND --help` lists a command's flags; without a command, pretrain is meant.", ""]
+    + [
+        "",
+        "`bert-pretrain COMMAND --help` lists a command's flags; without a command, pretrain is "
+        "meant.",
+        "",
+    ]
 )
 
 
@@ -37,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: unknown command {name!r}; commands: {', '.join(COMMANDS)}\n")
         return 2
     # Imported on demand: a command should not wait for what another one needs.
-    command: Callable[[Sequence[str]], int] = import_module(f"bert_pretrain.commands.{name.replace('-', '_')}").main
+    command: Callable[[Sequence[str]], int] = import_module(
+        f"bert_pretrain.commands.{name.replace('-', '_')}"
+    ).main
     return command(arguments)
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message says what is wrong, the value met, what is allowed, and which flag to change. The command line prints
-    it without a traceback (`--debug` shows one) and exits with status 2; library callers catch it as a `ValueError`.
+    The message says what is wrong, the value met, what is allowed, and which flag to change. The
+    command line prints it without a traceback (`--debug` shows one) and exits with status 2;
+    library callers catch it as a `ValueError`.
     """
 
 
@@ -19,6 +20,6 @@ def first_line(error: BaseException) -> str:
 class TrainingError(RuntimeError):
     """A run cannot go on, though nothing given to it was wrong in itself: it diverged.
 
-    The message says where, and from what and how to continue. The command line prints it like an `InputError` and
-    exits with status 1.
+    The message says where, and from what and how to continue. The command line prints it like an
+    `InputError` and exits with status 1.
     """

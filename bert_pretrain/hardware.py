@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("bert-pretrain", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
+_PACKAGES = (
+    "bert-pretrain",
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "accelerate",
+    "numpy",
+)
 
 
 def native_precision() -> str:
@@ -40,7 +48,8 @@ def cpu_threads(requested: int) -> int:
     Launchers set OMP_NUM_THREADS to 1, which would leave a laptop's other cores idle.
 
     Args:
-        requested: the user's number; 0 = the cores this process may use, shared among the local processes.
+        requested: the user's number; 0 = the cores this process may use, shared among the local
+            processes.
     """
     if requested:
         return requested
@@ -53,7 +62,8 @@ def describe_run() -> dict[str, Any]:
     """Return versions, git revision of the package's checkout, command line and hardware."""
     return {
         "command": sys.argv,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
         "git_revision": _git_revision(),
         "hardware": {
             "processor": _processor(),

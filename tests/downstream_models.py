@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForPreTraining, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForPreTraining,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 from bert_pretrain.text.tokenizers import default_tokenizer_folder
 
@@ -60,7 +67,9 @@ def sentences(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     for number in range(count):
         words = generator.choices(FILLERS, k=generator.randint(2, 9))
         label = ("bad", "good")[number % 2]
-        words.insert(generator.randint(0, len(words)), generator.choice(GOOD if label == "good" else BAD))
+        words.insert(
+            generator.randint(0, len(words)), generator.choice(GOOD if label == "good" else BAD)
+        )
         rows.append({"text": " ".join(words), "label": label})
     return rows
 

@@ -1,6 +1,7 @@
 """A Hub on 127.0.0.1 for tests: what huggingface_hub asks of it, in memory, and faults at will.
 
-Clients find it through `environment`, which must be set before huggingface_hub is imported: in a process of their own.
+Clients find it through `environment`, which must be set before huggingface_hub is imported: in a
+process of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class RefusalError(Exception):
 class Fault:
     """What happens to the next `times` requests whose "METHOD /path" matches.
 
-    `answer` is a status; "stall": no answer while the Hub lives; "cut": half the body is read, then the line is dead.
+    `answer` is a status; "stall": no answer while the Hub lives; "cut": half the body is read, then
+    the line is dead.
     """
 
     pattern: str
@@ -108,7 +110,9 @@ class LoopbackHub:
 @contextmanager
 def running_hub() -> Iterator[LoopbackHub]:
     hub = LoopbackHub()
-    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=hub.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield hub
@@ -159,7 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request  # noqa: N815
 
-    def answer(self, value: Any = None, *, status: int = 200, body: bytes | None = None, **headers: str) -> None:
+    def answer(
+        self, value: Any = None, *, status: int = 200, body: bytes | None = None, **headers: str
+    ) -> None:
         content = json.dumps({} if value is None else value).encode() if body is None else body
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
@@ -192,7 +198,9 @@ class _Handler(BaseHTTPRequestHandler):
     def repository(self, kind: str, name: str) -> Repository:
         found = self.hub.repositories.get((kind, name))
         if found is None or (found.is_private and not self.is_known):
-            raise RefusalError(404 if self.is_known else 401, "RepoNotFound", "Repository not found")
+            raise RefusalError(
+                404 if self.is_known else 401, "RepoNotFound", "Repository not found"
+            )
         return found
 
     def validate_yaml(self) -> None:
@@ -207,7 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         if (kind, name) in self.hub.repositories:
             self.answer({"error": "You already created this repo", "url": url}, status=409)
             return
-        repository = self.hub.repositories[kind, name] = Repository(asked.get("visibility") == "private")
+        repository = self.hub.repositories[kind, name] = Repository(
+            asked.get("visibility") == "private"
+        )
         repository.commit("main", {})
         self.answer({"url": url})
 
@@ -271,7 +281,15 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.repository(kind, name)
         commit = repository.resolve(revision or "main")
         siblings = [{"rfilename": path} for path in sorted(repository.commits[commit])]
-        self.answer({"id": name, "sha": commit, "private": repository.is_private, "siblings": siblings, "tags": []})
+        self.answer(
+            {
+                "id": name,
+                "sha": commit,
+                "private": repository.is_private,
+                "siblings": siblings,
+                "tags": [],
+            }
+        )
 
     def tree(self, kind: str, name: str, revision: str, folder: str) -> None:
         prefix = f"{folder}/" if folder else ""
@@ -298,7 +316,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusalError(404, "EntryNotFound", "Entry not found")
         content = repository.commits[commit][path]
         tag = f'"{_digest(path, content)}"'
-        large = {"X_Linked_Etag": tag, "X_Linked_Size": str(len(content))} if _is_large(path) else {}
+        large = (
+            {"X_Linked_Etag": tag, "X_Linked_Size": str(len(content))} if _is_large(path) else {}
+        )
         self.answer(body=content, X_Repo_Commit=commit, ETag=tag, **large)
 
 

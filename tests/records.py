@@ -28,7 +28,18 @@ def run_record(**config: Any) -> dict[str, Any]:
 
 def metrics_rows(unit: str = "tokens", **measured: float) -> list[dict[str, Any]]:
     """Return two training rows and two evaluations, the last with what was measured."""
-    rows: list[dict[str, Any]] = [{"split": "validation", "step": 0, "epoch": 0.0, "loss": 9.0} | measured]
+    rows: list[dict[str, Any]] = [
+        {"split": "validation", "step": 0, "epoch": 0.0, "loss": 9.0} | measured
+    ]
     for step in (10, 20):
-        rows.append({"split": "train", "step": step, "epoch": step / 10, "loss": 5.0, "learning_rate": 1e-3, unit: 7})
+        rows.append(
+            {
+                "split": "train",
+                "step": step,
+                "epoch": step / 10,
+                "loss": 5.0,
+                "learning_rate": 1e-3,
+                unit: 7,
+            }
+        )
     return [*rows, {"split": "validation", "step": 20, "epoch": 2.0, "loss": 4.0} | measured]

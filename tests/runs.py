@@ -72,13 +72,20 @@ def small_flags(folder: Path) -> list[str]:
     if not corpus.exists():
         write_corpus(corpus)
     config = write_model_config(folder / "config")
-    flags = f"--data_files {corpus} --config_name {config} --max_seq_length 48 --validation_share 0.2"
+    flags = (
+        f"--data_files {corpus} --config_name {config} --max_seq_length 48 --validation_share 0.2"
+    )
     return [*flags.split(), "--mixed_precision", "no", "--eval_steps", "8", "--logging_steps", "1"]
 
 
 def environment(folder: Path) -> dict[str, str]:
     """Return an environment without network whose caches lie in `folder`."""
-    ours = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    ours = {
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     return os.environ | ours
 
 
@@ -86,7 +93,13 @@ def command(flags: list[str], *, num_processes: int = 1) -> list[str]:
     """Return the command line of a run on a number of processes."""
     if num_processes == 1:
         return [sys.executable, PROGRAM, *flags]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(num_processes),
+    ]
     return [sys.executable, *launcher, PROGRAM, *flags]
 
 
@@ -107,11 +120,18 @@ def run(folder: Path, flags: list[str], *, num_processes: int = 1) -> str:
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl without the numbers that a clock decides."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.endswith("_per_second")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if not key.endswith("_per_second")}
+        for row in rows
+    ]
 
 
 def python_command(line: str) -> list[str]:
     """Return how a line of the README, `python ...` or `bert-pretrain ...`, is run by this interpreter."""
     program, *words = shlex.split(line)
     assert program in ("python", "bert-pretrain"), line
-    return [sys.executable, *(["-m", "bert_pretrain"] if program == "bert-pretrain" else []), *words]
+    return [
+        sys.executable,
+        *(["-m", "bert_pretrain"] if program == "bert-pretrain" else []),
+        *words,
+    ]

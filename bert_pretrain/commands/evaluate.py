@@ -1,7 +1,8 @@
 """`bert-pretrain evaluate`: judge a finished model by one or several suites.
 
-A model of this package or of anyone else enters, as a folder or Hub id that transformers loads; tables on standard
-output and figures in a JSON file leave. A suite is one function in `SUITES`, which is given an `Evaluation`.
+A model of this package or of anyone else enters, as a folder or Hub id that transformers loads;
+tables on standard output and figures in a JSON file leave. A suite is one function in `SUITES`,
+which is given an `Evaluation`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from bert_pretrain.evaluation.suites.images import (
     open_labelled_images,
 )
 from bert_pretrain.evaluation.suites.label_efficiency import parse_options, run_label_efficiency
-from bert_pretrain.evaluation.suites.minimal_pairs import check_minimal_pairs_flags, evaluate_minimal_pairs
+from bert_pretrain.evaluation.suites.minimal_pairs import (
+    check_minimal_pairs_flags,
+    evaluate_minimal_pairs,
+)
 from bert_pretrain.evaluation.suites.nsp import check_nsp_flags, evaluate_nsp, refuse_untrained_head
 from bert_pretrain.hardware import describe_run
 
@@ -38,7 +42,8 @@ SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
     "knn": evaluate_knn,
     "linear_probe": evaluate_linear_probe,
 }
-# What a suite refuses before any suite begins: what takes little to find out, or is kept and used again.
+# What a suite refuses before any suite begins: what takes little to find out, or is kept and used
+# again.
 _PRECONDITIONS: dict[str, Callable[[Evaluation], object]] = {
     "nsp": refuse_untrained_head,
     "knn": open_labelled_images,
@@ -61,12 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write_results(path: str | None, results: dict[str, SuiteResult], missing: Sequence[str] = ()) -> None:
+def _write_results(
+    path: str | None, results: dict[str, SuiteResult], missing: Sequence[str] = ()
+) -> None:
     """Write what suites found, and the names of those that did not get so far; None = no file is asked for."""
     if path is None:
         return
     record: dict[str, object] = {
-        "figures": {key: value for result in results.values() for key, value in result.figures.items()},
+        "figures": {
+            key: value for result in results.values() for key, value in result.figures.items()
+        },
         "details": {name: result.details for name, result in results.items()},
         "runs": 1,
     }
@@ -81,15 +90,19 @@ def _judge(arguments: Sequence[str]) -> None:
     parser = HfArgumentParser(
         FLAG_GROUPS,
         prog="bert-pretrain evaluate",
-        description="Judge a model: what it expects behind [MASK], which of two sentences it finds more likely, "
-        "whether it can tell the next passage from another, or how good its frozen image features are beside "
-        "pixels, their principal components and the same encoder untrained. --suite label_efficiency, accuracy against "
+        description="Judge a model: what it expects behind [MASK], which of two sentences it finds "
+        "more likely, "
+        "whether it can tell the next passage from another, or how good its frozen image features "
+        "are beside "
+        "pixels, their principal components and the same encoder untrained. --suite "
+        "label_efficiency, accuracy against "
         "the number of labels, has flags of its own: add --help.",
         allow_abbrev=False,
     )
     evaluation = Evaluation(*parse_flags(parser, arguments))
     check_flags(evaluation)
-    # What does not fit is refused below with a message; transformers' own report would only be a second one.
+    # What does not fit is refused below with a message; transformers' own report would only be a
+    # second one.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     names = list(dict.fromkeys(evaluation.options.suite))
@@ -110,8 +123,14 @@ def _judge(arguments: Sequence[str]) -> None:
 def _measure_curve(arguments: Sequence[str], suites: list[str]) -> None:
     """Measure the label-efficiency curve, and write it as `_judge` does."""
     if suites != [LABEL_EFFICIENCY]:
-        raise InputError(f"suites are {' '.join(suites)} but {LABEL_EFFICIENCY} runs alone; change --suite")
-    place = arguments.index("--suite") if "--suite" in arguments else arguments.index(f"--suite={LABEL_EFFICIENCY}")
+        raise InputError(
+            f"suites are {' '.join(suites)} but {LABEL_EFFICIENCY} runs alone; change --suite"
+        )
+    place = (
+        arguments.index("--suite")
+        if "--suite" in arguments
+        else arguments.index(f"--suite={LABEL_EFFICIENCY}")
+    )
     num_words = 2 if arguments[place] == "--suite" else 1
     options = parse_options([*arguments[:place], *arguments[place + num_words :]])
     check_json_target(options.curve.json)
@@ -144,11 +163,14 @@ def check_flags(evaluation: Evaluation) -> None:
     check_nsp_flags(evaluation.text)
     if options.per_device_eval_batch_size < 1:
         raise InputError(
-            f"per_device_eval_batch_size is {options.per_device_eval_batch_size} but must be at least 1; "
+            f"per_device_eval_batch_size is {options.per_device_eval_batch_size} but must be at "
+            "least 1; "
             "change --per_device_eval_batch_size"
         )
     if data.data_files and data.dataset_name:
-        raise InputError(f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one")
+        raise InputError(
+            f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one"
+        )
     check_json_target(options.json)
 
 
@@ -157,7 +179,8 @@ def check_one_process() -> None:
     num_processes = os.environ.get("WORLD_SIZE", "1")
     if num_processes != "1":
         raise InputError(
-            f"{num_processes} processes were started but evaluation is done by one process; start it without torchrun "
+            f"{num_processes} processes were started but evaluation is done by one process; start "
+            "it without torchrun "
             "or accelerate launch"
         )
 

@@ -1,8 +1,8 @@
 """`bert-pretrain finetune`: train a classifier on any encoder with transformers' Trainer.
 
-A model folder or Hub id and labelled rows enter. A folder leaves: for each seed the predictions and the course of
-training, results.json, and in final/ the plain model of the seed that validated best, with its tokenizer or image
-processor.
+A model folder or Hub id and labelled rows enter. A folder leaves: for each seed the predictions and
+the course of training, results.json, and in final/ the plain model of the seed that validated best,
+with its tokenizer or image processor.
 """
 
 from __future__ import annotations
@@ -66,28 +66,42 @@ class FinetuneArguments:
 
     _argument_group_name: ClassVar[str] = "fine-tune"
 
-    model: str = field(metadata={"help": "Folder or Hub id of any text or image encoder of transformers."})
-    output_dir: str = field(metadata={"help": "New folder: results.json, final/, and a folder for each seed."})
+    model: str = field(
+        metadata={"help": "Folder or Hub id of any text or image encoder of transformers."}
+    )
+    output_dir: str = field(
+        metadata={"help": "New folder: results.json, final/, and a folder for each seed."}
+    )
     seeds: list[int] = field(
         default_factory=lambda: [42],
-        metadata={"help": "Seeds of the head, of dropout and of the order of rows; one training for each."},
+        metadata={
+            "help": "Seeds of the head, of dropout and of the order of rows; one training for each."
+        },
     )
-    from_scratch: bool = flag(False, "Leave the weights of --model unread: the baseline of the same architecture.")
+    from_scratch: bool = flag(
+        False, "Leave the weights of --model unread: the baseline of the same architecture."
+    )
     freeze_encoder: bool = flag(
         False,
-        "Train the head alone; the encoder stays as it is, running means of normalisation included. Its dropout acts.",
+        "Train the head alone; the encoder stays as it is, running means of normalisation "
+        "included. Its dropout acts.",
     )
     metrics: list[str] | None = flags(
-        "accuracy, f1 (of class 1), f1_macro, f1_micro, matthews_correlation, pearson, spearman, mse, or any other "
-        "name on the Hub. The first one chooses checkpoint and seed, on validation rows. Default: by the task."
+        "accuracy, f1 (of class 1), f1_macro, f1_micro, matthews_correlation, pearson, spearman, "
+        "mse, or any other "
+        "name on the Hub. The first one chooses checkpoint and seed, on validation rows. Default: "
+        "by the task."
     )
     push_to_hub: bool = flag(
         False,
-        "Upload final/ when done. What the Hub does not take is kept and said, and fails nothing (exit status 0); "
+        "Upload final/ when done. What the Hub does not take is kept and said, and fails nothing "
+        "(exit status 0); "
         "`bert-pretrain hub push OUTPUT_DIR` brings it there later (0 or 1).",
     )
     hub_model_id: str | None = flag(None, "Repository to upload to, user/name.")
-    hub_private_repo: bool = flag(False, "Make the repository private; one that is public is then refused.")
+    hub_private_repo: bool = flag(
+        False, "Make the repository private; one that is public is then refused."
+    )
     debug: bool = flag(False, "Show the traceback of an input error.")
 
 
@@ -96,10 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with reporting_input_errors(debug="--debug" in arguments):
         parser = HfArgumentParser(
-            (FinetuneArguments, TaskDataArguments, Recipe), prog="bert-pretrain finetune", allow_abbrev=False
+            (FinetuneArguments, TaskDataArguments, Recipe),
+            prog="bert-pretrain finetune",
+            allow_abbrev=False,
         )
         options, data, recipe = parse_flags(parser, arguments)
-        # What does not fit is refused with a message; transformers' own report would only be a second one.
+        # What does not fit is refused with a message; transformers' own report would only be a
+        # second one.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         run(options, data, recipe)
@@ -161,10 +178,14 @@ def _train_all(
         _say(f"WARNING: {overlap_described}")
     outcomes: dict[int, dict[str, Any]] = {}
     for seed in options.seeds:
-        outcomes[seed] = _train_one(source, splits, recipe, metrics, seed=seed, output_dir=output_dir, earlier=outcomes)
+        outcomes[seed] = _train_one(
+            source, splits, recipe, metrics, seed=seed, output_dir=output_dir, earlier=outcomes
+        )
         _say(f"seed {seed}: " + format_metrics(outcomes[seed]["metrics"]))
     results = summarize_seeds(outcomes) | {"overlap_with_training": overlap}
-    flags_given = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
+    flags_given = (
+        dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
+    )
     if _is_main():
         # A path of this machine is nobody's business and leads nowhere on another one.
         card = model_card(
@@ -179,7 +200,11 @@ def _train_all(
         (output_dir / "final.tmp/README.md").write_text(card, encoding="utf-8")
         os.replace(output_dir / "final.tmp", output_dir / "final")
         # A metric of the Hub may be no number, which is no reason to lose the others.
-        write_json(output_dir / "results.json", results | {"config": flags_given} | describe_run(), allow_nan=True)
+        write_json(
+            output_dir / "results.json",
+            results | {"config": flags_given} | describe_run(),
+            allow_nan=True,
+        )
     _say(format_results(results))
     _say(f"the model of seed {results['best_seed']} is in {output_dir / 'final'}")
     return results
@@ -187,8 +212,15 @@ def _train_all(
 
 def _check(options: FinetuneArguments, recipe: Recipe) -> None:
     recipe.check()
-    if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0 or max(options.seeds) >= 2**32:
-        raise InputError(f"seeds are {options.seeds} but must be different numbers in 0..{2**32 - 1}; change --seeds")
+    if (
+        len(set(options.seeds)) < len(options.seeds)
+        or min(options.seeds) < 0
+        or max(options.seeds) >= 2**32
+    ):
+        raise InputError(
+            f"seeds are {options.seeds} but must be different numbers in 0..{2**32 - 1}; change "
+            "--seeds"
+        )
     _check_empty(Path(options.output_dir))
     check_creatable(Path(options.output_dir), flag="--output_dir")
     if options.push_to_hub and not options.hub_model_id:
@@ -196,9 +228,14 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
     if options.push_to_hub:
         check_repo_id(str(options.hub_model_id), flag="--hub_model_id")
     elif options.hub_model_id or options.hub_private_repo:
-        raise InputError("flags of the Hub without --push_to_hub would publish nothing; add it or leave them out")
+        raise InputError(
+            "flags of the Hub without --push_to_hub would publish nothing; add it or leave them out"
+        )
     if options.from_scratch and options.freeze_encoder:
-        raise InputError("--from_scratch with --freeze_encoder would train a head on random features; pass one of them")
+        raise InputError(
+            "--from_scratch with --freeze_encoder would train a head on random features; pass one "
+            "of them"
+        )
 
 
 def _check_empty(folder: Path) -> None:
@@ -206,7 +243,9 @@ def _check_empty(folder: Path) -> None:
         raise InputError(f"{folder} is not an empty folder; pass a new one as --output_dir")
 
 
-def _metrics(options: FinetuneArguments, task: Task, labels: LabelSpace) -> dict[str, evaluate.Metric]:
+def _metrics(
+    options: FinetuneArguments, task: Task, labels: LabelSpace
+) -> dict[str, evaluate.Metric]:
     names = options.metrics or task.metrics or DEFAULT_METRICS[labels.problem_type]
     return load_metrics(names, labels.problem_type, num_classes=len(labels.names))
 
@@ -230,7 +269,9 @@ def _train_one(
         return compute_metrics(metrics, predict(logits, problem_type), references)
 
     decisive = _decisive(metrics, measure, splits)
-    validation = Validation(splits.rows["validation"], measure, decisive, decisive not in SMALLER_IS_BETTER)
+    validation = Validation(
+        splits.rows["validation"], measure, decisive, decisive not in SMALLER_IS_BETTER
+    )
     folder = output_dir / f"seed-{seed}"
     aside = output_dir / f"seed-{seed}.tmp"
     trainer = train(
@@ -254,17 +295,24 @@ def _train_one(
             if rows.labels is not None:
                 outcome["metrics"][name] = measure(predictions[name], rows.labels)
     scores = [other["metrics"]["validation"][decisive] for other in earlier.values()]
-    is_best = all(is_better(outcome["metrics"]["validation"][decisive], score, decisive) for score in scores)
+    is_best = all(
+        is_better(outcome["metrics"]["validation"][decisive], score, decisive) for score in scores
+    )
     if _is_main():
         aside.mkdir(parents=True, exist_ok=True)
         for name, logits in predictions.items():
             write_predictions(aside / f"predictions_{name}.jsonl", logits, splits, name)
-        write_lines(aside / "evaluations.jsonl", [row for row in trainer.state.log_history if "eval_loss" in row])
+        write_lines(
+            aside / "evaluations.jsonl",
+            [row for row in trainer.state.log_history if "eval_loss" in row],
+        )
         os.replace(aside, folder)
         if is_best:
             shutil.rmtree(output_dir / "final.tmp", ignore_errors=True)
             trainer.model.save_pretrained(output_dir / "final.tmp")
-            if splits.texts:  # longer rows than the encoder was trained on have been learnt from as well
+            if (
+                splits.texts
+            ):  # longer rows than the encoder was trained on have been learnt from as well
                 longest = max(splits.max_seq_length, splits.processor.model_max_length)
                 splits.processor.model_max_length = longest
             splits.processor.save_pretrained(output_dir / "final.tmp")

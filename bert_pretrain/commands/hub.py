@@ -1,12 +1,12 @@
 """`bert-pretrain hub push RUN_DIR` and `push_dataset PREPARED`: publish what lies on disk.
 
-`push` brings a finished run or a fine-tuned model to the Hub, or finishes what `--push_to_hub` could not bring there:
-files that are there already are not sent again. `push_dataset` publishes a prepared corpus, which `--dataset_name
-owner/name` then trains on from anywhere.
+`push` brings a finished run or a fine-tuned model to the Hub, or finishes what `--push_to_hub`
+could not bring there: files that are there already are not sent again. `push_dataset` publishes a
+prepared corpus, which `--dataset_name owner/name` then trains on from anywhere.
 
-The exit status is 0 when all is on the Hub and 1 when it is not yet. Training itself ends with 0 whatever the Hub
-does, so a script that must know asks here: `run_pretraining.py --push_to_hub --output_dir OUT && bert-pretrain hub push
-OUT`.
+The exit status is 0 when all is on the Hub and 1 when it is not yet. Training itself ends with 0
+whatever the Hub does, so a script that must know asks here: `run_pretraining.py --push_to_hub
+--output_dir OUT && bert-pretrain hub push OUT`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.publication import MAIN, is_submitted, open_pusher, submit_final
 from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link, revision_of, waiting_in
 from bert_pretrain.publishing.scrub import scrub
-from bert_pretrain.text.prepared import ARROW_FILE, MANIFEST, VALIDATION_FILE, PreparedCorpus, stated_language
+from bert_pretrain.text.prepared import (
+    ARROW_FILE,
+    MANIFEST,
+    VALIDATION_FILE,
+    PreparedCorpus,
+    stated_language,
+)
 from bert_pretrain.training.checkpoint import list_checkpoints, step_of
 
 DATASET_CARD = """\
@@ -49,7 +55,13 @@ accelerate launch run_pretraining.py --dataset_name {{ repo_id }}{{ tokenizer_fl
 
 `manifest.json` says how it was made.
 """
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,12 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bert-pretrain hub",
         allow_abbrev=False,
-        description="Publish on the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`.",
+        description="Publish on the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth "
+        "login`.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    status = (
-        "Exit status: 0 = all of it is on the Hub, 1 = not yet (what is printed says why), 2 = nothing can be pushed."
-    )
+    status = "Exit status: 0 = all of it is on the Hub, 1 = not yet (what is printed says why), 2 = nothing can be pushed."
     push = commands.add_parser(
         "push",
         help="publish a run, or finish publishing it",
@@ -78,9 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     push.add_argument("run_dir", type=Path, help="--output_dir of pretraining or fine-tuning")
-    push.add_argument("--hub_model_id", help="owner/name or name (default: the run's own flag, or the folder's name)")
     push.add_argument(
-        "--hub_push_state", action="store_true", help="also the last checkpoint, to resume from elsewhere"
+        "--hub_model_id",
+        help="owner/name or name (default: the run's own flag, or the folder's name)",
+    )
+    push.add_argument(
+        "--hub_push_state",
+        action="store_true",
+        help="also the last checkpoint, to resume from elsewhere",
     )
     dataset = commands.add_parser(
         "push_dataset",
@@ -92,8 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     dataset.add_argument("--hub_dataset_id", help="owner/name or name (default: the folder's name)")
     dataset.add_argument("--hub_license", help="licence of the text by its identifier on the Hub")
     for command in (push, dataset):
-        command.add_argument("--hub_private_repo", action="store_true", help="make the repository private")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+        command.add_argument(
+            "--hub_private_repo", action="store_true", help="make the repository private"
+        )
+        command.add_argument(
+            "--debug", action="store_true", help="show the traceback of an input error"
+        )
     return parser
 
 
@@ -101,7 +121,8 @@ def push(options: argparse.Namespace) -> bool:
     """Publish a run directory's outbox and its `final/`, and say what they are; returns whether all of it was.
 
     Raises:
-        InputError: the folder holds no run, a process is at work in it, or nothing of it can be published yet.
+        InputError: the folder holds no run, a process is at work in it, or nothing of it can be
+            published yet.
     """
     run_dir: Path = options.run_dir
     config = _flags_of(run_dir)
@@ -110,21 +131,28 @@ def push(options: argparse.Namespace) -> bool:
     has_final = (run_dir / "final").is_dir()
     if not has_final and not waiting_in(run_dir / OUTBOX):
         raise InputError(
-            f"{run_dir} has nothing to publish yet (no final/); pass the --output_dir of a run that has ended, or end "
+            f"{run_dir} has nothing to publish yet (no final/); pass the --output_dir of a run "
+            "that has ended, or end "
             "this one with run_pretraining.py --resume_from_checkpoint latest"
         )
     is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
     given = ["--hub_model_id", repo_id] if options.hub_model_id else []
-    given += [f"--{name}" for name in ("hub_private_repo", "hub_push_state") if getattr(options, name)]
+    given += [
+        f"--{name}" for name in ("hub_private_repo", "hub_push_state") if getattr(options, name)
+    ]
     with_state = options.hub_push_state or bool(config.get("hub_push_state"))
     with held(run_dir):
         with_final = has_final and _is_newest(run_dir, repo_id)
         for folder in waiting_in(run_dir / OUTBOX):
             if not (with_final and revision_of(folder) == MAIN):  # where it gives way to `final/`
-                sys.stdout.write(f"{revision_of(folder)}: the model{_after(folder)}, which waited in {folder}\n")
+                sys.stdout.write(
+                    f"{revision_of(folder)}: the model{_after(folder)}, which waited in {folder}\n"
+                )
         with open_pusher(run_dir, repo_id, is_private=is_private, flags=given) as pusher:
             if with_final:
-                pusher.say(f"{MAIN}: the model{_after(run_dir / 'final')}, from {run_dir / 'final'}")
+                pusher.say(
+                    f"{MAIN}: the model{_after(run_dir / 'final')}, from {run_dir / 'final'}"
+                )
                 submit_final(pusher, run_dir, with_state=with_state)
             is_pushed = pusher.finish(None)
         return not _say_missed(run_dir, repo_id, config) and is_pushed
@@ -133,13 +161,16 @@ def push(options: argparse.Namespace) -> bool:
 def _say_missed(run_dir: Path, repo_id: str, config: dict[str, Any]) -> bool:
     """Say which checkpoints the run was to publish but never put into the outbox; returns whether there are any."""
     is_own = repo_id == (config.get("hub_model_id") or run_dir.resolve().name)
-    if not (is_own and config.get("push_to_hub") and config.get("hub_strategy") == "all_checkpoints"):
+    if not (
+        is_own and config.get("push_to_hub") and config.get("hub_strategy") == "all_checkpoints"
+    ):
         return False
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     missed = [path.name for path in checkpoints if not is_submitted(path, repo_id)]
     if missed:
         sys.stdout.write(
-            f"NOT pushed: {', '.join(missed)}, which a kill or a full disk kept from {run_dir / OUTBOX}; only the run "
+            f"NOT pushed: {', '.join(missed)}, which a kill or a full disk kept from "
+            f"{run_dir / OUTBOX}; only the run "
             "itself publishes them: repeat its command with --resume_from_checkpoint latest\n"
         )
     return bool(missed)
@@ -150,19 +181,32 @@ def _is_newest(run_dir: Path, repo_id: str) -> bool:
     final = read_final(run_dir)
     if final is None or final.is_end:
         return True
-    waiting = [_step_in(folder) or 0 for folder in waiting_in(run_dir / OUTBOX) if revision_of(folder) == MAIN]
+    waiting = [
+        _step_in(folder) or 0
+        for folder in waiting_in(run_dir / OUTBOX)
+        if revision_of(folder) == MAIN
+    ]
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     published = [step_of(path) for path in checkpoints if is_submitted(path, repo_id)]
     newest = max([*waiting, *published], default=0)
     is_newest = newest <= (final.step or 0)
-    kept = "" if is_newest else f"{run_dir / 'final'} is not published, {MAIN} is of {newest:,} updates already; "
-    sys.stdout.write(f"NOTE: {kept}the run was continued and has not ended: --resume_from_checkpoint latest ends it\n")
+    kept = (
+        ""
+        if is_newest
+        else f"{run_dir / 'final'} is not published, {MAIN} is of {newest:,} updates already; "
+    )
+    sys.stdout.write(
+        f"NOTE: {kept}the run was continued and has not ended: --resume_from_checkpoint latest "
+        "ends it\n"
+    )
     return is_newest
 
 
 def _step_in(folder: Path) -> int | None:
     """Return the updates of the model in a folder to be published; None if it does not say."""
-    step: int | None = read_run_json(folder).get("step") if (folder / "run.json").is_file() else None
+    step: int | None = (
+        read_run_json(folder).get("step") if (folder / "run.json").is_file() else None
+    )
     return step
 
 
@@ -183,7 +227,8 @@ def push_dataset(options: argparse.Namespace) -> bool:
     """Publish a prepared corpus; returns whether it was.
 
     Raises:
-        InputError: the folder holds no prepared corpus, another process publishes it, or a flag cannot be used.
+        InputError: the folder holds no prepared corpus, another process publishes it, or a flag
+            cannot be used.
     """
     prepared: Path = options.prepared
     repo_id = options.hub_dataset_id or prepared.resolve().name
@@ -205,7 +250,11 @@ def push_dataset(options: argparse.Namespace) -> bool:
     with (
         held(prepared),
         HubPusher(
-            outbox, repo_id, is_private=options.hub_private_repo, finish_command=command, repo_type="dataset"
+            outbox,
+            repo_id,
+            is_private=options.hub_private_repo,
+            finish_command=command,
+            repo_type="dataset",
         ) as pusher,
     ):
         pusher.submit(fill, MAIN)
@@ -220,7 +269,9 @@ def _dataset_card(manifest: dict[str, Any], repo_id: str, license_name: str | No
             language=stated_language(manifest),
             license=license_name or "unknown",
             task_categories=["fill-mask"],
-            size_categories=[next((name for size, name in _SIZES if counts["documents"] < size), "n>10M")],
+            size_categories=[
+                next((name for size, name in _SIZES if counts["documents"] < size), "n>10M")
+            ],
             tags=["bert-pretrain", "tokenized"],
             pretty_name=repo_id.rpartition("/")[2],
         ),

@@ -1,7 +1,7 @@
 """`bert-pretrain prepare`: raw text to a prepared corpus, once, before any training.
 
-Preparation as a command of its own keeps it off the processes of a distributed run. Training calls the same function
-when it is given raw text.
+Preparation as a command of its own keeps it off the processes of a distributed run. Training calls
+the same function when it is given raw text.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_data(data)
         check_text(text)
         tokenizer = load_tokenizer(text.tokenizer_name)
-        corpus = open_corpus(data, text, tokenizer, seed=target.seed, output_dir=Path(target.output_dir))
+        corpus = open_corpus(
+            data, text, tokenizer, seed=target.seed, output_dir=Path(target.output_dir)
+        )
         plan = plan_epoch(
             corpus.store,
             corpus.train_documents,
@@ -88,7 +90,8 @@ def open_corpus(
         text: the flags that say how it is read.
         tokenizer: the model's.
         seed: of the split into training and validation documents.
-        output_dir: where it goes; default a folder under the Hugging Face cache, named by what determines its content.
+        output_dir: where it goes; default a folder under the Hugging Face cache, named by what
+            determines its content.
         show_progress: whether to draw a progress bar.
         needs_division: whether there must be both training and validation documents.
 
@@ -103,7 +106,8 @@ def open_corpus(
         if corpus.manifest["tokenizer"]["hash"] != tokenizer_hash(tokenizer):
             raise InputError(
                 f"the corpus in {data.dataset_name} was prepared with the tokenizer "
-                f"{corpus.manifest['tokenizer']['name']!r}, not with {text.tokenizer_name or 'the default one'!r}; "
+                f"{corpus.manifest['tokenizer']['name']!r}, not with "
+                f"{text.tokenizer_name or 'the default one'!r}; "
                 "pass that one as --tokenizer_name or prepare the corpus again"
             )
         return _divided(corpus) if needs_division else corpus
@@ -120,7 +124,13 @@ def open_corpus(
         streaming=text.streaming,
     )
     if output_dir is None:
-        key = corpus_key(source, tokenizer, language=text.language, validation_share=data.validation_share, seed=seed)
+        key = corpus_key(
+            source,
+            tokenizer,
+            language=text.language,
+            validation_share=data.validation_share,
+            seed=seed,
+        )
         output_dir = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
     corpus = prepare_corpus(
         source,
@@ -139,8 +149,10 @@ def _divided(corpus: PreparedCorpus) -> PreparedCorpus:
     if len(corpus.train_documents) and len(corpus.validation_documents):
         return corpus
     raise InputError(
-        f"{corpus.manifest['source']['description']} holds {corpus.manifest['counts']['documents']} document, but "
-        "training and evaluation need at least one each; separate documents by blank lines (--document_boundary), or "
+        f"{corpus.manifest['source']['description']} holds "
+        f"{corpus.manifest['counts']['documents']} document, but "
+        "training and evaluation need at least one each; separate documents by blank lines "
+        "(--document_boundary), or "
         "give more text with --data_files"
     )
 
@@ -166,19 +178,27 @@ def data_card(corpus: PreparedCorpus, plan: EpochPlan, *, max_seq_length: int) -
     is_pair = plan.b_length > 0
     num_special = np.where(is_pair, 3, 2)
     fill = (plan.a_length + plan.b_length + num_special).mean() / max_seq_length
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items()) or "none"
+    skipped = (
+        ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items()) or "none"
+    )
     lines = [
         f"corpus           {manifest['source']['description']}",
         f"documents        {counts['documents']:,} ({len(corpus.train_documents):,} training, "
         f"{len(corpus.validation_documents):,} held out); skipped: {skipped}",
-        f"sentences        {counts['sentences']:,}, mean {counts['tokens'] / counts['sentences']:.1f} tokens",
-        f"tokens           {counts['tokens']:,}, mean {counts['tokens'] / counts['documents']:,.0f} a document, "
+        f"sentences        {counts['sentences']:,}, mean "
+        f"{counts['tokens'] / counts['sentences']:.1f} tokens",
+        f"tokens           {counts['tokens']:,}, mean "
+        f"{counts['tokens'] / counts['documents']:,.0f} a document, "
         f"unknown {100 * manifest['unknown_rate']:.3f} %",
-        f"rows             {len(plan):,} an epoch of up to {max_seq_length} tokens, fill {100 * fill:.1f} %",
+        f"rows             {len(plan):,} an epoch of up to {max_seq_length} tokens, fill "
+        f"{100 * fill:.1f} %",
     ]
     if is_pair.any():
         random_share = float((plan.next_sentence_label == 1).mean())
-        lines[-1] += f", random next {100 * random_share:.1f} %, left out without partner {plan.num_unpaired:,}"
+        lines[-1] += (
+            f", random next {100 * random_share:.1f} %, left out without partner "
+            f"{plan.num_unpaired:,}"
+        )
     return "\n".join(lines)
 
 

@@ -1,8 +1,9 @@
 """The pretraining program: parse, build, train, export. run_pretraining.py and `bert-pretrain pretrain` call `main`.
 
-The exit status speaks of the training: 0 = `final/` is complete, 1 = it diverged, 2 = something given cannot be used
-and nothing was written. What the Hub did not take fails no run, which a launcher might start again: it is said, it is
-kept, and `bert-pretrain hub push RUN_DIR` brings it there and has a status of its own.
+The exit status speaks of the training: 0 = `final/` is complete, 1 = it diverged, 2 = something
+given cannot be used and nothing was written. What the Hub did not take fails no run, which a
+launcher might start again: it is said, it is kept, and `bert-pretrain hub push RUN_DIR` brings it
+there and has a status of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ from bert_pretrain.objectives.interface import Objective
 from bert_pretrain.publishing.publication import Publisher, write_publication
 from bert_pretrain.training.checkpoint import load_model, read_state
 from bert_pretrain.training.optimizers import Schedule, build_optimizers
-from bert_pretrain.training.run_directory import claim_run_dir, confirm_claim, fingerprint, resume, write_run_json
+from bert_pretrain.training.run_directory import (
+    claim_run_dir,
+    confirm_claim,
+    fingerprint,
+    resume,
+    write_run_json,
+)
 from bert_pretrain.training.trainer import Intervals, Trainer
 
 
@@ -66,10 +73,18 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
         return
 
     def write(directory: Path, checkpoint: Path | None = None) -> None:
-        model, step, seconds = accelerator.unwrap_model(trainer.model), trainer.step, trainer.seconds
+        model, step, seconds = (
+            accelerator.unwrap_model(trainer.model),
+            trainer.step,
+            trainer.seconds,
+        )
         if checkpoint is not None:
             state = read_state(checkpoint)
-            model, step, seconds = load_model(checkpoint, type(model)), state["step"], state["elapsed"]
+            model, step, seconds = (
+                load_model(checkpoint, type(model)),
+                state["step"],
+                state["elapsed"],
+            )
         write_publication(model, trainer.objective, run_dir, directory, step=step, seconds=seconds)
 
     with contextlib.ExitStack() as stack:
@@ -106,7 +121,9 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
         project_dir=config.run.output_dir,
     )
     transformers_logging.disable_progress_bar()  # its bars for writing one file would break ours
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tied weights are saved once; that is meant
+    logging.getLogger("accelerate.utils.other").setLevel(
+        logging.ERROR
+    )  # tied weights are saved once; that is meant
     if not accelerator.is_main_process:
         transformers_logging.set_verbosity_error()
         logging.disable(logging.WARNING)
@@ -118,7 +135,9 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
     return accelerator
 
 
-def build_trainer(config: PretrainingConfig, accelerator: Accelerator, objective: Objective, run_dir: Path) -> Trainer:
+def build_trainer(
+    config: PretrainingConfig, accelerator: Accelerator, objective: Objective, run_dir: Path
+) -> Trainer:
     """Build model, optimisers and loop."""
     run, optimization = config.run, config.optimization
     set_seed(run.seed)
@@ -131,13 +150,16 @@ def build_trainer(config: PretrainingConfig, accelerator: Accelerator, objective
         weight_decay=optimization.weight_decay,
         adam_betas=(optimization.adam_beta1, optimization.adam_beta2),
         adam_epsilon=optimization.adam_epsilon,
-        adamw_rate_ratio=(optimization.adamw_learning_rate or optimization.learning_rate) / optimization.learning_rate,
+        adamw_rate_ratio=(optimization.adamw_learning_rate or optimization.learning_rate)
+        / optimization.learning_rate,
         iteration_dtype=torch.bfloat16 if native_precision() == "bf16" else torch.float32,
     )
     global_batch_size, num_micro_batches = batch_layout(config, accelerator.num_processes)
     max_steps = optimization.max_steps
     if optimization.num_train_epochs:
-        max_steps = max(1, round(optimization.num_train_epochs * objective.num_rows(0) / global_batch_size))
+        max_steps = max(
+            1, round(optimization.num_train_epochs * objective.num_rows(0) / global_batch_size)
+        )
     data = objective.fingerprint() | {"global_batch_size": global_batch_size}
     accelerator.wait_for_everyone()  # every process has looked at the folder before anything is written into it
     accelerator.print(
@@ -197,7 +219,8 @@ def batch_layout(config: PretrainingConfig, num_processes: int) -> tuple[int, in
     if global_batch_size < accumulation * num_processes:
         raise InputError(
             f"global_batch_size is {global_batch_size} but must be at least "
-            f"{accumulation} micro-batches x {num_processes} processes = {accumulation * num_processes}; "
+            f"{accumulation} micro-batches x {num_processes} processes = "
+            f"{accumulation * num_processes}; "
             "raise --global_batch_size or lower --gradient_accumulation_steps"
         )
     return global_batch_size, accumulation

@@ -1,6 +1,7 @@
 """`bert-pretrain report RUN_DIR`: a run as one HTML page, finished or not.
 
-A run directory enters; report.html in it leaves, with its pictures inside, so that the one file can be sent and kept.
+A run directory enters; report.html in it leaves, with its pictures inside, so that the one file can
+be sent and kept.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Show a run, finished or not, as one HTML page: RUN_DIR/report.html.",
         allow_abbrev=False,
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="The --output_dir of a pretraining run.")
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an input error.")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="The --output_dir of a pretraining run."
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="Show the traceback of an input error."
+    )
     options = parser.parse_args(arguments)
     with reporting_input_errors(debug=options.debug):
         sys.stdout.write(f"the report is in {write_report(options.run_dir)}\n")
@@ -62,7 +67,9 @@ def write_report(run_dir: Path) -> Path:
         draw_curves(run_dir / "metrics.jsonl", run_dir / "curves.png")
         write_text(target, _page(run_dir, record, metrics))
     except OSError as error:
-        raise InputError(f"the report cannot be written into {run_dir} ({error}); make the folder writable") from error
+        raise InputError(
+            f"the report cannot be written into {run_dir} ({error}); make the folder writable"
+        ) from error
     return target
 
 
@@ -78,9 +85,12 @@ def _page(run_dir: Path, record: dict[str, Any], metrics: list[dict[str, Any]]) 
         ("Configuration", _pairs(config)),
         ("Made with", _pairs(_environment(record))),
     ]
-    body = "".join(f"<h2>{escape(heading)}</h2>\n{content}\n" for heading, content in sections if content)
+    body = "".join(
+        f"<h2>{escape(heading)}</h2>\n{content}\n" for heading, content in sections if content
+    )
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta '
+        f'charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n<p>{status}</p>"
         f"\n{body}</body></html>\n"
     )
@@ -96,13 +106,19 @@ def _status(run_dir: Path, max_steps: int | None, step: int) -> str:
         status += " A process is at work on it."
     if final is not None:
         amount = "an earlier number of" if final.step is None else f"{final.step:,}"
-        status += f" final/ holds the model after {amount} updates, from before the run was continued."
+        status += (
+            f" final/ holds the model after {amount} updates, from before the run was continued."
+        )
     return status
 
 
 def _evaluations(metrics: list[dict[str, Any]]) -> str:
     rows = [row for row in metrics if row.get("split") == "validation"]
-    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("split", "epoch")]
+    columns = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in ("split", "epoch")
+    ]
     numbers = [[_number(row.get(column)) for column in columns] for row in rows]
     return _table([column.replace("_", " ") for column in columns], numbers) if rows else ""
 
@@ -111,14 +127,22 @@ def _mask_tables(path: Path) -> str:
     """Return a table per [MASK]: a line per evaluation, with the entropy and the most probable words."""
     rows = read_rows(path) if path.is_file() else []
     tables = []
-    for sentence, position in dict.fromkeys((row.get("sentence"), row.get("position")) for row in rows):
-        block = [row for row in rows if (row.get("sentence"), row.get("position")) == (sentence, position)]
+    for sentence, position in dict.fromkeys(
+        (row.get("sentence"), row.get("position")) for row in rows
+    ):
+        block = [
+            row
+            for row in rows
+            if (row.get("sentence"), row.get("position")) == (sentence, position)
+        ]
         lines = [
             [
                 f"{row['step']:,}",
                 _number(row.get("entropy")),
                 _number(row.get("probability")),
-                ", ".join(f"{word} {probability:.3f}" for word, probability in row.get("candidates", [])),
+                ", ".join(
+                    f"{word} {probability:.3f}" for word, probability in row.get("candidates", [])
+                ),
             ]
             for row in block
         ]
@@ -130,16 +154,21 @@ def _mask_tables(path: Path) -> str:
 def _pictures(run_dir: Path) -> str:
     """Return the newest picture of each kind."""
     newest: dict[str, Path] = {}
-    for path in sorted((run_dir / "pictures").glob("step-*/*.png"), key=lambda path: (len(path.parent.name), path)):
+    for path in sorted(
+        (run_dir / "pictures").glob("step-*/*.png"), key=lambda path: (len(path.parent.name), path)
+    ):
         newest[path.stem] = path
     return "\n".join(
-        f"<h3>{escape(kind)} ({escape(path.parent.name)})</h3>\n{_image(path, kind)}" for kind, path in newest.items()
+        f"<h3>{escape(kind)} ({escape(path.parent.name)})</h3>\n{_image(path, kind)}"
+        for kind, path in newest.items()
     )
 
 
 def _environment(record: dict[str, Any]) -> dict[str, Any]:
     command = record.get("command")
-    found: dict[str, Any] = {"command": " ".join(map(str, command))} if isinstance(command, list) else {}
+    found: dict[str, Any] = (
+        {"command": " ".join(map(str, command))} if isinstance(command, list) else {}
+    )
     found |= {"git revision": record.get("git_revision")}
     for part in ("versions", "hardware"):
         found |= record.get(part) or {}
@@ -151,9 +180,13 @@ def _pairs(values: dict[str, Any]) -> str:
     return _table(["name", "value"], rows, style="left")
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, caption: str = "", style: str = "") -> str:
+def _table(
+    head: Iterable[str], rows: Iterable[Iterable[str]], *, caption: str = "", style: str = ""
+) -> str:
     header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     kind = f' class="{style}"' if style else ""
     return f'<div class="wide"><table{kind}>{title}<tr>{header}</tr>\n{body}</table></div>'

@@ -42,8 +42,12 @@ def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -
     data, text, model = config.data, config.text, config.model
     is_from_scratch = model.model_name_or_path is None
     tokenizer = load_tokenizer(text.tokenizer_name or model.model_name_or_path)
-    tokenizer.model_max_length = trained_length(tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch)
-    corpus = open_corpus(data, text, tokenizer, seed=config.run.seed, show_progress=accelerator.is_local_main_process)
+    tokenizer.model_max_length = trained_length(
+        tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
+    )
+    corpus = open_corpus(
+        data, text, tokenizer, seed=config.run.seed, show_progress=accelerator.is_local_main_process
+    )
     rule = MaskingRule(
         mlm_probability=text.mlm_probability,
         mask_replace_prob=text.mask_replace_prob,

@@ -24,17 +24,25 @@ class TokenizerArguments:
 
     _argument_group_name: ClassVar[str] = "tokenizer"
 
-    output_dir: str = flag("tokenizer/own", "Folder to write; must be new, or a tokenizer with --overwrite.")
+    output_dir: str = flag(
+        "tokenizer/own", "Folder to write; must be new, or a tokenizer with --overwrite."
+    )
     vocab_size: int = flag(30522, "Pieces with the five special tokens, at least 100.")
-    lowercase: bool = flag(True, "Fold case and strip accents (uncased); --no_lowercase keeps them.")
+    lowercase: bool = flag(
+        True, "Fold case and strip accents (uncased); --no_lowercase keeps them."
+    )
     min_frequency: int = flag(2, "Occurrences that a merged pair needs, at least 1.")
     model_max_length: int = flag(512, "Longest row of the model in tokens, at least 8.")
     dataset_name: str | None = flag(None, "'docs' (default), a folder or a Hub id.")
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
-    data_files: list[str] | None = flags("Own text: .txt, .jsonl, .csv, .parquet, also .gz of each; globs allowed.")
+    data_files: list[str] | None = flags(
+        "Own text: .txt, .jsonl, .csv, .parquet, also .gz of each; globs allowed."
+    )
     text_column: str = flag("text", "Column that holds the text.")
-    document_boundary: Literal["blank_line", "file"] = flag("blank_line", "What ends a document in .txt.")
+    document_boundary: Literal["blank_line", "file"] = flag(
+        "blank_line", "What ends a document in .txt."
+    )
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     overwrite: bool = flag(False, "Replace the tokenizer in --output_dir.")
     debug: bool = flag(False, "Show the traceback of an input error.")
@@ -63,9 +71,13 @@ def train(options: TokenizerArguments) -> None:
     """
     for name, least in (("vocab_size", 100), ("min_frequency", 1), ("model_max_length", 8)):
         if getattr(options, name) < least:
-            raise InputError(f"{name} is {getattr(options, name)} but must be at least {least}; change --{name}")
+            raise InputError(
+                f"{name} is {getattr(options, name)} but must be at least {least}; change --{name}"
+            )
     if options.data_files and options.dataset_name:
-        raise InputError(f"--data_files and --dataset_name {options.dataset_name!r} both name the text; pass one")
+        raise InputError(
+            f"--data_files and --dataset_name {options.dataset_name!r} both name the text; pass one"
+        )
     output_dir = Path(options.output_dir)
     _check_target(output_dir, overwrite=options.overwrite)
     source = open_documents(
@@ -93,6 +105,10 @@ def _check_target(output_dir: Path, *, overwrite: bool) -> None:
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
     if not (output_dir / "tokenizer.json").is_file():
-        raise InputError(f"{output_dir} holds something that is no tokenizer; pass another --output_dir")
+        raise InputError(
+            f"{output_dir} holds something that is no tokenizer; pass another --output_dir"
+        )
     if not overwrite:
-        raise InputError(f"{output_dir} holds a tokenizer; pass another --output_dir, or --overwrite")
+        raise InputError(
+            f"{output_dir} holds a tokenizer; pass another --output_dir, or --overwrite"
+        )

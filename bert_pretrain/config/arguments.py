@@ -18,16 +18,22 @@ class RunArguments:
 
     objective: Literal["mlm_nsp", "mlm", "autoencoder", "contrastive"] = flag(
         "mlm_nsp",
-        "What is learnt: masked words and next sentences, masked words only, images by reconstruction, images by "
+        "What is learnt: masked words and next sentences, masked words only, images by "
+        "reconstruction, images by "
         "contrast. Each has its own defaults: add --help.",
     )
     recipe: str = flag(
-        "minutes", "Named defaults: minutes; for text also hours, devlin2019; for images also small_images."
+        "minutes",
+        "Named defaults: minutes; for text also hours, devlin2019; for images also small_images.",
     )
-    output_dir: str = flag("runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/.")
+    output_dir: str = flag(
+        "runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/."
+    )
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
     resume_from_checkpoint: str | None = flag(
-        None, "'latest' of --output_dir, a checkpoint folder, or owner/name@revision that --hub_push_state pushed."
+        None,
+        "'latest' of --output_dir, a checkpoint folder, or owner/name@revision that "
+        "--hub_push_state pushed.",
     )
     logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.")
     eval_steps: int = flag(450, "Updates between evaluations; 0 = only at start and end.")
@@ -45,18 +51,25 @@ class DataArguments:
 
     dataset_name: str | None = flag(
         None,
-        "'docs' (the documentation inside your own Python; the default for text without --data_files), 'digits' "
-        "(scikit-learn's; the default for images), a folder that bert-pretrain prepare wrote, a folder of images, a "
+        "'docs' (the documentation inside your own Python; the default for text without "
+        "--data_files), 'digits' "
+        "(scikit-learn's; the default for images), a folder that bert-pretrain prepare wrote, a "
+        "folder of images, a "
         "data set saved by datasets, or a name on the Hub, of a data set or of a prepared corpus.",
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
     data_files: list[str] | None = flags(
-        "Own text (.txt, .jsonl, .csv, .parquet, also .gz of each) or images (.parquet); globs allowed."
+        "Own text (.txt, .jsonl, .csv, .parquet, also .gz of each) or images (.parquet); globs "
+        "allowed."
     )
-    validation_share: float = flag(0.05, "Share of documents or images held out for evaluation, in (0, 0.5).")
+    validation_share: float = flag(
+        0.05, "Share of documents or images held out for evaluation, in (0, 0.5)."
+    )
     max_eval_rows: int = flag(2000, "Held-out rows evaluated, a fixed random subset; 0 = all.")
-    dataloader_num_workers: int = flag(0, "Worker processes per process that make batches; 0 = none.")
+    dataloader_num_workers: int = flag(
+        0, "Worker processes per process that make batches; 0 = none."
+    )
 
 
 @dataclass
@@ -65,15 +78,19 @@ class TextArguments:
 
     _argument_group_name: ClassVar[str] = "text"
 
-    text_column: str = flag("text", "Column of .jsonl, .csv, .parquet or a data set that holds the text.")
+    text_column: str = flag(
+        "text", "Column of .jsonl, .csv, .parquet or a data set that holds the text."
+    )
     document_boundary: Literal["blank_line", "file"] = flag(
         "blank_line", "What ends a document in .txt: a blank line or the end of the file."
     )
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     language: str | None = flag(
         None,
-        "Language code of the text, such as de or pt-br: splits sentences and is published on the cards of model and "
-        "corpus. Not given, sentences are split as English and a card names no language but that of 'docs'.",
+        "Language code of the text, such as de or pt-br: splits sentences and is published on the "
+        "cards of model and "
+        "corpus. Not given, sentences are split as English and a card names no language but that "
+        "of 'docs'.",
     )
     tokenizer_name: str | None = flag(
         None,
@@ -81,7 +98,9 @@ class TextArguments:
         aliases=["--tokenizer"],
     )
     preprocessing_num_workers: int = flag(0, "Threads that tokenise; 0 = one per core.")
-    max_seq_length: int = flag(128, "Tokens per row with [CLS] and [SEP]; 8 to the position table's size.")
+    max_seq_length: int = flag(
+        128, "Tokens per row with [CLS] and [SEP]; 8 to the position table's size."
+    )
     short_seq_prob: float = flag(0.1, "Share of rows cut to a random shorter length, in [0, 1).")
     pair_mode: Literal["exact", "google"] = flag(
         "exact", "How sentence pairs are drawn: unbiased, or as google-research/bert does."
@@ -99,10 +118,16 @@ class ImageArguments:
     _argument_group_name: ClassVar[str] = "images"
 
     image_column: str = flag("image", "Column that holds the images.")
-    label_column: str = flag("label", "Column of class labels, for evaluation and pictures only; may be absent.")
-    image_size: int = flag(0, "Height and width in pixels, by resizing and cropping; 0 = the images' own.")
+    label_column: str = flag(
+        "label", "Column of class labels, for evaluation and pictures only; may be absent."
+    )
+    image_size: int = flag(
+        0, "Height and width in pixels, by resizing and cropping; 0 = the images' own."
+    )
     num_channels: Literal[0, 1, 3, 4] = flag(0, "Gray, RGB or RGBA; 0 = as the first image has it.")
-    on_bad_image: Literal["error", "skip"] = flag("error", "What to do with an image that cannot be decoded.")
+    on_bad_image: Literal["error", "skip"] = flag(
+        "error", "What to do with an image that cannot be decoded."
+    )
 
 
 @dataclass
@@ -112,11 +137,16 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "model"
 
     config_name: str = flag(
-        "micro", f"Size ({', '.join((*SIZES, *IMAGE_SIZES))}), or a folder or Hub id with a config.json."
+        "micro",
+        f"Size ({', '.join((*SIZES, *IMAGE_SIZES))}), or a folder or Hub id with a config.json.",
     )
-    model_name_or_path: str | None = flag(None, "Checkpoint to continue from, in place of --config_name.")
+    model_name_or_path: str | None = flag(
+        None, "Checkpoint to continue from, in place of --config_name."
+    )
     dropout: float = flag(
-        0.0, "Dropout of hidden states and attention while pretraining, in [0, 1); the export keeps the config's."
+        0.0,
+        "Dropout of hidden states and attention while pretraining, in [0, 1); the export keeps the "
+        "config's.",
     )
 
 
@@ -127,9 +157,15 @@ class AutoencoderArguments:
     _argument_group_name: ClassVar[str] = "autoencoder"
 
     embedding_dim: int = flag(32, "Numbers between encoder and decoder, at least 1.")
-    reconstruction_loss: Literal["mse", "l1"] = flag("mse", "Distance between an image and its reconstruction.")
-    noise_std: float = flag(0.0, "Gaussian noise added to the input, in units of the pixels' deviation (denoising).")
-    mask_ratio: float = flag(0.0, "Share of patches hidden from the encoder, in [0, 1); > 0 = masked autoencoder.")
+    reconstruction_loss: Literal["mse", "l1"] = flag(
+        "mse", "Distance between an image and its reconstruction."
+    )
+    noise_std: float = flag(
+        0.0, "Gaussian noise added to the input, in units of the pixels' deviation (denoising)."
+    )
+    mask_ratio: float = flag(
+        0.0, "Share of patches hidden from the encoder, in [0, 1); > 0 = masked autoencoder."
+    )
     norm_pix_loss: bool = flag(True, "Normalise each target patch of the masked autoencoder.")
 
 
@@ -139,16 +175,28 @@ class ContrastiveArguments:
 
     _argument_group_name: ClassVar[str] = "contrastive"
 
-    augmentation: Literal["basic", "simclr", "simclr_small"] = flag("simclr_small", "How the other view is made.")
-    horizontal_flip: bool = flag(True, "Whether views may be mirrored; wrong for digits and letters.")
-    loss: Literal["triplet", "nt_xent"] = flag("triplet", "max(d(e1, e1') - d(e1, e2) + margin, 0), or NT-Xent.")
+    augmentation: Literal["basic", "simclr", "simclr_small"] = flag(
+        "simclr_small", "How the other view is made."
+    )
+    horizontal_flip: bool = flag(
+        True, "Whether views may be mirrored; wrong for digits and letters."
+    )
+    loss: Literal["triplet", "nt_xent"] = flag(
+        "triplet", "max(d(e1, e1') - d(e1, e2) + margin, 0), or NT-Xent."
+    )
     margin: float = flag(1.0, "Alpha of the triplet loss, > 0.")
     distance: Literal["l2", "l2_squared", "cosine"] = flag("l2", "Distance of the triplet loss.")
     normalize: bool = flag(True, "Scale embeddings to unit length before the triplet loss.")
-    negatives: Literal["random", "semi_hard", "hard", "all"] = flag("random", "Which other image is e2.")
-    reduction: Literal["mean", "mean_positive"] = flag("mean", "Mean over all triplets, or over those above 0.")
+    negatives: Literal["random", "semi_hard", "hard", "all"] = flag(
+        "random", "Which other image is e2."
+    )
+    reduction: Literal["mean", "mean_positive"] = flag(
+        "mean", "Mean over all triplets, or over those above 0."
+    )
     temperature: float = flag(0.5, "Of NT-Xent, > 0.")
-    projection_dim: int = flag(128, "Width of the embedding that the loss sees; 0 = the encoder's own.")
+    projection_dim: int = flag(
+        128, "Width of the embedding that the loss sees; 0 = the encoder's own."
+    )
 
 
 @dataclass
@@ -157,11 +205,14 @@ class OptimizationArguments:
 
     _argument_group_name: ClassVar[str] = "optimization"
 
-    max_steps: int = flag(1800, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.")
+    max_steps: int = flag(
+        1800, "Updates of the run; 0 = given by --num_train_epochs or --max_hours."
+    )
     num_train_epochs: float = flag(0.0, "Length in passes over the text, in place of --max_steps.")
     max_hours: float = flag(
         0.08,
-        "Wall-clock budget in hours in which the schedule ends exactly; 0 = none. The one flag that gives up "
+        "Wall-clock budget in hours in which the schedule ends exactly; 0 = none. The one flag "
+        "that gives up "
         "reproducibility. With --max_steps, whichever ends first.",
     )
     global_batch_size: int = flag(
@@ -169,27 +220,40 @@ class OptimizationArguments:
     )
     per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.")
     per_device_eval_batch_size: int = flag(64, "Rows of one forward pass in evaluation.")
-    gradient_accumulation_steps: int = flag(0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.")
-    optimizer: Literal["adamw", "muon"] = flag("muon", "adamw, or muon for hidden matrices with AdamW for the rest.")
+    gradient_accumulation_steps: int = flag(
+        0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs."
+    )
+    optimizer: Literal["adamw", "muon"] = flag(
+        "muon", "adamw, or muon for hidden matrices with AdamW for the rest."
+    )
     learning_rate: float = flag(1.5e-3, "Peak rate, > 0.")
     adamw_learning_rate: float = flag(
-        0.0, "Peak rate of what AdamW trains beside Muon (embeddings, biases, heads); 0 = --learning_rate."
+        0.0,
+        "Peak rate of what AdamW trains beside Muon (embeddings, biases, heads); 0 = "
+        "--learning_rate.",
     )
-    weight_decay: float = flag(0.01, "Decoupled decay of matrices (never of biases or normalisation).")
+    weight_decay: float = flag(
+        0.01, "Decoupled decay of matrices (never of biases or normalisation)."
+    )
     adam_beta1: float = flag(0.9, "AdamW's first decay rate, in [0, 1).")
     adam_beta2: float = flag(0.98, "AdamW's second decay rate, in [0, 1).")
     adam_epsilon: float = flag(1e-6, "AdamW's epsilon, > 0.")
     max_grad_norm: float = flag(1.0, "Gradients are scaled to at most this norm; 0 = never.")
     schedule: Literal["linear", "stable_decay"] = flag(
-        "stable_decay", "After warm-up: fall to 0 at once, or stay and fall over the last --decay_share."
+        "stable_decay",
+        "After warm-up: fall to 0 at once, or stay and fall over the last --decay_share.",
     )
     warmup_steps: int = flag(30, "Updates over which the rate rises.")
     decay_share: float = flag(0.5, "Share of the run over which stable_decay falls, in (0, 1].")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )
-    gradient_checkpointing: bool = flag(False, "Recompute activations in the backward pass to save memory.")
-    num_cpu_threads: int = flag(0, "Threads per process on CPU; 0 = cores divided by local processes.")
+    gradient_checkpointing: bool = flag(
+        False, "Recompute activations in the backward pass to save memory."
+    )
+    num_cpu_threads: int = flag(
+        0, "Threads per process on CPU; 0 = cores divided by local processes."
+    )
 
 
 @dataclass
@@ -200,16 +264,30 @@ class HubArguments:
 
     push_to_hub: bool = flag(
         False,
-        "Publish the export, its model card, curves and run.json. What the Hub does not take is kept and said, and "
-        "fails no run (exit status 0); `bert-pretrain hub push OUTPUT_DIR` brings it there later (0 or 1).",
+        "Publish the export, its model card, curves and run.json. What the Hub does not take is "
+        "kept and said, and "
+        "fails no run (exit status 0); `bert-pretrain hub push OUTPUT_DIR` brings it there later "
+        "(0 or 1).",
     )
-    hub_model_id: str | None = flag(None, "Repository, owner/name or name. Default: the name of --output_dir.")
-    hub_private_repo: bool = flag(False, "Make the repository private; one that is public is then refused.")
+    hub_model_id: str | None = flag(
+        None, "Repository, owner/name or name. Default: the name of --output_dir."
+    )
+    hub_private_repo: bool = flag(
+        False, "Make the repository private; one that is public is then refused."
+    )
     hub_strategy: Literal["end", "every_save", "all_checkpoints"] = flag(
-        "end", "Publish at the end, at every checkpoint, or also each checkpoint on a branch step-NNNNNN of its own."
+        "end",
+        "Publish at the end, at every checkpoint, or also each checkpoint on a branch step-NNNNNN "
+        "of its own.",
     )
     hub_push_state: bool = flag(
-        False, "Publish the checkpoint itself too, for --resume_from_checkpoint owner/name@revision elsewhere."
+        False,
+        "Publish the checkpoint itself too, for --resume_from_checkpoint owner/name@revision "
+        "elsewhere.",
     )
-    hub_max_wait: int = flag(600, "Seconds that the end of the run waits for what is not published yet; 0 or more.")
-    hub_license: str | None = flag(None, "Licence of the model by its identifier on the Hub, for the model card.")
+    hub_max_wait: int = flag(
+        600, "Seconds that the end of the run waits for what is not published yet; 0 or more."
+    )
+    hub_license: str | None = flag(
+        None, "Licence of the model by its identifier on the Hub, for the model card."
+    )

@@ -31,7 +31,9 @@ def check_data(data: DataArguments) -> None:
     for name in ("max_eval_rows", "dataloader_num_workers"):
         check_value(values, name, values[name] >= 0, "at least 0")
     if data.data_files and data.dataset_name:
-        raise InputError(f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one")
+        raise InputError(
+            f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one"
+        )
 
 
 def check_text(text: TextArguments) -> None:
@@ -52,7 +54,9 @@ def check_text(text: TextArguments) -> None:
             "lower --mask_replace_prob or --random_replace_prob"
         )
     check_value(values, "max_seq_length", values["max_seq_length"] >= 8, "at least 8")
-    check_value(values, "preprocessing_num_workers", values["preprocessing_num_workers"] >= 0, "at least 0")
+    check_value(
+        values, "preprocessing_num_workers", values["preprocessing_num_workers"] >= 0, "at least 0"
+    )
 
 
 def check_images(*groups: ImageArguments | AutoencoderArguments | ContrastiveArguments) -> None:
@@ -88,14 +92,18 @@ def check_hub(hub: HubArguments) -> None:
         names = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_push_state")
         for name in names:
             if getattr(hub, name) != getattr(HubArguments, name):
-                raise InputError(f"--{name} means nothing without --push_to_hub; add that flag, or leave --{name} out")
+                raise InputError(
+                    f"--{name} means nothing without --push_to_hub; add that flag, or leave "
+                    f"--{name} out"
+                )
 
 
 def check_license(identifier: str | None) -> None:
     """Raise `InputError` unless a licence, if one is given, is named as the Hub names licences."""
     if identifier is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", identifier) is None:
         raise InputError(
-            f"{identifier!r} is no identifier of a licence; pass --hub_license one such as apache-2.0, cc-by-4.0, other"
+            f"{identifier!r} is no identifier of a licence; pass --hub_license one such as "
+            "apache-2.0, cc-by-4.0, other"
         )
 
 
@@ -105,7 +113,8 @@ def check_repo_id(repo_id: str, *, flag: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise InputError(
-            f"{repo_id!r} cannot be the name of a repository ({error}); pass owner/name or name as {flag}"
+            f"{repo_id!r} cannot be the name of a repository ({error}); pass owner/name or name as "
+            f"{flag}"
         ) from error
 
 
@@ -129,5 +138,9 @@ def _check_share(values: dict[str, Any], name: str, *, upper: float) -> None:
     value = values[name]
     if 0 < value < upper:
         return
-    hint = f"; for {value:g} % pass --{name} {value / 100:g}" if 1 < value < 100 else f"; change --{name}"
+    hint = (
+        f"; for {value:g} % pass --{name} {value / 100:g}"
+        if 1 < value < 100
+        else f"; change --{name}"
+    )
     raise InputError(f"{name} is {value:g} but must lie in (0, {upper:g}){hint}")

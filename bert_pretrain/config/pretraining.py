@@ -1,7 +1,7 @@
 """The configuration of a pretraining run: its flags, the defaults of its recipe, and their validation.
 
-Enters: the command line. Leaves: one `PretrainingConfig` of flat dataclasses; functions further down take the values
-they need, never the configuration.
+Enters: the command line. Leaves: one `PretrainingConfig` of flat dataclasses; functions further
+down take the values they need, never the configuration.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ from bert_pretrain.config.arguments import (
     RunArguments,
     TextArguments,
 )
-from bert_pretrain.config.checks import check_data, check_hub, check_images, check_repo_id, check_text, check_value
+from bert_pretrain.config.checks import (
+    check_data,
+    check_hub,
+    check_images,
+    check_repo_id,
+    check_text,
+    check_value,
+)
 from bert_pretrain.config.command_line import parse_flags
 from bert_pretrain.config.recipes import RECIPES
 from bert_pretrain.errors import InputError
@@ -52,7 +59,12 @@ class PretrainingConfig:
         """Return every flag of this objective by name; names are unique over the groups."""
         groups = (getattr(self, entry.name) for entry in dataclasses.fields(self))
         unused = _unused_groups(self.run.objective)
-        return {k: v for group in groups if type(group) not in unused for k, v in dataclasses.asdict(group).items()}
+        return {
+            k: v
+            for group in groups
+            if type(group) not in unused
+            for k, v in dataclasses.asdict(group).items()
+        }
 
 
 GROUPS = (
@@ -75,7 +87,9 @@ _OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
 }
 
 
-def parse_config(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> PretrainingConfig:
+def parse_config(
+    arguments: Sequence[str] | None = None, *, prog: str | None = None
+) -> PretrainingConfig:
     """Parse and check the command line.
 
     Args:
@@ -83,7 +97,8 @@ def parse_config(arguments: Sequence[str] | None = None, *, prog: str | None = N
         prog: the name that `--help` shows.
 
     Raises:
-        InputError: a value is out of range. (argparse itself exits with status 2 for an unknown flag.)
+        InputError: a value is out of range. (argparse itself exits with status 2 for an unknown
+            flag.)
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     given = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
@@ -91,14 +106,17 @@ def parse_config(arguments: Sequence[str] | None = None, *, prog: str | None = N
     parser = HfArgumentParser(
         GROUPS,
         prog=prog,
-        description="Pretrain an encoder on text or images; with no flag, BERT on the documentation inside your own "
+        description="Pretrain an encoder on text or images; with no flag, BERT on the "
+        "documentation inside your own "
         f"Python. Defaults shown are those of --objective {objective}.",
         allow_abbrev=False,
     )
     # Asking for a length replaces the recipe's, so that nobody gets both by accident.
     lengths = {"--max_steps", "--num_train_epochs", "--max_hours"}
     if lengths & given:
-        recipe = {"max_steps": 0, "max_hours": 0.0} | {k: v for k, v in recipe.items() if f"--{k}" not in lengths}
+        recipe = {"max_steps": 0, "max_hours": 0.0} | {
+            k: v for k, v in recipe.items() if f"--{k}" not in lengths
+        }
     if "--data_files" in given:
         recipe = {key: value for key, value in recipe.items() if key != "dataset_name"}
     parser.set_defaults(**recipe)
@@ -115,11 +133,14 @@ def _recipe_in(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     finder.add_argument("--objective", default="mlm_nsp")
     found = finder.parse_known_args(arguments)[0]
     if found.objective not in RECIPES:
-        raise InputError(f"--objective is {found.objective!r} but must be one of {', '.join(RECIPES)}")
+        raise InputError(
+            f"--objective is {found.objective!r} but must be one of {', '.join(RECIPES)}"
+        )
     recipes = RECIPES[found.objective]
     if found.recipe not in recipes:
         raise InputError(
-            f"--recipe is {found.recipe!r} but must be one of {', '.join(recipes)} for --objective {found.objective}"
+            f"--recipe is {found.recipe!r} but must be one of {', '.join(recipes)} for --objective "
+            f"{found.objective}"
         )
     return found.objective, recipes[found.recipe]
 
@@ -131,11 +152,16 @@ def _unused_groups(objective: str) -> set[type]:
 def _check_unused(given: set[str], objective: str) -> None:
     for group in _unused_groups(objective):
         for entry in dataclasses.fields(group):
-            spellings = {f"--{entry.name}", f"--no_{entry.name}", *entry.metadata.get("aliases", ())}
+            spellings = {
+                f"--{entry.name}",
+                f"--no_{entry.name}",
+                *entry.metadata.get("aliases", ()),
+            }
             if given & spellings:
                 raise InputError(
                     f"--{entry.name} means nothing to --objective {objective} "
-                    f"(it is for {', '.join(_OBJECTIVES_OF[group])}); leave it out, or change --objective"
+                    f"(it is for {', '.join(_OBJECTIVES_OF[group])}); leave it out, or change "
+                    "--objective"
                 )
 
 
@@ -147,7 +173,9 @@ def check_config(config: PretrainingConfig) -> None:
     """
     values = config.to_dict()
     for name, value in values.items():
-        check_value(values, name, not isinstance(value, float) or math.isfinite(value), "a finite number")
+        check_value(
+            values, name, not isinstance(value, float) or math.isfinite(value), "a finite number"
+        )
     check_data(config.data)
     check_text(config.text)
     check_images(config.images, config.autoencoder, config.contrastive)
@@ -168,11 +196,16 @@ def check_config(config: PretrainingConfig) -> None:
     for name in non_negative.split():
         check_value(values, name, values[name] >= 0, "at least 0")
     if not (values["max_steps"] or values["num_train_epochs"] or values["max_hours"]):
-        raise InputError("the run has no length; pass --max_steps, --num_train_epochs or --max_hours")
+        raise InputError(
+            "the run has no length; pass --max_steps, --num_train_epochs or --max_hours"
+        )
     if values["max_steps"] and values["num_train_epochs"]:
         raise InputError(
-            f"--max_steps {values['max_steps']} and --num_train_epochs {values['num_train_epochs']} "
+            f"--max_steps {values['max_steps']} and --num_train_epochs "
+            f"{values['num_train_epochs']} "
             "both give the length; pass one of them"
         )
     trackers = ("none", "tensorboard", "trackio", "wandb", "all")
-    check_value(values, "report_to", values["report_to"] in trackers, "one of " + ", ".join(trackers))
+    check_value(
+        values, "report_to", values["report_to"] in trackers, "one of " + ", ".join(trackers)
+    )

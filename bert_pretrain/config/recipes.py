@@ -1,7 +1,8 @@
 """Named defaults by objective, as one literal: a recipe replaces the defaults of flags, the command line wins over it.
 
-`minutes` is the first command's; what it costs and reaches on text is in README, "What to expect". `hours` is for data
-of one's own and `devlin2019` for comparison with the literature; what they reach was not measured.
+`minutes` is the first command's; what it costs and reaches on text is in README, "What to expect".
+`hours` is for data of one's own and `devlin2019` for comparison with the literature; what they
+reach was not measured.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _BERT: dict[str, dict[str, Any]] = {
     },
 }
 
-# For some ten thousand small photographs, such as CIFAR-10's; README, "Your own images", says what they cost and reach.
+# For some ten thousand small photographs, such as CIFAR-10's; README, "Your own images", says what
+# they cost and reach.
 _SMALL_IMAGES: dict[str, Any] = {
     "dataset_name": None,
     "validation_share": 0.05,

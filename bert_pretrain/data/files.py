@@ -19,9 +19,13 @@ def existing_files(pattern: str) -> list[Path]:
     """
     if Path(pattern).is_file():
         return [Path(pattern)]
-    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    found = sorted(
+        Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file()
+    )
     if not found:
-        raise InputError(f"there is no file {pattern!r}; --data_files takes paths and globs of existing files")
+        raise InputError(
+            f"there is no file {pattern!r}; --data_files takes paths and globs of existing files"
+        )
     return found
 
 
@@ -29,8 +33,12 @@ def files_fingerprint(files: Iterable[Path], *more: str) -> str:
     """Return a hash of paths, sizes and times of files and of `more`; it tells when what they hold may have changed."""
     sha256 = hashlib.sha256()
     for path in files:
-        status = path.stat() if path.exists() else path.lstat()  # a dangling link is a bad image, no reason to stop
-        sha256.update(json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns]).encode())
+        status = (
+            path.stat() if path.exists() else path.lstat()
+        )  # a dangling link is a bad image, no reason to stop
+        sha256.update(
+            json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns]).encode()
+        )
     sha256.update(json.dumps(more).encode())
     return sha256.hexdigest()
 

@@ -1,7 +1,8 @@
 """Batches for the training loop: which rows each process computes, read ahead by workers if wanted.
 
-Plans and a collator enter; windows of micro-batches leave. The rows of a window depend on the place in the data and the
-global batch size alone; processes, micro-batches and workers only divide them up.
+Plans and a collator enter; windows of micro-batches leave. The rows of a window depend on the place
+in the data and the global batch size alone; processes, micro-batches and workers only divide them
+up.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from bert_pretrain.errors import InputError
 def refuse_misnamed_model(name: str, *, flag: str = "--model", sizes: Collection[str] = ()) -> None:
     """Raise `InputError` if a name is the folder of a run where its model is meant, a file, or a path to nothing.
 
-    To be called when loading has failed, since a Hub id may look like a path; returns if nothing of this is the matter.
+    To be called when loading has failed, since a Hub id may look like a path; returns if nothing of
+    this is the matter.
 
     Args:
         name: folder or Hub id, as given.
@@ -23,7 +24,9 @@ def refuse_misnamed_model(name: str, *, flag: str = "--model", sizes: Collection
         if not (path / "config.json").is_file():
             _refuse_run(path, flag)
     elif path.exists():
-        raise InputError(f"{name!r} is a file; pass the folder of a model, with its config.json, as {flag}")
+        raise InputError(
+            f"{name!r} is a file; pass the folder of a model, with its config.json, as {flag}"
+        )
     refuse_missing_folder(name, what="a transformers model", flag=flag, sizes=sizes)
 
 
@@ -47,18 +50,27 @@ def refuse_missing_folder(name: str, *, what: str, flag: str, sizes: Collection[
 
 def _refuse_run(folder: Path, flag: str) -> None:
     if (folder / "final/config.json").is_file():
-        raise InputError(f"{str(folder)!r} is the folder of a run; pass its model, {folder / 'final'}, as {flag}")
-    steps = [path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/config.json")]
-    complete = [step for step in steps if step.isdecimal()]  # not step-000200.tmp, which a kill leaves
+        raise InputError(
+            f"{str(folder)!r} is the folder of a run; pass its model, {folder / 'final'}, as {flag}"
+        )
+    steps = [
+        path.parent.name.removeprefix("step-")
+        for path in folder.glob("checkpoints/step-*/config.json")
+    ]
+    complete = [
+        step for step in steps if step.isdecimal()
+    ]  # not step-000200.tmp, which a kill leaves
     if complete:
         newest = folder / "checkpoints" / f"step-{max(complete, key=int)}"
         raise InputError(
-            f"{str(folder)!r} is the folder of a run without final/ yet; pass its newest checkpoint, {newest}, as "
+            f"{str(folder)!r} is the folder of a run without final/ yet; pass its newest "
+            f"checkpoint, {newest}, as "
             f"{flag}"
         )
     if (folder / "checkpoints").is_dir() or (folder / "run.json").is_file():
         raise InputError(
-            f"{str(folder)!r} is a run that holds neither a complete checkpoint nor final/ yet; pass another {flag}, "
+            f"{str(folder)!r} is a run that holds neither a complete checkpoint nor final/ yet; "
+            f"pass another {flag}, "
             "or wait for the run's first checkpoint"
         )
 

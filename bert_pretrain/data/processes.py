@@ -1,12 +1,14 @@
 """Gather the rows of all processes so that gradients find their way back.
 
-Each process's rows of a batch enter; the rows of all processes leave, in rank order, on every process. Losses that
-compare a row with others (contrastive ones) call it. Where no processes work together the rows come back as they are.
+Each process's rows of a batch enter; the rows of all processes leave, in rank order, on every
+process. Losses that compare a row with others (contrastive ones) call it. Where no processes work
+together the rows come back as they are.
 
-The usual gathers are wrong here: `Accelerator.gather` and `torch.distributed.all_gather` cut the graph, and pasting a
-process's own rows back in loses what its rows contribute as negatives of the other processes. The loss is right with
-each of them, the gradient is not. `torch.distributed.nn.functional.all_gather` is right but deprecated (torch 2.13) in
-favour of a private module, so the gradient is written out below; it is three lines.
+The usual gathers are wrong here: `Accelerator.gather` and `torch.distributed.all_gather` cut the
+graph, and pasting a process's own rows back in loses what its rows contribute as negatives of the
+other processes. The loss is right with each of them, the gradient is not.
+`torch.distributed.nn.functional.all_gather` is right but deprecated (torch 2.13) in favour of a
+private module, so the gradient is written out below; it is three lines.
 """
 
 from __future__ import annotations
@@ -23,27 +25,34 @@ from torch.autograd.function import once_differentiable
 def gather_rows(rows: Tensor, *, num_rows_per_rank: Sequence[int] | None = None) -> Tensor:
     """Return the rows of all processes in rank order, with gradient.
 
-    Every process computes the loss terms of its own rows against all rows; the sum of these terms over processes is
-    the loss. Since that sum depends on a row through every process, the gradient of a row is summed over processes.
-    With what distributed training does anyway (it averages the gradients of parameters, so each process multiplies its
-    loss by their number) the parameters get the gradient that one process would compute on the joint batch.
+    Every process computes the loss terms of its own rows against all rows; the sum of these terms
+    over processes is the loss. Since that sum depends on a row through every process, the gradient
+    of a row is summed over processes. With what distributed training does anyway (it averages the
+    gradients of parameters, so each process multiplies its loss by their number) the parameters get
+    the gradient that one process would compute on the joint batch.
 
-    It is a collective, forwards and backwards: all processes must call it in the same order, and on all of them the
-    loss must depend on the result, or the others wait for ever. Rows of floats travel, and their gradients are summed,
-    in their own dtype: cast bfloat16 rows to float32 before. Runs on gloo (CPU) and NCCL.
+    It is a collective, forwards and backwards: all processes must call it in the same order, and on
+    all of them the loss must depend on the result, or the others wait for ever. Rows of floats
+    travel, and their gradients are summed, in their own dtype: cast bfloat16 rows to float32
+    before. Runs on gloo (CPU) and NCCL.
 
     Args:
-        rows: (b, ...), any dtype; b may differ between processes and be 0, the other sizes must agree.
-        num_rows_per_rank: b of every process, as `count_rows` returns it; without it each call asks anew.
+        rows: (b, ...), any dtype; b may differ between processes and be 0, the other sizes must
+            agree.
+        num_rows_per_rank: b of every process, as `count_rows` returns it; without it each call asks
+            anew.
 
     Returns:
-        (sum of b, ...): the rows of rank 0, then of rank 1, and so on; `rows` itself where there is one process.
+        (sum of b, ...): the rows of rank 0, then of rank 1, and so on; `rows` itself where there is
+        one process.
     """
     if not _is_distributed():
         return rows
     counts = count_rows(rows) if num_rows_per_rank is None else list(num_rows_per_rank)
     assert len(counts) == dist.get_world_size(), "one count for every process"
-    assert counts[dist.get_rank()] == len(rows), "a process holds another number of rows than announced"
+    assert counts[dist.get_rank()] == len(rows), (
+        "a process holds another number of rows than announced"
+    )
     gathered: Tensor = _GatherRows.apply(rows, counts)  # type: ignore[no-untyped-call]
     return gathered
 
@@ -80,7 +89,9 @@ class _GatherRows(torch.autograd.Function):
         begin = sum(counts[: dist.get_rank()])
         ctx.own = slice(begin, begin + len(rows))
         longest = max(counts)
-        padded = rows.contiguous()  # collectives want equal sizes, so shorter shares are padded and cut again
+        padded = (
+            rows.contiguous()
+        )  # collectives want equal sizes, so shorter shares are padded and cut again
         if len(rows) < longest:
             padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
         shares = [torch.empty_like(padded) for _ in counts]

@@ -93,7 +93,9 @@ def integers(low: Key, high: Key, *keys: Key) -> NDArray[np.int64]:
     bits = hash_uint64(*keys)
     half = np.uint64(32)
     upper, lower = bits >> half, bits & np.uint64(0xFFFFFFFF)
-    return np.asarray(low_array + ((upper * size + ((lower * size) >> half)) >> half).astype(np.int64))
+    return np.asarray(
+        low_array + ((upper * size + ((lower * size) >> half)) >> half).astype(np.int64)
+    )
 
 
 def permutation(n: int, *keys: Key) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Files of lines and of rows, plain or compressed, read piece by piece.
 
-A path and the flag that named it enter; lines, JSON objects, blocks of CSV rows or a Parquet file leave. What is wrong
-with a file is one `InputError`, with its name and the flag to change.
+A path and the flag that named it enter; lines, JSON objects, blocks of CSV rows or a Parquet file
+leave. What is wrong with a file is one `InputError`, with its name and the flag to change.
 """
 
 from __future__ import annotations
@@ -67,15 +67,20 @@ def read_json_lines(path: Path, *, flag: str) -> Iterator[tuple[int, dict[str, A
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits is no JSONDecodeError
             reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
             raise InputError(
-                f"{path}, line {number}, is not JSON ({reason}); each line must be an object; repair it or change "
+                f"{path}, line {number}, is not JSON ({reason}); each line must be an object; "
+                "repair it or change "
                 f"{flag}"
             ) from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{path}, line {number}, is a {type(row).__name__} but each line must be an object; repair it or "
+                f"{path}, line {number}, is a {type(row).__name__} but each line must be an "
+                "object; repair it or "
                 f"change {flag}"
             )
         yield number, row
@@ -84,30 +89,39 @@ def read_json_lines(path: Path, *, flag: str) -> Iterator[tuple[int, dict[str, A
 def read_csv(path: Path, *, flag: str) -> Iterator[pd.DataFrame]:
     """Yield blocks of rows of a CSV or TSV file with a header; a file without rows gives one empty block.
 
-    Cells stay what is written: "NA", "null" and "01" are texts as well as any other. The quotes of a TSV file are
-    letters unless its lines tell that they were put around cells.
+    Cells stay what is written: "NA", "null" and "01" are texts as well as any other. The quotes of
+    a TSV file are letters unless its lines tell that they were put around cells.
 
     Raises:
         InputError: as for `read_lines`, or the rows do not fit the header.
     """
     is_tsv = file_kind(path) == ".tsv"
     separator = "\t" if is_tsv else _separator_in(next(read_lines(path, flag=flag), ""))
-    is_quoted = not is_tsv or has_quoted_cells(lambda: read_lines(path, flag=flag), name=str(path), flag=flag)
+    is_quoted = not is_tsv or has_quoted_cells(
+        lambda: read_lines(path, flag=flag), name=str(path), flag=flag
+    )
     quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     options = {"dtype": str, "keep_default_na": False, "na_filter": False, "quoting": quoting}
-    with _opened(path, flag) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+    with (
+        _opened(path, flag) as binary,
+        io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
+    ):
         try:
             for block in pd.read_csv(file, sep=separator, chunksize=_ROWS_PER_BLOCK, **options):
-                # Where the first row has more cells than the header, pandas takes the first ones for names of rows.
+                # Where the first row has more cells than the header, pandas takes the first ones
+                # for names of rows.
                 if not isinstance(block.index, pd.RangeIndex):
                     raise InputError(
-                        f"{path} has more cells in row 1 than its header; put texts with {separator!r} in quotes, or "
+                        f"{path} has more cells in row 1 than its header; put texts with "
+                        f"{separator!r} in quotes, or "
                         f"change {flag}"
                     )
                 yield block
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{path} is not a CSV file ({reason}); repair it or change {flag}") from error
+            raise InputError(
+                f"{path} is not a CSV file ({reason}); repair it or change {flag}"
+            ) from error
 
 
 def _separator_in(header: str) -> str:
@@ -129,7 +143,9 @@ def open_parquet(path: Path, *, flag: str) -> Iterator[pq.ParquetFile]:
             raise
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{path} is not a Parquet file ({reason}); repair it or change {flag}") from error
+            raise InputError(
+                f"{path} is not a Parquet file ({reason}); repair it or change {flag}"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -140,12 +156,15 @@ def _opened(path: Path, flag: str) -> Iterator[IO[bytes]]:
             yield file
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}); convert it or change {flag}"
+            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}); convert it or "
+            f"change {flag}"
         ) from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path} is not a complete gzip file ({error}); change {flag}") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); change {flag}") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}); change {flag}"
+        ) from error
 
 
 def _open_binary(path: Path) -> IO[bytes]:

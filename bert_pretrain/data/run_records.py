@@ -27,7 +27,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise InputError(f"{path}, line {number}, is not JSON; the file is damaged") from error
         if not isinstance(rows[-1], dict) or "step" not in rows[-1]:
-            raise InputError(f"{path}, line {number}, has no step; the file is damaged, or not a run's")
+            raise InputError(
+                f"{path}, line {number}, has no step; the file is damaged, or not a run's"
+            )
     return rows
 
 

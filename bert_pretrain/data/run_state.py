@@ -1,7 +1,7 @@
 """What a run directory says of its run from outside: whether a process is at work in it, and whether it has ended.
 
-Whoever writes into the folder of a run holds it, for as long as the process lives. `final/` keeps the record of the
-start that it was written by: once the run is continued, run.json has a later one.
+Whoever writes into the folder of a run holds it, for as long as the process lives. `final/` keeps
+the record of the start that it was written by: once the run is continued, run.json has a later one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from bert_pretrain.errors import InputError
 if sys.platform != "win32":
     import fcntl
 
-# A process that was killed may leave workers behind, which notice it after five seconds and hold the folder until then.
+# A process that was killed may leave workers behind, which notice it after five seconds and hold
+# the folder until then.
 _PATIENCE_SECONDS = 10.0
 
 
@@ -45,14 +46,17 @@ def read_final(run_dir: Path) -> FinalModel | None:
     if not (run_dir / "final/run.json").is_file():
         return None
     record = read_run_json(run_dir / "final")
-    return FinalModel(record.get("step"), record.get("started") == read_run_json(run_dir).get("started"))
+    return FinalModel(
+        record.get("step"), record.get("started") == read_run_json(run_dir).get("started")
+    )
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other processes from writing into a folder until the block, or this process, ends.
 
-    The folder itself is locked, so that nothing is left behind. Where the file system has no locks nothing is kept.
+    The folder itself is locked, so that nothing is left behind. Where the file system has no locks
+    nothing is kept.
 
     Raises:
         InputError: another process holds it.
@@ -66,13 +70,16 @@ def held(folder: Path) -> Iterator[None]:
         while not _lock(handle, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"another process is at work in {folder}: it trains or publishes there; wait until it has ended"
+                    f"another process is at work in {folder}: it trains or publishes there; wait "
+                    "until it has ended"
                 )
             time.sleep(0.1)
         yield
     finally:
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # for child processes too, which have inherited the handle
+            fcntl.flock(
+                handle, fcntl.LOCK_UN
+            )  # for child processes too, which have inherited the handle
         os.close(handle)
 
 

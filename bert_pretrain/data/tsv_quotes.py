@@ -1,7 +1,8 @@
 """Whether the quotes of a TSV file are letters, as in the files of GLUE, or put around cells, as pandas and csv do.
 
-Nothing in the file says so, and to take one for the other loses rows without a word: a stray quote at the beginning
-of a cell joins all lines up to the next one, and a text with a line end in quotes is cut into rows that do not exist.
+Nothing in the file says so, and to take one for the other loses rows without a word: a stray quote
+at the beginning of a cell joins all lines up to the next one, and a text with a line end in quotes
+is cut into rows that do not exist.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import NamedTuple
 
 from bert_pretrain.errors import InputError
 
-# A cell as writers of quoted cells leave it: in quotes if it holds a quote, which is doubled, a tab or a line end.
+# A cell as writers of quoted cells leave it: in quotes if it holds a quote, which is doubled, a tab
+# or a line end.
 _CELL = re.compile(r'"[^"]*(?:""[^"]*)*"|[^"\t]*')
 
 
@@ -39,9 +41,14 @@ def has_quoted_cells(open_lines: Callable[[], Iterable[str]], *, name: str, flag
     other = _first_misfit(_quoted_records(open_lines()))
     if other is None:
         return True
-    beside = f" (with cells in quotes line {other.line} does not fit)" if other.line != misfit.line else ""
+    beside = (
+        f" (with cells in quotes line {other.line} does not fit)"
+        if other.line != misfit.line
+        else ""
+    )
     raise InputError(
-        f"{name}, line {misfit.line}, has {misfit.num_cells} cells but its header has {misfit.width}{beside}; put one "
+        f"{name}, line {misfit.line}, has {misfit.num_cells} cells but its header has "
+        f"{misfit.width}{beside}; put one "
         f"tab between cells, or change {flag}"
     )
 
@@ -58,7 +65,8 @@ def _first_misfit(records: Iterable[tuple[int, list[str] | None]]) -> _Misfit | 
 def _shows_a_writer(lines: Iterable[str]) -> bool:
     """Return whether lines that fit as they are have quotes such as only a writer of quoted cells leaves.
 
-    Those are in pairs around whole cells, and they are doubled within one, or around each cell of the header too.
+    Those are in pairs around whole cells, and they are doubled within one, or around each cell of
+    the header too.
     """
     is_doubled = is_header_quoted = False
     for number, (_, cells) in enumerate(_lines_as_records(lines)):

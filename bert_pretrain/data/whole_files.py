@@ -41,7 +41,8 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = False) -> None:
     Args:
         path: where it is to appear.
         content: as `json.dumps` takes it.
-        allow_nan: write numbers that are none as NaN, which is no JSON, instead of raising `ValueError`.
+        allow_nan: write numbers that are none as NaN, which is no JSON, instead of raising
+            `ValueError`.
     """
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
 
@@ -68,7 +69,10 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
     """
     folder = Path(os.path.abspath(folder))  # "." has no name
     if folder in (Path.cwd(), *Path.cwd().parents):
-        raise InputError(f"{folder} is the current folder or holds it and cannot be replaced; pass a folder below it")
+        raise InputError(
+            f"{folder} is the current folder or holds it and cannot be replaced; pass a folder "
+            "below it"
+        )
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed left
     try:
@@ -82,9 +86,15 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
 
 def check_creatable(folder: Path, *, flag: str) -> None:
     """Raise `InputError` unless a folder is there or can be made, as far as that can be told without making it."""
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    nearest = next(
+        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+    )
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        where = "is no folder to write into" if nearest == folder.absolute() else f"cannot be created in {nearest}"
+        where = (
+            "is no folder to write into"
+            if nearest == folder.absolute()
+            else f"cannot be created in {nearest}"
+        )
         raise InputError(f"{folder} {where}; pass another {flag}")
 
 

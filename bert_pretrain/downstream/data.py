@@ -1,7 +1,8 @@
 """Labelled texts and images as data sets of ready batches for `Trainer`.
 
-A `Table` or images enter. What leaves gives batches by the names of transformers: `input_ids`, `attention_mask`, ...
-int64 (B, L) padded to the longest row of the batch, or `pixel_values` float32 (B, C, H, W) normalised; and `labels`.
+A `Table` or images enter. What leaves gives batches by the names of transformers: `input_ids`,
+`attention_mask`, ... int64 (B, L) padded to the longest row of the batch, or `pixel_values` float32
+(B, C, H, W) normalised; and `labels`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Texts:
         return [" ".join(pair) for pair in zip(self.first, self.second, strict=True)]
 
 
-def read_texts(table: Table, task: Task, *, text_column: str | None, text_pair_column: str | None) -> Texts:
+def read_texts(
+    table: Table, task: Task, *, text_column: str | None, text_pair_column: str | None
+) -> Texts:
     """Return the texts of a table: of the columns given, else the task's, else `text` and, if it is there, `text_pair`.
 
     Raises:
@@ -61,20 +64,25 @@ def read_texts(table: Table, task: Task, *, text_column: str | None, text_pair_c
     if second is None and ((not columns and "text_pair" in table.columns) or len(columns) > 1):
         second = "text_pair"
     texts = Texts(
-        _strings(table, first, "--text_column"), _strings(table, second, "--text_pair_column") if second else None
+        _strings(table, first, "--text_column"),
+        _strings(table, second, "--text_pair_column") if second else None,
     )
     if not any(text.strip() for text in texts.first):
-        raise InputError(f"the column {first!r} of {table.description} is empty; change --text_column")
+        raise InputError(
+            f"the column {first!r} of {table.description} is empty; change --text_column"
+        )
     return texts
 
 
 def _strings(table: Table, name: str, flag: str) -> list[str]:
     cells = table.column(name, flag=flag)
     for place, cell in enumerate(cells):
-        # A JSON file may hold halves of characters as \ud83d, which no tokenizer takes and no file can hold.
+        # A JSON file may hold halves of characters as \ud83d, which no tokenizer takes and no file
+        # can hold.
         if not isinstance(cell, str) or not is_unicode(cell):
             raise InputError(
-                f"the column {name!r} of {table.description} holds {_shortened(cell)} in row {place + 1}, which is no "
+                f"the column {name!r} of {table.description} holds {_shortened(cell)} in row "
+                f"{place + 1}, which is no "
                 f"text; repair the row, or pass another column as {flag}"
             )
     return cells
@@ -89,12 +97,17 @@ class TextDataset(Dataset[dict[str, Tensor]]):
     """Texts cut into tokens once; a list of row numbers gives one padded batch."""
 
     def __init__(
-        self, rows: dict[str, NDArray[np.int32]], starts: NDArray[np.int64], labels: NDArray[Any] | None, tokenizer: Any
+        self,
+        rows: dict[str, NDArray[np.int32]],
+        starts: NDArray[np.int64],
+        labels: NDArray[Any] | None,
+        tokenizer: Any,
     ) -> None:
         """Keep what `tokenize` made.
 
         Args:
-            rows: for each model input all rows one after the other; lists of lists would be slow to collect as garbage.
+            rows: for each model input all rows one after the other; lists of lists would be slow to
+                collect as garbage.
             starts: int64 (N + 1,), where each row begins and the last one ends.
             labels: as for `tokenize`.
             tokenizer: pads.
@@ -109,7 +122,9 @@ class TextDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, places: Sequence[int]) -> dict[str, Tensor]:
         """Return the batch of these rows."""
         spans = [slice(self.starts[place], self.starts[place + 1]) for place in places]
-        features = {name: [flat[span].tolist() for span in spans] for name, flat in self.rows.items()}
+        features = {
+            name: [flat[span].tolist() for span in spans] for name, flat in self.rows.items()
+        }
         batch: dict[str, Tensor] = dict(self.tokenizer.pad(features, return_tensors="pt"))
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[np.asarray(places)])
@@ -118,14 +133,23 @@ class TextDataset(Dataset[dict[str, Tensor]]):
     def subset(self, places: NDArray[np.integer[Any]]) -> TextDataset:
         """Return the data set of these rows, in this order."""
         starts = np.concatenate([[0], np.cumsum(self.lengths[places])])
-        # (total,) places of the kept tokens: each row's own start, counted on from the row's first token.
-        kept = np.arange(starts[-1]) + np.repeat(self.starts[places] - starts[:-1], self.lengths[places])
+        # (total,) places of the kept tokens: each row's own start, counted on from the row's first
+        # token.
+        kept = np.arange(starts[-1]) + np.repeat(
+            self.starts[places] - starts[:-1], self.lengths[places]
+        )
         rows = {name: flat[kept] for name, flat in self.rows.items()}
-        return TextDataset(rows, starts, None if self.labels is None else self.labels[places], self.tokenizer)
+        return TextDataset(
+            rows, starts, None if self.labels is None else self.labels[places], self.tokenizer
+        )
 
 
 def tokenize(
-    texts: Texts, labels: NDArray[Any] | None, tokenizer: PreTrainedTokenizerBase, *, max_seq_length: int
+    texts: Texts,
+    labels: NDArray[Any] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_length: int,
 ) -> TextDataset:
     """Cut texts into tokens.
 
@@ -177,8 +201,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     def set_epoch(self, epoch: int) -> None:
         """Fix the pass over the data, which decides what augmentation draws; Accelerate's loaders call it.
 
-        To count how often an image was drawn would make the numbers depend on the process that draws it and on the
-        seeds trained before.
+        To count how often an image was drawn would make the numbers depend on the process that
+        draws it and on the seeds trained before.
         """
         self._epoch = epoch
 
@@ -189,16 +213,23 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         if self.augmentation is not None:
             parameters = self.augmentation.draw(self._epoch, rows, 0)
             images = self.augmentation.apply(images, parameters)
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
         batch = {"pixel_values": (images - mean) / std}
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[rows])
         return batch
 
-    def subset(self, places: NDArray[np.integer[Any]], *, augmentation: Augmentation | None = None) -> ImageDataset:
+    def subset(
+        self, places: NDArray[np.integer[Any]], *, augmentation: Augmentation | None = None
+    ) -> ImageDataset:
         """Return the data set of these rows, in this order."""
         labels = None if self.labels is None else self.labels[places]
-        return ImageDataset(self.pixels[places], labels, mean=self.mean, std=self.std, augmentation=augmentation)
+        return ImageDataset(
+            self.pixels[places], labels, mean=self.mean, std=self.std, augmentation=augmentation
+        )
 
 
 LabelledDataset = TextDataset | ImageDataset
@@ -207,8 +238,9 @@ LabelledDataset = TextDataset | ImageDataset
 class LengthSampler(Sampler[int]):
     """A new random order every epoch in which a batch holds rows of about the same length.
 
-    Rows are shuffled, sorted by length within pools of a few batches, and the batches shuffled. (transformers'
-    `LengthGroupedSampler` sorts pools of fifty, from long to short: on few rows the batches are then always the same.)
+    Rows are shuffled, sorted by length within pools of a few batches, and the batches shuffled.
+    (transformers' `LengthGroupedSampler` sorts pools of fifty, from long to short: on few rows the
+    batches are then always the same.)
     """
 
     def __init__(self, lengths: NDArray[np.integer[Any]], *, batch_size: int, seed: int) -> None:

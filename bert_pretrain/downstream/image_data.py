@@ -47,7 +47,9 @@ def read_images(processor: Any, *, num_channels: int, **source_flags: Any) -> La
     blocks, labels = [], []
     for rows in _blocks(source):
         images = [_decoded(row, num_channels) for row in rows]
-        resized = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+        resized = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")[
+            "pixel_values"
+        ]
         blocks.append(np.asarray(resized).round().clip(0, 255).astype(np.uint8))
         labels += [None if row.label == -1 else row.label for row in rows]
     if not blocks:
@@ -70,20 +72,25 @@ def _decoded(row: ImageRow, num_channels: int) -> Image.Image:
     try:
         return converted_image(load_image(row), num_channels)
     except Exception as error:  # the decoders of broken files raise whatever they stumble over
-        raise InputError(f"{row.name} cannot be decoded ({first_line(error)}); repair or remove it") from error
+        raise InputError(
+            f"{row.name} cannot be decoded ({first_line(error)}); repair or remove it"
+        ) from error
 
 
 def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmentation | None:
     """Return what the flag --augmentation asks for, for images of a shape (C, H, W).
 
     Raises:
-        InputError: the images are not square, or have another number of channels than can be augmented.
+        InputError: the images are not square, or have another number of channels than can be
+            augmented.
     """
     if name == "none":
         return None
     num_channels, height, width = shape
     if height != width or num_channels not in (1, 3, 4):
-        raise InputError(f"images of the shape {shape} (C, H, W) cannot be augmented; pass --augmentation none")
+        raise InputError(
+            f"images of the shape {shape} (C, H, W) cannot be augmented; pass --augmentation none"
+        )
     return Augmentation(
         AUGMENTATIONS[name],
         num_channels=num_channels,  # type: ignore[arg-type]  # checked above

@@ -11,10 +11,17 @@ import numpy as np
 from bert_pretrain.data.row_files import is_unicode
 from bert_pretrain.errors import InputError
 
-LABEL_SEPARATOR = "|"  # between the labels of a multi-label row that is one string, as in a CSV file
+LABEL_SEPARATOR = (
+    "|"  # between the labels of a multi-label row that is one string, as in a CSV file
+)
 _LARGEST_VALUE = float(np.finfo(np.float32).max)
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")  # not "007", which is a name that happens to have digits
-_TRUTH_VALUES = {"false": 0, "true": 1}  # as JSON writes them, and with capitals pandas in a CSV file
+_NUMBER = re.compile(
+    r"-?(0|[1-9]\d{0,14})(\.\d+)?"
+)  # not "007", which is a name that happens to have digits
+_TRUTH_VALUES = {
+    "false": 0,
+    "true": 1,
+}  # as JSON writes them, and with capitals pandas in a CSV file
 
 
 def tidy(label: Any) -> Any:
@@ -48,7 +55,11 @@ def text_of(label: Any) -> str:
 
 def value_of(label: Any) -> int | float | None:
     """Return the number that a label means to a file of numbers or booleans."""
-    return _TRUTH_VALUES.get(label.lower(), as_number(label)) if isinstance(label, str) else as_number(label)
+    return (
+        _TRUTH_VALUES.get(label.lower(), as_number(label))
+        if isinstance(label, str)
+        else as_number(label)
+    )
 
 
 def is_missing(label: Any) -> bool:
@@ -60,7 +71,8 @@ def members_of(value: Any, place: int, description: str) -> list[Any]:
     """Return the labels of a row that may have several.
 
     Raises:
-        InputError: it has none at all (an empty list is one of no label), or one of them is no label.
+        InputError: it has none at all (an empty list is one of no label), or one of them is no
+            label.
     """
     if value is None:
         refuse_missing(value, place, description)
@@ -71,7 +83,8 @@ def members_of(value: Any, place: int, description: str) -> list[Any]:
         refuse_missing(member, place, description)
         if isinstance(member, list):
             raise InputError(
-                f"row {place + 1} of {description} has the label {value!r}, a list within a list; flatten it or change "
+                f"row {place + 1} of {description} has the label {value!r}, a list within a list; "
+                "flatten it or change "
                 "--label_column"
             )
     return members
@@ -87,13 +100,16 @@ def regression_value(value: Any, place: int, description: str) -> float:
     number = as_number(value)
     if number is None or not abs(number) <= _LARGEST_VALUE:
         raise InputError(
-            f"row {place + 1} of {description} has the label {value!r} but regression needs numbers of at most "
+            f"row {place + 1} of {description} has the label {value!r} but regression needs "
+            "numbers of at most "
             f"{_LARGEST_VALUE:.1e}; change --task or --label_column"
         )
     if number == -100:
-        # transformers counts such labels as none, so that the loss would be divided by the wrong number.
+        # transformers counts such labels as none, so that the loss would be divided by the wrong
+        # number.
         raise InputError(
-            f"row {place + 1} of {description} has the label -100, which means 'no label' to transformers; "
+            f"row {place + 1} of {description} has the label -100, which means 'no label' to "
+            "transformers; "
             "rescale the labels"
         )
     return float(number)
@@ -103,12 +119,17 @@ def refuse_missing(value: Any, place: int, description: str) -> None:
     """Refuse what is no label of a class: nothing, or neither a text nor a number (nor a list, which others take)."""
     if value is not None and not isinstance(value, str | int | float | list):
         raise InputError(
-            f"row {place + 1} of {description} has the label {value!r}, which is neither a text nor a number; "
+            f"row {place + 1} of {description} has the label {value!r}, which is neither a text "
+            "nor a number; "
             "change --label_column or convert it"
         )
     if isinstance(value, str) and not is_unicode(value):
         raise InputError(
-            f"row {place + 1} of {description} has the label {value!r}, which is no valid Unicode; repair the row"
+            f"row {place + 1} of {description} has the label {value!r}, which is no valid Unicode; "
+            "repair the row"
         )
     if is_missing(value):
-        raise InputError(f"row {place + 1} of {description} has no label ({value!r}); remove the row or repair it")
+        raise InputError(
+            f"row {place + 1} of {description} has no label ({value!r}); remove the row or repair "
+            "it"
+        )

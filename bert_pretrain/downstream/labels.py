@@ -1,7 +1,7 @@
 """From the labels of a file to what a model is trained on, and the names of the classes on the way.
 
-A `LabelSpace` is made from the training labels alone and then encodes those of every split, so that a class that only
-the evaluation data have is found before anything is trained.
+A `LabelSpace` is made from the training labels alone and then encodes those of every split, so that
+a class that only the evaluation data have is found before anything is trained.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class LabelSpace:
     Attributes:
         problem_type: as transformers' configurations call it.
         names: of the classes in the order of their numbers; empty for regression.
-        numbers: class number of each text, and of each numerical value, that labels have in the data.
-        are_numbers: the classes are numbers to the data, so that a text means the number which it writes; otherwise
-            texts of equal value, such as "3.1" and "3.10", are different classes.
+        numbers: class number of each text, and of each numerical value, that labels have in the
+            data.
+        are_numbers: the classes are numbers to the data, so that a text means the number which it
+            writes; otherwise texts of equal value, such as "3.1" and "3.10", are different classes.
         is_multi_hot: the labels of a row are a list of one 0 or 1 for each class.
     """
 
@@ -73,11 +74,13 @@ class LabelSpace:
         values = [tidy(label) for label in labels]
         if self.problem_type == "regression":
             return np.array(
-                [regression_value(value, place, description) for place, value in enumerate(values)], np.float32
+                [regression_value(value, place, description) for place, value in enumerate(values)],
+                np.float32,
             )
         if self.problem_type == "single_label_classification":
             return np.array(
-                [self._number_of(value, place, description) for place, value in enumerate(values)], np.int64
+                [self._number_of(value, place, description) for place, value in enumerate(values)],
+                np.int64,
             )
         if self.is_multi_hot:
             return encode_multi_hot(values, len(self.names), description=description)
@@ -94,10 +97,13 @@ class LabelSpace:
             numerical = value_of(value)
             number = None if numerical is None else self.numbers.get(numerical)
         if number is None:
-            known: list[Any] = [key for key in self.numbers if isinstance(key, str)] or list(self.numbers)
+            known: list[Any] = [key for key in self.numbers if isinstance(key, str)] or list(
+                self.numbers
+            )
             listed = ", ".join(map(repr, known[:12])) + (", ..." * (len(known) > 12))
             raise InputError(
-                f"row {place + 1} of {description} has the label {value!r}, which is not among those of the training "
+                f"row {place + 1} of {description} has the label {value!r}, which is not among "
+                "those of the training "
                 f"data ({listed}); repair the row, or change --label_column"
             )
         return number
@@ -115,13 +121,17 @@ def find_labels(
     """Return the label space of the training labels.
 
     Args:
-        labels: of the training rows: class numbers or names; numbers for regression; for several labels a row lists of
-            classes, one string with `label_values.LABEL_SEPARATOR` between them, or lists of one 0 or 1 for each class.
-        problem_type: None = lists are several labels, fractions are regression, anything else is classes.
+        labels: of the training rows: class numbers or names; numbers for regression; for several
+            labels a row lists of classes, one string with `label_values.LABEL_SEPARATOR` between
+            them, or lists of one 0 or 1 for each class.
+        problem_type: None = lists are several labels, fractions are regression, anything else is
+            classes.
         names: of the class numbers 0, 1, ..., where the labels may be numbers only.
         description: where they come from.
-        is_typed: the data tell texts from numbers, as JSON does and CSV does not, so that "0.5" is a name.
-        are_class_numbers: the data say themselves that numbers are those of classes, so that no list is multi-hot.
+        is_typed: the data tell texts from numbers, as JSON does and CSV does not, so that "0.5" is
+            a name.
+        are_class_numbers: the data say themselves that numbers are those of classes, so that no
+            list is multi-hot.
 
     Raises:
         InputError: a label is missing, or there is one class only.
@@ -138,13 +148,18 @@ def find_labels(
         width = 0 if are_class_numbers else multi_hot_width(values, description=description)
         if width:
             return _multi_hot_space(values, width, names, description)
-        found = [member for place, value in enumerate(values) for member in members_of(value, place, description)]
+        found = [
+            member
+            for place, value in enumerate(values)
+            for member in members_of(value, place, description)
+        ]
     else:
         for place, value in enumerate(values):
             refuse_missing(value, place, description)
             if isinstance(value, list):
                 raise InputError(
-                    f"row {place + 1} of {description} has a list of labels; pass --task multi_label for several labels"
+                    f"row {place + 1} of {description} has a list of labels; pass --task "
+                    "multi_label for several labels"
                 )
         found = values
     if names is None:
@@ -154,7 +169,8 @@ def find_labels(
     smallest = 1 if problem_type == "multi_label_classification" else 2
     if len(set(map(text_of, found))) < smallest:
         what = (
-            f"all {len(values):,} rows of {description} have the label {values[0]!r}, but there must be two classes to "
+            f"all {len(values):,} rows of {description} have the label {values[0]!r}, but there "
+            "must be two classes to "
             "tell apart"
             if found
             else f"none of the {len(values):,} rows of {description} has a label"
@@ -170,29 +186,38 @@ def _refuse_one_value(values: list[Any], description: str) -> None:
     if len(numbers) > 1 or None in numbers or is_missing(values[0]):
         return
     are_written_alike = len(set(map(text_of, values))) == 1
-    where = "--train_file or --label_column" + ("" if are_written_alike else ", or pass --task classification")
+    where = "--train_file or --label_column" + (
+        "" if are_written_alike else ", or pass --task classification"
+    )
     value = repr(values[0]) + ("" if are_written_alike else " as a number")
     raise InputError(
-        f"all {len(values):,} rows of {description} have the label {value}, from which nothing can be learnt; "
+        f"all {len(values):,} rows of {description} have the label {value}, from which nothing can "
+        "be learnt; "
         f"change {where}"
     )
 
 
-def _multi_hot_space(values: list[Any], width: int, names: Sequence[str] | None, description: str) -> LabelSpace:
+def _multi_hot_space(
+    values: list[Any], width: int, names: Sequence[str] | None, description: str
+) -> LabelSpace:
     """Return the classes of lists of so many zeros and ones: the i-th place is the class i."""
     if names is not None and len(names) != width:
         raise InputError(
-            f"the labels of {description} are lists of {width} zeros and ones, one for each class, but there are "
+            f"the labels of {description} are lists of {width} zeros and ones, one for each class, "
+            "but there are "
             f"{len(names)} label names ({', '.join(names)}); change --label_names or --label_column"
         )
     if not any(map(any, values)):
         raise InputError(
-            f"none of the {len(values):,} rows of {description} has a label: their lists hold zeros alone; change "
+            f"none of the {len(values):,} rows of {description} has a label: their lists hold "
+            "zeros alone; change "
             "--train_file or --label_column"
         )
     _refuse_too_many(width, description)
     places = list(range(width))
-    space = _named(places, "multi_label_classification", names or tuple(map(str, places)), description)
+    space = _named(
+        places, "multi_label_classification", names or tuple(map(str, places)), description
+    )
     return dataclasses.replace(space, is_multi_hot=True)
 
 
@@ -210,12 +235,17 @@ def _as_numbers(cells: list[Any]) -> list[Any]:
     return cells if None in numbers or len(set(numbers)) < len(set(cells)) else numbers
 
 
-def _named_as_found(labels: Sequence[Any], problem_type: ProblemType, description: str) -> LabelSpace:
+def _named_as_found(
+    labels: Sequence[Any], problem_type: ProblemType, description: str
+) -> LabelSpace:
     """Return the classes of these labels by the texts that they are: numbers in their order, then words."""
     found = {text_of(label): label for label in labels}
     typed = [label for label in found.values() if not isinstance(label, str)]
     if len(set(typed)) < len(typed):
-        raise InputError(f"{description} has labels that differ by type alone, such as 1 and true; make them equal")
+        raise InputError(
+            f"{description} has labels that differ by type alone, such as 1 and true; make them "
+            "equal"
+        )
 
     def place_in_order(text: str) -> tuple[bool, float, str]:
         number = as_number(found[text])
@@ -225,19 +255,27 @@ def _named_as_found(labels: Sequence[Any], problem_type: ProblemType, descriptio
     numbers_of: dict[str | float, int] = {name: number for number, name in enumerate(names)}
     values = [value_of(found[name]) for name in names]
     how_often = Counter(values)
-    numbers_of |= {value: n for n, value in enumerate(values) if value is not None and how_often[value] == 1}
+    numbers_of |= {
+        value: n for n, value in enumerate(values) if value is not None and how_often[value] == 1
+    }
     are_numbers = not any(isinstance(label, str) for label in labels)
     return LabelSpace(problem_type, names, numbers_of, are_numbers)
 
 
-def _named(labels: Sequence[Any], problem_type: ProblemType, names: Sequence[str], description: str) -> LabelSpace:
+def _named(
+    labels: Sequence[Any], problem_type: ProblemType, names: Sequence[str], description: str
+) -> LabelSpace:
     """Return the classes of these names, where the labels are either names or numbers of them."""
     by_name: dict[str | float, int] = {name: number for number, name in enumerate(names)}
     if len(by_name) < len(names) or not all(name.strip() for name in names):
-        raise InputError(f"the label names {list(names)} are not all different, or not all there; change --label_names")
+        raise InputError(
+            f"the label names {list(names)} are not all different, or not all there; change "
+            "--label_names"
+        )
     are_texts = all(isinstance(label, str) for label in labels)
     is_named = are_texts and (
-        all(label in by_name for label in labels) or all(as_number(label) is None for label in labels)
+        all(label in by_name for label in labels)
+        or all(as_number(label) is None for label in labels)
     )
     by_number: dict[str | float, int] = {number: number for number in range(len(names))}
     unknown = [
@@ -247,11 +285,14 @@ def _named(labels: Sequence[Any], problem_type: ProblemType, names: Sequence[str
     ]
     if unknown:
         raise InputError(
-            f"{description} has the label {min(map(text_of, unknown))!r} but the classes are {', '.join(names)}"
+            f"{description} has the label {min(map(text_of, unknown))!r} but the classes are "
+            f"{', '.join(names)}"
             + ("" if is_named else f", numbered from 0 to {len(names) - 1}")
             + "; change --label_names, --task or --label_column"
         )
-    return LabelSpace(problem_type, tuple(names), by_name if is_named else by_number, are_numbers=not is_named)
+    return LabelSpace(
+        problem_type, tuple(names), by_name if is_named else by_number, are_numbers=not is_named
+    )
 
 
 def _guess(values: Sequence[Any], *, is_typed: bool) -> ProblemType:

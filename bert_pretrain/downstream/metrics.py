@@ -1,7 +1,7 @@
 """Metrics of downstream tasks as `evaluate.Metric` classes that need no network, over scikit-learn and SciPy.
 
-Predictions and references enter; a dictionary of numbers leaves. `evaluate.load("accuracy")` would fetch a script from
-the Hub, so that without a network not even an accuracy could be computed.
+Predictions and references enter; a dictionary of numbers leaves. `evaluate.load("accuracy")` would
+fetch a script from the Hub, so that without a network not even an accuracy could be computed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class _OfflineMetric(evaluate.Metric):  # type: ignore[misc]
         return evaluate.MetricInfo(
             description=self.description,
             citation="",
-            inputs_description="predictions and references: one class number, value, or row of 0 and 1 for each row",
+            inputs_description="predictions and references: one class number, value, or row of 0 "
+            "and 1 for each row",
             features=datasets.Features({"predictions": value, "references": value}),
         )
 
@@ -73,10 +74,13 @@ class F1(_OfflineMetric):
 
     def score(self, references: NDArray[Any], predictions: NDArray[Any]) -> float:
         """Return the F1 in [0, 1]."""
-        # scikit-learn takes one column for two classes, 0 and 1, of which it would average the F1 or count both.
+        # scikit-learn takes one column for two classes, 0 and 1, of which it would average the F1
+        # or count both.
         is_one_class = self.is_multi_label and references.shape[1] == 1
         average = "binary" if is_one_class else self.average
-        return float(sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0.0))
+        return float(
+            sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0.0)
+        )
 
 
 class MacroF1(F1):
@@ -149,13 +153,24 @@ def _correlation(function: Any, references: NDArray[Any], predictions: NDArray[A
 
 METRICS: dict[str, type[_OfflineMetric]] = {
     metric.key: metric
-    for metric in (Accuracy, F1, MacroF1, MicroF1, MatthewsCorrelation, Pearson, Spearman, MeanSquaredError)
+    for metric in (
+        Accuracy,
+        F1,
+        MacroF1,
+        MicroF1,
+        MatthewsCorrelation,
+        Pearson,
+        Spearman,
+        MeanSquaredError,
+    )
 }
 SMALLER_IS_BETTER = {"mse", "mae", "brier_score"}
 _OF_VALUES = {"pearson", "spearman", "mse"}
 
 
-def load_metrics(names: Sequence[str], problem_type: ProblemType, *, num_classes: int) -> dict[str, evaluate.Metric]:
+def load_metrics(
+    names: Sequence[str], problem_type: ProblemType, *, num_classes: int
+) -> dict[str, evaluate.Metric]:
     """Return the metrics of these names: ours, or by any other name one that the Hub or a local script defines.
 
     Raises:
@@ -165,13 +180,18 @@ def load_metrics(names: Sequence[str], problem_type: ProblemType, *, num_classes
     for name in names:
         if name in METRICS:
             _check_suits(name, problem_type, num_classes)
-            loaded[name] = METRICS[name](is_multi_label=problem_type == "multi_label_classification")
+            loaded[name] = METRICS[name](
+                is_multi_label=problem_type == "multi_label_classification"
+            )
             continue
         try:
             loaded[name] = evaluate.load(name)
-        except Exception as error:  # evaluate raises whatever the network, the Hub and a foreign script raise
+        except (
+            Exception
+        ) as error:  # evaluate raises whatever the network, the Hub and a foreign script raise
             raise InputError(
-                f"the metric {name!r} is neither one of {', '.join(METRICS)} nor found as a script or on the Hub "
+                f"the metric {name!r} is neither one of {', '.join(METRICS)} nor found as a script "
+                "or on the Hub "
                 f"({type(error).__name__}); change --metrics"
             ) from error
     return loaded
@@ -184,7 +204,9 @@ def _check_suits(name: str, problem_type: ProblemType, num_classes: int) -> None
         or (name == "f1" and (problem_type != "single_label_classification" or num_classes != 2))
     )
     if wrong:
-        what = problem_type.replace("_", " ") + ("" if problem_type == "regression" else f" of {num_classes} classes")
+        what = problem_type.replace("_", " ") + (
+            "" if problem_type == "regression" else f" of {num_classes} classes"
+        )
         raise InputError(f"the metric {name!r} is not defined for {what}; change --metrics")
 
 
@@ -202,7 +224,9 @@ def compute_metrics(
     for name, metric in metrics.items():
         found = metric.compute(predictions=predictions, references=references)
         numbers = {key: float(value) for key, value in found.items() if np.ndim(value) == 0}
-        results |= {name if len(numbers) == 1 else f"{name}_{key}": value for key, value in numbers.items()}
+        results |= {
+            name if len(numbers) == 1 else f"{name}_{key}": value for key, value in numbers.items()
+        }
     return results
 
 

@@ -1,7 +1,8 @@
 """Classifiers on a pretrained encoder, or on an untrained one of the same architecture.
 
-The folder or Hub id of a model enters once; as many models as there are seeds leave, without reading it again. They are
-the stock classes that `AutoModelForSequenceClassification` and `AutoModelForImageClassification` choose.
+The folder or Hub id of a model enters once; as many models as there are seeds leave, without
+reading it again. They are the stock classes that `AutoModelForSequenceClassification` and
+`AutoModelForImageClassification` choose.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.positions import num_positions
 
-# Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al. 2019 take up to ten
-# times that. Between them the rate falls with the square of the width.
+# Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al.
+# 2019 take up to ten times that. Between them the rate falls with the square of the width.
 _REFERENCE_RATE, _REFERENCE_WIDTH, _LARGEST_RATE = 5e-5, 768, 5e-4
 
 
@@ -50,25 +51,36 @@ def read_model_config(model: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers and the network raise
         refuse_misnamed_model(model)
-        where = "has no usable config.json" if Path(model).is_dir() else "is neither a folder nor found on the Hub"
+        where = (
+            "has no usable config.json"
+            if Path(model).is_dir()
+            else "is neither a folder nor found on the Hub"
+        )
         raise InputError(
-            f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a transformers model"
+            f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a "
+            "transformers model"
         ) from error
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         raise InputError(
-            f"the config.json of {model!r} has no decoder_start_token_id, which its decoder needs; add it, or change "
+            f"the config.json of {model!r} has no decoder_start_token_id, which its decoder needs; "
+            "add it, or change "
             "--model"
         )
-    if not is_image_config(config) and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    if (
+        not is_image_config(config)
+        and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    ):
         raise InputError(
-            f"{model!r} is a model of type {config.model_type!r}, which transformers classifies neither texts nor "
+            f"{model!r} is a model of type {config.model_type!r}, which transformers classifies "
+            "neither texts nor "
             "images with; change --model"
         )
     try:
         _without_weights(config)
     except Exception as error:  # the models of transformers raise whatever their numbers lead to
         raise InputError(
-            f"no model can be made of the config.json of {model!r} ({first_line(error)}); change --model"
+            f"no model can be made of the config.json of {model!r} ({first_line(error)}); change "
+            "--model"
         ) from error
     return config
 
@@ -82,17 +94,26 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 def is_image_config(config: PreTrainedConfig) -> bool:
     """Return whether it is an image encoder's."""
-    return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and hasattr(config, "num_channels")
+    return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and hasattr(
+        config, "num_channels"
+    )
 
 
 def classifier_class(config: PreTrainedConfig) -> Any:
     """Return the `Auto` class that classifies what an encoder reads."""
-    return AutoModelForImageClassification if is_image_config(config) else AutoModelForSequenceClassification
+    return (
+        AutoModelForImageClassification
+        if is_image_config(config)
+        else AutoModelForSequenceClassification
+    )
 
 
 def default_learning_rate(config: PreTrainedConfig) -> float:
     """Return the peak learning rate of AdamW that the recipe takes for an encoder of this width."""
-    width = getattr(config, "hidden_size", None) or getattr(config, "hidden_sizes", [_REFERENCE_WIDTH])[-1]
+    width = (
+        getattr(config, "hidden_size", None)
+        or getattr(config, "hidden_sizes", [_REFERENCE_WIDTH])[-1]
+    )
     return min(_LARGEST_RATE, float(_REFERENCE_RATE * (_REFERENCE_WIDTH / width) ** 2))
 
 
@@ -106,17 +127,24 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers meet
         raise InputError(
-            f"{model!r} holds no usable tokenizer ({type(error).__name__}); pass --model a folder that has one"
+            f"{model!r} holds no usable tokenizer ({type(error).__name__}); pass --model a folder "
+            "that has one"
         ) from error
     # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"{model!r} holds no tokenizer with words; pass --model a folder with tokenizer.json")
+        raise InputError(
+            f"{model!r} holds no tokenizer with words; pass --model a folder with tokenizer.json"
+        )
     if tokenizer.pad_token_id is None:
-        raise InputError(f"the tokenizer of {model!r} has no padding token, which batches need; set one and save it")
+        raise InputError(
+            f"the tokenizer of {model!r} has no padding token, which batches need; set one and "
+            "save it"
+        )
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise InputError(
-            f"the tokenizer of {model!r} has the id {largest:,} but the model embeds {config.vocab_size:,}; "
+            f"the tokenizer of {model!r} has the id {largest:,} but the model embeds "
+            f"{config.vocab_size:,}; "
             "they do not belong together; change --model"
         )
     return tokenizer
@@ -146,11 +174,12 @@ class ClassifierSource:
             model: folder or Hub id.
             labels: decide the width of the head and are written to the configuration.
             from_scratch: leave the weights unread: every model starts from random ones.
-            freeze_encoder: train the head alone, and what else the model's weights lack, such as a pooler; running
-                means and variances of the encoder stay too.
-            max_seq_length: longest row in tokens, which decides the implementation of attention on a processor; 0 for
-                images.
-            pad_token_id: the tokenizer's, for a decoder whose configuration has none and could not find a row's end.
+            freeze_encoder: train the head alone, and what else the model's weights lack, such as a
+                pooler; running means and variances of the encoder stay too.
+            max_seq_length: longest row in tokens, which decides the implementation of attention on
+                a processor; 0 for images.
+            pad_token_id: the tokenizer's, for a decoder whose configuration has none and could not
+                find a row's end.
 
         Raises:
             InputError: the weights are not those of the configuration.
@@ -158,8 +187,11 @@ class ClassifierSource:
         config = read_model_config(model)
         self.auto_class = classifier_class(config)
         was_classifier = any("Classification" in name for name in config.architectures or ())
-        earlier_names = () if config.problem_type == "regression" else tuple(config.id2label.values())
-        # A head that fits by its size alone would start from classes that have nothing to do with these.
+        earlier_names = (
+            () if config.problem_type == "regression" else tuple(config.id2label.values())
+        )
+        # A head that fits by its size alone would start from classes that have nothing to do with
+        # these.
         self.has_foreign_head = was_classifier and earlier_names != labels.names
         config.num_labels = labels.num_outputs
         config.problem_type = labels.problem_type
@@ -184,16 +216,25 @@ class ClassifierSource:
             )
         except Exception as error:  # transformers raises whatever its parsers meet
             raise InputError(
-                f"the weights of {model!r} cannot be read ({type(error).__name__}: {first_line(error)}); change --model"
+                f"the weights of {model!r} cannot be read ({type(error).__name__}: "
+                f"{first_line(error)}); change --model"
             ) from error
-        misfits = {str(key): (list(found), list(wanted)) for key, found, wanted in loading["mismatched_keys"]}
+        misfits = {
+            str(key): (list(found), list(wanted))
+            for key, found, wanted in loading["mismatched_keys"]
+        }
         new = set(loading["missing_keys"]) | misfits.keys()
-        state: dict[str, Tensor] = {key: value for key, value in loaded.state_dict().items() if key not in new}
-        encoder_keys = {key for key in loaded.state_dict() if key.startswith(loaded.base_model_prefix + ".")}
+        state: dict[str, Tensor] = {
+            key: value for key, value in loaded.state_dict().items() if key not in new
+        }
+        encoder_keys = {
+            key for key in loaded.state_dict() if key.startswith(loaded.base_model_prefix + ".")
+        }
         for key in sorted(encoder_keys & misfits.keys()):
             found, wanted = misfits[key]
             raise InputError(
-                f"the weights of {model!r} do not fit its config.json: {key} has the shape {found}, not {wanted}; "
+                f"the weights of {model!r} do not fit its config.json: {key} has the shape "
+                f"{found}, not {wanted}; "
                 "change --model"
             )
         if self.has_foreign_head:
@@ -201,7 +242,8 @@ class ClassifierSource:
         lacking = encoder_keys & new
         if encoder_keys and len(lacking) > len(encoder_keys) / 2:
             raise InputError(
-                f"{model!r} lacks {len(lacking)} of {len(encoder_keys)} weights of its encoder, such as "
+                f"{model!r} lacks {len(lacking)} of {len(encoder_keys)} weights of its encoder, "
+                "such as "
                 f"{min(lacking)}; pass --model a pretrained one, or --from_scratch"
             )
         return state
@@ -209,15 +251,20 @@ class ClassifierSource:
     def build(self, seed: int) -> PreTrainedModel:
         """Return a model; what it does not have from the pretrained one is drawn from the seed."""
         torch.manual_seed(seed)
-        model: PreTrainedModel = self.auto_class.from_config(copy.deepcopy(self.config), dtype=torch.float32)
+        model: PreTrainedModel = self.auto_class.from_config(
+            copy.deepcopy(self.config), dtype=torch.float32
+        )
         model.load_state_dict(self.state, strict=False)
         if self.freeze_encoder:
-            for name, parameter in model.base_model.named_parameters(prefix=model.base_model_prefix):
+            for name, parameter in model.base_model.named_parameters(
+                prefix=model.base_model_prefix
+            ):
                 parameter.requires_grad_(name not in self.state)
             for name, module in model.base_model.named_modules(prefix=model.base_model_prefix):
                 if f"{name}.running_mean" in self.state:
-                    # `Trainer` puts the whole model into training mode at each step, in which these layers would
-                    # normalise by the batch and go on averaging. Dropout has no state and acts as in training.
+                    # `Trainer` puts the whole model into training mode at each step, in which these
+                    # layers would normalise by the batch and go on averaging. Dropout has no state
+                    # and acts as in training.
                     module.register_forward_pre_hook(_put_into_evaluation_mode)
         if self.max_seq_length:
             choose_attention(model, self.max_seq_length)

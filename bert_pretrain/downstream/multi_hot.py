@@ -1,8 +1,9 @@
 """Labels of a row as a list of one 0 or 1 for each class, the form in which transformers' multi-label heads take them.
 
-Such lists are told from lists of class numbers by their equal lengths and by numbers that come twice, which no set of
-classes has. Two classes may leave it open: [0, 1] is both. As class numbers such rows would all be alike, so that there
-would be nothing to learn; they are read as multi-hot too.
+Such lists are told from lists of class numbers by their equal lengths and by numbers that come
+twice, which no set of classes has. Two classes may leave it open: [0, 1] is both. As class numbers
+such rows would all be alike, so that there would be nothing to learn; they are read as multi-hot
+too.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ def multi_hot_width(values: Sequence[Any], *, description: str) -> int:
         refuse_missing(value, place, description)
         other = f"a list of {len(value)}" if isinstance(value, list) else f"the label {value!r}"
         raise InputError(
-            f"row {place + 1} of {description} has {other} but row {values.index(lists[0]) + 1} one of {width} zeros "
-            "and ones; with one of them for each class all lists must be equally long, and as class numbers they must "
+            f"row {place + 1} of {description} has {other} but row {values.index(lists[0]) + 1} "
+            f"one of {width} zeros "
+            "and ones; with one of them for each class all lists must be equally long, and as "
+            "class numbers they must "
             "not come twice in a row; repair the row, or change --label_column"
         )
     return width if width > 1 else 0
@@ -54,10 +57,16 @@ def encode_multi_hot(values: Sequence[Any], width: int, *, description: str) -> 
     """
     for place, value in enumerate(values):
         refuse_missing(value, place, description)
-        if not isinstance(value, list) or len(value) != width or not all(map(_is_zero_or_one, value)):
+        if (
+            not isinstance(value, list)
+            or len(value) != width
+            or not all(map(_is_zero_or_one, value))
+        ):
             raise InputError(
-                f"row {place + 1} of {description} has the label {value!r}, but those of the training rows are lists "
-                f"of {width} places, each 0 or 1 for one class; repair the row, or change --label_column"
+                f"row {place + 1} of {description} has the label {value!r}, but those of the "
+                "training rows are lists "
+                f"of {width} places, each 0 or 1 for one class; repair the row, or change "
+                "--label_column"
             )
     return np.array(values, np.float32).reshape(len(values), width)
 

@@ -32,7 +32,9 @@ def write_predictions(path: Path, logits: NDArray[np.float32], splits: Splits, n
     for place in range(len(logits)):
         line: dict[str, Any] = {"row": place}
         if texts is not None:
-            line |= {"text": texts.first[place]} | ({"text_pair": texts.second[place]} if texts.second else {})
+            line |= {"text": texts.first[place]} | (
+                {"text_pair": texts.second[place]} if texts.second else {}
+            )
         if rows.labels is not None:
             line["label"] = _named(rows.labels[place], labels)
         line["prediction"] = _named(predictions[place], labels)
@@ -53,4 +55,6 @@ def _named(value: Any, labels: LabelSpace) -> Any:
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write JSON lines."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )

@@ -38,7 +38,8 @@ def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Return the best seed by validation, the mean and the standard deviation of each metric, and the outcomes.
 
     Args:
-        outcomes: by seed; `metrics` holds by split the numbers by name, of which the first of validation decides.
+        outcomes: by seed; `metrics` holds by split the numbers by name, of which the first of
+            validation decides.
     """
     first = next(iter(outcomes.values()))["metrics"]
     decisive = next(iter(first["validation"]))
@@ -51,7 +52,10 @@ def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
         for name in names:
             values = [outcome["metrics"][split][name] for outcome in outcomes.values()]
             deviation = statistics.stdev(values) if len(values) > 1 else None
-            spread.setdefault(split, {})[name] = {"mean": statistics.fmean(values), "std": deviation}
+            spread.setdefault(split, {})[name] = {
+                "mean": statistics.fmean(values),
+                "std": deviation,
+            }
     return {
         "best_seed": best,
         "chosen_by": f"validation {decisive}",
@@ -62,7 +66,10 @@ def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 def format_results(results: dict[str, Any]) -> str:
     """Lay out what `summarize_seeds` returns: a line for each split and metric."""
-    lines = [f"{'split':<11} {'metric':<21} {'mean':>8} {'std':>8}   over {len(results['seeds'])} seed(s)"]
+    lines = [
+        f"{'split':<11} {'metric':<21} {'mean':>8} {'std':>8}   over {len(results['seeds'])} "
+        "seed(s)"
+    ]
     for split, metrics in results["metrics"].items():
         for name, values in metrics.items():
             deviation = "" if values["std"] is None else f"{values['std']:.4f}"
@@ -83,8 +90,14 @@ def describe_splits(splits: Splits) -> str:
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.rows.items())
     names = [_shown(name) for name in splits.labels.names]
     names = [name if len(name) <= _NAME_WIDTH else name[:_NAME_WIDTH] + "..." for name in names]
-    classes = f"{len(names)} classes: {', '.join(names[:12])}{', ...' * (len(names) > 12)}" if names else "regression"
-    num_long = sum(int((rows.lengths >= splits.max_seq_length).sum()) for rows in splits.rows.values())
+    classes = (
+        f"{len(names)} classes: {', '.join(names[:12])}{', ...' * (len(names) > 12)}"
+        if names
+        else "regression"
+    )
+    num_long = sum(
+        int((rows.lengths >= splits.max_seq_length).sum()) for rows in splits.rows.values()
+    )
     cut = f"; {num_long:,} of them have {splits.max_seq_length} tokens or more and end there (--max_seq_length)"
     return f"rows: {sizes}{cut if splits.texts and num_long else ''}; {classes}"
 
@@ -146,7 +159,9 @@ def model_card(
         trained=trained,
         path=repo_id if "/" in repo_id else ".",
         path_comment="" if "/" in repo_id else "  # this folder, or its name on the Hub",
-        labels=", ".join(f"`{_shown(name)}`" for name in names[:50]) if names else "a number (regression)",
+        labels=", ".join(f"`{_shown(name)}`" for name in names[:50])
+        if names
+        else "a number (regression)",
         num_seeds=len(results["seeds"]),
         s="" if len(results["seeds"]) == 1 else "s",
         rows="\n".join(rows),

@@ -1,7 +1,8 @@
 """Which rows of different splits are the same, and whether a file still holds the rows that it held.
 
-Rows as they were read enter: texts before they are cut into tokens, images as the model's processor resized them. A
-digest of each leaves, equal for equal rows alone; from these, how many rows are trained and evaluated on alike.
+Rows as they were read enter: texts before they are cut into tokens, images as the model's processor
+resized them. A digest of each leaves, equal for equal rows alone; from these, how many rows are
+trained and evaluated on alike.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import TypedDict
 from bert_pretrain.downstream.data import ImageDataset
 from bert_pretrain.downstream.sources import Splits
 
-_DIGEST_SIZE = 16  # bytes; among a billion rows two different ones are alike with a probability of 1e-21
+_DIGEST_SIZE = (
+    16  # bytes; among a billion rows two different ones are alike with a probability of 1e-21
+)
 
 
 class Overlap(TypedDict):
@@ -27,11 +30,15 @@ class Overlap(TypedDict):
 def overlap_with_training(splits: Splits) -> dict[str, Overlap]:
     """Return for every other split how many of its rows are training rows too, whatever their labels are.
 
-    Texts are the same if they are equal letter for letter, pairs if both texts are, images if all pixels are.
+    Texts are the same if they are equal letter for letter, pairs if both texts are, images if all
+    pixels are.
     """
     trained = set(_row_digests(splits, "train"))
     return {
-        name: Overlap(rows=len(rows), also_training_rows=sum(row in trained for row in _row_digests(splits, name)))
+        name: Overlap(
+            rows=len(rows),
+            also_training_rows=sum(row in trained for row in _row_digests(splits, name)),
+        )
         for name, rows in splits.rows.items()
         if name != "train"
     }
@@ -49,7 +56,8 @@ def describe_overlap(splits: Splits, overlap: dict[str, Overlap]) -> str | None:
     if not found:
         return None
     return (
-        f"{' and '.join(found)} are training rows too, exactly the same: scores on them are partly memory; leave them "
+        f"{' and '.join(found)} are training rows too, exactly the same: scores on them are partly "
+        "memory; leave them "
         "out of one of the two for a score on unseen rows."
     )
 
@@ -67,10 +75,15 @@ def labelled_rows_sha256(splits: Splits, name: str) -> str:
 def _row_digests(splits: Splits, name: str) -> Iterator[bytes]:
     rows = splits.rows[name]
     if isinstance(rows, ImageDataset):
-        contents = (image.tobytes() for image in rows.pixels)  # all images of a model have one shape
+        contents = (
+            image.tobytes() for image in rows.pixels
+        )  # all images of a model have one shape
     else:
         texts = splits.texts[name]
         # As JSON, so that ("a b", "c") and ("a", "b c") differ.
-        contents = (json.dumps(row).encode() for row in zip(texts.first, texts.second or texts.first, strict=True))
+        contents = (
+            json.dumps(row).encode()
+            for row in zip(texts.first, texts.second or texts.first, strict=True)
+        )
     for content in contents:
         yield hashlib.blake2b(content, digest_size=_DIGEST_SIZE).digest()

@@ -11,14 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, PreTrainedConfig
 
-from bert_pretrain.config.data_flags import TaskDataArguments, check_data_flags, refuse_flags_without_effect
+from bert_pretrain.config.data_flags import (
+    TaskDataArguments,
+    check_data_flags,
+    refuse_flags_without_effect,
+)
 from bert_pretrain.data.names import refuse_missing_folder
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, Texts, read_texts, tokenize
 from bert_pretrain.downstream.image_data import LabelledPixels, augmentation_of, read_images
 from bert_pretrain.downstream.label_values import LABEL_SEPARATOR, as_number, is_missing, tidy
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
-from bert_pretrain.downstream.models import is_image_config, load_text_tokenizer, longest_row, read_model_config
+from bert_pretrain.downstream.models import (
+    is_image_config,
+    load_text_tokenizer,
+    longest_row,
+    read_model_config,
+)
 from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError
@@ -39,7 +48,8 @@ class Splits:
         config: the model's.
         processor: its tokenizer or image processor.
         max_seq_length: longest row in tokens; 0 for images.
-        notes: a line for people on each thing about the labels that could have been read in another way.
+        notes: a line for people on each thing about the labels that could have been read in another
+            way.
     """
 
     rows: dict[str, LabelledDataset]
@@ -59,7 +69,9 @@ class _Raw(NamedTuple):
     is_typed: bool = True
 
 
-def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, needs_validation: bool = True) -> Splits:
+def open_splits(
+    model: str, data: TaskDataArguments, task: Task, *, seed: int, needs_validation: bool = True
+) -> Splits:
     """Read and encode what the flags name.
 
     Args:
@@ -70,7 +82,8 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
         needs_validation: hold rows out also where there are test rows.
 
     Raises:
-        InputError: something cannot be read, a column or a label is missing, or a label was not trained on.
+        InputError: something cannot be read, a column or a label is missing, or a label was not
+            trained on.
     """
     check_data_flags(data, task)
     config = read_model_config(model)
@@ -80,31 +93,42 @@ def open_splits(model: str, data: TaskDataArguments, task: Task, *, seed: int, n
     tokenizer = load_text_tokenizer(model, config)
     raw = {name: _raw_texts(name, table, data, task) for name, table in _tables(data, task).items()}
     _check_pairs(raw)
-    max_seq_length = _max_seq_length(data, config, tokenizer, is_pair=raw["train"].content.second is not None)
+    max_seq_length = _max_seq_length(
+        data, config, tokenizer, is_pair=raw["train"].content.second is not None
+    )
     labels, encoded = _encode_labels(raw, data, task)
     texts = {name: part.content for name, part in raw.items()}
     rows: dict[str, LabelledDataset] = {
-        name: tokenize(texts[name], encoded[name], tokenizer, max_seq_length=max_seq_length) for name in raw
+        name: tokenize(texts[name], encoded[name], tokenizer, max_seq_length=max_seq_length)
+        for name in raw
     }
     if "validation" not in rows and (needs_validation or "test" not in rows):
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
         whole, text = rows["train"], texts["train"]
         rows |= {"train": whole.subset(kept), "validation": whole.subset(held_out)}
         texts |= {"train": text.subset(kept), "validation": text.subset(held_out)}
-    return Splits(rows, texts, labels, config, tokenizer, max_seq_length, _notes(raw["train"], labels, task))
+    return Splits(
+        rows, texts, labels, config, tokenizer, max_seq_length, _notes(raw["train"], labels, task)
+    )
 
 
-def _max_seq_length(data: TaskDataArguments, config: PreTrainedConfig, tokenizer: Any, *, is_pair: bool) -> int:
+def _max_seq_length(
+    data: TaskDataArguments, config: PreTrainedConfig, tokenizer: Any, *, is_pair: bool
+) -> int:
     """Return the tokens of a row: of each text at least one beside the special ones, at most what the model takes.
 
-    Not asked for, it is no more than the tokenizer's `model_max_length`, from which on positions may be untrained.
+    Not asked for, it is no more than the tokenizer's `model_max_length`, from which on positions
+    may be untrained.
     """
     shortest = tokenizer.num_special_tokens_to_add(pair=is_pair) + (2 if is_pair else 1)
     longest = longest_row(config, tokenizer)
-    max_seq_length = data.max_seq_length or min(_DEFAULT_LENGTH, longest, tokenizer.model_max_length)
+    max_seq_length = data.max_seq_length or min(
+        _DEFAULT_LENGTH, longest, tokenizer.model_max_length
+    )
     if not shortest <= max_seq_length <= longest:
         raise InputError(
-            f"max_seq_length is {data.max_seq_length} but must lie in {shortest}..{longest} for this model and "
+            f"max_seq_length is {data.max_seq_length} but must lie in {shortest}..{longest} for "
+            "this model and "
             f"{'pairs of texts' if is_pair else 'single texts'}; change --max_seq_length"
         )
     return max_seq_length
@@ -113,20 +137,29 @@ def _max_seq_length(data: TaskDataArguments, config: PreTrainedConfig, tokenizer
 def _tables(data: TaskDataArguments, task: Task) -> dict[str, Table]:
     if data.train_file:
         paths = {name: getattr(data, f"{name}_file") for name in SPLITS}
-        return {name: read_file(path, flag=f"--{name}_file") for name, path in paths.items() if path}
-    name, config_name = (data.dataset_name, data.dataset_config_name) if data.dataset_name else task.dataset or ("", "")
+        return {
+            name: read_file(path, flag=f"--{name}_file") for name, path in paths.items() if path
+        }
+    name, config_name = (
+        (data.dataset_name, data.dataset_config_name)
+        if data.dataset_name
+        else task.dataset or ("", "")
+    )
     splits = open_dataset(str(name), config_name)
     wanted = _wanted_splits(data, task, list(splits), str(name))
     return {role: table_of(splits[split], f"{name} ({split})") for role, split in wanted.items()}
 
 
-def _wanted_splits(data: TaskDataArguments, task: Task, found: list[str], name: str) -> dict[str, str]:
+def _wanted_splits(
+    data: TaskDataArguments, task: Task, found: list[str], name: str
+) -> dict[str, str]:
     """Return which split of a data set is trained, validated and tested on; those asked for must be there."""
     asked = {"train": "train", "validation": data.validation_split, "test": data.test_split}
     for split in asked.values():
         if split and split not in found:
             raise InputError(
-                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, found))}; "
+                f"the data set {name!r} has no split {split!r}; it has "
+                f"{', '.join(map(str, found))}; "
                 "change --validation_split, --test_split or --dataset_name"
             )
     usual = dict(zip(("validation", "test"), task.evaluation_splits, strict=True))
@@ -137,13 +170,18 @@ def _wanted_splits(data: TaskDataArguments, task: Task, found: list[str], name: 
 def _raw_texts(role: str, table: Table, data: TaskDataArguments, task: Task) -> _Raw:
     if data.label_column in (data.text_column, data.text_pair_column):
         raise InputError(
-            f"the column {data.label_column!r} cannot be both text and label; change --text_column or --label_column"
+            f"the column {data.label_column!r} cannot be both text and label; change --text_column "
+            "or --label_column"
         )
     if role != "test":
         table.column(data.label_column, flag="--label_column")
-    texts = read_texts(table, task, text_column=data.text_column, text_pair_column=data.text_pair_column)
+    texts = read_texts(
+        table, task, text_column=data.text_column, text_pair_column=data.text_pair_column
+    )
     names = table.class_names.get(data.label_column)
-    return _Raw(table.description, texts, table.columns.get(data.label_column), names, table.is_typed)
+    return _Raw(
+        table.description, texts, table.columns.get(data.label_column), names, table.is_typed
+    )
 
 
 def _check_pairs(raw: dict[str, _Raw]) -> None:
@@ -152,7 +190,8 @@ def _check_pairs(raw: dict[str, _Raw]) -> None:
     single = [part for part in raw.values() if part.content.second is None]
     if pairs and single:
         raise InputError(
-            f"{pairs[0].description} has pairs of texts but {single[0].description} has single ones; give all the same "
+            f"{pairs[0].description} has pairs of texts but {single[0].description} has single "
+            "ones; give all the same "
             "columns, or name what both have as --text_column and --text_pair_column"
         )
 
@@ -163,11 +202,13 @@ def _encode_labels(
     for name, part in raw.items():
         if part.labels is None and name != "test":
             raise InputError(
-                f"{part.description} has no column {data.label_column!r}; pass the one of labels as --label_column"
+                f"{part.description} has no column {data.label_column!r}; pass the one of labels "
+                "as --label_column"
             )
         if name != "test" and all(map(is_missing, part.labels or [None])):
             raise InputError(
-                f"{part.description} has no labels; change --label_column, or divide a folder of images into a "
+                f"{part.description} has no labels; change --label_column, or divide a folder of "
+                "images into a "
                 "subfolder for each of its classes, two at least"
             )
     train = raw["train"]
@@ -181,16 +222,23 @@ def _encode_labels(
         are_class_numbers=train.class_names is not None,
     )
     if labels.problem_type == "regression" and data.label_names:
-        raise InputError("regression has no classes to be named; leave out --label_names or change --task")
+        raise InputError(
+            "regression has no classes to be named; leave out --label_names or change --task"
+        )
     encoded: dict[str, NDArray[Any] | None] = {}
     for name, part in raw.items():
         has_none = part.labels is None or (name == "test" and _are_hidden(part.labels, labels))
-        encoded[name] = None if has_none else labels.encode(_renumbered(part, train), description=part.description)
+        encoded[name] = (
+            None
+            if has_none
+            else labels.encode(_renumbered(part, train), description=part.description)
+        )
     return labels, encoded
 
 
 _ABOUT_NUMBERS = (
-    "labels: those of {} are texts that look like numbers and are read as names of classes; if they are values, pass "
+    "labels: those of {} are texts that look like numbers and are read as names of classes; if "
+    "they are values, pass "
     "--task regression"
 )
 
@@ -198,21 +246,26 @@ _ABOUT_NUMBERS = (
 def _notes(train: _Raw, labels: LabelSpace, task: Task) -> tuple[str, ...]:
     if labels.is_multi_hot:
         return (
-            f"labels: lists of {len(labels.names)} zeros and ones, one for each class (multi-hot), no class numbers",
+            f"labels: lists of {len(labels.names)} zeros and ones, one for each class (multi-hot), "
+            "no class numbers",
         )
     if task.problem_type or labels.problem_type != "single_label_classification":
         return ()
     cells = train.labels or []
     if train.is_typed:
-        are_numbers = all(isinstance(cell, str) and as_number(tidy(cell)) is not None for cell in cells)
+        are_numbers = all(
+            isinstance(cell, str) and as_number(tidy(cell)) is not None for cell in cells
+        )
         has_fraction = any(isinstance(as_number(tidy(cell)), float) for cell in cells)
         return (_ABOUT_NUMBERS.format(train.description),) if are_numbers and has_fraction else ()
     num_divided = sum(LABEL_SEPARATOR in str(cell) for cell in cells)
     if not num_divided:
         return ()
     return (
-        f"labels: {num_divided:,} of the {len(cells):,} labels of {train.description} contain {LABEL_SEPARATOR!r} and "
-        "are read as names of classes; if it divides several labels of a row, pass --task multi_label",
+        f"labels: {num_divided:,} of the {len(cells):,} labels of {train.description} contain "
+        f"{LABEL_SEPARATOR!r} and "
+        "are read as names of classes; if it divides several labels of a row, pass --task "
+        "multi_label",
     )
 
 
@@ -220,7 +273,9 @@ def _are_hidden(test_labels: list[Any], labels: LabelSpace) -> bool:
     """Return whether no test row has a label: all are empty, or -1 as in the test splits of GLUE."""
     values = [tidy(label) for label in test_labels]
     has_such_class = -1 in labels.numbers or "-1" in labels.numbers
-    return all(map(is_missing, values)) or (all(as_number(value) == -1 for value in values) and not has_such_class)
+    return all(map(is_missing, values)) or (
+        all(as_number(value) == -1 for value in values) and not has_such_class
+    )
 
 
 def _renumbered(part: _Raw, train: _Raw) -> list[Any]:
@@ -235,7 +290,9 @@ def _renumbered(part: _Raw, train: _Raw) -> list[Any]:
             return [renumber(member) for member in label]
         if not isinstance(label, int) or not 0 <= label < len(theirs):
             return label
-        return numbers.get(theirs[label], theirs[label])  # a name that training lacks is refused by the encoding
+        return numbers.get(
+            theirs[label], theirs[label]
+        )  # a name that training lacks is refused by the encoding
 
     return [renumber(label) for label in part.labels or []]
 
@@ -248,28 +305,42 @@ def _hold_out(
     is_held_out = np.zeros(len(encoded), dtype=np.bool_)
     is_classes = labels.problem_type == "single_label_classification"
     groups = (
-        [np.flatnonzero(encoded == value) for value in np.unique(encoded)] if is_classes else [np.arange(len(encoded))]
+        [np.flatnonzero(encoded == value) for value in np.unique(encoded)]
+        if is_classes
+        else [np.arange(len(encoded))]
     )
     for number, members in enumerate(groups):
         count = min(round(share * len(members)), len(members) - 1)
         is_held_out[members[permutation(len(members), seed, Purpose.SPLIT, number)[:count]]] = True
     if not is_held_out.any():
         raise InputError(
-            f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on, where each class keeps "
+            f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on, "
+            "where each class keeps "
             "a row to learn from; pass --validation_file or a larger --validation_share"
         )
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def _open_images(
-    model: str, config: PreTrainedConfig, data: TaskDataArguments, task: Task, seed: int, *, needs_validation: bool
+    model: str,
+    config: PreTrainedConfig,
+    data: TaskDataArguments,
+    task: Task,
+    seed: int,
+    *,
+    needs_validation: bool,
 ) -> Splits:
     mean_std = read_processor(model)
     processor = AutoImageProcessor.from_pretrained(model)
-    raw = {name: _Raw(*part) for name, part in _pixels(data, task, processor, config.num_channels).items()}
+    raw = {
+        name: _Raw(*part)
+        for name, part in _pixels(data, task, processor, config.num_channels).items()
+    }
     labels, encoded = _encode_labels(raw, data, task)
     statistics: dict[str, Any] = {"mean": mean_std.mean, "std": mean_std.std}
-    rows: dict[str, Any] = {name: ImageDataset(part.content, encoded[name], **statistics) for name, part in raw.items()}
+    rows: dict[str, Any] = {
+        name: ImageDataset(part.content, encoded[name], **statistics) for name, part in raw.items()
+    }
     kept = np.arange(len(rows["train"]))
     if "validation" not in rows and (needs_validation or "test" not in rows):
         kept, held_out = _hold_out(labels, encoded["train"], data.validation_share, seed)
@@ -279,9 +350,16 @@ def _open_images(
     return Splits(rows, {}, labels, config, processor, 0, _notes(raw["train"], labels, task))
 
 
-def _pixels(data: TaskDataArguments, task: Task, processor: Any, num_channels: int) -> dict[str, LabelledPixels]:
+def _pixels(
+    data: TaskDataArguments, task: Task, processor: Any, num_channels: int
+) -> dict[str, LabelledPixels]:
     def read(role: str, **where: Any) -> LabelledPixels:
-        flags = {"dataset_name": None, "dataset_config_name": None, "dataset_split": "train", "data_files": None}
+        flags = {
+            "dataset_name": None,
+            "dataset_config_name": None,
+            "dataset_split": "train",
+            "data_files": None,
+        }
         columns = {"image_column": data.image_column, "label_column": data.label_column}
         with _naming(role, data.dataset_name):
             return read_images(processor, num_channels=num_channels, **(flags | where | columns))

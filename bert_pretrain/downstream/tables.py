@@ -1,6 +1,7 @@
 """Read labelled rows: CSV, TSV, JSON lines and Parquet files, also compressed, and splits of data sets.
 
-A path or the name of a data set enters; a `Table` of columns leaves. What a cell means is decided in `labels`.
+A path or the name of a data set enters; a `Table` of columns leaves. What a cell means is decided
+in `labels`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Sequence,
+    load_dataset,
+    load_from_disk,
+)
 
 from bert_pretrain.data.files import is_saved_dataset
 from bert_pretrain.data.names import refuse_missing_folder
@@ -49,7 +58,10 @@ class Table:
         """
         if name not in self.columns:
             listed = ", ".join(map(repr, self.columns)) or "none"
-            raise InputError(f"{self.description} has no column {name!r}; it has {listed}; pass one of them as {flag}")
+            raise InputError(
+                f"{self.description} has no column {name!r}; it has {listed}; pass one of them as "
+                f"{flag}"
+            )
         return self.columns[name]
 
 
@@ -57,7 +69,8 @@ def read_file(path: str, *, flag: str) -> Table:
     """Read a file; its extension tells the format.
 
     Args:
-        path: .csv, .tsv, .jsonl (or .json of one object a line) or .parquet, each also with .gz or .zst.
+        path: .csv, .tsv, .jsonl (or .json of one object a line) or .parquet, each also with .gz or
+            .zst.
         flag: that named it, for messages.
 
     Raises:
@@ -70,7 +83,8 @@ def read_file(path: str, *, flag: str) -> Table:
     kind = file_kind(file)
     if kind not in EXTENSIONS:
         raise InputError(
-            f"{path} has an unknown extension; {flag} takes {', '.join(EXTENSIONS)}, each also with .gz or .zst"
+            f"{path} has an unknown extension; {flag} takes {', '.join(EXTENSIONS)}, each also "
+            "with .gz or .zst"
         )
     class_names: dict[str, tuple[str, ...]] = {}
     if kind in (".csv", ".tsv"):
@@ -78,12 +92,17 @@ def read_file(path: str, *, flag: str) -> Table:
         columns = {str(name): frame[name].tolist() for name in frame.columns}
     elif kind in (".jsonl", ".json"):
         rows = [row for _, row in read_json_lines(file, flag=flag)]
-        columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))}
+        columns = {
+            name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))
+        }
     else:
         with open_parquet(file, flag=flag) as parquet:
             content = parquet.read()
         class_names = _class_names(Features.from_arrow_schema(content.schema))
-        columns = {name: cells.to_pylist() for name, cells in zip(content.column_names, content.columns, strict=True)}
+        columns = {
+            name: cells.to_pylist()
+            for name, cells in zip(content.column_names, content.columns, strict=True)
+        }
     table = Table(path, columns, class_names, is_typed=kind not in (".csv", ".tsv"))
     if not len(table):
         raise InputError(f"{path} has no rows; change {flag}")
@@ -91,7 +110,10 @@ def read_file(path: str, *, flag: str) -> Table:
 
 
 def _class_names(features: Features) -> dict[str, tuple[str, ...]]:
-    inner = {name: item.feature if isinstance(item, Sequence) else item for name, item in features.items()}
+    inner = {
+        name: item.feature if isinstance(item, Sequence) else item
+        for name, item in features.items()
+    }
     return {name: tuple(item.names) for name, item in inner.items() if isinstance(item, ClassLabel)}
 
 
@@ -102,11 +124,16 @@ def open_dataset(name: str, config_name: str | None) -> dict[str, Dataset]:
         InputError: it cannot be loaded.
     """
     try:
-        loaded = load_from_disk(name) if is_saved_dataset(Path(name)) else load_dataset(name, config_name)
+        loaded = (
+            load_from_disk(name)
+            if is_saved_dataset(Path(name))
+            else load_dataset(name, config_name)
+        )
     except Exception as error:  # datasets raises whatever its builders and the network raise
         refuse_missing_folder(name, what="a data set", flag="--dataset_name")
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({first_line(error)}); --dataset_name takes a folder or a Hub id"
+            f"the data set {name!r} cannot be loaded ({first_line(error)}); --dataset_name takes a "
+            "folder or a Hub id"
         ) from error
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 

@@ -28,7 +28,8 @@ class Task:
 
     Attributes:
         problem_type: None = decided by the labels that are found.
-        text_columns: one column, or two for pairs; None = `text` and, where there is one, `text_pair`.
+        text_columns: one column, or two for pairs; None = `text` and, where there is one,
+            `text_pair`.
         label_names: names of the class numbers 0, 1, ... of data that only number them.
         metrics: the first one chooses the checkpoint; None = `DEFAULT_METRICS`.
         dataset: id and configuration on the Hub, read where no data is named.
@@ -54,14 +55,17 @@ def _glue(name: str, columns: str, names: str, metrics: str, suffix: str = "") -
     )
 
 
-# Source: Wang et al. 2019, "GLUE", table 1, for the metrics; the class names are those of the data set on the Hub.
+# Source: Wang et al. 2019, "GLUE", table 1, for the metrics; the class names are those of the data
+# set on the Hub.
 GLUE = {
     "cola": _glue("cola", "sentence", "unacceptable acceptable", "matthews_correlation accuracy"),
     "sst2": _glue("sst2", "sentence", "negative positive", "accuracy"),
     "mrpc": _glue("mrpc", "sentence1 sentence2", "not_equivalent equivalent", "accuracy f1"),
     "stsb": _glue("stsb", "sentence1 sentence2", "", "pearson spearman"),
     "qqp": _glue("qqp", "question1 question2", "not_duplicate duplicate", "accuracy f1"),
-    "mnli": _glue("mnli", "premise hypothesis", "entailment neutral contradiction", "accuracy", "_matched"),
+    "mnli": _glue(
+        "mnli", "premise hypothesis", "entailment neutral contradiction", "accuracy", "_matched"
+    ),
     "qnli": _glue("qnli", "question sentence", "entailment not_entailment", "accuracy"),
     "rte": _glue("rte", "sentence1 sentence2", "entailment not_entailment", "accuracy"),
     "wnli": _glue("wnli", "sentence1 sentence2", "not_entailment entailment", "accuracy"),
@@ -78,7 +82,8 @@ def find_task(name: str) -> Task:
         return GLUE[name]
     if name != "auto" and name not in PROBLEM_TYPES:
         raise InputError(
-            f"task is {name!r} but must be auto, {', '.join(PROBLEM_TYPES)}, or of GLUE {', '.join(GLUE)}; "
+            f"task is {name!r} but must be auto, {', '.join(PROBLEM_TYPES)}, or of GLUE "
+            f"{', '.join(GLUE)}; "
             "change --task"
         )
     return Task(problem_type=PROBLEM_TYPES.get(name))

@@ -1,7 +1,7 @@
 """Train a classifier with transformers' `Trainer`, at one fixed recipe for all tasks.
 
-A model from `ClassifierSource` and data sets from `data` enter; the trained model and its logits leave. Used by the
-command `finetune` and by the label-efficiency curve.
+A model from `ClassifierSource` and data sets from `data` enter; the trained model and its logits
+leave. Used by the command `finetune` and by the label-efficiency curve.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from bert_pretrain.config.command_line import flag
 from bert_pretrain.downstream.data import LabelledDataset, LengthSampler
@@ -36,22 +42,29 @@ class Recipe:
     _argument_group_name: ClassVar[str] = "training"
 
     learning_rate: float = flag(
-        0.0, "Peak; 0 = by the encoder's width: 5e-5 at 768, growing with the inverse square of the width up to 5e-4."
+        0.0,
+        "Peak; 0 = by the encoder's width: 5e-5 at 768, growing with the inverse square of the "
+        "width up to 5e-4.",
     )
     num_train_epochs: float = flag(4.0, "Passes over the training rows, > 0.")
     min_steps: int = flag(200, "Updates at least, however few rows there are.")
     max_steps: int = flag(0, "Updates at most; 0 = no limit.")
     per_device_train_batch_size: int = flag(16, "Rows of a forward pass.")
-    gradient_accumulation_steps: int = flag(1, "Forward passes of an update; a sum over all their rows, not a mean.")
+    gradient_accumulation_steps: int = flag(
+        1, "Forward passes of an update; a sum over all their rows, not a mean."
+    )
     per_device_eval_batch_size: int = flag(64, "Rows of a forward pass without gradient.")
     weight_decay: float = flag(0.01, "Of matrices.")
     warmup_ratio: float = flag(0.1, "Share of the updates over which the rate rises, in [0, 1).")
     max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.")
     num_evaluations: int = flag(
         4,
-        "Evaluations on validation rows at most, after every so many updates and after the last one; the best is kept.",
+        "Evaluations on validation rows at most, after every so many updates and after the last "
+        "one; the best is kept.",
     )
-    mixed_precision: Literal["auto", "bf16", "no"] = flag("auto", "bf16, no, or auto = bf16 where it is native.")
+    mixed_precision: Literal["auto", "bf16", "no"] = flag(
+        "auto", "bf16, no, or auto = bf16 where it is native."
+    )
 
     def check(self) -> None:
         """Raise `InputError` unless every value is in range."""
@@ -64,20 +77,31 @@ class Recipe:
             ("num_evaluations", 1),
         ):
             if getattr(self, name) < smallest:
-                raise InputError(f"{name} is {getattr(self, name)} but must be at least {smallest}; change --{name}")
+                raise InputError(
+                    f"{name} is {getattr(self, name)} but must be at least {smallest}; change "
+                    f"--{name}"
+                )
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)} but must be at least 0; change --{name}")
+                raise InputError(
+                    f"{name} is {getattr(self, name)} but must be at least 0; change --{name}"
+                )
         if not 0 < self.num_train_epochs < math.inf:
-            raise InputError(f"num_train_epochs is {self.num_train_epochs} but must be above 0; change it")
+            raise InputError(
+                f"num_train_epochs is {self.num_train_epochs} but must be above 0; change it"
+            )
         if not 0 <= self.warmup_ratio < 1:
-            raise InputError(f"warmup_ratio is {self.warmup_ratio} but must lie in [0, 1); change --warmup_ratio")
+            raise InputError(
+                f"warmup_ratio is {self.warmup_ratio} but must lie in [0, 1); change --warmup_ratio"
+            )
 
     def num_updates(self, num_rows: int) -> int:
         """Return the length of training on so many rows."""
         rows_of_update = self.per_device_train_batch_size * self.gradient_accumulation_steps
         rows_of_update *= int(os.environ.get("WORLD_SIZE", "1"))
-        wanted = max(self.min_steps, math.ceil(self.num_train_epochs * math.ceil(num_rows / rows_of_update)))
+        wanted = max(
+            self.min_steps, math.ceil(self.num_train_epochs * math.ceil(num_rows / rows_of_update))
+        )
         return min(wanted, self.max_steps) if self.max_steps else wanted
 
 
@@ -112,7 +136,10 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
             seed=self.args.seed,
         )
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset, batch_size=self.args.train_batch_size, sampler=sampler, collate_fn=_as_is
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            sampler=sampler,
+            collate_fn=_as_is,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
@@ -122,13 +149,16 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def window_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def window_loss(
+    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
     """Return the loss of a micro-batch as its share of the mean over the whole update.
 
-    `Trainer` believes that every class with `**kwargs` in its signature divides its loss by `num_items_in_batch`. The
-    stock classifiers do not, so that their gradient is multiplied by accumulation steps and processes
-    (transformers#47688). Here the sum is divided by the labels of all micro-batches and processes together, so that an
-    update does not depend on how its rows are cut, also where the pieces are uneven.
+    `Trainer` believes that every class with `**kwargs` in its signature divides its loss by
+    `num_items_in_batch`. The stock classifiers do not, so that their gradient is multiplied by
+    accumulation steps and processes (transformers#47688). Here the sum is divided by the labels of
+    all micro-batches and processes together, so that an update does not depend on how its rows are
+    cut, also where the pieces are uneven.
 
     Args:
         outputs: of the model, with logits (B, num_labels).
@@ -145,7 +175,9 @@ def window_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int |
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
-def training_arguments(recipe: Recipe, model: PreTrainedModel, folder: Path, *, num_updates: int, seed: int) -> Any:
+def training_arguments(
+    recipe: Recipe, model: PreTrainedModel, folder: Path, *, num_updates: int, seed: int
+) -> Any:
     """Return the arguments of `Trainer` that the recipe means."""
     precision = native_precision() if recipe.mixed_precision == "auto" else recipe.mixed_precision
     arguments = TrainingArguments(
@@ -170,7 +202,8 @@ def training_arguments(recipe: Recipe, model: PreTrainedModel, folder: Path, *, 
         eval_strategy="no",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    # Several GPUs without a launcher would be used by DataParallel, which gathers logits and divides by other counts.
+    # Several GPUs without a launcher would be used by DataParallel, which gathers logits and
+    # divides by other counts.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
@@ -201,7 +234,9 @@ def train(
         TrainingError: it diverged, and there are validation rows to see it on.
     """
     num_updates = recipe.num_updates(len(rows))
-    arguments = training_arguments(recipe, model, scratch_folder, num_updates=num_updates, seed=seed)
+    arguments = training_arguments(
+        recipe, model, scratch_folder, num_updates=num_updates, seed=seed
+    )
     compute_metrics = None
     if validation is not None:
         # `Trainer` evaluates after every so many updates and after the last one.
@@ -260,7 +295,8 @@ def _logits_alone(outputs: Any, _: Tensor) -> Tensor:
 def _finite(logits: NDArray[Any], arguments: Any) -> NDArray[Any]:
     if not np.isfinite(logits).all():
         raise TrainingError(
-            f"the training of seed {arguments.seed} diverged: the model predicts what is no number; pass a lower "
+            f"the training of seed {arguments.seed} diverged: the model predicts what is no "
+            "number; pass a lower "
             f"--learning_rate than {arguments.learning_rate:g}, and a new --output_dir"
         )
     return logits

@@ -1,7 +1,8 @@
 """Measures of collapse: whether embeddings still tell images apart.
 
-Embeddings of held-out images enter, those of their second views too if there are any; a few numbers leave, and messages
-that name a cause and a flag. A contrastive loss alone does not show a collapse, and an autoencoder's hardly does.
+Embeddings of held-out images enter, those of their second views too if there are any; a few numbers
+leave, and messages that name a cause and a flag. A contrastive loss alone does not show a collapse,
+and an autoencoder's hardly does.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ def collapse_measures(
     """Measure how embeddings are spread.
 
     Args:
-        embeddings: floating point (N, D), N at least 2; one row for each image, as the encoder gives them.
+        embeddings: floating point (N, D), N at least 2; one row for each image, as the encoder
+            gives them.
         second_views: (N, D), embeddings of another view of the same images.
         active_triplets: share of active triplets, in [0, 1], passed on.
-        max_pairs: most pairs of images for the uniformity, which takes the first rows that make so many; at least 1.
+        max_pairs: most pairs of images for the uniformity, which takes the first rows that make so
+            many; at least 1.
     """
     return CollapseMeasures(
         embedding_dim=embeddings.shape[1],
@@ -75,8 +78,9 @@ def collapse_measures(
 def embedding_std(embeddings: Tensor) -> float:
     """Return the standard deviation of normalised embeddings (N, D) along a dimension, averaged over dimensions.
 
-    It is 0 when all embeddings point the same way and 1 / sqrt(D) when directions are spread evenly, the most there
-    can be (Chen and He 2021, SimSiam, section 4.1). The deviation is that of the population (divided by N).
+    It is 0 when all embeddings point the same way and 1 / sqrt(D) when directions are spread
+    evenly, the most there can be (Chen and He 2021, SimSiam, section 4.1). The deviation is that of
+    the population (divided by N).
     """
     return float(_normalized(embeddings).std(dim=0, correction=0).mean())
 
@@ -84,8 +88,9 @@ def embedding_std(embeddings: Tensor) -> float:
 def effective_rank(embeddings: Tensor) -> float:
     """Return over how many directions embeddings (N, D) are spread: exp of the entropy of their singular values.
 
-    Singular values are divided by their sum (Roy and Vetterli 2007); embeddings are neither centred nor normalised
-    (Garrido et al. 2023, RankMe). Equal embeddings have rank 1, embeddings that are all zero have rank 0.
+    Singular values are divided by their sum (Roy and Vetterli 2007); embeddings are neither centred
+    nor normalised (Garrido et al. 2023, RankMe). Equal embeddings have rank 1, embeddings that are
+    all zero have rank 0.
     """
     matrix = _in_float64(embeddings)
     gram = matrix.T @ matrix if len(matrix) > matrix.shape[1] else matrix @ matrix.T
@@ -140,8 +145,9 @@ def collapse_warnings(
     Args:
         measures: of held-out images.
         triplet_loss: mean over all triplets, if that loss is trained.
-        negative_distance: mean distance of anchors from their negatives. A semi-hard negative is chosen just behind the
-            positive, so a loss near the margin is a collapse only if this is small, too; taken to be so when not given.
+        negative_distance: mean distance of anchors from their negatives. A semi-hard negative is
+            chosen just behind the positive, so a loss near the margin is a collapse only if this is
+            small, too; taken to be so when not given.
         margin: of the triplet loss; needed with it.
     """
     messages = []
@@ -150,27 +156,34 @@ def collapse_warnings(
         is_small = negative_distance is None or negative_distance < margin / 2
         if is_small and abs(triplet_loss - margin) <= _STUCK_TOLERANCE * margin:
             messages.append(
-                f"the triplet loss is {triplet_loss:.4g}, stuck at its margin {margin:g}: positives and negatives are "
-                "equally far away, so all embeddings are nearly equal; use --negatives semi_hard or random, lower "
+                f"the triplet loss is {triplet_loss:.4g}, stuck at its margin {margin:g}: "
+                "positives and negatives are "
+                "equally far away, so all embeddings are nearly equal; use --negatives semi_hard "
+                "or random, lower "
                 "--learning_rate, or pass --normalize"
             )
     std, isotropic = measures.embedding_std, measures.isotropic_std
     if std < _MIN_STD_RATIO * isotropic:
         messages.append(
-            f"the standard deviation of the normalised embeddings is {std:.2g} (evenly spread: {isotropic:.2g}): all "
-            "images have nearly the same embedding; lower --learning_rate, or for a contrastive loss use --loss "
+            f"the standard deviation of the normalised embeddings is {std:.2g} (evenly spread: "
+            f"{isotropic:.2g}): all "
+            "images have nearly the same embedding; lower --learning_rate, or for a contrastive "
+            "loss use --loss "
             "nt_xent or --negatives semi_hard"
         )
     elif measures.effective_rank < min(_MIN_EFFECTIVE_RANK, measures.embedding_dim / 4):
         messages.append(
-            f"the effective rank of the embeddings is {measures.effective_rank:.2f} of {measures.embedding_dim}: they "
-            "lie along one line (dimensional collapse); lower --learning_rate, or for a contrastive loss use --loss "
+            f"the effective rank of the embeddings is {measures.effective_rank:.2f} of "
+            f"{measures.embedding_dim}: they "
+            "lie along one line (dimensional collapse); lower --learning_rate, or for a "
+            "contrastive loss use --loss "
             "nt_xent, or pass --normalize"
         )
     active = measures.active_triplets
     if active is not None and active < _MIN_ACTIVE_SHARE:
         messages.append(
-            f"{active:.1%} of the triplets have a loss above zero, so hardly anything is learnt any more; raise "
+            f"{active:.1%} of the triplets have a loss above zero, so hardly anything is learnt "
+            "any more; raise "
             "--margin or use --negatives semi_hard"
         )
     return messages

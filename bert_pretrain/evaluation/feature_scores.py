@@ -48,6 +48,8 @@ def _with_interval(result: KnnResult | ProbeResult | None) -> str:
 def _footnotes(scores: Sequence[FeatureScores]) -> list[str]:
     settings = {(row.knn.k, row.knn.requested_k, row.knn.temperature) for row in scores if row.knn}
     return [
-        f"k-NN: cosine, k {k}{f' (the whole bank; {requested} asked for)' if k < requested else ''}, T {temperature:g}"
+        "k-NN: cosine, k "
+        f"{k}{f' (the whole bank; {requested} asked for)' if k < requested else ''}, T "
+        f"{temperature:g}"
         for k, requested, temperature in sorted(settings)
     ]

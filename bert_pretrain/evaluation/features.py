@@ -28,8 +28,9 @@ def extract_features(
     """Return the embedding of every image, without augmentation, in evaluation mode.
 
     Args:
-        model: maps normalised `pixel_values` float32 (B, C, H, W) on `device` to embeddings (B, D). A module is put
-            into evaluation mode and afterwards back; of any other callable the mode is the caller's business.
+        model: maps normalised `pixel_values` float32 (B, C, H, W) on `device` to embeddings (B, D).
+            A module is put into evaluation mode and afterwards back; of any other callable the mode
+            is the caller's business.
         pixels: uint8 (N, H, W, C), at least one image.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
@@ -52,7 +53,9 @@ def extract_features(
     with torch.no_grad():
         for first in range(0, len(pixels), batch_size):
             # A copy: the array may be a read-only map of a file. (B, H, W, C) -> (B, C, H, W)
-            images = torch.from_numpy(np.array(pixels[first : first + batch_size])).permute(0, 3, 1, 2)
+            images = torch.from_numpy(np.array(pixels[first : first + batch_size])).permute(
+                0, 3, 1, 2
+            )
             values = images.to(device).float() / 255
             batches.append(model((values - means) / deviations).float().cpu().numpy())
     if isinstance(model, nn.Module):
@@ -61,13 +64,16 @@ def extract_features(
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         raise InputError(
-            f"the embeddings of {bad:,} of {len(features):,} images are not finite: the encoder has diverged; "
+            f"the embeddings of {bad:,} of {len(features):,} images are not finite: the encoder "
+            "has diverged; "
             "pass an earlier checkpoint as --model"
         )
     return features
 
 
-def normalised_rows(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+def normalised_rows(
+    pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
     """Return images as float32 rows (N, H * W * C), normalised exactly as an encoder's input.
 
     Args:

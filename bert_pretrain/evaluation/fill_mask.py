@@ -1,7 +1,8 @@
 """The [MASK] table: which words a masked language model expects, and how sure it is.
 
-Sentences with their masked words enter; the most probable words and the entropy of the distribution leave. Printed
-during training, it shows what masked language modelling learns: the distribution sharpens.
+Sentences with their masked words enter; the most probable words and the entropy of the distribution
+leave. Printed during training, it shows what masked language modelling learns: the distribution
+sharpens.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Probe:
     original_ids: list[int]
 
 
-def make_probe(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], positions: list[int]) -> Probe:
+def make_probe(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], positions: list[int]
+) -> Probe:
     """Hide tokens of a sentence.
 
     Args:
@@ -45,7 +48,9 @@ def make_probe(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], positio
     return Probe(input_ids, [p + 1 for p in positions], [token_ids[p] for p in positions])
 
 
-def word_positions(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], words: list[str]) -> list[int]:
+def word_positions(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], words: list[str]
+) -> list[int]:
     """Return the positions of those of `words` that are one token of the sentence."""
     tokens = tokenizer.convert_ids_to_tokens(token_ids)
     wanted = {word.lower() for word in words}
@@ -69,8 +74,9 @@ def fill_mask(
         num_candidates: most probable words to list.
 
     Returns:
-        Rows with `sentence` (with [MASK]), `position`, `original`, `probability` (of the original word), `entropy`
-        (nats, of the whole distribution) and `candidates`, a list of [word, probability], most probable first.
+        Rows with `sentence` (with [MASK]), `position`, `original`, `probability` (of the original
+        word), `entropy` (nats, of the whole distribution) and `candidates`, a list of [word,
+        probability], most probable first.
     """
     was_training = model.training
     model.eval()
@@ -117,7 +123,8 @@ def format_over_time(rows: list[dict[str, Any]]) -> str:
     """Lay rows of several models out as text: a block per [MASK], in it a line per model in their order.
 
     Args:
-        rows: of `fill_mask`, each with the name of its `model`; `original` is the word whose probability is followed.
+        rows: of `fill_mask`, each with the name of its `model`; `original` is the word whose
+            probability is followed.
     """
     width = max(len(row["model"]) for row in rows)
     lines = []
@@ -125,16 +132,23 @@ def format_over_time(rows: list[dict[str, Any]]) -> str:
         lines.append(f"  {sentence}  (token {position})")
         for row in rows:
             if (row["sentence"], row["position"]) == (sentence, position):
-                words = "  ".join(f"{word} {probability:.3f}" for word, probability in row["candidates"])
+                words = "  ".join(
+                    f"{word} {probability:.3f}" for word, probability in row["candidates"]
+                )
                 followed = f"p({row['original']}) {row['probability']:.3f}"
-                lines.append(f"    {row['model']:<{width}}  entropy {row['entropy']:5.2f}  {followed} |  {words}")
+                lines.append(
+                    f"    {row['model']:<{width}}  entropy {row['entropy']:5.2f}  {followed} |  "
+                    f"{words}"
+                )
     return "\n".join(lines)
 
 
 def _scores(model: PreTrainedModel, probe: Probe) -> Tensor:
     """Return vocabulary scores (L, V)."""
     output = model(input_ids=torch.tensor([probe.input_ids], device=model.device))
-    scores: Tensor = (output.prediction_logits if "prediction_logits" in output else output.logits)[0]
+    scores: Tensor = (output.prediction_logits if "prediction_logits" in output else output.logits)[
+        0
+    ]
     return scores
 
 
@@ -142,7 +156,9 @@ def _entropy(probabilities: Tensor) -> float:
     return float(-(probabilities * probabilities.clamp(min=math.exp(-80)).log()).sum())
 
 
-def _candidates(tokenizer: PreTrainedTokenizerBase, probabilities: Tensor, num_candidates: int) -> list[list[Any]]:
+def _candidates(
+    tokenizer: PreTrainedTokenizerBase, probabilities: Tensor, num_candidates: int
+) -> list[list[Any]]:
     top = probabilities.topk(min(num_candidates, len(probabilities)))
     return [
         [tokenizer.decode([int(token_id)]), round(float(probability), 6)]

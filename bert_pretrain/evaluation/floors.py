@@ -30,11 +30,12 @@ def pca_reconstruction_error(
 ) -> float:
     """Return the error of reconstructing held-out rows from as many principal components as an embedding has.
 
-    No linear autoencoder has a smaller squared error on the training rows. (For `l1` PCA is not the best linear
-    reconstruction, merely the usual one.)
+    No linear autoencoder has a smaller squared error on the training rows. (For `l1` PCA is not the
+    best linear reconstruction, merely the usual one.)
 
     Args:
-        train_rows: float (N, D) in the space in which the autoencoder's loss is measured, see `normalised_rows`.
+        train_rows: float (N, D) in the space in which the autoencoder's loss is measured, see
+            `normalised_rows`.
         test_rows: float (M, D), the same space.
         dimension: of the embedding, at least 1.
         kind: mean over all elements of the squared (`mse`) or the absolute (`l1`) difference.

@@ -1,7 +1,8 @@
 """Frozen features of labelled images: those of an encoder, and the floors it is compared with.
 
-The folder or Hub id of an encoder and a corpus of images enter; float arrays of features for the images learnt from and
-for those evaluated on leave. Pixels are prepared as the encoder's own saved image processor says.
+The folder or Hub id of an encoder and a corpus of images enter; float arrays of features for the
+images learnt from and for those evaluated on leave. Pixels are prepared as the encoder's own saved
+image processor says.
 """
 
 from __future__ import annotations
@@ -61,9 +62,15 @@ def read_processor(model: str) -> Preprocessing:
     """
     try:
         processor = AutoImageProcessor.from_pretrained(model)
-    except Exception as error:  # transformers raises whatever its parsers meet; all mean the same to the user
+    except (
+        Exception
+    ) as error:  # transformers raises whatever its parsers meet; all mean the same to the user
         refuse_misnamed_model(model)
-        kind = "holds no usable image processor" if Path(model).is_dir() else "is neither a folder nor on the Hub"
+        kind = (
+            "holds no usable image processor"
+            if Path(model).is_dir()
+            else "is neither a folder nor on the Hub"
+        )
         raise InputError(
             f"{model!r} {kind} ({type(error).__name__}); "
             "pass --model the folder or Hub id of an image encoder with preprocessor_config.json"
@@ -71,11 +78,18 @@ def read_processor(model: str) -> Preprocessing:
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     sides = {size[name] for name in ("height", "width", "shortest_edge") if size.get(name)}
     if len(sides) != 1:
-        raise InputError(f"the image processor of {model!r} makes images of {dict(size)}, not squares; change --model")
+        raise InputError(
+            f"the image processor of {model!r} makes images of {dict(size)}, not squares; change "
+            "--model"
+        )
     # The processor's factor is for bytes; mean and deviation here are for pixels in [0, 1].
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    return Preprocessing(sides.pop(), (np.atleast_1d(mean) / factor).tolist(), (np.atleast_1d(std) / factor).tolist())
+    mean, std = (
+        (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    )
+    return Preprocessing(
+        sides.pop(), (np.atleast_1d(mean) / factor).tolist(), (np.atleast_1d(std) / factor).tolist()
+    )
 
 
 def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> LabelledImages:
@@ -94,10 +108,13 @@ def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> Lab
             *_with_labels(corpus, corpus.validation_images, "evaluate on"),
         )
     train_pixels, train_labels = _with_labels(corpus, np.arange(len(corpus.pixels)), "learn from")
-    test_pixels, test_labels = _with_labels(test_corpus, np.arange(len(test_corpus.pixels)), "evaluate on")
+    test_pixels, test_labels = _with_labels(
+        test_corpus, np.arange(len(test_corpus.pixels)), "evaluate on"
+    )
     if test_pixels.shape[1:] != train_pixels.shape[1:]:
         raise InputError(
-            f"the images of --test_files have the shape {test_pixels.shape[1:]} (height, width, channels), "
+            f"the images of --test_files have the shape {test_pixels.shape[1:]} (height, width, "
+            "channels), "
             f"the others {train_pixels.shape[1:]}; pass --image_size"
         )
     number = {name: place for place, name in enumerate(corpus.label_names)}
@@ -118,7 +135,8 @@ def _with_labels(
         rows = rows[corpus.labels[rows] >= 0]
     if corpus.labels is None or not len(rows):
         raise InputError(
-            f"there is no image with a label to {purpose} in {corpus.manifest['source']['description']}; "
+            f"there is no image with a label to {purpose} in "
+            f"{corpus.manifest['source']['description']}; "
             "pass labelled images, or their --label_column"
         )
     return corpus.pixels[rows], corpus.labels[rows]
@@ -129,8 +147,9 @@ def compute_features(
 ) -> list[FeatureSet]:
     """Return the features of an encoder, and those that it has to beat.
 
-    The floors are an encoder of the same configuration before any training, the pixels themselves, and as many of
-    their principal components (of the images learnt from) as the embedding has dimensions.
+    The floors are an encoder of the same configuration before any training, the pixels themselves,
+    and as many of their principal components (of the images learnt from) as the embedding has
+    dimensions.
 
     Args:
         model: folder or Hub id.
@@ -140,18 +159,24 @@ def compute_features(
         seed: of the untrained encoder.
 
     Raises:
-        InputError: the model is no image encoder, does not fit the images, or gives embeddings that are not finite.
+        InputError: the model is no image encoder, does not fit the images, or gives embeddings that
+            are not finite.
     """
     mean, std = preprocessing.mean, preprocessing.std
     _, height, _, num_channels = images.train_pixels.shape
     if len(mean) not in (1, num_channels):
         raise InputError(
-            f"the image processor of {model!r} is for {len(mean)} channels but the images have {num_channels}; "
+            f"the image processor of {model!r} is for {len(mean)} channels but the images have "
+            f"{num_channels}; "
             "change --model"
         )
     device = default_device()
     encoder = build_image_encoder(
-        config_name="", model_name_or_path=model, image_size=height, num_channels=num_channels, dropout=0.0
+        config_name="",
+        model_name_or_path=model,
+        image_size=height,
+        num_channels=num_channels,
+        dropout=0.0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -159,17 +184,26 @@ def compute_features(
 
     def embed_both(encoder: PreTrainedModel) -> tuple[Features, Features]:
         encoder.to(device).eval()
-        means, deviations = (np.broadcast_to(values, num_channels).tolist() for values in (mean, std))
+        means, deviations = (
+            np.broadcast_to(values, num_channels).tolist() for values in (mean, std)
+        )
         train, test = (
             extract_features(
-                lambda values: embed(encoder, values), pixels, means, deviations, batch_size=batch_size, device=device
+                lambda values: embed(encoder, values),
+                pixels,
+                means,
+                deviations,
+                batch_size=batch_size,
+                device=device,
             )
             for pixels in (images.train_pixels, images.test_pixels)
         )
         return train, test
 
     trained_features = embed_both(encoder)
-    rows = [normalised_rows(pixels, mean, std) for pixels in (images.train_pixels, images.test_pixels)]
+    rows = [
+        normalised_rows(pixels, mean, std) for pixels in (images.train_pixels, images.test_pixels)
+    ]
     pca = fit_pca(rows[0], trained_features[0].shape[1])
     return [
         FeatureSet("encoder", "this encoder", *trained_features),

@@ -1,6 +1,7 @@
 """How good frozen features are, by the labels of their nearest neighbours.
 
-Feature arrays with labels enter; the accuracy with its interval leaves. Labels of queries are read once, to count hits.
+Feature arrays with labels enter; the accuracy with its interval leaves. Labels of queries are read
+once, to count hits.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def check_knn(k: int, temperature: float) -> None:
     if k < 1:
         raise InputError(f"k is {k} but must be at least 1; change --k")
     if not 0 < temperature < math.inf:
-        raise InputError(f"temperature is {temperature:g} but must be greater than 0; change --temperature")
+        raise InputError(
+            f"temperature is {temperature:g} but must be greater than 0; change --temperature"
+        )
 
 
 def knn_accuracy(
@@ -61,10 +64,12 @@ def knn_accuracy(
 ) -> KnnResult:
     """Classify queries by a weighted vote of their k most similar bank rows.
 
-    Similarity is the cosine; a neighbour votes for its label with weight exp(similarity / T). Of equally similar rows
-    the first of the bank are taken; of classes with equal votes the lowest label wins.
+    Similarity is the cosine; a neighbour votes for its label with weight exp(similarity / T). Of
+    equally similar rows the first of the bank are taken; of classes with equal votes the lowest
+    label wins.
 
-    Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4.
+    Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
+    Discrimination", section 3.4.
 
     Args:
         bank_features: float (N, D).
@@ -91,7 +96,9 @@ def knn_accuracy(
         nearest = np.take_along_axis(similarities, neighbours, axis=1).astype(np.float64)
         # Relative to the nearest one, so that no temperature overflows.
         weights = np.exp((nearest - nearest.max(axis=1, keepdims=True)) / temperature)
-        predictions.append(classes[_vote(bank_classes[neighbours], weights, num_classes=len(classes))])
+        predictions.append(
+            classes[_vote(bank_classes[neighbours], weights, num_classes=len(classes))]
+        )
     predicted = np.concatenate(predictions)
     num_correct = int((predicted == query_labels).sum())
     return KnnResult(
@@ -121,10 +128,14 @@ def _most_similar(similarities: NDArray[np.float32], k: int) -> NDArray[np.int64
     return np.nonzero(is_neighbour)[1].reshape(len(similarities), k)
 
 
-def _vote(neighbour_classes: NDArray[np.int64], weights: NDArray[np.float64], *, num_classes: int) -> NDArray[np.int64]:
+def _vote(
+    neighbour_classes: NDArray[np.int64], weights: NDArray[np.float64], *, num_classes: int
+) -> NDArray[np.int64]:
     """Return the class (B,) with the largest sum of weights, from classes and weights (B, k)."""
     num_rows = len(neighbour_classes)
     cells = np.arange(num_rows)[:, None] * num_classes + neighbour_classes
     votes = np.bincount(cells.ravel(), weights.ravel(), minlength=num_rows * num_classes)
     votes = votes.reshape(num_rows, num_classes)
-    return np.asarray((votes >= votes.max(axis=1, keepdims=True) * (1 - _VOTE_TOLERANCE)).argmax(axis=1))
+    return np.asarray(
+        (votes >= votes.max(axis=1, keepdims=True) * (1 - _VOTE_TOLERANCE)).argmax(axis=1)
+    )

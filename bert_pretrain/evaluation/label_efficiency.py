@@ -1,8 +1,8 @@
 """Accuracy against the number of labels: what pretraining is worth to someone with few of them.
 
-Class numbers and arms, each of which learns from a list of rows and predicts the test rows, enter; a row for each arm,
-number of labels and seed leaves, with means, intervals and the paired difference that is the claim. Test labels are
-read to count hits alone: nothing is chosen on them.
+Class numbers and arms, each of which learns from a list of rows and predicts the test rows, enter;
+a row for each arm, number of labels and seed leaves, with means, intervals and the paired
+difference that is the claim. Test labels are read to count hits alone: nothing is chosen on them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import Features, Labels
 from bert_pretrain.evaluation.linear_probe import PROBE_GRID, linear_probe
 
-# Learns from these rows, int64 (n,), with this seed; returns the predicted class of every test row, int64 (M,).
+# Learns from these rows, int64 (n,), with this seed; returns the predicted class of every test row,
+# int64 (M,).
 Arm: TypeAlias = Callable[[NDArray[np.int64], int], Labels]
 
 ALL = 0  # as a number of labels per class: every row there is
@@ -58,9 +59,11 @@ class Point:
         num_rows: rows learnt from, all classes together.
         num_seeds: how many were measured.
         mean: of the accuracy.
-        interval: 95 % t-interval of that mean over seeds, which draw the rows, the head and the order; None for one.
+        interval: 95 % t-interval of that mean over seeds, which draw the rows, the head and the
+            order; None for one.
         versus: the arm compared with, None where there is none.
-        difference: mean over seeds of this arm's accuracy less the other's with the same seed and rows.
+        difference: mean over seeds of this arm's accuracy less the other's with the same seed and
+            rows.
         difference_interval: its 95 % t-interval.
     """
 
@@ -94,7 +97,9 @@ def nested_subset(labels: Labels, num_per_class: int, *, seed: int) -> NDArray[n
     chosen = []
     for number, label in enumerate(np.unique(labels)):
         members = np.flatnonzero(labels == label)
-        chosen.append(members[permutation(len(members), seed, Purpose.SPLIT, number)[:num_per_class]])
+        chosen.append(
+            members[permutation(len(members), seed, Purpose.SPLIT, number)[:num_per_class]]
+        )
     return np.sort(np.concatenate(chosen))
 
 
@@ -138,7 +143,9 @@ def measure_curve(
                 if row is None:
                     start = time.perf_counter()
                     accuracy = float((arm(places, seed) == test_labels).mean())
-                    row = Measurement(name, count, len(places), seed, accuracy, time.perf_counter() - start)
+                    row = Measurement(
+                        name, count, len(places), seed, accuracy, time.perf_counter() - start
+                    )
                     on_measurement(row)
                 measured.append(row)
     return measured
@@ -160,11 +167,25 @@ def summarize(measurements: Sequence[Measurement], *, reference: str) -> list[Po
         other = groups.get((count, reference), {}) if arm != reference else {}
         shared = [seed for seed in rows if seed in other]
         difference, difference_interval = (
-            t_interval([rows[seed].accuracy - other[seed].accuracy for seed in shared]) if shared else (None, None)
+            t_interval([rows[seed].accuracy - other[seed].accuracy for seed in shared])
+            if shared
+            else (None, None)
         )
         num_rows = max(row.num_rows for row in rows.values())
         versus = reference if shared else None
-        points.append(Point(arm, count, num_rows, len(rows), mean, interval, versus, difference, difference_interval))
+        points.append(
+            Point(
+                arm,
+                count,
+                num_rows,
+                len(rows),
+                mean,
+                interval,
+                versus,
+                difference,
+                difference_interval,
+            )
+        )
     return points
 
 
@@ -178,11 +199,14 @@ def t_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | No
     return mean, (mean - half, mean + half)
 
 
-def probe_arm(features: Features, labels: Labels, test_features: Features, test_labels: Labels) -> Arm:
+def probe_arm(
+    features: Features, labels: Labels, test_features: Features, test_labels: Labels
+) -> Arm:
     """Return the arm that fits logistic regression on frozen features.
 
-    C is chosen within the labelled rows alone: by stratified cross-validation, the smallest of equals; above a thousand
-    rows on a fifth held out (see `linear_probe`); with one row for each class it is 1.
+    C is chosen within the labelled rows alone: by stratified cross-validation, the smallest of
+    equals; above a thousand rows on a fifth held out (see `linear_probe`); with one row for each
+    class it is 1.
 
     Args:
         features: float (N, D).
@@ -221,8 +245,12 @@ def fit_cross_validated(
         if counts.max() < 2:
             fitted = pipeline.set_params(logisticregression__C=1.0).fit(rows, labels)
         else:
-            folds = StratifiedKFold(int(np.clip(counts.min(), 2, _MAX_FOLDS)), shuffle=True, random_state=seed)
-            search = GridSearchCV(pipeline, {"logisticregression__C": list(grid)}, cv=folds, scoring="accuracy")
+            folds = StratifiedKFold(
+                int(np.clip(counts.min(), 2, _MAX_FOLDS)), shuffle=True, random_state=seed
+            )
+            search = GridSearchCV(
+                pipeline, {"logisticregression__C": list(grid)}, cv=folds, scoring="accuracy"
+            )
             fitted = search.fit(rows, labels)
     return np.asarray(fitted.predict(test_rows))
 
@@ -230,6 +258,12 @@ def fit_cross_validated(
 def check_curve(counts: Sequence[int], seeds: Sequence[int]) -> None:
     """Raise `InputError` unless the numbers of labels and the seeds can be measured."""
     if any(count < 0 for count in counts):
-        raise InputError(f"num_labels are {list(counts)} but must be at least 1, or 0 for all; change --num_labels")
+        raise InputError(
+            f"num_labels are {list(counts)} but must be at least 1, or 0 for all; change "
+            "--num_labels"
+        )
     if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
-        raise InputError(f"seeds are {list(seeds)} but must be different numbers in 0..{2**32 - 1}; change --seeds")
+        raise InputError(
+            f"seeds are {list(seeds)} but must be different numbers in 0..{2**32 - 1}; change "
+            "--seeds"
+        )

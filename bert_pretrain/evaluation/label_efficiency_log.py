@@ -1,6 +1,7 @@
 """The folder of a label-efficiency measurement: what it was made with, and every training as soon as it is finished.
 
-A measurement that was ended is continued: what an earlier process wrote is read, and refused if it was made otherwise.
+A measurement that was ended is continued: what an earlier process wrote is read, and refused if it
+was made otherwise.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class MeasurementLog:
             self._earlier = _read_settings(known)
             self.finished = _read_measurements(self.folder / "rows.jsonl")
         elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not an empty folder; pass a new one as --output_dir")
+            raise InputError(
+                f"{self.folder} is not an empty folder; pass a new one as --output_dir"
+            )
 
     def require(self, settings: dict[str, Any]) -> None:
         """Add settings that all measurements of the folder must share.
@@ -65,10 +68,17 @@ class MeasurementLog:
         """
         earlier = self._earlier
         if earlier is not None:
-            changed = [name for name, value in settings.items() if earlier.get(name) != json.loads(json.dumps(value))]
+            changed = [
+                name
+                for name, value in settings.items()
+                if earlier.get(name) != json.loads(json.dumps(value))
+            ]
             if changed:
                 listed = ", ".join(dict.fromkeys(_NAMES.get(name, name) for name in changed))
-                raise InputError(f"{self.folder} holds a measurement with another {listed}; pass a new --output_dir")
+                raise InputError(
+                    f"{self.folder} holds a measurement with another {listed}; pass a new "
+                    "--output_dir"
+                )
         self.settings |= settings
 
     @contextlib.contextmanager
@@ -76,14 +86,16 @@ class MeasurementLog:
         """Keep the folder, ready to be added to, for this process; what was measured there is read once more.
 
         Raises:
-            InputError: another process is at work in it, or has measured something else there in the meantime.
+            InputError: another process is at work in it, or has measured something else there in
+                the meantime.
         """
         make_folder(self.folder, flag="--output_dir")
         with held(self.folder):
             self._read()
             self.require(self.settings)
             write_json(self.folder / "settings.json", self.settings)
-            # A line that was cut off when the process ended is dropped before another one is added to it.
+            # A line that was cut off when the process ended is dropped before another one is added
+            # to it.
             write_text(self.folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
             yield
 
@@ -92,12 +104,17 @@ class MeasurementLog:
         with (self.folder / "rows.jsonl").open("a") as file:
             file.write(_line(row))
         count = row.num_per_class or "all"
-        sys.stdout.write(f"{count:>6} {row.arm:<12} seed {row.seed}: {row.accuracy:.4f}  {row.seconds:6.1f} s\n")
+        sys.stdout.write(
+            f"{count:>6} {row.arm:<12} seed {row.seed}: {row.accuracy:.4f}  {row.seconds:6.1f} s\n"
+        )
         sys.stdout.flush()
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write label_efficiency.json."""
-        write_json(self.folder / "label_efficiency.json", results | {"settings": self.settings} | describe_run())
+        write_json(
+            self.folder / "label_efficiency.json",
+            results | {"settings": self.settings} | describe_run(),
+        )
 
 
 def _line(row: Measurement) -> str:
@@ -115,13 +132,16 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _read_measurements(path: Path) -> list[Measurement]:
     """Return the lines that are complete."""
     found = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else [], start=1):
+    for number, line in enumerate(
+        path.read_text().splitlines(keepends=True) if path.exists() else [], start=1
+    ):
         if not line.endswith("\n"):
             break
         try:
             found.append(Measurement(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"{path}, line {number}, is no measurement; remove the line, or pass a new --output_dir"
+                f"{path}, line {number}, is no measurement; remove the line, or pass a new "
+                "--output_dir"
             ) from error
     return found

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def format_points(points: Sequence[Point]) -> str:
     """Lay the curve out as text: a line for each number of labels and arm."""
     width = max(len("arm"), *(len(point.arm) for point in points))
-    lines = [f"{'labels/class':>12}  {'rows':>6}  {'arm':<{width}}  {'accuracy [95 %]':<22}  difference [95 %]"]
+    lines = [
+        f"{'labels/class':>12}  {'rows':>6}  {'arm':<{width}}  {'accuracy [95 %]':<22}  difference "
+        "[95 %]"
+    ]
     for point in points:
         line = f"{point.num_per_class or 'all':>12}  {point.num_rows:>6}  {point.arm:<{width}}  "
         line += f"{_with_interval(point.mean, point.interval, ''):<22}"
@@ -27,12 +30,16 @@ def format_points(points: Sequence[Point]) -> str:
     compared = next((point.versus for point in points if point.versus), None)
     seeds = max(point.num_seeds for point in points)
     note = f"{seeds} seeds; intervals: 95 %, Student's t over seeds"
-    return "\n".join([*lines, note + (f"; difference: to {compared}, paired by seed" if compared else "")])
+    return "\n".join(
+        [*lines, note + (f"; difference: to {compared}, paired by seed" if compared else "")]
+    )
 
 
 def _with_interval(mean: float, interval: tuple[float, float] | None, sign: str) -> str:
     text = format(mean, f"{sign}.3f")
-    return text if interval is None else f"{text} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+    return (
+        text if interval is None else f"{text} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+    )
 
 
 def figures_of(points: Sequence[Point]) -> dict[str, float]:
@@ -53,7 +60,9 @@ def points_as_json(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [asdict(point) for point in points]
 
 
-def draw_curve(points: Sequence[Point], path: Path, *, title: str, labels_of_arms: dict[str, str]) -> None:
+def draw_curve(
+    points: Sequence[Point], path: Path, *, title: str, labels_of_arms: dict[str, str]
+) -> None:
     """Write the curve as a PNG: accuracy with its intervals against rows per class on a logarithmic axis.
 
     Args:
@@ -72,13 +81,17 @@ def draw_curve(points: Sequence[Point], path: Path, *, title: str, labels_of_arm
         figure.savefig(aside, format="png", dpi=150)
 
 
-def plot_curve(axes: Axes, points: Sequence[Point], *, title: str, labels_of_arms: dict[str, str]) -> None:
+def plot_curve(
+    axes: Axes, points: Sequence[Point], *, title: str, labels_of_arms: dict[str, str]
+) -> None:
     """Draw the curve on the axes of a figure, without a legend; the arguments are those of `draw_curve`."""
     colours = ["#0072B2", "#009E73", "#D55E00", "#7F7F7F"]  # told apart with any colour vision
     counts = list(dict.fromkeys(point.num_per_class for point in points))
     largest = max((count for count in counts if count), default=1)
     place = {count: float(count or largest * 4) for count in counts}
-    for number, ((arm, name), colour) in enumerate(zip(labels_of_arms.items(), colours, strict=False)):
+    for number, ((arm, name), colour) in enumerate(
+        zip(labels_of_arms.items(), colours, strict=False)
+    ):
         own = [point for point in points if point.arm == arm]
         if not own:
             continue
@@ -87,7 +100,14 @@ def plot_curve(axes: Axes, points: Sequence[Point], *, title: str, labels_of_arm
         half = [(point.interval[1] - point.mean) if point.interval else 0.0 for point in own]
         style = "--" if arm == "floor" else "-"
         axes.errorbar(
-            x, [point.mean for point in own], half, fmt="o" + style, color=colour, label=name, capsize=3, markersize=4
+            x,
+            [point.mean for point in own],
+            half,
+            fmt="o" + style,
+            color=colour,
+            label=name,
+            capsize=3,
+            markersize=4,
         )
     axes.set_xscale("log")
     axes.set_xticks(list(place.values()), [str(count or "all") for count in counts])

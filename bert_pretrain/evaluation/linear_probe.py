@@ -1,7 +1,7 @@
 """How good frozen features are, by a linear classifier.
 
-Feature arrays with labels enter; the accuracy with its interval leaves. Labels of the test rows are read once, to count
-hits: no hyperparameter is chosen on them.
+Feature arrays with labels enter; the accuracy with its interval leaves. Labels of the test rows are
+read once, to count hits: no hyperparameter is chosen on them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from bert_pretrain.evaluation.intervals import Interval, wilson_interval
 
 PROBE_GRID = tuple(10.0**exponent for exponent in range(-6, 3))
 _PROBE_VALIDATION_SHARE = 0.2
-# C rises along the grid, and the rest of it is given up once accuracy has fallen behind the best so many times in a
-# row: the weakest penalties take longest by far and only overfit further.
+# C rises along the grid, and the rest of it is given up once accuracy has fallen behind the best so
+# many times in a row: the weakest penalties take longest by far and only overfit further.
 _PROBE_PATIENCE = 2
 _PROBE_MAX_ITERATIONS = 500
 
@@ -34,8 +34,10 @@ class ProbeResult:
     Attributes:
         accuracy: share of test rows classified right, in [0, 1].
         interval: Wilson 95 % interval of the accuracy.
-        C: inverse strength of the squared penalty, as scikit-learn counts it, chosen on training rows held out.
-        validation_accuracy: on those held-out rows at that C; None if there were none to hold out, and C is 1.
+        C: inverse strength of the squared penalty, as scikit-learn counts it, chosen on training
+            rows held out.
+        validation_accuracy: on those held-out rows at that C; None if there were none to hold out,
+            and C is 1.
         has_converged: False if the fit with that C on all training rows ran out of iterations.
         predictions: int64 (num_test,), the predicted labels.
     """
@@ -58,8 +60,9 @@ def linear_probe(
 ) -> ProbeResult:
     """Classify by multinomial logistic regression on standardised features (L-BFGS, squared penalty).
 
-    C is the member of `PROBE_GRID` with the best accuracy on a fifth of each class's training rows, the smallest of
-    equals; then the classifier is fitted again on all of them. Mean and deviation come from the rows it is fitted on.
+    C is the member of `PROBE_GRID` with the best accuracy on a fifth of each class's training rows,
+    the smallest of equals; then the classifier is fitted again on all of them. Mean and deviation
+    come from the rows it is fitted on.
 
     Args:
         train_features: float (N, D).
@@ -75,7 +78,8 @@ def linear_probe(
     assert len(test_features) == len(test_labels) > 0
     if len(np.unique(train_labels)) < 2:
         raise InputError(
-            f"all {len(train_labels):,} training images have the same label, but a linear probe needs two classes; "
+            f"all {len(train_labels):,} training images have the same label, but a linear probe "
+            "needs two classes; "
             "change --label_column or the images"
         )
     is_held_out = _held_out_rows(train_labels, seed=seed)
@@ -104,11 +108,15 @@ def _held_out_rows(labels: Labels, *, seed: int) -> NDArray[np.bool_]:
         members = np.flatnonzero(labels == label)
         if len(members) > 1:
             count = max(1, round(_PROBE_VALIDATION_SHARE * len(members)))
-            is_held_out[members[permutation(len(members), seed, Purpose.SPLIT, number)[:count]]] = True
+            is_held_out[members[permutation(len(members), seed, Purpose.SPLIT, number)[:count]]] = (
+                True
+            )
     return is_held_out
 
 
-def _choose_penalty(features: Features, labels: Labels, is_held_out: NDArray[np.bool_]) -> tuple[float, float]:
+def _choose_penalty(
+    features: Features, labels: Labels, is_held_out: NDArray[np.bool_]
+) -> tuple[float, float]:
     """Return the best C and its accuracy on the held-out rows."""
     fitted_rows, held_out_rows = _standardised(features[~is_held_out], features[is_held_out])
     # Each fit starts from the one before it, which is close by on the grid.

@@ -19,15 +19,24 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
     """Load a folder or Hub id in float32, ready to judge: in evaluation mode, on the accelerator if there is one.
 
     Raises:
-        InputError: it is no masked language model of transformers with trained weights and a fast tokenizer.
+        InputError: it is no masked language model of transformers with trained weights and a fast
+            tokenizer.
     """
     try:
-        model, loading = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, loading = AutoModelForMaskedLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, SafetensorError) as error:
         refuse_misnamed_model(name)
         is_folder = Path(name).is_dir()
-        kind = "holds no masked language model" if is_folder else "is neither a folder nor, on the Hub, a model"
-        raise InputError(f"{name!r} {kind} of transformers; pass --model one that this suite can read") from error
+        kind = (
+            "holds no masked language model"
+            if is_folder
+            else "is neither a folder nor, on the Hub, a model"
+        )
+        raise InputError(
+            f"{name!r} {kind} of transformers; pass --model one that this suite can read"
+        ) from error
     if loading["missing_keys"]:
         raise InputError(
             f"{name!r} has no trained masked-LM head (it lacks {min(loading['missing_keys'])}); "
@@ -45,7 +54,10 @@ def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:
     tokenizer = load_tokenizer(name)
     # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"{name!r} holds no tokenizer with words; pass --model a folder or Hub id with tokenizer.json")
+        raise InputError(
+            f"{name!r} holds no tokenizer with words; pass --model a folder or Hub id with "
+            "tokenizer.json"
+        )
     return tokenizer
 
 

@@ -1,7 +1,8 @@
 """Minimal pairs: two sentences that differ in what makes one of them acceptable; which does a model find more likely?
 
-Files of pairs enter, or a model with a tokenizer and pairs; pairs, or scores, judgements and accuracies leave. The
-formats are our own {good, bad, group} and BLiMP's (Warstadt et al. 2020) {sentence_good, sentence_bad, UID}.
+Files of pairs enter, or a model with a tokenizer and pairs; pairs, or scores, judgements and
+accuracies leave. The formats are our own {good, bad, group} and BLiMP's (Warstadt et al. 2020)
+{sentence_good, sentence_bad, UID}.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from bert_pretrain.data.row_files import read_json_lines
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.intervals import Interval, wilson_interval
 from bert_pretrain.evaluation.masked_language_model import longest_row
-from bert_pretrain.evaluation.pseudo_likelihood import EncodedSentence, encode_sentences, pseudo_log_likelihoods
+from bert_pretrain.evaluation.pseudo_likelihood import (
+    EncodedSentence,
+    encode_sentences,
+    pseudo_log_likelihoods,
+)
 
 VARIANTS = ("token", "within_word")
 _FIELDS = (("good", "bad", "group"), ("sentence_good", "sentence_bad", "UID"))
@@ -41,12 +46,13 @@ class PairScores:
     """Scores of N pairs.
 
     Attributes:
-        good: float64 (2, N), pseudo-log-likelihood in nats of the acceptable sentences by variant, as `VARIANTS` has
-            them.
+        good: float64 (2, N), pseudo-log-likelihood in nats of the acceptable sentences by variant,
+            as `VARIANTS` has them.
         bad: float64 (2, N), of the others.
         num_tokens: int64 (2, N), tokens scored of the acceptable sentences and of the others.
         is_rescored: bool (N,), True where bfloat16 was too coarse to decide and float32 was used.
-        error: standard deviation of good - bad in bfloat16 against float32, nats; 0.0 where all is float32.
+        error: standard deviation of good - bad in bfloat16 against float32, nats; 0.0 where all is
+            float32.
     """
 
     good: NDArray[np.float64]
@@ -90,19 +96,28 @@ def _as_pair(row: dict[str, Any], place: str, default_group: str) -> MinimalPair
     else:
         has = ", ".join(map(repr, row))
         raise InputError(
-            f"{place} has {has or 'nothing'} but must be an object with 'good' and 'bad', or BLiMP's 'sentence_good' "
+            f"{place} has {has or 'nothing'} but must be an object with 'good' and 'bad', or "
+            "BLiMP's 'sentence_good' "
             "and 'sentence_bad'; repair --pairs_file"
         )
     for sentence in pair[:2]:
         if not isinstance(sentence, str) or not sentence.strip():
-            raise InputError(f"{place} has {sentence!r} for a sentence but must have text; repair --pairs_file")
+            raise InputError(
+                f"{place} has {sentence!r} for a sentence but must have text; repair --pairs_file"
+            )
     if pair.good == pair.bad:
-        raise InputError(f"{place} has {pair.good!r} twice but its sentences must differ; repair --pairs_file")
+        raise InputError(
+            f"{place} has {pair.good!r} twice but its sentences must differ; repair --pairs_file"
+        )
     return pair
 
 
 def score_pairs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[MinimalPair], *, bf16: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[MinimalPair],
+    *,
+    bf16: bool,
 ) -> PairScores:
     """Score both sentences of every pair.
 
@@ -110,8 +125,9 @@ def score_pairs(
         model: a masked language model in evaluation mode.
         tokenizer: the model's.
         pairs: at least one.
-        bf16: whether to compute in bfloat16. Its error is then measured on some pairs, and pairs closer than three
-            standard deviations of it are scored again in float32, so that the judgement is float32's.
+        bf16: whether to compute in bfloat16. Its error is then measured on some pairs, and pairs
+            closer than three standard deviations of it are scored again in float32, so that the
+            judgement is float32's.
 
     Raises:
         InputError: a sentence is too long, has a [MASK], or has no token.
@@ -119,10 +135,14 @@ def score_pairs(
     sentences = encode_sentences(tokenizer, [sentence for pair in pairs for sentence in pair[:2]])
     _check_sentences(sentences, pairs, tokenizer.mask_token_id, longest_row(model))
 
-    def score(rows: NDArray[np.int64], *, bf16: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def score(
+        rows: NDArray[np.int64], *, bf16: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return sums (2 variants, len(rows), 2 sentences) and numbers of tokens (len(rows), 2)."""
         chosen = [sentences[2 * row + side] for row in rows for side in (0, 1)]
-        found = pseudo_log_likelihoods(model, chosen, mask_token_id=tokenizer.mask_token_id, bf16=bf16)
+        found = pseudo_log_likelihoods(
+            model, chosen, mask_token_id=tokenizer.mask_token_id, bf16=bf16
+        )
         sums = np.stack([found.token, found.within_word]).reshape(2, len(rows), 2)
         return sums, found.num_tokens.reshape(len(rows), 2)
 
@@ -145,18 +165,27 @@ def score_pairs(
 
 
 def _check_sentences(
-    sentences: list[EncodedSentence], pairs: Sequence[MinimalPair], mask_token_id: int, max_length: int
+    sentences: list[EncodedSentence],
+    pairs: Sequence[MinimalPair],
+    mask_token_id: int,
+    max_length: int,
 ) -> None:
     for number, sentence in enumerate(sentences):
         pair = pairs[number // 2]
         text = pair[number % 2]
         if mask_token_id in sentence.input_ids:
-            raise InputError(f"{pair.source} has a [MASK] in {text!r}; minimal pairs are whole sentences")
+            raise InputError(
+                f"{pair.source} has a [MASK] in {text!r}; minimal pairs are whole sentences"
+            )
         if not (sentence.words >= 0).any():
-            raise InputError(f"{pair.source} has {text!r}, of which the tokenizer leaves nothing; change --pairs_file")
+            raise InputError(
+                f"{pair.source} has {text!r}, of which the tokenizer leaves nothing; change "
+                "--pairs_file"
+            )
         if len(sentence.input_ids) > max_length:
             raise InputError(
-                f"{pair.source} has a sentence of {len(sentence.input_ids)} tokens but the model takes {max_length}; "
+                f"{pair.source} has a sentence of {len(sentence.input_ids)} tokens but the model "
+                f"takes {max_length}; "
                 "change --pairs_file"
             )
 
@@ -168,7 +197,8 @@ def accuracies(
 
     Args:
         groups: of N pairs.
-        good: float64 (N,), scores of the acceptable sentences; the higher one of a pair wins, equal ones are a tie.
+        good: float64 (N,), scores of the acceptable sentences; the higher one of a pair wins, equal
+            ones are a tie.
         bad: float64 (N,), of the others.
     """
 
@@ -176,7 +206,9 @@ def accuracies(
         num_ties = int((good == bad)[rows].sum())
         num_right = float((good > bad)[rows].sum() + num_ties / 2)
         num_pairs = int(rows.sum())
-        return GroupAccuracy(name, num_right / num_pairs, wilson_interval(num_right, num_pairs), num_pairs, num_ties)
+        return GroupAccuracy(
+            name, num_right / num_pairs, wilson_interval(num_right, num_pairs), num_pairs, num_ties
+        )
 
     names = np.array(groups)
     by_group = [judge(name, names == name) for name in dict.fromkeys(groups)]

@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import AutoModelForNextSentencePrediction, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForNextSentencePrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.data.random import permutation
@@ -41,8 +45,9 @@ class NextSentenceScores:
         accuracy: share of pairs judged right.
         interval: its Wilson 95 % interval.
         confidence: mean probability of what was judged, in [0.5, 1].
-        calibration_error: expected calibration error (Guo et al. 2017, equation 3): mean over the pairs of the distance
-            between accuracy and confidence of their bin, of `NUM_BINS` equal ones of the confidence from 0.5 to 1.
+        calibration_error: expected calibration error (Guo et al. 2017, equation 3): mean over the
+            pairs of the distance between accuracy and confidence of their bin, of `NUM_BINS` equal
+            ones of the confidence from 0.5 to 1.
         brier: mean square of the distance between P(random) and the label.
         bins: what it is made of.
     """
@@ -67,14 +72,20 @@ def load_next_sentence_model(name: str) -> PreTrainedModel:
         )
     except (OSError, ValueError, SafetensorError) as error:
         refuse_misnamed_model(name)
-        kind = "holds no model" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a model"
+        kind = (
+            "holds no model"
+            if Path(name).is_dir()
+            else "is neither a folder nor, on the Hub, a model"
+        )
         raise InputError(
-            f"{name!r} {kind} of transformers with a next-sentence head; pass another --model, or leave nsp out of "
+            f"{name!r} {kind} of transformers with a next-sentence head; pass another --model, or "
+            "leave nsp out of "
             "--suite"
         ) from error
     if loading["missing_keys"]:
         raise InputError(
-            f"{name!r} has no trained next-sentence head (it lacks {min(loading['missing_keys'])}); pass another "
+            f"{name!r} has no trained next-sentence head (it lacks "
+            f"{min(loading['missing_keys'])}); pass another "
             "--model, or leave nsp out of --suite"
         )
     return model.eval().to(default_device())
@@ -122,12 +133,19 @@ def random_probabilities(
         is_real = place < lengths[rows][:, None]
         is_second = is_real & (place >= plan.a_length[rows][:, None] + 2)
         batch = {"input_ids": input_ids, "attention_mask": is_real, "token_type_ids": is_second}
-        tensors = {key: torch.from_numpy(value.astype(np.int64)).to(model.device) for key, value in batch.items()}
-        found[rows] = model(**tensors).logits.float().softmax(-1)[:, IS_RANDOM].double().cpu().numpy()
+        tensors = {
+            key: torch.from_numpy(value.astype(np.int64)).to(model.device)
+            for key, value in batch.items()
+        }
+        found[rows] = (
+            model(**tensors).logits.float().softmax(-1)[:, IS_RANDOM].double().cpu().numpy()
+        )
     return found
 
 
-def judge_next_sentences(probabilities: NDArray[np.float64], labels: NDArray[np.int8]) -> NextSentenceScores:
+def judge_next_sentences(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int8]
+) -> NextSentenceScores:
     """Return accuracy and calibration.
 
     Args:
@@ -143,9 +161,19 @@ def judge_next_sentences(probabilities: NDArray[np.float64], labels: NDArray[np.
     bins = []
     for number in range(NUM_BINS):
         rows = bin_of == number
-        means = (float(confidence[rows].mean()), float(is_right[rows].mean())) if rows.any() else (None, None)
-        bins.append(CalibrationBin(float(edges[number]), float(edges[number + 1]), int(rows.sum()), *means))
-    gaps = [b.num_pairs * abs(b.accuracy - b.confidence) for b in bins if b.accuracy is not None and b.confidence]
+        means = (
+            (float(confidence[rows].mean()), float(is_right[rows].mean()))
+            if rows.any()
+            else (None, None)
+        )
+        bins.append(
+            CalibrationBin(float(edges[number]), float(edges[number + 1]), int(rows.sum()), *means)
+        )
+    gaps = [
+        b.num_pairs * abs(b.accuracy - b.confidence)
+        for b in bins
+        if b.accuracy is not None and b.confidence
+    ]
     return NextSentenceScores(
         accuracy=float(is_right.mean()),
         interval=wilson_interval(int(is_right.sum()), len(labels)),

@@ -1,7 +1,7 @@
 """Six small groups of English minimal pairs from templates, for a first look without a download.
 
-Written for this package; they are not BLiMP and their figures do not compare with BLiMP's. The words are common both in
-prose and in documentation.
+Written for this package; they are not BLiMP and their figures do not compare with BLiMP's. The
+words are common both in prose and in documentation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ _ADJECTIVES = ("new", "small", "different", "valid", "simple", "large")
 _PERSONS = ("man", "woman", "boy", "girl", "king", "queen")
 _REFLEXIVES = ("himself", "herself")
 _PAST = ("found", "helped", "saw", "called", "lost", "asked", "taught", "hid", "stopped", "changed")
-_PARTICIPLES = (("given", "give"), ("taken", "take"), ("written", "write"), ("seen", "see"), ("known", "know"))
+_PARTICIPLES = (
+    ("given", "give"),
+    ("taken", "take"),
+    ("written", "write"),
+    ("seen", "see"),
+    ("known", "know"),
+)
 _SOME, _NONE = ("everyone", "somebody", "someone"), ("nobody", "no one", "no user")
 
 
@@ -38,7 +44,9 @@ def template_pairs() -> list[MinimalPair]:
     for group, make in _GROUPS.items():
         pairs = list(dict.fromkeys(make()))
         # Evenly spread over all combinations, so that every word is used.
-        chosen = [pairs[number * len(pairs) // PAIRS_PER_GROUP] for number in range(PAIRS_PER_GROUP)]
+        chosen = [
+            pairs[number * len(pairs) // PAIRS_PER_GROUP] for number in range(PAIRS_PER_GROUP)
+        ]
         found += [MinimalPair(good, bad, group, f"template {group}") for good, bad in chosen]
     return found
 
@@ -51,8 +59,14 @@ def _agreement() -> Iterator[tuple[str, str]]:
 
 def _agreement_across_phrase() -> Iterator[tuple[str, str]]:
     for (one, many), (place, places), adjective in product(_THINGS, _PLACES, _ADJECTIVES):
-        yield f"the {one} in the {places} is {adjective} .", f"the {one} in the {places} are {adjective} ."
-        yield f"the {many} in the {place} are {adjective} .", f"the {many} in the {place} is {adjective} ."
+        yield (
+            f"the {one} in the {places} is {adjective} .",
+            f"the {one} in the {places} are {adjective} .",
+        )
+        yield (
+            f"the {many} in the {place} are {adjective} .",
+            f"the {many} in the {place} is {adjective} .",
+        )
 
 
 def _determiner_noun() -> Iterator[tuple[str, str]]:
@@ -63,7 +77,8 @@ def _determiner_noun() -> Iterator[tuple[str, str]]:
 
 def _reflexive() -> Iterator[tuple[str, str]]:
     for number, person in enumerate(_PERSONS):
-        # Each form is the right one as often as the wrong one, so that its frequency decides nothing.
+        # Each form is the right one as often as the wrong one, so that its frequency decides
+        # nothing.
         good, bad = _REFLEXIVES[number % 2], _REFLEXIVES[1 - number % 2]
         for verb in _PAST:
             yield f"the {person} {verb} {good} .", f"the {person} {verb} {bad} ."
@@ -77,8 +92,14 @@ def _participle() -> Iterator[tuple[str, str]]:
 
 def _negative_polarity() -> Iterator[tuple[str, str]]:
     for none, some, (participle, _), (one, many) in product(_NONE, _SOME, _PARTICIPLES, _THINGS):
-        yield f"{none} has ever {participle} the {one} .", f"{some} has ever {participle} the {one} ."
-        yield f"{none} has ever {participle} the {many} .", f"{some} has ever {participle} the {many} ."
+        yield (
+            f"{none} has ever {participle} the {one} .",
+            f"{some} has ever {participle} the {one} .",
+        )
+        yield (
+            f"{none} has ever {participle} the {many} .",
+            f"{some} has ever {participle} the {many} .",
+        )
 
 
 _GROUPS = {

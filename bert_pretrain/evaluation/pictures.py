@@ -1,8 +1,8 @@
 """Pictures of what was learnt: reconstructions, augmented views, maps of embeddings, neighbours, loss curves.
 
-Arrays and rows of metrics enter; PNG files leave, each whole or not at all, and the same for the same input. Images
-are uint8, or float in [0, 1] (beyond it they are clipped), of shape (N, H, W, C) with 1 channel (gray), 3 (RGB) or
-4 (RGBA).
+Arrays and rows of metrics enter; PNG files leave, each whole or not at all, and the same for the
+same input. Images are uint8, or float in [0, 1] (beyond it they are clipped), of shape (N, H, W, C)
+with 1 channel (gray), 3 (RGB) or 4 (RGBA).
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def reconstructions(originals: NDArray[Any], reconstructed: NDArray[Any], path: 
     _stacked({"original": originals, "reconstructed": reconstructed}, path)
 
 
-def augmented_views(originals: NDArray[Any], first_views: NDArray[Any], second_views: NDArray[Any], path: Path) -> None:
+def augmented_views(
+    originals: NDArray[Any], first_views: NDArray[Any], second_views: NDArray[Any], path: Path
+) -> None:
     """Draw originals above the two augmented views that a contrastive loss compares, ten side by side.
 
     Args:
@@ -121,7 +123,9 @@ def embedding_map(
         panel.set(xticks=[], yticks=[])
     handles, names = axes[-1].get_legend_handles_labels()
     if handles:
-        axes[-1].legend(handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3)
+        axes[-1].legend(
+            handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3
+        )
     if len(shown) < len(embeddings):
         figure.suptitle(f"{len(shown):,} of {len(embeddings):,} embeddings", fontsize=9)
     _save(figure, path)
@@ -144,7 +148,9 @@ def _stacked(kinds: Mapping[str, NDArray[Any]], path: Path) -> None:
             _draw(grid[block * len(kinds) + place, column], image)
         for block in range(num_blocks):
             panel = grid[block * len(kinds) + place, 0]
-            panel.text(-0.1, 0.5, kind, transform=panel.transAxes, ha="right", va="center", fontsize=8)
+            panel.text(
+                -0.1, 0.5, kind, transform=panel.transAxes, ha="right", va="center", fontsize=8
+            )
     _save(figure, path)
 
 
@@ -171,7 +177,8 @@ def _projections(rows: NDArray[np.float32], *, seed: int) -> dict[str, NDArray[n
 
     if rows.shape[1] == 1:
         rows = np.hstack([rows, np.zeros_like(rows)])
-    # Starting from the principal components keeps the large-scale order; embeddings that are all equal have none.
+    # Starting from the principal components keeps the large-scale order; embeddings that are all
+    # equal have none.
     has_collapsed = np.allclose(rows, rows[0])
     # Below a third of the points, as the method demands; 30 is its authors' usual value.
     tsne = TSNE(
@@ -181,13 +188,17 @@ def _projections(rows: NDArray[np.float32], *, seed: int) -> dict[str, NDArray[n
         random_state=seed,
     )
     maps = {
-        "PCA": np.zeros((len(rows), 2)) if has_collapsed else PCA(2, random_state=seed).fit_transform(rows),
+        "PCA": np.zeros((len(rows), 2))
+        if has_collapsed
+        else PCA(2, random_state=seed).fit_transform(rows),
         "t-SNE": tsne.fit_transform(rows),
     }
     if importlib.util.find_spec("umap") is not None:
         from umap import UMAP
 
-        maps["UMAP"] = UMAP(n_neighbors=min(15, len(rows) - 1), random_state=seed).fit_transform(rows)
+        maps["UMAP"] = UMAP(n_neighbors=min(15, len(rows) - 1), random_state=seed).fit_transform(
+            rows
+        )
     return maps
 
 
@@ -205,7 +216,13 @@ def _scatter(
         return
     is_unlabelled = labels < 0
     if is_unlabelled.any():
-        panel.scatter(points[is_unlabelled, 0], points[is_unlabelled, 1], color="lightgray", label="no label", **style)
+        panel.scatter(
+            points[is_unlabelled, 0],
+            points[is_unlabelled, 1],
+            color="lightgray",
+            label="no label",
+            **style,
+        )
         points, labels = points[~is_unlabelled], labels[~is_unlabelled]
     classes = np.unique(labels)
     if len(classes) > _MAX_LEGEND:
@@ -224,7 +241,8 @@ def _unit_rows(features: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
-    # Matplotlib takes most of a second to import, and a figure of its own leaves the user's pyplot state alone.
+    # Matplotlib takes most of a second to import, and a figure of its own leaves the user's pyplot
+    # state alone.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), dpi=_DOTS_PER_INCH, layout="constrained")
@@ -232,6 +250,7 @@ def _figure(width_inches: float, height_inches: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the software's name the bytes depend on the picture alone. Agg is what draws PNG, with no display.
+    # Without the software's name the bytes depend on the picture alone. Agg is what draws PNG, with
+    # no display.
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", metadata={"Software": None})

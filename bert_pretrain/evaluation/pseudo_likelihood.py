@@ -1,15 +1,16 @@
 """Pseudo-log-likelihood of sentences under a masked language model, and how to compute it fast.
 
-Sentences enter; for each, the sum over its tokens of the log-probability of the token when it alone is masked leaves
-(Salazar et al. 2020, "Masked Language Model Scoring", equation 3), and the same with the later tokens of its word
-masked too, so that the rest of a word cannot give it away (Kauf & Ivanova 2023, "A Better Way to Do Masked Language
-Model Scoring", PLL-word-l2r).
+Sentences enter; for each, the sum over its tokens of the log-probability of the token when it alone
+is masked leaves (Salazar et al. 2020, "Masked Language Model Scoring", equation 3), and the same
+with the later tokens of its word masked too, so that the rest of a word cannot give it away (Kauf &
+Ivanova 2023, "A Better Way to Do Masked Language Model Scoring", PLL-word-l2r).
 
-A sentence of n tokens needs n forward passes. Five savings make them cheap, none an approximation: rows of equal length
-go together, so that nothing is padded; each different masked row is computed once, whatever sentences and variants need
-it (the two sentences of a minimal pair share the row in which the word that they differ in is masked); the vocabulary
-is scored at the masked position alone; so are, in BERT's last layer, queries and feed-forward; and there keys and
-values, which one query per row reads, are not computed either: q (W h) = (q W) h.
+A sentence of n tokens needs n forward passes. Five savings make them cheap, none an approximation:
+rows of equal length go together, so that nothing is padded; each different masked row is computed
+once, whatever sentences and variants need it (the two sentences of a minimal pair share the row in
+which the word that they differ in is masked); the vocabulary is scored at the masked position
+alone; so are, in BERT's last layer, queries and feed-forward; and there keys and values, which one
+query per row reads, are not computed either: q (W h) = (q W) h.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
-from transformers import BertForMaskedLM, BertModel, BertPreTrainedModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    BertForMaskedLM,
+    BertModel,
+    BertPreTrainedModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.bert.modeling_bert import BertLayer
 
 # int64 (N, L), one position per row (N,) -> vocabulary scores there, (N, V)
@@ -59,15 +66,21 @@ class _Targets(NamedTuple):
     is_within_word: NDArray[np.bool_]
 
 
-def encode_sentences(tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]) -> list[EncodedSentence]:
+def encode_sentences(
+    tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
+) -> list[EncodedSentence]:
     """Tokenise sentences, each with its special tokens; words are the tokenizer's own."""
     encoded = []
     for encoding in tokenizer(list(sentences)).encodings:
         is_special = np.array(encoding.special_tokens_mask, dtype=bool)
-        words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
+        words = np.array(
+            [-1 if word is None else word for word in encoding.word_ids], dtype=np.int64
+        )
         # A token of the text that the tokenizer counts to no word is a word of its own.
         words = np.where(words < 0, len(words) + np.arange(len(words)), words)
-        encoded.append(EncodedSentence(np.array(encoding.ids, dtype=np.int64), np.where(is_special, -1, words)))
+        encoded.append(
+            EncodedSentence(np.array(encoding.ids, dtype=np.int64), np.where(is_special, -1, words))
+        )
     return encoded
 
 
@@ -83,8 +96,9 @@ def pseudo_log_likelihoods(
     """Score sentences with one mask at a time.
 
     Args:
-        model: a masked language model of transformers in evaluation mode. A BERT takes the fast way through its last
-            layer; another one whose head treats positions one by one still scores the vocabulary once a row.
+        model: a masked language model of transformers in evaluation mode. A BERT takes the fast way
+            through its last layer; another one whose head treats positions one by one still scores
+            the vocabulary once a row.
         sentences: none longer than the model takes.
         mask_token_id: id of [MASK].
         bf16: whether to compute in bfloat16, log-probabilities in float32 as ever.
@@ -99,14 +113,20 @@ def pseudo_log_likelihoods(
     totals = np.zeros((2, len(keys)))
     for first, targets in _targets([distinct[key] for key in keys], mask_token_id):
         log_probabilities = _score_targets(read_scores, targets, model.device, tokens_per_batch)
-        np.add.at(totals, (targets.is_within_word.astype(np.int64), first + targets.sentences), log_probabilities)
+        np.add.at(
+            totals,
+            (targets.is_within_word.astype(np.int64), first + targets.sentences),
+            log_probabilities,
+        )
     number = {key: row for row, key in enumerate(keys)}
     order = [number[len(s.input_ids), s.input_ids.tobytes(), s.words.tobytes()] for s in sentences]
     num_tokens = np.array([(s.words >= 0).sum() for s in sentences], dtype=np.int64)
     return Likelihoods(totals[0, order], totals[1, order], num_tokens)
 
 
-def _targets(sentences: list[EncodedSentence], mask_token_id: int) -> Iterator[tuple[int, _Targets]]:
+def _targets(
+    sentences: list[EncodedSentence], mask_token_id: int
+) -> Iterator[tuple[int, _Targets]]:
     """Yield runs of sentences of one length as the number of the first and what is to be scored in them."""
     first = 0
     while first < len(sentences):
@@ -148,13 +168,19 @@ def _score_targets(
         low, high = np.searchsorted(row_of[order], [start, start + size])
         wanted = order[low:high]
         scores = read_scores(batch[:, :-1], batch[:, -1])
-        found[wanted] = _log_probabilities(scores, row_of[wanted] - start, targets.token_ids[wanted])
+        found[wanted] = _log_probabilities(
+            scores, row_of[wanted] - start, targets.token_ids[wanted]
+        )
     return found
 
 
-def _log_probabilities(scores: Tensor, rows: NDArray[np.int64], token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+def _log_probabilities(
+    scores: Tensor, rows: NDArray[np.int64], token_ids: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Return the log-probability of `token_ids` under the scores (N, V) of `rows` (ascending)."""
-    chunk = max(1, _SCORES_PER_CHUNK // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
+    chunk = (
+        max(1, _SCORES_PER_CHUNK // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
+    )
     found = []
     for start in range(0, len(scores), chunk):
         low, high = np.searchsorted(rows, [start, start + chunk])
@@ -177,7 +203,9 @@ def _bert_reader(model: BertForMaskedLM) -> ReadScores:
         hidden = bert.embeddings(input_ids=input_ids)
         for layer in bert.encoder.layer[:-1]:
             hidden = layer(hidden, None)
-        scores: Tensor = model.cls.predictions(_last_layer(bert.encoder.layer[-1], hidden, positions))
+        scores: Tensor = model.cls.predictions(
+            _last_layer(bert.encoder.layer[-1], hidden, positions)
+        )
         return scores
 
     return read
@@ -210,7 +238,9 @@ def _last_layer(layer: BertLayer, hidden: Tensor, positions: Tensor) -> Tensor:
     mixed = (weights @ hidden).transpose(0, 1)  # (heads, N, D)
     context = (mixed @ value_weight.transpose(1, 2)).transpose(0, 1).flatten(1)  # (N, D)
     # The weights add up to one, so that the value's bias comes through whole.
-    output: Tensor = layer.feed_forward_chunk(layer.attention.output(context + attention.value.bias, queried))
+    output: Tensor = layer.feed_forward_chunk(
+        layer.attention.output(context + attention.value.bias, queried)
+    )
     return output
 
 
@@ -221,9 +251,13 @@ def _head_reader(model: PreTrainedModel) -> ReadScores:
     """
     wanted: list[Tensor] = []
 
-    def cut(_module: Module, _arguments: tuple[object, ...], output: dict[str, Tensor]) -> dict[str, Tensor]:
+    def cut(
+        _module: Module, _arguments: tuple[object, ...], output: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         hidden = output["last_hidden_state"]
-        output["last_hidden_state"] = hidden[torch.arange(len(hidden), device=hidden.device), wanted[0]][:, None]
+        output["last_hidden_state"] = hidden[
+            torch.arange(len(hidden), device=hidden.device), wanted[0]
+        ][:, None]
         return output
 
     def read_all(input_ids: Tensor, positions: Tensor) -> Tensor:
@@ -242,11 +276,18 @@ def _head_reader(model: PreTrainedModel) -> ReadScores:
     return read_cut if _head_is_positionwise(model, read_cut, read_all) else read_all
 
 
-def _head_is_positionwise(model: PreTrainedModel, read_cut: ReadScores, read_all: ReadScores) -> bool:
+def _head_is_positionwise(
+    model: PreTrainedModel, read_cut: ReadScores, read_all: ReadScores
+) -> bool:
     """Try it: whether the head gives the same for one position as for all."""
     trial = torch.arange(3, 11, device=model.device)[None] % model.config.vocab_size
     place = torch.tensor([4], device=model.device)
     try:
         return torch.allclose(read_cut(trial, place), read_all(trial, place), rtol=1e-3, atol=1e-3)
-    except (KeyError, TypeError, RuntimeError, ValueError):  # whatever a head does that needs all positions
+    except (
+        KeyError,
+        TypeError,
+        RuntimeError,
+        ValueError,
+    ):  # whatever a head does that needs all positions
         return False

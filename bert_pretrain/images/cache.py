@@ -1,6 +1,7 @@
 """Decoded images, kept in a mapped file that later runs reuse.
 
-A source enters; the pixels of all its images leave, with what is known of each. What is embedded is decoded in memory.
+A source enters; the pixels of all its images leave, with what is known of each. What is embedded is
+decoded in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ from bert_pretrain.images.rows import ImageSource, Label
 OnBadImage: TypeAlias = Literal["error", "skip"]
 
 FORMAT_VERSION = 1  # raised whenever what is written changes
-PIXELS_FILE, LABELS_FILE, MOMENTS_FILE, MANIFEST = "pixels.npy", "labels.npy", "moments.npy", "manifest.json"
+PIXELS_FILE, LABELS_FILE, MOMENTS_FILE, MANIFEST = (
+    "pixels.npy",
+    "labels.npy",
+    "moments.npy",
+    "manifest.json",
+)
 _NAMED_BAD_IMAGES = 5
 
 
@@ -60,10 +66,13 @@ def decode_in_memory(source: ImageSource, recipe: Recipe) -> DecodedImages:
     return decoded
 
 
-def decode_once(source: ImageSource, recipe: Recipe, cache_dir: Path, *, show_progress: bool) -> DecodedImages:
+def decode_once(
+    source: ImageSource, recipe: Recipe, cache_dir: Path, *, show_progress: bool
+) -> DecodedImages:
     """Decode all images of a source into a folder below `cache_dir`, unless they are there, and map them.
 
-    Processes that call this at once do the work once. One that is killed leaves nothing that looks whole.
+    Processes that call this at once do the work once. One that is killed leaves nothing that looks
+    whole.
 
     Raises:
         InputError: an image cannot be used, or what is there is damaged.
@@ -86,7 +95,8 @@ def decode_once(source: ImageSource, recipe: Recipe, cache_dir: Path, *, show_pr
         labels = np.load(folder / LABELS_FILE) if manifest["label_names"] else None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the decoded images in {folder} are not complete ({error}); remove the folder, and they are decoded again"
+            f"the decoded images in {folder} are not complete ({error}); remove the folder, and "
+            "they are decoded again"
         ) from error
     return DecodedImages(pixels, labels, moments, manifest)
 
@@ -101,26 +111,33 @@ def _cache_key(source: ImageSource, recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
 
 
-def _decode(source: ImageSource, recipe: Recipe, file: IO[bytes], *, show_progress: bool) -> DecodedImages:
+def _decode(
+    source: ImageSource, recipe: Recipe, file: IO[bytes], *, show_progress: bool
+) -> DecodedImages:
     """Decode all rows into `file`, an .npy of (N, H, W, C), and return the rest; its `pixels` are empty."""
     num_channels = recipe.num_channels or channels_of_first(source)
     writer = _Writer(file, source.num_rows)
     bad: list[str] = []
     outcomes = decode_rows(source.read(), image_size=recipe.image_size, num_channels=num_channels)
-    progress = tqdm(outcomes, total=source.num_rows, desc="decoding", unit=" images", disable=not show_progress)
+    progress = tqdm(
+        outcomes, total=source.num_rows, desc="decoding", unit=" images", disable=not show_progress
+    )
     for outcome in progress:
         if outcome.pixels is not None:
             writer.add(outcome, outcome.pixels)
             continue
         if recipe.on_bad_image == "error":
             raise InputError(
-                f"{outcome.name} cannot be decoded ({outcome.reason}); repair or remove it, or pass --on_bad_image skip"
+                f"{outcome.name} cannot be decoded ({outcome.reason}); repair or remove it, or "
+                "pass --on_bad_image skip"
             )
         bad.append(f"{outcome.name} ({outcome.reason})")
     if len(writer.labels) < 4:
         raise InputError(
-            f"{source.description} holds {len(writer.labels)} distinct images, but at least 4 are needed "
-            f"({writer.num_duplicates} duplicates; skipped: {'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'}); "
+            f"{source.description} holds {len(writer.labels)} distinct images, but at least 4 are "
+            "needed "
+            f"({writer.num_duplicates} duplicates; skipped: "
+            f"{'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'}); "
             "pass another --dataset_name or --data_files"
         )
     writer.finish()
@@ -128,22 +145,31 @@ def _decode(source: ImageSource, recipe: Recipe, file: IO[bytes], *, show_progre
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": {"description": source.description, "fingerprint": source.fingerprint},
-        "content": hashlib.sha256(writer.digests + (b"" if labels is None else labels.tobytes())).hexdigest(),
+        "content": hashlib.sha256(
+            writer.digests + (b"" if labels is None else labels.tobytes())
+        ).hexdigest(),
         "image_size": recipe.image_size,
         "label_names": label_names,
         "modes": dict(writer.modes),
-        "counts": {"images": len(writer.labels), "duplicates": writer.num_duplicates, "skipped": len(bad)},
+        "counts": {
+            "images": len(writer.labels),
+            "duplicates": writer.num_duplicates,
+            "skipped": len(bad),
+        },
         "skipped": bad[:_NAMED_BAD_IMAGES],
         "versions": {name: metadata.version(name) for name in ("datasets", "pillow")},
     }
-    moments = np.frombuffer(writer.moments, dtype=np.int64).reshape(len(writer.labels), 2, num_channels)
+    moments = np.frombuffer(writer.moments, dtype=np.int64).reshape(
+        len(writer.labels), 2, num_channels
+    )
     return DecodedImages(np.empty((0, *writer.shape), dtype=np.uint8), labels, moments, manifest)
 
 
 class _Writer:
     """Appends distinct images of one size to an .npy file and keeps what is known of each.
 
-    Digests and moments are kept as bytes, because a Python object for each image would take several times as much.
+    Digests and moments are kept as bytes, because a Python object for each image would take several
+    times as much.
     """
 
     def __init__(self, file: IO[bytes], num_rows: int) -> None:
@@ -164,8 +190,10 @@ class _Writer:
             self._write_header(self._num_rows)
         if pixels.shape != self.shape:
             raise InputError(
-                f"{outcome.name} has {_size(pixels.shape)} pixels (width x height), but {self._first_name} has "
-                f"{_size(self.shape)}; pass --image_size (such as {min(self.shape[:2])}) to bring all to one size"
+                f"{outcome.name} has {_size(pixels.shape)} pixels (width x height), but "
+                f"{self._first_name} has "
+                f"{_size(self.shape)}; pass --image_size (such as {min(self.shape[:2])}) to bring "
+                "all to one size"
             )
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
         if digest in self._seen:
@@ -183,7 +211,8 @@ class _Writer:
         self._write_header(len(self.labels))
 
     def _write_header(self, num_images: int) -> None:
-        # NumPy pads the header for any length of the first axis, so that it can be rewritten in place.
+        # NumPy pads the header for any length of the first axis, so that it can be rewritten in
+        # place.
         description = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self.shape)}
         np.lib.format.write_array_header_1_0(self._file, description)
 
@@ -192,7 +221,9 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} x {shape[0]}"
 
 
-def _numbered(labels: list[Label], names: tuple[str, ...] | None) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+def _numbered(
+    labels: list[Label], names: tuple[str, ...] | None
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """Return the class number of each label (N,), -1 where there is none, and the names; None and () without labels."""
     distinct = {label for label in labels if label not in (None, -1)}
     if not distinct:
@@ -201,7 +232,9 @@ def _numbered(labels: list[Label], names: tuple[str, ...] | None) -> tuple[NDArr
     if names is None:
         texts = sorted(label for label in distinct if isinstance(label, str))
         number = {text: place for place, text in enumerate(texts)}
-        names = tuple(texts) or tuple(map(str, range(max(label for label in distinct if isinstance(label, int)) + 1)))
+        names = tuple(texts) or tuple(
+            map(str, range(max(label for label in distinct if isinstance(label, int)) + 1))
+        )
     if not number:
         number = {place: place for place in range(len(names))}
     return np.array([number.get(label, -1) for label in labels], dtype=np.int64), names

@@ -1,7 +1,8 @@
 """Turn images into batches of tensors, in a new order every epoch.
 
-Called by the loader, in worker processes if wanted. Image numbers enter; a batch with the pixels as they are stored and
-whatever random numbers the objective will need on the device leaves. Both are pure functions of (seed, epoch, image).
+Called by the loader, in worker processes if wanted. Image numbers enter; a batch with the pixels as
+they are stored and whatever random numbers the objective will need on the device leaves. Both are
+pure functions of (seed, epoch, image).
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from torch import Tensor
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.images.corpus import ImageCorpus
 
-# What an objective draws for (images, epoch): int64 (B,) and a number to tensors whose first dimension is B.
+# What an objective draws for (images, epoch): int64 (B,) and a number to tensors whose first
+# dimension is B.
 Draw = Callable[[NDArray[np.int64], int], dict[str, Tensor]]
 
-EVALUATION_EPOCH = -1  # held-out images are the same at every evaluation, and unlike those of any training epoch
+EVALUATION_EPOCH = (
+    -1
+)  # held-out images are the same at every evaluation, and unlike those of any training epoch
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ class ImageCollator:
         self.draw = draw
         self.evaluation = evaluation
 
-    def collate(self, instances: ImagePlan, rows: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
+    def collate(
+        self, instances: ImagePlan, rows: NDArray[np.int64], epoch: int
+    ) -> dict[str, Tensor]:
         """Make the batch of some images; which rows of their epoch they are makes no difference.
 
         Returns:
@@ -70,7 +76,10 @@ class ImageCollator:
         """
         images = instances.images
         pixels = np.ascontiguousarray(self.corpus.pixels[images].transpose(0, 3, 1, 2))
-        batch = {"pixels": torch.from_numpy(pixels), "image_ids": torch.from_numpy(images.astype(np.int64))}
+        batch = {
+            "pixels": torch.from_numpy(pixels),
+            "image_ids": torch.from_numpy(images.astype(np.int64)),
+        }
         return batch | self.draw(images, EVALUATION_EPOCH if self.evaluation else epoch)
 
     def num_units(self, batch: dict[str, Tensor]) -> int:

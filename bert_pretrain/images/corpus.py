@@ -1,7 +1,8 @@
 """Images decoded once to uint8 and kept: in memory if they are embedded, else in a mapped file that later runs reuse.
 
-Flags that name a data set enter; an `ImageCorpus` leaves, which loaders, evaluation and the exported image processor
-read. Resizing and cropping happen here, so that an epoch costs a copy of bytes and no decoder.
+Flags that name a data set enter; an `ImageCorpus` leaves, which loaders, evaluation and the
+exported image processor read. Resizing and cropping happen here, so that an epoch costs a copy of
+bytes and no decoder.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from bert_pretrain.images.decoding import MODES
 from bert_pretrain.images.sources import open_image_source
 from bert_pretrain.images.tables import DEFAULT_LABEL_COLUMN
 
-MIN_STD = 1 / 255  # one grey level; a constant channel, such as opaque alpha, must not divide by zero
+MIN_STD = (
+    1 / 255
+)  # one grey level; a constant channel, such as opaque alpha, must not divide by zero
 _NAMED_CLASSES = 20
 
 
@@ -40,15 +43,16 @@ class ImageCorpus:
     """Decoded images and their division into training and validation images.
 
     Attributes:
-        pixels: uint8 (N, H, W, C), read-only; no two images are equal. In memory, or mapped from a file.
+        pixels: uint8 (N, H, W, C), read-only; no two images are equal. In memory, or mapped from a
+            file.
         labels: int64 (N,), class numbers, -1 where an image has none; None if none has one.
         label_names: name of each class number; empty if `labels` is None.
         train_images: int64, sorted indices of the images to train on.
         validation_images: int64, sorted indices of those held out.
         mean: float32 (C,), mean of each channel over the training images, pixels in [0, 1].
         std: float32 (C,), their standard deviation (of the population), at least `MIN_STD`.
-        manifest: what the corpus is and was made of; `key` changes if and only if pixels, labels, order or division
-            do, wherever the images came from.
+        manifest: what the corpus is and was made of; `key` changes if and only if pixels, labels,
+            order or division do, wherever the images came from.
     """
 
     pixels: NDArray[np.uint8]
@@ -92,23 +96,27 @@ def open_images(
 ) -> ImageCorpus:
     """Open the images that the data flags name, decoding them unless that was done before.
 
-    Images that are equal after decoding are kept once, so that none is both trained on and held out. Processes that
-    call this at once do the work once: the first decodes, the others wait. Beside the file that is written, memory
-    holds some blocks of images and about 200 bytes for each one.
+    Images that are equal after decoding are kept once, so that none is both trained on and held
+    out. Processes that call this at once do the work once: the first decodes, the others wait.
+    Beside the file that is written, memory holds some blocks of images and about 200 bytes for each
+    one.
 
     Args:
-        dataset_name: `digits` (default) for scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, whose grey levels
-            v in 0..16 become round(v * 255 / 16); a folder of images; a folder saved by `datasets`; or a Hub id.
+        dataset_name: `digits` (default) for scikit-learn's 1,797 handwritten digits of 8 x 8
+            pixels, whose grey levels v in 0..16 become round(v * 255 / 16); a folder of images; a
+            folder saved by `datasets`; or a Hub id.
         dataset_config_name: configuration of a Hub data set.
         dataset_split: split of a data set that has several.
         data_files: paths or globs of Parquet files, in place of a data set.
         image_column: column that holds the images.
-        label_column: column that holds the labels: class numbers, names (numbered in sorted order) or a `ClassLabel`.
-            Only the default one may be missing.
-        image_size: side in pixels of the square that every image becomes: its shorter side is resized to that (bicubic,
-            antialiased), its centre cropped. 0 = the images' own size, which must be the same for all.
+        label_column: column that holds the labels: class numbers, names (numbered in sorted order)
+            or a `ClassLabel`. Only the default one may be missing.
+        image_size: side in pixels of the square that every image becomes: its shorter side is
+            resized to that (bicubic, antialiased), its centre cropped. 0 = the images' own size,
+            which must be the same for all.
         num_channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 = as in the first image.
-        on_bad_image: what to do about an image that is corrupt, truncated or missing: stop, or skip and count it.
+        on_bad_image: what to do about an image that is corrupt, truncated or missing: stop, or skip
+            and count it.
         validation_share: share of images held out, in (0, 1), drawn at random; at least 2.
         seed: of that draw.
         cache_dir: where decoded images are kept; default a folder under the Hugging Face cache.
@@ -118,10 +126,14 @@ def open_images(
         InputError: the images cannot be used, or a value is out of range.
     """
     if image_size < 0:
-        raise InputError(f"image_size is {image_size} but must be at least 0 (the images' own size); pass --image_size")
+        raise InputError(
+            f"image_size is {image_size} but must be at least 0 (the images' own size); pass "
+            "--image_size"
+        )
     if num_channels not in (0, *MODES):
         raise InputError(
-            f"num_channels is {num_channels} but must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 (as in the first image); "
+            f"num_channels is {num_channels} but must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 (as in "
+            "the first image); "
             "pass --num_channels"
         )
     source = open_image_source(
@@ -147,13 +159,20 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
     num_validation = max(2, math.ceil(validation_share * num_images))
     if not 0 < validation_share < 1 or num_images - num_validation < 2:
         raise InputError(
-            f"validation_share is {validation_share} of {num_images} images, but it must lie in (0, 1) and leave at "
+            f"validation_share is {validation_share} of {num_images} images, but it must lie in "
+            "(0, 1) and leave at "
             "least 2 images to train on; change --validation_share"
         )
     order = permutation(num_images, seed, Purpose.IMAGE_SPLIT)
     train_images = np.sort(order[num_validation:])
     mean, std = _mean_and_std(decoded.moments[train_images], math.prod(decoded.pixels.shape[1:3]))
-    determinants = [FORMAT_VERSION, decoded.pixels.shape, decoded.manifest["content"], validation_share, seed]
+    determinants = [
+        FORMAT_VERSION,
+        decoded.pixels.shape,
+        decoded.manifest["content"],
+        validation_share,
+        seed,
+    ]
     counts = {"training": len(train_images), "validation": num_validation}
     return ImageCorpus(
         pixels=decoded.pixels,
@@ -173,7 +192,9 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
     )
 
 
-def _mean_and_std(moments: NDArray[np.int64], pixels_per_image: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _mean_and_std(
+    moments: NDArray[np.int64], pixels_per_image: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return mean and standard deviation of each channel, pixels in [0, 1], from the moments int64 (N, 2, C).
 
     The difference of squares is taken between Python integers, where nothing cancels or overflows.
@@ -196,16 +217,25 @@ def image_card(corpus: ImageCorpus) -> str:
         more = ", ..." if counts["skipped"] > len(manifest["skipped"]) else ""
         skipped += ": " + ", ".join(manifest["skipped"]) + more
     modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(manifest["modes"].items()))
-    fit = f"from {modes}" + (", shorter side resized, centre cropped" if manifest["image_size"] else "")
-    place = f"mapped from {corpus.pixels.filename}" if isinstance(corpus.pixels, np.memmap) else "in memory"
+    fit = f"from {modes}" + (
+        ", shorter side resized, centre cropped" if manifest["image_size"] else ""
+    )
+    place = (
+        f"mapped from {corpus.pixels.filename}"
+        if isinstance(corpus.pixels, np.memmap)
+        else "in memory"
+    )
     return "\n".join(
         [
             f"images           {manifest['source']['description']}",
-            f"number           {counts['images']:,} ({counts['training']:,} training, {counts['validation']:,} held "
+            f"number           {counts['images']:,} ({counts['training']:,} training, "
+            f"{counts['validation']:,} held "
             f"out); duplicates dropped: {counts['duplicates']:,}; skipped: {skipped}",
-            f"size             {width} x {height} pixels (width x height), {MODES[num_channels]} ({fit})",
+            f"size             {width} x {height} pixels (width x height), {MODES[num_channels]} "
+            f"({fit})",
             f"classes          {_classes(corpus)}",
-            f"mean, std        {_listed(corpus.mean)}, {_listed(corpus.std)} of the training pixels in [0, 1]",
+            f"mean, std        {_listed(corpus.mean)}, {_listed(corpus.std)} of the training "
+            "pixels in [0, 1]",
             f"pixels           {corpus.pixels.nbytes:,} bytes {place}",
         ]
     )
@@ -218,7 +248,9 @@ def _classes(corpus: ImageCorpus) -> str:
     if len(per_class) > _NAMED_CLASSES:
         text = f"{len(per_class):,} of {per_class.min():,} to {per_class.max():,} images"
     else:
-        text = ", ".join(f"{name} {count:,}" for name, count in zip(corpus.label_names, per_class, strict=True))
+        text = ", ".join(
+            f"{name} {count:,}" for name, count in zip(corpus.label_names, per_class, strict=True)
+        )
     num_unlabelled = int((corpus.labels < 0).sum())
     return text + (f"; without a label: {num_unlabelled:,}" if num_unlabelled else "")
 

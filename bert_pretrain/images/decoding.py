@@ -1,7 +1,7 @@
 """Encoded images to pixels of one size and number of channels.
 
-Rows of a source enter; what became of each leaves, in the same order. Resizing and cropping happen here, so that an
-epoch costs a copy of bytes and no decoder.
+Rows of a source enter; what became of each leaves, in the same order. Resizing and cropping happen
+here, so that an epoch costs a copy of bytes and no decoder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Outcome:
     reason: str = ""
 
 
-def decode_rows(rows: Iterator[ImageRow], *, image_size: int, num_channels: int) -> Iterator[Outcome]:
+def decode_rows(
+    rows: Iterator[ImageRow], *, image_size: int, num_channels: int
+) -> Iterator[Outcome]:
     """Decode rows in threads (Pillow releases the interpreter lock) and yield them in order, few blocks ahead.
 
     Args:
@@ -78,7 +80,9 @@ def _decode_row(row: ImageRow, image_size: int, num_channels: int) -> Outcome:
     except PIL.UnidentifiedImageError:  # its own message is an address in memory
         return Outcome(row.name, row.label, reason="no image in a known format")
     except Exception as error:  # the decoders of broken files raise whatever they stumble over
-        return Outcome(row.name, row.label, reason=(str(error) or type(error).__name__).splitlines()[0])
+        return Outcome(
+            row.name, row.label, reason=(str(error) or type(error).__name__).splitlines()[0]
+        )
     pixels = np.asarray(image).reshape(image.height, image.width, num_channels)
     sums = pixels.sum(axis=(0, 1), dtype=np.int64)
     squares = np.square(pixels, dtype=np.uint32).sum(axis=(0, 1), dtype=np.int64)
@@ -112,8 +116,8 @@ def load_image(row: ImageRow) -> PIL.Image.Image:
 def converted_image(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
     """Convert to grey (ITU-R 601-2 luma), RGB or RGBA; what loses its transparency is laid on white.
 
-    That is what the image processors of transformers do. 16-bit grey levels v become round(v / 257); Pillow alone
-    would cut them off at 255.
+    That is what the image processors of transformers do. 16-bit grey levels v become round(v /
+    257); Pillow alone would cut them off at 255.
     """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers without a scale")

@@ -12,7 +12,18 @@ from bert_pretrain.data.files import files_fingerprint
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.rows import ImageRow, ImageSource
 
-_SPLIT_FOLDERS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
+_SPLIT_FOLDERS = {
+    "train",
+    "training",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "test",
+    "testing",
+    "eval",
+    "evaluation",
+}
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -25,14 +36,17 @@ def visible_files(folder: Path) -> Iterator[Path]:
 def open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
     """Open a folder of image files, labelled by the rule of `datasets`' image folders.
 
-    The folder that an image lies in names its class, if there are several such folders and all are equally deep.
+    The folder that an image lies in names its class, if there are several such folders and all are
+    equally deep.
     """
     known = PIL.Image.registered_extensions()
     files = [path for path in files if known.get(path.suffix.lower()) in PIL.Image.OPEN]
     root = _split_folder(folder, files, split)
     files = [path for path in files if path.is_relative_to(root)]
     if not files:
-        raise InputError(f"{root} holds no images; --dataset_name takes 'digits', a folder of images or a Hub id")
+        raise InputError(
+            f"{root} holds no images; --dataset_name takes 'digits', a folder of images or a Hub id"
+        )
     parents = {path.parent for path in files}
     names = sorted({parent.name for parent in parents})
     is_labelled = len(names) > 1 and len({len(parent.parts) for parent in parents}) == 1
@@ -61,10 +75,13 @@ def _split_folder(folder: Path, files: list[Path], split: str) -> Path:
     subfolders = {parts[0] for path in files if len(parts := path.relative_to(folder).parts) > 1}
     if not subfolders or not subfolders <= _SPLIT_FOLDERS:
         if split != "train":  # else what is asked for as test images would be the training images
-            raise InputError(f"{folder} has no subfolders of splits, so no {split!r}; leave out --dataset_split")
+            raise InputError(
+                f"{folder} has no subfolders of splits, so no {split!r}; leave out --dataset_split"
+            )
         return folder
     if split not in subfolders:
         raise InputError(
-            f"{folder} has no split {split!r}; it has {', '.join(sorted(subfolders))}; change --dataset_split"
+            f"{folder} has no split {split!r}; it has {', '.join(sorted(subfolders))}; change "
+            "--dataset_split"
         )
     return folder / split

@@ -18,8 +18,8 @@ class ImageRow:
 
     Attributes:
         name: what to call it before a user: a path, or a file and the row in it, counted from 0.
-        content: pixels uint8 (H, W); or `bytes` and `path` as `datasets.Image(decode=False)` gives them, either None;
-            or None where the row holds no image.
+        content: pixels uint8 (H, W); or `bytes` and `path` as `datasets.Image(decode=False)` gives
+            them, either None; or None where the row holds no image.
         label: class number, -1 or None where there is none, or class name.
     """
 

@@ -1,7 +1,8 @@
 """Where images come from, what they are called and how they are labelled.
 
-Flags that name a source enter; an `ImageSource` leaves, whose rows hold encoded bytes or paths and come one at a time,
-so that no data set is ever held in memory. `bert_pretrain.images.decoding` decodes them.
+Flags that name a source enter; an `ImageSource` leaves, whose rows hold encoded bytes or paths and
+come one at a time, so that no data set is ever held in memory. `bert_pretrain.images.decoding`
+decodes them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from bert_pretrain.images.folders import open_folder, visible_files
 from bert_pretrain.images.rows import ImageRow, ImageSource
 from bert_pretrain.images.tables import open_dataset, open_parquet
 
-# A folder with such files is a data set of its own format, or says more about its images than their folders do.
+# A folder with such files is a data set of its own format, or says more about its images than their
+# folders do.
 _DATASET_EXTENSIONS = {".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", ".gz"}
 
 
@@ -34,24 +36,29 @@ def open_image_source(
     """Find the images that the data flags name.
 
     Args:
-        dataset_name: `digits` for scikit-learn's handwritten digits (also None); a folder of images, flat or with a
-            subfolder for each class, below subfolders named by split if there are any; a folder saved by `datasets`;
-            or another data set that `datasets.load_dataset` knows, by folder or Hub id.
+        dataset_name: `digits` for scikit-learn's handwritten digits (also None); a folder of
+            images, flat or with a subfolder for each class, below subfolders named by split if
+            there are any; a folder saved by `datasets`; or another data set that
+            `datasets.load_dataset` knows, by folder or Hub id.
         dataset_config_name: configuration of a data set that `load_dataset` loads.
         dataset_split: split of a data set that has several.
         data_files: paths or globs of Parquet files, in place of a data set.
-        image_column: column of encoded images: of the `Image` feature, bytes, a struct of bytes and path, or paths.
-        label_column: column of class numbers, class names or the `ClassLabel` feature; only the default one may be
-            missing.
+        image_column: column of encoded images: of the `Image` feature, bytes, a struct of bytes and
+            path, or paths.
+        label_column: column of class numbers, class names or the `ClassLabel` feature; only the
+            default one may be missing.
 
     Raises:
-        InputError: there are no images, a file or data set cannot be read, a column is missing or of another type.
+        InputError: there are no images, a file or data set cannot be read, a column is missing or
+            of another type.
     """
     if data_files:
         return open_parquet(data_files, image_column, label_column)
     if dataset_name in (None, "digits"):
         if dataset_split != "train":
-            raise InputError(f"'digits' has no split {dataset_split!r}, only train; leave out --dataset_split")
+            raise InputError(
+                f"'digits' has no split {dataset_split!r}, only train; leave out --dataset_split"
+            )
         return _open_digits()
     assert dataset_name is not None
     folder = Path(dataset_name)
@@ -59,7 +66,9 @@ def open_image_source(
         files = sorted(visible_files(folder))
         if not any(path.suffix.lower() in _DATASET_EXTENSIONS for path in files):
             return open_folder(folder, files, dataset_split)
-    return open_dataset(dataset_name, dataset_config_name, dataset_split, image_column, label_column)
+    return open_dataset(
+        dataset_name, dataset_config_name, dataset_split, image_column, label_column
+    )
 
 
 def _open_digits() -> ImageSource:
@@ -67,7 +76,9 @@ def _open_digits() -> ImageSource:
     from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
     digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), grey levels 0..16 before
+    pixels = np.rint(digits.images * (255 / 16)).astype(
+        np.uint8
+    )  # (1797, 8, 8), grey levels 0..16 before
     labels = digits.target.tolist()
 
     def read() -> Iterator[ImageRow]:

@@ -19,7 +19,9 @@ from bert_pretrain.images.rows import ImageRow, ImageSource, Label
 
 DEFAULT_LABEL_COLUMN = "label"
 _ROWS_PER_READ = 64
-_MAX_CLASS_NUMBER = 99_999  # above it, a column of integers holds identifiers or measurements, not classes
+_MAX_CLASS_NUMBER = (
+    99_999  # above it, a column of integers holds identifiers or measurements, not classes
+)
 
 
 def open_parquet(patterns: list[str], image_column: str, label_column: str) -> ImageSource:
@@ -47,7 +49,8 @@ def open_parquet(patterns: list[str], image_column: str, label_column: str) -> I
                 yield from _rows_of(batches, str(path), columns)
 
     return ImageSource(
-        description=", ".join(path.name for path in paths[:4]) + (", ..." if len(paths) > 4 else ""),
+        description=", ".join(path.name for path in paths[:4])
+        + (", ..." if len(paths) > 4 else ""),
         fingerprint=files_fingerprint(paths, image_column, label_column),
         num_rows=num_rows,
         label_names=_class_names(label_features[0]),
@@ -61,17 +64,26 @@ def _open_parquet_file(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not a Parquet file ({error}); --data_files takes Parquet files with a column of images, "
+            f"{path} is not a Parquet file ({error}); --data_files takes Parquet files with a "
+            "column of images, "
             "--dataset_name a folder of images"
         ) from error
 
 
-def open_dataset(name: str, config_name: str | None, split: str, image_column: str, label_column: str) -> ImageSource:
+def open_dataset(
+    name: str, config_name: str | None, split: str, image_column: str, label_column: str
+) -> ImageSource:
     """Open a data set that `datasets` saved in a folder, or loads from a folder or the Hub."""
     try:
-        dataset = load_from_disk(name) if is_saved_dataset(Path(name)) else load_dataset(name, config_name)
+        dataset = (
+            load_from_disk(name)
+            if is_saved_dataset(Path(name))
+            else load_dataset(name, config_name)
+        )
     except Exception as error:  # datasets raises whatever its builders and the network raise
-        cause = error.__cause__ or error  # what a builder says is wrapped in a sentence that says nothing
+        cause = (
+            error.__cause__ or error
+        )  # what a builder says is wrapped in a sentence that says nothing
         raise InputError(
             f"the data set {name!r} cannot be loaded ({first_line(cause)}); "
             "--dataset_name takes 'digits', a folder of images or a Hub id"
@@ -79,7 +91,8 @@ def open_dataset(name: str, config_name: str | None, split: str, image_column: s
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise InputError(
-                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, dataset))}; "
+                f"the data set {name!r} has no split {split!r}; it has "
+                f"{', '.join(map(str, dataset))}; "
                 "change --dataset_split"
             )
         dataset = dataset[split]
@@ -89,9 +102,14 @@ def open_dataset(name: str, config_name: str | None, split: str, image_column: s
     described = json.dumps([dataset._fingerprint, split, columns])
 
     def read() -> Iterator[ImageRow]:
-        # The Arrow format leaves images encoded, so that one that cannot be decoded does not end the pass.
-        tables = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS_PER_READ)
-        yield from _rows_of((batch for table in tables for batch in table.to_batches()), name, columns)
+        # The Arrow format leaves images encoded, so that one that cannot be decoded does not end
+        # the pass.
+        tables = (
+            dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS_PER_READ)
+        )
+        yield from _rows_of(
+            (batch for table in tables for batch in table.to_batches()), name, columns
+        )
 
     return ImageSource(
         description=f"{name} ({split})",
@@ -108,26 +126,34 @@ def _check_columns(where: str, schema: pa.Schema, image_column: str, label_colum
     listed = ", ".join(map(repr, schema.names)) or "none"
     if image_column not in schema.names:
         raise InputError(
-            f"{where} has no column {image_column!r}; it has {listed}; pass the one of images as --image_column"
+            f"{where} has no column {image_column!r}; it has {listed}; pass the one of images as "
+            "--image_column"
         )
     image_type = schema.field(image_column).type
     if not _holds_images(image_type):
         raise InputError(
-            f"the column {image_column!r} of {where} holds {image_type}, not images; the columns are {listed}; "
+            f"the column {image_column!r} of {where} holds {image_type}, not images; the columns "
+            f"are {listed}; "
             "pass the one of images as --image_column"
         )
     if label_column not in schema.names:
         if label_column == DEFAULT_LABEL_COLUMN:
             return None
         raise InputError(
-            f"{where} has no column {label_column!r}; it has {listed}; change --label_column or leave it out"
+            f"{where} has no column {label_column!r}; it has {listed}; change --label_column or "
+            "leave it out"
         )
-    described = Features.from_arrow_schema(pa.schema([schema.field(label_column)], metadata=schema.metadata))
+    described = Features.from_arrow_schema(
+        pa.schema([schema.field(label_column)], metadata=schema.metadata)
+    )
     feature = described[label_column]
-    is_value = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
+    is_value = isinstance(feature, Value) and feature.dtype.startswith(
+        ("int", "uint", "string", "large_string")
+    )
     if not is_value and not isinstance(feature, ClassLabel):
         raise InputError(
-            f"the column {label_column!r} of {where} holds {schema.field(label_column).type}, but labels must be "
+            f"the column {label_column!r} of {where} holds {schema.field(label_column).type}, but "
+            "labels must be "
             "integers, strings or a ClassLabel; change --label_column"
         )
     return feature
@@ -136,7 +162,12 @@ def _check_columns(where: str, schema: pa.Schema, image_column: str, label_colum
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0 or kind.get_field_index("path") >= 0)
-    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    checks = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_string,
+        pa.types.is_large_string,
+    )
     return any(check(kind) for check in checks)
 
 
@@ -144,7 +175,9 @@ def _class_names(feature: Any) -> tuple[str, ...] | None:
     return tuple(feature.names) if isinstance(feature, ClassLabel) else None
 
 
-def _rows_of(batches: Iterable[pa.RecordBatch], where: str, columns: list[str]) -> Iterator[ImageRow]:
+def _rows_of(
+    batches: Iterable[pa.RecordBatch], where: str, columns: list[str]
+) -> Iterator[ImageRow]:
     """Yield the rows of record batches whose columns are the images and, if there are two, the labels."""
     number = 0
     for batch in batches:
@@ -162,7 +195,8 @@ def _checked_label(label: Label, name: str) -> Label:
         return sys.intern(label)  # one object for each class, not for each image
     if label is not None and not -1 <= label <= _MAX_CLASS_NUMBER:
         raise InputError(
-            f"{name} has the label {label}, but class numbers must lie in 0..{_MAX_CLASS_NUMBER} (-1 = none); "
+            f"{name} has the label {label}, but class numbers must lie in 0..{_MAX_CLASS_NUMBER} "
+            "(-1 = none); "
             "change --label_column"
         )
     return label

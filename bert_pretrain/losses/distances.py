@@ -33,13 +33,15 @@ def normalize_rows(rows: Tensor) -> Tensor:
 def pairwise_distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
     """Return the distance of each row of `a` from the same row of `b`.
 
-    - `l2`: ||a - b + 1e-6||, not squared: the distance of torch.nn.TripletMarginLoss. The small constant makes the
-      gradient finite, and other than zero, where a equals b.
-    - `l2_squared`: ||a - b||^2 (FaceNet). Its gradient is zero where a equals b, so nothing drives embeddings that
-      have all become equal apart again.
-    - `cosine`: 1 - cos(a, b), in [0, 2]; half of `l2_squared` for rows of length 1. The same holds for its gradient.
+    - `l2`: ||a - b + 1e-6||, not squared: the distance of torch.nn.TripletMarginLoss. The small
+      constant makes the gradient finite, and other than zero, where a equals b.
+    - `l2_squared`: ||a - b||^2 (FaceNet). Its gradient is zero where a equals b, so nothing drives
+      embeddings that have all become equal apart again.
+    - `cosine`: 1 - cos(a, b), in [0, 2]; half of `l2_squared` for rows of length 1. The same holds
+      for its gradient.
 
-    Rows are not normalised here: with `l2` and `l2_squared` a margin means something else for `normalize_rows(a)`.
+    Rows are not normalised here: with `l2` and `l2_squared` a margin means something else for
+    `normalize_rows(a)`.
 
     Args:
         a: (n, D), floating point.
@@ -61,8 +63,9 @@ def pairwise_distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
 def distance_matrix(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
     """Return the distance of each row of `a` from each row of `b`; see `pairwise_distance`.
 
-    Euclidean distances are summed up term by term instead of through a matrix product, which has errors as large as
-    the distance of near neighbours and makes them depend on the batch. On CUDA the gradient needs 4 n N D bytes.
+    Euclidean distances are summed up term by term instead of through a matrix product, which has
+    errors as large as the distance of near neighbours and makes them depend on the batch. On CUDA
+    the gradient needs 4 n N D bytes.
 
     Args:
         a: (n, D), floating point.
@@ -74,7 +77,8 @@ def distance_matrix(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
     """
     if distance == "cosine":
         return 1 - normalize_rows(a) @ normalize_rows(b).T
-    # Distances do not change when the origin moves. Near its centre a collapsed batch keeps the digits of the constant.
+    # Distances do not change when the origin moves. Near its centre a collapsed batch keeps the
+    # digits of the constant.
     center = b.detach().mean(dim=0)
     a, b = a - center, b - center
     if distance == "l2":

@@ -1,8 +1,8 @@
 """The NT-Xent loss of contrastive learning, as a sum.
 
 It compares the rows of this process (anchors) with those of all processes (candidates, see
-`bert_pretrain.data.processes.gather_rows`); summed over processes it is the loss of the joint batch. The contrastive
-objective calls it.
+`bert_pretrain.data.processes.gather_rows`); summed over processes it is the loss of the joint
+batch. The contrastive objective calls it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ class NTXentTerms:
 
 @in_float32
 def nt_xent_loss(
-    views: Tensor, candidates: Tensor, *, view_ids: Tensor, candidate_ids: Tensor, temperature: float
+    views: Tensor,
+    candidates: Tensor,
+    *,
+    view_ids: Tensor,
+    candidate_ids: Tensor,
+    temperature: float,
 ) -> NTXentTerms:
     """Find the other view of an image among the views of other images (normalised temperature-scaled cross entropy).
 
-    Each of the 2b views is an anchor. Its term is -log(exp(s+ / T) / (exp(s+ / T) + sum over negatives exp(s- / T)))
-    with cosine similarities s; the negatives are both views of every other image. All copies of the anchor's own image
-    are left out, however often it occurs. The loss is the sum divided by the number of views, 2 per image (the original
-    code adds the two halves up instead, twice as much). The positive comes from `views`, not from a place among the
-    candidates, so no rank offset can be wrong. Without any negative a term is 0.
+    Each of the 2b views is an anchor. Its term is -log(exp(s+ / T) / (exp(s+ / T) + sum over
+    negatives exp(s- / T))) with cosine similarities s; the negatives are both views of every other
+    image. All copies of the anchor's own image are left out, however often it occurs. The loss is
+    the sum divided by the number of views, 2 per image (the original code adds the two halves up
+    instead, twice as much). The positive comes from `views`, not from a place among the candidates,
+    so no rank offset can be wrong. Without any negative a term is 0.
 
     Args:
         views: (b, 2, D), embeddings of the two views of this process's images; normalised here.
@@ -58,11 +64,19 @@ def nt_xent_loss(
         Chen et al. 2020 (SimCLR), equation 1 and algorithm 1.
     """
     if temperature <= 0:
-        raise InputError(f"temperature is {temperature} but must be above 0; SimCLR takes --temperature 0.1 to 0.5")
+        raise InputError(
+            f"temperature is {temperature} but must be above 0; SimCLR takes --temperature 0.1 to "
+            "0.5"
+        )
     normalized = normalize_rows(views)
-    anchors, partners = normalized.flatten(0, 1), normalized.flip(1).flatten(0, 1)  # (b, 2, D) -> (2b, D)
+    anchors, partners = (
+        normalized.flatten(0, 1),
+        normalized.flip(1).flatten(0, 1),
+    )  # (b, 2, D) -> (2b, D)
     others = normalize_rows(candidates).flatten(0, 1)  # (N, 2, D) -> (2N, D)
-    is_own = view_ids.repeat_interleave(2)[:, None] == candidate_ids.repeat_interleave(2)  # (2b, 2N)
+    is_own = view_ids.repeat_interleave(2)[:, None] == candidate_ids.repeat_interleave(
+        2
+    )  # (2b, 2N)
     positive_logits = (anchors * partners).sum(dim=1) / temperature
     negative_logits = (anchors @ others.T / temperature).masked_fill(is_own, -torch.inf)
     logits = torch.cat([positive_logits[:, None], negative_logits], dim=1)  # (2b, 1 + 2N)

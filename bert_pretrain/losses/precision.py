@@ -1,7 +1,7 @@
 """Arithmetic of losses in float32, also inside a mixed-precision region.
 
-A difference of near distances, or the exponential of a similarity over a small temperature, has no correct digit left
-in bfloat16.
+A difference of near distances, or the exponential of a similarity over a small temperature, has no
+correct digit left in bfloat16.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         device_type = next(value.device.type for value in args if isinstance(value, Tensor))
         with torch.autocast(device_type, enabled=False):
-            return function(*map(float32, args), **{key: float32(value) for key, value in kwargs.items()})
+            return function(
+                *map(float32, args), **{key: float32(value) for key, value in kwargs.items()}
+            )
 
     return run

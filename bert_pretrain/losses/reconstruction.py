@@ -47,10 +47,12 @@ def masked_patch_loss(
         prediction: (B, P, V), V values of each of P patches.
         target: (B, P, V), the patches of the image.
         is_hidden: bool or 0/1 (B, P), True where a patch was masked out and is to be predicted.
-        normalize_target: predict each patch minus its mean, divided by the root of its unbiased variance + 1e-6.
+        normalize_target: predict each patch minus its mean, divided by the root of its unbiased
+            variance + 1e-6.
 
     Returns:
-        The sum over hidden patches of their mean squared error, float32 0-dim, and the number of hidden patches, int64.
+        The sum over hidden patches of their mean squared error, float32 0-dim, and the number of
+        hidden patches, int64.
 
     Raises:
         InputError: a patch of one value is to be normalised.
@@ -59,7 +61,8 @@ def masked_patch_loss(
     if normalize_target:
         if target.shape[-1] == 1:
             raise InputError(
-                "patches of one value have no variance to be normalised by; use a larger --patch_size, or targets "
+                "patches of one value have no variance to be normalised by; use a larger "
+                "--patch_size, or targets "
                 "that are not normalised"
             )
         variance, mean = torch.var_mean(target, dim=-1, correction=1, keepdim=True)

@@ -1,7 +1,8 @@
 """An image autoencoder whose decoder sees a low-dimensional embedding and nothing else.
 
-Enters: normalised images x. Leaves: e = E(x), the output of transformers' encoder and one linear layer, and the
-reconstruction x' = D(e), in the same normalised pixel space. The training loss compares x' with the clean image.
+Enters: normalised images x. Leaves: e = E(x), the output of transformers' encoder and one linear
+layer, and the reconstruction x' = D(e), in the same normalised pixel space. The training loss
+compares x' with the clean image.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class ImageAutoencoderConfig(PreTrainedConfig):  # type: ignore[misc]  # transfo
             embedding_dim: width of e.
             image_size: height and width of the reconstruction, pixels.
             num_channels: its channels.
-            decoder_channels: widths of the decoder's maps, each twice as large as the one before; default by size.
+            decoder_channels: widths of the decoder's maps, each twice as large as the one before;
+                default by size.
             kwargs: further `PreTrainedConfig` fields.
         """
         self.encoder = as_encoder_config(encoder)
@@ -92,7 +94,9 @@ class ImageAutoencoder(PreTrainedModel):  # type: ignore[misc]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
-    def __init__(self, config: ImageAutoencoderConfig, encoder: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self, config: ImageAutoencoderConfig, encoder: PreTrainedModel | None = None
+    ) -> None:
         """Build the decoder, and the encoder unless it is given, initialised by the global seed."""
         super().__init__(config)
         self.encoder = encoder_from_config(config.encoder) if encoder is None else encoder
@@ -106,10 +110,14 @@ class ImageAutoencoder(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load from a checkpoint or from an exported folder; see `PreTrainedModel.from_pretrained`."""
         if "subfolder" not in kwargs:
-            kwargs["subfolder"] = find_pretraining(pretrained_model_name_or_path, cls.config_class.model_type, **kwargs)
+            kwargs["subfolder"] = find_pretraining(
+                pretrained_model_name_or_path, cls.config_class.model_type, **kwargs
+            )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -134,7 +142,8 @@ class ImageAutoencoder(PreTrainedModel):  # type: ignore[misc]
             embeddings: float (B, embedding_dim), as `encode` returns them or anything between.
 
         Returns:
-            float (B, C, H, W) in normalised pixel space; undo the image processor's mean and std to show it.
+            float (B, C, H, W) in normalised pixel space; undo the image processor's mean and std to
+            show it.
         """
         pixel_values: Tensor = self.decoder(embeddings)
         return pixel_values
@@ -143,7 +152,8 @@ class ImageAutoencoder(PreTrainedModel):  # type: ignore[misc]
         """Encode and decode images.
 
         Args:
-            pixel_values: float (B, C, H, W), normalised, with noise added if the autoencoder is to denoise.
+            pixel_values: float (B, C, H, W), normalised, with noise added if the autoencoder is to
+                denoise.
         """
         embeddings = self.encode(pixel_values)
         return ImageAutoencoderOutput(embeddings=embeddings, reconstruction=self.decode(embeddings))
@@ -156,11 +166,13 @@ class ImageAutoencoder(PreTrainedModel):  # type: ignore[misc]
 class Decoder(nn.Module):
     """e -> image: a linear map plus a small map that convolutions refine while it grows.
 
-    The linear map is the decoder of principal component analysis: what PCA of the same dimension can draw, this
-    decoder can, and the convolutions learn what is left.
+    The linear map is the decoder of principal component analysis: what PCA of the same dimension
+    can draw, this decoder can, and the convolutions learn what is left.
     """
 
-    def __init__(self, embedding_dim: int, *, image_size: int, num_channels: int, channels: Sequence[int]) -> None:
+    def __init__(
+        self, embedding_dim: int, *, image_size: int, num_channels: int, channels: Sequence[int]
+    ) -> None:
         """Build it; see `ImageAutoencoderConfig`."""
         super().__init__()
         self.image_shape = (num_channels, image_size, image_size)
@@ -174,7 +186,8 @@ class Decoder(nn.Module):
         """Return images (B, C, H, W) of embeddings (B, embedding_dim)."""
         _, height, width = self.image_shape
         first_map = self.first_map(embeddings).unflatten(1, (-1, self.first_grid, self.first_grid))
-        # The last map is up to a few pixels larger than an image whose size is no power of two times the first.
+        # The last map is up to a few pixels larger than an image whose size is no power of two
+        # times the first.
         refined = self.to_pixels(self.growth(first_map))[:, :, :height, :width]
         image: Tensor = self.linear(embeddings).unflatten(1, self.image_shape) + refined
         return image
@@ -202,15 +215,16 @@ def build_autoencoder(
 
     Args:
         config_name: see `build_image_encoder`.
-        model_name_or_path: weights to continue from: an image encoder, to which a fresh decoder is added, or an
-            `ImageAutoencoder` with its decoder (a run's `final`, or a checkpoint).
+        model_name_or_path: weights to continue from: an image encoder, to which a fresh decoder is
+            added, or an `ImageAutoencoder` with its decoder (a run's `final`, or a checkpoint).
         image_size: height and width, pixels.
         num_channels: channels of an image.
         dropout: probability of the encoder's dropout modules while pretraining.
         embedding_dim: width of e.
 
     Raises:
-        InputError: as `build_image_encoder`, or the autoencoder to continue has another embedding or image size.
+        InputError: as `build_image_encoder`, or the autoencoder to continue has another embedding
+            or image size.
     """
     images = {"image_size": image_size, "num_channels": num_channels}
     continued = None
@@ -218,7 +232,10 @@ def build_autoencoder(
         continued = pretraining_subfolder(model_name_or_path, ImageAutoencoderConfig.model_type)
     if continued is None:
         encoder = build_image_encoder(
-            config_name=config_name, model_name_or_path=model_name_or_path, dropout=dropout, **images
+            config_name=config_name,
+            model_name_or_path=model_name_or_path,
+            dropout=dropout,
+            **images,
         )
         config = ImageAutoencoderConfig(
             encoder=encoder.config,
@@ -240,8 +257,8 @@ def build_autoencoder(
 
 
 def _grow(before: int, after: int) -> nn.Module:
-    # Nearest neighbour and a convolution: a transposed convolution leaves a chequerboard. Group normalisation because
-    # it reads one image alone.
+    # Nearest neighbour and a convolution: a transposed convolution leaves a chequerboard. Group
+    # normalisation because it reads one image alone.
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="nearest"),
         nn.Conv2d(before, after, kernel_size=3, padding=1),

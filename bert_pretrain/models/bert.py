@@ -1,9 +1,9 @@
 """BERT with joint heads that computes only what a pretraining loss reads.
 
-Enters: a batch by the names of transformers (`labels`: -100 ignored; `next_sentence_label`: 0 = next, 1 = random).
-Leaves: losses as sums with their counts, or, without labels, exactly what transformers' class returns. The class adds
-no parameter: its `state_dict` and configuration are those of `transformers.BertForPreTraining`, so that what is saved
-loads with stock transformers.
+Enters: a batch by the names of transformers (`labels`: -100 ignored; `next_sentence_label`: 0 =
+next, 1 = random). Leaves: losses as sums with their counts, or, without labels, exactly what
+transformers' class returns. The class adds no parameter: its `state_dict` and configuration are
+those of `transformers.BertForPreTraining`, so that what is saved loads with stock transformers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ from transformers import BertConfig
 from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.losses.cross_entropy import summed_cross_entropy
-from bert_pretrain.models.real_tokens import Places, ReadTokens, computed_tokens, read_tokens, run_layer
+from bert_pretrain.models.real_tokens import (
+    Places,
+    ReadTokens,
+    computed_tokens,
+    read_tokens,
+    run_layer,
+)
 
-# Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads are always 64 wide.
-# `micro` is the one of Turc's grid that learns most in a few minutes on a processor; it has no name there.
+# Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads
+# are always 64 wide. `micro` is the one of Turc's grid that learns most in a few minutes on a
+# processor; it has no name there.
 SIZES = {
     "tiny": (2, 128),
     "micro": (2, 256),
@@ -64,7 +71,8 @@ class BertPretrainingOutput(ModelOutput):  # type: ignore[misc]  # transformers 
     """Losses as sums with the counts that turn them into means; every field is a 0-dim tensor unless stated.
 
     Attributes:
-        loss: what to minimise in a plain loop: mean MLM loss + mean NSP loss, float32, 0 where nothing is labelled.
+        loss: what to minimise in a plain loop: mean MLM loss + mean NSP loss, float32, 0 where
+            nothing is labelled.
         mlm_loss: cross entropy summed over the labelled positions, nats, float32.
         mlm_count: number of labelled positions, int64.
         mlm_correct: how many of them the most probable token gets right, int64.
@@ -88,10 +96,10 @@ class BertPretrainingOutput(ModelOutput):  # type: ignore[misc]  # transformers 
 class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
     """transformers' `BertForPreTraining`, many times faster when there are labels.
 
-    Three exact savings, none an approximation: the vocabulary is scored at the labelled positions only; the last layer
-    computes queries, attention and feed-forward only for the positions that a loss reads (the labelled ones and
-    [CLS]), while keys and values are still those of every token; and on a processor padding is left out of everything
-    but attention's inner products.
+    Three exact savings, none an approximation: the vocabulary is scored at the labelled positions
+    only; the last layer computes queries, attention and feed-forward only for the positions that a
+    loss reads (the labelled ones and [CLS]), while keys and values are still those of every token;
+    and on a processor padding is left out of everything but attention's inner products.
     """
 
     def forward(
@@ -111,24 +119,26 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
 
         Args:
             input_ids: int64 (B, L), after masking.
-            attention_mask: int64 or bool (B, L), 1 = real; or a 4-D mask as transformers takes them.
+            attention_mask: int64 or bool (B, L), 1 = real; or a 4-D mask as transformers takes
+                them.
             token_type_ids: int64 (B, L), 0 = first segment, 1 = second.
             position_ids: int64 (B, L) or (1, L); default 0 .. L-1.
             inputs_embeds: float (B, L, D) in place of `input_ids`.
             labels: int64 (B, L), the original id where a token is to be predicted, -100 elsewhere.
             next_sentence_label: int64 (B,), 0 = B follows A, 1 = random, -100 = not judged.
-            masked_positions: int64 (B, K), the columns where `labels` is not -100, filled up with -1. Optional: it
-                spares the search for them, which on a GPU waits for the device.
-            num_items_in_batch: number of labelled positions of the whole accumulation window, as transformers'
-                `Trainer` passes it. The losses of the micro-batches of a window then add up to the loss of one large
-                batch: MLM exactly, NSP weighted by each micro-batch's share of the labelled positions (the Trainer
-                does not say how many pairs there are; equal shares make it exact too). Stock BERT ignores it, which
+            masked_positions: int64 (B, K), the columns where `labels` is not -100, filled up with
+                -1. Optional: it spares the search for them, which on a GPU waits for the device.
+            num_items_in_batch: number of labelled positions of the whole accumulation window, as
+                transformers' `Trainer` passes it. The losses of the micro-batches of a window then
+                add up to the loss of one large batch: MLM exactly, NSP weighted by each
+                micro-batch's share of the labelled positions (the Trainer does not say how many
+                pairs there are; equal shares make it exact too). Stock BERT ignores it, which
                 multiplies loss and gradient by the number of micro-batches.
             kwargs: passed to the parent class when there are no labels; else `return_dict`.
 
         Returns:
-            `BertPretrainingOutput` when at least one kind of label is given (the other loss is then 0 over 0), else
-            transformers' `BertForPreTrainingOutput` with full logits.
+            `BertPretrainingOutput` when at least one kind of label is given (the other loss is then
+            0 over 0), else transformers' `BertForPreTrainingOutput` with full logits.
         """
         if labels is None and next_sentence_label is None:
             return super().forward(
@@ -147,10 +157,14 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             masked_positions = find_masked_positions(labels)
         tokens = computed_tokens(attention_mask, labels)
         read = read_tokens(masked_positions, labels)
-        hidden = self._encode(tokens, read, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        hidden = self._encode(
+            tokens, read, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        )
         first, masked = hidden.tensor_split([len(labels)])  # (B, D) and (M, D)
         output = BertPretrainingOutput()
-        output.mlm_loss, output.mlm_correct = summed_cross_entropy(self.cls.predictions(masked), read.targets)
+        output.mlm_loss, output.mlm_correct = summed_cross_entropy(
+            self.cls.predictions(masked), read.targets
+        )
         output.mlm_count = (read.targets != -100).sum()
         output.seq_relationship_logits = self.cls.seq_relationship(self.bert.pooler(first[:, None]))
         self._add_nsp_loss(output, next_sentence_label)
@@ -176,14 +190,18 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             "position_ids": position_ids.expand(tokens.num_rows, -1),
             "inputs_embeds": inputs_embeds,
         }
-        collected = {key: tokens.collect(value)[None] for key, value in inputs.items() if value is not None}
+        collected = {
+            key: tokens.collect(value)[None] for key, value in inputs.items() if value is not None
+        }
         hidden = self.bert.embeddings(**collected)[0]  # (N, D)
         mask = attention_mask
         if mask is not None and mask.dim() == 2:
             mask = mask.bool()[:, None, None, :]
             if mask.device.type == "cpu" and mask.all():
                 mask = None  # the fused kernel is faster without
-        run = partial(run_layer, places=tokens, written_out=self.config._attn_implementation == "eager")
+        run = partial(
+            run_layer, places=tokens, written_out=self.config._attn_implementation == "eager"
+        )
         *layers, last = self.bert.encoder.layer
         for layer in layers:
             whole = partial(run, layer, mask=mask)
@@ -192,9 +210,13 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             else:
                 hidden = whole(hidden)
         if mask is not None and mask.shape[2] > 1:  # one row per query
-            every_query = read.columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+            every_query = read.columns[:, None, :, None].expand(
+                -1, mask.shape[1], -1, mask.shape[3]
+            )
             mask = mask.expand(tokens.num_rows, -1, -1, -1).gather(2, every_query)
-        return run(last, hidden, queried=tokens.find(read.positions), query_places=read.places, mask=mask)
+        return run(
+            last, hidden, queried=tokens.find(read.positions), query_places=read.places, mask=mask
+        )
 
     @staticmethod
     def _add_nsp_loss(output: BertPretrainingOutput, next_sentence_label: Tensor | None) -> None:
@@ -202,7 +224,9 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         if next_sentence_label is None:
             next_sentence_label = torch.full(logits.shape[:1], -100, device=logits.device)
         next_sentence_label = next_sentence_label.view(-1)
-        output.nsp_loss = F.cross_entropy(logits, next_sentence_label, ignore_index=-100, reduction="sum")
+        output.nsp_loss = F.cross_entropy(
+            logits, next_sentence_label, ignore_index=-100, reduction="sum"
+        )
         output.nsp_count = (next_sentence_label != -100).sum()
         output.nsp_correct = (logits.detach().argmax(-1) == next_sentence_label).sum()
 

@@ -1,7 +1,8 @@
 """An image encoder with a projection head, for losses that compare views of images.
 
-Enters: normalised images. Leaves: their embeddings, which evaluation and the export keep, and their projections, which
-the loss reads (Chen et al. 2020, section 2.1). Every row is computed from its own image alone.
+Enters: normalised images. Leaves: their embeddings, which evaluation and the export keep, and their
+projections, which the loss reads (Chen et al. 2020, section 2.1). Every row is computed from its
+own image alone.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class ContrastiveOutput(ModelOutput):  # type: ignore[misc]  # transformers is u
 
     Attributes:
         embeddings: float (B, D), the encoder's.
-        projections: float (B, projection_dim), not normalised; the embeddings themselves if there is no head.
+        projections: float (B, projection_dim), not normalised; the embeddings themselves if there
+            is no head.
     """
 
     embeddings: Tensor = None  # type: ignore[assignment]
@@ -72,9 +74,10 @@ class ContrastiveOutput(ModelOutput):  # type: ignore[misc]  # transformers is u
 class ContrastiveModel(PreTrainedModel):  # type: ignore[misc]
     """Encoder and projection head: linear, GELU, linear.
 
-    The head has no batch normalisation, unlike SimCLR's: its statistics would tie a row to the other rows of its
-    process, so that the gradient would depend on the number of processes, and let the model tell views of one batch
-    apart. The encoders' own last layer norm keeps the head's input in range instead.
+    The head has no batch normalisation, unlike SimCLR's: its statistics would tie a row to the
+    other rows of its process, so that the gradient would depend on the number of processes, and let
+    the model tell views of one batch apart. The encoders' own last layer norm keeps the head's
+    input in range instead.
     """
 
     config_class = ContrastiveConfig
@@ -90,10 +93,14 @@ class ContrastiveModel(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load from a checkpoint or from an exported folder; see `PreTrainedModel.from_pretrained`."""
         if "subfolder" not in kwargs:
-            kwargs["subfolder"] = find_pretraining(pretrained_model_name_or_path, cls.config_class.model_type, **kwargs)
+            kwargs["subfolder"] = find_pretraining(
+                pretrained_model_name_or_path, cls.config_class.model_type, **kwargs
+            )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -103,7 +110,8 @@ class ContrastiveModel(PreTrainedModel):  # type: ignore[misc]
         """Embed and project images.
 
         Args:
-            pixel_values: float (B, C, H, W), normalised; a loss over two views passes both in one call, B = 2 N.
+            pixel_values: float (B, C, H, W), normalised; a loss over two views passes both in one
+                call, B = 2 N.
         """
         embeddings = embed(self.encoder, pixel_values)
         return ContrastiveOutput(embeddings=embeddings, projections=self.projection(embeddings))
@@ -126,8 +134,8 @@ def build_contrastive(
 
     Args:
         config_name: see `build_image_encoder`.
-        model_name_or_path: weights to continue from: an image encoder, to which a fresh head is added, or a
-            `ContrastiveModel` with its head (a run's `final`, or a checkpoint).
+        model_name_or_path: weights to continue from: an image encoder, to which a fresh head is
+            added, or a `ContrastiveModel` with its head (a run's `final`, or a checkpoint).
         image_size: height and width, pixels.
         num_channels: channels of an image.
         dropout: probability of the encoder's dropout modules while pretraining.
@@ -142,17 +150,23 @@ def build_contrastive(
         continued = pretraining_subfolder(model_name_or_path, ContrastiveConfig.model_type)
     if continued is None:
         encoder = build_image_encoder(
-            config_name=config_name, model_name_or_path=model_name_or_path, dropout=dropout, **images
+            config_name=config_name,
+            model_name_or_path=model_name_or_path,
+            dropout=dropout,
+            **images,
         )
         width = embedding_width(encoder, **images)
-        config = ContrastiveConfig(encoder=encoder.config, hidden_size=width, projection_dim=projection_dim)
+        config = ContrastiveConfig(
+            encoder=encoder.config, hidden_size=width, projection_dim=projection_dim
+        )
         return ContrastiveModel(config, encoder=encoder)
     source = str(model_name_or_path)
     model: ContrastiveModel = load_weights(ContrastiveModel, source, subfolder=continued)
     found = model.config.projection_dim
     if found != projection_dim:
         raise InputError(
-            f"projection_dim is {projection_dim} but the head of {source} has {found}; pass --projection_dim {found}"
+            f"projection_dim is {projection_dim} but the head of {source} has {found}; pass "
+            f"--projection_dim {found}"
         )
     prepare_encoder(model.encoder, source=source, dropout=dropout, **images)
     model.train()
@@ -162,4 +176,6 @@ def build_contrastive(
 def _projection_head(hidden_size: int, projection_dim: int) -> nn.Module:
     if projection_dim == 0:
         return nn.Identity()
-    return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, projection_dim))
+    return nn.Sequential(
+        nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, projection_dim)
+    )

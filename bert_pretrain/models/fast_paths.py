@@ -24,10 +24,10 @@ def choose_attention(model: PreTrainedModel, row_length: int) -> None:
 class GlobalResponseNorm(ConvNextV2GRN):  # type: ignore[misc]  # transformers is untyped here
     """ConvNextV2's response normalisation (Woo et al. 2023, section 3.2) with one pass over a map of low precision.
 
-    x * (1 + w n) + b is x * n * w + b + x; its factor is one number per image and channel, computed in float32. Under
-    autocast the parent multiplies the whole map by float32 parameters instead, which makes everything after it
-    float32 too: a ConvNextV2's step took 1.5 to 1.9 times as long in bfloat16 on a processor. In float32 the parent
-    computes, to the last bit.
+    x * (1 + w n) + b is x * n * w + b + x; its factor is one number per image and channel, computed
+    in float32. Under autocast the parent multiplies the whole map by float32 parameters instead,
+    which makes everything after it float32 too: a ConvNextV2's step took 1.5 to 1.9 times as long
+    in bfloat16 on a processor. In float32 the parent computes, to the last bit.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:

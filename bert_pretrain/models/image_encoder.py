@@ -1,10 +1,11 @@
 """Image encoders of transformers, and the one definition of an image's embedding.
 
-Enters: a size name, a configuration folder or a checkpoint, and the images' size and channels. Leaves: transformers'
-own image classification class with no label (`num_labels=0`), whose classifier is then the identity, so that what it
-returns as logits is by construction what a classifier fine-tuned later is fed: the layer-normed [CLS] state of a ViT,
-the layer-normed mean of a ConvNextV2, [CLS] beside the mean patch of a DINOv2. Pretraining losses, k-NN and probes and
-the exported model all read this tensor.
+Enters: a size name, a configuration folder or a checkpoint, and the images' size and channels.
+Leaves: transformers' own image classification class with no label (`num_labels=0`), whose
+classifier is then the identity, so that what it returns as logits is by construction what a
+classifier fine-tuned later is fed: the layer-normed [CLS] state of a ViT, the layer-normed mean of
+a ConvNextV2, [CLS] beside the mean patch of a DINOv2. Pretraining losses, k-NN and probes and the
+exported model all read this tensor.
 """
 
 from __future__ import annotations
@@ -31,28 +32,34 @@ PRETRAINING_FOLDER = "pretraining"  # the whole pretraining model beside an expo
 
 
 def build_image_encoder(
-    *, config_name: str, model_name_or_path: str | None, image_size: int, num_channels: int, dropout: float
+    *,
+    config_name: str,
+    model_name_or_path: str | None,
+    image_size: int,
+    num_channels: int,
+    dropout: float,
 ) -> PreTrainedModel:
     """Return the encoder to pretrain, in training mode; `embed` reads it.
 
-    Parameters that the embedding does not depend on (such as DINOv2's mask token) are frozen, because distributed
-    training refuses parameters without a gradient.
+    Parameters that the embedding does not depend on (such as DINOv2's mask token) are frozen,
+    because distributed training refuses parameters without a gradient.
 
     Args:
-        config_name: a named size, or a folder or Hub id of a configuration whose image size and channels are then
-            replaced by those given.
+        config_name: a named size, or a folder or Hub id of a configuration whose image size and
+            channels are then replaced by those given.
         model_name_or_path: weights to continue from, in place of `config_name`.
         image_size: height and width, pixels.
         num_channels: channels of an image.
-        dropout: probability of all dropout modules while pretraining; the configuration, which fine-tuning will use,
-            keeps its own.
+        dropout: probability of all dropout modules while pretraining; the configuration, which
+            fine-tuning will use, keeps its own.
 
     Returns:
         transformers' image classification class of that architecture with `num_labels=0`.
 
     Raises:
-        InputError: not an image classifier's configuration; the channels or the size do not suit the weights; the
-            weights are incomplete; or the architecture has no dropout module to set.
+        InputError: not an image classifier's configuration; the channels or the size do not suit
+            the weights; the weights are incomplete; or the architecture has no dropout module to
+            set.
     """
     if model_name_or_path is not None:
         encoder = _load_encoder(model_name_or_path)
@@ -90,7 +97,8 @@ def prepare_encoder(
     """
     if encoder.config.num_channels != num_channels:
         raise InputError(
-            f"the images have {num_channels} channels but {source} takes {encoder.config.num_channels}; "
+            f"the images have {num_channels} channels but {source} takes "
+            f"{encoder.config.num_channels}; "
             f"pass --num_channels {encoder.config.num_channels}"
         )
     _refuse_parameters_outside_base(encoder)
@@ -134,12 +142,16 @@ def embedding_width(encoder: PreTrainedModel, *, image_size: int, num_channels: 
     """Return D of `embed`, found by embedding a black image.
 
     Raises:
-        ValueError: what is embedded is not one vector per image, or the encoder refuses the size or channels.
+        ValueError: what is embedded is not one vector per image, or the encoder refuses the size or
+            channels.
         RuntimeError: the image is too small for the encoder's convolutions.
     """
     was_training = encoder.training
     with torch.no_grad():
-        embedding = embed(encoder.eval(), torch.zeros(1, num_channels, image_size, image_size, device=encoder.device))
+        embedding = embed(
+            encoder.eval(),
+            torch.zeros(1, num_channels, image_size, image_size, device=encoder.device),
+        )
     encoder.train(was_training)
     if embedding.dim() != 2 or embedding.shape[1] == 0:
         raise ValueError(f"its embedding of one image has the shape {tuple(embedding.shape)}")
@@ -154,7 +166,9 @@ def set_dropout(model: nn.Module, dropout: float) -> None:
     """
     modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     if dropout and not modules:
-        raise InputError(f"dropout is {dropout} but this architecture has no dropout; pass --dropout 0")
+        raise InputError(
+            f"dropout is {dropout} but this architecture has no dropout; pass --dropout 0"
+        )
     for module in modules:
         module.p = dropout
 
@@ -165,7 +179,8 @@ def pretraining_subfolder(name_or_path: str | Path, model_type: str, **hub: Any)
     Args:
         name_or_path: an exported folder (`final`), a checkpoint, or a Hub id.
         model_type: `model_type` of the configuration looked for.
-        hub: keywords of `from_pretrained`, of which those that say where and how to download are used.
+        hub: keywords of `from_pretrained`, of which those that say where and how to download are
+            used.
 
     Returns:
         "" = at the root, "pretraining" = beside an exported encoder, None = nowhere.
@@ -173,14 +188,21 @@ def pretraining_subfolder(name_or_path: str | Path, model_type: str, **hub: Any)
     Raises:
         InputError: a configuration in the folder is damaged.
     """
-    download = {key: hub[key] for key in ("cache_dir", "local_files_only", "revision", "token") if key in hub}
+    download = {
+        key: hub[key]
+        for key in ("cache_dir", "local_files_only", "revision", "token")
+        if key in hub
+    }
     for subfolder in ("", PRETRAINING_FOLDER):
         try:
-            config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), subfolder=subfolder, **download)
+            config, _ = PreTrainedConfig.get_config_dict(
+                str(name_or_path), subfolder=subfolder, **download
+            )
         except (OSError, ValueError) as error:
             if (Path(name_or_path) / subfolder / "config.json").is_file():
                 raise InputError(
-                    f"{Path(name_or_path) / subfolder / 'config.json'} is damaged ({error}); pass another folder"
+                    f"{Path(name_or_path) / subfolder / 'config.json'} is damaged ({error}); pass "
+                    "another folder"
                 ) from error
             continue
         if config.get("model_type") == model_type:
@@ -197,7 +219,8 @@ def find_pretraining(name_or_path: str | Path, model_type: str, **hub: Any) -> s
     subfolder = pretraining_subfolder(name_or_path, model_type, **hub)
     if subfolder is None:
         raise InputError(
-            f"{str(name_or_path)!r} holds no model of type {model_type!r}, neither at its root nor in "
+            f"{str(name_or_path)!r} holds no model of type {model_type!r}, neither at its root nor "
+            "in "
             f"{PRETRAINING_FOLDER}/; pass the final/ or a checkpoint of a run with that objective"
         )
     return subfolder
@@ -222,12 +245,14 @@ def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: 
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"the weights of {place} cannot be read ({error}); pass --model_name_or_path a complete checkpoint"
+            f"the weights of {place} cannot be read ({error}); pass --model_name_or_path a "
+            "complete checkpoint"
         ) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise InputError(
-            f"{place} lacks {len(missing)} weights, such as {missing[0]}; pass --model_name_or_path "
+            f"{place} lacks {len(missing)} weights, such as {missing[0]}; pass "
+            "--model_name_or_path "
             "a complete checkpoint, or --config_name to start from none"
         )
     return model
@@ -242,7 +267,8 @@ def _load_encoder(name: str) -> PreTrainedModel:
 def _classifier_class(config: PreTrainedConfig) -> Any:
     """Return the class that AutoModelForImageClassification takes for an encoder without a head.
 
-    Where there are two, as for DeiT, the second is distilled from a teacher and averages two classifiers.
+    Where there are two, as for DeiT, the second is distilled from a teacher and averages two
+    classifiers.
     """
     classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
     return classes[0] if isinstance(classes, tuple) else classes
@@ -255,8 +281,10 @@ def _refuse_parameters_outside_base(encoder: PreTrainedModel) -> None:
     outside = [name for name, parameter in encoder.named_parameters() if id(parameter) not in held]
     if base is encoder or outside:
         raise InputError(
-            f"the embedding of a {encoder.config.model_type!r} model passes through weights that AutoModel does not "
-            f"hold ({', '.join(outside) or 'its classifier has no encoder of its own'}); choose another architecture "
+            f"the embedding of a {encoder.config.model_type!r} model passes through weights that "
+            "AutoModel does not "
+            f"hold ({', '.join(outside) or 'its classifier has no encoder of its own'}); choose "
+            "another architecture "
             "with --config_name or --model_name_or_path"
         )
 
@@ -264,7 +292,9 @@ def _refuse_parameters_outside_base(encoder: PreTrainedModel) -> None:
 def _freeze_unread(encoder: PreTrainedModel, *, image_size: int, num_channels: int) -> None:
     names, parameters = zip(*encoder.named_parameters(), strict=True)
     image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
-    gradients = torch.autograd.grad(embed(encoder.eval(), image).sum(), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(
+        embed(encoder.eval(), image).sum(), parameters, allow_unused=True
+    )
     for name, gradient in zip(names, gradients, strict=True):
         if gradient is None:
             encoder.get_parameter(name).requires_grad_(False)

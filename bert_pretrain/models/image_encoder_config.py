@@ -17,23 +17,30 @@ from transformers import (
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 
-# Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021 (DeiT, table 1) and
-# Dosovitskiy et al. 2021 (table 1); the two above them are for small images and few processors. `convnextv2-atto` and
-# `convnextv2-tiny` are those of Woo et al. 2023 (appendix A.1). `convnextv2-micro` has the stem of a ViT, 8 x 8 places,
-# and most of its weights in its last stage: per second of a processor it learns most from small photographs.
+# Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021
+# (DeiT, table 1) and Dosovitskiy et al. 2021 (table 1); the two above them are for small images and
+# few processors. `convnextv2-atto` and `convnextv2-tiny` are those of Woo et al. 2023 (appendix
+# A.1). `convnextv2-micro` has the stem of a ViT, 8 x 8 places, and most of its weights in its last
+# stage: per second of a processor it learns most from small photographs.
 SIZES: dict[str, dict[str, Any]] = {
     "vit-tiny": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},  # 1.2 M
     "vit-mini": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6},  # 2.7 M
     "vit-small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},  # 21.3 M
     "vit-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},  # 85.1 M
     "convnextv2-mini": {"hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},  # 0.4 M
-    "convnextv2-micro": {"hidden_sizes": [96, 192, 384], "depths": [1, 1, 2], "stem": "vit"},  # 3.2 M
+    "convnextv2-micro": {
+        "hidden_sizes": [96, 192, 384],
+        "depths": [1, 1, 2],
+        "stem": "vit",
+    },  # 3.2 M
     "convnextv2-atto": {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]},  # 3.4 M
     "convnextv2-tiny": {"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},  # 27.9 M
 }
 LAYER_NORM_EPS = 1e-6  # Dosovitskiy et al. and He et al. 2022; transformers' default is 1e-12
 MAX_PATCH_SIZE = 16
-MIN_GRID = 8  # patches along a side that a ViT has at least, where the image allows patches of 2 pixels
+MIN_GRID = (
+    8  # patches along a side that a ViT has at least, where the image allows patches of 2 pixels
+)
 
 
 def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
@@ -45,20 +52,27 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
         num_channels: channels of an image.
 
     Returns:
-        A `ViTConfig` (patches as `vit_patch_size` chooses them) or a `ConvNextV2Config` (a stem of 1, 2 or 4 pixels, or
-        the patches of a ViT).
+        A `ViTConfig` (patches as `vit_patch_size` chooses them) or a `ConvNextV2Config` (a stem of
+        1, 2 or 4 pixels, or the patches of a ViT).
 
     Raises:
         InputError: no ViT patch divides the image.
     """
     fields = dict(SIZES[name])
-    common = {"image_size": image_size, "num_channels": num_channels, "layer_norm_eps": LAYER_NORM_EPS}
+    common = {
+        "image_size": image_size,
+        "num_channels": num_channels,
+        "layer_norm_eps": LAYER_NORM_EPS,
+    }
     if "depths" in fields:
-        # The published stem of 4 pixels leaves too small a map of small images; stages halve it further.
+        # The published stem of 4 pixels leaves too small a map of small images; stages halve it
+        # further.
         patch_size = 1 if image_size < 16 else 2 if image_size < 96 else 4
         if fields.pop("stem", None) == "vit":
             patch_size = vit_patch_size(image_size)
-        return ConvNextV2Config(num_stages=len(fields["depths"]), patch_size=patch_size, **fields, **common)
+        return ConvNextV2Config(
+            num_stages=len(fields["depths"]), patch_size=patch_size, **fields, **common
+        )
     patch_size = vit_patch_size(image_size)
     return ViTConfig(
         intermediate_size=4 * fields["hidden_size"],
@@ -72,8 +86,8 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
 def vit_patch_size(image_size: int) -> int:
     """Return the patch edge in pixels for a square image: 8 -> 2, 28 and 32 -> 4, 64 -> 8, 224 -> 16.
 
-    Among the divisors of `image_size` from 2 to 16 it is the smallest that leaves at most 8 patches along a side, or
-    the largest if all leave more.
+    Among the divisors of `image_size` from 2 to 16 it is the smallest that leaves at most 8 patches
+    along a side, or the largest if all leave more.
 
     Raises:
         InputError: `image_size` has no such divisor.
@@ -87,7 +101,9 @@ def vit_patch_size(image_size: int) -> int:
     return next((size for size in divisors if image_size <= MIN_GRID * size), divisors[-1])
 
 
-def read_encoder_config(config_name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
+def read_encoder_config(
+    config_name: str, *, image_size: int, num_channels: int
+) -> PreTrainedConfig:
     """Return the configuration that `--config_name` means, for images of the given size and channels.
 
     Raises:
@@ -116,14 +132,25 @@ def read_config(name: str, *, flag: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         refuse_misnamed_model(name, flag=flag, sizes=SIZES if flag == "--config_name" else ())
-        where = "has no config.json of transformers" if Path(name).is_dir() else "is neither a folder nor on the Hub"
+        where = (
+            "has no config.json of transformers"
+            if Path(name).is_dir()
+            else "is neither a folder nor on the Hub"
+        )
         raise InputError(
             f"{name!r} {where}; pass {flag} the folder or Hub id of an image encoder"
-            + (f", or one of {', '.join(SIZES)}" if flag == "--config_name" else ", such as a run's final/")
+            + (
+                f", or one of {', '.join(SIZES)}"
+                if flag == "--config_name"
+                else ", such as a run's final/"
+            )
         ) from error
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or not hasattr(config, "num_channels"):
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or not hasattr(
+        config, "num_channels"
+    ):
         raise InputError(
-            f"{name!r} is a model of type {config.model_type!r}, which AutoModelForImageClassification does not build "
+            f"{name!r} is a model of type {config.model_type!r}, which "
+            "AutoModelForImageClassification does not build "
             f"for pixels; pass {flag} an image encoder such as vit, convnextv2, resnet or dinov2"
         )
     return config
@@ -132,7 +159,8 @@ def read_config(name: str, *, flag: str) -> PreTrainedConfig:
 def as_encoder_config(encoder: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
     """Return the encoder's configuration within another one, read from `config.json` as a dict.
 
-    A configuration is copied: building the outer model clears the attention implementation of the inner one's.
+    A configuration is copied: building the outer model clears the attention implementation of the
+    inner one's.
     """
     if isinstance(encoder, PreTrainedConfig):
         return copy.deepcopy(encoder)

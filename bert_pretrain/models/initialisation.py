@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 def sincos_positions(grid: int, width: int) -> Tensor:
     """Return two-dimensional position embeddings of a square of patches (He et al. 2022, appendix A.1).
 
-    Half of a vector encodes the column, half the row; each half holds the sines, then the cosines, of the coordinate
-    times width / 4 frequencies from 1 down towards 1/10000 (the order of the published weights).
+    Half of a vector encodes the column, half the row; each half holds the sines, then the cosines,
+    of the coordinate times width / 4 frequencies from 1 down towards 1/10000 (the order of the
+    published weights).
 
     Args:
         grid: patches along a side.
@@ -31,9 +32,10 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 def place_positions(encoder: PreTrainedModel) -> None:
     """Let a new ViT's position embeddings, which are trained, begin as sines and cosines.
 
-    transformers draws them from a normal distribution of 0.02, far below the patches' own embeddings, so that a ViT
-    must first learn where its patches are. With vit-tiny, an autoencoder of 32 x 32 x 3 pixels into 64 numbers had a
-    squared error of 0.38 instead of 0.49 after 130 updates of 64 images (one seed).
+    transformers draws them from a normal distribution of 0.02, far below the patches' own
+    embeddings, so that a ViT must first learn where its patches are. With vit-tiny, an autoencoder
+    of 32 x 32 x 3 pixels into 64 numbers had a squared error of 0.38 instead of 0.49 after 130
+    updates of 64 images (one seed).
     """
     config = encoder.config
     positions = sincos_positions(config.image_size // config.patch_size, config.hidden_size)
@@ -44,8 +46,8 @@ def place_positions(encoder: PreTrainedModel) -> None:
 def init_by_fan_in(module: nn.Module) -> None:
     """Initialise a head's layer so that it keeps the variance of its input (LeCun et al. 1998, section 4.6).
 
-    transformers' own standard deviation of 0.02 suits wide transformers; through the few narrow layers of a head the
-    signal would vanish.
+    transformers' own standard deviation of 0.02 suits wide transformers; through the few narrow
+    layers of a head the signal would vanish.
     """
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear")

@@ -26,26 +26,31 @@ def build_bert(
 
     Args:
         config_name: a size name, a folder or a Hub id; the vocabulary follows the tokenizer.
-        model_name_or_path: a BERT checkpoint to continue from, in place of `config_name`; heads that it lacks, such as
-            the next-sentence head of a masked-LM checkpoint, are initialised.
+        model_name_or_path: a BERT checkpoint to continue from, in place of `config_name`; heads
+            that it lacks, such as the next-sentence head of a masked-LM checkpoint, are
+            initialised.
         tokenizer: decides the vocabulary and the padding id.
         max_seq_length: rows must fit the position table.
-        dropout: probability of all dropout modules while pretraining; the configuration, which fine-tuning will use,
-            keeps its own.
+        dropout: probability of all dropout modules while pretraining; the configuration, which
+            fine-tuning will use, keeps its own.
 
     Raises:
-        InputError: not a BERT, a vocabulary larger than the model's, or rows longer than its position table.
+        InputError: not a BERT, a vocabulary larger than the model's, or rows longer than its
+            position table.
     """
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     if model_name_or_path is not None:
         config = _read_config(model_name_or_path, flag="--model_name_or_path")
         if vocab_size > config.vocab_size:
             raise InputError(
-                f"the tokenizer has {vocab_size:,} tokens but {model_name_or_path} embeds {config.vocab_size:,}; "
+                f"the tokenizer has {vocab_size:,} tokens but {model_name_or_path} embeds "
+                f"{config.vocab_size:,}; "
                 "pass the model's own tokenizer as --tokenizer_name"
             )
     elif config_name in SIZES:
-        config = bert_config(config_name, vocab_size=vocab_size, pad_token_id=tokenizer.pad_token_id)
+        config = bert_config(
+            config_name, vocab_size=vocab_size, pad_token_id=tokenizer.pad_token_id
+        )
     else:
         config = _read_config(config_name, flag="--config_name")
         config.vocab_size = vocab_size
@@ -72,7 +77,8 @@ def check_length(max_seq_length: int, config: BertConfig) -> None:
     """Raise `InputError` unless rows fit the model's position table."""
     if max_seq_length > config.max_position_embeddings:
         raise InputError(
-            f"max_seq_length is {max_seq_length} but the model has {config.max_position_embeddings} positions; "
+            f"max_seq_length is {max_seq_length} but the model has "
+            f"{config.max_position_embeddings} positions; "
             f"pass --max_seq_length of at most {config.max_position_embeddings}"
         )
 
@@ -82,11 +88,17 @@ def _read_config(name: str, *, flag: str) -> BertConfig:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         refuse_misnamed_model(name, flag=flag, sizes=SIZES if flag == "--config_name" else ())
-        where = "has no usable config.json" if Path(name).is_dir() else "is neither a folder nor found on the Hub"
+        where = (
+            "has no usable config.json"
+            if Path(name).is_dir()
+            else "is neither a folder nor found on the Hub"
+        )
         raise InputError(
             f"{name!r} {where}; pass {flag} a BERT folder or Hub id"
             + (f", or one of {', '.join(SIZES)}" if flag == "--config_name" else "")
         ) from error
     if config.model_type != "bert":
-        raise InputError(f"{name!r} is a model of type {config.model_type!r} but must be 'bert'; change {flag}")
+        raise InputError(
+            f"{name!r} is a model of type {config.model_type!r} but must be 'bert'; change {flag}"
+        )
     return config

@@ -1,8 +1,9 @@
 """The masked autoencoder: transformers' `ViTMAEForPreTraining` with given masks and without its own loss.
 
-Enters: normalised images and, for every image, numbers whose order decides which patches are removed. Leaves: the
-predicted patches and the mask (1 = removed, the opposite of an attention mask); or, when training is over, the encoder
-as a plain ViT, which every class of transformers for images loads (He et al. 2022, section 3).
+Enters: normalised images and, for every image, numbers whose order decides which patches are
+removed. Leaves: the predicted patches and the mask (1 = removed, the opposite of an attention
+mask); or, when training is over, the encoder as a plain ViT, which every class of transformers for
+images loads (He et al. 2022, section 3).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from bert_pretrain.models.image_encoder import (
 from bert_pretrain.models.image_encoder_config import read_encoder_config
 from bert_pretrain.models.initialisation import sincos_positions
 
-# Width of the encoder from which on, decoder's width and layers. The last row is the paper's own decoder; table 1 there
-# finds that depth matters little for fine-tuning. Heads are 32 wide.
+# Width of the encoder from which on, decoder's width and layers. The last row is the paper's own
+# decoder; table 1 there finds that depth matters little for fine-tuning. Heads are 32 wide.
 DECODER_SIZES = ((0, 128, 2), (384, 256, 4), (768, 512, 8))
 
 # Fields that a ViT and its masked autoencoder share.
@@ -56,7 +57,8 @@ class MaskedAutoencoderOutput(ModelOutput):  # type: ignore[misc]  # transformer
     """What a forward pass returns.
 
     Attributes:
-        logits: float (B, P, patch * patch * C), the predicted patches, ordered as `patchify` orders them.
+        logits: float (B, P, patch * patch * C), the predicted patches, ordered as `patchify` orders
+            them.
         mask: float (B, P), 1 = removed, hence to be predicted; 0 = seen.
         patches: float (B, P, patch * patch * C), those of the image itself.
     """
@@ -69,8 +71,9 @@ class MaskedAutoencoderOutput(ModelOutput):  # type: ignore[misc]  # transformer
 class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
     """transformers' class, whose configuration and weights it keeps; its own loss is not used.
 
-    The initial position embeddings are set here. Version 5.23 of transformers leaves those of a new model at zero, in
-    encoder and decoder, and freezes them: such a model cannot know where a patch is.
+    The initial position embeddings are set here. Version 5.23 of transformers leaves those of a new
+    model at zero, in encoder and decoder, and freezes them: such a model cannot know where a patch
+    is.
     """
 
     def __init__(self, config: ViTMAEConfig) -> None:
@@ -84,14 +87,19 @@ class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
             decoder.decoder_pos_embed.copy_(sincos_positions(grid, config.decoder_hidden_size))
             nn.init.normal_(embeddings.cls_token, std=config.initializer_range)
             nn.init.normal_(decoder.mask_token, std=config.initializer_range)
-            # As a linear layer of a flattened patch: the convolution's own fan-out would count every pixel.
+            # As a linear layer of a flattened patch: the convolution's own fan-out would count
+            # every pixel.
             nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load from a checkpoint or from an exported folder; see `PreTrainedModel.from_pretrained`."""
         if "subfolder" not in kwargs:
-            kwargs["subfolder"] = find_pretraining(pretrained_model_name_or_path, ViTMAEConfig.model_type, **kwargs)
+            kwargs["subfolder"] = find_pretraining(
+                pretrained_model_name_or_path, ViTMAEConfig.model_type, **kwargs
+            )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
@@ -104,18 +112,21 @@ class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
 
         Args:
             pixel_values: float (B, C, H, W), normalised.
-            noise: (B, P), any real type, no two equal in a row: the int(P * (1 - mask_ratio)) patches with the
-                smallest numbers are seen. It has no default, so that masks never come from a global generator.
+            noise: (B, P), any real type, no two equal in a row: the int(P * (1 - mask_ratio))
+                patches with the smallest numbers are seen. It has no default, so that masks never
+                come from a global generator.
         """
         encoded = self.vit(pixel_values, noise=noise)
         decoded = self.decoder(encoded.last_hidden_state, encoded.ids_restore)
-        return MaskedAutoencoderOutput(logits=decoded.logits, mask=encoded.mask, patches=self.patchify(pixel_values))
+        return MaskedAutoencoderOutput(
+            logits=decoded.logits, mask=encoded.mask, patches=self.patchify(pixel_values)
+        )
 
     def plain_encoder(self) -> PreTrainedModel:
         """Return a copy of the encoder as a plain ViT, which removes no patch; `embed` reads it.
 
-        Its embedding is the [CLS] state, which the decoder reads beside the patches. The position embeddings, fixed
-        here, are an ordinary parameter there.
+        Its embedding is the [CLS] state, which the decoder reads beside the patches. The position
+        embeddings, fixed here, are an ordinary parameter there.
         """
         fields = {name: getattr(self.config, name) for name in SHARED_FIELDS}
         encoder = encoder_from_config(ViTConfig(encoder_stride=self.config.patch_size, **fields))
@@ -136,16 +147,17 @@ def build_masked_autoencoder(
 
     Args:
         config_name: a ViT's name in `SIZES`, or the folder or Hub id of a ViT's configuration.
-        model_name_or_path: weights to continue from: a ViT, to which a fresh decoder is added, or a masked
-            autoencoder with its decoder (a run's `final`, a checkpoint, or a published ViTMAE).
+        model_name_or_path: weights to continue from: a ViT, to which a fresh decoder is added, or a
+            masked autoencoder with its decoder (a run's `final`, a checkpoint, or a published
+            ViTMAE).
         image_size: height and width, pixels.
         num_channels: channels of an image.
         dropout: probability of the dropout modules while pretraining.
         mask_ratio: share of the patches removed.
 
     Raises:
-        InputError: not a ViT, patches that do not divide the image, a ratio that leaves or removes no patch, or what
-            `build_image_encoder` raises.
+        InputError: not a ViT, patches that do not divide the image, a ratio that leaves or removes
+            no patch, or what `build_image_encoder` raises.
     """
     model: MaskedAutoencoder
     continued = None
@@ -166,7 +178,12 @@ def build_masked_autoencoder(
     else:
         config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
         model = _fresh(config, source=config_name)
-    _check_images(model.config, source=model_name_or_path or config_name, image_size=image_size, channels=num_channels)
+    _check_images(
+        model.config,
+        source=model_name_or_path or config_name,
+        image_size=image_size,
+        channels=num_channels,
+    )
     model.config.mask_ratio = mask_ratio
     check_mask_ratio(mask_ratio, num_patches=model.num_patches)
     set_dropout(model, dropout)
@@ -180,7 +197,8 @@ def check_mask_ratio(mask_ratio: float, *, num_patches: int) -> None:
     num_seen = int(num_patches * (1 - mask_ratio))
     if not 0 < num_seen < num_patches:
         raise InputError(
-            f"mask_ratio is {mask_ratio}, so that int({num_patches} patches * (1 - mask_ratio)) = {num_seen} are seen, "
+            f"mask_ratio is {mask_ratio}, so that int({num_patches} patches * (1 - mask_ratio)) = "
+            f"{num_seen} are seen, "
             f"but 1 to {num_patches - 1} must be; pass another --mask_ratio, such as 0.75"
         )
 
@@ -212,10 +230,13 @@ def _check_images(config: ViTMAEConfig, *, source: str, image_size: int, channel
         )
     if config.image_size != image_size:
         raise InputError(
-            f"image_size is {image_size} but {source} takes {config.image_size}; pass --image_size {config.image_size}"
+            f"image_size is {image_size} but {source} takes {config.image_size}; pass --image_size "
+            f"{config.image_size}"
         )
     if image_size % config.patch_size:
         raise InputError(
-            f"image_size is {image_size}, which the patches of {source} ({config.patch_size} pixels) do not divide; "
-            f"pass --image_size {image_size // config.patch_size * config.patch_size or config.patch_size}"
+            f"image_size is {image_size}, which the patches of {source} ({config.patch_size} "
+            "pixels) do not divide; "
+            "pass --image_size "
+            f"{image_size // config.patch_size * config.patch_size or config.patch_size}"
         )

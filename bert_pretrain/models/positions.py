@@ -25,11 +25,13 @@ def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> 
 
     Args:
         max_seq_length: tokens of the longest row.
-        tokenizer: the model's; our exports and many others say by `model_max_length` how long rows were in training.
+        tokenizer: the model's; our exports and many others say by `model_max_length` how long rows
+            were in training.
     """
     if max_seq_length <= tokenizer.model_max_length:
         return None
     return (
-        f"max_seq_length is {max_seq_length} but the tokenizer's model_max_length is {tokenizer.model_max_length}; "
+        f"max_seq_length is {max_seq_length} but the tokenizer's model_max_length is "
+        f"{tokenizer.model_max_length}; "
         "positions from there on may be untrained; a lower --max_seq_length avoids them"
     )

@@ -1,7 +1,8 @@
 """Encoder layers that compute for chosen tokens of a padded batch alone.
 
-States of R tokens, (R, D), enter and leave; only inside attention do they take their places in rows, (B, S, D). What
-is left out is padding, nearly all of it, and in the last layer the tokens that no loss reads: nothing is approximated.
+States of R tokens, (R, D), enter and leave; only inside attention do they take their places in
+rows, (B, S, D). What is left out is padding, nearly all of it, and in the last layer the tokens
+that no loss reads: nothing is approximated.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.bert.modeling_bert import BertLayer
 
-# A processor's kernels are made for each number of states and kept: numbers are rounded up to multiples, so that few
-# occur. Without this nothing was gained at a fill of 85 %.
+# A processor's kernels are made for each number of states and kept: numbers are rounded up to
+# multiples, so that few occur. Without this nothing was gained at a fill of 85 %.
 TOKENS_MULTIPLE = 64
 READ_MULTIPLE = 32
 
@@ -26,7 +27,8 @@ class Places:
     Attributes:
         num_rows: B.
         width: S, places of a row.
-        index: int64 (R,), row * S + column of each state, no two alike; None = all places in order, R = B * S.
+        index: int64 (R,), row * S + column of each state, no two alike; None = all places in order,
+            R = B * S.
     """
 
     num_rows: int
@@ -36,7 +38,9 @@ class Places:
     def spread(self, states: Tensor) -> Tensor:
         """Put states (R, D) at their places: (B, S, D), 0 elsewhere."""
         if self.index is not None:
-            states = states.new_zeros(self.num_rows * self.width, states.shape[-1]).index_copy(0, self.index, states)
+            states = states.new_zeros(self.num_rows * self.width, states.shape[-1]).index_copy(
+                0, self.index, states
+            )
         return states.view(self.num_rows, self.width, -1)
 
     def collect(self, rows: Tensor) -> Tensor:
@@ -82,9 +86,10 @@ class ReadTokens:
     """The tokens of a batch whose last states a loss reads: [CLS] of all rows, then M masked tokens.
 
     Attributes:
-        columns: int64 (B, 1 + K), where a row's slots read: 0, then its masked columns, 0 where unused.
-        places: of the B + M tokens among the slots. Unused slots are among the M up to a multiple; elsewhere than on a
-            processor all are, since to count them would wait for the device.
+        columns: int64 (B, 1 + K), where a row's slots read: 0, then its masked columns, 0 where
+            unused.
+        places: of the B + M tokens among the slots. Unused slots are among the M up to a multiple;
+            elsewhere than on a processor all are, since to count them would wait for the device.
         positions: int64 (B + M,), row * L + column of each.
         targets: int64 (M,), the masked tokens' original ids; -100 of an unused slot.
     """
@@ -135,8 +140,8 @@ def run_layer(
         places: of these tokens in their rows, (B, L).
         queried: int64 (R,), which of the N tokens to compute the layer for; None = all.
         query_places: of these in rows of queries, (B, S), in any order; to be given with `queried`.
-        mask: what may be attended to, as (B, 1 or heads, 1 or S, L): bool, or float to be added to the scores; None =
-            all of a row.
+        mask: what may be attended to, as (B, 1 or heads, 1 or S, L): bool, or float to be added to
+            the scores; None = all of a row.
         written_out: whether to write attention out rather than to call the fused kernel.
 
     Returns:
@@ -155,14 +160,18 @@ def run_layer(
     dropout = attention.dropout.p if attention.training else 0.0
     if written_out:
         scores = query @ key.transpose(2, 3) * attention.scaling
-        if mask is not None and mask.dtype is torch.bool:  # small, unlike the scores: cheaper than to fill those
+        if (
+            mask is not None and mask.dtype is torch.bool
+        ):  # small, unlike the scores: cheaper than to fill those
             lowest = torch.finfo(scores.dtype).min
             mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, lowest)
         if mask is not None:
             scores = scores + mask
         context = F.dropout(scores.softmax(dim=-1), dropout) @ value
     else:
-        context = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=attention.scaling)
+        context = F.scaled_dot_product_attention(
+            query, key, value, mask, dropout, scale=attention.scaling
+        )
     context = query_places.collect(context.transpose(1, 2).flatten(2))
     output: Tensor = layer.feed_forward_chunk(layer.attention.output(context, asking))
     return output

@@ -18,7 +18,11 @@ from bert_pretrain.evaluation.floors import pca_reconstruction_error
 from bert_pretrain.evaluation.pictures import reconstructions
 from bert_pretrain.images.collator import EVALUATION_EPOCH
 from bert_pretrain.images.corpus import ImageCorpus
-from bert_pretrain.losses.reconstruction import ReconstructionKind, masked_patch_loss, reconstruction_loss
+from bert_pretrain.losses.reconstruction import (
+    ReconstructionKind,
+    masked_patch_loss,
+    reconstruction_loss,
+)
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder
 from bert_pretrain.objectives.images import ImageObjective, channels_last
 from bert_pretrain.objectives.interface import Batch, LossTerm
@@ -49,7 +53,8 @@ class AutoencoderObjective(ImageObjective):
             make_model: returns the model to train.
             kind: distance between image and reconstruction.
             embedding_dim: width of the embedding, for the comparison.
-            noise_std: deviation of the Gaussian noise on training inputs, in normalised pixels; 0 = none.
+            noise_std: deviation of the Gaussian noise on training inputs, in normalised pixels; 0 =
+                none.
             rows: see `ImageObjective`.
         """
         super().__init__(corpus, make_model, **rows)
@@ -67,10 +72,15 @@ class AutoencoderObjective(ImageObjective):
             return {}
         height, width, channels = self.corpus.pixels.shape[1:]
         numbers = np.arange(channels * height * width)
-        first, second = (uniform(self.seed, Purpose.INPUT_NOISE, epoch, images[:, None], i, numbers) for i in (0, 1))
+        first, second = (
+            uniform(self.seed, Purpose.INPUT_NOISE, epoch, images[:, None], i, numbers)
+            for i in (0, 1)
+        )
         # Box and Muller 1958; 1 - u lies in (0, 1].
         noise = np.sqrt(-2 * np.log(1 - first)) * np.cos(2 * np.pi * second)
-        return {"noise": torch.from_numpy(noise.astype(np.float32).reshape(-1, channels, height, width))}
+        return {
+            "noise": torch.from_numpy(noise.astype(np.float32).reshape(-1, channels, height, width))
+        }
 
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         """Return the reconstruction error, a sum over images of the mean over their pixels."""
@@ -129,7 +139,9 @@ class MaskedAutoencoderObjective(ImageObjective):
 
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         """Return the error of the hidden patches, a sum over images of the mean over their hidden patches."""
-        output = model(pixel_values=self.normalize(batch["pixels"].float() / 255), noise=batch["patch_noise"])
+        output = model(
+            pixel_values=self.normalize(batch["pixels"].float() / 255), noise=batch["patch_noise"]
+        )
         total, num_hidden = masked_patch_loss(
             output.logits, output.patches, output.mask, normalize_target=self.normalize_target
         )
@@ -139,8 +151,8 @@ class MaskedAutoencoderObjective(ImageObjective):
     def draw_batch(self, model: MaskedAutoencoder, batch: Batch, folder: Path) -> None:
         """Draw images above what is seen of them, filled up with what is predicted.
 
-        A prediction for a normalised target has no brightness and contrast of its own; it gets those of the true
-        patch, which flatters the picture, not the loss.
+        A prediction for a normalised target has no brightness and contrast of its own; it gets
+        those of the true patch, which flatters the picture, not the loss.
         """
         images = batch["pixels"].float() / 255
         output = model(pixel_values=self.normalize(images), noise=batch["patch_noise"])
@@ -150,5 +162,7 @@ class MaskedAutoencoderObjective(ImageObjective):
             predicted = predicted * variance.sqrt() + mean
         filled = torch.where(output.mask[:, :, None] > 0, predicted, output.patches)
         reconstructions(
-            channels_last(images), self.denormalize(model.unpatchify(filled)), folder / "reconstructions.png"
+            channels_last(images),
+            self.denormalize(model.unpatchify(filled)),
+            folder / "reconstructions.png",
         )

@@ -64,12 +64,14 @@ class BertObjective:
             rule: how tokens are selected and hidden.
             pair_mode: how pairs are drawn; `none` = no pairs and no next-sentence loss.
             max_seq_length: tokens per row.
-            short_seq_prob: share of shorter rows, training only: held-out rows are as long as they can be.
+            short_seq_prob: share of shorter rows, training only: held-out rows are as long as they
+                can be.
             seed: of pairs, order and masks.
             max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
             num_workers: worker processes that make batches.
-            is_from_scratch: whether the model begins with random weights. Then the output bias begins as the logarithm
-                of the tokens' frequencies, which training otherwise spends its first hundreds of updates on.
+            is_from_scratch: whether the model begins with random weights. Then the output bias
+                begins as the logarithm of the tokens' frequencies, which training otherwise spends
+                its first hundreds of updates on.
         """
         self.corpus = corpus
         self.tokenizer = tokenizer
@@ -163,7 +165,9 @@ class BertObjective:
             num_workers=self.num_workers,
         )
 
-    def evaluation_batches(self, *, batch_size: int, num_processes: int, process_index: int) -> Iterator[Batch]:
+    def evaluation_batches(
+        self, *, batch_size: int, num_processes: int, process_index: int
+    ) -> Iterator[Batch]:
         """Yield this process's share of the fixed held-out rows; see `Objective`."""
         return evaluation_batches(
             self.evaluation_plan,
@@ -198,7 +202,9 @@ class BertObjective:
         """Return nothing: that a loss gets worse is seen for every objective."""
         return []
 
-    def show(self, model: PreTrainedModel, run_dir: Path, *, step: int) -> tuple[str, list[dict[str, Any]]]:
+    def show(
+        self, model: PreTrainedModel, run_dir: Path, *, step: int
+    ) -> tuple[str, list[dict[str, Any]]]:
         """Return the [MASK] table of the fox sentence and of held-out sentences."""
         rows = fill_mask(model, self.tokenizer, self._probes)
         return format_table(rows), rows
@@ -237,12 +243,18 @@ class BertObjective:
             is_word = [token.isalpha() for token in self.tokenizer.convert_ids_to_tokens(tokens)]
             words = [i for i, alphabetic in enumerate(is_word) if alphabetic] or [0]
             probes.append(
-                make_probe(self.tokenizer, tokens, sorted({words[len(words) // 3], words[2 * len(words) // 3]}))
+                make_probe(
+                    self.tokenizer,
+                    tokens,
+                    sorted({words[len(words) // 3], words[2 * len(words) // 3]}),
+                )
             )
         return probes
 
 
-def count_tokens(store: TokenStore, documents: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
+def count_tokens(
+    store: TokenStore, documents: NDArray[np.int64], vocab_size: int
+) -> NDArray[np.int64]:
     """Return how often each token id occurs in `documents`, int64 (vocab_size,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     is_wanted = np.zeros(store.num_documents, dtype=bool)
@@ -251,14 +263,17 @@ def count_tokens(store: TokenStore, documents: NDArray[np.int64], vocab_size: in
         num_documents = len(shard.sentences_per_document)
         wanted = is_wanted[shard.first_document : shard.first_document + num_documents]
         per_sentence = np.repeat(wanted, shard.sentences_per_document)
-        counts += np.bincount(shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)], minlength=vocab_size)
+        counts += np.bincount(
+            shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)], minlength=vocab_size
+        )
     return counts
 
 
 def unigram_entropy(counts: NDArray[np.int64]) -> float:
     """Return the entropy in nats of the distribution that `counts` are of.
 
-    It is the loss of the best predictor that ignores the context: what masked-language modelling must beat.
+    It is the loss of the best predictor that ignores the context: what masked-language modelling
+    must beat.
     """
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -35,8 +35,8 @@ class ContrastiveLoss:
     """Which loss, with its parameters; see `bert_pretrain.losses`.
 
     Attributes:
-        kind: `triplet`, max(d(e1, e1') - d(e1, e2) + margin, 0) with e1 of the image as it is and e1' of its
-            augmentation, or `nt_xent` over two augmentations.
+        kind: `triplet`, max(d(e1, e1') - d(e1, e2) + margin, 0) with e1 of the image as it is and
+            e1' of its augmentation, or `nt_xent` over two augmentations.
         margin, distance, negatives, reduction: of the triplet loss.
         normalize: whether embeddings have unit length in the triplet loss; NT-Xent's always have.
         temperature: of NT-Xent.
@@ -54,9 +54,10 @@ class ContrastiveLoss:
 class ContrastiveObjective(ImageObjective):
     """Learns embeddings from pairs of views; negatives come from all rows of a forward pass, over all processes.
 
-    The loss couples the rows of a batch. With several processes it is that of the joint batch, gradient included. The
-    micro-batches of an accumulation window do not see each other: accumulation saves memory but adds no negatives, so
-    unlike for other objectives the number of micro-batches changes the curve.
+    The loss couples the rows of a batch. With several processes it is that of the joint batch,
+    gradient included. The micro-batches of an accumulation window do not see each other:
+    accumulation saves memory but adds no negatives, so unlike for other objectives the number of
+    micro-batches changes the curve.
     """
 
     term = "contrastive"
@@ -94,10 +95,13 @@ class ContrastiveObjective(ImageObjective):
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         """Return the loss of a batch as a sum over its images, each with the mean of its terms.
 
-        While training, embeddings are gathered over all processes; held-out batches are complete as they are.
+        While training, embeddings are gathered over all processes; held-out batches are complete as
+        they are.
         """
         first, second = self._views(batch)
-        projections = model(pixel_values=self.normalize(torch.cat([first, second]))).projections.float()
+        projections = model(
+            pixel_values=self.normalize(torch.cat([first, second]))
+        ).projections.float()
         e1, e2 = projections.chunk(2)
         term = self._nt_xent_term if self.loss.kind == "nt_xent" else self._triplet_term
         if not model.training:
@@ -113,7 +117,9 @@ class ContrastiveObjective(ImageObjective):
             return images, second
         return self.augmentation.apply(images, batch["first_view"]), second
 
-    def _triplet_term(self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint) -> LossTerm:
+    def _triplet_term(
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+    ) -> LossTerm:
         if self.loss.normalize:
             e1, e2 = normalize_rows(e1), normalize_rows(e2)
         terms = triplet_loss(
@@ -127,11 +133,16 @@ class ContrastiveObjective(ImageObjective):
             negatives=self.loss.negatives,
             offsets=batch["negative_offset"],
         )
-        counts = torch.stack([terms.num_terms, terms.num_active, torch.tensor(len(e1), device=e1.device)])
+        counts = torch.stack(
+            [terms.num_terms, terms.num_active, torch.tensor(len(e1), device=e1.device)]
+        )
         num_terms, num_active, num_images = total(counts)
-        # From a sum over triplets to one over images, so that dividing by the number of images gives the wanted mean.
+        # From a sum over triplets to one over images, so that dividing by the number of images
+        # gives the wanted mean.
         per_image = num_images / num_terms.clamp(min=1)
-        factor = per_image * reduction_factor(self.loss.reduction, num_terms=num_terms, num_active=num_active)
+        factor = per_image * reduction_factor(
+            self.loss.reduction, num_terms=num_terms, num_active=num_active
+        )
         metrics = {
             "active_share": terms.num_active * per_image,
             "positive_distance": terms.positive_distance * per_image,
@@ -139,7 +150,9 @@ class ContrastiveObjective(ImageObjective):
         }
         return LossTerm(terms.sum * factor, metrics=metrics)
 
-    def _nt_xent_term(self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint) -> LossTerm:
+    def _nt_xent_term(
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+    ) -> LossTerm:
         views = torch.stack([e1, e2], dim=1)
         terms = nt_xent_loss(
             views,
@@ -174,7 +187,9 @@ class ContrastiveObjective(ImageObjective):
         """Draw images above their two views."""
         first, second = self._views(batch)
         images = batch["pixels"].float() / 255
-        augmented_views(channels_last(images), channels_last(first), channels_last(second), folder / "views.png")
+        augmented_views(
+            channels_last(images), channels_last(first), channels_last(second), folder / "views.png"
+        )
 
 
 def _keep(values: Tensor) -> Tensor:

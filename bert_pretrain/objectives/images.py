@@ -26,10 +26,15 @@ from bert_pretrain.images.collator import ImageCollator, ImagePlan, plan_images
 from bert_pretrain.images.corpus import ImageCorpus, image_card
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.objectives.interface import Batch, LossTerm, Place, Window
-from bert_pretrain.publishing.image_export import card_fields, export_image_model, image_processor, write_config
+from bert_pretrain.publishing.image_export import (
+    card_fields,
+    export_image_model,
+    image_processor,
+    write_config,
+)
 
-# The online k-NN is a thermometer, not a result: bank and queries are bounded, and k and T are those of Caron et al.
-# 2021 (DINO, appendix).
+# The online k-NN is a thermometer, not a result: bank and queries are bounded, and k and T are
+# those of Caron et al. 2021 (DINO, appendix).
 KNN_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
 MAX_BANK_IMAGES = 5000
 NUM_SHOWN = 10  # images in a picture
@@ -124,7 +129,9 @@ class ImageObjective(ABC):
             num_workers=self._num_workers,
         )
 
-    def evaluation_batches(self, *, batch_size: int, num_processes: int, process_index: int) -> Iterator[Batch]:
+    def evaluation_batches(
+        self, *, batch_size: int, num_processes: int, process_index: int
+    ) -> Iterator[Batch]:
         """Yield a process's share of the held-out batches; see `Objective`."""
         return evaluation_batches(
             ImagePlan(self.evaluated_images),
@@ -143,8 +150,12 @@ class ImageObjective(ABC):
         """Return how the held-out embeddings are spread, and the k-NN accuracy if the images have labels."""
         encoder = model.plain_encoder()
         features = self.features(encoder, self.evaluated_images)
-        found = collapse_measures(torch.from_numpy(features), second_views=self.second_views(encoder))
-        return {k: v for k, v in vars(found).items() if v is not None} | self._knn(encoder, features)
+        found = collapse_measures(
+            torch.from_numpy(features), second_views=self.second_views(encoder)
+        )
+        return {k: v for k, v in vars(found).items() if v is not None} | self._knn(
+            encoder, features
+        )
 
     def second_views(self, encoder: PreTrainedModel) -> Tensor | None:
         """Return embeddings of other views of the held-out images, (N, D), if the objective has such."""
@@ -154,11 +165,15 @@ class ImageObjective(ABC):
         """Return signs of collapse, once there were updates."""
         return [] if row["step"] == 0 else collapse_warnings(self._measures_of(row))
 
-    def show(self, model: PreTrainedModel, run_dir: Path, *, step: int) -> tuple[str, list[dict[str, Any]]]:
+    def show(
+        self, model: PreTrainedModel, run_dir: Path, *, step: int
+    ) -> tuple[str, list[dict[str, Any]]]:
         """Draw what the model makes of held-out images, a map of their embeddings, and nearest neighbours."""
         folder = run_dir / "pictures" / f"step-{step:06d}"
         batches = self.evaluation_batches(batch_size=NUM_SHOWN, num_processes=1, process_index=0)
-        self.draw_batch(model, {key: value.to(model.device) for key, value in next(batches).items()}, folder)
+        self.draw_batch(
+            model, {key: value.to(model.device) for key, value in next(batches).items()}, folder
+        )
         self._draw_features(self.features(model.plain_encoder(), self.evaluated_images), folder)
         return f"  pictures in {folder}", [{"folder": str(folder.relative_to(run_dir))}]
 
@@ -177,7 +192,9 @@ class ImageObjective(ABC):
     def _measures_of(self, row: dict[str, Any]) -> CollapseMeasures:
         names = CollapseMeasures.__dataclass_fields__
         active = row.get(f"{self.term}_active_share")
-        return CollapseMeasures(**{name: row[name] for name in names if name in row} | {"active_triplets": active})
+        return CollapseMeasures(
+            **{name: row[name] for name in names if name in row} | {"active_triplets": active}
+        )
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return images float (B, C, H, W) in [0, 1] as `pixel_values`: minus the mean, over the deviation."""
@@ -227,7 +244,11 @@ class ImageObjective(ABC):
         corpus, images = self.corpus, self.evaluated_images
         labels = None if corpus.labels is None else corpus.labels[images]
         embedding_map(
-            features, folder / "embeddings.png", labels=labels, label_names=corpus.label_names, seed=self.seed
+            features,
+            folder / "embeddings.png",
+            labels=labels,
+            label_names=corpus.label_names,
+            seed=self.seed,
         )
         num_queries = min(NUM_SHOWN, len(images) // 2)
         nearest_neighbours(

@@ -42,7 +42,8 @@ class LossTerm:
     Attributes:
         sum: 0-dim float32 with gradient; divided by the term's global count it is the loss.
         weight: its factor in the total.
-        metrics: sums without gradient that are divided by the same count, such as numbers of correct predictions.
+        metrics: sums without gradient that are divided by the same count, such as numbers of
+            correct predictions.
     """
 
     sum: Tensor
@@ -86,11 +87,14 @@ class Objective(Protocol):
     ) -> Iterator[Window]:
         """Yield this process's share of window after window, from `place` on, without end.
 
-        All processes together get the same rows in a window whatever their number and that of the micro-batches.
+        All processes together get the same rows in a window whatever their number and that of the
+        micro-batches.
         """
         ...
 
-    def evaluation_batches(self, *, batch_size: int, num_processes: int, process_index: int) -> Iterator[Batch]:
+    def evaluation_batches(
+        self, *, batch_size: int, num_processes: int, process_index: int
+    ) -> Iterator[Batch]:
         """Yield this process's share of the fixed held-out rows: over all processes each exactly once."""
         ...
 
@@ -110,7 +114,8 @@ class Objective(Protocol):
             means: what the loss terms came to.
 
         Returns:
-            What follows from `means`, baselines to compare them with, and properties of the model as a whole.
+            What follows from `means`, baselines to compare them with, and properties of the model
+            as a whole.
         """
         ...
 
@@ -118,7 +123,9 @@ class Objective(Protocol):
         """Return what is wrong with a run whose latest evaluation is `row`; each names a cause and a flag."""
         ...
 
-    def show(self, model: PreTrainedModel, run_dir: Path, *, step: int) -> tuple[str, list[dict[str, Any]]]:
+    def show(
+        self, model: PreTrainedModel, run_dir: Path, *, step: int
+    ) -> tuple[str, list[dict[str, Any]]]:
         """Return what has been learnt so far, as text to print and as rows to keep; pictures go to `run_dir`."""
         ...
 

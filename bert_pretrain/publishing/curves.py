@@ -22,7 +22,8 @@ _PANELS = (
     ("gradient norm", ("grad_norm",), True),
     ("throughput", ("_per_second",), False),
 )
-# Measured once: what ignoring the context, always saying the same, or a linear method reaches. Drawn as dotted lines.
+# Measured once: what ignoring the context, always saying the same, or a linear method reaches.
+# Drawn as dotted lines.
 _BASELINES = ("unigram_", "majority_", "pca_")
 
 
@@ -62,7 +63,9 @@ def draw_curves(metrics_file: Path, png: Path) -> None:
     num_columns = min(len(panels), 3)
     num_lines = -(-len(panels) // num_columns)
     figure = Figure(
-        figsize=(_PANEL_INCHES[0] * num_columns, _PANEL_INCHES[1] * num_lines), dpi=_DOTS_PER_INCH, layout="constrained"
+        figsize=(_PANEL_INCHES[0] * num_columns, _PANEL_INCHES[1] * num_lines),
+        dpi=_DOTS_PER_INCH,
+        layout="constrained",
     )
     axes = figure.subplots(num_lines, num_columns, squeeze=False).flatten()
     for axis, (title, columns, is_log) in zip(axes, panels, strict=False):
@@ -85,9 +88,20 @@ def _draw_panel(axis: Axes, rows: list[dict[str, Any]], columns: list[str]) -> N
             axis.axhline(value, color=color, linestyle=":", label=name)
             continue
         for split, style, alpha in (("train", "-", 0.5), ("validation", "o--", 1.0)):
-            points = [(row["step"], row[column]) for row in rows if row["split"] == split and column in row]
+            points = [
+                (row["step"], row[column])
+                for row in rows
+                if row["split"] == split and column in row
+            ]
             if points:
                 label = f"{name}, {split}"
-                axis.plot(*zip(*points, strict=True), style, color=color, alpha=alpha, markersize=3, label=label)
+                axis.plot(
+                    *zip(*points, strict=True),
+                    style,
+                    color=color,
+                    alpha=alpha,
+                    markersize=3,
+                    label=label,
+                )
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)

@@ -1,7 +1,7 @@
 """What is fetched from the Hub beside models: checkpoints to continue from, and prepared corpora.
 
-Both land in the Hugging Face cache, where several processes may ask for them at once and an interrupted download
-continues.
+Both land in the Hugging Face cache, where several processes may ask for them at once and an
+interrupted download continues.
 """
 
 from __future__ import annotations
@@ -42,14 +42,18 @@ def download_checkpoint(name: str) -> Path:
         )
     except Exception as error:  # of the network, of the Hub, of the disk
         raise InputError(
-            f"--resume_from_checkpoint {name} cannot be fetched from the Hub ({diagnose(error)[1]}); "
-            "pass owner/name@revision of a repository that this machine's token may read, or a checkpoint folder"
+            f"--resume_from_checkpoint {name} cannot be fetched from the Hub "
+            f"({diagnose(error)[1]}); "
+            "pass owner/name@revision of a repository that this machine's token may read, or a "
+            "checkpoint folder"
         ) from error
     folder = Path(snapshot) / STATE_FOLDER
     if not folder.is_dir():
         raise InputError(
-            f"--resume_from_checkpoint {name} holds a model but no training state: it was pushed without "
-            f"--hub_push_state. Begin a new run from its weights with --model_name_or_path {match['repo_id']}"
+            f"--resume_from_checkpoint {name} holds a model but no training state: it was pushed "
+            "without "
+            "--hub_push_state. Begin a new run from its weights with --model_name_or_path "
+            f"{match['repo_id']}"
         )
     return folder
 
@@ -64,9 +68,15 @@ def download_corpus(name: str) -> Path | None:
         return None
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
-        manifest = json.loads(Path(api.hf_hub_download(name, _MANIFEST, repo_type="dataset")).read_text())
+        manifest = json.loads(
+            Path(api.hf_hub_download(name, _MANIFEST, repo_type="dataset")).read_text()
+        )
         if not {"format_version", "tokenizer", "counts"} <= set(manifest):
             return None
-        return Path(api.snapshot_download(name, repo_type="dataset", allow_patterns=["*.json", "*.arrow", "*.npy"]))
+        return Path(
+            api.snapshot_download(
+                name, repo_type="dataset", allow_patterns=["*.json", "*.arrow", "*.npy"]
+            )
+        )
     except Exception:  # no such data set or file, or no answer: whoever reads data sets will say it
         return None

@@ -1,8 +1,9 @@
 """Write a pretrained image model so that stock transformers loads its encoder.
 
-A model of `bert_pretrain.models` and the image processor of its corpus enter. A folder leaves, at whose root are the
-plain encoder (config.json, model.safetensors) and the image processor, and in whose folder `pretraining` is the whole
-model with decoder or projection head, so that pretraining can continue; and what the model card says of the model.
+A model of `bert_pretrain.models` and the image processor of its corpus enter. A folder leaves, at
+whose root are the plain encoder (config.json, model.safetensors) and the image processor, and in
+whose folder `pretraining` is the whole model with decoder or projection head, so that pretraining
+can continue; and what the model card says of the model.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ class PretrainingModel(Protocol):
         ...
 
 
-def image_processor(*, image_size: int, mean: Sequence[float], std: Sequence[float]) -> ViTImageProcessorPil:
+def image_processor(
+    *, image_size: int, mean: Sequence[float], std: Sequence[float]
+) -> ViTImageProcessorPil:
     """Return the image processor that repeats, on a PIL image, what an `ImageCorpus` and its loader do.
 
-    The shorter side is resized to `image_size` (bicubic), the centre cropped, values divided by 255 and normalised. An
-    encoder of three channels is given any image as RGB, on white where it is transparent. For one or four channels
-    transformers has no such conversion: pass images of mode L or RGBA.
+    The shorter side is resized to `image_size` (bicubic), the centre cropped, values divided by 255
+    and normalised. An encoder of three channels is given any image as RGB, on white where it is
+    transparent. For one or four channels transformers has no such conversion: pass images of mode L
+    or RGBA.
 
     Args:
         image_size: height and width of the encoder's input, pixels.
@@ -67,7 +71,9 @@ def image_processor(*, image_size: int, mean: Sequence[float], std: Sequence[flo
     )
 
 
-def export_image_model(model: PretrainingModel, processor: ViTImageProcessorPil, directory: Path) -> None:
+def export_image_model(
+    model: PretrainingModel, processor: ViTImageProcessorPil, directory: Path
+) -> None:
     """Write the export folder; it appears whole or not at all.
 
     Args:
@@ -75,7 +81,8 @@ def export_image_model(model: PretrainingModel, processor: ViTImageProcessorPil,
         processor: as `image_processor` makes it for the corpus.
         directory: target; replaced if it exists.
     """
-    # Without its classification class: a base model's file names no head, so that a head is all that is missing.
+    # Without its classification class: a base model's file names no head, so that a head is all
+    # that is missing.
     base = model.plain_encoder().base_model
     with folder_written_aside(directory) as aside:
         base.save_pretrained(aside)
@@ -95,7 +102,8 @@ def write_config(model: PretrainingModel, processor: ViTImageProcessorPil, direc
 def _exported_config(base: PreTrainedModel) -> PreTrainedConfig:
     config = copy.deepcopy(base.config)
     config.architectures = [type(base).__name__]
-    # The 0 of pretraining would give whoever loads a classifier without naming its labels none at all.
+    # The 0 of pretraining would give whoever loads a classifier without naming its labels none at
+    # all.
     config.num_labels = PreTrainedConfig().num_labels
     return config
 
@@ -114,18 +122,23 @@ def card_fields(model: PretrainingModel, processor: ViTImageProcessorPil) -> dic
         "is_text": False,
         "pipeline_tag": "image-feature-extraction",
         "tags": [base.config.model_type, "self-supervised"],
-        "summary": f"An image encoder ({type(base).__name__}, {base.num_parameters() / 1e6:.1f} M parameters) for "
-        f"{size} x {size} pixels and {channels}, pretrained without labels as {OBJECTIVES[model.config.model_type]}.",
+        "summary": f"An image encoder ({type(base).__name__}, {base.num_parameters() / 1e6:.1f} M "
+        "parameters) for "
+        f"{size} x {size} pixels and {channels}, pretrained without labels as "
+        f"{OBJECTIVES[model.config.model_type]}.",
         "mode": mode,
         "image_size": size,
         "has_untrained_pooler": getattr(base, "pooler", 0) is None,
         "pretraining_folder": PRETRAINING_FOLDER,
         "pretraining_class": type(model).__name__,
         "limits": [
-            "It knows images like those it was trained on, with whatever they show too much or too little of; people "
+            "It knows images like those it was trained on, with whatever they show too much or too "
+            "little of; people "
             "and groups of people in particular it may represent badly.",
-            f"It was trained at {size} x {size} pixels; larger images are scaled down to that, and details are lost.",
-            "The numbers above are of held-out images of the same source. What it is worth for a task, only that "
+            f"It was trained at {size} x {size} pixels; larger images are scaled down to that, and "
+            "details are lost.",
+            "The numbers above are of held-out images of the same source. What it is worth for a "
+            "task, only that "
             "task's own data can tell.",
         ],
     }

@@ -1,8 +1,9 @@
 """The model card: what a run's own records say of the model that came out of it.
 
-Enters: what the objective knows of the model (`card_fields`), the record in run.json, and the rows of metrics.jsonl.
-Leaves: a `huggingface_hub.ModelCard` with metadata and results in the Hub's `model-index` form. Nothing is claimed
-that was not measured or recorded, and nothing of it belongs to the machine alone (`scrub.py`).
+Enters: what the objective knows of the model (`card_fields`), the record in run.json, and the rows
+of metrics.jsonl. Leaves: a `huggingface_hub.ModelCard` with metadata and results in the Hub's
+`model-index` form. Nothing is claimed that was not measured or recorded, and nothing of it belongs
+to the machine alone (`scrub.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from bert_pretrain.publishing.upload import STATE_FOLDER
 
 EMISSIONS_FILE = "emissions.csv"  # as CodeCarbon writes it
-# Flags that say where something is or how the run was watched, not what was done; those of the Hub begin with hub_.
+# Flags that say where something is or how the run was watched, not what was done; those of the Hub
+# begin with hub_.
 _NO_RECIPE = """
     output_dir resume_from_checkpoint report_to debug push_to_hub data_files dataset_name dataset_config_name
     dataset_split logging_steps eval_steps save_steps save_total_limit dataloader_num_workers num_cpu_threads streaming
@@ -50,15 +52,17 @@ def model_card(
     """Fill the template.
 
     Args:
-        fields: what the objective says of the model: `is_text`, `summary`, `tags`, `pipeline_tag`, `limits`, of text
-            `language` (None = not stated) and `is_english`, and what else the template reads.
+        fields: what the objective says of the model: `is_text`, `summary`, `tags`, `pipeline_tag`,
+            `limits`, of text `language` (None = not stated) and `is_english`, and what else the
+            template reads.
         record: of run.json, scrubbed.
         data_card: what the data are, scrubbed.
         metrics_rows: rows of metrics.jsonl up to the state of the model.
         step: updates that the model has had.
         seconds: of training, all interruptions left out.
         dataset_id: name of the data set on the Hub; None for files, folders and the embedded data.
-        base_model: name on the Hub of the model that the run began from; None if it began from nothing or a folder.
+        base_model: name on the Hub of the model that the run began from; None if it began from
+            nothing or a folder.
         emissions_grams: carbon dioxide equivalents, measured; None = not known.
 
     Returns:
@@ -66,8 +70,12 @@ def model_card(
     """
     config = record["config"]
     repo_id = config.get("hub_model_id") or Path(config["output_dir"]).name
-    evaluated = dict(next((row for row in reversed(metrics_rows) if row["split"] == "validation"), {}))
-    names = [name for name in evaluated if name.rpartition("_")[2] in _METRIC_TYPES and name != "loss"]
+    evaluated = dict(
+        next((row for row in reversed(metrics_rows) if row["split"] == "validation"), {})
+    )
+    names = [
+        name for name in evaluated if name.rpartition("_")[2] in _METRIC_TYPES and name != "loss"
+    ]
     names = [name for name in names if name not in _BASELINES.values()]
     source = dataset_id or config.get("dataset_name") or "own data"
     what = f"held-out {'documents' if fields['is_text'] else 'images'} of {source}"
@@ -97,7 +105,9 @@ def model_card(
     )
     card: ModelCard = ModelCard.from_template(
         card_data,
-        template_str=resources.files("bert_pretrain.publishing").joinpath("model_card.md").read_text(encoding="utf-8"),
+        template_str=resources.files("bert_pretrain.publishing")
+        .joinpath("model_card.md")
+        .read_text(encoding="utf-8"),
         **fields,
         title=repo_id.rpartition("/")[2],
         path=repo_id if "/" in repo_id else ".",
@@ -111,7 +121,10 @@ def model_card(
         evaluated_step=f"{evaluated.get('step', 0):,}",
         results=[_result(name, evaluated) for name in names],
         command=_command(record),
-        versions=", ".join(f"{name} {version}" for name, version in record["versions"].items() if version) + ".",
+        versions=", ".join(
+            f"{name} {version}" for name, version in record["versions"].items() if version
+        )
+        + ".",
         revision=f" Git revision `{record['git_revision']}`." if record.get("git_revision") else "",
         reproducible=_reproducible(config),
         hardware=_hardware(record, seconds),
@@ -126,8 +139,14 @@ def hub_sources(config: Mapping[str, Any]) -> dict[str, str | None]:
     Args:
         config: of run.json, not scrubbed: a folder's last part could pass for a name.
     """
-    names = {"dataset_id": config.get("dataset_name"), "base_model": config.get("model_name_or_path")}
-    return {key: None if name in _EMBEDDED or not name or Path(name).exists() else name for key, name in names.items()}
+    names = {
+        "dataset_id": config.get("dataset_name"),
+        "base_model": config.get("model_name_or_path"),
+    }
+    return {
+        key: None if name in _EMBEDDED or not name or Path(name).exists() else name
+        for key, name in names.items()
+    }
 
 
 def read_emissions(run_dir: Path) -> float | None:
@@ -138,7 +157,11 @@ def read_emissions(run_dir: Path) -> float | None:
     with path.open(newline="") as file:
         try:
             return 1000 * sum(float(row["emissions"]) for row in csv.DictReader(file))
-        except (KeyError, TypeError, ValueError):  # another program's file, or half a row: then nothing is claimed
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+        ):  # another program's file, or half a row: then nothing is claimed
             return None
 
 
@@ -147,22 +170,31 @@ def _metric_type(name: str) -> str:
 
 
 def _result(name: str, row: Mapping[str, Any]) -> dict[str, str]:
-    result = {"name": name.replace("_", " "), "value": f"{row[name]:.4g}", "baseline_value": "", "baseline": ""}
+    result = {
+        "name": name.replace("_", " "),
+        "value": f"{row[name]:.4g}",
+        "baseline_value": "",
+        "baseline": "",
+    }
     baseline = _BASELINES.get(name)
     if baseline is not None and baseline in row:
         result |= {"baseline_value": f"{row[baseline]:.4g}", "baseline": baseline.replace("_", " ")}
     return result
 
 
-def _training(config: Mapping[str, Any], metrics_rows: Sequence[Mapping[str, Any]], step: int) -> str:
+def _training(
+    config: Mapping[str, Any], metrics_rows: Sequence[Mapping[str, Any]], step: int
+) -> str:
     amounts = []
     for last in [row for row in metrics_rows if row["split"] == "train"][-1:]:
         amounts = [f"{last[unit]:,} {unit}" for unit in ("tokens", "images") if unit in last]
         amounts.append(f"{last['epoch']:.2f} passes over the training data")
     amount = f" ({', '.join(amounts)})" if amounts else ""
     return (
-        f"{step:,} updates of {config['global_batch_size']:,} rows{amount}, on {config['num_processes']} process(es), "
-        f"in mixed precision: {config['mixed_precision']}. `run.json` has the rest; the flags that made it:"
+        f"{step:,} updates of {config['global_batch_size']:,} rows{amount}, on "
+        f"{config['num_processes']} process(es), "
+        f"in mixed precision: {config['mixed_precision']}. `run.json` has the rest; the flags that "
+        "made it:"
     )
 
 
@@ -178,7 +210,9 @@ def _command(record: Mapping[str, Any]) -> str:
     """Return what a user types; what a launcher was called with is lost, but not its number of processes."""
     program, *flags = record["command"]
     num_processes = record["config"]["num_processes"]
-    launcher = f"torchrun --nproc_per_node {num_processes}" if num_processes > 1 else "accelerate launch"
+    launcher = (
+        f"torchrun --nproc_per_node {num_processes}" if num_processes > 1 else "accelerate launch"
+    )
     if Path(program).name == "__main__.py":
         program = "-m bert_pretrain"
     elif Path(program).name == "bert-pretrain" and num_processes == 1:
@@ -194,9 +228,13 @@ def _reproducible(config: Mapping[str, Any]) -> str:
 
 def _hardware(record: Mapping[str, Any], seconds: float) -> str:
     hardware = record["hardware"]
-    gpus = ", ".join(f"{hardware['gpus'].count(name)} x {name}" for name in dict.fromkeys(hardware["gpus"]))
+    gpus = ", ".join(
+        f"{hardware['gpus'].count(name)} x {name}" for name in dict.fromkeys(hardware["gpus"])
+    )
     machine = (
-        gpus if gpus and record["config"]["device"] != "cpu" else f"{hardware['processor']}, {hardware['cores']} cores"
+        gpus
+        if gpus and record["config"]["device"] != "cpu"
+        else f"{hardware['processor']}, {hardware['cores']} cores"
     )
     duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
     return f"{machine}; {duration} of training and evaluation."

@@ -29,7 +29,13 @@ _SUBMITTED = "submitted_to"  # file of a checkpoint that names the repository it
 
 
 def write_publication(
-    model: PreTrainedModel, objective: Objective, run_dir: Path, directory: Path, *, step: int, seconds: float
+    model: PreTrainedModel,
+    objective: Objective,
+    run_dir: Path,
+    directory: Path,
+    *,
+    step: int,
+    seconds: float,
 ) -> None:
     """Write what a run has to show: model, tokenizer or image processor, card, curves and public run.json.
 
@@ -79,10 +85,12 @@ class Publisher:
         Args:
             hub: the flags.
             run_dir: the run's folder.
-            write: writes what is to be published now, as `write_publication` does, into a folder; or of a checkpoint
-                that is its second argument.
+            write: writes what is to be published now, as `write_publication` does, into a folder;
+                or of a checkpoint that is its second argument.
         """
-        self.pusher = open_pusher(run_dir, hub.hub_model_id or run_dir.resolve().name, is_private=hub.hub_private_repo)
+        self.pusher = open_pusher(
+            run_dir, hub.hub_model_id or run_dir.resolve().name, is_private=hub.hub_private_repo
+        )
         self._hub = hub
         self._run_dir = run_dir
         self._write = write
@@ -99,12 +107,18 @@ class Publisher:
             until_step: of the checkpoint that the run continues from; later ones are written anew.
         """
         strategy = self._hub.hub_strategy
-        present = [path for path in list_checkpoints(self._run_dir / "checkpoints") if step_of(path) <= until_step]
+        present = [
+            path
+            for path in list_checkpoints(self._run_dir / "checkpoints")
+            if step_of(path) <= until_step
+        ]
         for checkpoint in present[-1 if strategy == "every_save" else 0 :]:
             if strategy != "end" and not is_submitted(checkpoint, self.pusher.repo_id):
                 self.pusher.say(f"{checkpoint.name} has not been published yet; it is now")
                 is_newest = checkpoint == present[-1]
-                self._submit(checkpoint, partial(self._write, checkpoint=checkpoint), is_newest=is_newest)
+                self._submit(
+                    checkpoint, partial(self._write, checkpoint=checkpoint), is_newest=is_newest
+                )
 
     def _submit(self, checkpoint: Path, write: Callable[[Path], None], *, is_newest: bool) -> None:
         def fill(folder: Path) -> None:
@@ -114,7 +128,9 @@ class Publisher:
 
         branches = [checkpoint.name] if self._hub.hub_strategy == "all_checkpoints" else []
         if self.pusher.submit(fill, *branches, *([MAIN] if is_newest else [])):
-            with contextlib.suppress(OSError):  # a full disk; the checkpoint is then submitted once more
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk; the checkpoint is then submitted once more
                 (checkpoint / _SUBMITTED).write_text(self.pusher.repo_id)
 
     def finish(self) -> None:
@@ -123,14 +139,17 @@ class Publisher:
         self.pusher.finish(self._hub.hub_max_wait)
 
 
-def open_pusher(run_dir: Path, repo_id: str, *, is_private: bool, flags: Sequence[str] = ()) -> HubPusher:
+def open_pusher(
+    run_dir: Path, repo_id: str, *, is_private: bool, flags: Sequence[str] = ()
+) -> HubPusher:
     """Return a pusher of a run's outbox.
 
     Args:
         run_dir: the folder of a run, or of a fine-tuned model.
         repo_id: as for `HubPusher`.
         is_private: as for `HubPusher`.
-        flags: that the command to finish later needs, because the folder's own record does not have them.
+        flags: that the command to finish later needs, because the folder's own record does not have
+            them.
     """
     command = f"bert-pretrain hub {shlex.join(['push', str(run_dir), *flags])}"
     return HubPusher(run_dir / OUTBOX, repo_id, is_private=is_private, finish_command=command)
@@ -145,7 +164,8 @@ def submit_final(pusher: HubPusher, run_dir: Path, *, with_state: bool) -> None:
             checkpoint = checkpoint_path(run_dir / "checkpoints", final.step)
         if checkpoint is None or not checkpoint.is_dir():
             pusher.say(
-                f"WARNING: {run_dir / 'final'} is published without training state: the checkpoint that belongs to it "
+                f"WARNING: {run_dir / 'final'} is published without training state: the checkpoint "
+                "that belongs to it "
                 f"is not in {run_dir / 'checkpoints'}"
             )
             checkpoint = None

@@ -1,9 +1,10 @@
 """Publishing beside training: an outbox in the run directory, and a thread that empties it.
 
-What is to be published is first put into the outbox, whole, as hard links where it is on disk already. The trainer may
-then remove its checkpoint, the program may be killed and the Hub may be down: what was not pushed waits there for
-`bert-pretrain hub push`. Uploads run one after the other, each in a process of its own (`upload.py`), so that
-no step waits for them and none can keep the program from ending.
+What is to be published is first put into the outbox, whole, as hard links where it is on disk
+already. The trainer may then remove its checkpoint, the program may be killed and the Hub may be
+down: what was not pushed waits there for `bert-pretrain hub push`. Uploads run one after the other,
+each in a process of its own (`upload.py`), so that no step waits for them and none can keep the
+program from ending.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ OUTBOX = "hub"  # folder of a run directory
 MAX_TRIES = 8  # of one upload, until something new is submitted or the run ends
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds between tries; each is twice the one before
 _ROOT = str(Path(__file__).parents[2])  # from where the package is imported here, installed or not
-# An upload may take ten minutes and a second for every 100 kB; that it hangs is noticed by itself much earlier.
+# An upload may take ten minutes and a second for every 100 kB; that it hangs is noticed by itself
+# much earlier.
 _LEAST_SECONDS, _BYTES_PER_SECOND = 600.0, 100_000
 
 
 class HubPusher:
     """Pushes folders to a repository's branches in the background, in order, trying again what fails.
 
-    One pusher at a time empties an outbox: its process must be the only one to write into that folder.
+    One pusher at a time empties an outbox: its process must be the only one to write into that
+    folder.
 
     Attributes:
         repo_id: as asked for.
@@ -69,7 +72,13 @@ class HubPusher:
         self.pushed: list[str] = []
         self.address = ""
         self._outbox = outbox
-        self._options = ["--repo_id", repo_id, "--repo_type", repo_type, *(["--private"] if is_private else [])]
+        self._options = [
+            "--repo_id",
+            repo_id,
+            "--repo_type",
+            repo_type,
+            *(["--private"] if is_private else []),
+        ]
         self._finish_command = finish_command
         self._failed: dict[str, str] = {}  # branch -> why nothing was put into the outbox for it
         self._tries: dict[str, int] = {}
@@ -79,7 +88,9 @@ class HubPusher:
         self._wait = _FIRST_WAIT
         self._is_closing = self._is_out_of_time = False
         self._process: subprocess.Popen[str] | None = None
-        for leftover in outbox.glob("*.tmp"):  # of a process that was killed while it filled or emptied the outbox
+        for leftover in outbox.glob(
+            "*.tmp"
+        ):  # of a process that was killed while it filled or emptied the outbox
             shutil.rmtree(leftover, ignore_errors=True)
         self._thread = threading.Thread(target=self._work, name="hub-pusher", daemon=True)
         self._thread.start()
@@ -108,11 +119,13 @@ class HubPusher:
                     self._failed.pop(revision, None)
                     left.remove(revision)
                 self._try_anew()
-        # A full disk, most likely, of which safetensors has an error of its own, or a damaged checkpoint: the run
-        # itself has what it needs.
+        # A full disk, most likely, of which safetensors has an error of its own, or a damaged
+        # checkpoint: the run itself has what it needs.
         except (OSError, SafetensorError, InputError) as error:
             self._failed |= dict.fromkeys(left, f"it could not be put into {self._outbox}: {error}")
-            self.say(f"WARNING: {', '.join(left)} is not pushed to the Hub: {self._failed[left[0]]}")
+            self.say(
+                f"WARNING: {', '.join(left)} is not pushed to the Hub: {self._failed[left[0]]}"
+            )
             return False
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -138,11 +151,15 @@ class HubPusher:
             self._is_out_of_time = True
             with self._change:
                 self._change.notify_all()
-                if (process := self._process) is not None:  # the thread may set it to None at any time
+                if (
+                    process := self._process
+                ) is not None:  # the thread may set it to None at any time
                     process.kill()
             self._thread.join(0.1)
         waiting = self._waiting()
-        with contextlib.suppress(OSError):  # while there is something in it, or where it has never been
+        with contextlib.suppress(
+            OSError
+        ):  # while there is something in it, or where it has never been
             self._outbox.rmdir()
         if self.pushed:
             self.say(f"pushed to {self.address}: {', '.join(sorted(set(self.pushed)))}")
@@ -160,7 +177,10 @@ class HubPusher:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Stop at once when the run ended by an error; what waits stays in the outbox."""
         if self._thread.is_alive():
@@ -224,7 +244,11 @@ class HubPusher:
         self._reasons[name] = answer
         if answer != self._last_said:
             self._last_said = answer
-            again = "not tried again before the next upload" if status == HOPELESS else "it will be tried again"
+            again = (
+                "not tried again before the next upload"
+                if status == HOPELESS
+                else "it will be tried again"
+            )
             self.say(f"WARNING: the Hub did not take an upload: {answer}; nothing is lost, {again}")
         return False
 
@@ -240,7 +264,8 @@ class HubPusher:
                 "--parent",
                 f"{os.getpid()}",
             ],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -254,7 +279,11 @@ class HubPusher:
                 answer, trouble = f"the upload was not done after {seconds:,.0f} s", ""
             finally:
                 self._process = None
-        lines = answer.strip().splitlines() or trouble.strip().splitlines() or ["the upload was stopped"]
+        lines = (
+            answer.strip().splitlines()
+            or trouble.strip().splitlines()
+            or ["the upload was stopped"]
+        )
         return process.returncode, lines[-1]
 
 

@@ -1,7 +1,8 @@
 """What may be read by others: texts without tokens, absolute paths, and the names of user and machine.
 
-The record of a run enters (`run.json`, a data card, a corpus manifest); the same without what belongs to the machine
-alone leaves. Paths keep their last part, so that a command can still be followed.
+The record of a run enters (`run.json`, a data card, a corpus manifest); the same without what
+belongs to the machine alone leaves. Paths keep their last part, so that a command can still be
+followed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-# Tokens of Hugging Face, OpenAI, GitHub and GitLab, and whatever is assigned to a name for such a thing.
+# Tokens of Hugging Face, OpenAI, GitHub and GitLab, and whatever is assigned to a name for such a
+# thing.
 _TOKEN = re.compile(
     r"\b(?:(?:hf|api_org|ghp|gho)_[A-Za-z0-9]{10,}|(?:sk-|github_pat_|glpat-)[\w-]{10,})"
     r"|(?<=token=)\S+|(?<=password=)\S+|(?<=secret=)\S+|(?<=api_key=)\S+|(?<=://)[^\s/@]+:[^\s/@]+(?=@)",
@@ -26,7 +28,9 @@ _SECRET_KEY = re.compile(r"(?:.*_)?(?:token|secret|password|api_?key)", re.IGNOR
 # A path from the root, the home folder or a drive, where a word begins; not the // of an address.
 _PATH_START = r"(?:file://)?(?:[A-Za-z]:[\\/]|~[\w.-]*[\\/]|/(?=[^\s/])|\\\\)"
 _PATH = re.compile(rf"(?<![\w/.:~\\-]){_PATH_START}[^\s\"'`,;()\[\]{{}}]*")
-_ONE_PATH = re.compile(rf"(?:--[\w-]+=)?(?P<path>{_PATH_START}[^,\n]*)")  # the value of a flag, blanks and all
+_ONE_PATH = re.compile(
+    rf"(?:--[\w-]+=)?(?P<path>{_PATH_START}[^,\n]*)"
+)  # the value of a flag, blanks and all
 _REMOVED = "[removed]"
 _SHORTEST_NAME = 3  # of a user or machine: shorter ones are words too often
 
@@ -40,7 +44,9 @@ def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
     """
     if isinstance(value, dict):
         return {
-            key: _REMOVED if isinstance(entry, str) and _SECRET_KEY.fullmatch(key) else scrub(entry, keep=keep)
+            key: _REMOVED
+            if isinstance(entry, str) and _SECRET_KEY.fullmatch(key)
+            else scrub(entry, keep=keep)
             for key, entry in value.items()
         }
     if isinstance(value, list | tuple):
@@ -64,7 +70,11 @@ def _last_part(path: str) -> str:
 
 def _secrets_of_this_process() -> list[str]:
     """Return the values of environment variables that are named like secrets, such as HF_TOKEN, WANDB_API_KEY."""
-    return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET_KEY.fullmatch(name)]
+    return [
+        value
+        for name, value in os.environ.items()
+        if len(value) >= 8 and _SECRET_KEY.fullmatch(name)
+    ]
 
 
 @functools.cache
@@ -72,9 +82,15 @@ def _names_of_this_machine() -> dict[str, str]:
     """Return what to write for the names by which this machine and its user are known."""
     host = socket.gethostname()
     users = {Path.home().name}
-    with contextlib.suppress(KeyError, OSError):  # an account without an entry, as in some containers
+    with contextlib.suppress(
+        KeyError, OSError
+    ):  # an account without an entry, as in some containers
         users.add(getpass.getuser())
     names = dict.fromkeys(users, "user") | dict.fromkeys((host, host.split(".")[0]), "machine")
     ordinary = {"root", "user", "localhost"}
     longest_first = sorted(names, key=len, reverse=True)
-    return {name: names[name] for name in longest_first if len(name) >= _SHORTEST_NAME and name not in ordinary}
+    return {
+        name: names[name]
+        for name in longest_first
+        if len(name) >= _SHORTEST_NAME and name not in ordinary
+    }

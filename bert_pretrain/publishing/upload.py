@@ -1,9 +1,10 @@
 """One upload to the Hub in a process of its own: `python -m bert_pretrain.publishing.upload FOLDER`.
 
-A process can be stopped whatever its connection does, where a thread that waits for a silent server would keep the
-interpreter from ending; and it takes no interpreter lock and, being nice, little processor time from a training run.
-The token comes from `HF_TOKEN` or the login, never from the command line. `publishing.pusher` starts it, and reads the
-exit status and the last line printed: the repository's address, or why nothing came of it.
+A process can be stopped whatever its connection does, where a thread that waits for a silent server
+would keep the interpreter from ending; and it takes no interpreter lock and, being nice, little
+processor time from a training run. The token comes from `HF_TOKEN` or the login, never from the
+command line. `publishing.pusher` starts it, and reads the exit status and the last line printed:
+the repository's address, or why nothing came of it.
 """
 
 from __future__ import annotations
@@ -36,13 +37,22 @@ class RefusedError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Upload a folder; returns `DONE`, `TRY_AGAIN` or `HOPELESS`."""
-    parser = argparse.ArgumentParser(prog="python -m bert_pretrain.publishing.upload", description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, help="what to upload; without it the repository is made only")
+    parser = argparse.ArgumentParser(
+        prog="python -m bert_pretrain.publishing.upload", description=__doc__
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        help="what to upload; without it the repository is made only",
+    )
     parser.add_argument("--repo_id", required=True)
     parser.add_argument("--repo_type", default="model")
     parser.add_argument("--revision", default="main", help="branch, made where it is missing")
     parser.add_argument("--private", action="store_true")
-    parser.add_argument("--parent", type=int, help="number of the process with which the upload ends")
+    parser.add_argument(
+        "--parent", type=int, help="number of the process with which the upload ends"
+    )
     options = parser.parse_args(arguments)
     if options.parent is not None:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
@@ -65,11 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def upload(folder: Path | None, *, repo_id: str, repo_type: str, revision: str, private: bool) -> str:
+def upload(
+    folder: Path | None, *, repo_id: str, repo_type: str, revision: str, private: bool
+) -> str:
     """Bring a folder's files to a branch of a repository, both made where they are missing, in one commit.
 
-    Files that are there already are not sent again; files that are there alone stay, except training state of other
-    weights.
+    Files that are there already are not sent again; files that are there alone stay, except
+    training state of other weights.
 
     Args:
         folder: what to upload; None = only make the repository.
@@ -85,13 +97,16 @@ def upload(folder: Path | None, *, repo_id: str, repo_type: str, revision: str, 
         RefusedError: there is no token, or the repository is public and `private` is asked for.
     """
     if not (token := get_token()) or not token.isascii():
-        raise RefusedError("there is no token, or none that the Hub gives out; set HF_TOKEN or run `hf auth login`")
+        raise RefusedError(
+            "there is no token, or none that the Hub gives out; set HF_TOKEN or run `hf auth login`"
+        )
     api = HfApi(endpoint=constants.ENDPOINT)
     # None leaves a new repository's visibility to its owner's settings.
     url = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
     if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
         raise RefusedError(
-            f"{url.repo_id} exists and is public but --hub_private_repo was asked for; make it private there"
+            f"{url.repo_id} exists and is public but --hub_private_repo was asked for; make it "
+            "private there"
         )
     if folder is None:
         return str(url)
@@ -109,7 +124,9 @@ def upload(folder: Path | None, *, repo_id: str, repo_type: str, revision: str, 
     return str(url)
 
 
-def _has_same_weights(api: HfApi, repo_id: str, repo_type: str, revision: str, folder: Path) -> bool:
+def _has_same_weights(
+    api: HfApi, repo_id: str, repo_type: str, revision: str, folder: Path
+) -> bool:
     """Return whether a branch holds the model of the same update of the same start of a run as a folder does."""
     own = _update_in(folder / RECORD)
     if own is None:
@@ -126,7 +143,12 @@ def _update_in(record: Path) -> tuple[str, int] | None:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         return content["started"], content["step"]
-    except (OSError, ValueError, KeyError, TypeError):  # no record, or one of an older version or another program
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # no record, or one of an older version or another program
         return None
 
 
@@ -135,8 +157,14 @@ def diagnose(error: BaseException) -> tuple[bool, str]:
     http_error = _cause_of_type(error, HfHubHTTPError)
     if isinstance(http_error, HfHubHTTPError):
         status = http_error.response.status_code
-        is_hopeless = (400 <= status < 500 and status not in _PASSING_STATUS) or status == _STORAGE_IS_FULL
-        return is_hopeless, f"it answered {status} ({http_error.server_message or http_error.response.reason_phrase})"
+        is_hopeless = (
+            400 <= status < 500 and status not in _PASSING_STATUS
+        ) or status == _STORAGE_IS_FULL
+        return (
+            is_hopeless,
+            f"it answered {status} "
+            f"({http_error.server_message or http_error.response.reason_phrase})",
+        )
     # A ValueError is a name or a card that the Hub's rules refuse.
     is_hopeless = isinstance(error, RefusedError | OfflineModeIsEnabled | ValueError)
     if isinstance(error, RefusedError):

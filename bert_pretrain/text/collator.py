@@ -72,7 +72,9 @@ class PretrainingCollator:
         """Make the batch of the given rows, int64 (B,), of a whole epoch's plan; see `collate`."""
         return self.collate(plan.take(rows), rows, epoch)
 
-    def collate(self, instances: EpochPlan, rows: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
+    def collate(
+        self, instances: EpochPlan, rows: NDArray[np.int64], epoch: int
+    ) -> dict[str, Tensor]:
         """Make the batch of some instances.
 
         Args:
@@ -91,7 +93,9 @@ class PretrainingCollator:
         position = np.arange(self.max_seq_length)
         first_sep = 1 + instances.a_length.astype(np.int64)[:, None]
         has_pair = instances.next_sentence_label != NO_PAIR
-        last_sep = np.where(has_pair[:, None], first_sep + 1 + instances.b_length[:, None], first_sep)
+        last_sep = np.where(
+            has_pair[:, None], first_sep + 1 + instances.b_length[:, None], first_sep
+        )
         real = position <= last_sep
         maskable = (position > 0) & (position < last_sep) & (position != first_sep)
         hidden, labels, masked_positions = mask_tokens(
@@ -110,7 +114,9 @@ class PretrainingCollator:
             "masked_positions": torch.from_numpy(masked_positions),
         }
         if has_pair.any():
-            batch["next_sentence_label"] = torch.from_numpy(instances.next_sentence_label.astype(np.int64))
+            batch["next_sentence_label"] = torch.from_numpy(
+                instances.next_sentence_label.astype(np.int64)
+            )
         return batch
 
     def _row_keys(self, rows: NDArray[np.int64], epoch: int) -> NDArray[np.uint64]:

@@ -29,7 +29,9 @@ _DROPPED_SECTION = re.compile(
     re.IGNORECASE,
 )
 _UNDERLINE = re.compile(r"([-=~^*#\"'`+.])\1{2,}\Z")
-_DROPPED_DIRECTIVE = re.compile(r"\.\. +(?!(?:note|warning|tip|important|caution|hint|attention|admonition)::)[\w\[_|]")
+_DROPPED_DIRECTIVE = re.compile(
+    r"\.\. +(?!(?:note|warning|tip|important|caution|hint|attention|admonition)::)[\w\[_|]"
+)
 _KEPT_DIRECTIVE = re.compile(r"\.\. +\w+:: *")
 # ":param x: text", "name (type): text", "name: text", "Note: text", "Changed in version 3.2: text"
 _ENTRY = re.compile(
@@ -51,14 +53,19 @@ _MARKUP = [
     ("|", re.compile(r"\|([A-Za-z ]+)\|"), r"\1"),
     ("  ", re.compile(r"\s+"), " "),
 ]
-_NOT_PROSE = re.compile(r"\0|>>>|https?:|www\.|::|[{}<>|\\^$@#]|==|\+=|->|\.\.\.|---|\[\[|TODO|FIXME|\bXXX\b")
-_CODE_WORD = re.compile(r"\w*[_=/()\[\]]\w*\S*|\w+\.\w+\S*|\w*[a-z]\w*[A-Z]\w*|\S*\d\S*|[b-zB-HJ-Z]|[^A-Za-z]+")
+_NOT_PROSE = re.compile(
+    r"\0|>>>|https?:|www\.|::|[{}<>|\\^$@#]|==|\+=|->|\.\.\.|---|\[\[|TODO|FIXME|\bXXX\b"
+)
+_CODE_WORD = re.compile(
+    r"\w*[_=/()\[\]]\w*\S*|\w+\.\w+\S*|\w*[a-z]\w*[A-Z]\w*|\S*\d\S*|[b-zB-HJ-Z]|[^A-Za-z]+"
+)
 _START = re.compile(r"[A-Z\"']")
 _END = re.compile(r"[a-zA-Z0-9)\"'][.!?][)\"']?\Z")
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "a an and are as at be been but by can do does for from has have how if in into is it its may "
+        "a an and are as at be been but by can do does for from has have how if in into is it its "
+        "may "
         "more must no not of on only or other should so such than that the their them then there "
         "these they this to up used was we were what when where whether which while who will with "
         "would you your",

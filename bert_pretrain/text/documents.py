@@ -1,7 +1,7 @@
 """Raw text: where documents come from, and how they fall into sentences.
 
-Flags that name a source enter; documents (`str`, paragraphs separated by newlines) leave, one at a time, so that no
-corpus is ever held in memory.
+Flags that name a source enter; documents (`str`, paragraphs separated by newlines) leave, one at a
+time, so that no corpus is ever held in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_d
 from sentencex import segment
 
 from bert_pretrain.data.files import existing_files, is_saved_dataset
-from bert_pretrain.data.row_files import file_kind, is_unicode, open_parquet, read_csv, read_json_lines, read_lines
+from bert_pretrain.data.row_files import (
+    file_kind,
+    is_unicode,
+    open_parquet,
+    read_csv,
+    read_json_lines,
+    read_lines,
+)
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.embedded import embedded_documents, embedded_key
 
@@ -66,7 +73,9 @@ class DocumentSource:
             is_empty = False
             yield text
         if is_empty:
-            raise InputError(f"{self.description} holds no text; pass other --data_files or --dataset_name")
+            raise InputError(
+                f"{self.description} holds no text; pass other --data_files or --dataset_name"
+            )
 
 
 def open_documents(
@@ -82,34 +91,42 @@ def open_documents(
     """Find the documents that the data flags name. Files are opened when they are read.
 
     Args:
-        dataset_name: `docs` for the documentation inside the user's Python, a folder saved by `datasets`, or a data
-            set on the Hub or in a local folder.
+        dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
+            `datasets`, or a data set on the Hub or in a local folder.
         dataset_config_name: configuration of that data set.
         dataset_split: its split.
-        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst, in place of a
-            data set.
+        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst,
+            in place of a data set.
         text_column: column that holds the text; a row is a document.
-        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first case the lines of a
-            document are joined by spaces, because they are usually wrapped; in the second a blank line ends a
-            paragraph.
+        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first
+            case the lines of a document are joined by spaces, because they are usually wrapped; in
+            the second a blank line ends a paragraph.
         streaming: whether to read a Hub data set without downloading it first.
 
     Raises:
-        InputError: a file is missing, empty or of an unknown kind, or the data set cannot be loaded.
+        InputError: a file is missing, empty or of an unknown kind, or the data set cannot be
+            loaded.
     """
     if data_files:
         return _open_files(data_files, text_column, document_boundary)
     if dataset_name in (None, "docs"):
         description = "docs: the documentation inside this Python"
-        return DocumentSource(description, embedded_key(), lambda: iter(embedded_documents()), language="en")
+        return DocumentSource(
+            description, embedded_key(), lambda: iter(embedded_documents()), language="en"
+        )
     assert dataset_name is not None
-    return _open_dataset(dataset_name, dataset_config_name, dataset_split, text_column, streaming=streaming)
+    return _open_dataset(
+        dataset_name, dataset_config_name, dataset_split, text_column, streaming=streaming
+    )
 
 
 def check_language(language: str) -> None:
     """Raise `InputError` unless a language is named by a code."""
     if not _LANGUAGE_CODE.fullmatch(language):
-        raise InputError(f"language is {language!r} but must be a code of two or three letters; pass --language en")
+        raise InputError(
+            f"language is {language!r} but must be a code of two or three letters; pass --language "
+            "en"
+        )
 
 
 def split_sentences(text: str, language: str) -> list[str]:
@@ -117,10 +134,12 @@ def split_sentences(text: str, language: str) -> list[str]:
 
     Args:
         text: paragraphs separated by newlines.
-        language: code such as `en` or `pt-br`; those without rules of their own fall back to a related language's.
+        language: code such as `en` or `pt-br`; those without rules of their own fall back to a
+            related language's.
 
     Raises:
-        InputError: `language` is not a code; sentencex itself takes any word and falls back to English.
+        InputError: `language` is not a code; sentencex itself takes any word and falls back to
+            English.
     """
     check_language(language)
     return [
@@ -132,7 +151,9 @@ def split_sentences(text: str, language: str) -> list[str]:
     ]
 
 
-def _open_files(patterns: list[str], text_column: str, document_boundary: DocumentBoundary) -> DocumentSource:
+def _open_files(
+    patterns: list[str], text_column: str, document_boundary: DocumentBoundary
+) -> DocumentSource:
     paths = list(dict.fromkeys(path for pattern in patterns for path in existing_files(pattern)))
     for path in paths:
         _check_file(path)
@@ -150,7 +171,8 @@ def _open_files(patterns: list[str], text_column: str, document_boundary: Docume
 def _check_file(path: Path) -> None:
     if file_kind(path) not in EXTENSIONS:
         raise InputError(
-            f"{path} has an unknown extension; --data_files takes {', '.join(EXTENSIONS)}, each also with .gz or .zst"
+            f"{path} has an unknown extension; --data_files takes {', '.join(EXTENSIONS)}, each "
+            "also with .gz or .zst"
         )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; remove it from --data_files")
@@ -201,7 +223,9 @@ def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]
 
 def _missing_column(where: object, text_column: str, columns: list[Any]) -> InputError:
     listed = ", ".join(map(repr, columns)) or "none"
-    return InputError(f"{where} has no column {text_column!r}; it has {listed}; pass one of them as --text_column")
+    return InputError(
+        f"{where} has no column {text_column!r}; it has {listed}; pass one of them as --text_column"
+    )
 
 
 def _open_dataset(
@@ -209,23 +233,31 @@ def _open_dataset(
 ) -> DocumentSource:
     try:
         is_saved = is_saved_dataset(Path(name))
-        dataset = load_from_disk(name) if is_saved else load_dataset(name, config_name, streaming=streaming)
+        dataset = (
+            load_from_disk(name)
+            if is_saved
+            else load_dataset(name, config_name, streaming=streaming)
+        )
     except Exception as error:  # datasets raises whatever its builders and the network raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({reason}); --dataset_name takes 'docs', a folder or a Hub id"
+            f"the data set {name!r} cannot be loaded ({reason}); --dataset_name takes 'docs', a "
+            "folder or a Hub id"
         ) from error
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         if split not in dataset:
             raise InputError(
-                f"the data set {name!r} has no split {split!r}; it has {', '.join(map(str, dataset))}; "
+                f"the data set {name!r} has no split {split!r}; it has "
+                f"{', '.join(map(str, dataset))}; "
                 "change --dataset_split"
             )
         dataset = dataset[split]
     columns = dataset.column_names
     if columns is not None and text_column not in columns:
         raise _missing_column(f"the data set {name!r}", text_column, columns)
-    identity = getattr(dataset, "_fingerprint", None) or f"{name} {config_name} {dataset.info.version}"
+    identity = (
+        getattr(dataset, "_fingerprint", None) or f"{name} {config_name} {dataset.info.version}"
+    )
     described = json.dumps([identity, split, text_column])
 
     def read() -> Iterator[str]:

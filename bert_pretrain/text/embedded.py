@@ -177,6 +177,8 @@ def _run_worker(modules: list[Path]) -> list[list[str]]:
     # warnings that the string escapes of other people's modules raise.
     command = [sys.executable, "-I", "-W", "ignore", docstrings.__file__]
     paths = json.dumps([str(path) for path in modules])
-    done = subprocess.run(command, input=paths, stdout=subprocess.PIPE, check=True, encoding="utf-8")
+    done = subprocess.run(
+        command, input=paths, stdout=subprocess.PIPE, check=True, encoding="utf-8"
+    )
     paragraphs: list[list[str]] = json.loads(done.stdout)
     return paragraphs

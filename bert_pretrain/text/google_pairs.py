@@ -78,7 +78,9 @@ def _document_pairs(
         else:
             b_start, b_end = a_end, own[stop]
             sentence = stop
-        a_start, a_end, b_start, b_end = _truncate(a_start, a_end, b_start, b_end, draws.budget, stream)
+        a_start, a_end, b_start, b_end = _truncate(
+            a_start, a_end, b_start, b_end, draws.budget, stream
+        )
         rows.append((a_start, a_end - a_start, b_start, b_end - b_start, int(is_random)))
     return rows
 

@@ -72,7 +72,11 @@ def ordinary_token_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     """Return the sorted int64 ids that are neither special tokens nor placeholders ([unused7])."""
     special = set(tokenizer.all_special_ids)
     vocabulary = tokenizer.get_vocab()
-    ids = [i for token, i in vocabulary.items() if i not in special and not _PLACEHOLDER.fullmatch(token)]
+    ids = [
+        i
+        for token, i in vocabulary.items()
+        if i not in special and not _PLACEHOLDER.fullmatch(token)
+    ]
     return np.array(sorted(ids), dtype=np.int64)
 
 
@@ -104,7 +108,9 @@ def mask_tokens(
         elsewhere; masked positions int64 (B, K), ascending, -1 where unused.
     """
     num_maskable = maskable.sum(axis=1)
-    count = np.clip(np.rint(num_maskable * rule.mlm_probability).astype(np.int64), 1, max_predictions)
+    count = np.clip(
+        np.rint(num_maskable * rule.mlm_probability).astype(np.int64), 1, max_predictions
+    )
     count = np.minimum(count, num_maskable)
     # Tokens, also the pieces of a word, are shown as decided one by one (BERT), a span in one way.
     decided_at = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
@@ -144,8 +150,12 @@ def _replacements(
 ) -> NDArray[np.int64]:
     """Return what to show, int64 (M,): [MASK], a random ordinary token, or the original."""
     action = uniform(keys, Purpose.MASK_ACTION, decided_at)
-    random_ids = rule.ordinary_ids[integers(0, len(rule.ordinary_ids), keys, Purpose.REPLACEMENT, columns)]
-    shown = np.where(action < rule.mask_replace_prob + rule.random_replace_prob, random_ids, originals)
+    random_ids = rule.ordinary_ids[
+        integers(0, len(rule.ordinary_ids), keys, Purpose.REPLACEMENT, columns)
+    ]
+    shown = np.where(
+        action < rule.mask_replace_prob + rule.random_replace_prob, random_ids, originals
+    )
     return np.where(action < rule.mask_replace_prob, rule.mask_token_id, shown)
 
 
@@ -155,7 +165,9 @@ def _select_tokens(
     """Select the `count` (B,) maskable tokens of lowest hash in each row; returns bool (B, L)."""
     order = _random_order(row_keys, maskable)
     # The low bits hold the position, so no two keys of a row are equal and the count is exact.
-    threshold = np.take_along_axis(np.sort(order, axis=1), np.maximum(count, 1)[:, None] - 1, axis=1)
+    threshold = np.take_along_axis(
+        np.sort(order, axis=1), np.maximum(count, 1)[:, None] - 1, axis=1
+    )
     return np.asarray((order <= threshold) & maskable)
 
 
@@ -247,5 +259,7 @@ def _select_units(
     np.put_along_axis(taken_of_unit, order, taken, axis=1)
     positions = np.arange(num_tokens)
     first_of_unit = np.maximum.accumulate(np.where(starts, positions, 0), axis=1)
-    selected = maskable & (positions - first_of_unit < np.take_along_axis(taken_of_unit, unit, axis=1))
+    selected = maskable & (
+        positions - first_of_unit < np.take_along_axis(taken_of_unit, unit, axis=1)
+    )
     return selected, first_of_unit

@@ -1,7 +1,8 @@
 """Hard sentence pairs, for evaluation: the random B is a neighbouring passage of the same document.
 
-Two passages of different documents can be told apart by their topic alone. Here both partners of `sentence_pairs` come
-from one document, next to each other, so that a pair is right or wrong by what follows what.
+Two passages of different documents can be told apart by their topic alone. Here both partners of
+`sentence_pairs` come from one document, next to each other, so that a pair is right or wrong by
+what follows what.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ def plan_neighbours(
         seed: of windows and coins.
 
     Returns:
-        The plan, in the order of the text, perhaps empty; and how many documents have no pair in it, because
-        they are too short for two windows.
+        The plan, in the order of the text, perhaps empty; and how many documents have no pair in
+        it, because they are too short for two windows.
     """
     draws = Draws(budget=max_seq_length - 3, short_seq_prob=0.0, seed=seed, epoch=0)
     windows = Windows.chain([cut_pairs(outline, draws) for outline in outlines(store, documents)])
-    # A window begins with the sentence that the end of the one before cuts; without that piece they do not overlap.
+    # A window begins with the sentence that the end of the one before cuts; without that piece they
+    # do not overlap.
     room = windows.a_start[1:] - windows.b_start[:-1]
     first = _every_second((windows.document[1:] == windows.document[:-1]) & (room > 0))
     windows.b_length[first] = np.minimum(windows.b_length[first], room[first])

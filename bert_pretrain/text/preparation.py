@@ -1,7 +1,7 @@
 """Documents to a prepared corpus on disk, in one streaming pass: split, tokenised, written aside, renamed.
 
-A `DocumentSource` and a tokenizer enter; a folder with `corpus.arrow`, `validation_documents.npy` and `manifest.json`
-leaves, which `PreparedCorpus` maps into memory.
+A `DocumentSource` and a tokenizer enter; a folder with `corpus.arrow`, `validation_documents.npy`
+and `manifest.json` leaves, which `PreparedCorpus` maps into memory.
 """
 
 from __future__ import annotations
@@ -102,24 +102,28 @@ def prepare_corpus(
 ) -> PreparedCorpus:
     """Prepare a corpus, or load it if `output_dir` holds the same one already.
 
-    Processes that call this at once do the work once: the first prepares, the others wait. A process that is killed
-    leaves nothing that would be taken for a corpus.
+    Processes that call this at once do the work once: the first prepares, the others wait. A
+    process that is killed leaves nothing that would be taken for a corpus.
 
     Args:
         source: the documents; exact duplicates are dropped.
         tokenizer: cuts sentences into tokens, without special ones.
         output_dir: target folder; a corpus of other content in it is replaced.
-        language: code of the text's language, whose rules split sentences; None = not stated, then the rules are
-            those of English. A corpus that is there already is told if it is stated otherwise than before.
-        validation_share: share of documents held out, in (0, 0.5): those with the smallest digests of seed and text, so
-            that the choice depends on neither order nor chance; at least 2 of 4 or more.
+        language: code of the text's language, whose rules split sentences; None = not stated, then
+            the rules are those of English. A corpus that is there already is told if it is stated
+            otherwise than before.
+        validation_share: share of documents held out, in (0, 0.5): those with the smallest digests
+            of seed and text, so that the choice depends on neither order nor chance; at least 2 of
+            4 or more.
         seed: of that choice.
         show_progress: whether to draw a progress bar.
 
     Raises:
         InputError: `output_dir` holds something else, or the source cannot be used.
     """
-    key = corpus_key(source, tokenizer, language=language, validation_share=validation_share, seed=seed)
+    key = corpus_key(
+        source, tokenizer, language=language, validation_share=validation_share, seed=seed
+    )
     rules, stated = language or DEFAULT_SENTENCE_RULES, language or source.language
     output_dir = output_dir.absolute()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +137,10 @@ def prepare_corpus(
                 manifest = {
                     "format_version": FORMAT_VERSION,
                     "key": key,
-                    "source": {"description": source.description, "fingerprint": source.fingerprint},
+                    "source": {
+                        "description": source.description,
+                        "fingerprint": source.fingerprint,
+                    },
                     "tokenizer": {
                         "name": tokenizer.name_or_path,
                         "hash": tokenizer_hash(tokenizer),
@@ -145,11 +152,16 @@ def prepare_corpus(
                     "seed": seed,
                     **_statistics(written, held_out),
                     "skipped": dict(written.skipped + source.skipped),
-                    "versions": {name: metadata.version(name) for name in ("datasets", "tokenizers", "sentencex")},
+                    "versions": {
+                        name: metadata.version(name)
+                        for name in ("datasets", "tokenizers", "sentencex")
+                    },
                 }
                 (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         elif stated_language(manifest) != stated:
-            write_json(output_dir / MANIFEST, manifest | {"language": stated, "sentence_rules": rules})
+            write_json(
+                output_dir / MANIFEST, manifest | {"language": stated, "sentence_rules": rules}
+            )
         return PreparedCorpus.load(output_dir)
 
 
@@ -163,7 +175,9 @@ def _manifest_in(folder: Path) -> dict[str, Any] | None:
         manifest = None
     # Many programs write a manifest.json; only ours may be replaced.
     if not isinstance(manifest, dict) or not {"format_version", "key"} <= manifest.keys():
-        raise InputError(f"{folder} is neither empty nor a prepared corpus; pass another --output_dir")
+        raise InputError(
+            f"{folder} is neither empty nor a prepared corpus; pass another --output_dir"
+        )
     return manifest
 
 
@@ -178,18 +192,31 @@ def _write(
     """Write the Arrow file, record batch by record batch, and return what was counted on the way."""
     written = _Written()
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
-    types = {"input_ids": np.dtype(dtype).name, "word_starts": "uint8", "sentence_lengths": "uint32"}
+    types = {
+        "input_ids": np.dtype(dtype).name,
+        "word_starts": "uint8",
+        "sentence_lengths": "uint32",
+    }
     features = Features({name: List(Value(type_name)) for name, type_name in types.items()})
-    documents = _tokenise(_distinct(source, seed, written.skipped), tokenizer, language, dtype, written.skipped)
+    documents = _tokenise(
+        _distinct(source, seed, written.skipped), tokenizer, language, dtype, written.skipped
+    )
     progress = tqdm(documents, desc="preparing", unit=" documents", disable=not show_progress)
     with ArrowWriter(features=features, path=str(path)) as writer:
         for group in _record_batches(progress):
-            table = pa.table({name: _list_array([getattr(document, name) for document in group]) for name in types})
+            table = pa.table(
+                {
+                    name: _list_array([getattr(document, name) for document in group])
+                    for name in types
+                }
+            )
             writer.write_table(table, writer_batch_size=len(group))
             for document in group:
                 written.count(document, tokenizer.unk_token_id)
         if not written.digests:
-            raise InputError(f"{source.description} holds no sentence; pass other --data_files or --dataset_name")
+            raise InputError(
+                f"{source.description} holds no sentence; pass other --data_files or --dataset_name"
+            )
         writer.finalize()
     return written
 
@@ -230,10 +257,13 @@ def _statistics(written: _Written, held_out: NDArray[np.int64]) -> dict[str, Any
     }
 
 
-def _distinct(source: Iterable[str], seed: int, skipped: Counter[str]) -> Iterator[tuple[str, bytes]]:
+def _distinct(
+    source: Iterable[str], seed: int, skipped: Counter[str]
+) -> Iterator[tuple[str, bytes]]:
     """Yield documents with their digests, leaving out exact duplicates.
 
-    A digest of 16 bytes, about 100 with its place in a Python set, is all that stays in memory of a document.
+    A digest of 16 bytes, about 100 with its place in a Python set, is all that stays in memory of a
+    document.
     """
     seen: set[bytes] = set()
     for text in source:
@@ -267,9 +297,14 @@ def _tokenise(
 
 
 def _tokenise_group(
-    group: list[tuple[list[str], bytes]], backend: Tokenizer, dtype: DTypeLike, skipped: Counter[str]
+    group: list[tuple[list[str], bytes]],
+    backend: Tokenizer,
+    dtype: DTypeLike,
+    skipped: Counter[str],
 ) -> Iterator[_Document]:
-    input_ids, word_starts, lengths = _encode([s for sentences, _ in group for s in sentences], backend, dtype)
+    input_ids, word_starts, lengths = _encode(
+        [s for sentences, _ in group for s in sentences], backend, dtype
+    )
     sentence = token = 0
     for sentences, digest in group:
         document_lengths = lengths[sentence : sentence + len(sentences)]
@@ -280,7 +315,9 @@ def _tokenise_group(
         if inside.start == inside.stop:
             skipped["documents without tokens"] += 1
             continue
-        yield _Document(input_ids[inside], word_starts[inside], document_lengths[document_lengths > 0], digest)
+        yield _Document(
+            input_ids[inside], word_starts[inside], document_lengths[document_lengths > 0], digest
+        )
 
 
 def _encode(
@@ -293,7 +330,8 @@ def _encode(
     for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
         batch = sentences[first : first + _SENTENCES_PER_BATCH]
         for encoding in backend.encode_batch(batch, add_special_tokens=False):
-            # A token outside any word has the number None, which becomes a NaN and so differs from its neighbours.
+            # A token outside any word has the number None, which becomes a NaN and so differs from
+            # its neighbours.
             words = np.array(encoding.word_ids, dtype=np.float32)
             is_start = np.ones(len(words), dtype=np.uint8)
             is_start[1:] = words[1:] != words[:-1]

@@ -121,7 +121,9 @@ class TokenStore:
                 tokens=tokens,
                 word_starts=starts,
                 sentence_lengths=np.array(lengths, dtype=np.uint32),
-                sentences_per_document=np.array([len(document) for document in part], dtype=np.int64),
+                sentences_per_document=np.array(
+                    [len(document) for document in part], dtype=np.int64
+                ),
             )
             shards.append(shard)
             first_token += len(tokens)
@@ -162,7 +164,8 @@ def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArra
 def stated_language(manifest: Mapping[str, Any]) -> str | None:
     """Return the language that somebody stated a corpus to be of; None if nobody did.
 
-    Older manifests name under `language` the rules that split sentences, those of English unless it was stated.
+    Older manifests name under `language` the rules that split sentences, those of English unless it
+    was stated.
     """
     language: str | None = manifest.get("language")
     is_default = "sentence_rules" not in manifest and language == "en"
@@ -208,7 +211,8 @@ class PreparedCorpus:
             ) from error
         if manifest.get("format_version") != FORMAT_VERSION:
             raise InputError(
-                f"{folder} was written in format {manifest.get('format_version')} but must be in {FORMAT_VERSION}; "
+                f"{folder} was written in format {manifest.get('format_version')} but must be in "
+                f"{FORMAT_VERSION}; "
                 "prepare it again with bert-pretrain prepare"
             )
         all_documents = np.arange(store.num_documents, dtype=np.int64)

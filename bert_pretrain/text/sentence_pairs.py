@@ -152,7 +152,9 @@ def plan_epoch(
     )
 
 
-def _exact_pairs(store: TokenStore, windows: Windows, draws: Draws) -> tuple[NDArray[np.int64], ...]:
+def _exact_pairs(
+    store: TokenStore, windows: Windows, draws: Draws
+) -> tuple[NDArray[np.int64], ...]:
     """Return the columns of a plan in which partners come from different documents.
 
     Raises:
@@ -171,18 +173,25 @@ def _exact_pairs(store: TokenStore, windows: Windows, draws: Draws) -> tuple[NDA
 
 
 def keep_or_swap(
-    store: TokenStore, windows: Windows, first: NDArray[np.int64], second: NDArray[np.int64], draws: Draws
+    store: TokenStore,
+    windows: Windows,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    draws: Draws,
 ) -> tuple[NDArray[np.int64], ...]:
     """Let partners, int64 rows (P,) of windows, cut to a common length, keep or swap their Bs.
 
     Returns:
         The columns `a_start`, `a_length`, `b_start`, `b_length` and `next_sentence_label` of a
-        plan: the first partners, then the second; those whose Bs have no common length are left out.
+        plan: the first partners, then the second; those whose Bs have no common length are left
+        out.
     """
     length = _common_length(store, windows, first, second)
     kept = length > 0
     first, second, length = first[kept], second[kept], length[kept]
-    coin = uniform(draws.seed, draws.epoch, Purpose.SWAP, windows.document[first], windows.index[first])
+    coin = uniform(
+        draws.seed, draws.epoch, Purpose.SWAP, windows.document[first], windows.index[first]
+    )
     label = np.where(coin < 0.5, IS_RANDOM, IS_NEXT)
     a_rows = np.concatenate([first, second])
     b_rows = np.where(np.tile(label, 2) == IS_RANDOM, np.concatenate([second, first]), a_rows)
@@ -195,7 +204,9 @@ def keep_or_swap(
     )
 
 
-def match_partners(windows: Windows, *, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def match_partners(
+    windows: Windows, *, seed: int, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Match windows of different documents whose Bs are alike in length and in how they end.
 
     Windows are sorted by the kind of end and the length of B and cut into small blocks. In a block,
@@ -263,7 +274,8 @@ def _check_settings(max_seq_length: int, short_seq_prob: float, *, num_documents
         )
     if not 0 <= short_seq_prob <= 1:
         raise InputError(
-            f"short_seq_prob is {short_seq_prob} but must lie in [0, 1]; for 10 % pass --short_seq_prob 0.1"
+            f"short_seq_prob is {short_seq_prob} but must lie in [0, 1]; for 10 % pass "
+            "--short_seq_prob 0.1"
         )
     if num_documents == 0:
         raise InputError(

@@ -1,7 +1,7 @@
 """Train, find and check the tokenizer.
 
-Texts enter `train_wordpiece`; a name or folder enters `load_tokenizer`. What leaves is a fast tokenizer of transformers
-that has every special token pretraining needs.
+Texts enter `train_wordpiece`; a name or folder enters `load_tokenizer`. What leaves is a fast
+tokenizer of transformers that has every special token pretraining needs.
 """
 
 from __future__ import annotations
@@ -11,14 +11,27 @@ import string
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
 
 DEFAULT_TOKENIZER = "docs-uncased-8192"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
-_COMMON_CHARACTERS = string.digits + string.ascii_letters + string.punctuation + "\u2013\u2014\u2018\u2019\u201c\u201d"
+_COMMON_CHARACTERS = (
+    string.digits
+    + string.ascii_letters
+    + string.punctuation
+    + "\u2013\u2014\u2018\u2019\u201c\u201d"
+)
 
 
 def train_wordpiece(
@@ -41,7 +54,8 @@ def train_wordpiece(
         show_progress: whether to draw a progress bar.
 
     Returns:
-        A BERT tokenizer: `[CLS] A [SEP] B [SEP]`, token types 0 up to the first [SEP] and 1 after it.
+        A BERT tokenizer: `[CLS] A [SEP] B [SEP]`, token types 0 up to the first [SEP] and 1 after
+        it.
 
     Raises:
         InputError: there is no text, or `vocab_size` leaves no room for it.
@@ -61,8 +75,8 @@ def train_wordpiece(
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        # Characters that the text happens to lack must not become [UNK], and those that are rare, as foreign scripts
-        # in one quotation, must not fill the vocabulary.
+        # Characters that the text happens to lack must not become [UNK], and those that are rare,
+        # as foreign scripts in one quotation, must not fill the vocabulary.
         initial_alphabet=sorted(_COMMON_CHARACTERS.lower() if lowercase else _COMMON_CHARACTERS),
         limit_alphabet=max(256, vocab_size // 4),
         special_tokens=SPECIAL_TOKENS,
@@ -101,9 +115,13 @@ def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
         return load_tokenizer(str(default_tokenizer_folder()))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except Exception as error:  # transformers raises whatever its parsers meet; all mean the same to the user
+    except (
+        Exception
+    ) as error:  # transformers raises whatever its parsers meet; all mean the same to the user
         kind = (
-            "holds no usable tokenizer" if Path(name_or_path).is_dir() else "is neither a folder nor found on the Hub"
+            "holds no usable tokenizer"
+            if Path(name_or_path).is_dir()
+            else "is neither a folder nor found on the Hub"
         )
         raise InputError(
             f"{name_or_path!r} {kind} ({type(error).__name__}); "
@@ -111,7 +129,8 @@ def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
         ) from error
     if not tokenizer.is_fast:
         raise InputError(
-            f"the tokenizer {name_or_path!r} is a slow one (no tokenizer.json); pass a fast one as --tokenizer_name"
+            f"the tokenizer {name_or_path!r} is a slow one (no tokenizer.json); pass a fast one as "
+            "--tokenizer_name"
         )
     check_special_tokens(tokenizer, f"the tokenizer {name_or_path!r}")
     return tokenizer
@@ -123,7 +142,8 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerFast, what: str) -> None:
     missing = [name for name, token_id in ids.items() if token_id is None]
     if missing:
         raise InputError(
-            f"{what} has no {', '.join(missing)} token but pretraining needs mask, cls, sep and pad; "
+            f"{what} has no {', '.join(missing)} token but pretraining needs mask, cls, sep and "
+            "pad; "
             "pass another --tokenizer_name"
         )
     if len(set(ids.values())) < len(ids):
@@ -148,7 +168,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
 def bare_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """Return a copy of the Rust tokenizer that neither truncates nor pads.
 
-    Both are state of the original: a file may come with them, and each call with `truncation=True` leaves them behind.
+    Both are state of the original: a file may come with them, and each call with `truncation=True`
+    leaves them behind.
     """
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()

@@ -85,7 +85,10 @@ class Windows:
         """Join parts in the order of documents, whatever the shards that they come from."""
         empty = np.zeros(0, dtype=np.int64)
         parts = [cls(empty, empty, empty, empty, empty, empty.astype(np.bool_)), *parts]
-        columns = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        columns = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(cls)
+        }
         joined = cls(**columns)
         return joined.take(np.lexsort((joined.index, joined.document)))
 
@@ -129,7 +132,9 @@ def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np
     ordered = positions[order]
     ends = np.zeros(len(positions), dtype=np.bool_)
     for shard in store.shards:
-        low, high = np.searchsorted(ordered, [shard.first_token, shard.first_token + len(shard.tokens)], side="right")
+        low, high = np.searchsorted(
+            ordered, [shard.first_token, shard.first_token + len(shard.tokens)], side="right"
+        )
         if low < high:
             starts = _running_total(shard.sentence_lengths) + shard.first_token
             found = starts[np.searchsorted(starts, ordered[low:high])]
@@ -226,7 +231,9 @@ def cut_single(outline: Outline, draws: Draws) -> Windows:
     return Windows.chain(parts)
 
 
-def _targets(draws: Draws, document: NDArray[np.int64], num_tokens: NDArray[np.int64], index: int) -> NDArray[np.int64]:
+def _targets(
+    draws: Draws, document: NDArray[np.int64], num_tokens: NDArray[np.int64], index: int
+) -> NDArray[np.int64]:
     """Draw the token target (N,) of window number `index` of each document.
 
     The target is the budget or, with probability `short_seq_prob`, uniform in [2, budget]. The
@@ -237,8 +244,12 @@ def _targets(draws: Draws, document: NDArray[np.int64], num_tokens: NDArray[np.i
     keys = (draws.seed, draws.epoch)
     target = np.full(len(document), draws.budget, dtype=np.int64)
     if index == 0:
-        left_over = np.where(num_tokens > draws.budget, (num_tokens - 1) % draws.budget + 1, draws.budget)
-        target = integers(np.maximum(left_over, 2), draws.budget + 1, *keys, Purpose.FIRST_TARGET, document)
+        left_over = np.where(
+            num_tokens > draws.budget, (num_tokens - 1) % draws.budget + 1, draws.budget
+        )
+        target = integers(
+            np.maximum(left_over, 2), draws.budget + 1, *keys, Purpose.FIRST_TARGET, document
+        )
     is_short = uniform(*keys, Purpose.IS_SHORT, document, index) < draws.short_seq_prob
     short = document[is_short]
     target[is_short] = integers(2, draws.budget + 1, *keys, Purpose.SHORT_TARGET, short, index)

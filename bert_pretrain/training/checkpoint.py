@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: written aside, listed with their digests, then renamed.
 
-Enters: the trainer's objects through Accelerate. Leaves: `checkpoints/step-000100/` with the model (loadable by stock
-transformers), the optimisers, and `trainer_state.json`, which also names every file and its digest.
+Enters: the trainer's objects through Accelerate. Leaves: `checkpoints/step-000100/` with the model
+(loadable by stock transformers), the optimisers, and `trainer_state.json`, which also names every
+file and its digest.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def find_checkpoint(resume_from: str, folder: Path) -> Path | None:
         folder: the run's checkpoint folder, searched for `latest`.
 
     Returns:
-        Its folder; None if `latest` finds none, as when the run was ended before its first checkpoint.
+        Its folder; None if `latest` finds none, as when the run was ended before its first
+        checkpoint.
 
     Raises:
         InputError: the path is no checkpoint.
@@ -97,7 +99,8 @@ def find_checkpoint(resume_from: str, folder: Path) -> Path | None:
     path = Path(resume_from)
     if not (path / STATE_FILE).is_file():
         raise InputError(
-            f"{resume_from} is not a checkpoint (it has no {STATE_FILE}); pass --resume_from_checkpoint "
+            f"{resume_from} is not a checkpoint (it has no {STATE_FILE}); pass "
+            "--resume_from_checkpoint "
             "latest, a folder checkpoints/step-NNNNNN, or owner/name@revision of the Hub"
         )
     return path
@@ -107,7 +110,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a folder, oldest first."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -122,7 +127,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         listing = state.pop("files")
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(
-            f"{checkpoint / STATE_FILE} cannot be read ({error}); pass another checkpoint to --resume_from_checkpoint"
+            f"{checkpoint / STATE_FILE} cannot be read ({error}); pass another checkpoint to "
+            "--resume_from_checkpoint"
         ) from error
     for name, digest in listing.items():
         path = checkpoint / name
@@ -145,7 +151,8 @@ def _rotate(folder: Path, save_total_limit: int) -> None:
         shutil.rmtree(stale)
     if save_total_limit:
         for path in list_checkpoints(folder)[:-save_total_limit]:
-            # Renamed first, so that an interruption never leaves half a checkpoint under a valid name.
+            # Renamed first, so that an interruption never leaves half a checkpoint under a valid
+            # name.
             doomed = path.with_name(path.name + ".tmp")
             os.replace(path, doomed)
             shutil.rmtree(doomed)

@@ -1,6 +1,7 @@
 """Sums over micro-batches and ranks, the rows of metrics.jsonl, and alarms about their course.
 
-Enters: loss terms with their counts. Leaves: means that do not depend on how the rows were divided up.
+Enters: loss terms with their counts. Leaves: means that do not depend on how the rows were divided
+up.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from bert_pretrain.objectives.interface import LossTerm
 class RunningSums:
     """Sums of losses, metrics and counts of the loss terms; only at the end are they divided.
 
-    The sums stay on the device in float64 (float32 where the device has none), so adding to them never waits for it.
+    The sums stay on the device in float64 (float32 where the device has none), so adding to them
+    never waits for it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -67,7 +69,8 @@ class RunningSums:
 
     def global_state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return the sums over all processes as plain numbers. All processes must call it."""
-        # A process may have seen no batch, or no batch with some term: the others tell it the names.
+        # A process may have seen no batch, or no batch with some term: the others tell it the
+        # names.
         named = gather_object([(key, self._weights[key.split("/")[0]]) for key in self._sums])
         keys = sorted({key for key, _ in named})
         if not keys:
@@ -96,7 +99,9 @@ class JsonLines:
         if path.exists():
             # Not splitlines: a word may be a line separator of Unicode, which JSON leaves as it is.
             lines = path.read_text(encoding="utf-8").split("\n")
-            write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= keep_until_step))
+            write_text(
+                path, "".join(f"{line}\n" for line in lines if _step_of(line) <= keep_until_step)
+            )
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row and hand it to the operating system."""
@@ -114,8 +119,8 @@ def _step_of(line: str) -> float:
 class CourseWatch:
     """Warns when one loss gets worse over evaluations while the total may hide it.
 
-    A joint loss can fall while one of its heads dies: with too high a rate the masked-LM loss drifts back to the
-    unigram entropy and the next-sentence loss pays for it.
+    A joint loss can fall while one of its heads dies: with too high a rate the masked-LM loss
+    drifts back to the unigram entropy and the next-sentence loss pays for it.
     """
 
     def __init__(self, *, tolerance: float = 0.02) -> None:
@@ -140,7 +145,8 @@ class CourseWatch:
             best = self._best.setdefault(key, value)
             if value > best * (1 + self.tolerance):
                 messages.append(
-                    f"{key} is {value:.3f} on held-out data but was {best:.3f}: this head is getting worse; "
+                    f"{key} is {value:.3f} on held-out data but was {best:.3f}: this head is "
+                    "getting worse; "
                     "a lower --learning_rate, or --dropout 0.1 on a small corpus, usually cures it"
                 )
             self._best[key] = min(best, value)

@@ -1,7 +1,8 @@
 """Optimisers, parameter groups and the learning-rate schedule.
 
-Enters: a model's named parameters and the recipe's rates. Leaves: torch optimisers for the trainer, which sets their
-rates at every step from `learning_rate_at`, a pure function: nothing about the schedule needs saving.
+Enters: a model's named parameters and the recipe's rates. Leaves: torch optimisers for the trainer,
+which sets their rates at every step from `learning_rate_at`, a pure function: nothing about the
+schedule needs saving.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ def learning_rate_at(
     """Return the learning rate of an update.
 
     Args:
-        step: updates done before this one, in [0, num_steps); a real number when a clock sets the pace.
+        step: updates done before this one, in [0, num_steps); a real number when a clock sets the
+            pace.
         num_steps: length of the run in updates; the rate reaches 0 there.
         warmup_steps: updates over which the rate rises linearly from peak / warmup_steps to peak.
-        schedule: `linear` falls from the end of the warm-up to 0 at `num_steps` (Devlin et al. 2019); `stable_decay`
-            stays at the peak and falls linearly over the last `decay_share` (Hagele et al. 2024).
+        schedule: `linear` falls from the end of the warm-up to 0 at `num_steps` (Devlin et al.
+            2019); `stable_decay` stays at the peak and falls linearly over the last `decay_share`
+            (Hagele et al. 2024).
         decay_share: share of the run that `stable_decay` spends falling, in (0, 1].
         peak: the highest rate.
 
@@ -95,9 +98,10 @@ class Schedule:
 class Muon(torch.optim.Muon):
     """torch's Muon (Jordan et al. 2024) whose orthogonalisation also runs where bfloat16 does not pay.
 
-    torch.optim.Muon always iterates in bfloat16, which a processor without such instructions emulates about a hundred
-    times slower than float32. This subclass keeps torch's hyperparameters, state and arithmetic, in the precision
-    given, and iterates over all matrices of one shape at once.
+    torch.optim.Muon always iterates in bfloat16, which a processor without such instructions
+    emulates about a hundred times slower than float32. This subclass keeps torch's hyperparameters,
+    state and arithmetic, in the precision given, and iterates over all matrices of one shape at
+    once.
     """
 
     def __init__(self, params: Any, *, iteration_dtype: torch.dtype, **kwargs: Any) -> None:
@@ -127,21 +131,29 @@ class Muon(torch.optim.Muon):
                 state["momentum_buffer"] = torch.zeros_like(gradient)
             buffer = state["momentum_buffer"]
             buffer.lerp_(gradient, 1 - group["momentum"])
-            updates.append(gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer)
+            updates.append(
+                gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+            )
         orthogonal = orthogonalize(
             torch.stack(updates).to(self.iteration_dtype),
             coefficients=group["ns_coefficients"],
             num_iterations=group["ns_steps"],
             eps=group["eps"],
         )
-        # "match_rms_adamw" (Liu et al. 2025, section 2.2): updates as large as AdamW's, so one rate serves both.
+        # "match_rms_adamw" (Liu et al. 2025, section 2.2): updates as large as AdamW's, so one rate
+        # serves both.
         rows, columns = parameters[0].shape
         rate = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
-        # The flag by which torch's fused optimisers are told, on the device, to leave the parameters alone.
+        # The flag by which torch's fused optimisers are told, on the device, to leave the
+        # parameters alone.
         is_skipped = getattr(self, "found_inf", None)
         for parameter, update in zip(parameters, orthogonal, strict=True):
-            updated = parameter * (1 - group["lr"] * group["weight_decay"]) - rate * update.to(parameter.dtype)
-            parameter.copy_(updated if is_skipped is None else torch.where(is_skipped > 0, parameter, updated))
+            updated = parameter * (1 - group["lr"] * group["weight_decay"]) - rate * update.to(
+                parameter.dtype
+            )
+            parameter.copy_(
+                updated if is_skipped is None else torch.where(is_skipped > 0, parameter, updated)
+            )
 
 
 def orthogonalize(
@@ -186,9 +198,9 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Build the optimisers of a run; the trainer sets their learning rates.
 
-    Weight decay applies to matrices only, that is to parameters with at least two dimensions: not to biases and
-    normalisation gains, whatever their names are. With `muon` the hidden matrices go to Muon; embeddings, the output
-    layer, vectors and everything that is no matrix stay with AdamW.
+    Weight decay applies to matrices only, that is to parameters with at least two dimensions: not
+    to biases and normalisation gains, whatever their names are. With `muon` the hidden matrices go
+    to Muon; embeddings, the output layer, vectors and everything that is no matrix stay with AdamW.
 
     Args:
         model: its parameters that require gradients are taken, each once.
@@ -200,7 +212,8 @@ def build_optimizers(
         iteration_dtype: dtype of Muon's orthogonalisation.
 
     Returns:
-        One or two torch optimisers; their groups carry `rate_ratio`, which the learning rate is multiplied by.
+        One or two torch optimisers; their groups carry `rate_ratio`, which the learning rate is
+        multiplied by.
     """
     tables = {
         id(parameter)
@@ -210,7 +223,8 @@ def build_optimizers(
     }
     output_layer = getattr(model, "get_output_embeddings", lambda: None)()
     tables |= {id(p) for p in output_layer.parameters()} if output_layer is not None else set()
-    # A head with a handful of rows has no spectrum worth equalising; 16 is far below any hidden width.
+    # A head with a handful of rows has no spectrum worth equalising; 16 is far below any hidden
+    # width.
     hidden, matrices, vectors = [], [], []
     for parameter in _trainable(model.parameters()):
         if parameter.ndim < 2:
@@ -236,7 +250,9 @@ def build_optimizers(
     ]
     if hidden:
         group = {"params": hidden, "rate_ratio": 1.0}
-        optimizers.append(Muon([group], lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype))
+        optimizers.append(
+            Muon([group], lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype)
+        )
     return optimizers
 
 

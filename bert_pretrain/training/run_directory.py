@@ -82,7 +82,8 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
         if run_dir.is_dir() and any(path.name != _UNFINISHED for path in run_dir.iterdir()):
             what = "holds another run" if holds_run else "is not an empty folder"
             raise InputError(
-                f"{run_dir} {what}; pass another --output_dir, or continue it with --resume_from_checkpoint latest"
+                f"{run_dir} {what}; pass another --output_dir, or continue it with "
+                "--resume_from_checkpoint latest"
             )
         return None
     if resume_from == "latest" and not holds_run:
@@ -95,7 +96,8 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
     is_of_this_run = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
     if holds_run and (is_remote or not is_of_this_run):
         raise InputError(
-            f"{run_dir} holds a run that {resume_from} is no checkpoint of; pass a new --output_dir to continue from "
+            f"{run_dir} holds a run that {resume_from} is no checkpoint of; pass a new "
+            "--output_dir to continue from "
             "it there"
         )
     return download_checkpoint(resume_from) if is_remote else checkpoint
@@ -113,7 +115,10 @@ def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | Non
         InputError: another process has begun or continued a run there.
     """
     if resume_from in (None, "latest") and claim_run_dir(run_dir, resume_from) != checkpoint:
-        raise InputError(f"another process has continued the run in {run_dir} in the meantime; repeat the command")
+        raise InputError(
+            f"another process has continued the run in {run_dir} in the meantime; repeat the "
+            "command"
+        )
 
 
 def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> None:
@@ -128,12 +133,17 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
         "device": accelerator.device.type,
         "num_cpu_threads": torch.get_num_threads(),
     }
-    # No two starts have the same, also of one run: by it `final/` is known to be the end of the last one.
+    # No two starts have the same, also of one run: by it `final/` is known to be the end of the
+    # last one.
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    write_json(run_dir / "run.json", {"config": flags | effective, "started": started} | describe_run())
+    write_json(
+        run_dir / "run.json", {"config": flags | effective, "started": started} | describe_run()
+    )
 
 
-def fingerprint(flags: dict[str, Any], data: dict[str, Any], model_config: PreTrainedConfig) -> dict[str, Any]:
+def fingerprint(
+    flags: dict[str, Any], data: dict[str, Any], model_config: PreTrainedConfig
+) -> dict[str, Any]:
     """Return what a checkpoint keeps of its run to be compared when it is continued.
 
     Args:
@@ -158,14 +168,17 @@ def _without_origin(config: Any) -> Any:
     """
     if not isinstance(config, dict):
         return config
-    return {name: _without_origin(value) for name, value in config.items() if name != "_name_or_path"}
+    return {
+        name: _without_origin(value) for name, value in config.items() if name != "_name_or_path"
+    }
 
 
 def resume(trainer: Trainer, checkpoint: Path) -> None:
     """Continue from a checkpoint, and say what has changed since.
 
     Raises:
-        InputError: the checkpoint is damaged, of another model, or of a run with other defining flags.
+        InputError: the checkpoint is damaged, of another model, or of a run with other defining
+            flags.
     """
     state = read_state(checkpoint)
     theirs, ours = state["fingerprint"], trainer.fingerprint
@@ -174,13 +187,17 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
         details.append(f"it is a checkpoint of another model ({model_details})")
     if any(details):
         raise InputError(
-            f"{checkpoint} cannot be continued with these flags: {'; '.join(filter(None, details))}. "
-            "Pass the flags of that run (its run.json has them), or another --resume_from_checkpoint"
+            f"{checkpoint} cannot be continued with these flags: "
+            f"{'; '.join(filter(None, details))}. "
+            "Pass the flags of that run (its run.json has them), or another "
+            "--resume_from_checkpoint"
         )
     trainer.load_checkpoint(checkpoint, state)
     trainer.accelerator.print(f"continuing from {checkpoint} after {trainer.step:,} updates")
     if changed := _differences(theirs["steering"], ours["steering"]):
-        trainer.accelerator.print(f"NOTE: from here on the run differs from an uninterrupted one: {changed}")
+        trainer.accelerator.print(
+            f"NOTE: from here on the run differs from an uninterrupted one: {changed}"
+        )
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """The training loop: the only one, and the only place that calls `backward`.
 
-Enters: an objective, a model, optimisers and a schedule. Leaves: a trained model, and in the run directory
-metrics.jsonl, checkpoints and what the objective shows. Nothing here knows what is learnt.
+Enters: an objective, a model, optimisers and a schedule. Leaves: a trained model, and in the run
+directory metrics.jsonl, checkpoints and what the objective shows. Nothing here knows what is
+learnt.
 
-A run's numbers are the same on any layout because every loss is a sum over the rows of an update, on whatever process
-and in whatever micro-batch they are, divided by the count of all of them.
+A run's numbers are the same on any layout because every loss is a sum over the rows of an update,
+on whatever process and in whatever micro-batch they are, divided by the count of all of them.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class Trainer:
         self.eval_batch_size = eval_batch_size
         self.max_grad_norm = max_grad_norm
         self.fingerprint = fingerprint
-        # Called with each checkpoint's folder once it is complete, on the main process alone, so it must not
-        # communicate with the others; a later save may remove the folder.
+        # Called with each checkpoint's folder once it is complete, on the main process alone, so it
+        # must not communicate with the others; a later save may remove the folder.
         self.on_save: Callable[[Path], None] | None = None
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.step = 0
@@ -110,8 +111,8 @@ class Trainer:
         self.elapsed_before = 0.0
         self._started = self._last_logged = time.perf_counter()
         self._units_last_logged = 0
-        # On the device and sticky, so that no step waits for it: 0 while every gradient norm was finite, else the
-        # number of the first update that was not made.
+        # On the device and sticky, so that no step waits for it: 0 while every gradient norm was
+        # finite, else the number of the first update that was not made.
         self._bad_step = torch.zeros((), device=accelerator.device)
 
     def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -123,7 +124,8 @@ class Trainer:
         self._units_last_logged = state["num_units"]
         self.elapsed_before = state["elapsed"]
         self.watch.load_state_dict(state["watch"])
-        # The sums were saved over all processes: one of them takes them up, the others start from zero.
+        # The sums were saved over all processes: one of them takes them up, the others start from
+        # zero.
         self.sums.load_state_dict(state["sums"], share=float(self.accelerator.is_main_process))
 
     def train(self) -> None:
@@ -132,8 +134,12 @@ class Trainer:
         if self.accelerator.is_main_process:  # which alone writes
             # A run that was ended before its first checkpoint starts over and keeps no row.
             keep_until_step = self.step or -1
-            self.metrics = JsonLines(self.run_dir / "metrics.jsonl", keep_until_step=keep_until_step)
-            self.shown = JsonLines(self.run_dir / self.objective.shown_file, keep_until_step=keep_until_step)
+            self.metrics = JsonLines(
+                self.run_dir / "metrics.jsonl", keep_until_step=keep_until_step
+            )
+            self.shown = JsonLines(
+                self.run_dir / self.objective.shown_file, keep_until_step=keep_until_step
+            )
         with self._progress_bar() as self.progress:
             if self.step == 0:
                 self.evaluate()
@@ -162,10 +168,13 @@ class Trainer:
             with sync:
                 terms = self.objective.loss_terms(self.model, self._to_device(batch))
                 loss = sum(term.weight * term.sum / counts[name] for name, term in terms.items())
-                # Distributed training averages gradients over processes; the counts are already global.
+                # Distributed training averages gradients over processes; the counts are already
+                # global.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             self.sums.add(terms, self.objective.target_counts(batch))
-        grad_norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        grad_norm: Tensor = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.max_grad_norm
+        )
         self._step_optimizers(learning_rate, grad_norm)
         self.step += 1
         self.place = window.next_place
@@ -174,7 +183,9 @@ class Trainer:
 
     def _seed_dropout(self, micro_batch: int) -> None:
         """Make dropout a function of the place in the run, so that a resumed run draws what it would have drawn."""
-        key = hash_uint64(self.seed, Purpose.DROPOUT, self.step, micro_batch, self.accelerator.process_index)
+        key = hash_uint64(
+            self.seed, Purpose.DROPOUT, self.step, micro_batch, self.accelerator.process_index
+        )
         set_seed(int(key) >> 32)
 
     def _global_counts(self, window: Window) -> dict[str, Tensor]:
@@ -185,18 +196,22 @@ class Trainer:
                 local[name] = local.get(name, 0) + count
         names = sorted(local)
         values = [window.num_units, *(local[name] for name in names)]
-        summed = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), "sum")
+        summed = self.accelerator.reduce(
+            torch.tensor(values, device=self.accelerator.device), "sum"
+        )
         self.num_units = self.num_units + summed[0]
         return dict(zip(names, summed[1:].clamp(min=1), strict=True))
 
     def _step_optimizers(self, learning_rate: float, grad_norm: Tensor) -> None:
-        # Under float16 the gradient scaler expects overflows now and then, and skips those updates itself.
+        # Under float16 the gradient scaler expects overflows now and then, and skips those updates
+        # itself.
         is_bad = ~torch.isfinite(grad_norm) & (self.accelerator.scaler is None)
         first_bad = is_bad & (self._bad_step == 0)
         self._bad_step = torch.where(first_bad, float(self.step + 1), self._bad_step)
         for optimizer in self.optimizers:
             if self.accelerator.scaler is None:
-                # The hook by which torch's own gradient scaler makes fused optimisers skip an update on the device.
+                # The hook by which torch's own gradient scaler makes fused optimisers skip an
+                # update on the device.
                 optimizer.optimizer.found_inf = (self._bad_step > 0).float()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["rate_ratio"]
@@ -209,9 +224,12 @@ class Trainer:
         bad_step = int(self._bad_step)
         if bad_step:
             raise TrainingError(
-                f"the gradient norm of update {bad_step} is not finite (epoch {self.place.epoch}, rows up to "
-                f"{self.place.position}); it was not made, and no later one. Continue from the last checkpoint with "
-                "--resume_from_checkpoint latest and a lower --learning_rate, or --mixed_precision no"
+                f"the gradient norm of update {bad_step} is not finite (epoch {self.place.epoch}, "
+                "rows up to "
+                f"{self.place.position}); it was not made, and no later one. Continue from the "
+                "last checkpoint with "
+                "--resume_from_checkpoint latest and a lower --learning_rate, or --mixed_precision "
+                "no"
             )
 
     @torch.no_grad()
@@ -226,7 +244,10 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             process_index=self.accelerator.process_index,
         ):
-            sums.add(self.objective.loss_terms(model, self._to_device(batch)), self.objective.target_counts(batch))
+            sums.add(
+                self.objective.loss_terms(model, self._to_device(batch)),
+                self.objective.target_counts(batch),
+            )
         means = sums.means(self.accelerator)
         row = self._row("validation", means | self.objective.measures(model, means))
         self._write(row)
@@ -256,7 +277,9 @@ class Trainer:
             self.run_dir / "checkpoints",
             step=self.step,
             state=state,
-            write_config=partial(self.objective.write_config, self.accelerator.unwrap_model(self.model)),
+            write_config=partial(
+                self.objective.write_config, self.accelerator.unwrap_model(self.model)
+            ),
             save_total_limit=self.intervals.save_total_limit,
         )
         if self.on_save is not None and self.accelerator.is_main_process:
@@ -287,7 +310,11 @@ class Trainer:
 
     def _write(self, row: dict[str, Any]) -> None:
         self.accelerator.log(
-            {f"{row['split']}/{k}": v for k, v in row.items() if isinstance(v, int | float) and k != "step"},
+            {
+                f"{row['split']}/{k}": v
+                for k, v in row.items()
+                if isinstance(v, int | float) and k != "step"
+            },
             step=self.step,
         )
         if self.accelerator.is_main_process:
@@ -336,5 +363,7 @@ def _is_due(step: int, interval: int) -> bool:
 
 
 def _summary(row: dict[str, Any]) -> str:
-    numbers = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("split", "step", "epoch"))
+    numbers = ", ".join(
+        f"{key} {value:.4g}" for key, value in row.items() if key not in ("split", "step", "epoch")
+    )
     return f"step {row['step']} (epoch {row['epoch']:.2f}), held-out: {numbers}"

@@ -40,8 +40,17 @@ def write(path: Path, text: str) -> str:
 
 
 def make_no_mask_tokenizer(folder: Path) -> str:
-    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "a": 4}, unk_token="[UNK]"))
-    special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    backend = Tokenizer(
+        models.WordLevel(
+            {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "a": 4}, unk_token="[UNK]"
+        )
+    )
+    special = {
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+    }
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder / "no_mask")
     return str(folder / "no_mask")
 
@@ -58,15 +67,22 @@ FILES = {
     "cut.txt.gz": (gzip.compress(SENTENCE.encode() * 999)[:40], "gzip"),
     "blank.txt": (b"\n\n  \n", "no text"),
     "one.txt": ((SENTENCE * 40).encode(), "document"),
-    "short.jsonl": (b"".join(b'{"text": "Sentence number %d."}\n' % i for i in range(40)), "--objective mlm"),
+    "short.jsonl": (
+        b"".join(b'{"text": "Sentence number %d."}\n' % i for i in range(40)),
+        "--objective mlm",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_unusable_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_an_unusable_file_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     content, expected = FILES[name]
     (folder / name).write_bytes(content)
-    message = refusal(["--data_files", name, "--config_name", str(write_model_config(folder / "c"))], capsys)
+    message = refusal(
+        ["--data_files", name, "--config_name", str(write_model_config(folder / "c"))], capsys
+    )
     assert expected in message
     assert not (folder / "runs").exists()
 
@@ -82,7 +98,9 @@ def test_a_run_begun_by_another_process_while_this_one_got_ready_stays(
     monkeypatch.setattr("bert_pretrain.commands.pretrain.held", held_after_another)
     message = refusal([*small_flags(folder), "--max_steps", "1", "--output_dir", "out"], capsys)
     assert "out holds another run" in message
-    assert (folder / "out/run.json").read_text() == "of another process" and len(list((folder / "out").iterdir())) == 1
+    assert (folder / "out/run.json").read_text() == "of another process" and len(
+        list((folder / "out").iterdir())
+    ) == 1
 
 
 def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,19 +138,27 @@ def test_a_bad_value_names_its_flag(
     assert not (folder / "runs").exists()
 
 
-def test_one_document_cannot_be_trained_and_evaluated_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_document_cannot_be_trained_and_evaluated_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(folder / "one.txt", "A sentence. Another one. A third one.")
     for flags in (["--objective", "mlm"], []):
         message = refusal([*flags, "--data_files", "one.txt"], capsys)
         assert "one.txt" in message and "1 document" in message and "--document_boundary" in message
 
 
-def test_a_tokenizer_without_mask_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refusal([*small_flags(folder), "--tokenizer_name", make_no_mask_tokenizer(folder)], capsys)
+def test_a_tokenizer_without_mask_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(
+        [*small_flags(folder), "--tokenizer_name", make_no_mask_tokenizer(folder)], capsys
+    )
     assert "mask" in message and "--tokenizer_name" in message
 
 
-def test_a_vocabulary_larger_than_the_models_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vocabulary_larger_than_the_models_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import BertConfig, BertForMaskedLM
 
     config = BertConfig.from_pretrained(write_model_config(folder / "small", vocab_size=100))
@@ -146,7 +172,9 @@ def test_a_vocabulary_larger_than_the_models_is_refused(folder: Path, capsys: py
 def test_damaged_weights_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = Path(write_model_config(folder / "model", vocab_size=8192))
     (model / "model.safetensors").write_bytes(b"no weights")
-    assert "weights of" in refusal([*small_flags(folder), "--model_name_or_path", str(model)], capsys)
+    assert "weights of" in refusal(
+        [*small_flags(folder), "--model_name_or_path", str(model)], capsys
+    )
 
 
 def test_a_folder_in_use_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,8 +189,12 @@ def test_a_folder_in_use_is_left_alone(folder: Path, capsys: pytest.CaptureFixtu
 
 
 def test_resuming_nothing_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds no run" in refusal([*small_flags(folder), "--resume_from_checkpoint", "latest"], capsys)
-    assert "not a checkpoint" in refusal([*small_flags(folder), "--resume_from_checkpoint", str(folder)], capsys)
+    assert "holds no run" in refusal(
+        [*small_flags(folder), "--resume_from_checkpoint", "latest"], capsys
+    )
+    assert "not a checkpoint" in refusal(
+        [*small_flags(folder), "--resume_from_checkpoint", str(folder)], capsys
+    )
 
 
 def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
@@ -182,11 +214,15 @@ def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
     assert [(folder / "out" / name).read_text() for name in ("metrics.jsonl", "run.json")] == before
 
 
-def test_prepare_refuses_a_folder_that_is_no_corpus(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_refuses_a_folder_that_is_no_corpus(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "mine").mkdir()
     write(folder / "mine/notes.txt", "mine")
     corpus = write_corpus(folder / "corpus.jsonl")
-    message = refusal(["--data_files", str(corpus), "--output_dir", "mine"], capsys, command="prepare")
+    message = refusal(
+        ["--data_files", str(corpus), "--output_dir", "mine"], capsys, command="prepare"
+    )
     assert "--output_dir" in message
     assert (folder / "mine/notes.txt").read_text() == "mine"
 

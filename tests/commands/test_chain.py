@@ -17,7 +17,8 @@ README = (ROOT / "README.md").read_text()
 CHAIN = README[README.index("\n## Publish\n") : README.index("\n## Evaluate\n")]
 # What makes every step of the chain small enough for a test; all else is the README's.
 SHRUNK = {
-    "run_pretraining.py": "--max_steps 2 --save_steps 1 --config_name tiny --max_seq_length 48 --mixed_precision no",
+    "run_pretraining.py": "--max_steps 2 --save_steps 1 --config_name tiny --max_seq_length 48 "
+    "--mixed_precision no",
     "bert-pretrain finetune": "--max_steps 2 --mixed_precision no",
 }
 WITHOUT_THIS_PACKAGE = 'import sys\nsys.modules["bert_pretrain"] = None  # any import of it fails\n'
@@ -34,7 +35,9 @@ def steps() -> list[list[str]]:
         for line in block.replace("\\\n", " ").strip().splitlines():
             (extra,) = [flags for part, flags in SHRUNK.items() if part in line]
             words = python_command(f"{line} {extra}".replace("accelerate launch ", "python "))
-            found.append([str(ROOT / word) if word == "run_pretraining.py" else word for word in words[1:]])
+            found.append(
+                [str(ROOT / word) if word == "run_pretraining.py" else word for word in words[1:]]
+            )
     return found
 
 
@@ -62,13 +65,27 @@ def test_the_chain_from_own_text_to_a_published_classifier_runs(tmp_path: Path) 
             if step[0] == "-c":
                 del variables["PYTHONPATH"]
             done = subprocess.run(
-                [sys.executable, *step], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300
+                [sys.executable, *step],
+                env=variables,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
             assert done.returncode == 0, done.stdout + done.stderr
             printed.append(done.stdout)
-        (model, classifier) = (hub.repositories["model", f"me/{name}"] for name in ("my-bert", "my-classifier"))
+        (model, classifier) = (
+            hub.repositories["model", f"me/{name}"] for name in ("my-bert", "my-classifier")
+        )
     assert set(model.branches) == {"main", "step-000001", "step-000002"}
-    assert {"model.safetensors", "tokenizer.json", "README.md", "training_state/optimizer.bin"} <= set(model.files())
+    assert {
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "training_state/optimizer.bin",
+    } <= set(model.files())
     assert "token_str" in printed[1]
-    assert {"model.safetensors", "tokenizer.json", "README.md", "config.json"} <= set(classifier.files())
+    assert {"model.safetensors", "tokenizer.json", "README.md", "config.json"} <= set(
+        classifier.files()
+    )
     assert "'label': 'good'" in printed[3] or "'label': 'bad'" in printed[3], printed[3]

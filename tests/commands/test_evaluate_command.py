@@ -29,7 +29,11 @@ from transformers import (
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands import evaluate
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.image_features import compute_features, divide_labelled, read_processor
+from bert_pretrain.evaluation.image_features import (
+    compute_features,
+    divide_labelled,
+    read_processor,
+)
 from bert_pretrain.evaluation.suites.context import run_flags
 from bert_pretrain.images.corpus import open_images
 from bert_pretrain.text.tokenizers import load_tokenizer
@@ -39,7 +43,9 @@ CLASSES = ("ant", "bee", "cat")
 FLOORS = ("", "random_encoder_", "pixels_", "pca_")
 
 
-def save_encoder(folder: Path, *, image_size: int = 8, num_channels: int = 1, seed: int = 0, **fields: Any) -> Path:
+def save_encoder(
+    folder: Path, *, image_size: int = 8, num_channels: int = 1, seed: int = 0, **fields: Any
+) -> Path:
     """Save a small random ViT with its image processor."""
     torch.manual_seed(seed)
     config = ViTConfig(
@@ -55,7 +61,9 @@ def save_encoder(folder: Path, *, image_size: int = 8, num_channels: int = 1, se
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     size = {"height": image_size, "width": image_size}
     channels = num_channels
-    ViTImageProcessorPil(size=size, image_mean=[MEAN] * channels, image_std=[STD] * channels).save_pretrained(folder)
+    ViTImageProcessorPil(
+        size=size, image_mean=[MEAN] * channels, image_std=[STD] * channels
+    ).save_pretrained(folder)
     return folder
 
 
@@ -80,11 +88,15 @@ def save_bert(folder: Path, *, cls: Any = BertForMaskedLM, seed: int = 0) -> Pat
 def write_parquet(path: Path, rows: Sequence[tuple[int, str | None]]) -> str:
     """Write 8 x 8 colour images drawn from the number, with class names as labels."""
     images = [
-        PillowImage.fromarray(np.random.default_rng(number).integers(256, size=(8, 8, 3)).astype(np.uint8))
+        PillowImage.fromarray(
+            np.random.default_rng(number).integers(256, size=(8, 8, 3)).astype(np.uint8)
+        )
         for number, _ in rows
     ]
     features = Features({"image": Image(), "kind": Value("string")})
-    Dataset.from_dict({"image": images, "kind": [name for _, name in rows]}, features=features).to_parquet(path)
+    Dataset.from_dict(
+        {"image": images, "kind": [name for _, name in rows]}, features=features
+    ).to_parquet(path)
     return str(path)
 
 
@@ -132,7 +144,9 @@ def stock_features(folder: Path, pixels: np.ndarray) -> np.ndarray:
     """Embed as a user of transformers would: the saved processor, the saved model, its [CLS]."""
     processor = AutoImageProcessor.from_pretrained(folder)
     images = [PillowImage.fromarray(image[:, :, 0]).convert("L") for image in pixels]
-    values = processor([np.array(image)[:, :, None] for image in images], input_data_format="channels_last")
+    values = processor(
+        [np.array(image)[:, :, None] for image in images], input_data_format="channels_last"
+    )
     with torch.no_grad():
         output = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()(
             torch.tensor(np.array(values["pixel_values"]))
@@ -143,20 +157,24 @@ def stock_features(folder: Path, pixels: np.ndarray) -> np.ndarray:
 def test_knn_on_digits_is_that_of_scikit_learn_on_features_of_stock_transformers(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = figures_of(["--model", str(models / "vit"), "--suite", "knn", "linear_probe", "--k", "7"], tmp_path)
+    figures = figures_of(
+        ["--model", str(models / "vit"), "--suite", "knn", "linear_probe", "--k", "7"], tmp_path
+    )
     corpus = open_images(dataset_name="digits", validation_share=0.2, seed=42)
     assert corpus.labels is not None
     features = stock_features(models / "vit", np.asarray(corpus.pixels))
     train, test = corpus.train_images, corpus.validation_images
-    theirs = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07))
+    theirs = KNeighborsClassifier(
+        7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)
+    )
     theirs.fit(features[train], corpus.labels[train])
     # A query whose seventh and eighth neighbours are equally far in float32 may go either way.
     assert figures["knn_accuracy"] == pytest.approx(
         theirs.score(features[test], corpus.labels[test]), abs=1.5 / len(test)
     )
-    assert figures.keys() == {f"{floor}{suite}_accuracy" for floor in FLOORS for suite in ("knn", "linear_probe")} | {
-        "majority_accuracy"
-    }
+    assert figures.keys() == {
+        f"{floor}{suite}_accuracy" for floor in FLOORS for suite in ("knn", "linear_probe")
+    } | {"majority_accuracy"}
     assert figures["pixels_knn_accuracy"] > 0.95
     assert figures["majority_accuracy"] < 0.2
     printed = capsys.readouterr().out
@@ -165,7 +183,9 @@ def test_knn_on_digits_is_that_of_scikit_learn_on_features_of_stock_transformers
         assert printed.count(f"\n{name} ") == 2
 
 
-def test_the_same_command_gives_the_same_figures_and_another_seed_others(models: Path, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_figures_and_another_seed_others(
+    models: Path, tmp_path: Path
+) -> None:
     flags = ["--model", str(models / "vit"), "--suite", "knn"]
     first = figures_of(flags, tmp_path)
     assert figures_of(flags, tmp_path) == first
@@ -176,16 +196,34 @@ def test_the_same_command_gives_the_same_figures_and_another_seed_others(models:
 def test_a_run_says_which_images_its_model_did_not_see(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {"dataset_name": "digits", "validation_share": 0.1, "seed": 5, "image_size": 0, "num_channels": 0}
+    config = {
+        "dataset_name": "digits",
+        "validation_share": 0.1,
+        "seed": 5,
+        "image_size": 0,
+        "num_channels": 0,
+    }
     (tmp_path / "run.json").write_text(json.dumps({"config": config}))
     save_encoder(tmp_path / "final")
     save_encoder(tmp_path / "checkpoints/step-000100")
     expected = figures_of(
-        ["--model", str(models / "vit"), "--suite", "knn", "--seed", "5", "--validation_share", "0.1"], tmp_path
+        [
+            "--model",
+            str(models / "vit"),
+            "--suite",
+            "knn",
+            "--seed",
+            "5",
+            "--validation_share",
+            "0.1",
+        ],
+        tmp_path,
     )
     capsys.readouterr()
     for folder in ("final", "checkpoints/step-000100"):
-        assert figures_of(["--model", str(tmp_path / folder), "--suite", "knn"], tmp_path) == expected
+        assert (
+            figures_of(["--model", str(tmp_path / folder), "--suite", "knn"], tmp_path) == expected
+        )
         assert "note:" not in capsys.readouterr().out
     figures_of(["--model", str(tmp_path / "final"), "--suite", "knn", "--seed", "6"], tmp_path)
     assert "held out other images" in capsys.readouterr().out
@@ -195,11 +233,26 @@ def test_classes_of_test_files_are_matched_by_name(models: Path, tmp_path: Path)
     """The test images are some of the others, so that each is its own nearest neighbour; their classes are fewer."""
     rows = [(number, CLASSES[number % 3]) for number in range(30)]
     flags = [
-        *("--data_files", write_parquet(tmp_path / "train.parquet", rows), "--label_column", "kind"),
-        *("--test_files", write_parquet(tmp_path / "test.parquet", [row for row in rows if row[1] != "ant"])),
+        *(
+            "--data_files",
+            write_parquet(tmp_path / "train.parquet", rows),
+            "--label_column",
+            "kind",
+        ),
+        *(
+            "--test_files",
+            write_parquet(tmp_path / "test.parquet", [row for row in rows if row[1] != "ant"]),
+        ),
     ]
-    figures = figures_of(["--model", str(models / "colour"), "--suite", "knn", "--k", "1", *flags], tmp_path)
-    assert figures["knn_accuracy"] == figures["pixels_knn_accuracy"] == figures["pca_knn_accuracy"] == 1.0
+    figures = figures_of(
+        ["--model", str(models / "colour"), "--suite", "knn", "--k", "1", *flags], tmp_path
+    )
+    assert (
+        figures["knn_accuracy"]
+        == figures["pixels_knn_accuracy"]
+        == figures["pca_knn_accuracy"]
+        == 1.0
+    )
 
 
 def test_the_images_of_the_run_are_the_default_unless_others_are_named(
@@ -207,9 +260,21 @@ def test_the_images_of_the_run_are_the_default_unless_others_are_named(
 ) -> None:
     rows = [(number, CLASSES[number % 3]) for number in range(30)]
     files = [write_parquet(tmp_path / "own.parquet", rows)]
-    config = {"data_files": files, "label_column": "kind", "validation_share": 0.3, "seed": 1, "image_size": 0}
+    config = {
+        "data_files": files,
+        "label_column": "kind",
+        "validation_share": 0.3,
+        "seed": 1,
+        "image_size": 0,
+    }
     (tmp_path / "run.json").write_text(json.dumps({"config": config}))
-    flags = ["evaluate", "--model", str(save_encoder(tmp_path / "final", num_channels=3)), "--suite", "knn"]
+    flags = [
+        "evaluate",
+        "--model",
+        str(save_encoder(tmp_path / "final", num_channels=3)),
+        "--suite",
+        "knn",
+    ]
     assert main(flags) == 0
     assert "21 images with labels learnt from, 9 evaluated" in capsys.readouterr().out
     assert main([*flags, "--dataset_name", "digits", "--label_column", "label"]) == 0
@@ -217,7 +282,9 @@ def test_the_images_of_the_run_are_the_default_unless_others_are_named(
     assert "handwritten digits" in printed and "note:" not in printed
 
 
-def test_the_flags_of_an_exported_model_are_those_of_its_run_not_the_public_ones(tmp_path: Path) -> None:
+def test_the_flags_of_an_exported_model_are_those_of_its_run_not_the_public_ones(
+    tmp_path: Path,
+) -> None:
     final = save_encoder(tmp_path / "run" / "final")
     for folder, path in ((final.parent, "/data/own.parquet"), (final, "own.parquet")):
         (folder / "run.json").write_text(json.dumps({"config": {"data_files": [path]}}))
@@ -245,7 +312,9 @@ def test_images_without_a_label_are_left_out(tmp_path: Path) -> None:
     assert (images.train_labels == corpus.labels[expected]).all()
 
 
-def test_floors_are_an_untrained_encoder_by_seed_the_pixels_and_as_many_components(models: Path) -> None:
+def test_floors_are_an_untrained_encoder_by_seed_the_pixels_and_as_many_components(
+    models: Path,
+) -> None:
     corpus = open_images(dataset_name="digits", validation_share=0.2, seed=42)
     images, preprocessing = divide_labelled(corpus, None), read_processor(str(models / "vit"))
     assert preprocessing.image_size == 8
@@ -253,7 +322,8 @@ def test_floors_are_an_untrained_encoder_by_seed_the_pixels_and_as_many_componen
     first, second = (
         {features.key: features for features in found}
         for found in (
-            compute_features(str(models / "vit"), images, preprocessing, batch_size=512, seed=seed) for seed in (1, 2)
+            compute_features(str(models / "vit"), images, preprocessing, batch_size=512, seed=seed)
+            for seed in (1, 2)
         )
     )
     assert list(first) == ["encoder", "random_encoder", "pixels", "pca"]
@@ -262,7 +332,9 @@ def test_floors_are_an_untrained_encoder_by_seed_the_pixels_and_as_many_componen
     assert not np.allclose(first["random_encoder"].test, first["encoder"].test, atol=0.1)
     assert [features.train.shape[1] for features in first.values()] == [16, 16, 64, 16]
     pixels = images.test_pixels.reshape(len(images.test_pixels), -1)
-    np.testing.assert_allclose(first["pixels"].test, (pixels / 255 - MEAN) / STD, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        first["pixels"].test, (pixels / 255 - MEAN) / STD, rtol=1e-5, atol=1e-5
+    )
     assert np.abs(first["pca"].train.mean(axis=0)).max() < 1e-4  # centred on the images learnt from
 
 
@@ -270,23 +342,49 @@ def test_fill_mask_says_what_the_pipeline_of_transformers_says(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sentence = "The function returns a [MASK] value."
-    flags = ["--model", str(models / "bert"), "--suite", "fill_mask", "--sentences", sentence, "--num_candidates", "3"]
+    flags = [
+        "--model",
+        str(models / "bert"),
+        "--suite",
+        "fill_mask",
+        "--sentences",
+        sentence,
+        "--num_candidates",
+        "3",
+    ]
     target = tmp_path / "figures.json"
     assert main(["evaluate", *flags, "--json", str(target)]) == 0
     record = json.loads(target.read_text())
     (row,) = record["details"]["fill_mask"]
     theirs = pipeline("fill-mask", model=str(models / "bert"), device="cpu")(sentence, top_k=3)
     assert [word for word, _ in row["candidates"]] == [found["token_str"] for found in theirs]
-    assert [p for _, p in row["candidates"]] == pytest.approx([found["score"] for found in theirs], abs=2e-6)
+    assert [p for _, p in row["candidates"]] == pytest.approx(
+        [found["score"] for found in theirs], abs=2e-6
+    )
     assert record["figures"]["fill_mask_entropy"] == row["entropy"] > 0
     assert theirs[0]["token_str"] in capsys.readouterr().out
 
 
-def test_a_run_directory_shows_every_checkpoint_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_directory_shows_every_checkpoint_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for seed, step in enumerate((20, 100, 3)):
         save_bert(tmp_path / f"checkpoints/step-{step:06d}", seed=seed)
     sentences = ["The [MASK] is a [MASK].", "A list of [MASK]."]
-    assert main(["evaluate", "--model", str(tmp_path), "--suite", "fill_mask", "--sentences", *sentences]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "--model",
+                str(tmp_path),
+                "--suite",
+                "fill_mask",
+                "--sentences",
+                *sentences,
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     steps = [line.split()[0] for line in printed.splitlines() if "entropy" in line]
     assert steps == ["step-000003", "step-000020", "step-000100"] * 3  # three [MASK]
@@ -302,21 +400,37 @@ def test_a_run_follows_the_last_models_answer_through_checkpoints_and_final(
     assert main(["evaluate", *flags, str(tmp_path / "figures.json")]) == 0
     rows = json.loads((tmp_path / "figures.json").read_text())["details"]["fill_mask"]
     assert [row["model"] for row in rows] == ["step-000010", "step-000020", "final"]
-    (answer,) = pipeline("fill-mask", model=str(tmp_path / "final"), device="cpu")(sentence, top_k=1)
-    for row, folder in zip(rows, ("checkpoints/step-000010", "checkpoints/step-000020", "final"), strict=True):
+    (answer,) = pipeline("fill-mask", model=str(tmp_path / "final"), device="cpu")(
+        sentence, top_k=1
+    )
+    for row, folder in zip(
+        rows, ("checkpoints/step-000010", "checkpoints/step-000020", "final"), strict=True
+    ):
         assert row["original"] == answer["token_str"]
-        everything = pipeline("fill-mask", model=str(tmp_path / folder), device="cpu")(sentence, top_k=8192)
+        everything = pipeline("fill-mask", model=str(tmp_path / folder), device="cpu")(
+            sentence, top_k=8192
+        )
         scores = {found["token"]: found["score"] for found in everything}
         assert row["probability"] == pytest.approx(scores[answer["token"]], abs=2e-6)
-        assert row["entropy"] == pytest.approx(-sum(p * np.log(p) for p in scores.values()), abs=1e-3)
+        assert row["entropy"] == pytest.approx(
+            -sum(p * np.log(p) for p in scores.values()), abs=1e-3
+        )
 
 
 def test_what_a_run_recorded_while_training_is_shown_unless_other_sentences_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_bert(tmp_path / "checkpoints/step-000200")
-    row = {"sentence": "no [MASK] here.", "position": 2, "original": "one", "probability": 0.1, "entropy": 3.5}
-    lines = [json.dumps({"step": step} | row | {"candidates": [["word", 0.2]]}) for step in (0, 100, 200)]
+    row = {
+        "sentence": "no [MASK] here.",
+        "position": 2,
+        "original": "one",
+        "probability": 0.1,
+        "entropy": 3.5,
+    }
+    lines = [
+        json.dumps({"step": step} | row | {"candidates": [["word", 0.2]]}) for step in (0, 100, 200)
+    ]
     (tmp_path / "fill_mask.jsonl").write_text("\n".join(lines) + "\n")
     flags = ["evaluate", "--model", str(tmp_path), "--suite", "fill_mask"]
     assert main(flags) == 0
@@ -330,7 +444,9 @@ def test_what_a_run_recorded_while_training_is_shown_unless_other_sentences_are_
     assert "fill_mask.jsonl, line 1, is not JSON" in capsys.readouterr().err
 
 
-def test_a_run_without_a_model_yet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_a_model_yet_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run.json").write_text('{"config": {}}')
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "--model", str(tmp_path), "--suite", "fill_mask"])
@@ -342,9 +458,13 @@ def test_a_suite_is_one_entry_of_the_registry_and_run_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(
-        evaluate.SUITES, "letters", lambda e: evaluate.SuiteResult("counted", {"letters": len(e.options.model)}, None)
+        evaluate.SUITES,
+        "letters",
+        lambda e: evaluate.SuiteResult("counted", {"letters": len(e.options.model)}, None),
     )
-    assert figures_of(["--model", "abc", "--suite", "letters", "letters"], tmp_path) == {"letters": 3}
+    assert figures_of(["--model", "abc", "--suite", "letters", "letters"], tmp_path) == {
+        "letters": 3
+    }
     assert capsys.readouterr().out == "\nletters\ncounted\n"
 
 
@@ -353,8 +473,18 @@ def test_what_a_run_says_of_its_model_is_refused_before_any_suite_begins(
 ) -> None:
     save_bert(tmp_path / "run/final")
     (tmp_path / "run/run.json").write_text('{"config": {"objective": "mlm"}}')
-    flags = ["evaluate", "--model", str(tmp_path / "run"), "--json", str(tmp_path / "figures.json"), "--suite"]
-    for suites, expected in ((["fill_mask", "nsp"], "--objective mlm"), (["fill_mask", "knn"], "image processor")):
+    flags = [
+        "evaluate",
+        "--model",
+        str(tmp_path / "run"),
+        "--json",
+        str(tmp_path / "figures.json"),
+        "--suite",
+    ]
+    for suites, expected in (
+        (["fill_mask", "nsp"], "--objective mlm"),
+        (["fill_mask", "knn"], "image processor"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             main([*flags, *suites])
         printed = capsys.readouterr()
@@ -366,7 +496,13 @@ def test_images_without_labels_are_refused_before_any_suite_begins(
     models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(evaluate.SUITES, "letters", lambda _: pytest.fail("begun"))
-    flags = ["evaluate", "--model", str(models / "colour"), "--data_files", str(models / "plain.parquet")]
+    flags = [
+        "evaluate",
+        "--model",
+        str(models / "colour"),
+        "--data_files",
+        str(models / "plain.parquet"),
+    ]
     with pytest.raises(SystemExit):
         main([*flags, "--suite", "letters", "linear_probe"])
     assert "--label_column" in capsys.readouterr().err
@@ -383,7 +519,9 @@ def test_a_suite_that_fails_takes_nothing_away_from_those_before_it(
     assert stopped.value.code == 2 and "next-sentence head" in printed.err
     assert f"{target} has what was found before nsp" in printed.out
     record = json.loads(target.read_text())
-    assert record["missing"] == ["nsp", "minimal_pairs"] and list(record["details"]) == ["fill_mask"]
+    assert record["missing"] == ["nsp", "minimal_pairs"] and list(record["details"]) == [
+        "fill_mask"
+    ]
     assert main([*flags, "fill_mask"]) == 0
     assert record == json.loads(target.read_text()) | {"missing": record["missing"]}
 
@@ -398,20 +536,27 @@ BAD = {
     "no head": ("--model headless --suite fill_mask", "masked-LM head"),
     "weights missing": ("--model torn --suite knn", "; pass --model a complete checkpoint"),
     "damaged weights": ("--model damaged --suite fill_mask", "--model"),
-    "damaged weights of images": ("--model damaged-vit --suite knn", "; pass --model a complete checkpoint"),
+    "damaged weights of images": (
+        "--model damaged-vit --suite knn",
+        "; pass --model a complete checkpoint",
+    ),
     "no tokenizer": ("--model wordless --suite fill_mask", "pass --model a folder"),
     "no processor": ("--model bare --suite knn", "preprocessor_config.json"),
     "wrong channels": ("--model mixed --suite knn", "channels"),
     "wrong size": ("--model vit --suite knn --image_size 16", "--image_size"),
     "no neighbour": ("--model vit --suite knn --k 0", "--k"),
     "no temperature": ("--model vit --suite knn --temperature 0", "--temperature"),
-    "no batch": ("--model vit --suite knn --per_device_eval_batch_size 0", "--per_device_eval_batch_size"),
+    "no batch": (
+        "--model vit --suite knn --per_device_eval_batch_size 0",
+        "--per_device_eval_batch_size",
+    ),
     "impossible share": ("--model vit --suite knn --validation_share 1.5", "--validation_share"),
     "no such file": ("--model colour --suite knn --data_files no.parquet", "no.parquet"),
     "two sources": ("--model vit --suite knn --data_files a --dataset_name b", "pass one"),
     "no label": ("--model colour --suite knn --data_files plain.parquet", "--label_column"),
     "strange class": (
-        "--model colour --suite knn --data_files one.parquet --label_column kind --test_files two.parquet",
+        "--model colour --suite knn --data_files one.parquet --label_column kind --test_files "
+        "two.parquet",
         "'dog'",
     ),
     "no mask": ("--model bert --suite fill_mask --sentences words", "[MASK]"),
@@ -426,7 +571,11 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_message_and_status_2(
-    case: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for path in models.iterdir():
@@ -436,7 +585,9 @@ def test_bad_input_gets_one_message_and_status_2(
         main(["evaluate", *flags.split()])
     assert stopped.value.code == 2
     # Progress of decoding may come before it.
-    (message,) = [line for line in capsys.readouterr().err.splitlines() if line and "images/s" not in line]
+    (message,) = [
+        line for line in capsys.readouterr().err.splitlines() if line and "images/s" not in line
+    ]
     assert message.startswith("error: ")
     assert expected in message
     assert "--model_name_or_path" not in message
@@ -453,34 +604,63 @@ def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 COMMANDS = {suite: ["evaluate", "--suite", suite] for suite in evaluate.SUITES}
 TRAINING_COMMANDS = {
-    "label_efficiency": ["evaluate", "--suite", "label_efficiency", "--train_file", "t.jsonl", "--output_dir", "out"],
+    "label_efficiency": [
+        "evaluate",
+        "--suite",
+        "label_efficiency",
+        "--train_file",
+        "t.jsonl",
+        "--output_dir",
+        "out",
+    ],
     "finetune": ["finetune", "--train_file", "t.jsonl", "--output_dir", "out"],
 }
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *TRAINING_COMMANDS])
 def test_every_command_says_the_same_of_a_name_that_is_no_model(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = (COMMANDS | TRAINING_COMMANDS)[command]
-    for name in ("./nowhere", "run/final", "/no/such/folder", "checkpoints/step-000100/", "here/model"):
+    for name in (
+        "./nowhere",
+        "run/final",
+        "/no/such/folder",
+        "checkpoints/step-000100/",
+        "here/model",
+    ):
         (tmp_path / "here").mkdir(exist_ok=True)
         message = refusal([*flags, "--model", name], capsys)
-        assert message == f"there is no folder {name!r}; pass the folder or Hub id of a transformers model as --model"
-    assert "nor" in (message := refusal([*flags, "--model", "someone/bert"], capsys)) and "on the Hub" in message
+        assert (
+            message
+            == f"there is no folder {name!r}; pass the folder or Hub id of a transformers model as "
+            "--model"
+        )
+    assert (
+        "nor" in (message := refusal([*flags, "--model", "someone/bert"], capsys))
+        and "on the Hub" in message
+    )
     (tmp_path / "weights").write_text("x")
     assert "'weights' is a file" in refusal([*flags, "--model", "weights"], capsys)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text('{"config": {}}')
     message = refusal([*flags, "--model", "run"], capsys)
-    assert message.startswith("'run' is a run that holds neither a complete checkpoint nor final/ yet; pass another")
+    assert message.startswith(
+        "'run' is a run that holds neither a complete checkpoint nor final/ yet; pass another"
+    )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", TRAINING_COMMANDS)
 def test_what_trains_on_a_model_asks_for_that_of_a_run(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("checkpoints/step-000020", "checkpoints/step-000100", "final"):
@@ -493,12 +673,26 @@ def test_what_trains_on_a_model_asks_for_that_of_a_run(
 @pytest.mark.parametrize("suite", [*evaluate.SUITES, evaluate.LABEL_EFFICIENCY])
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_several_processes_are_refused_with_one_message_and_none_writes(
-    suite: str, rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    suite: str,
+    rank: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", "--model", "nowhere", "--suite", suite, "--json", str(tmp_path / "figures.json")])
+        main(
+            [
+                "evaluate",
+                "--model",
+                "nowhere",
+                "--suite",
+                suite,
+                "--json",
+                str(tmp_path / "figures.json"),
+            ]
+        )
     assert stopped.value.code == 2 and not list(tmp_path.iterdir())
     printed = capsys.readouterr()
     expected = "error: 2 processes were started but evaluation is done by one process; start it without torchrun"

@@ -73,11 +73,30 @@ def finetune(model: str, *flags: str) -> dict[str, Any]:
     return results
 
 
-FILES = ["--train_file", "train.jsonl", "--validation_file", "dev.jsonl", "--test_file", "test.jsonl"]
+FILES = [
+    "--train_file",
+    "train.jsonl",
+    "--validation_file",
+    "dev.jsonl",
+    "--test_file",
+    "test.jsonl",
+]
 
 
-def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(model: str, folder: Path) -> None:
-    flags = ["--seeds", "1", "2", "--learning_rate", "5e-3", "--min_steps", "60", "--mixed_precision", "no"]
+def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(
+    model: str, folder: Path
+) -> None:
+    flags = [
+        "--seeds",
+        "1",
+        "2",
+        "--learning_rate",
+        "5e-3",
+        "--min_steps",
+        "60",
+        "--mixed_precision",
+        "no",
+    ]
     results = finetune(model, *FILES, *flags)
     shares = []
     for seed in (1, 2):
@@ -97,15 +116,27 @@ def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(mode
     spread = results["metrics"]["test"]["accuracy"]
     assert spread == {"mean": statistics.mean(shares), "std": statistics.stdev(shares)}
     config = json.loads((folder / "out/final/config.json").read_text())
-    assert config["id2label"] == {"0": "bad", "1": "good"} and config["label2id"] == {"bad": 0, "good": 1}
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["final", "results.json", "seed-1", "seed-2"]
+    assert config["id2label"] == {"0": "bad", "1": "good"} and config["label2id"] == {
+        "bad": 0,
+        "good": 1,
+    }
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "final",
+        "results.json",
+        "seed-1",
+        "seed-2",
+    ]
     best = results["seeds"][str(results["best_seed"])]["metrics"]["validation"]["accuracy"]
-    assert best == max(seed["metrics"]["validation"]["accuracy"] for seed in results["seeds"].values())
+    assert best == max(
+        seed["metrics"]["validation"]["accuracy"] for seed in results["seeds"].values()
+    )
     classifier = AutoModelForSequenceClassification.from_pretrained("out/final").eval()
     tokenizer = AutoTokenizer.from_pretrained("out/final")
     for row in read_rows(folder / f"out/seed-{results['best_seed']}/predictions_test.jsonl"):
         logits = classifier(**tokenizer(row["text"], return_tensors="pt")).logits
-        assert logits.softmax(dim=1).tolist()[0] == pytest.approx(list(row["probabilities"].values()), abs=1e-4)
+        assert logits.softmax(dim=1).tolist()[0] == pytest.approx(
+            list(row["probabilities"].values()), abs=1e-4
+        )
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", LOADED_ELSEWHERE, str(folder / "out/final")]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=plain)
@@ -117,7 +148,9 @@ def test_the_same_seed_gives_the_same_numbers_and_weights(model: str, folder: Pa
     (folder / "out").rename("earlier")
     second = finetune(model, *FILES, *SHORT)
     assert first["seeds"] == second["seeds"]
-    ours, theirs = (load_file(folder / name / "final/model.safetensors") for name in ("out", "earlier"))
+    ours, theirs = (
+        load_file(folder / name / "final/model.safetensors") for name in ("out", "earlier")
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -137,7 +170,8 @@ def test_pairs_and_regression_with_the_columns_of_glue(model: str, folder: Path)
 
 def test_several_labels_a_row_and_test_rows_without_labels(model: str, folder: Path) -> None:
     rows = [
-        {"text": row["text"], "label": [row["label"], *["long"] * (len(row["text"]) > 30)]} for row in sentences(30)
+        {"text": row["text"], "label": [row["label"], *["long"] * (len(row["text"]) > 30)]}
+        for row in sentences(30)
     ]
     write_rows(folder / "multi.jsonl", rows)
     write_rows(folder / "blind.jsonl", [{"text": row["text"]} for row in rows[:5]])
@@ -147,16 +181,24 @@ def test_several_labels_a_row_and_test_rows_without_labels(model: str, folder: P
     predicted = read_rows(folder / "out/seed-42/predictions_test.jsonl")
     assert len(predicted) == 5 and "label" not in predicted[0]
     for row in predicted:
-        assert row["prediction"] == [name for name, share in row["probabilities"].items() if share > 0.5]
+        assert row["prediction"] == [
+            name for name, share in row["probabilities"].items() if share > 0.5
+        ]
 
 
 def test_multi_hot_labels_are_named_in_the_predictions_and_said_to_be_read_so(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def multi_hot(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [row | {"label": [1.0, float(row["label"] == "good"), float(len(row["text"]) > 30)]} for row in rows]
+        return [
+            row | {"label": [1.0, float(row["label"] == "good"), float(len(row["text"]) > 30)]}
+            for row in rows
+        ]
 
-    for name, rows in (("train", multi_hot(sentences(30))), ("test", multi_hot(sentences(6, seed=1))[1:2])):
+    for name, rows in (
+        ("train", multi_hot(sentences(30))),
+        ("test", multi_hot(sentences(6, seed=1))[1:2]),
+    ):
         write_rows(folder / f"{name}.jsonl", rows)
     files = ["--train_file", "train.jsonl", "--test_file", "test.jsonl"]
     finetune(model, *files, "--label_names", "any", "good", "long", *SHORT)
@@ -175,7 +217,11 @@ def test_cells_with_the_separator_of_labels_are_pointed_out_where_the_task_was_g
     labels = ["x", "y|x", "y"]
     lines = [f"{row['text']},{labels[number % 3]}\n" for number, row in enumerate(sentences(30))]
     (folder / "train.csv").write_text("text,label\n" + "".join(lines))
-    for flags, count in (([], 1), (["--task", "classification"], 0), (["--task", "multi_label"], 0)):
+    for flags, count in (
+        ([], 1),
+        (["--task", "classification"], 0),
+        (["--task", "multi_label"], 0),
+    ):
         finetune(model, "--train_file", "train.csv", *flags, *SHORT)
         printed = capsys.readouterr().out
         assert printed.count("10 of the 30 labels of train.csv contain '|'") == count
@@ -212,8 +258,19 @@ def test_test_rows_are_unlabelled_if_all_labels_are_empty_or_minus_one_without_s
 ) -> None:
     lines = [f"the {row['text']},{classes[number % 2]}" for number, row in enumerate(sentences(30))]
     (folder / "train.csv").write_text("text,label\n" + "\n".join(lines))
-    (folder / "test.csv").write_text("text,label\n" + "\n".join(f"a {i},{x}" for i, x in enumerate(test_labels)))
-    flags = ["--train_file", "train.csv", "--test_file", "test.csv", "--max_steps", "1", "--mixed_precision", "no"]
+    (folder / "test.csv").write_text(
+        "text,label\n" + "\n".join(f"a {i},{x}" for i, x in enumerate(test_labels))
+    )
+    flags = [
+        "--train_file",
+        "train.csv",
+        "--test_file",
+        "test.csv",
+        "--max_steps",
+        "1",
+        "--mixed_precision",
+        "no",
+    ]
     assert ("test" in finetune(model, *flags)["metrics"]) == is_measured
 
 
@@ -235,18 +292,29 @@ def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
         assert "two\\nlines \\x1b[31m" in shown and names[1] in shown and "\x1b" not in shown
 
 
-def test_labels_of_json_keep_their_names_and_agree_with_those_of_a_csv_file(model: str, folder: Path) -> None:
-    for number, (labels, names) in enumerate([((False, True), ["false", "true"]), (("3.1", "3.10"), ["3.1", "3.10"])]):
+def test_labels_of_json_keep_their_names_and_agree_with_those_of_a_csv_file(
+    model: str, folder: Path
+) -> None:
+    for number, (labels, names) in enumerate(
+        [((False, True), ["false", "true"]), (("3.1", "3.10"), ["3.1", "3.10"])]
+    ):
         rows = [row | {"label": labels[row["label"] == "good"]} for row in sentences(30)]
         write_rows(folder / "train.jsonl", rows)
         lines = [f"{row['text']},{names[row['label'] == 'good']}\n" for row in sentences(8)]
         (folder / "test.csv").write_text("text,label\n" + "".join(lines))
         finetune(model, "--train_file", "train.jsonl", "--test_file", "test.csv", *SHORT)
         config = json.loads((folder / "out/final/config.json").read_text())
-        assert list(config["id2label"].values()) == names and config["problem_type"] == "single_label_classification"
+        assert (
+            list(config["id2label"].values()) == names
+            and config["problem_type"] == "single_label_classification"
+        )
         predicted = read_rows(folder / "out/seed-42/predictions_test.jsonl")
-        assert [row["label"] for row in predicted] == names * 4 and list(predicted[0]["probabilities"]) == names
-        assert f"Labels: `{names[0]}`, `{names[1]}`." in (folder / "out/final/README.md").read_text()
+        assert [row["label"] for row in predicted] == names * 4 and list(
+            predicted[0]["probabilities"]
+        ) == names
+        assert (
+            f"Labels: `{names[0]}`, `{names[1]}`." in (folder / "out/final/README.md").read_text()
+        )
         (folder / "out").rename(folder / f"out-{number}")
 
 
@@ -254,7 +322,11 @@ def test_labels_of_json_keep_their_names_and_agree_with_those_of_a_csv_file(mode
     ("flags", "said"),
     [
         ([], ""),
-        (["--from_scratch"], "trained from random weights: only architecture and tokenizer are those of another model"),
+        (
+            ["--from_scratch"],
+            "trained from random weights: only architecture and tokenizer are those of another "
+            "model",
+        ),
         (["--freeze_encoder"], "Its encoder is that of another model, frozen: only the head"),
     ],
 )
@@ -270,7 +342,10 @@ def test_the_card_says_what_was_trained_in_the_forms_of_the_hub(
         "tags": ["bert", "bert-pretrain"],
     }
     assert said in card.text and model not in card.text
-    assert ("random weights" in card.text, "frozen" in card.text) == (flags[:1] == ["--from_scratch"], "head" in said)
+    assert ("random weights" in card.text, "frozen" in card.text) == (
+        flags[:1] == ["--from_scratch"],
+        "head" in said,
+    )
     assert 'model=".")  # this folder' in card.text
 
 
@@ -299,21 +374,31 @@ def test_rows_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
         printed = capsys.readouterr().out
         assert f"20 of them have {cut_at} tokens or more and end there" in printed
         assert AutoTokenizer.from_pretrained("out/final").model_max_length == cut_at
-        assert printed.count("WARNING: max_seq_length is 40 but the tokenizer's model_max_length is 24") == (
-            cut_at > 24
-        )
+        assert printed.count(
+            "WARNING: max_seq_length is 40 but the tokenizer's model_max_length is 24"
+        ) == (cut_at > 24)
         shutil.rmtree("out")
 
 
-def test_texts_that_are_cut_are_counted(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [row | {"text": "word " * (70 if number < 5 else 3)} for number, row in enumerate(sentences(20))]
+def test_texts_that_are_cut_are_counted(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        row | {"text": "word " * (70 if number < 5 else 3)}
+        for number, row in enumerate(sentences(20))
+    ]
     write_rows(folder / "train.jsonl", rows)
     finetune(model, "--train_file", "train.jsonl", *SHORT)
-    assert "; 5 of them have 64 tokens or more and end there (--max_seq_length)" in capsys.readouterr().out
+    assert (
+        "; 5 of them have 64 tokens or more and end there (--max_seq_length)"
+        in capsys.readouterr().out
+    )
 
 
 def test_glue_numbers_get_their_names(model: str, folder: Path) -> None:
-    rows = [{"sentence": row["text"], "label": int(row["label"] == "good")} for row in sentences(20)]
+    rows = [
+        {"sentence": row["text"], "label": int(row["label"] == "good")} for row in sentences(20)
+    ]
     write_rows(folder / "cola.jsonl", rows)
     results = finetune(model, "--task", "cola", "--train_file", "cola.jsonl", *SHORT)
     assert results["chosen_by"] == "validation matthews_correlation"
@@ -326,8 +411,12 @@ def test_a_data_set_with_splits_whose_test_rows_are_unlabelled(model: str, folde
     def split(count: int, *, is_labelled: bool = True) -> Dataset:
         rows = sentences(count)
         labels = [int(row["label"] == "good") if is_labelled else -1 for row in rows]
-        features = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
-        return Dataset.from_dict({"sentence": [row["text"] for row in rows], "label": labels}, features=features)
+        features = Features(
+            {"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])}
+        )
+        return Dataset.from_dict(
+            {"sentence": [row["text"] for row in rows], "label": labels}, features=features
+        )
 
     splits = {"train": split(20), "validation": split(8), "test": split(6, is_labelled=False)}
     DatasetDict(splits).save_to_disk("saved")
@@ -343,14 +432,36 @@ def test_two_processes_train_what_one_does(folder: Path) -> None:
     model = make_text_model(folder / "still", **still)
     flags = ["--model", model, *FILES, *SHORT, "--num_evaluations", "1", "--learning_rate", "5e-3"]
     finetune(*flags[1:], "--per_device_train_batch_size", "16")
-    words = ["-m", "bert_pretrain", "finetune", *flags, "--output_dir", "two", "--per_device_train_batch_size", "8"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launcher, *words], cwd=folder, env=environment(folder), capture_output=True, text=True)
+    words = [
+        "-m",
+        "bert_pretrain",
+        "finetune",
+        *flags,
+        "--output_dir",
+        "two",
+        "--per_device_train_batch_size",
+        "8",
+    ]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    done = subprocess.run(
+        [*launcher, *words], cwd=folder, env=environment(folder), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     ours, theirs = (load_file(folder / name / "final/model.safetensors") for name in ("out", "two"))
     for name, values in ours.items():
-        torch.testing.assert_close(values, theirs[name], atol=1e-4, rtol=1e-3)  # float32, AdamW's first steps
-    one, two = (len(read_rows(folder / name / "seed-42/predictions_test.jsonl")) for name in ("out", "two"))
+        torch.testing.assert_close(
+            values, theirs[name], atol=1e-4, rtol=1e-3
+        )  # float32, AdamW's first steps
+    one, two = (
+        len(read_rows(folder / name / "seed-42/predictions_test.jsonl")) for name in ("out", "two")
+    )
     assert one == two == 16
 
 
@@ -364,14 +475,22 @@ def test_from_scratch_reads_no_weights(model: str, folder: Path) -> None:
 
 def test_a_frozen_encoder_is_exported_unchanged(model: str, folder: Path) -> None:
     finetune(model, "--freeze_encoder", *FILES, *SHORT)
-    before, after = load_file(f"{model}/model.safetensors"), load_file(folder / "out/final/model.safetensors")
+    before, after = (
+        load_file(f"{model}/model.safetensors"),
+        load_file(folder / "out/final/model.safetensors"),
+    )
     encoder = [name for name in before if name.startswith("bert.")]
     assert len(encoder) > 20 and all(torch.equal(before[name], after[name]) for name in encoder)
 
 
 def test_a_frozen_encoder_keeps_the_running_statistics_of_its_normalisation(folder: Path) -> None:
     config = ResNetConfig(
-        num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10
+        num_channels=1,
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=10,
     )
     torch.manual_seed(0)
     ResNetModel(config).save_pretrained(folder / "resnet")
@@ -380,7 +499,9 @@ def test_a_frozen_encoder_keeps_the_running_statistics_of_its_normalisation(fold
     ).save_pretrained(folder / "resnet")
     flags = ["--dataset_name", "digits", "--learning_rate", "1e-2", *SHORT]
     finetune("resnet", "--freeze_encoder", *flags)
-    before, after = (load_file(folder / name / "model.safetensors") for name in ("resnet", "out/final"))
+    before, after = (
+        load_file(folder / name / "model.safetensors") for name in ("resnet", "out/final")
+    )
     statistics_of_rows = [name for name in before if "running" in name or "num_batches" in name]
     assert len(statistics_of_rows) > 9
     for name, values in before.items():
@@ -388,12 +509,16 @@ def test_a_frozen_encoder_keeps_the_running_statistics_of_its_normalisation(fold
     (folder / "out").rename("frozen")
     finetune("resnet", *flags)
     after = load_file(folder / "out/final/model.safetensors")
-    assert not any(torch.equal(before[name], after[f"resnet.{name}"]) for name in statistics_of_rows)
+    assert not any(
+        torch.equal(before[name], after[f"resnet.{name}"]) for name in statistics_of_rows
+    )
 
 
 def test_a_model_that_is_not_ours(model: str, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
-    config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=64
+    )
     DistilBertModel(config).save_pretrained(folder / "distil")
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder / "distil")
@@ -404,16 +529,21 @@ def test_a_decoder_without_padding_takes_the_tokenizers_and_one_without_a_start_
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
-    GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
-        folder / "gpt"
-    )
+    GPT2Model(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    ).save_pretrained(folder / "gpt")
     T5Config(vocab_size=len(tokenizer), d_model=32).save_pretrained(folder / "t5")
     for name in ("gpt", "t5"):
         tokenizer.save_pretrained(folder / name)
-    assert "decoder_start_token_id" in refusal(["--model", "t5", "--train_file", "train.jsonl"], capsys)
+    assert "decoder_start_token_id" in refusal(
+        ["--model", "t5", "--train_file", "train.jsonl"], capsys
+    )
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     finetune("gpt", *FILES, *SHORT)
-    assert json.loads((folder / "out/final/config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
+    assert (
+        json.loads((folder / "out/final/config.json").read_text())["pad_token_id"]
+        == tokenizer.pad_token_id
+    )
 
 
 def test_the_head_of_other_classes_is_not_taken_over(model: str, folder: Path) -> None:
@@ -425,22 +555,39 @@ def test_the_head_of_other_classes_is_not_taken_over(model: str, folder: Path) -
         source = ClassifierSource("classifier", labels)
         return [source.build(seed).classifier.weight for seed in (1, 2)]
 
-    config = BertConfig.from_pretrained(model, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
-    BertForSequenceClassification.from_pretrained(model, config=config).save_pretrained(folder / "classifier")
+    config = BertConfig.from_pretrained(
+        model, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}
+    )
+    BertForSequenceClassification.from_pretrained(model, config=config).save_pretrained(
+        folder / "classifier"
+    )
     own = load_file(folder / "classifier/model.safetensors")["classifier.weight"]
     for head in heads("bad", "good"):
         assert torch.equal(head, own), "the same classes: training goes on"
     first, second = heads("no", "yes")
-    assert not torch.equal(first, own) and not torch.equal(first, second), "other classes: a new head for each seed"
+    assert not torch.equal(first, own) and not torch.equal(first, second), (
+        "other classes: a new head for each seed"
+    )
 
 
 def test_an_encoder_decoder_whose_outputs_hold_more_than_logits(model: str, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
-    special = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2}
-    config = BartConfig(vocab_size=len(tokenizer), decoder_start_token_id=2, **sizes, **heads, **special)
+    heads = {
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    }
+    special = {
+        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": 2,
+    }
+    config = BartConfig(
+        vocab_size=len(tokenizer), decoder_start_token_id=2, **sizes, **heads, **special
+    )
     BartModel(config).save_pretrained(folder / "bart")
     tokenizer.save_pretrained(folder / "bart")
     finetune("bart", *FILES, *SHORT)
@@ -454,10 +601,15 @@ def test_images_with_augmentation(folder: Path) -> None:
     flags = ["--dataset_name", "digits", "--augmentation", "crop", "--max_steps", "8"]
     results = finetune(model, *flags, "--mixed_precision", "no")
     predicted = read_rows(folder / "out/seed-42/predictions_validation.jsonl")
-    assert 170 < len(predicted) < 190 and set(predicted[0]["probabilities"]) == {str(digit) for digit in range(10)}
+    assert 170 < len(predicted) < 190 and set(predicted[0]["probabilities"]) == {
+        str(digit) for digit in range(10)
+    }
     share = sum(row["label"] == row["prediction"] for row in predicted) / len(predicted)
     assert results["metrics"]["validation"]["accuracy"]["mean"] == pytest.approx(share)
-    assert pipeline("image-classification", model="out/final").image_processor.size == {"height": 8, "width": 8}
+    assert pipeline("image-classification", model="out/final").image_processor.size == {
+        "height": 8,
+        "width": 8,
+    }
 
 
 def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -488,8 +640,16 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "named pair column": (sentences(8), ["--text_pair_column", "second"], "--text_pair_column"),
     "regression of words": (sentences(8), ["--task", "regression"], "regression needs numbers"),
     "unknown task": (sentences(8), ["--task", "squad"], "mnli"),
-    "unsuitable metric": (sentences(8), ["--metrics", "pearson", "--validation_share", "0.5"], "not defined"),
-    "unknown metric": (sentences(8), ["--metrics", "nonesuch", "--validation_share", "0.5"], "--metrics"),
+    "unsuitable metric": (
+        sentences(8),
+        ["--metrics", "pearson", "--validation_share", "0.5"],
+        "not defined",
+    ),
+    "unknown metric": (
+        sentences(8),
+        ["--metrics", "nonesuch", "--validation_share", "0.5"],
+        "--metrics",
+    ),
     "unknown label": (sentences(8), ["--validation_file", "other.jsonl"], "'worse'"),
     "no such file": (sentences(8), ["--test_file", "nowhere.csv"], "nowhere.csv"),
     "too long": (sentences(8), ["--max_seq_length", "65"], "3..64"),
@@ -499,45 +659,85 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "rate": (sentences(8), ["--learning_rate", "-1"], "--learning_rate"),
     "seed twice": (sentences(8), ["--seeds", "1", "1"], "--seeds"),
     "no repository": (sentences(8), ["--push_to_hub"], "--hub_model_id"),
-    "no name of a repository": (sentences(8), ["--push_to_hub", "--hub_model_id", "a/b/c"], "--hub_model_id"),
+    "no name of a repository": (
+        sentences(8),
+        ["--push_to_hub", "--hub_model_id", "a/b/c"],
+        "--hub_model_id",
+    ),
     "private but not pushed": (sentences(8), ["--hub_private_repo"], "--push_to_hub"),
     "abbreviated flag": (sentences(8), ["--seed", "1"], "--seed"),
     "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
     "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
     "label is an object": (rows_with(label={"a": 1}), [], "row 3"),
     "label is a list of lists": (rows_with(label=[["a"]]), [], "row 3"),
-    "label among others is an object": (rows_with(label=["a", {"b": 1}]), ["--task", "multi_label"], "row 3"),
+    "label among others is an object": (
+        rows_with(label=["a", {"b": 1}]),
+        ["--task", "multi_label"],
+        "row 3",
+    ),
     "one value": ([{"text": "a", "label": 0.5}] * 9, [], "nothing can be learnt"),
     "label as text": (sentences(8), ["--text_column", "label"], "both text and label"),
     "columns are listed": (sentences(8), ["--label_column", "lable"], "it has 'text', 'label'"),
     "empty name": (sentences(8), ["--label_names", "x", ""], "not all there"),
-    "names of values": ([{"text": "a", "label": i / 9} for i in range(9)], ["--label_names", "x"], "--label_names"),
+    "names of values": (
+        [{"text": "a", "label": i / 9} for i in range(9)],
+        ["--label_names", "x"],
+        "--label_names",
+    ),
     "augmented text": (sentences(8), ["--augmentation", "crop"], "--augmentation"),
     "split of a file": (sentences(8), ["--test_split", "test"], "--test_split"),
-    "configuration of a file": (sentences(8), ["--dataset_config_name", "x"], "--dataset_config_name"),
-    "below a file": (sentences(8), ["--validation_share", "0.5", "--output_dir", "bad.jsonl/x"], "--output_dir"),
+    "configuration of a file": (
+        sentences(8),
+        ["--dataset_config_name", "x"],
+        "--dataset_config_name",
+    ),
+    "below a file": (
+        sentences(8),
+        ["--validation_share", "0.5", "--output_dir", "bad.jsonl/x"],
+        "--output_dir",
+    ),
     "unknown flag": (sentences(8), ["--epochs", "3"], "--epochs"),
     "half a character": (rows_with(text="a \ud800"), [], "row 3"),
     "half a character in a name": (rows_with(label="a \ud800"), [], "row 3"),
-    "beyond float32": ([{"text": "a", "label": 10.0**i} for i in range(50)], ["--task", "regression"], "row 40"),
+    "beyond float32": (
+        [{"text": "a", "label": 10.0**i} for i in range(50)],
+        ["--task", "regression"],
+        "row 40",
+    ),
     "no room for a pair": (
         [row | {"text_pair": "x"} for row in sentences(8)],
         ["--max_seq_length", "4"],
         "must lie in 5..64 for this model and pairs",
     ),
     "no room for a text": (sentences(8), ["--max_seq_length", "2"], "must lie in 3..64"),
-    "pairs to test alone": (sentences(20), ["--test_file", "pairs.jsonl"], "pairs.jsonl has pairs of texts but bad"),
+    "pairs to test alone": (
+        sentences(20),
+        ["--test_file", "pairs.jsonl"],
+        "pairs.jsonl has pairs of texts but bad",
+    ),
     "no labels at all": ([{"text": "a", "label": None}] * 9, [], "has no labels"),
     "never a label": ([{"text": "a", "label": []}] * 9, [], "none of the 9 rows"),
-    "no labels to validate on": (sentences(8), ["--validation_file", "blind.jsonl"], "blind.jsonl has no labels"),
+    "no labels to validate on": (
+        sentences(8),
+        ["--validation_file", "blind.jsonl"],
+        "blind.jsonl has no labels",
+    ),
     "a folder": (sentences(8), ["--test_file", "."], "'.' is a folder; change --test_file"),
     "a class a row": (
         [row | {"label": f"id {number}"} for number, row in enumerate(sentences(8))],
         [],
         "each class keeps a row",
     ),
-    "GLUE without network": (sentences(8), ["--task", "sst2", "--train_file="], "'nyu-mll/glue' cannot be loaded"),
-    "no such data set": (sentences(8), ["--dataset_name", "./data", "--train_file="], "no folder './data'"),
+    "GLUE without network": (
+        sentences(8),
+        ["--task", "sst2", "--train_file="],
+        "'nyu-mll/glue' cannot be loaded",
+    ),
+    "no such data set": (
+        sentences(8),
+        ["--dataset_name", "./data", "--train_file="],
+        "no folder './data'",
+    ),
 }
 
 
@@ -553,7 +753,9 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert expected in refusal(["--model", model, "--train_file", "bad.jsonl", *flags], capsys)
 
 
-def test_a_model_that_cannot_classify_is_refused(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_classify_is_refused(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import shutil
 
     files = ["--train_file", "train.jsonl"]
@@ -578,7 +780,9 @@ def test_a_model_that_cannot_classify_is_refused(model: str, folder: Path, capsy
     config = json.loads((broken / "config.json").read_text()) | {"max_position_embeddings": 128}
     (broken / "config.json").write_text(json.dumps(config))
     shutil.copy(f"{model}/model.safetensors", broken)
-    message = refusal(["--model", "broken", *files], capsys)  # the positions would be those of no training
+    message = refusal(
+        ["--model", "broken", *files], capsys
+    )  # the positions would be those of no training
     assert "position_embeddings.weight has the shape [64, 32], not [128, 32]" in message
 
 
@@ -589,29 +793,43 @@ def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(
     (folder / "flat/a").mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "flat/a/0.png")
     for name in ("digits", "flat"):
-        message = refusal(["--model", model, "--dataset_name", name, "--test_split", "test"], capsys)
+        message = refusal(
+            ["--model", model, "--dataset_name", name, "--test_split", "test"], capsys
+        )
         assert "no split 'test'" in message or "so no 'test'" in message
         assert "--test_split" in message
 
 
 def test_columns_that_are_no_texts_are_not_decoded(model: str, folder: Path) -> None:
-    rows: dict[str, list[Any]] = {key: [row[key] for row in sentences(24)] for key in ("text", "label")}
+    rows: dict[str, list[Any]] = {
+        key: [row[key] for row in sentences(24)] for key in ("text", "label")
+    }
     rows["picture"] = [{"bytes": b"broken", "path": None}] * 24
-    features = Features({"text": Value("string"), "label": Value("string"), "picture": DatasetImage()})
+    features = Features(
+        {"text": Value("string"), "label": Value("string"), "picture": DatasetImage()}
+    )
     Dataset.from_dict(rows, features=features).select(range(23, -1, -1)).save_to_disk("saved")
     finetune(model, "--dataset_name", "saved", *SHORT)
     texts = {row["text"] for row in read_rows(folder / "out/seed-42/predictions_validation.jsonl")}
     assert texts and texts <= set(rows["text"])
 
 
-def test_flags_of_text_are_refused_for_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_of_text_are_refused_for_images(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make_image_model(folder / "vit")
-    assert "no folder './images'" in refusal(["--model", model, "--dataset_name", "./images"], capsys)
+    assert "no folder './images'" in refusal(
+        ["--model", model, "--dataset_name", "./images"], capsys
+    )
     (folder / "flat").mkdir()
     Image.new("L", (8, 8)).save(folder / "flat/0.png")
-    assert "subfolder for each of its classes" in refusal(["--model", model, "--dataset_name", "flat"], capsys)
+    assert "subfolder for each of its classes" in refusal(
+        ["--model", model, "--dataset_name", "flat"], capsys
+    )
     (folder / "flat/1.png").write_bytes(b"\x89PNG broken")
-    assert "flat/1.png cannot be decoded" in refusal(["--model", model, "--dataset_name", "flat"], capsys)
+    assert "flat/1.png cannot be decoded" in refusal(
+        ["--model", model, "--dataset_name", "flat"], capsys
+    )
     for flags in (["--text_column", "x"], ["--max_seq_length", "9"]):
         assert flags[0] in refusal(["--model", model, "--dataset_name", "digits", *flags], capsys)
     message = refusal(["--model", model, "--train_file", "train.jsonl"], capsys)
@@ -629,9 +847,21 @@ def test_the_folder_of_a_run_is_answered_with_its_model(
 def test_a_training_that_diverges_is_said_and_exports_nothing(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str], is_regression: bool
 ) -> None:
-    rows = [row | {"label": number / 7} if is_regression else row for number, row in enumerate(sentences(32))]
+    rows = [
+        row | {"label": number / 7} if is_regression else row
+        for number, row in enumerate(sentences(32))
+    ]
     write_rows(folder / "train.jsonl", rows)
-    flags = ["--learning_rate", "1e38", "--max_grad_norm", "0", "--max_steps", "8", "--mixed_precision", "no"]
+    flags = [
+        "--learning_rate",
+        "1e38",
+        "--max_grad_norm",
+        "0",
+        "--max_steps",
+        "8",
+        "--mixed_precision",
+        "no",
+    ]
     with pytest.raises(SystemExit) as stopped:
         finetune(model, "--train_file", "train.jsonl", "--validation_share", "0.5", *flags)
     assert stopped.value.code == 1
@@ -639,7 +869,9 @@ def test_a_training_that_diverges_is_said_and_exports_nothing(
     assert not (folder / "out/final").exists()
 
 
-def test_a_folder_in_use_is_left_alone(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_in_use_is_left_alone(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "used").mkdir()
     (folder / "used/notes.txt").write_text("mine")
     with pytest.raises(SystemExit):
@@ -652,11 +884,23 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "train.jsonl/out"])
+        main(
+            [
+                "finetune",
+                "--model",
+                model,
+                "--train_file",
+                "train.jsonl",
+                "--output_dir",
+                "train.jsonl/out",
+            ]
+        )
     assert stopped.value.code == 2 and "pass another --output_dir" in capsys.readouterr().err
 
 
-def test_what_was_interrupted_can_be_started_again(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_interrupted_can_be_started_again(
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(trainer: Any) -> None:
         (Path(trainer.args.output_dir) / "checkpoint-2").mkdir(parents=True)
         raise KeyboardInterrupt

@@ -50,14 +50,24 @@ def finish(text: str) -> int:
     return main(arguments)
 
 
-def test_a_private_classifier_is_whole_and_tells_nothing_of_the_machine(hub: LoopbackHub, model: str) -> None:
+def test_a_private_classifier_is_whole_and_tells_nothing_of_the_machine(
+    hub: LoopbackHub, model: str
+) -> None:
     hub.faults = [Fault(r"POST .*/commit/main", 500)]
     assert finetune(model, "--hub_private_repo") == 0
     repository = hub.model("classifier")
     assert repository.is_private
     final = {path.name: path.read_bytes() for path in Path("out/final").iterdir()}
-    assert repository.files() == final and {"README.md", "model.safetensors", "tokenizer.json"} <= set(final)
-    assert sorted(path.name for path in Path("out").iterdir()) == ["final", "results.json", "seed-42"]
+    assert repository.files() == final and {
+        "README.md",
+        "model.safetensors",
+        "tokenizer.json",
+    } <= set(final)
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "final",
+        "results.json",
+        "seed-42",
+    ]
     assert f'pipeline("text-classification", model="{NAME}")\n' in final["README.md"].decode()
     for name, text in text_files(repository).items():
         if not name.endswith("tokenizer.json"):
@@ -78,34 +88,48 @@ def test_what_was_to_be_private_is_not_made_public(
 ) -> None:
     hub.repositories["model", NAME] = public = Repository(is_private=False)
     public.commit("main", PRIVATE_FILES)
-    assert finetune(model, "--hub_private_repo") == 0  # the model is there, and the Hub's part is said
+    assert (
+        finetune(model, "--hub_private_repo") == 0
+    )  # the model is there, and the Hub's part is said
     assert public.files() == PRIVATE_FILES
     assert "is public" in capsys.readouterr().out
     assert Path("out/final/model.safetensors").is_file()
 
 
 def test_a_refused_token_leaves_the_model_and_the_command_named_brings_it_later(
-    hub: LoopbackHub, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub,
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_refusedtoken")
     assert finetune(model, "--hub_private_repo", output_dir="my out") == 0
     printed = capsys.readouterr()
     assert "401" in printed.out
     assert "NOT pushed" in printed.out and "refusedtoken" not in printed.out + printed.err
-    assert Path("my out/final/model.safetensors").is_file() and Path("my out/results.json").is_file()
+    assert (
+        Path("my out/final/model.safetensors").is_file() and Path("my out/results.json").is_file()
+    )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert finish(printed.out) == 0
     assert hub.model("classifier").is_private
-    assert set(hub.model("classifier").files()) == {path.name for path in Path("my out/final").iterdir()}
+    assert set(hub.model("classifier").files()) == {
+        path.name for path in Path("my out/final").iterdir()
+    }
     assert not Path("my out/hub").exists()
 
 
 def test_nobody_else_publishes_a_classifier_that_is_being_trained(
-    hub: LoopbackHub, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub,
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 0)
     seen = []
-    monkeypatch.setattr(finetune_module, "_push", lambda pusher, folder: seen.append(run_state.is_held(folder)))
+    monkeypatch.setattr(
+        finetune_module, "_push", lambda pusher, folder: seen.append(run_state.is_held(folder))
+    )
     assert finetune(model) == 0
     assert seen == [True] and not run_state.is_held(Path("out"))
 

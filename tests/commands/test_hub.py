@@ -62,7 +62,9 @@ def call(hub: LoopbackHub, folder: Path, arguments: list[str]) -> subprocess.Com
 
 
 def pretrain(hub: LoopbackHub, folder: Path, flags: str, *, num_processes: int = 1) -> str:
-    python, *arguments = command([*small_flags(folder), *flags.split()], num_processes=num_processes)
+    python, *arguments = command(
+        [*small_flags(folder), *flags.split()], num_processes=num_processes
+    )
     assert python == sys.executable
     done = call(hub, folder, arguments)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -80,7 +82,11 @@ def folder(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run published to a Hub that fails at first; its output directory is given from the root."""
     folder = tmp_path_factory.mktemp("published")
     hub.faults = [Fault(r"POST .*/commit/", 500), Fault(r"PUT /lfs/", "cut")]
-    printed = pretrain(hub, folder, f"{FLAGS} {PUBLISH} --hub_strategy all_checkpoints --output_dir {folder / 'out'}")
+    printed = pretrain(
+        hub,
+        folder,
+        f"{FLAGS} {PUBLISH} --hub_strategy all_checkpoints --output_dir {folder / 'out'}",
+    )
     assert f"/{REPOSITORY}: main, step-000004, step-000008" in printed
     assert "NOT pushed" not in printed
     return folder
@@ -95,46 +101,75 @@ def client(hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> L
     return hub
 
 
-def test_a_published_run_is_complete_and_rotation_took_nothing_from_it(hub: LoopbackHub, folder: Path) -> None:
+def test_a_published_run_is_complete_and_rotation_took_nothing_from_it(
+    hub: LoopbackHub, folder: Path
+) -> None:
     repository = hub.model("words")
     assert repository.is_private
     assert set(repository.branches) == {"main", "step-000004", "step-000008"}
     assert [path.name for path in (folder / "out/checkpoints").iterdir()] == ["step-000008"]
     assert not (folder / "out/hub").exists()
     exported = {path.name: path.read_bytes() for path in (folder / "out/final").iterdir()}
-    assert {"README.md", "config.json", "curves.png", "model.safetensors", "run.json", "tokenizer.json"} <= set(
-        exported
-    )
+    assert {
+        "README.md",
+        "config.json",
+        "curves.png",
+        "model.safetensors",
+        "run.json",
+        "tokenizer.json",
+    } <= set(exported)
     for branch in repository.branches:
         files = repository.files(branch)
         assert {path for path in files if "/" not in path} == set(exported)
         listed = json.loads(files["training_state/trainer_state.json"])["files"]
         assert {f"training_state/{name}" for name in listed} <= set(files)
     assert {name: repository.files()[name] for name in exported} == exported
-    early, late = (load(repository.files(branch)["model.safetensors"]) for branch in ("step-000004", "step-000008"))
+    early, late = (
+        load(repository.files(branch)["model.safetensors"])
+        for branch in ("step-000004", "step-000008")
+    )
     assert any(not early[name].equal(late[name]) for name in late)
 
 
-def test_stock_transformers_loads_main_and_a_revision_and_the_cards_code_runs(hub: LoopbackHub, folder: Path) -> None:
+def test_stock_transformers_loads_main_and_a_revision_and_the_cards_code_runs(
+    hub: LoopbackHub, folder: Path
+) -> None:
     done = call(hub, folder, ["-c", LOADER, REPOSITORY, str(folder / "out/final")])
     assert done.returncode == 0, done.stderr
     assert "follows:" in done.stdout and "token_str" in done.stdout
 
 
-def test_a_run_continues_from_the_hub_as_if_it_had_not_been_interrupted(hub: LoopbackHub, folder: Path) -> None:
-    pretrain(hub, folder, f"{FLAGS} --output_dir again --resume_from_checkpoint {REPOSITORY}@step-000004")
+def test_a_run_continues_from_the_hub_as_if_it_had_not_been_interrupted(
+    hub: LoopbackHub, folder: Path
+) -> None:
+    pretrain(
+        hub, folder, f"{FLAGS} --output_dir again --resume_from_checkpoint {REPOSITORY}@step-000004"
+    )
     assert metrics(folder / "again") == [row for row in metrics(folder / "out") if row["step"] > 4]
-    weights = [(folder / name / "final/model.safetensors").read_bytes() for name in ("out", "again")]
+    weights = [
+        (folder / name / "final/model.safetensors").read_bytes() for name in ("out", "again")
+    ]
     assert weights[0] == weights[1]
 
 
 def test_nothing_of_the_machine_is_published(hub: LoopbackHub, folder: Path) -> None:
     texts = text_files(hub.model("words"))
-    assert {"main:run.json", "main:README.md", "step-000004:training_state/trainer_state.json"} <= set(texts)
+    assert {
+        "main:run.json",
+        "main:README.md",
+        "step-000004:training_state/trainer_state.json",
+    } <= set(texts)
     for name, text in texts.items():
         if name.endswith("tokenizer.json"):  # all of it is vocabulary
             continue
-        for private in (str(folder), str(folder.parent), str(Path.home()), TOKEN, socket.gethostname(), hub.url):
+        for private in (
+            str(folder),
+            str(folder.parent),
+            str(Path.home()),
+            TOKEN,
+            socket.gethostname(),
+            hub.url,
+        ):
             assert private not in text, (name, private)
         # No absolute path at all: a quoted or free-standing word that begins with a slash.
         assert not re.search(r"(?<![\w:/.)<])/[a-z]+/", text), name
@@ -147,10 +182,17 @@ def test_the_card_says_what_was_measured(hub: LoopbackHub, folder: Path) -> None
     card = ModelCard(hub.model("words").files()["README.md"].decode())
     last = metrics(folder / "out")[-1]
     assert last["split"] == "validation"
-    results = {result.metric_name.replace(" ", "_"): result.metric_value for result in card.data.eval_results}
+    results = {
+        result.metric_name.replace(" ", "_"): result.metric_value
+        for result in card.data.eval_results
+    }
     assert results == {name: pytest.approx(last[name], abs=1e-6) for name in results}
     assert {"mlm_loss", "mlm_accuracy", "nsp_accuracy"} <= set(results)
-    assert card.data.model_name == "words" and card.data.license == "unknown" and card.data.language is None
+    assert (
+        card.data.model_name == "words"
+        and card.data.license == "unknown"
+        and card.data.language is None
+    )
     for text in (
         "--max_steps 8",
         "corpus.jsonl",
@@ -174,7 +216,10 @@ def test_the_command_line_publishes_a_run_again_and_sends_nothing_twice(
     assert main(["hub", "push", "out"]) == 0
     assert client.received == received and len(client.model("words").commits) == commits
     assert main(["hub", "push", "out", "--hub_model_id", "copy"]) == 0
-    assert client.model("copy").files()["model.safetensors"] == client.model("words").files()["model.safetensors"]
+    assert (
+        client.model("copy").files()["model.safetensors"]
+        == client.model("words").files()["model.safetensors"]
+    )
     assert client.received == received, "large files are known by their digest"
     assert "pushed to" in capsys.readouterr().out
 
@@ -186,8 +231,14 @@ def test_a_repository_without_state_cannot_be_continued(client: LoopbackHub, fol
     script = "from bert_pretrain.publishing.download import download_checkpoint; download_checkpoint({!r})"
     for name, expected in (
         ("tester/bare@main", "--hub_push_state"),
-        ("tester/bare@step-000099", "cannot be fetched from the Hub (it answered 404 (Invalid rev id: step-000099))"),
-        ("tester/absent@main", "cannot be fetched from the Hub (it answered 404 (Repository not found))"),
+        (
+            "tester/bare@step-000099",
+            "cannot be fetched from the Hub (it answered 404 (Invalid rev id: step-000099))",
+        ),
+        (
+            "tester/absent@main",
+            "cannot be fetched from the Hub (it answered 404 (Repository not found))",
+        ),
         ("tester/words@main", "cannot be fetched from the Hub (RemoteProtocolError: "),
     ):
         client.faults = [Fault(".", "cut", times=100)] if "words" in name else []
@@ -198,19 +249,46 @@ def test_a_repository_without_state_cannot_be_continued(client: LoopbackHub, fol
 
 def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder: Path) -> None:
     corpus = write_corpus(folder / "corpus.jsonl")
-    prepare = ["prepare", "--data_files", str(corpus), "--validation_share", "0.2", "--language", "en", "--output_dir"]
+    prepare = [
+        "prepare",
+        "--data_files",
+        str(corpus),
+        "--validation_share",
+        "0.2",
+        "--language",
+        "en",
+        "--output_dir",
+    ]
     assert main([*prepare, str(folder / "prepared")]) == 0
-    assert main(["hub", "push_dataset", str(folder / "prepared"), "--hub_dataset_id", "tester/corpus"]) == 0
+    assert (
+        main(["hub", "push_dataset", str(folder / "prepared"), "--hub_dataset_id", "tester/corpus"])
+        == 0
+    )
     published = client.repositories["dataset", "tester/corpus"]
-    assert set(published.files()) == {"README.md", "corpus.arrow", "manifest.json", "validation_documents.npy"}
+    assert set(published.files()) == {
+        "README.md",
+        "corpus.arrow",
+        "manifest.json",
+        "validation_documents.npy",
+    }
     for text in text_files(published).values():
         assert str(folder) not in text
-    flags = [*small_flags(folder)[2:], "--max_steps", "8", "--dropout", "0.1", "--dataset_name", "tester/corpus"]
+    flags = [
+        *small_flags(folder)[2:],
+        "--max_steps",
+        "8",
+        "--dropout",
+        "0.1",
+        "--dataset_name",
+        "tester/corpus",
+    ]
     done = call(client, folder, command([*flags, "--output_dir", "by_name"])[1:])
     assert done.returncode == 0, done.stderr
     assert metrics(folder / "by_name") == metrics(folder / "out"), "the same rows as from the file"
     card = ModelCard.load(folder / "by_name/final/README.md").data
-    assert "tester/corpus" in card.datasets and card.language == "en", "as it was stated when the corpus was prepared"
+    assert "tester/corpus" in card.datasets and card.language == "en", (
+        "as it was stated when the corpus was prepared"
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +297,11 @@ def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder:
 )
 @pytest.mark.parametrize("with_state", [False, True])
 def test_the_strategy_says_what_a_save_publishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Any, expected: list[Any], with_state: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: Any,
+    expected: list[Any],
+    with_state: bool,
 ) -> None:
     submitted = []
 
@@ -237,7 +319,9 @@ def test_the_strategy_says_what_a_save_publishes(
     checkpoint.mkdir(parents=True)
     (checkpoint / "optimizer.bin").touch()
     hub = HubArguments(push_to_hub=True, hub_strategy=strategy, hub_push_state=with_state)
-    publisher = publication.Publisher(hub, tmp_path, lambda folder, **_: (folder / "config.json").touch())
+    publisher = publication.Publisher(
+        hub, tmp_path, lambda folder, **_: (folder / "config.json").touch()
+    )
     publisher.on_save(checkpoint)
     publisher.submit_missed(until_step=4)
     assert submitted == expected
@@ -269,7 +353,9 @@ def test_a_disk_that_fills_up_behind_a_submission_does_not_end_training(
 
 
 @pytest.mark.parametrize("token", [None, "", "hf_\xfcber"])
-def test_a_missing_token_is_said_without_a_request(monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
+def test_a_missing_token_is_said_without_a_request(
+    monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
     monkeypatch.setattr(upload, "get_token", lambda: token)
     with pytest.raises(upload.RefusedError) as refused:
         upload.upload(None, repo_id="a/b", repo_type="model", revision="main", private=False)
@@ -295,7 +381,9 @@ def test_flags_that_cannot_be_meant_are_refused(flags: str, expected: str) -> No
         parse_config(flags.split())
 
 
-def test_pushing_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pushing_what_is_no_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/run.json").write_text('{"config": {}}')
     for target, expected in (("absent", "is no run"), ("begun", "nothing to publish")):
@@ -303,7 +391,10 @@ def test_pushing_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captur
             main(["hub", "push", str(tmp_path / target)])
         assert stopped.value.code == 2
         assert expected in capsys.readouterr().err
-    for more, expected in (([], "no complete prepared corpus"), (["--hub_license", "My own"], "no identifier of a")):
+    for more, expected in (
+        ([], "no complete prepared corpus"),
+        (["--hub_license", "My own"], "no identifier of a"),
+    ):
         with pytest.raises(SystemExit):
             main(["hub", "push_dataset", str(tmp_path / "begun"), *more])
         assert expected in capsys.readouterr().err
@@ -373,7 +464,10 @@ def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_co
     (half / "config.json").touch()
     done = call(client, folder, command([*flags, "--resume_from_checkpoint", "latest"])[1:])
     assert done.returncode == 0, done.stderr
-    assert "step-000004 has not been published" in done.stdout and "step-000002 has not" not in done.stdout
+    assert (
+        "step-000004 has not been published" in done.stdout
+        and "step-000002 has not" not in done.stdout
+    )
     repository = client.model("killed")
     assert set(repository.branches) == {"main", "step-000002", "step-000004", "step-000006"}
     assert not (folder / "killed/hub").exists()
@@ -434,7 +528,9 @@ assert names["embedding"].ndim == 2
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["contrastive", "autoencoder --mask_ratio 0.5"])
-def test_every_checkpoint_of_an_image_run_is_a_revision_for_stock_transformers(tmp_path: Path, objective: str) -> None:
+def test_every_checkpoint_of_an_image_run_is_a_revision_for_stock_transformers(
+    tmp_path: Path, objective: str
+) -> None:
     with running_hub() as hub:
         size = "vit-tiny" if "mask_ratio" in objective else "convnextv2-mini"
         flags = f"--objective {objective} --config_name {size} --max_eval_rows 64 --mixed_precision no --eval_steps 2"

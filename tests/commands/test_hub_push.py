@@ -52,7 +52,9 @@ def write_run(folder: Path, *, final_step: int, checkpoints: list[int], **config
 
 def published(hub: LoopbackHub) -> dict[str, bytes]:
     files = hub.model("words").files()
-    return {name: content for name, content in files.items() if name in ("model.safetensors", STATE)}
+    return {
+        name: content for name, content in files.items() if name in ("model.safetensors", STATE)
+    }
 
 
 def test_state_goes_up_with_the_weights_of_its_own_step(
@@ -110,14 +112,22 @@ def test_checkpoints_that_never_got_into_the_outbox_are_named_and_are_no_success
     hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(
-        tmp_path / "out", final_step=8, checkpoints=[4, 6, 8], hub_strategy="all_checkpoints", push_to_hub=True
+        tmp_path / "out",
+        final_step=8,
+        checkpoints=[4, 6, 8],
+        hub_strategy="all_checkpoints",
+        push_to_hub=True,
     )
     for step in (4, 8):
         (run / f"checkpoints/step-{step:06d}/submitted_to").write_text(NAME)
     assert main(["hub", "push", "out"]) == 1
     printed = capsys.readouterr().out
-    assert "NOT pushed: step-000006, which" in printed and "--resume_from_checkpoint latest" in printed
-    assert main(["hub", "push", "out", "--hub_model_id", "tester/copy"]) == 0, "a copy is of the end alone"
+    assert (
+        "NOT pushed: step-000006, which" in printed and "--resume_from_checkpoint latest" in printed
+    )
+    assert main(["hub", "push", "out", "--hub_model_id", "tester/copy"]) == 0, (
+        "a copy is of the end alone"
+    )
     (run / "checkpoints/step-000006/submitted_to").write_text(NAME)
     assert main(["hub", "push", "out"]) == 0
 
@@ -129,7 +139,11 @@ def test_a_finished_run_is_published_without_a_note(
     assert main(["hub", "push", "out"]) == 0
     assert published(hub) == {"model.safetensors": b"\0weights 8", STATE: b"\0state 8"}
     printed = capsys.readouterr().out
-    assert "the model after 8 updates" in printed and "continued" not in printed and "WARNING" not in printed
+    assert (
+        "the model after 8 updates" in printed
+        and "continued" not in printed
+        and "WARNING" not in printed
+    )
 
 
 def test_an_older_final_model_does_not_take_the_place_of_a_newer_checkpoint(
@@ -145,14 +159,19 @@ def test_an_older_final_model_does_not_take_the_place_of_a_newer_checkpoint(
         assert ("main: the model after 8 updates, which waited" in printed) == is_waiting
     copy = ["hub", "push", "out", "--hub_model_id", "tester/copy"]
     assert main(copy) == 0
-    assert hub.model("copy").files()["model.safetensors"] == b"\0weights 4", "no checkpoint was published there"
+    assert hub.model("copy").files()["model.safetensors"] == b"\0weights 4", (
+        "no checkpoint was published there"
+    )
     write_export(run / "hub/000001-main", step=8, started="later")
     assert main(copy) == 0
     assert hub.model("copy").files()["model.safetensors"] == b"\0weights 8", "what waited was newer"
 
 
 def test_a_run_in_progress_is_left_alone(
-    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 0)
     run = write_run(tmp_path / "out", final_step=4, checkpoints=[4, 8])

@@ -31,11 +31,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("layouts")
 
 
-# float32; Muon's iteration amplifies rounding, measured at 2e-5 (bfloat16 iteration) after 24 updates.
+# float32; Muon's iteration amplifies rounding, measured at 2e-5 (bfloat16 iteration) after 24
+# updates.
 @pytest.mark.parametrize(
-    ("optimizer", "tolerance"), [("adamw", 1e-5), pytest.param("muon", 1e-4, marks=pytest.mark.slow)]
+    ("optimizer", "tolerance"),
+    [("adamw", 1e-5), pytest.param("muon", 1e-4, marks=pytest.mark.slow)],
 )
-def test_processes_and_micro_batches_do_not_change_the_curve(folder: Path, optimizer: str, tolerance: float) -> None:
+def test_processes_and_micro_batches_do_not_change_the_curve(
+    folder: Path, optimizer: str, tolerance: float
+) -> None:
     flags = [*small_flags(folder), *STEPS, "--optimizer", optimizer, "--learning_rate", "1e-3"]
     curves = {}
     for num_processes, per_device in ((1, 16), (1, 4), (2, 4)):
@@ -57,18 +61,40 @@ def test_processes_and_micro_batches_do_not_change_the_curve(folder: Path, optim
 
 
 def test_worker_processes_do_not_change_anything(folder: Path) -> None:
-    flags = [*small_flags(folder), "--max_steps", "5", "--global_batch_size", "16", "--save_steps", "0"]
+    flags = [
+        *small_flags(folder),
+        "--max_steps",
+        "5",
+        "--global_batch_size",
+        "16",
+        "--save_steps",
+        "0",
+    ]
     run(folder, [*flags, "--output_dir", "none"])
     run(folder, [*flags, "--output_dir", "workers", "--dataloader_num_workers", "2"])
     assert metrics(folder / "none") == metrics(folder / "workers")
 
 
 def test_a_run_killed_at_random_and_resumed_is_bit_identical(folder: Path) -> None:
-    flags = [*small_flags(folder), "--max_steps", "20", "--save_steps", "3", "--dropout", "0.1", "--logging_steps", "2"]
+    flags = [
+        *small_flags(folder),
+        "--max_steps",
+        "20",
+        "--save_steps",
+        "3",
+        "--dropout",
+        "0.1",
+        "--logging_steps",
+        "2",
+    ]
     run(folder, [*flags, "--output_dir", "whole"])
     interrupted = [*flags, "--output_dir", "killed"]
     process = subprocess.Popen(
-        command(interrupted), env=environment(folder), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(interrupted),
+        env=environment(folder),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not list((folder / "killed" / "checkpoints").glob("step-??????")):
         assert process.poll() is None
@@ -77,7 +103,9 @@ def test_a_run_killed_at_random_and_resumed_is_bit_identical(folder: Path) -> No
     process.wait()
     run(folder, [*interrupted, "--resume_from_checkpoint", "latest"])
     assert metrics(folder / "killed") == metrics(folder / "whole")
-    assert (folder / "killed/fill_mask.jsonl").read_text() == (folder / "whole/fill_mask.jsonl").read_text()
+    assert (folder / "killed/fill_mask.jsonl").read_text() == (
+        folder / "whole/fill_mask.jsonl"
+    ).read_text()
     expected = load_file(folder / "whole/final/model.safetensors")
     for name, tensor in load_file(folder / "killed/final/model.safetensors").items():
         assert torch.equal(tensor, expected[name]), name
@@ -94,7 +122,16 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(folder: Path) -> N
 
 @pytest.mark.slow
 def test_a_checkpoint_of_one_process_continues_on_two(folder: Path) -> None:
-    flags = [*small_flags(folder), *STEPS[:4], "--dropout", "0", "--save_steps", "12", "--optimizer", "adamw"]
+    flags = [
+        *small_flags(folder),
+        *STEPS[:4],
+        "--dropout",
+        "0",
+        "--save_steps",
+        "12",
+        "--optimizer",
+        "adamw",
+    ]
     flags += ["--learning_rate", "1e-3", "--output_dir", "moved"]
     run(folder, flags)
     expected = losses(folder / "moved")

@@ -43,12 +43,22 @@ def test_training_starts_at_the_unigram_distribution(folder: Path) -> None:
 
 
 def test_a_run_given_hours_ends_with_all_rows_logged(folder: Path) -> None:
-    flags = ["--max_hours", "0.0015", "--warmup_steps", "1", "--logging_steps", "1000", "--eval_steps", "0"]
+    flags = [
+        "--max_hours",
+        "0.0015",
+        "--warmup_steps",
+        "1",
+        "--logging_steps",
+        "1000",
+        "--eval_steps",
+        "0",
+    ]
     pretrain(folder, *flags, "--output_dir", "out")
     *_, train, final = metrics(folder / "out")
     assert train["split"] == "train" and final["split"] == "validation"
     assert train["step"] == final["step"] > 1
-    # The clock has run out, and with it the rate; how far before its end the last update begins, the machine decides.
+    # The clock has run out, and with it the rate; how far before its end the last update begins,
+    # the machine decides.
     assert train["learning_rate"] < 0.75 * 1.5e-3
     assert (folder / f"out/checkpoints/step-{final['step']:06d}").is_dir()
 
@@ -76,44 +86,92 @@ def test_the_tokenizer_cuts_where_training_did_unless_the_model_knew_more(folder
         exports = [folder / run / "final", *(folder / run / "checkpoints").iterdir()]
         return {AutoTokenizer.from_pretrained(export).model_max_length for export in exports}
 
-    pretrain(folder, "--max_steps", "2", "--save_steps", "1", "--max_seq_length", "32", "--output_dir", "short")
+    pretrain(
+        folder,
+        "--max_steps",
+        "2",
+        "--save_steps",
+        "1",
+        "--max_seq_length",
+        "32",
+        "--output_dir",
+        "short",
+    )
     assert lengths("short") == {32}
     card = (folder / "short/final/README.md").read_text()
     assert "rows of up to 32 tokens; its position table has 64 places, those from 32 on" in card
     for length, run, expected in (("40", "longer", 40), ("16", "no_longer", 32)):
-        flags = ["--model_name_or_path", "short/final", "--max_seq_length", length, "--max_steps", "1"]
+        flags = [
+            "--model_name_or_path",
+            "short/final",
+            "--max_seq_length",
+            length,
+            "--max_steps",
+            "1",
+        ]
         pretrain(folder, *flags, "--output_dir", run)
         assert lengths(run) == {expected}
         card = (folder / run / "final/README.md").read_text()
-        assert f"trained further on rows of up to {length} tokens" in card and "untrained" not in card
+        assert (
+            f"trained further on rows of up to {length} tokens" in card and "untrained" not in card
+        )
 
 
 def test_a_masked_lm_checkpoint_without_nsp_head_is_continued(folder: Path) -> None:
-    config = BertConfig.from_pretrained(write_model_config(folder / "other", vocab_size=TOKENIZER_SIZE))
+    config = BertConfig.from_pretrained(
+        write_model_config(folder / "other", vocab_size=TOKENIZER_SIZE)
+    )
     BertForMaskedLM(config).save_pretrained(folder / "other")
     tokenizer = str(Path(__file__).parents[2] / "tokenizer/docs-uncased-8192")
     flags = ["--model_name_or_path", "other", "--tokenizer_name", tokenizer, "--max_steps", "2"]
     pretrain(folder, *flags, "--output_dir", "out")
-    # Its own output layer is kept: far from the unigram distribution that a fresh model begins with.
-    assert validation(folder / "out")[0]["mlm_loss"] == pytest.approx(math.log(TOKENIZER_SIZE), rel=0.02)
-    pretrain(folder, "--model_name_or_path", "out/final", "--max_steps", "1", "--output_dir", "again")
+    # Its own output layer is kept: far from the unigram distribution that a fresh model begins
+    # with.
+    assert validation(folder / "out")[0]["mlm_loss"] == pytest.approx(
+        math.log(TOKENIZER_SIZE), rel=0.02
+    )
+    pretrain(
+        folder, "--model_name_or_path", "out/final", "--max_steps", "1", "--output_dir", "again"
+    )
     again, last = validation(folder / "again")[0], validation(folder / "out")[-1]
     assert again["mlm_loss"] == pytest.approx(last["mlm_loss"], rel=1e-6)
     assert again["nsp_loss"] == pytest.approx(last["nsp_loss"], rel=1e-6)
 
 
 def test_masked_lm_alone_learns_from_documents_of_one_sentence(folder: Path) -> None:
-    lines = [json.dumps({"text": f"The model returns value number {i} of the list."}) for i in range(60)]
+    lines = [
+        json.dumps({"text": f"The model returns value number {i} of the list."}) for i in range(60)
+    ]
     (folder / "short.jsonl").write_text("\n".join(lines))
     config = write_model_config(folder / "config")
-    flags = ["--data_files", "short.jsonl", "--config_name", str(config), "--max_seq_length", "32", "--max_steps", "2"]
+    flags = [
+        "--data_files",
+        "short.jsonl",
+        "--config_name",
+        str(config),
+        "--max_seq_length",
+        "32",
+        "--max_steps",
+        "2",
+    ]
     assert main(["pretrain", "--objective", "mlm", *flags, "--output_dir", "out"]) == 0
     assert "nsp_loss" not in validation(folder / "out")[-1]
     AutoModelForMaskedLM.from_pretrained(folder / "out/final")
 
 
-def test_a_diverged_run_ends_with_advice_and_status_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--max_steps", "50", "--optimizer", "adamw", "--learning_rate", "1e30", "--warmup_steps", "0"]
+def test_a_diverged_run_ends_with_advice_and_status_1(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--max_steps",
+        "50",
+        "--optimizer",
+        "adamw",
+        "--learning_rate",
+        "1e30",
+        "--warmup_steps",
+        "0",
+    ]
     with pytest.raises(SystemExit) as stopped:
         pretrain(folder, *flags, "--max_grad_norm", "0", "--output_dir", "out")
     assert stopped.value.code == 1
@@ -121,7 +179,9 @@ def test_a_diverged_run_ends_with_advice_and_status_1(folder: Path, capsys: pyte
     assert "not finite" in message and "--learning_rate" in message and "Traceback" not in message
 
 
-def test_a_checkpoint_is_not_continued_inside_another_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_is_not_continued_inside_another_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pretrain(folder, "--max_steps", "2", "--output_dir", "one")
     pretrain(folder, "--max_steps", "2", "--seed", "7", "--output_dir", "other")
     before = (folder / "other/metrics.jsonl").read_text()
@@ -140,7 +200,9 @@ def test_a_checkpoint_is_not_continued_inside_another_run(folder: Path, capsys: 
     assert (folder / "other/metrics.jsonl").read_text() == before
 
 
-def test_a_changed_rate_is_allowed_on_resuming_and_said(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_rate_is_allowed_on_resuming_and_said(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--max_steps", "4", "--save_steps", "2", "--output_dir", "out"]
     pretrain(folder, *flags)
     shutil.rmtree(folder / "out/checkpoints/step-000004")
@@ -155,12 +217,16 @@ def test_tensorboard_gets_both_curves(folder: Path) -> None:
     pretrain(folder, "--max_steps", "2", "--report_to", "tensorboard", "--output_dir", "out")
     (events,) = (folder / "out").rglob("events.out*")
     log = EventAccumulator(str(events.parent)).Reload()
-    assert {"train/loss", "validation/mlm_loss", "validation/nsp_accuracy"} <= set(log.Tags()["scalars"])
+    assert {"train/loss", "validation/mlm_loss", "validation/nsp_accuracy"} <= set(
+        log.Tags()["scalars"]
+    )
     found = [event.value for event in log.Scalars("validation/mlm_loss")]
     assert found == pytest.approx([row["mlm_loss"] for row in validation(folder / "out")], rel=1e-6)
 
 
-@pytest.mark.parametrize(("objective", "recipe"), [(o, r) for o, recipes in RECIPES.items() for r in recipes])
+@pytest.mark.parametrize(
+    ("objective", "recipe"), [(o, r) for o, recipes in RECIPES.items() for r in recipes]
+)
 def test_every_recipe_is_a_valid_configuration(objective: str, recipe: str) -> None:
     config = parse_config(["--objective", objective, "--recipe", recipe])
     for name, value in RECIPES[objective][recipe].items():
@@ -188,9 +254,20 @@ def test_flags_of_other_objectives_are_refused(
     assert expected in capsys.readouterr().err
 
 
-def test_training_does_not_depend_on_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_does_not_depend_on_the_working_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus, config = write_corpus(folder / "c.jsonl"), write_model_config(folder / "config")
-    flags = ["--data_files", str(corpus), "--config_name", str(config), "--max_seq_length", "48", "--max_steps", "2"]
+    flags = [
+        "--data_files",
+        str(corpus),
+        "--config_name",
+        str(config),
+        "--max_seq_length",
+        "48",
+        "--max_steps",
+        "2",
+    ]
     for name in ("here", "there"):
         (folder / name).mkdir()
         monkeypatch.chdir(folder / name)

@@ -20,13 +20,24 @@ from bert_pretrain.commands.evaluate import SUITES
 from bert_pretrain.config.pretraining import parse_config
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)]
+BLOCKS = [
+    block.replace("\\\n", " ")
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+]
 LINES = [
-    part.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() for part in line.split("&&") if part
+    part.split("#")[0].strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    for part in line.split("&&")
+    if part
 ]
 # Those in the text too: between backticks, perhaps over the end of a line.
-COMMANDS_OF_README = [line for line in LINES if "bert-pretrain" in line or "train_tokenizer.py" in line]
-COMMANDS_OF_README += [" ".join(found.split()) for found in re.findall(r"`(bert-pretrain [a-z][^`]*)`", README)]
+COMMANDS_OF_README = [
+    line for line in LINES if "bert-pretrain" in line or "train_tokenizer.py" in line
+]
+COMMANDS_OF_README += [
+    " ".join(found.split()) for found in re.findall(r"`(bert-pretrain [a-z][^`]*)`", README)
+]
 
 
 class ReachedError(Exception):
@@ -45,7 +56,9 @@ def test_the_flags_of_every_training_command_are_valid(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(COMMANDS_OF_README))
-def test_the_flags_of_every_other_command_are_valid(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flags_of_every_other_command_are_valid(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program, name, *flags = shlex.split(line)
     if program == "python":
         name = Path(name).stem
@@ -58,7 +71,9 @@ def test_the_flags_of_every_other_command_are_valid(line: str, tmp_path: Path, m
     monkeypatch.setattr("bert_pretrain.commands.hub.push_dataset", reached)
     monkeypatch.setattr("bert_pretrain.commands.prepare.load_tokenizer", reached)
     monkeypatch.setattr("bert_pretrain.commands.train_tokenizer.train", reached)
-    monkeypatch.setattr("bert_pretrain.commands.evaluate._PRECONDITIONS", {})  # which look at the model
+    monkeypatch.setattr(
+        "bert_pretrain.commands.evaluate._PRECONDITIONS", {}
+    )  # which look at the model
     for suite in SUITES:
         monkeypatch.setitem(SUITES, suite, reached)
     with pytest.raises(ReachedError):
@@ -84,12 +99,20 @@ def test_the_chain_for_own_text_runs(tmp_path: Path) -> None:
     plain = write_corpus(tmp_path / "plain.jsonl")
     (tmp_path / "my_text/part.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     for line in block.strip().splitlines():
-        line = line.replace("tokenizer/train_tokenizer.py", str(ROOT / "tokenizer/train_tokenizer.py"))
-        line = line.replace("accelerate launch run_pretraining.py", f"python {ROOT / 'run_pretraining.py'}")
+        line = line.replace(
+            "tokenizer/train_tokenizer.py", str(ROOT / "tokenizer/train_tokenizer.py")
+        )
+        line = line.replace(
+            "accelerate launch run_pretraining.py", f"python {ROOT / 'run_pretraining.py'}"
+        )
         if "run_pretraining" in line:
             line += " --max_steps 2 --config_name tiny"
         done = subprocess.run(
-            python_command(line), cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+            python_command(line),
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
     AutoModelForPreTraining.from_pretrained(tmp_path / "runs/mine/final")
@@ -111,7 +134,16 @@ def test_a_built_wheel_brings_the_default_tokenizer(tmp_path: Path) -> None:
     ]
     subprocess.run(pip, check=True)
     corpus = write_corpus(tmp_path / "corpus.jsonl")
-    flags = ["--data_files", str(corpus), "--config_name", "tiny", "--max_seq_length", "48", "--max_steps", "1"]
+    flags = [
+        "--data_files",
+        str(corpus),
+        "--config_name",
+        "tiny",
+        "--max_seq_length",
+        "48",
+        "--max_steps",
+        "1",
+    ]
     subprocess.run(
         [sys.executable, "-m", "bert_pretrain", "pretrain", *flags, "--output_dir", "out"],
         cwd=tmp_path,

@@ -20,8 +20,20 @@ from bert_pretrain.data.run_records import read_rows
 from bert_pretrain.data.run_state import held
 from bert_pretrain.training.metrics import JsonLines
 
-VALIDATION = {"split": "validation", "epoch": 0.0, "loss": 7.25, "mlm_loss": 6.5, "unigram_entropy": 6.25}
-MASK = {"sentence": "a <b> [MASK].", "position": 3, "original": "dog", "probability": 0.125, "entropy": 3.5}
+VALIDATION = {
+    "split": "validation",
+    "epoch": 0.0,
+    "loss": 7.25,
+    "mlm_loss": 6.5,
+    "unigram_entropy": 6.25,
+}
+MASK = {
+    "sentence": "a <b> [MASK].",
+    "position": 3,
+    "original": "dog",
+    "probability": 0.125,
+    "entropy": 3.5,
+}
 
 
 class Page(HTMLParser):
@@ -48,14 +60,24 @@ class Page(HTMLParser):
             self.texts.append(data.strip())
 
 
-def write_run(folder: Path, *, steps: tuple[int, ...] = (0, 100), started: str = "noon", **config: Any) -> Path:
+def write_run(
+    folder: Path, *, steps: tuple[int, ...] = (0, 100), started: str = "noon", **config: Any
+) -> Path:
     folder.mkdir(exist_ok=True)
-    record = {"config": {"objective": "mlm_nsp", "max_steps": 1800, "tokenizer_name": None} | config}
+    record = {
+        "config": {"objective": "mlm_nsp", "max_steps": 1800, "tokenizer_name": None} | config
+    }
     record["started"] = started
-    record |= {"command": ["run_pretraining.py", "--seed", "1"], "versions": {"torch": "9.9"}, "hardware": {"cores": 2}}
+    record |= {
+        "command": ["run_pretraining.py", "--seed", "1"],
+        "versions": {"torch": "9.9"},
+        "hardware": {"cores": 2},
+    }
     (folder / "run.json").write_text(json.dumps(record))
     rows = [VALIDATION | {"step": step, "mlm_accuracy": 0.1 + step / 1000} for step in steps]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"split": ')
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"split": '
+    )
     return folder
 
 
@@ -66,7 +88,9 @@ def write_final(run: Path, *, step: int) -> None:
     (run / "final/run.json").write_text(json.dumps(record))
 
 
-def test_a_finished_run_that_is_continued_is_not_finished_until_it_has_ended_again(tmp_path: Path) -> None:
+def test_a_finished_run_that_is_continued_is_not_finished_until_it_has_ended_again(
+    tmp_path: Path,
+) -> None:
     def status() -> str:
         (line,) = [text for text in Page(write_report(run).read_text()).texts if "inished" in text]
         return line
@@ -79,7 +103,10 @@ def test_a_finished_run_that_is_continued_is_not_finished_until_it_has_ended_aga
     assert status() == "Not finished: 100 of 200 updates are recorded." + kept
     write_run(run, started="later", max_steps=200, steps=(0, 100, 150))
     with held(run):
-        assert status() == "Not finished: 150 of 200 updates are recorded. A process is at work on it." + kept
+        assert (
+            status()
+            == "Not finished: 150 of 200 updates are recorded. A process is at work on it." + kept
+        )
     assert status() == "Not finished: 150 of 200 updates are recorded." + kept
     shutil.rmtree(run / "final")
     write_final(run, step=150)
@@ -90,14 +117,27 @@ def test_a_text_run_in_progress_is_one_page_with_everything_in_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run")
-    lines = [json.dumps({"step": step} | MASK | {"candidates": [["word & co", 0.2]]}) for step in (0, 100)]
+    lines = [
+        json.dumps({"step": step} | MASK | {"candidates": [["word & co", 0.2]]})
+        for step in (0, 100)
+    ]
     (run / "fill_mask.jsonl").write_text("\n".join(lines) + "\n")
     assert main(["report", str(run)]) == 0
     assert str(run / "report.html") in capsys.readouterr().out
     page = Page((run / "report.html").read_text())
     assert "Not finished: 100 of 1,800 updates are recorded." in page.texts
     assert "a <b> [MASK]. (token 3)" in page.texts and page.texts.count("word & co 0.200") == 2
-    for text in ("7.25", "0.2", "6.25", "p(dog)", "0.125", "3.5", "run_pretraining.py --seed 1", "9.9", "objective"):
+    for text in (
+        "7.25",
+        "0.2",
+        "6.25",
+        "p(dog)",
+        "0.125",
+        "3.5",
+        "run_pretraining.py --seed 1",
+        "9.9",
+        "objective",
+    ):
         assert text in page.texts
     assert "Pictures" not in page.texts and "None" not in page.texts
     (address,) = page.addresses
@@ -110,7 +150,9 @@ def test_an_image_run_shows_the_newest_picture_of_each_kind(tmp_path: Path) -> N
     run = write_run(tmp_path / "run", objective="contrastive")
     write_final(run, step=100)
     drawn = {}
-    for number, (step, kind) in enumerate([(999999, "views"), (1000000, "views"), (5, "views"), (5, "embeddings")]):
+    for number, (step, kind) in enumerate(
+        [(999999, "views"), (1000000, "views"), (5, "views"), (5, "embeddings")]
+    ):
         path = run / "pictures" / f"step-{step:06d}" / f"{kind}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4), number, dtype=np.uint8)).save(path)
@@ -131,7 +173,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "torn/run.json").write_text('{"config"')
     (tmp_path / "listed/run.json").write_text("[]")
     (tmp_path / "unstarted/metrics.jsonl").unlink()
-    expected = {"nowhere": "is no run", "empty": "is no run", "torn": "is damaged", "listed": "has no 'config'"}
+    expected = {
+        "nowhere": "is no run",
+        "empty": "is no run",
+        "torn": "is damaged",
+        "listed": "has no 'config'",
+    }
     for name, message in (expected | {"unstarted": "metrics.jsonl cannot be read"}).items():
         with pytest.raises(SystemExit) as stopped:
             main(["report", str(tmp_path / name)])
@@ -143,7 +190,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_word_that_is_a_line_separator_cuts_no_row(tmp_path: Path) -> None:
     path = tmp_path / "fill_mask.jsonl"
-    rows = [{"step": step, "candidates": [["\u2028", 0.5], ["\u0085", 0.25]]} for step in (0, 10, 20)]
+    rows = [
+        {"step": step, "candidates": [["\u2028", 0.5], ["\u0085", 0.25]]} for step in (0, 10, 20)
+    ]
     written = JsonLines(path, keep_until_step=-1)
     for row in rows:
         written.write(row)

@@ -58,10 +58,14 @@ def loss_sum(name: str, model: nn.Module, batch: dict[str, Tensor], gather: Any)
 
 
 def gradients(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    return torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
 
 
-def measure(model: nn.Module, batch: dict[str, Tensor], gather: Any, num_processes: int) -> dict[str, Any]:
+def measure(
+    model: nn.Module, batch: dict[str, Tensor], gather: Any, num_processes: int
+) -> dict[str, Any]:
     """Sums and gradients of all losses, with the convention of the trainer."""
     measured = {}
     for name in LOSSES:
@@ -120,11 +124,17 @@ def work(rank: int, splits: dict[str, list[int]], folder: str, port: int) -> Non
     dist.init_process_group("gloo", store=store, rank=rank, world_size=num_processes)
     assert dist.get_world_size() == num_processes
     model = DistributedDataParallel(make_model())
-    variants = {"gather_rows": gather_rows, "detached": detached_gather, "own rows": detached_gather_with_own_rows}
+    variants = {
+        "gather_rows": gather_rows,
+        "detached": detached_gather,
+        "own rows": detached_gather_with_own_rows,
+    }
     for name, counts in splits.items():
         begin = sum(counts[:rank])
         batch = {key: value[begin : begin + counts[rank]] for key, value in joint_batch().items()}
-        results: dict[str, Any] = {key: measure(model, batch, g, num_processes) for key, g in variants.items()}
+        results: dict[str, Any] = {
+            key: measure(model, batch, g, num_processes) for key, g in variants.items()
+        }
         results |= {"world_size": dist.get_world_size(), "alone": check_gather_alone(rank, counts)}
         torch.save(results, f"{folder}/{name} {rank}.pt")
     dist.barrier()  # a process that leaves early closes the connections of the others
@@ -140,15 +150,23 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         # Held by this process, so that no port is guessed and the store outlives all who use it.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         splits = {name: counts for name, counts in SPLITS.items() if len(counts) == num_processes}
-        torch.multiprocessing.spawn(work, args=(splits, str(folder), store.port), nprocs=num_processes)
+        torch.multiprocessing.spawn(
+            work, args=(splits, str(folder), store.port), nprocs=num_processes
+        )
         for name in splits:
-            results[name] = [torch.load(folder / f"{name} {rank}.pt") for rank in range(num_processes)]
-            assert [result["world_size"] for result in results[name]] == [num_processes] * num_processes
+            results[name] = [
+                torch.load(folder / f"{name} {rank}.pt") for rank in range(num_processes)
+            ]
+            assert [result["world_size"] for result in results[name]] == [
+                num_processes
+            ] * num_processes
     return results
 
 
 @pytest.fixture(params=SPLITS)
-def processes(request: pytest.FixtureRequest, measured: dict[str, list[Any]]) -> tuple[list[int], list[Any]]:
+def processes(
+    request: pytest.FixtureRequest, measured: dict[str, list[Any]]
+) -> tuple[list[int], list[Any]]:
     """How many rows each process held, and what each of them measured."""
     return SPLITS[request.param], measured[request.param]
 
@@ -169,7 +187,9 @@ def test_gradient_of_all_processes_is_that_of_one_on_the_joint_batch(
     _, results = processes
     expected_sum, expected_gradient = reference[loss]
     assert expected_gradient.norm() > 0.01
-    torch.testing.assert_close(sum(result["gather_rows"][loss][0] for result in results), expected_sum)
+    torch.testing.assert_close(
+        sum(result["gather_rows"][loss][0] for result in results), expected_sum
+    )
     for result in results:
         assert relative_error(result["gather_rows"][loss][1], expected_gradient) < 1e-6  # float32
 

@@ -46,7 +46,9 @@ def test_keys_broadcast_like_nested_loops() -> None:
 
 
 def test_order_and_number_of_keys_matter() -> None:
-    assert len({int(hash_uint64(*keys)) for keys in [(1, 2), (2, 1), (1,), (1, 2, 0), (0, 1, 2)]}) == 5
+    assert (
+        len({int(hash_uint64(*keys)) for keys in [(1, 2), (2, 1), (1,), (1, 2, 0), (0, 1, 2)]}) == 5
+    )
 
 
 def test_streams_of_different_keys_never_collide() -> None:

@@ -32,7 +32,9 @@ def test_a_folder_is_held_until_its_process_ends_however_that_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not is_held(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     child = int(process.stdout.readline())
     monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 0.2)
@@ -42,7 +44,8 @@ def test_a_folder_is_held_until_its_process_ends_however_that_happens(
     process.kill()
     process.wait()
     process.stdout.close()
-    # Its worker is still there and ends a little later: whoever starts the run again waits for that.
+    # Its worker is still there and ends a little later: whoever starts the run again waits for
+    # that.
     monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "sleep", lambda _: os.kill(child, 9))

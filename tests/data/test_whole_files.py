@@ -27,7 +27,10 @@ def test_the_current_folder_is_not_replaced_and_one_below_it_is(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for name in (".", "..", str(tmp_path)):
-        with pytest.raises(InputError, match="cannot be replaced"), folder_written_aside(Path(name)):
+        with (
+            pytest.raises(InputError, match="cannot be replaced"),
+            folder_written_aside(Path(name)),
+        ):
             pass
     with folder_written_aside(Path("new/../corpus")) as aside:
         (aside / "text").touch()
@@ -42,7 +45,9 @@ def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     write_json(path, {"word": "caf\u00e9"})
-    assert json.loads(path.read_bytes()) == {"word": "caf\u00e9"} and list(tmp_path.iterdir()) == [path]
+    assert json.loads(path.read_bytes()) == {"word": "caf\u00e9"} and list(tmp_path.iterdir()) == [
+        path
+    ]
 
 
 def test_what_is_no_number_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -51,7 +56,9 @@ def test_what_is_no_number_is_refused_and_nothing_is_written(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_there_whole_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_there_whole_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target, aside = tmp_path / "final", tmp_path / "final.tmp"
     for folder, text in ((target, "old"), (aside, "new")):
         folder.mkdir()
@@ -69,7 +76,10 @@ def test_a_folder_is_there_whole_at_every_moment(tmp_path: Path, monkeypatch: py
     for module, name in ((os, "replace"), (os, "unlink"), (os, "rmdir"), (shutil, "rmtree")):
         monkeypatch.setattr(module, name, watched(getattr(module, name)))
     replace_folder(aside, target)
-    assert all(texts in ([], ["old", "old"], ["new", "new"]) for texts in seen) and ["old", "old"] in seen
+    assert (
+        all(texts in ([], ["old", "old"], ["new", "new"]) for texts in seen)
+        and ["old", "old"] in seen
+    )
     assert sorted(path.read_text() for path in target.iterdir()) == ["new", "new"]
     assert list(tmp_path.iterdir()) == [target]
 
@@ -85,7 +95,9 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt), folder_written_aside(target) as aside:
         (aside / "newer").touch()
         raise KeyboardInterrupt
-    assert [path.name for path in target.iterdir()] == ["new"] and list(target.parent.iterdir()) == [target]
+    assert [path.name for path in target.iterdir()] == ["new"] and list(
+        target.parent.iterdir()
+    ) == [target]
 
 
 def test_a_folder_that_cannot_be_made_names_its_flag(tmp_path: Path) -> None:

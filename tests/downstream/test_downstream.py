@@ -32,7 +32,12 @@ from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDatas
 from bert_pretrain.downstream.image_data import augmentation_of
 from bert_pretrain.downstream.labels import LabelSpace, find_labels
 from bert_pretrain.downstream.metrics import METRICS, compute_metrics, is_better, load_metrics
-from bert_pretrain.downstream.models import ClassifierSource, default_learning_rate, longest_row, read_model_config
+from bert_pretrain.downstream.models import (
+    ClassifierSource,
+    default_learning_rate,
+    longest_row,
+    read_model_config,
+)
 from bert_pretrain.downstream.sources import open_splits
 from bert_pretrain.downstream.tables import read_file
 from bert_pretrain.downstream.tasks import find_task
@@ -63,10 +68,15 @@ def of(name: str, predictions: list[Any], references: list[Any], **options: Any)
 
 
 def test_metrics_of_classes_equal_hand_computations() -> None:
-    references, predictions = [1, 1, 1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 0, 1, 0, 1]  # TP 3, FN 1, FP 1, TN 3
+    references, predictions = (
+        [1, 1, 1, 0, 0, 0, 0, 1],
+        [1, 0, 1, 0, 0, 1, 0, 1],
+    )  # TP 3, FN 1, FP 1, TN 3
     assert of("accuracy", predictions, references) == 6 / 8
     assert of("f1", predictions, references) == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
-    assert of("matthews_correlation", predictions, references) == pytest.approx((3 * 3 - 1 * 1) / math.sqrt(4**4))
+    assert of("matthews_correlation", predictions, references) == pytest.approx(
+        (3 * 3 - 1 * 1) / math.sqrt(4**4)
+    )
     # Classes 0, 1, 2 have the F1 2/3, 4/5 and 0.
     assert of("f1_macro", [0, 1, 1, 0], [0, 1, 1, 2]) == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert of("f1_micro", [0, 1, 1, 0], [0, 1, 1, 2]) == 3 / 4
@@ -76,15 +86,25 @@ def test_metrics_of_classes_equal_hand_computations() -> None:
 def test_metrics_of_several_labels_equal_hand_computations() -> None:
     references, predictions = [[1, 0, 1], [0, 1, 0]], [[1, 0, 0], [0, 1, 1]]
     assert of("accuracy", predictions, references, is_multi_label=True) == 0
-    assert of("f1_micro", predictions, references, is_multi_label=True) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
-    assert of("f1_macro", predictions, references, is_multi_label=True) == pytest.approx((1 + 1 + 0) / 3)
+    assert of("f1_micro", predictions, references, is_multi_label=True) == pytest.approx(
+        2 * 2 / (2 * 2 + 1 + 1)
+    )
+    assert of("f1_macro", predictions, references, is_multi_label=True) == pytest.approx(
+        (1 + 1 + 0) / 3
+    )
 
 
 @pytest.mark.parametrize("name", ["f1_micro", "f1_macro"])
 def test_the_f1_of_a_single_label_that_may_be_on_or_off_is_that_of_on(name: str) -> None:
-    references, predictions = [[1], [1], [1], [0], [0]], [[1], [0], [0], [1], [0]]  # TP 1, FN 2, FP 1
-    assert of(name, predictions, references, is_multi_label=True) == pytest.approx(2 * 1 / (2 * 1 + 1 + 2))
-    # With a second label that is always right the mean is as if scikit-learn had seen the first alone.
+    references, predictions = (
+        [[1], [1], [1], [0], [0]],
+        [[1], [0], [0], [1], [0]],
+    )  # TP 1, FN 2, FP 1
+    assert of(name, predictions, references, is_multi_label=True) == pytest.approx(
+        2 * 1 / (2 * 1 + 1 + 2)
+    )
+    # With a second label that is always right the mean is as if scikit-learn had seen the first
+    # alone.
     both = [[[*row, 1] for row in rows] for rows in (predictions, references)]
     assert of("f1_macro", *both, is_multi_label=True) == pytest.approx((2 / 5 + 1) / 2)
     assert of(name, [[0], [0]], [[0], [0]], is_multi_label=True) == 0
@@ -96,7 +116,9 @@ def test_correlations_equal_hand_computations() -> None:
     dx, dy = np.array(x) - 2.5, np.array(y) - 8.5
     assert of("pearson", x, y) == pytest.approx((dx @ dy) / math.sqrt((dx @ dx) * (dy @ dy)))
     assert of("spearman", x, y) == pytest.approx(1.0)
-    assert of("spearman", x, [4.0, 1.0, 2.0, 3.0]) == pytest.approx(1 - 6 * (9 + 1 + 1 + 1) / (4 * 15))
+    assert of("spearman", x, [4.0, 1.0, 2.0, 3.0]) == pytest.approx(
+        1 - 6 * (9 + 1 + 1 + 1) / (4 * 15)
+    )
     assert of("mse", x, y) == pytest.approx((0 + 4 + 36 + 256) / 4)
     assert of("pearson", [1.0, 1.0], [1.0, 2.0]) == 0
 
@@ -110,9 +132,16 @@ def test_our_metrics_combine_and_accumulate_like_those_of_evaluate() -> None:
 
 @pytest.mark.parametrize(
     ("name", "problem_type", "num_classes"),
-    [("pearson", SINGLE, 2), ("accuracy", VALUES, 0), ("f1", SINGLE, 3), ("matthews_correlation", MULTI, 3)],
+    [
+        ("pearson", SINGLE, 2),
+        ("accuracy", VALUES, 0),
+        ("f1", SINGLE, 3),
+        ("matthews_correlation", MULTI, 3),
+    ],
 )
-def test_a_metric_that_is_not_defined_for_the_labels_is_refused(name: str, problem_type: Any, num_classes: int) -> None:
+def test_a_metric_that_is_not_defined_for_the_labels_is_refused(
+    name: str, problem_type: Any, num_classes: int
+) -> None:
     with pytest.raises(InputError, match="not defined"):
         load_metrics([name], problem_type, num_classes=num_classes)
 
@@ -140,8 +169,12 @@ def test_no_number_beats_nothing_and_an_error_is_better_when_smaller() -> None:
     assert is_better(0.2, math.nan, "accuracy") and not is_better(math.nan, 0.1, "accuracy")
 
 
-def space(labels: list[Any], problem_type: Any = None, names: Any = None, *, is_typed: bool = True) -> LabelSpace:
-    return find_labels(labels, problem_type=problem_type, names=names, description="train.csv", is_typed=is_typed)
+def space(
+    labels: list[Any], problem_type: Any = None, names: Any = None, *, is_typed: bool = True
+) -> LabelSpace:
+    return find_labels(
+        labels, problem_type=problem_type, names=names, description="train.csv", is_typed=is_typed
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +187,12 @@ def space(labels: list[Any], problem_type: Any = None, names: Any = None, *, is_
         ([True, False, True], SINGLE, ("false", "true"), [1, 0, 1]),
         (["007", "7", "007"], SINGLE, ("7", "007"), [1, 0, 1]),
         ([0.5, 2, 1], VALUES, (), [0.5, 2.0, 1.0]),
-        (["3.10", "3.1", "250.0", "250.00"], SINGLE, ("3.1", "3.10", "250.0", "250.00"), [1, 0, 2, 3]),
+        (
+            ["3.10", "3.1", "250.0", "250.00"],
+            SINGLE,
+            ("3.1", "3.10", "250.0", "250.00"),
+            [1, 0, 2, 3],
+        ),
         ([["x"], ["y", "x"], []], MULTI, ("x", "y"), [[1, 0], [1, 1], [0, 0]]),
     ],
 )
@@ -166,16 +204,27 @@ def test_labels_are_recognised(
     assert found.encode(labels, description="train.csv").tolist() == encoded
 
 
-def test_cells_of_a_text_file_that_are_fractions_are_values_unless_they_are_said_to_be_classes() -> None:
+def test_cells_of_a_text_file_that_are_fractions_are_values_unless_they_are_said_to_be_classes() -> (
+    None
+):
     cells = ["0.50", "2", "0.5"]
     found = space(cells, is_typed=False)
-    assert (found.problem_type, found.encode(cells, description="d").tolist()) == (VALUES, [0.5, 2.0, 0.5])
+    assert (found.problem_type, found.encode(cells, description="d").tolist()) == (
+        VALUES,
+        [0.5, 2.0, 0.5],
+    )
     found = space(cells, SINGLE, is_typed=False)
-    assert (found.names, found.encode(cells, description="d").tolist()) == (("0.5", "0.50", "2"), [1, 2, 0])
+    assert (found.names, found.encode(cells, description="d").tolist()) == (
+        ("0.5", "0.50", "2"),
+        [1, 2, 0],
+    )
     assert space(["10", "9"], is_typed=False).names == ("9", "10")
     # Whole numbers are classes, and numbers to all files, unless two classes would become one.
     found = space(["1.0", "0.0"], is_typed=False)
-    assert (found.names, found.encode(["1", "0.0"], description="d").tolist()) == (("0", "1"), [1, 0])
+    assert (found.names, found.encode(["1", "0.0"], description="d").tolist()) == (
+        ("0", "1"),
+        [1, 0],
+    )
     assert space(["0", "1"], is_typed=False).encode(["1.0"], description="d").tolist() == [1]
     assert space(["250.0", "250.00"], is_typed=False).names == ("250.0", "250.00")
     with pytest.raises(InputError, match=r"'3\.1' as a number.*--task classification"):
@@ -196,7 +245,9 @@ def test_cells_of_a_text_file_that_are_fractions_are_values_unless_they_are_said
         ([0.5, 1.5], [["0.50", "1.5"]]),
     ],
 )
-def test_classes_of_files_of_different_formats_agree(trained: list[Any], others: list[list[Any]]) -> None:
+def test_classes_of_files_of_different_formats_agree(
+    trained: list[Any], others: list[list[Any]]
+) -> None:
     found = space(trained, SINGLE)
     for labels in [trained, *others]:
         assert found.encode(labels, description="test.csv").tolist() == [0, 1], labels
@@ -204,7 +255,9 @@ def test_classes_of_files_of_different_formats_agree(trained: list[Any], others:
 
 def test_a_text_of_equal_value_is_another_class() -> None:
     for trained, other in ((["3.1", "3.2"], "3.10"), (["250.0", "250.00"], 250)):
-        with pytest.raises(InputError, match=r"row 1 of dev.csv has the label .*'3.1', '3.2'|'250.0', '250.00'"):
+        with pytest.raises(
+            InputError, match=r"row 1 of dev.csv has the label .*'3.1', '3.2'|'250.0', '250.00'"
+        ):
             space(trained, SINGLE).encode([other], description="dev.csv")
     with pytest.raises(InputError, match="differ by type alone"):
         space([True, 1, 0])
@@ -213,7 +266,10 @@ def test_a_text_of_equal_value_is_another_class() -> None:
 def test_names_are_given_to_numbers_however_a_file_writes_them() -> None:
     for labels in ([1, 0], [1.0, 0.0], ["1", "0"], ["1.0", "0.0"], [True, False]):
         found = space(labels, names=("no", "yes"))
-        assert (found.names, found.encode(labels, description="d").tolist()) == (("no", "yes"), [1, 0])
+        assert (found.names, found.encode(labels, description="d").tolist()) == (
+            ("no", "yes"),
+            [1, 0],
+        )
     found = space(["1", "3", "2"], names=("1", "2", "3"))
     assert found.encode(["1", "3"], description="d").tolist() == [0, 2]
 
@@ -238,8 +294,12 @@ def test_lists_of_as_many_zeros_and_ones_as_there_are_classes_are_multi_hot(
     for problem_type in (None, MULTI):
         found = space(labels, problem_type)
         assert (found.problem_type, found.names, found.is_multi_hot) == (MULTI, names, True)
-        assert found.encode(labels, description="d").tolist() == [[float(value) for value in row] for row in labels]
-    other = [float(place == 1) for place in range(len(names))]  # by itself it could be the classes 0 and 1
+        assert found.encode(labels, description="d").tolist() == [
+            [float(value) for value in row] for row in labels
+        ]
+    other = [
+        float(place == 1) for place in range(len(names))
+    ]  # by itself it could be the classes 0 and 1
     assert found.encode([other], description="dev.jsonl").tolist() == [other]
     letters = tuple("abc"[: len(names)])
     assert space(labels, names=letters).names == letters
@@ -251,7 +311,11 @@ def test_lists_of_class_numbers_are_not_multi_hot() -> None:
         assert not found.is_multi_hot
         assert found.encode([labels[0]], description="d").sum() == len(labels[0])
     numbered = find_labels(
-        [[0, 1], [1, 0]], problem_type=None, names=("a", "b", "c"), description="d", are_class_numbers=True
+        [[0, 1], [1, 0]],
+        problem_type=None,
+        names=("a", "b", "c"),
+        description="d",
+        are_class_numbers=True,
     )
     assert numbered.encode([[1]], description="d").tolist() == [[0, 1, 0]]
 
@@ -270,14 +334,18 @@ def test_lists_of_class_numbers_are_not_multi_hot() -> None:
         ([[1, 0, 1]], None, None, "row 1 of dev.csv has no label"),
     ],
 )
-def test_multi_hot_lists_that_do_not_fit_are_refused(labels: Any, names: Any, other: Any, message: str) -> None:
+def test_multi_hot_lists_that_do_not_fit_are_refused(
+    labels: Any, names: Any, other: Any, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         space(labels, names=names).encode([other], description="dev.csv")
 
 
 def test_names_of_class_numbers_are_kept() -> None:
     found = space([1, 0], names=("no", "yes", "maybe"))
-    assert found.names == ("no", "yes", "maybe") and found.encode([1], description="d").tolist() == [1]
+    assert found.names == ("no", "yes", "maybe") and found.encode(
+        [1], description="d"
+    ).tolist() == [1]
     assert space(["yes", "no"], names=("yes", "no")).encode(["no"], description="d").tolist() == [1]
 
 
@@ -296,7 +364,9 @@ def test_names_of_class_numbers_are_kept() -> None:
         ([0.5, -100], {"problem_type": VALUES}, "-100"),
     ],
 )
-def test_labels_that_cannot_be_learnt_are_refused(labels: list[Any], options: dict[str, Any], message: str) -> None:
+def test_labels_that_cannot_be_learnt_are_refused(
+    labels: list[Any], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         space(labels, **options).encode(labels, description="train.csv")
 
@@ -337,7 +407,12 @@ def test_quotes_of_a_tsv_file_are_letters_unless_they_were_put_around_cells(tmp_
         assert read("text\tlabel\n" + rows) == texts
         assert read("label\ttext\r\n\r\n" + "".join(f"0\t{text}\r\n" for text in texts)) == texts
     # As pandas and csv write them: cells with a tab, a quote or a line end are quoted, or all are.
-    for texts in (['He said "no"', "plain"], ["a\ttab", 'a "quote"'], ["two\n\nlines", '"'], ["plain", '5" disc']):
+    for texts in (
+        ['He said "no"', "plain"],
+        ["a\ttab", 'a "quote"'],
+        ["two\n\nlines", '"'],
+        ["plain", '5" disc'],
+    ):
         frame = pd.DataFrame({"text": texts, "label": ["0"] * len(texts)})
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC):
             assert read(frame.to_csv(index=False, sep="\t", quoting=quoting)) == texts
@@ -353,7 +428,10 @@ def test_quotes_of_a_tsv_file_are_letters_unless_they_were_put_around_cells(tmp_
             'text\tlabel\n"a\t0\nb\tc\t1\n"d\t1\n',
             r"line 3, has 3 cells .* \(with cells in quotes line 2 does not fit\)",
         ),
-        ('text\tlabel\n"a\t0\nb\tc\t1\n', r"line 3, has 3 cells .* \(with cells in quotes line 2 does not fit\)"),
+        (
+            'text\tlabel\n"a\t0\nb\tc\t1\n',
+            r"line 3, has 3 cells .* \(with cells in quotes line 2 does not fit\)",
+        ),
     ],
 )
 def test_a_line_of_a_tsv_file_that_fits_its_header_in_no_way_is_named(
@@ -366,16 +444,25 @@ def test_a_line_of_a_tsv_file_that_fits_its_header_in_no_way_is_named(
 
 def test_class_names_of_a_parquet_file_are_found(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(
+        tmp_path / "a.parquet"
+    )
     assert read_file(str(tmp_path / "a.parquet"), flag="f").class_names == {"label": ("no", "yes")}
 
 
-def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_separator(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,label\nwell, yes,1\nwell, no,0\n")  # pandas would take "well" for row names
+def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_separator(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.csv").write_text(
+        "text,label\nwell, yes,1\nwell, no,0\n"
+    )  # pandas would take "well" for row names
     with pytest.raises(InputError, match="more cells in row 1"):
         read_file(str(tmp_path / "a.csv"), flag="--train_file")
     (tmp_path / "a.tsv.csv").write_text("text,label\nyes,1\n")
-    assert read_file(str(tmp_path / "a.tsv.csv"), flag="--train_file").columns == {"text": ["yes"], "label": ["1"]}
+    assert read_file(str(tmp_path / "a.tsv.csv"), flag="--train_file").columns == {
+        "text": ["yes"],
+        "label": ["1"],
+    }
     (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbftext;label\r\n"well; yes, so";1\r\nno;0\r\n')
     assert read_file(str(tmp_path / "a.csv"), flag="--train_file").columns == {
         "text": ["well; yes, so", "no"],
@@ -387,7 +474,9 @@ def test_batches_equal_those_of_the_tokenizer_also_of_a_subset(model: str) -> No
     tokenizer = AutoTokenizer.from_pretrained(model)
     first, second = ["a value", "the list of names", "file"], ["index", "a", "the function returns"]
     rows = tokenize(Texts(first, second), np.array([0, 1, 2]), tokenizer, max_seq_length=64)
-    expected = tokenizer(["file", "a value"], ["the function returns", "index"], padding=True, return_tensors="pt")
+    expected = tokenizer(
+        ["file", "a value"], ["the function returns", "index"], padding=True, return_tensors="pt"
+    )
     for batch in (rows.__getitems__([2, 0]), rows.subset(np.array([1, 2, 0])).__getitems__([1, 2])):
         assert batch.pop("labels").tolist() == [2, 0]
         assert batch.keys() == expected.keys()
@@ -400,7 +489,9 @@ def test_images_are_normalised() -> None:
     rows = ImageDataset(pixels, np.array([1, 0]), mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
     values = rows.__getitems__([1])["pixel_values"]
     expected = (pixels[1, 2, 3, 3] / 255 - 0.3) / 0.4
-    assert values.shape == (1, 3, 4, 4) and float(values[0, 2, 3, 3]) == pytest.approx(expected, abs=1e-6)
+    assert values.shape == (1, 3, 4, 4) and float(values[0, 2, 3, 3]) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_an_epoch_draws_every_row_once_in_batches_of_like_length() -> None:
@@ -430,7 +521,9 @@ def test_the_loss_of_one_batch_is_that_of_the_stock_head(model: str, problem_typ
         MULTI: torch.tensor([[1.0, 0, 1], [0, 0, 1]]),
         VALUES: torch.tensor([0.5, 2]),
     }
-    outputs = classifier(input_ids=torch.tensor([[2, 7, 9, 3], [2, 8, 5, 3]]), labels=labels[problem_type])
+    outputs = classifier(
+        input_ids=torch.tensor([[2, 7, 9, 3], [2, 8, 5, 3]]), labels=labels[problem_type]
+    )
     torch.testing.assert_close(window_loss(outputs, labels[problem_type]), outputs.loss)
 
 
@@ -440,24 +533,40 @@ def updated(model: str, rows: TextDataset, folder: Path, **sizes: int) -> torch.
     for module in classifier.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    recipe = Recipe(learning_rate=0.5, mixed_precision="no", warmup_ratio=0.0, max_grad_norm=0.0, **sizes)
+    recipe = Recipe(
+        learning_rate=0.5, mixed_precision="no", warmup_ratio=0.0, max_grad_norm=0.0, **sizes
+    )
     arguments = training_arguments(recipe, classifier, folder, num_updates=3, seed=1)
     arguments.optim = "sgd"  # AdamW would hide a wrong scale
     trainer = ClassifierTrainer(
-        classifier, arguments, train_dataset=rows, data_collator=_as_is, compute_loss_func=window_loss
+        classifier,
+        arguments,
+        train_dataset=rows,
+        data_collator=_as_is,
+        compute_loss_func=window_loss,
     )
     trainer.train()
     return classifier
 
 
 def test_an_update_does_not_depend_on_how_its_rows_are_cut(model: str, tmp_path: Path) -> None:
-    texts = sentences(14)  # an update of 8 rows and one of 6: the latter is cut into 2, 2, 2 or into 3 and 3 or 4 and 2
+    texts = sentences(
+        14
+    )  # an update of 8 rows and one of 6: the latter is cut into 2, 2, 2 or into 3 and 3 or 4 and 2
     tokenizer = AutoTokenizer.from_pretrained(model)
     labels = np.array([row["label"] == "good" for row in texts], dtype=np.int64)
-    rows = tokenize(Texts([row["text"] for row in texts], None), labels, tokenizer, max_seq_length=32)
+    rows = tokenize(
+        Texts([row["text"] for row in texts], None), labels, tokenizer, max_seq_length=32
+    )
     whole = updated(model, rows, tmp_path, per_device_train_batch_size=8)
     for size, steps in ((2, 4), (4, 2)):
-        cut = updated(model, rows, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
+        cut = updated(
+            model,
+            rows,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+        )
         for (name, ours), theirs in zip(cut.named_parameters(), whole.parameters(), strict=True):
             # float32: other sums, and other padding
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4, msg=name)
@@ -491,9 +600,13 @@ def test_a_frozen_encoder_stays_and_what_it_lacks_is_trained(model: str, tmp_pat
     }
 
 
-def test_what_a_frozen_encoder_lacks_learns_its_statistics_and_dropout_acts(model: str, tmp_path: Path) -> None:
+def test_what_a_frozen_encoder_lacks_learns_its_statistics_and_dropout_acts(
+    model: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    encoder = ResNetModel(ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1]))
+    encoder = ResNetModel(
+        ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1])
+    )
     encoder.save_pretrained(tmp_path / "resnet")
     state = load_file(tmp_path / "resnet/model.safetensors")
     lacking = "embedder.embedder.normalization"
@@ -504,17 +617,33 @@ def test_what_a_frozen_encoder_lacks_learns_its_statistics_and_dropout_acts(mode
     before = {name: values.clone() for name, values in frozen.state_dict().items()}
     frozen.train()
     frozen(pixel_values=torch.randn(4, 1, 32, 32))
-    changed = {name for name, values in frozen.state_dict().items() if not torch.equal(values, before[name])}
-    assert changed == {f"resnet.{lacking}.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    changed = {
+        name
+        for name, values in frozen.state_dict().items()
+        if not torch.equal(values, before[name])
+    }
+    assert changed == {
+        f"resnet.{lacking}.{name}"
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
     texts = ClassifierSource(model, labels, freeze_encoder=True).build(0).train()
     first, second = (texts.bert(torch.tensor([[2, 7, 9, 3]])).last_hidden_state for _ in range(2))
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "distilbert"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "distilbert"]
+)
 def test_the_longest_row_is_the_longest_that_the_model_computes(model: str, kind: str) -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=20, pad_token_id=1, **sizes)
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    config = AutoConfig.for_model(
+        kind, vocab_size=50, max_position_embeddings=20, pad_token_id=1, **sizes
+    )
     longest = longest_row(config, AutoTokenizer.from_pretrained(model))
     encoder = AutoModel.from_config(config).eval()
     with torch.no_grad():
@@ -540,7 +669,9 @@ def test_training_has_a_least_and_a_largest_length() -> None:
     assert Recipe(num_train_epochs=3, min_steps=10).num_updates(100) == 3 * 7
     assert Recipe(num_train_epochs=3, min_steps=100).num_updates(100) == 100
     assert Recipe(num_train_epochs=3, max_steps=5, min_steps=0).num_updates(100) == 5
-    assert Recipe(num_train_epochs=3, min_steps=0, gradient_accumulation_steps=7).num_updates(100) == 3
+    assert (
+        Recipe(num_train_epochs=3, min_steps=0, gradient_accumulation_steps=7).num_updates(100) == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -558,11 +689,24 @@ def test_there_are_at_most_as_many_evaluations_as_asked_for_and_one_at_the_end(
     model: str, tmp_path: Path, updates: int, asked: int, expected: list[int]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = tokenize(Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32)
-    source = ClassifierSource(model, find_labels(["a", "b"], problem_type=None, names=None, description="d"))
+    rows = tokenize(
+        Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32
+    )
+    source = ClassifierSource(
+        model, find_labels(["a", "b"], problem_type=None, names=None, description="d")
+    )
     recipe = Recipe(max_steps=updates, num_evaluations=asked, mixed_precision="no")
-    validation = Validation(rows, lambda logits, references: {"accuracy": 0.5}, "accuracy", greater_is_better=True)
-    trainer = train(source.build(0), rows, recipe, seed=0, scratch_folder=tmp_path / "scratch", validation=validation)
+    validation = Validation(
+        rows, lambda logits, references: {"accuracy": 0.5}, "accuracy", greater_is_better=True
+    )
+    trainer = train(
+        source.build(0),
+        rows,
+        recipe,
+        seed=0,
+        scratch_folder=tmp_path / "scratch",
+        validation=validation,
+    )
     assert [row["step"] for row in trainer.state.log_history if "eval_accuracy" in row] == expected
 
 
@@ -570,8 +714,12 @@ def test_a_tiny_task_is_learnt_and_nothing_is_left_on_disk(model: str, tmp_path:
     texts = sentences(40)
     tokenizer = AutoTokenizer.from_pretrained(model)
     labels = np.array([row["label"] == "good" for row in texts], dtype=np.int64)
-    rows = tokenize(Texts([row["text"] for row in texts], None), labels, tokenizer, max_seq_length=32)
-    source = ClassifierSource(model, find_labels(["a", "b"], problem_type=None, names=None, description="d"))
+    rows = tokenize(
+        Texts([row["text"] for row in texts], None), labels, tokenizer, max_seq_length=32
+    )
+    source = ClassifierSource(
+        model, find_labels(["a", "b"], problem_type=None, names=None, description="d")
+    )
     recipe = Recipe(learning_rate=5e-3, min_steps=60, mixed_precision="no")
     trainer = train(source.build(0), rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
     assert trainer.evaluate(rows)["eval_loss"] < 0.1
@@ -586,7 +734,9 @@ def test_classes_of_image_folders_are_matched_by_name(tmp_path: Path) -> None:
             for number in range(4):
                 path = tmp_path / "images" / split / name / f"{number}.png"
                 Image.fromarray(np.full((8, 8), 60 * number, np.uint8)).save(path)
-    data = TaskDataArguments(dataset_name=str(tmp_path / "images"), test_split="test", validation_share=0.25)
+    data = TaskDataArguments(
+        dataset_name=str(tmp_path / "images"), test_split="test", validation_share=0.25
+    )
     splits = open_splits(model, data, find_task("auto"), seed=0)
     assert splits.labels.names == ("ant", "bee", "cat")
     found = splits.rows["test"].labels
@@ -610,9 +760,12 @@ def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path:
 
     augmentation.draw = recorded  # type: ignore[method-assign]
     source = ClassifierSource(
-        make_image_model(tmp_path / "vit"), find_labels([0, 1], problem_type=None, names=None, description="d")
+        make_image_model(tmp_path / "vit"),
+        find_labels([0, 1], problem_type=None, names=None, description="d"),
     )
-    recipe = Recipe(num_train_epochs=3, min_steps=0, per_device_train_batch_size=4, mixed_precision="no")
+    recipe = Recipe(
+        num_train_epochs=3, min_steps=0, per_device_train_batch_size=4, mixed_precision="no"
+    )
     for seed in (0, 1):
         drawn.clear()
         train(source.build(seed), rows, recipe, seed=seed, scratch_folder=tmp_path / "scratch")
@@ -621,8 +774,12 @@ def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path:
 
 def test_a_model_that_diverged_has_no_predictions(model: str, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = tokenize(Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32)
-    source = ClassifierSource(model, find_labels(["a", "b"], problem_type=None, names=None, description="d"))
+    rows = tokenize(
+        Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32
+    )
+    source = ClassifierSource(
+        model, find_labels(["a", "b"], problem_type=None, names=None, description="d")
+    )
     broken = source.build(0)
     torch.nn.init.constant_(broken.classifier.weight, math.nan)
     recipe = Recipe(min_steps=1, num_train_epochs=1, mixed_precision="no")

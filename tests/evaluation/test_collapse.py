@@ -24,7 +24,12 @@ from bert_pretrain.evaluation.collapse import (
 from bert_pretrain.losses.triplet import Negatives, triplet_loss
 
 HEALTHY = CollapseMeasures(
-    embedding_dim=64, embedding_std=0.11, effective_rank=40.0, uniformity=-3.5, alignment=0.3, active_triplets=0.4
+    embedding_dim=64,
+    embedding_std=0.11,
+    effective_rank=40.0,
+    uniformity=-3.5,
+    alignment=0.3,
+    active_triplets=0.4,
 )
 
 
@@ -44,10 +49,16 @@ def test_measures_are_those_of_numpys_formulas(shape: tuple[int, int]) -> None:
     shares = singular_values / singular_values.sum()
     pairs = [float(((a - b) ** 2).sum()) for a, b in itertools.combinations(unit(first), 2)]
     measures = collapse_measures(first, second_views=second, active_triplets=0.25)
-    assert measures.effective_rank == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    assert measures.effective_rank == pytest.approx(
+        math.exp(-(shares * np.log(shares)).sum()), rel=1e-6
+    )
     assert measures.embedding_std == pytest.approx(unit(first).std(axis=0).mean(), rel=1e-9)
-    assert measures.uniformity == pytest.approx(math.log(np.mean(np.exp(-2 * np.array(pairs)))), rel=1e-9)
-    assert measures.alignment == pytest.approx(((unit(first) - unit(second)) ** 2).sum(axis=1).mean(), rel=1e-9)
+    assert measures.uniformity == pytest.approx(
+        math.log(np.mean(np.exp(-2 * np.array(pairs)))), rel=1e-9
+    )
+    assert measures.alignment == pytest.approx(
+        ((unit(first) - unit(second)) ** 2).sum(axis=1).mean(), rel=1e-9
+    )
     assert (measures.embedding_dim, measures.active_triplets) == (shape[1], 0.25)
     assert collapse_measures(first).alignment is None
 
@@ -56,7 +67,9 @@ def test_measures_are_those_of_numpys_formulas(shape: tuple[int, int]) -> None:
 def test_equal_embeddings_have_no_deviation_rank_1_and_uniformity_0(value: float) -> None:
     equal = torch.full((20, 16), value)
     assert embedding_std(equal) == pytest.approx(0, abs=1e-12)
-    assert effective_rank(equal) == pytest.approx(1, abs=1e-5)  # noise of 1e-8 in each of 15 directions
+    assert effective_rank(equal) == pytest.approx(
+        1, abs=1e-5
+    )  # noise of 1e-8 in each of 15 directions
     assert uniformity(equal) == pytest.approx(0, abs=1e-12)
     assert alignment(equal, equal) == 0
 
@@ -90,21 +103,30 @@ def test_scale_and_order_do_not_matter() -> None:
     expected = collapse_measures(first, second_views=second)
     found = collapse_measures(7 * first[order], second_views=7 * second[order])
     for name in ("embedding_std", "effective_rank", "uniformity", "alignment"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name  # float32 products
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), (
+            name
+        )  # float32 products
 
 
-@pytest.mark.parametrize(("max_pairs", "num_rows"), [(1, 2), (2, 2), (3, 3), (44, 9), (45, 10), (46, 10), (1000, 40)])
-def test_uniformity_takes_the_first_rows_that_make_at_most_so_many_pairs(max_pairs: int, num_rows: int) -> None:
+@pytest.mark.parametrize(
+    ("max_pairs", "num_rows"), [(1, 2), (2, 2), (3, 3), (44, 9), (45, 10), (46, 10), (1000, 40)]
+)
+def test_uniformity_takes_the_first_rows_that_make_at_most_so_many_pairs(
+    max_pairs: int, num_rows: int
+) -> None:
     embeddings = rows(40, 5, seed=0)
     assert uniformity(embeddings, max_pairs=max_pairs) == uniformity(embeddings[:num_rows])
 
 
 def test_embeddings_that_are_spread_cause_no_warning() -> None:
     assert collapse_warnings(HEALTHY) == []
-    assert collapse_warnings(replace(HEALTHY, embedding_std=0.02)) == []  # a sixth of the isotropic 0.125
+    assert (
+        collapse_warnings(replace(HEALTHY, embedding_std=0.02)) == []
+    )  # a sixth of the isotropic 0.125
     assert collapse_warnings(HEALTHY, triplet_loss=0.2, margin=0.5) == []
     assert collapse_warnings(HEALTHY, triplet_loss=0.9, margin=0.5) == []
-    # Semi-hard negatives of embeddings that are spread: just behind the positives, but both far away.
+    # Semi-hard negatives of embeddings that are spread: just behind the positives, but both far
+    # away.
     assert collapse_warnings(HEALTHY, triplet_loss=0.495, negative_distance=1.2, margin=0.5) == []
     assert collapse_warnings(collapse_measures(rows(100, 64, seed=0))) == []
     assert collapse_warnings(collapse_measures(rows(100, 2, seed=0))) == []
@@ -113,11 +135,27 @@ def test_embeddings_that_are_spread_cause_no_warning() -> None:
 @pytest.mark.parametrize(
     ("measures", "options", "words"),
     [
-        (HEALTHY, {"triplet_loss": 0.4995, "margin": 0.5}, ["margin 0.5", "--negatives semi_hard", "--normalize"]),
-        (HEALTHY, {"triplet_loss": 0.505, "negative_distance": 0.1, "margin": 0.5}, ["margin 0.5", "--learning_rate"]),
-        (replace(HEALTHY, embedding_std=0.001), {}, ["same embedding", "--learning_rate", "nt_xent"]),
+        (
+            HEALTHY,
+            {"triplet_loss": 0.4995, "margin": 0.5},
+            ["margin 0.5", "--negatives semi_hard", "--normalize"],
+        ),
+        (
+            HEALTHY,
+            {"triplet_loss": 0.505, "negative_distance": 0.1, "margin": 0.5},
+            ["margin 0.5", "--learning_rate"],
+        ),
+        (
+            replace(HEALTHY, embedding_std=0.001),
+            {},
+            ["same embedding", "--learning_rate", "nt_xent"],
+        ),
         (replace(HEALTHY, effective_rank=1.2), {}, ["effective rank", "--normalize"]),
-        (replace(HEALTHY, active_triplets=0.001), {}, ["0.1%", "--margin", "--negatives semi_hard"]),
+        (
+            replace(HEALTHY, active_triplets=0.001),
+            {},
+            ["0.1%", "--margin", "--negatives semi_hard"],
+        ),
     ],
 )
 def test_each_sign_has_its_own_message_with_flags(
@@ -139,7 +177,9 @@ def train(negatives: Negatives) -> list[str]:
     encoder = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 8))
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
     for step in range(150):
-        first, second = (encoder(images + 2 * rows(64, 20, seed=1 + 2 * step + view)) for view in range(2))
+        first, second = (
+            encoder(images + 2 * rows(64, 20, seed=1 + 2 * step + view)) for view in range(2)
+        )
         terms = triplet_loss(
             first,
             second,
@@ -149,7 +189,9 @@ def train(negatives: Negatives) -> list[str]:
             margin=margin,
             distance="l2",
             negatives=negatives,
-            offsets=torch.from_numpy((hash_uint64(step, np.arange(64)) >> np.uint64(2)).astype(np.int64)),
+            offsets=torch.from_numpy(
+                (hash_uint64(step, np.arange(64)) >> np.uint64(2)).astype(np.int64)
+            ),
         )
         loss = terms.sum / terms.num_terms
         optimizer.zero_grad()

@@ -37,12 +37,24 @@ from bert_pretrain.evaluation.linear_probe import PROBE_GRID
 from bert_pretrain.evaluation.suites.label_efficiency import ARMS
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 9), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=80),
+    st.integers(1, 9),
+    st.integers(0, 9),
+    st.integers(0, 99),
+)
 @settings(max_examples=100, deadline=None)
-def test_subsets_are_stratified_and_nested(labels: list[int], small: int, more: int, seed: int) -> None:
+def test_subsets_are_stratified_and_nested(
+    labels: list[int], small: int, more: int, seed: int
+) -> None:
     array = np.array(labels)
     subset, larger = (nested_subset(array, count, seed=seed) for count in (small, small + more))
-    assert set(subset) <= set(larger) <= set(nested_subset(array, 0, seed=seed)) == set(range(len(labels)))
+    assert (
+        set(subset)
+        <= set(larger)
+        <= set(nested_subset(array, 0, seed=seed))
+        == set(range(len(labels)))
+    )
     for label in set(labels):
         assert (array[subset] == label).sum() == min(small, labels.count(label))
     assert len(set(subset)) == len(subset)
@@ -97,7 +109,13 @@ def test_every_arm_gets_the_same_rows_and_what_is_finished_is_not_done_again() -
     assert {row.accuracy for row in rows} == {0.75}
     fresh: list[Measurement] = []
     again = measure_curve(
-        arms, labels, test_labels, counts=[1, 0], seeds=[3, 7], finished=rows, on_measurement=fresh.append
+        arms,
+        labels,
+        test_labels,
+        counts=[1, 0],
+        seeds=[3, 7],
+        finished=rows,
+        on_measurement=fresh.append,
     )
     assert {(row.seed, row.num_per_class) for row in fresh} == {(7, 1), (7, 0)}
     assert len(again) == 8
@@ -113,7 +131,9 @@ def test_the_probe_is_logistic_regression_with_c_chosen_among_the_labelled_rows(
 
     def fitted(rows: Any, targets: Any, strength: float) -> tuple[Any, Any]:
         scaler = StandardScaler().fit(rows)
-        return scaler, LogisticRegression(C=strength, max_iter=500).fit(scaler.transform(rows), targets)
+        return scaler, LogisticRegression(C=strength, max_iter=500).fit(
+            scaler.transform(rows), targets
+        )
 
     rows, targets = features[places], labels[places]
     folds = list(StratifiedKFold(5, shuffle=True, random_state=2).split(rows, targets))
@@ -122,7 +142,9 @@ def test_the_probe_is_logistic_regression_with_c_chosen_among_the_labelled_rows(
         hits = []
         for learnt, held_out in folds:
             scaler, classifier = fitted(rows[learnt], targets[learnt], strength)
-            hits.append((classifier.predict(scaler.transform(rows[held_out])) == targets[held_out]).mean())
+            hits.append(
+                (classifier.predict(scaler.transform(rows[held_out])) == targets[held_out]).mean()
+            )
         scores.append(np.mean(hits))
     scaler, classifier = fitted(rows, targets, PROBE_GRID[int(np.argmax(scores))])
     assert predicted.tolist() == classifier.predict(scaler.transform(test_features)).tolist()
@@ -150,9 +172,21 @@ def measure(*flags: str) -> dict[str, Any]:
     return results
 
 
-def test_texts_are_measured_and_a_measurement_is_continued(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_are_measured_and_a_measurement_is_continued(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make_text_model(folder / "model")
-    files = ["--model", model, "--train_file", "train.jsonl", "--test_file", "test.jsonl", "--num_labels", "1", "8"]
+    files = [
+        "--model",
+        model,
+        "--train_file",
+        "train.jsonl",
+        "--test_file",
+        "test.jsonl",
+        "--num_labels",
+        "1",
+        "8",
+    ]
     arms = ["--arms", *ARMS]
     results = measure(*files, *arms, "--seeds", "0")
     rows = (folder / "out/rows.jsonl").read_text().splitlines(keepends=True)
@@ -165,12 +199,16 @@ def test_texts_are_measured_and_a_measurement_is_continued(folder: Path, capsys:
     continued = (folder / "out/rows.jsonl").read_text().splitlines(keepends=True)
     assert continued[:7] == rows[:7] and len(continued) == 16
     cut_off = json.loads(rows[7])
-    (redone,) = [row for row in map(json.loads, continued) if all(row[key] == cut_off[key] for key in WHICH)]
+    (redone,) = [
+        row for row in map(json.loads, continued) if all(row[key] == cut_off[key] for key in WHICH)
+    ]
     assert redone["accuracy"] == cut_off["accuracy"]
     for point, earlier in zip(again["points"], results["points"], strict=True):
         values = [json.loads(row) for row in continued]
         own = [
-            v["accuracy"] for v in values if (v["arm"], v["num_per_class"]) == (point["arm"], point["num_per_class"])
+            v["accuracy"]
+            for v in values
+            if (v["arm"], v["num_per_class"]) == (point["arm"], point["num_per_class"])
         ]
         assert point["mean"] == pytest.approx(np.mean(own)) and earlier["mean"] == own[0]
     assert "from_scratch, paired by seed" in capsys.readouterr().out
@@ -182,13 +220,31 @@ def test_texts_are_measured_and_a_measurement_is_continued(folder: Path, capsys:
 
 def test_a_word_that_tells_the_classes_apart_is_found_by_the_floor(folder: Path) -> None:
     model = make_text_model(folder / "model")
-    flags = ["--model", model, "--train_file", "train.jsonl", "--test_file", "test.jsonl", "--num_labels", "all"]
+    flags = [
+        "--model",
+        model,
+        "--train_file",
+        "train.jsonl",
+        "--test_file",
+        "test.jsonl",
+        "--num_labels",
+        "all",
+    ]
     results = measure(*flags, "--arms", "floor", "--seeds", "0")
-    assert results["figures"]["floor_all_accuracy"] == 1.0 and results["points"][0]["num_rows"] == 60
+    assert (
+        results["figures"]["floor_all_accuracy"] == 1.0 and results["points"][0]["num_rows"] == 60
+    )
 
 
 def test_images_are_measured(folder: Path) -> None:
-    flags = ["--model", make_image_model(folder / "vit"), "--dataset_name", "digits", "--num_labels", "4"]
+    flags = [
+        "--model",
+        make_image_model(folder / "vit"),
+        "--dataset_name",
+        "digits",
+        "--num_labels",
+        "4",
+    ]
     results = measure(*flags, "--arms", *ARMS, "--seeds", "0", "--max_test_rows", "100")
     assert results["test_rows"] == 100
     assert {point["arm"] for point in results["points"]} == set(ARMS)
@@ -197,7 +253,14 @@ def test_images_are_measured(folder: Path) -> None:
 
 def floor_of(folder: Path) -> list[str]:
     """Return the flags of a measurement of two rows that needs no training."""
-    flags = ["--model", make_text_model(folder / "model"), "--train_file", "train.jsonl", "--num_labels", "1"]
+    flags = [
+        "--model",
+        make_text_model(folder / "model"),
+        "--train_file",
+        "train.jsonl",
+        "--num_labels",
+        "1",
+    ]
     return [*flags, "--arms", "floor", "--seeds", "0", "1"]
 
 
@@ -211,7 +274,9 @@ def test_a_measurement_under_way_is_left_to_the_process_that_makes_it(
     monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 0)
     with held(folder / "out"), pytest.raises(SystemExit) as stopped:
         measure(*flags, "--seeds", "0", "1", "2")
-    assert stopped.value.code == 2 and "another process is at work in out" in capsys.readouterr().err
+    assert (
+        stopped.value.code == 2 and "another process is at work in out" in capsys.readouterr().err
+    )
     assert (folder / "out/rows.jsonl").read_text() == before
     during = []
     monkeypatch.setattr(MeasurementLog, "add", lambda log, row: during.append(is_held(log.folder)))
@@ -221,7 +286,10 @@ def test_a_measurement_under_way_is_left_to_the_process_that_makes_it(
 
 @pytest.mark.parametrize("is_the_same", [True, False])
 def test_what_another_process_measured_while_this_one_got_ready_is_neither_lost_nor_done_again(
-    is_the_same: bool, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    is_the_same: bool,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flags = floor_of(folder)
     measure(*flags, *([] if is_the_same else ["--max_test_rows", "9"]))
@@ -237,7 +305,9 @@ def test_what_another_process_measured_while_this_one_got_ready_is_neither_lost_
     if is_the_same:
         measure(*flags, "--seeds", "0", "1", "2")
         rows = Path("out/rows.jsonl").read_text()
-        assert rows.startswith(theirs) and [json.loads(row)["seed"] for row in rows.splitlines()] == [0, 1, 2]
+        assert rows.startswith(theirs) and [
+            json.loads(row)["seed"] for row in rows.splitlines()
+        ] == [0, 1, 2]
     else:
         with pytest.raises(SystemExit):
             measure(*flags)
@@ -260,7 +330,9 @@ def test_what_another_process_measured_while_this_one_got_ready_is_neither_lost_
         (["--task", "multi_label"], "single classes"),
     ],
 )
-def test_bad_input_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+def test_bad_input_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
     write_rows(folder / "blind.jsonl", [{"text": "a"}])
     model = make_text_model(folder / "model")
     with pytest.raises(SystemExit) as stopped:
@@ -271,12 +343,23 @@ def test_bad_input_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("settings.json", "{", "damaged"), ("rows.jsonl", "none\n", "line 1"), ("rows.jsonl", '{"a": 1}\n', "line 1")],
+    [
+        ("settings.json", "{", "damaged"),
+        ("rows.jsonl", "none\n", "line 1"),
+        ("rows.jsonl", '{"a": 1}\n', "line 1"),
+    ],
 )
 def test_a_damaged_measurement_is_refused_and_left_alone(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, message: str
 ) -> None:
-    flags = ["--model", make_text_model(folder / "model"), "--train_file", "train.jsonl", "--num_labels", "1"]
+    flags = [
+        "--model",
+        make_text_model(folder / "model"),
+        "--train_file",
+        "train.jsonl",
+        "--num_labels",
+        "1",
+    ]
     flags += ["--arms", "floor", "--seeds", "0"]
     measure(*flags)
     (folder / "out" / name).write_text(content)
@@ -293,7 +376,9 @@ def test_the_curve_is_measured_alone(capsys: pytest.CaptureFixture[str]) -> None
     assert ended.value.code == 2 and "label_efficiency runs alone" in capsys.readouterr().err
 
 
-def test_a_folder_in_use_is_refused_before_the_model_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_in_use_is_refused_before_the_model_is_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "out").mkdir()
     (folder / "out/notes.txt").write_text("mine")
     with pytest.raises(SystemExit):

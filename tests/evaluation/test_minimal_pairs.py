@@ -36,8 +36,15 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     folder, tokenizer = tmp_path_factory.mktemp("bert"), load_tokenizer(None)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, initializer_range=0.3, **shape)
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    config = BertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=32, initializer_range=0.3, **shape
+    )
     BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -51,7 +58,11 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 def test_both_formats_are_read_compressed_or_not(tmp_path: Path) -> None:
     rows = [OURS, "", BLIMP, {"good": "a", "bad": "b"}]
-    expected = [tuple(OURS.values()), (BLIMP["sentence_good"], BLIMP["sentence_bad"], BLIMP["UID"]), ("a", "b", "own")]
+    expected = [
+        tuple(OURS.values()),
+        (BLIMP["sentence_good"], BLIMP["sentence_bad"], BLIMP["UID"]),
+        ("a", "b", "own"),
+    ]
     for name in ("own.jsonl", "own.jsonl.gz"):
         assert [tuple(pair[:3]) for pair in read_pairs(write(tmp_path / name, rows))] == expected
 
@@ -89,12 +100,19 @@ def test_accuracies_count_ties_half_with_wilson_intervals() -> None:
     bad = np.array([-2.0, -1.0, -3.0, -5.0, -9.0])
     overall, (first, second) = accuracies(["x", "y", "x", "y", "y"], good, bad)
     assert (first.group, first.num_pairs, first.num_ties, first.accuracy) == ("x", 2, 1, 0.75)
-    assert (second.group, second.num_pairs, second.num_ties, second.accuracy) == ("y", 3, 0, pytest.approx(2 / 3))
+    assert (second.group, second.num_pairs, second.num_ties, second.accuracy) == (
+        "y",
+        3,
+        0,
+        pytest.approx(2 / 3),
+    )
     assert (overall.num_pairs, overall.num_ties, overall.accuracy) == (5, 1, pytest.approx(3.5 / 5))
     assert second.interval == pytest.approx(tuple(binomtest(2, 3).proportion_ci(method="wilson")))
 
 
-def test_pairs_too_close_for_bfloat16_are_judged_in_float32(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_too_close_for_bfloat16_are_judged_in_float32(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer = BertForMaskedLM.from_pretrained(bert).eval(), load_tokenizer(str(bert))
     pairs = template_pairs()[::5]
     exact = score_pairs(model, tokenizer, pairs, bf16=False)
@@ -109,7 +127,11 @@ def test_pairs_too_close_for_bfloat16_are_judged_in_float32(bert: Path, monkeypa
 
 @pytest.mark.parametrize(
     ("good", "expected"),
-    [("a [MASK] .", "has a \\[MASK\\]"), ("\u200b", "leaves nothing"), ("a " * 40, "42 tokens but the model takes 32")],
+    [
+        ("a [MASK] .", "has a \\[MASK\\]"),
+        ("\u200b", "leaves nothing"),
+        ("a " * 40, "42 tokens but the model takes 32"),
+    ],
 )
 def test_sentences_that_cannot_be_scored_are_refused(bert: Path, good: str, expected: str) -> None:
     model, tokenizer = BertForMaskedLM.from_pretrained(bert).eval(), load_tokenizer(str(bert))
@@ -124,7 +146,9 @@ def test_templates_give_distinct_pairs_of_known_words_that_differ_in_one_place()
     assert len({pair[:2] for pair in pairs}) == len(pairs) == 6 * PAIRS_PER_GROUP
     for good, bad, group, _ in pairs:
         differing = (
-            [a != b for a, b in zip(good.split(), bad.split(), strict=True)] if group != "negative polarity" else [1]
+            [a != b for a, b in zip(good.split(), bad.split(), strict=True)]
+            if group != "negative polarity"
+            else [1]
         )
         assert sum(differing) == 1, (good, bad)
     encoded = encode_sentences(load_tokenizer(None), [pair.good for pair in pairs])
@@ -134,25 +158,45 @@ def test_templates_give_distinct_pairs_of_known_words_that_differ_in_one_place()
 def test_the_command_counts_by_group_over_all_files(
     bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "a.jsonl", [OURS, {"good": "The Files are old .", "bad": "the files are old ."}])
+    write(
+        tmp_path / "a.jsonl", [OURS, {"good": "The Files are old .", "bad": "the files are old ."}]
+    )
     write(tmp_path / "b.jsonl.gz", [BLIMP])
-    flags = ["--model", str(bert), "--suite", "minimal_pairs", "--pairs_file", str(tmp_path / "*.jsonl*")]
-    assert main(["evaluate", *flags, "--mixed_precision", "no", "--json", str(tmp_path / "out.json")]) == 0
+    flags = [
+        "--model",
+        str(bert),
+        "--suite",
+        "minimal_pairs",
+        "--pairs_file",
+        str(tmp_path / "*.jsonl*"),
+    ]
+    assert (
+        main(["evaluate", *flags, "--mixed_precision", "no", "--json", str(tmp_path / "out.json")])
+        == 0
+    )
     record = json.loads((tmp_path / "out.json").read_text())
     details = record["details"]["minimal_pairs"]
-    assert [group["group"] for group in details["token"]["groups"]] == ["agreement", "a", "adjunct_island"]
+    assert [group["group"] for group in details["token"]["groups"]] == [
+        "agreement",
+        "a",
+        "adjunct_island",
+    ]
     cased = details["pairs"][1]  # the tokenizer folds case, so that both are the same to it
     assert cased["token_good"] == cased["token_bad"]
     wins = sum(
-        (row["token_good"] > row["token_bad"]) + (row["token_good"] == row["token_bad"]) / 2 for row in details["pairs"]
+        (row["token_good"] > row["token_bad"]) + (row["token_good"] == row["token_bad"]) / 2
+        for row in details["pairs"]
     )
     assert record["figures"]["minimal_pairs_accuracy"] == pytest.approx(wins / 3)
     assert record["figures"]["minimal_pairs_tie_share"] == pytest.approx(1 / 3)
     num_tokens = [
-        len(s.words) - 2 for s in encode_sentences(load_tokenizer(None), [row["good"] for row in details["pairs"]])
+        len(s.words) - 2
+        for s in encode_sentences(load_tokenizer(None), [row["good"] for row in details["pairs"]])
     ]
     mean = sum(row["token_good"] for row in details["pairs"]) / sum(num_tokens)
-    assert record["figures"]["minimal_pairs_mean_token_log_likelihood"] == pytest.approx(mean, rel=1e-5)
+    assert record["figures"]["minimal_pairs_mean_token_log_likelihood"] == pytest.approx(
+        mean, rel=1e-5
+    )
     assert "adjunct_island" in capsys.readouterr().out
 
 
@@ -167,6 +211,16 @@ def test_without_a_file_the_command_judges_its_own_templates_and_says_so(
 
 def test_a_missing_file_of_pairs_is_refused(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", "--model", str(bert), "--suite", "minimal_pairs", "--pairs_file", "no*.jsonl"])
+        main(
+            [
+                "evaluate",
+                "--model",
+                str(bert),
+                "--suite",
+                "minimal_pairs",
+                "--pairs_file",
+                "no*.jsonl",
+            ]
+        )
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: no*.jsonl is no file")

@@ -89,7 +89,10 @@ def test_hard_pairs_do_not_give_themselves_away() -> None:
     store = make_store(num_documents=300)
     documents = np.arange(store.num_documents)
     plan, _ = plan_neighbours(store, documents, max_seq_length=32, seed=0)
-    assert plan.b_start.tolist() != plan_neighbours(store, documents, max_seq_length=32, seed=1)[0].b_start.tolist()
+    assert (
+        plan.b_start.tolist()
+        != plan_neighbours(store, documents, max_seq_length=32, seed=1)[0].b_start.tolist()
+    )
     again, _ = plan_neighbours(store, documents, max_seq_length=32, seed=0)
     assert spans(again) == spans(plan)
     assert len(set(plan.b_start.tolist())) == len(set(plan.a_start.tolist())) == len(plan)
@@ -111,7 +114,10 @@ def test_rows_are_balanced_and_at_most_as_many_as_asked_for() -> None:
         rows = balanced_rows(labels, max_rows=max_rows, seed=1)
         assert Counter(labels[rows].tolist()) == {NEXT: expected, RANDOM: expected}
         assert (np.diff(rows) > 0).all()
-    assert balanced_rows(labels, max_rows=10, seed=1).tolist() != balanced_rows(labels, max_rows=10, seed=2).tolist()
+    assert (
+        balanced_rows(labels, max_rows=10, seed=1).tolist()
+        != balanced_rows(labels, max_rows=10, seed=2).tolist()
+    )
     assert len(balanced_rows(labels[:30], max_rows=10, seed=1)) == 0
 
 
@@ -121,7 +127,8 @@ def test_calibration_is_that_worked_out_by_hand() -> None:
     scores = judge_next_sentences(probabilities, labels)
     # Judged random, next, random, random, next, random: right but for the third and the fifth.
     assert scores.accuracy == pytest.approx(4 / 6)
-    # Bins [.5, .55): .51, wrong. [.55, .6): .55, right. [.9, .95): .93, .93, .91, two of three right. [.95, 1]: 1.
+    # Bins [.5, .55): .51, wrong. [.55, .6): .55, right. [.9, .95): .93, .93, .91, two of three
+    # right. [.95, 1]: 1.
     assert [found.num_pairs for found in scores.bins] == [1, 1, 0, 0, 0, 0, 0, 0, 3, 1]
     expected = (1 * 0.51 + 1 * (1 - 0.55) + 3 * abs(2 / 3 - (0.93 + 0.93 + 0.91) / 3) + 0) / 6
     assert scores.calibration_error == pytest.approx(expected)
@@ -138,7 +145,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tokenizer = tmp_path_factory.mktemp("models"), load_tokenizer(None)
     shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BertConfig(
-        vocab_size=len(tokenizer), intermediate_size=64, max_position_embeddings=64, initializer_range=0.5, **shape
+        vocab_size=len(tokenizer),
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        **shape,
     )
     for name, cls in (("both", BertForPreTraining), ("mlm", BertForMaskedLM)):
         cls(config).save_pretrained(folder / name)
@@ -151,17 +162,27 @@ def test_probabilities_are_those_of_stock_transformers_one_pair_at_a_time(models
     store = make_store(max_sentences=12)
     assert store.num_tokens < len(tokenizer)
     documents = np.arange(store.num_documents)
-    plan = plan_epoch(store, documents, max_seq_length=48, short_seq_prob=0.0, pair_mode="exact", seed=0, epoch=0)
+    plan = plan_epoch(
+        store, documents, max_seq_length=48, short_seq_prob=0.0, pair_mode="exact", seed=0, epoch=0
+    )
     plan = plan.take(np.arange(0, len(plan), 3))
     model = load_next_sentence_model(str(models / "both"))
     found = random_probabilities(model, tokenizer, store, plan, batch_size=4)
     stock = BertForNextSentencePrediction.from_pretrained(models / "both").eval()
     for (a, b, _), probability in zip(spans(plan), found, strict=True):
         first, second = (store.read(part.start, len(part)).tolist() for part in (a, b))
-        input_ids = [tokenizer.cls_token_id, *first, tokenizer.sep_token_id, *second, tokenizer.sep_token_id]
+        input_ids = [
+            tokenizer.cls_token_id,
+            *first,
+            tokenizer.sep_token_id,
+            *second,
+            tokenizer.sep_token_id,
+        ]
         types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
         with torch.no_grad():
-            logits = stock(input_ids=torch.tensor([input_ids]), token_type_ids=torch.tensor([types])).logits
+            logits = stock(
+                input_ids=torch.tensor([input_ids]), token_type_ids=torch.tensor([types])
+            ).logits
         assert probability == pytest.approx(float(logits.softmax(-1)[0, 1]), abs=1e-5)
     assert found.std() > 0.01
 
@@ -172,7 +193,12 @@ def run(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("bert_pretrain.commands.prepare.HF_HOME", str(tmp_path / "hf"))
     corpus = write_corpus(tmp_path / "corpus.jsonl", num_documents=60)
     config = {"objective": "mlm_nsp", "seed": 5, "dataset_name": None, "data_files": [str(corpus)]}
-    config |= {"dataset_config_name": None, "dataset_split": "train", "validation_share": 0.3, "max_seq_length": 32}
+    config |= {
+        "dataset_config_name": None,
+        "dataset_split": "train",
+        "validation_share": 0.3,
+        "max_seq_length": 32,
+    }
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"config": config}))
@@ -213,12 +239,20 @@ def test_pairs_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
     run: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(models / "both", tmp_path / "short")
-    AutoTokenizer.from_pretrained(tmp_path / "short", model_max_length=24).save_pretrained(tmp_path / "short")
+    AutoTokenizer.from_pretrained(tmp_path / "short", model_max_length=24).save_pretrained(
+        tmp_path / "short"
+    )
     flags = ["--model", str(tmp_path / "short"), "--data_files", str(tmp_path / "corpus.jsonl")]
     assert evaluate(flags, tmp_path)["details"]["nsp"]["max_seq_length"] == 24
     assert "WARNING" not in capsys.readouterr().out
-    assert evaluate([*flags, "--max_seq_length", "30"], tmp_path)["details"]["nsp"]["max_seq_length"] == 30
-    assert "WARNING: max_seq_length is 30 but the tokenizer's model_max_length is 24" in capsys.readouterr().out
+    assert (
+        evaluate([*flags, "--max_seq_length", "30"], tmp_path)["details"]["nsp"]["max_seq_length"]
+        == 30
+    )
+    assert (
+        "WARNING: max_seq_length is 30 but the tokenizer's model_max_length is 24"
+        in capsys.readouterr().out
+    )
 
 
 def test_other_text_is_judged_whole_and_short_documents_are_counted(
@@ -232,25 +266,39 @@ def test_other_text_is_judged_whole_and_short_documents_are_counted(
     printed = capsys.readouterr().out
     assert "all 6 documents" in printed
     assert "6 of 6 documents are too short" in printed and "hard  no pairs" in printed
-    assert record["figures"].keys() >= {"nsp_easy_accuracy"} and "nsp_hard_accuracy" not in record["figures"]
+    assert (
+        record["figures"].keys() >= {"nsp_easy_accuracy"}
+        and "nsp_hard_accuracy" not in record["figures"]
+    )
 
 
-def test_one_long_document_has_hard_pairs_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_long_document_has_hard_pairs_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["value", "list", "array", "file", "name"]
     sentences = [f"The {words[i % 5]} of a {words[i % 3]} is {words[i % 4]}." for i in range(120)]
     (tmp_path / "novel.txt").write_text(" ".join(sentences))
     record = evaluate(["--model", str(run), "--data_files", str(tmp_path / "novel.txt")], tmp_path)
     printed = capsys.readouterr().out
     assert "all 1 documents" in printed and "easy  no pairs" in printed
-    assert record["details"]["nsp"]["hard"]["num_pairs"] > 4 and "easy" not in record["details"]["nsp"]
-    assert record["figures"].keys() >= {"nsp_hard_accuracy"} and "nsp_easy_accuracy" not in record["figures"]
+    assert (
+        record["details"]["nsp"]["hard"]["num_pairs"] > 4 and "easy" not in record["details"]["nsp"]
+    )
+    assert (
+        record["figures"].keys() >= {"nsp_hard_accuracy"}
+        and "nsp_easy_accuracy" not in record["figures"]
+    )
 
 
-def test_text_without_any_pair_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_without_any_pair_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "note.txt").write_text("A sentence.")
     for share in ([], ["--validation_share", "0.3"]):
         with pytest.raises(SystemExit) as stopped:
-            evaluate(["--model", str(run), "--data_files", str(tmp_path / "note.txt"), *share], tmp_path)
+            evaluate(
+                ["--model", str(run), "--data_files", str(tmp_path / "note.txt"), *share], tmp_path
+            )
         assert stopped.value.code == 2
         message = capsys.readouterr().err
         assert "note.txt" in message and "--data_files" in message and "--objective" not in message
@@ -278,7 +326,14 @@ def test_bad_input_is_refused(
     (mlm_run / "run.json").write_text(json.dumps({"config": {"objective": "mlm"}}))
     flags, expected = BAD[case]
     with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", "--suite", "nsp", *flags.format(models=models, run=run, mlm_run=mlm_run).split()])
+        main(
+            [
+                "evaluate",
+                "--suite",
+                "nsp",
+                *flags.format(models=models, run=run, mlm_run=mlm_run).split(),
+            ]
+        )
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and expected in message

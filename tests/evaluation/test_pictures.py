@@ -23,7 +23,10 @@ def plain_images(colours: list[tuple[int, ...]]) -> np.ndarray:
 
 
 def distinct_colours(count: int, *, offset: int = 0) -> list[tuple[int, int, int]]:
-    return [(40 + 13 * (number + offset) % 200, 7 * (number + offset) % 256, 250) for number in range(count)]
+    return [
+        (40 + 13 * (number + offset) % 200, 7 * (number + offset) % 256, 250)
+        for number in range(count)
+    ]
 
 
 def read(path: Path) -> np.ndarray:
@@ -51,7 +54,10 @@ def test_originals_stand_above_their_reconstructions(tmp_path: Path) -> None:
     reconstructions(plain_images(first), plain_images(second), tmp_path / "new/pictures.png")
     picture = read(tmp_path / "new/pictures.png")
     for original, reconstructed in zip(first, second, strict=True):
-        (upper, left), (lower, below_left) = centre(picture, original), centre(picture, reconstructed)
+        (upper, left), (lower, below_left) = (
+            centre(picture, original),
+            centre(picture, reconstructed),
+        )
         assert lower > upper + 20
         assert left == pytest.approx(below_left, abs=1.5)
     lefts = [centre(picture, colour)[1] for colour in first]
@@ -70,7 +76,9 @@ def test_more_than_ten_images_are_wrapped_into_blocks(tmp_path: Path) -> None:
 def test_both_views_stand_below_their_original_whatever_their_size(tmp_path: Path) -> None:
     kinds = [distinct_colours(3, offset=offset) for offset in (0, 20, 40)]
     originals, first_views, second_views = (plain_images(colours) for colours in kinds)
-    augmented_views(originals, first_views[:, :4, :4], second_views[:, :4, :4], tmp_path / "views.png")
+    augmented_views(
+        originals, first_views[:, :4, :4], second_views[:, :4, :4], tmp_path / "views.png"
+    )
     picture = read(tmp_path / "views.png")
     for column in range(3):
         centres = [centre(picture, colours[column]) for colours in kinds]
@@ -120,22 +128,34 @@ def test_the_same_input_gives_the_same_bytes_and_no_half_file(tmp_path: Path) ->
 
 def test_neighbours_are_the_closest_by_cosine_in_order(tmp_path: Path) -> None:
     angles = np.radians([50, 10, 30, 180, 5])
-    bank = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[3], [0.1], [1], [9], [2]])
+    bank = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(
+        [[3], [0.1], [1], [9], [2]]
+    )
     colours = distinct_colours(5)
     query = distinct_colours(1, offset=60)
     neighbours = nearest_neighbours(
-        plain_images(query), np.array([[1.0, 0.0]]), plain_images(colours), bank, tmp_path / "n.png", num_neighbours=3
+        plain_images(query),
+        np.array([[1.0, 0.0]]),
+        plain_images(colours),
+        bank,
+        tmp_path / "n.png",
+        num_neighbours=3,
     )
     assert neighbours.tolist() == [[4, 1, 2]]
     picture = read(tmp_path / "n.png")
-    lefts = [centre(picture, colour)[1] for colour in (query[0], colours[4], colours[1], colours[2])]
+    lefts = [
+        centre(picture, colour)[1] for colour in (query[0], colours[4], colours[1], colours[2])
+    ]
     assert lefts == sorted(lefts)
     assert not panels(picture, colours[0]) and not panels(picture, colours[3])
 
 
 def test_more_neighbours_than_the_bank_has_means_all(tmp_path: Path) -> None:
     images, features = plain_images(distinct_colours(3)), np.eye(3)
-    assert nearest_neighbours(images, features, images, features, tmp_path / "n.png").shape == (3, 3)
+    assert nearest_neighbours(images, features, images, features, tmp_path / "n.png").shape == (
+        3,
+        3,
+    )
 
 
 def tab10(number: int) -> tuple[int, ...]:
@@ -152,7 +172,9 @@ def test_the_map_has_a_panel_per_method_and_a_colour_per_label(tmp_path: Path) -
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 20)
     embeddings = generator.normal(size=(60, 5)) + 6 * np.eye(5)[labels]
-    embedding_map(embeddings, tmp_path / "map.png", labels=labels, label_names=["cat", "dog", "eel"], seed=1)
+    embedding_map(
+        embeddings, tmp_path / "map.png", labels=labels, label_names=["cat", "dog", "eel"], seed=1
+    )
     picture = read(tmp_path / "map.png")
     assert all(coloured_pixels(picture, number) > 20 for number in range(3))
     assert coloured_pixels(picture, 3) == 0
@@ -168,13 +190,18 @@ def test_a_random_subset_is_drawn_in_its_own_colours(tmp_path: Path) -> None:
     embedding_map(embeddings, tmp_path / "map.png", labels=labels, max_points=40)
     picture = read(tmp_path / "map.png")
     pca_panel = picture[:, : picture.shape[1] * 47 // 100]
-    spans = [np.flatnonzero((pca_panel == np.array(tab10(number))).all(axis=2).any(axis=0)) for number in (0, 1)]
+    spans = [
+        np.flatnonzero((pca_panel == np.array(tab10(number))).all(axis=2).any(axis=0))
+        for number in (0, 1)
+    ]
     assert spans[0].max() < spans[1].min() or spans[1].max() < spans[0].min()
 
 
 def test_images_without_a_label_are_gray_on_the_map(tmp_path: Path) -> None:
     embeddings = np.random.default_rng(0).normal(size=(40, 3))
-    embedding_map(embeddings, tmp_path / "map.png", labels=np.repeat([-1, 0], [15, 25]), label_names=["cat"])
+    embedding_map(
+        embeddings, tmp_path / "map.png", labels=np.repeat([-1, 0], [15, 25]), label_names=["cat"]
+    )
     picture = read(tmp_path / "map.png")
     assert (picture == 211).all(axis=2).sum() > 20  # "lightgray"
     assert coloured_pixels(picture, 0) > 20 and coloured_pixels(picture, 1) == 0
@@ -189,8 +216,11 @@ def test_a_map_without_labels_and_one_with_many_are_drawn(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "embeddings", [np.ones((12, 4)), np.arange(12.0)[:, None], np.random.default_rng(0).random((3, 4))]
+    "embeddings",
+    [np.ones((12, 4)), np.arange(12.0)[:, None], np.random.default_rng(0).random((3, 4))],
 )
-def test_collapsed_and_one_dimensional_and_few_embeddings_are_drawn(embeddings: np.ndarray, tmp_path: Path) -> None:
+def test_collapsed_and_one_dimensional_and_few_embeddings_are_drawn(
+    embeddings: np.ndarray, tmp_path: Path
+) -> None:
     embedding_map(embeddings, tmp_path / "map.png")
     assert coloured_pixels(read(tmp_path / "map.png"), 0) > 0

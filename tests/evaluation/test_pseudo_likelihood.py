@@ -33,7 +33,12 @@ from bert_pretrain.evaluation.pseudo_likelihood import (
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 MASK = 4
-SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 SENTENCES = [
     "The files are old.",
     "The files is old.",
@@ -46,7 +51,9 @@ SENTENCES = [
 
 def make_model(cls: Any, config_class: Any, **fields: Any) -> PreTrainedModel:
     torch.manual_seed(1)
-    config = config_class(**(SMALL | {"vocab_size": 8192, "initializer_range": 0.5, "pad_token_id": 0} | fields))
+    config = config_class(
+        **(SMALL | {"vocab_size": 8192, "initializer_range": 0.5, "pad_token_id": 0} | fields)
+    )
     model: PreTrainedModel = cls(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # zero when new, so that forgetting one would not be seen
@@ -66,7 +73,13 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "modernbert": (
         ModernBertForMaskedLM,
         ModernBertConfig,
-        {"bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "reference_compile": False},
+        {
+            "bos_token_id": 2,
+            "cls_token_id": 2,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "reference_compile": False,
+        },
     ),
 }
 
@@ -101,7 +114,9 @@ def naive(model: PreTrainedModel, sentence: EncodedSentence, *, within_word: boo
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_sums_are_those_of_a_loop_over_positions(name: str, sentences: list[EncodedSentence]) -> None:
+def test_sums_are_those_of_a_loop_over_positions(
+    name: str, sentences: list[EncodedSentence]
+) -> None:
     cls, config_class, fields = MODELS[name]
     model = make_model(cls, config_class, **fields)
     found = pseudo_log_likelihoods(model, sentences, mask_token_id=MASK, tokens_per_batch=64)
@@ -112,12 +127,16 @@ def test_sums_are_those_of_a_loop_over_positions(name: str, sentences: list[Enco
     assert found.num_tokens.tolist() == [int((s.words >= 0).sum()) for s in sentences]
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("bert", "one layer", "both heads")])
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if name not in ("bert", "one layer", "both heads")]
+)
 def test_other_architectures_score_the_vocabulary_once_a_row(name: str) -> None:
     cls, config_class, fields = MODELS[name]
     model = make_model(cls, config_class, **fields)
     shapes = []
-    model.get_output_embeddings().register_forward_hook(lambda _m, _a, output: shapes.append(output.shape[:-1]))
+    model.get_output_embeddings().register_forward_hook(
+        lambda _m, _a, output: shapes.append(output.shape[:-1])
+    )
     read = score_reader(model)
     shapes.clear()
     assert read(torch.arange(5, 19).view(2, 7), torch.tensor([1, 6])).shape == (2, 8192)
@@ -128,11 +147,15 @@ def test_a_head_that_needs_all_positions_gets_them(sentences: list[EncodedSenten
     class Mixing(RobertaForMaskedLM):  # type: ignore[misc]
         def __init__(self, config: RobertaConfig) -> None:
             super().__init__(config)
-            self.lm_head.register_forward_pre_hook(lambda _m, args: (args[0] + args[0].mean(1, keepdim=True),))
+            self.lm_head.register_forward_pre_hook(
+                lambda _m, args: (args[0] + args[0].mean(1, keepdim=True),)
+            )
 
     model = make_model(Mixing, RobertaConfig)
     found = pseudo_log_likelihoods(model, sentences[:2], mask_token_id=MASK)
-    assert found.token == pytest.approx([naive(model, s, within_word=False) for s in sentences[:2]], abs=1e-3)
+    assert found.token == pytest.approx(
+        [naive(model, s, within_word=False) for s in sentences[:2]], abs=1e-3
+    )
 
 
 def test_words_are_the_tokenizers_and_only_pieces_of_one_word_hide_each_other(
@@ -157,7 +180,10 @@ def test_neither_batches_nor_company_change_the_numbers(
     together = pseudo_log_likelihoods(model, sentences, mask_token_id=MASK)
     monkeypatch.setattr(pseudo_likelihood, "_TOKENS_PER_CHUNK", 1)
     monkeypatch.setattr(pseudo_likelihood, "_SCORES_PER_CHUNK", 1)
-    alone = [pseudo_log_likelihoods(model, [s], mask_token_id=MASK, tokens_per_batch=1) for s in sentences]
+    alone = [
+        pseudo_log_likelihoods(model, [s], mask_token_id=MASK, tokens_per_batch=1)
+        for s in sentences
+    ]
     np.testing.assert_allclose(together.token, [one.token[0] for one in alone], rtol=1e-5)
     assert together.token[0] == together.token[2]
 
@@ -172,7 +198,9 @@ def test_the_row_that_two_sentences_share_is_computed_once(monkeypatch: pytest.M
         return lambda ids, positions: (rows.extend(ids.tolist()), read(ids, positions))[1]
 
     monkeypatch.setattr(pseudo_likelihood, "score_reader", counting)
-    first = EncodedSentence(np.array([2, 10, 11, 12, 13, 14, 15, 3]), np.array([-1, 0, 1, 2, 3, 4, 4, -1]))
+    first = EncodedSentence(
+        np.array([2, 10, 11, 12, 13, 14, 15, 3]), np.array([-1, 0, 1, 2, 3, 4, 4, -1])
+    )
     second = first._replace(input_ids=np.array([2, 10, 99, 12, 13, 14, 15, 3]))
     pseudo_log_likelihoods(make_model(*BERT), [first, second, first], mask_token_id=MASK)
     # Token by token 6 + 6 - 1, within words one more each: both pieces of the last word hidden.

@@ -29,13 +29,20 @@ Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def clusters(
-    *, num_train: int = 240, num_test: int = 150, dimension: int = 6, num_classes: int = 4, noise: float = 1.0
+    *,
+    num_train: int = 240,
+    num_test: int = 150,
+    dimension: int = 6,
+    num_classes: int = 4,
+    noise: float = 1.0,
 ) -> Data:
     """Rows around one random centre per class; the labels are 10, 20, ..."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(num_classes, dimension))
     classes = generator.integers(num_classes, size=num_train + num_test)
-    features = (centres[classes] + noise * generator.normal(size=(len(classes), dimension))).astype(np.float32)
+    features = (centres[classes] + noise * generator.normal(size=(len(classes), dimension))).astype(
+        np.float32
+    )
     labels = 10 * (classes + 1)
     return features[:num_train], labels[:num_train], features[num_train:], labels[num_train:]
 
@@ -46,7 +53,8 @@ def knn_by_loop(data: Data, *, k: int, temperature: float) -> list[int]:
     predictions = []
     for query in queries.astype(np.float64):
         similarities = [
-            float(query @ row / math.sqrt((query @ query) * (row @ row))) for row in bank.astype(np.float64)
+            float(query @ row / math.sqrt((query @ query) * (row @ row)))
+            for row in bank.astype(np.float64)
         ]
         votes: dict[int, float] = {}
         for i in sorted(range(len(bank)), key=lambda i: -similarities[i])[:k]:
@@ -69,9 +77,13 @@ def test_knn_predicts_what_a_plain_loop_predicts(k: int, temperature: float) -> 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (20, 0.07), (50, 0.5)])
 def test_knn_predicts_what_scikit_learn_predicts(k: int, temperature: float) -> None:
     bank, bank_labels, queries, query_labels = clusters()
-    # scikit-learn's cosine distance is 1 - similarity; the factor exp(1 / T) is the same for every neighbour.
+    # scikit-learn's cosine distance is 1 - similarity; the factor exp(1 / T) is the same for every
+    # neighbour.
     theirs = KNeighborsClassifier(
-        k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp(-distance / temperature)
+        k,
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp(-distance / temperature),
     ).fit(bank, bank_labels)
     result = knn_accuracy(bank, bank_labels, queries, query_labels, k=k, temperature=temperature)
     assert (result.predictions == theirs.predict(queries)).all()
@@ -82,7 +94,12 @@ def test_knn_does_not_see_the_length_of_features() -> None:
     scales = 2.0 ** np.random.default_rng(1).integers(-8, 9, size=(len(bank), 1))
     plain = knn_accuracy(bank, bank_labels, queries, query_labels, k=9, temperature=0.1)
     scaled = knn_accuracy(
-        (bank * scales).astype(np.float32), bank_labels, queries * 4, query_labels, k=9, temperature=0.1
+        (bank * scales).astype(np.float32),
+        bank_labels,
+        queries * 4,
+        query_labels,
+        k=9,
+        temperature=0.1,
     )
     assert (plain.predictions == scaled.predictions).all()
 
@@ -142,8 +159,12 @@ def test_a_row_of_zeros_is_similar_to_nothing_and_harmless() -> None:
     assert set(result.predictions.tolist()) <= set(bank_labels.tolist())
 
 
-@pytest.mark.parametrize(("options", "flag"), [({"k": 0}, "--k"), ({"temperature": 0.0}, "--temperature")])
-def test_impossible_knn_settings_are_refused_by_the_name_of_the_flag(options: dict[str, Any], flag: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "flag"), [({"k": 0}, "--k"), ({"temperature": 0.0}, "--temperature")]
+)
+def test_impossible_knn_settings_are_refused_by_the_name_of_the_flag(
+    options: dict[str, Any], flag: str
+) -> None:
     with pytest.raises(InputError, match=flag):
         knn_accuracy(*clusters(), **({"k": 5, "temperature": 0.1} | options))
 
@@ -151,10 +172,16 @@ def test_impossible_knn_settings_are_refused_by_the_name_of_the_flag(options: di
 def test_the_probe_is_scikit_learns_classifier_on_standardised_features() -> None:
     train, train_labels, test, test_labels = clusters(noise=2.0)
     result = linear_probe(
-        train * [1, 10, 100, 1, 1, 1], train_labels, test * [1, 10, 100, 1, 1, 1], test_labels, seed=0
+        train * [1, 10, 100, 1, 1, 1],
+        train_labels,
+        test * [1, 10, 100, 1, 1, 1],
+        test_labels,
+        seed=0,
     )
     scaler = StandardScaler().fit(train)
-    theirs = LogisticRegression(C=result.C, max_iter=1000).fit(scaler.transform(train), train_labels)
+    theirs = LogisticRegression(C=result.C, max_iter=1000).fit(
+        scaler.transform(train), train_labels
+    )
     assert (result.predictions == theirs.predict(scaler.transform(test))).all()
     assert result.accuracy == theirs.score(scaler.transform(test), test_labels)
     assert result.has_converged
@@ -170,7 +197,9 @@ def test_c_is_the_best_of_the_grid_on_training_rows_held_out() -> None:
     for strength in PROBE_GRID:
         classifier = LogisticRegression(C=strength, max_iter=1000)
         classifier.fit(scaler.transform(train[~held_out]), train_labels[~held_out])
-        accuracies.append(classifier.score(scaler.transform(train[held_out]), train_labels[held_out]))
+        accuracies.append(
+            classifier.score(scaler.transform(train[held_out]), train_labels[held_out])
+        )
     assert PROBE_GRID[int(np.argmax(accuracies))] == result.C
     assert result.validation_accuracy == max(accuracies)
 
@@ -204,7 +233,9 @@ def test_random_labels_give_chance() -> None:
     features = generator.normal(size=(3000, 8)).astype(np.float32)
     labels = generator.integers(5, size=3000)
     data = features[:2000], labels[:2000], features[2000:], labels[2000:]
-    bound = 4 * math.sqrt(0.2 * 0.8 / 1000)  # four standard deviations of the share of 1,000 guesses
+    bound = 4 * math.sqrt(
+        0.2 * 0.8 / 1000
+    )  # four standard deviations of the share of 1,000 guesses
     assert abs(knn_accuracy(*data, k=20, temperature=0.07).accuracy - 0.2) < bound
     assert abs(linear_probe(*data, seed=0).accuracy - 0.2) < bound
 
@@ -212,9 +243,16 @@ def test_random_labels_give_chance() -> None:
 def test_a_constant_feature_is_ignored_by_the_probe() -> None:
     train, train_labels, test, test_labels = clusters()
     plain = linear_probe(train, train_labels, test, test_labels, seed=0)
-    constant = np.full((len(train), 1), 0.1, dtype=np.float32), np.full((len(test), 1), 0.1, dtype=np.float32)
+    constant = (
+        np.full((len(train), 1), 0.1, dtype=np.float32),
+        np.full((len(test), 1), 0.1, dtype=np.float32),
+    )
     wider = linear_probe(
-        np.hstack([train, constant[0]]), train_labels, np.hstack([test, constant[1]]), test_labels, seed=0
+        np.hstack([train, constant[0]]),
+        train_labels,
+        np.hstack([test, constant[1]]),
+        test_labels,
+        seed=0,
     )
     assert (wider.predictions == plain.predictions).all()
 
@@ -233,14 +271,18 @@ def test_a_probe_that_ran_out_of_iterations_says_so(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("shape", [(60, 20), (15, 40)])
 @pytest.mark.parametrize("dimension", [1, 5, 10])
-def test_pca_error_is_the_energy_of_the_singular_values_left_out(shape: tuple[int, int], dimension: int) -> None:
+def test_pca_error_is_the_energy_of_the_singular_values_left_out(
+    shape: tuple[int, int], dimension: int
+) -> None:
     rows = np.random.default_rng(0).normal(size=shape).astype(np.float32) * np.linspace(
         1, 3, shape[1], dtype=np.float32
     )
     singular_values = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
     expected = np.square(singular_values[dimension:]).sum() / rows.size
     # float32 pixels and products: six digits.
-    assert pca_reconstruction_error(rows, rows, dimension, "mse") == pytest.approx(expected, rel=1e-4)
+    assert pca_reconstruction_error(rows, rows, dimension, "mse") == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_pca_error_on_held_out_rows_is_the_distance_to_the_training_subspace() -> None:
@@ -249,8 +291,12 @@ def test_pca_error_on_held_out_rows_is_the_distance_to_the_training_subspace() -
     mean = train.mean(axis=0)
     basis = np.linalg.svd(train - mean)[2][:4]
     difference = (test - mean) - (test - mean) @ basis.T @ basis
-    assert pca_reconstruction_error(train, test, 4, "mse") == pytest.approx((difference**2).mean(), rel=1e-9)
-    assert pca_reconstruction_error(train, test, 4, "l1") == pytest.approx(np.abs(difference).mean(), rel=1e-9)
+    assert pca_reconstruction_error(train, test, 4, "mse") == pytest.approx(
+        (difference**2).mean(), rel=1e-9
+    )
+    assert pca_reconstruction_error(train, test, 4, "l1") == pytest.approx(
+        np.abs(difference).mean(), rel=1e-9
+    )
 
 
 def test_a_pca_as_wide_as_the_rows_loses_nothing() -> None:
@@ -284,7 +330,9 @@ def test_features_are_those_of_normalised_pixels_in_evaluation_mode() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(10, 4, 5, 3)).astype(np.uint8)
     mean, std = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
     encoder = Encoder().train()
-    features = extract_features(encoder, pixels, mean, std, batch_size=4, device=torch.device("cpu"))
+    features = extract_features(
+        encoder, pixels, mean, std, batch_size=4, device=torch.device("cpu")
+    )
     expected = (pixels.astype(np.float64).mean(axis=(1, 2)) / 255 - mean) / std
     np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
     assert features.dtype == np.float32
@@ -295,7 +343,9 @@ def test_features_are_those_of_normalised_pixels_in_evaluation_mode() -> None:
 def test_features_come_from_a_read_only_array_and_a_plain_function_too() -> None:
     pixels = np.zeros((3, 2, 2, 1), dtype=np.uint8)
     pixels.flags.writeable = False
-    features = extract_features(lambda x: x.flatten(1), pixels, [0.5], [0.5], batch_size=2, device=torch.device("cpu"))
+    features = extract_features(
+        lambda x: x.flatten(1), pixels, [0.5], [0.5], batch_size=2, device=torch.device("cpu")
+    )
     assert (features == -1).all() and features.shape == (3, 4)
 
 
@@ -316,7 +366,12 @@ def test_the_rows_of_the_pixel_floors_are_the_tensors_that_an_encoder_sees() -> 
     pixels = np.random.default_rng(1).integers(256, size=(4, 3, 3, 3)).astype(np.uint8)
     mean, std = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
     seen = extract_features(
-        lambda x: x.permute(0, 2, 3, 1).flatten(1), pixels, mean, std, batch_size=4, device=torch.device("cpu")
+        lambda x: x.permute(0, 2, 3, 1).flatten(1),
+        pixels,
+        mean,
+        std,
+        batch_size=4,
+        device=torch.device("cpu"),
     )
     # The same operations in float32 up to the order of rounding.
     np.testing.assert_allclose(normalised_rows(pixels, mean, std), seen, rtol=1e-6, atol=1e-6)
@@ -327,7 +382,9 @@ def test_the_rows_of_the_pixel_floors_are_the_tensors_that_an_encoder_sees() -> 
 def test_the_interval_is_scipys_wilson_interval(num_rows: int, share: float) -> None:
     num_correct = round(share * num_rows)
     theirs = binomtest(num_correct, num_rows).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(num_correct, num_rows) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert wilson_interval(num_correct, num_rows) == pytest.approx(
+        (theirs.low, theirs.high), abs=1e-12
+    )
 
 
 def test_the_majority_is_that_of_the_training_labels() -> None:
@@ -340,7 +397,11 @@ def test_the_table_has_a_line_per_kind_of_features_and_only_the_columns_measured
     both = format_table([FeatureScores("encoder", 6, knn, probe), FeatureScores("pixels", 64, knn)])
     header, encoder, pixels, note = both.splitlines()
     assert header.split() == ["features", "dim", "k-NN", "linear", "probe", "C"]
-    assert encoder.startswith("encoder") and f"{knn.accuracy:.3f} [" in encoder and encoder.endswith(f"{probe.C:g}")
+    assert (
+        encoder.startswith("encoder")
+        and f"{knn.accuracy:.3f} [" in encoder
+        and encoder.endswith(f"{probe.C:g}")
+    )
     assert pixels.split()[:2] == ["pixels", "64"]
     assert note == "k-NN: cosine, k 5, T 0.1"
     alone = format_table([FeatureScores("encoder", 6, linear_probe=probe)])

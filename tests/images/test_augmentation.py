@@ -24,7 +24,12 @@ from bert_pretrain.images.augmentation.views import Augmentation
 
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 OPERATIONS = (Parameter.BRIGHTNESS, Parameter.CONTRAST, Parameter.SATURATION, Parameter.HUE)
-RANKS = (Parameter.BRIGHTNESS_RANK, Parameter.CONTRAST_RANK, Parameter.SATURATION_RANK, Parameter.HUE_RANK)
+RANKS = (
+    Parameter.BRIGHTNESS_RANK,
+    Parameter.CONTRAST_RANK,
+    Parameter.SATURATION_RANK,
+    Parameter.HUE_RANK,
+)
 NEUTRAL = AugmentationRule()
 EVERYTHING = AugmentationRule(
     crop_area=(0.2, 1.0),
@@ -46,7 +51,9 @@ RULES = {**PRESETS, "everything": EVERYTHING}
 ATOL = 1e-5  # float32 pixels in [0, 1], a few dozen operations
 
 
-def make(rule: AugmentationRule, *, size: int = 20, channels: Any = 3, seed: int = 0) -> Augmentation:
+def make(
+    rule: AugmentationRule, *, size: int = 20, channels: Any = 3, seed: int = 0
+) -> Augmentation:
     return Augmentation(rule, num_channels=channels, image_size=size, seed=seed)
 
 
@@ -58,7 +65,9 @@ def random_images(num_images: int, *, size: int = 20, channels: int = 3, seed: i
     return images.clamp(0, 1)
 
 
-def draw(rule: AugmentationRule, num_images: int, *, view: int = 0, epoch: int = 0, seed: int = 0) -> Tensor:
+def draw(
+    rule: AugmentationRule, num_images: int, *, view: int = 0, epoch: int = 0, seed: int = 0
+) -> Tensor:
     return make(rule, seed=seed).draw(epoch, np.arange(num_images), view)
 
 
@@ -93,7 +102,12 @@ def test_neutral_parameters_give_the_identical_image(channels: int) -> None:
     torch.testing.assert_close(unchanged, images, rtol=0, atol=ATOL)
 
 
-BOXES = [(0.0, 0.0, 1.0, 1.0), (0.1, 0.35, 0.6, 0.45), (0.5, 0.0, 0.5, 1.0), (0.83, 0.71, 0.17, 0.29)]
+BOXES = [
+    (0.0, 0.0, 1.0, 1.0),
+    (0.1, 0.35, 0.6, 0.45),
+    (0.5, 0.0, 0.5, 1.0),
+    (0.83, 0.71, 0.17, 0.29),
+]
 
 
 def pillow_crop(images: Tensor, box: tuple[float, float, float, float]) -> Tensor:
@@ -101,15 +115,25 @@ def pillow_crop(images: Tensor, box: tuple[float, float, float, float]) -> Tenso
     size = images.shape[-1]
     left, top, width, height = (share * size for share in box)
     planes = [
-        Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        Image.fromarray(plane).resize(
+            (size, size), Image.Resampling.BICUBIC, (left, top, left + width, top + height)
+        )
         for plane in images.flatten(0, 1).numpy()
     ]
-    return torch.from_numpy(np.stack([np.array(plane) for plane in planes])).view_as(images).clamp(0, 1)
+    return (
+        torch.from_numpy(np.stack([np.array(plane) for plane in planes]))
+        .view_as(images)
+        .clamp(0, 1)
+    )
 
 
-def box_parameters(num_images: int, box: tuple[float, float, float, float], **others: float) -> Tensor:
+def box_parameters(
+    num_images: int, box: tuple[float, float, float, float], **others: float
+) -> Tensor:
     left, top, width, height = box
-    return neutral_parameters(num_images, crop_left=left, crop_top=top, crop_width=width, crop_height=height, **others)
+    return neutral_parameters(
+        num_images, crop_left=left, crop_top=top, crop_width=width, crop_height=height, **others
+    )
 
 
 @pytest.mark.parametrize("box", BOXES)
@@ -122,7 +146,11 @@ def test_a_crop_is_pillows_resize_of_the_box(box: tuple[float, float, float, flo
 
 def test_flip_mirrors_left_and_right_of_the_images_that_are_flipped() -> None:
     images = random_images(4)
-    found = apply(AugmentationRule(flip_prob=0.5), images, neutral_parameters(4, flip=torch.tensor([0.0, 1, 1, 0])))
+    found = apply(
+        AugmentationRule(flip_prob=0.5),
+        images,
+        neutral_parameters(4, flip=torch.tensor([0.0, 1, 1, 0])),
+    )
     torch.testing.assert_close(found[1:3], images[1:3].flip(-1), rtol=0, atol=ATOL)
     torch.testing.assert_close(found[::3], images[::3], rtol=0, atol=ATOL)
 
@@ -132,7 +160,9 @@ def test_the_view_is_cropped_then_flipped_then_rotated_counter_clockwise(quarter
     """A quarter turn maps pixels on pixels, so that the order of the three shows without interpolation error."""
     images, box = random_images(3), BOXES[1]
     angle = 90.0 * quarters - (360 if quarters == 3 else 0)
-    rule = AugmentationRule(crop_area=(0.1, 1.0), flip_prob=0.5, rotation_prob=1.0, rotation_degrees=180.0)
+    rule = AugmentationRule(
+        crop_area=(0.1, 1.0), flip_prob=0.5, rotation_prob=1.0, rotation_degrees=180.0
+    )
     found = apply(rule, images, box_parameters(3, box, flip=1.0, angle=angle))
     expected = torch.rot90(pillow_crop(images, box).flip(-1), quarters, dims=(-2, -1))
     torch.testing.assert_close(found, expected, rtol=0, atol=ATOL)
@@ -146,7 +176,9 @@ def test_rotation_is_pillows_within_the_circle_that_stays_in_the_image() -> None
     offsets = np.arange(size) - (size - 1) / 2
     inside = np.hypot(*np.meshgrid(offsets, offsets)) < size / 2 - 1.5
     for image, angle, turned in zip(images, angles.tolist(), found, strict=True):
-        expected = np.array(Image.fromarray(image[0].numpy()).rotate(angle, Image.Resampling.BILINEAR))
+        expected = np.array(
+            Image.fromarray(image[0].numpy()).rotate(angle, Image.Resampling.BILINEAR)
+        )
         np.testing.assert_allclose(turned[0].numpy()[inside], expected[inside], rtol=0, atol=1e-4)
 
 
@@ -156,7 +188,9 @@ def test_past_the_edge_a_rotated_image_is_mirrored_not_black() -> None:
     torch.testing.assert_close(apply(rule, images, neutral_parameters(2, angle=45.0)), images)
 
 
-def reference_jitter(image: np.ndarray, order: tuple[int, ...], values: dict[Parameter, float]) -> np.ndarray:
+def reference_jitter(
+    image: np.ndarray, order: tuple[int, ...], values: dict[Parameter, float]
+) -> np.ndarray:
     """Operation after operation on one image (3, H, W), hue by the standard library, pixel by pixel."""
     image = image.astype(np.float64)
     for operation in (OPERATIONS[i] for i in order):
@@ -169,7 +203,9 @@ def reference_jitter(image: np.ndarray, order: tuple[int, ...], values: dict[Par
         elif operation is Parameter.SATURATION:
             image = value * image + (1 - value) * grey
         else:
-            image = np.stack([turned(pixel, value) for pixel in image.reshape(3, -1).T], axis=1).reshape(image.shape)
+            image = np.stack(
+                [turned(pixel, value) for pixel in image.reshape(3, -1).T], axis=1
+            ).reshape(image.shape)
         image = image.clip(0, 1)
     return image
 
@@ -223,7 +259,11 @@ def test_each_jitter_operation_is_kornias() -> None:
 
 @pytest.mark.parametrize(
     ("name", "enhancer"),
-    [("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast), ("saturation", ImageEnhance.Color)],
+    [
+        ("brightness", ImageEnhance.Brightness),
+        ("contrast", ImageEnhance.Contrast),
+        ("saturation", ImageEnhance.Color),
+    ],
 )
 def test_factors_mean_what_they_mean_to_pillow(name: str, enhancer: Any) -> None:
     images = (random_images(3) * 255).round() / 255
@@ -231,7 +271,8 @@ def test_factors_mean_what_they_mean_to_pillow(name: str, enhancer: Any) -> None
     found = apply(JITTER, images, neutral_parameters(3, **{name: torch.tensor(factors)}))
     for image, factor, enhanced in zip(images, factors, found, strict=True):
         expected = from_pillow(enhancer(as_pillow(image)).enhance(factor))
-        # Pillow rounds the grey to be blended with, then the result: 0.5 * |1 - factor| + 1 levels at most.
+        # Pillow rounds the grey to be blended with, then the result: 0.5 * |1 - factor| + 1 levels
+        # at most.
         torch.testing.assert_close(enhanced, expected, rtol=0, atol=1.5 / 255)
 
 
@@ -244,8 +285,16 @@ def test_on_one_channel_the_jitter_is_brightness_and_contrast() -> None:
     image = random_images(1, channels=1, size=6)
     bright, contrast = 1.3, 0.4
     for brightness_first in (True, False):
-        ranks = {"brightness_rank": 3.0 * (not brightness_first), "contrast_rank": 3.0 * brightness_first}
-        others = {"saturation_rank": 1.0, "hue_rank": 2.0, "brightness": bright, "contrast": contrast}
+        ranks = {
+            "brightness_rank": 3.0 * (not brightness_first),
+            "contrast_rank": 3.0 * brightness_first,
+        }
+        others = {
+            "saturation_rank": 1.0,
+            "hue_rank": 2.0,
+            "brightness": bright,
+            "contrast": contrast,
+        }
         found = apply(JITTER, image, neutral_parameters(1, **ranks, **others))
         first = (image * bright).clamp(0, 1) if brightness_first else image
         second = contrast * first + (1 - contrast) * first.mean()
@@ -256,16 +305,28 @@ def test_on_one_channel_the_jitter_is_brightness_and_contrast() -> None:
 def test_grayscale_solarisation_and_inversion_are_pillows() -> None:
     images = (random_images(4, size=16) * 255).round() / 255
     half = torch.tensor([1.0, 0, 1, 0])
-    grey = apply(AugmentationRule(grayscale_prob=0.5), images, neutral_parameters(4, grayscale=half))
-    inverted = apply(AugmentationRule(inversion_prob=0.5), images, neutral_parameters(4, inversion=half))
+    grey = apply(
+        AugmentationRule(grayscale_prob=0.5), images, neutral_parameters(4, grayscale=half)
+    )
+    inverted = apply(
+        AugmentationRule(inversion_prob=0.5), images, neutral_parameters(4, inversion=half)
+    )
     threshold = torch.tensor([128 / 255, 2.0, 30 / 255, 2.0])
-    solarized = apply(AugmentationRule(solarize_prob=0.5), images, neutral_parameters(4, solarize_threshold=threshold))
+    solarized = apply(
+        AugmentationRule(solarize_prob=0.5),
+        images,
+        neutral_parameters(4, solarize_threshold=threshold),
+    )
     for row in (0, 2):
         picture = as_pillow(images[row])
         expected_grey = from_pillow(ImageOps.grayscale(picture)).expand(3, -1, -1)
         torch.testing.assert_close(grey[row], expected_grey, rtol=0, atol=0.51 / 255)
-        torch.testing.assert_close(inverted[row], from_pillow(ImageOps.invert(picture)), rtol=0, atol=ATOL)
-        expected = from_pillow(ImageOps.solarize(picture, threshold=round(float(threshold[row]) * 255)))
+        torch.testing.assert_close(
+            inverted[row], from_pillow(ImageOps.invert(picture)), rtol=0, atol=ATOL
+        )
+        expected = from_pillow(
+            ImageOps.solarize(picture, threshold=round(float(threshold[row]) * 255))
+        )
         torch.testing.assert_close(solarized[row], expected, rtol=0, atol=ATOL)
     for found in (grey, inverted, solarized):
         assert torch.equal(found[1::2], images[1::2])
@@ -275,13 +336,19 @@ def test_blur_is_a_gaussian_of_its_own_width_for_every_image() -> None:
     size = 40  # radius 2
     images = random_images(4, size=size)
     sigmas = [0.0, 0.3, 1.1, 2.0]
-    found = apply(AugmentationRule(blur_prob=0.5), images, neutral_parameters(4, blur_sigma=torch.tensor(sigmas)))
+    found = apply(
+        AugmentationRule(blur_prob=0.5),
+        images,
+        neutral_parameters(4, blur_sigma=torch.tensor(sigmas)),
+    )
     assert torch.equal(found[0], images[0])
     for image, sigma, blurred in zip(images[1:], sigmas[1:], found[1:], strict=True):
         weights = np.exp(-(np.arange(-2, 3) ** 2) / (2 * sigma**2))
         expected = image.double().numpy()
         for axis in (1, 2):
-            expected = scipy.ndimage.correlate1d(expected, weights / weights.sum(), axis=axis, mode="mirror")
+            expected = scipy.ndimage.correlate1d(
+                expected, weights / weights.sum(), axis=axis, mode="mirror"
+            )
         np.testing.assert_allclose(blurred.numpy(), expected, rtol=0, atol=ATOL)
 
 
@@ -317,7 +384,10 @@ def test_a_view_depends_on_no_other_image_of_the_batch(name: str) -> None:
     together = augmentation.apply(images, parameters)
     order = torch.randperm(37, generator=torch.Generator().manual_seed(1))
     assert torch.equal(augmentation.apply(images[order], parameters[order]), together[order])
-    parts = [augmentation.apply(images[rows], parameters[rows]) for rows in torch.arange(37).split([1, 3, 20, 13])]
+    parts = [
+        augmentation.apply(images[rows], parameters[rows])
+        for rows in torch.arange(37).split([1, 3, 20, 13])
+    ]
     assert torch.equal(torch.cat(parts), together)
 
 
@@ -346,7 +416,9 @@ def test_views_epochs_rows_and_seeds_are_augmented_differently() -> None:
         for column in (Parameter.CROP_WIDTH, Parameter.CROP_LEFT):
             share_equal = (first[:, column] == other[:, column]).float().mean()
             assert share_equal < 0.3  # large crops fall back to the whole image
-        assert abs(np.corrcoef(first[:, Parameter.CROP_LEFT], other[:, Parameter.CROP_LEFT])[0, 1]) < 4 / sqrt(100)
+        assert abs(
+            np.corrcoef(first[:, Parameter.CROP_LEFT], other[:, Parameter.CROP_LEFT])[0, 1]
+        ) < 4 / sqrt(100)
 
 
 def loop_of_crops(rule: AugmentationRule, num_crops: int) -> np.ndarray:
@@ -435,7 +507,13 @@ def test_every_order_of_the_jitter_is_equally_likely() -> None:
 
 def test_draws_of_different_parameters_are_uncorrelated() -> None:
     parameters = draw(replace(EVERYTHING, jitter_prob=1.0, rotation_prob=1.0, blur_prob=1.0), 5000)
-    continuous = [*OPERATIONS, Parameter.ANGLE, Parameter.BLUR_SIGMA, Parameter.FLIP, Parameter.INVERSION]
+    continuous = [
+        *OPERATIONS,
+        Parameter.ANGLE,
+        Parameter.BLUR_SIGMA,
+        Parameter.FLIP,
+        Parameter.INVERSION,
+    ]
     correlations = np.corrcoef(parameters[:, continuous].numpy().T) - np.eye(len(continuous))
     assert np.abs(correlations).max() < 4.5 / sqrt(5000)
 
@@ -482,7 +560,12 @@ def test_images_are_not_changed_in_place() -> None:
 
 def test_presets_say_what_their_papers_say() -> None:
     simclr, small = PRESETS["simclr"], PRESETS["simclr_small"]
-    assert (simclr.brightness, simclr.contrast, simclr.saturation, simclr.hue) == (0.8, 0.8, 0.8, 0.2)
+    assert (simclr.brightness, simclr.contrast, simclr.saturation, simclr.hue) == (
+        0.8,
+        0.8,
+        0.8,
+        0.2,
+    )
     assert (small.brightness, small.contrast, small.saturation, small.hue) == (0.4, 0.4, 0.4, 0.1)
     assert (simclr.blur_prob, small.blur_prob) == (0.5, 0.0)
     basic = PRESETS["basic"]
@@ -511,6 +594,7 @@ def test_impossible_rules_are_refused_by_name(fields: dict[str, Any]) -> None:
 
 def test_an_unknown_preset_is_refused_and_the_known_ones_named() -> None:
     with pytest.raises(
-        InputError, match="'moco' but must be one of basic, simclr, simclr_small; change --augmentation"
+        InputError,
+        match="'moco' but must be one of basic, simclr, simclr_small; change --augmentation",
     ):
         Augmentation("moco", num_channels=3, image_size=32, seed=0)  # type: ignore[arg-type]

@@ -31,13 +31,20 @@ Open = Callable[..., ImageCorpus]
 @pytest.fixture
 def open_here(tmp_path: Path) -> Open:
     def call(name: Path | str | None = None, **options: Any) -> ImageCorpus:
-        defaults = {"validation_share": 0.2, "seed": 1, "cache_dir": tmp_path / "cache", "show_progress": False}
+        defaults = {
+            "validation_share": 0.2,
+            "seed": 1,
+            "cache_dir": tmp_path / "cache",
+            "show_progress": False,
+        }
         return open_images(dataset_name=name and str(name), **(defaults | options))
 
     return call
 
 
-def random_pixels(count: int, height: int = 6, width: int = 5, channels: int = 3, *, seed: int = 0) -> np.ndarray:
+def random_pixels(
+    count: int, height: int = 6, width: int = 5, channels: int = 3, *, seed: int = 0
+) -> np.ndarray:
     generator = np.random.default_rng(seed)
     return generator.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
 
@@ -56,7 +63,9 @@ def png(pixels: np.ndarray) -> bytes:
     return encoded(picture(pixels))
 
 
-def write_folder(folder: Path, pixels: np.ndarray, classes: tuple[str, ...] = ("dog", "cat")) -> Path:
+def write_folder(
+    folder: Path, pixels: np.ndarray, classes: tuple[str, ...] = ("dog", "cat")
+) -> Path:
     """Write PNG files whose sorted order is that of `pixels` within each class, classes taken in turn."""
     for number, image in enumerate(pixels):
         path = folder / classes[number % len(classes)] / f"{number:04}.png"
@@ -91,7 +100,9 @@ def content_of(corpus: ImageCorpus) -> set[bytes]:
 def test_digits_are_those_of_scikit_learn_scaled_to_bytes(open_here: Open) -> None:
     digits = load_digits()
     corpus = open_here(None)
-    expected = [[round(Fraction(int(v)) * 255 / 16) for v in image.ravel()] for image in digits.images[:200]]
+    expected = [
+        [round(Fraction(int(v)) * 255 / 16) for v in image.ravel()] for image in digits.images[:200]
+    ]
     assert corpus.pixels.shape == (1797, 8, 8, 1)
     assert corpus.pixels[:200].reshape(200, 64).tolist() == expected
     assert corpus.pixels.max() == 255
@@ -110,7 +121,9 @@ def test_digits_take_other_sizes_and_channels(open_here: Open) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_folder_gives_the_pixels_of_its_files_in_order(open_here: Open, tmp_path: Path, channels: int) -> None:
+def test_a_folder_gives_the_pixels_of_its_files_in_order(
+    open_here: Open, tmp_path: Path, channels: int
+) -> None:
     pixels = random_pixels(101, channels=channels)
     corpus = open_here(write_folder(tmp_path / "f", pixels))
     assert np.array_equal(corpus.pixels, np.concatenate([pixels[1::2], pixels[0::2]]))
@@ -119,15 +132,27 @@ def test_a_folder_gives_the_pixels_of_its_files_in_order(open_here: Open, tmp_pa
     assert corpus.labels.tolist() == [0] * 50 + [1] * 51
 
 
-@pytest.mark.parametrize("layout", [("a", "b"), ("only",), ("a", "b/c"), ("x/a", "y/b"), ("x/a", "y/a")])
-def test_folders_are_labelled_as_datasets_labels_them(open_here: Open, tmp_path: Path, layout: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "layout", [("a", "b"), ("only",), ("a", "b/c"), ("x/a", "y/b"), ("x/a", "y/a")]
+)
+def test_folders_are_labelled_as_datasets_labels_them(
+    open_here: Open, tmp_path: Path, layout: tuple[str, ...]
+) -> None:
     folder = write_folder(tmp_path / "f", random_pixels(12), layout)
     corpus = open_here(folder)
-    theirs = load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(tmp_path / "hf"), split="train")
+    theirs = load_dataset(
+        "imagefolder", data_dir=str(folder), cache_dir=str(tmp_path / "hf"), split="train"
+    )
     labels = theirs["label"] if "label" in theirs.column_names else []
-    expected = sorted((np.asarray(row["image"]).tobytes(), label) for row, label in zip(theirs, labels, strict=False))
+    expected = sorted(
+        (np.asarray(row["image"]).tobytes(), label)
+        for row, label in zip(theirs, labels, strict=False)
+    )
     found = [] if corpus.labels is None else corpus.labels.tolist()
-    assert sorted((image.tobytes(), label) for image, label in zip(corpus.pixels, found, strict=False)) == expected
+    assert (
+        sorted((image.tobytes(), label) for image, label in zip(corpus.pixels, found, strict=False))
+        == expected
+    )
     names = theirs.features["label"].names if labels else []
     assert list(corpus.label_names) == names
 
@@ -141,7 +166,9 @@ def test_hidden_files_and_other_files_are_no_images(open_here: Open, tmp_path: P
     assert junk.is_dir()
 
 
-def test_folders_named_by_split_are_splits_and_classes_called_train_are_not(open_here: Open, tmp_path: Path) -> None:
+def test_folders_named_by_split_are_splits_and_classes_called_train_are_not(
+    open_here: Open, tmp_path: Path
+) -> None:
     pixels = random_pixels(40)
     write_folder(tmp_path / "s" / "train", pixels[:20])
     write_folder(tmp_path / "s" / "test", pixels[20:])
@@ -159,15 +186,24 @@ def test_folders_named_by_split_are_splits_and_classes_called_train_are_not(open
 def test_all_kinds_of_parquet_columns_give_the_same_images(open_here: Open, tmp_path: Path) -> None:
     pixels = random_pixels(9)
     contents = [png(image) for image in pixels]
-    write_flat(tmp_path / "files", {f"{number}.png": content for number, content in enumerate(contents)})
+    write_flat(
+        tmp_path / "files", {f"{number}.png": content for number, content in enumerate(contents)}
+    )
     kinds = {
-        "feature": write_parquet(tmp_path / "1.parquet", {"image": as_structs(pixels)}, Features({"image": Image()})),
+        "feature": write_parquet(
+            tmp_path / "1.parquet", {"image": as_structs(pixels)}, Features({"image": Image()})
+        ),
         "struct": write_parquet(tmp_path / "2.parquet", {"image": as_structs(pixels)}),
-        "bytes only": write_parquet(tmp_path / "3.parquet", {"image": [{"bytes": content} for content in contents]}),
+        "bytes only": write_parquet(
+            tmp_path / "3.parquet", {"image": [{"bytes": content} for content in contents]}
+        ),
         "binary": write_parquet(tmp_path / "4.parquet", {"image": contents}),
-        "large": write_parquet(tmp_path / "5.parquet", {"image": pa.array(contents, pa.large_binary())}),
+        "large": write_parquet(
+            tmp_path / "5.parquet", {"image": pa.array(contents, pa.large_binary())}
+        ),
         "paths": write_parquet(
-            tmp_path / "6.parquet", {"image": [str(tmp_path / "files" / f"{number}.png") for number in range(9)]}
+            tmp_path / "6.parquet",
+            {"image": [str(tmp_path / "files" / f"{number}.png") for number in range(9)]},
         ),
     }
     corpora = {kind: open_here(data_files=[file]) for kind, file in kinds.items()}
@@ -179,7 +215,12 @@ def test_all_kinds_of_parquet_columns_give_the_same_images(open_here: Open, tmp_
 
 
 LABELS: dict[str, tuple[Any, Any, list[int], tuple[str, ...]]] = {
-    "class label": (["b", "a", "b", None, "c"], ClassLabel(names=["c", "b", "a"]), [1, 2, 1, -1, 0], ("c", "b", "a")),
+    "class label": (
+        ["b", "a", "b", None, "c"],
+        ClassLabel(names=["c", "b", "a"]),
+        [1, 2, 1, -1, 0],
+        ("c", "b", "a"),
+    ),
     "string": (["b", "a", "b", None, "d"], Value("string"), [1, 0, 1, -1, 2], ("a", "b", "d")),
     "number": ([3, 0, -1, None, 3], Value("int32"), [3, 0, -1, -1, 3], ("0", "1", "2", "3")),
 }
@@ -211,17 +252,23 @@ def test_several_parquet_files_follow_each_other(open_here: Open, tmp_path: Path
     assert corpus.labels is not None
     assert corpus.labels.tolist() == [0] * 100 + [1] * 100
     other = Features({"image": Image(), "label": ClassLabel(names=["y", "x"])})
-    write_parquet(tmp_path / "2.parquet", {"image": as_structs(pixels[:5]), "label": [0] * 5}, other)
+    write_parquet(
+        tmp_path / "2.parquet", {"image": as_structs(pixels[:5]), "label": [0] * 5}, other
+    )
     with pytest.raises(InputError, match=r"2\.parquet.*0\.parquet"):
         open_here(data_files=[str(tmp_path / "*.parquet")])
 
 
-def test_a_saved_data_set_is_read_by_split_and_through_its_index(open_here: Open, tmp_path: Path) -> None:
+def test_a_saved_data_set_is_read_by_split_and_through_its_index(
+    open_here: Open, tmp_path: Path
+) -> None:
     pixels = random_pixels(150)
     features = Features({"image": Image(), "label": Value("string")})
     columns = {"image": as_structs(pixels), "label": [f"{n % 3}" for n in range(150)]}
     dataset = Dataset.from_dict(columns, features=features)
-    DatasetDict(train=dataset.select([7, 3, 149, 20, 3]), test=dataset).save_to_disk(tmp_path / "saved")
+    DatasetDict(train=dataset.select([7, 3, 149, 20, 3]), test=dataset).save_to_disk(
+        tmp_path / "saved"
+    )
     corpus = open_here(tmp_path / "saved")
     assert np.array_equal(corpus.pixels, pixels[[7, 3, 149, 20]])
     assert corpus.labels is not None
@@ -241,7 +288,9 @@ def test_a_folder_of_parquet_files_is_left_to_datasets(
     pixels = random_pixels(6)
     folder = write_flat(tmp_path / "repository", {"figure.png": png(random_pixels(1, seed=9)[0])})
     features = Features({"image": Image(), "label": Value("int64")})
-    write_parquet(folder / "train.parquet", {"image": as_structs(pixels), "label": range(6)}, features)
+    write_parquet(
+        folder / "train.parquet", {"image": as_structs(pixels), "label": range(6)}, features
+    )
     assert np.array_equal(open_here(folder).pixels, pixels)
 
 
@@ -249,7 +298,9 @@ SIZES = [(40, 40), (23, 41), (57, 19), (16, 90), (12, 9), (33, 16), (16, 31), (1
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_resizing_and_cropping_are_those_of_the_image_processor(open_here: Open, tmp_path: Path, channels: int) -> None:
+def test_resizing_and_cropping_are_those_of_the_image_processor(
+    open_here: Open, tmp_path: Path, channels: int
+) -> None:
     processor = ViTImageProcessorPil(
         size={"shortest_edge": 16},
         resample=PIL.Image.Resampling.BICUBIC,
@@ -259,7 +310,9 @@ def test_resizing_and_cropping_are_those_of_the_image_processor(open_here: Open,
         do_normalize=False,
     )
     pixels = [random_pixels(1, *size, channels)[0] for size in SIZES]
-    folder = write_flat(tmp_path / "f", {f"{number}.png": png(image) for number, image in enumerate(pixels)})
+    folder = write_flat(
+        tmp_path / "f", {f"{number}.png": png(image) for number, image in enumerate(pixels)}
+    )
     corpus = open_here(folder, image_size=16, num_channels=channels)
     for image, found in zip(pixels, corpus.pixels, strict=True):
         expected = processor(picture(image), input_data_format=None)["pixel_values"][0]
@@ -269,18 +322,25 @@ def test_resizing_and_cropping_are_those_of_the_image_processor(open_here: Open,
 def test_shrinking_averages_instead_of_picking_pixels(open_here: Open, tmp_path: Path) -> None:
     """A fine chequerboard becomes grey; without antialiasing it would stay black and white."""
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    contents = {f"{n}.png": png(np.minimum(board, 255 - n).astype(np.uint8)[:, :, None]) for n in (0, 20, 40, 60)}
+    contents = {
+        f"{n}.png": png(np.minimum(board, 255 - n).astype(np.uint8)[:, :, None])
+        for n in (0, 20, 40, 60)
+    }
     corpus = open_here(write_flat(tmp_path / "f", contents), image_size=8)
     assert np.abs(corpus.pixels[0].astype(int) - 127).max() <= 2
 
 
-def single(open_here: Open, folder: Path, content: bytes, suffix: str = "png", **options: Any) -> np.ndarray:
+def single(
+    open_here: Open, folder: Path, content: bytes, suffix: str = "png", **options: Any
+) -> np.ndarray:
     """Return the decoded pixels of one image, which comes first among four."""
     with PIL.Image.open(io.BytesIO(content)) as image:
         height, width = image.height, image.width
     others = random_pixels(3, height, width, seed=5)
     contents = {f"{number}.png": png(image) for number, image in enumerate(others, start=1)}
-    corpus = open_here(write_flat(folder, {f"0.{suffix}": content} | contents), **{"image_size": 0, **options})
+    corpus = open_here(
+        write_flat(folder, {f"0.{suffix}": content} | contents), **{"image_size": 0, **options}
+    )
     assert len(corpus.pixels) == 4
     return np.asarray(corpus.pixels[0])
 
@@ -293,15 +353,22 @@ def test_grey_is_the_luma_of_itu_r_601(open_here: Open, tmp_path: Path) -> None:
 
 
 def test_sixteen_bit_levels_are_scaled_and_not_cut_off(open_here: Open, tmp_path: Path) -> None:
-    levels = np.array([[0, 128, 129, 255, 256, 257, 1000], [4095, 32767, 32768, 40000, 65000, 65534, 65535]], np.uint16)
+    levels = np.array(
+        [[0, 128, 129, 255, 256, 257, 1000], [4095, 32767, 32768, 40000, 65000, 65534, 65535]],
+        np.uint16,
+    )
     expected = [[math.floor(Fraction(int(v), 257) + Fraction(1, 2)) for v in row] for row in levels]
     for suffix, kind in (("png", "PNG"), ("tiff", "TIFF")):
-        found = single(open_here, tmp_path / suffix, encoded(PIL.Image.fromarray(levels), kind), suffix)
+        found = single(
+            open_here, tmp_path / suffix, encoded(PIL.Image.fromarray(levels), kind), suffix
+        )
         assert found.shape == (2, 7, 1)
         assert found[:, :, 0].tolist() == expected
 
 
-def test_palettes_become_their_colours_and_what_is_transparent_white(open_here: Open, tmp_path: Path) -> None:
+def test_palettes_become_their_colours_and_what_is_transparent_white(
+    open_here: Open, tmp_path: Path
+) -> None:
     image = PIL.Image.new("P", (2, 2))
     image.putpalette([10, 20, 30, 200, 100, 50, 0, 0, 0])
     image.putdata([0, 1, 1, 2])
@@ -345,20 +412,30 @@ BAD = {
     "truncated.png": (png(random_pixels(1, 40, 40, seed=7)[0])[:1500], "truncated"),
     "text.png": (b"this is no image", "no image in a known format"),
     "empty.gif": (b"", "no image in a known format"),
-    "float.tiff": (encoded(PIL.Image.fromarray(np.ones((40, 40), np.float32)), "TIFF"), "floating-point"),
-    "wide.tiff": (encoded(PIL.Image.fromarray(np.full((40, 40), 70_000, np.int32)), "TIFF"), "16 bits"),
+    "float.tiff": (
+        encoded(PIL.Image.fromarray(np.ones((40, 40), np.float32)), "TIFF"),
+        "floating-point",
+    ),
+    "wide.tiff": (
+        encoded(PIL.Image.fromarray(np.full((40, 40), 70_000, np.int32)), "TIFF"),
+        "16 bits",
+    ),
 }
 
 
 def good_files(height: int = 40, width: int = 40) -> dict[str, bytes]:
-    return {f"n{number}.png": png(image) for number, image in enumerate(random_pixels(5, height, width))}
+    return {
+        f"n{number}.png": png(image) for number, image in enumerate(random_pixels(5, height, width))
+    }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_image_is_named_or_skipped(open_here: Open, tmp_path: Path, name: str) -> None:
     content, reason = BAD[name]
     folder = write_flat(tmp_path / "f", good_files() | {name: content})
-    with pytest.raises(InputError, match=rf"{name} cannot be decoded \(.*{reason}.*--on_bad_image skip"):
+    with pytest.raises(
+        InputError, match=rf"{name} cannot be decoded \(.*{reason}.*--on_bad_image skip"
+    ):
         open_here(folder)
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
     corpus = open_here(folder, on_bad_image="skip")
@@ -388,12 +465,16 @@ def test_a_bad_row_is_named_by_its_number_and_path(open_here: Open, tmp_path: Pa
 
 def test_the_card_names_five_of_many_bad_images(open_here: Open, tmp_path: Path) -> None:
     bad = {f"bad{number}.png": b"broken" for number in range(9)}
-    card = image_card(open_here(write_flat(tmp_path / "f", good_files() | bad), on_bad_image="skip"))
+    card = image_card(
+        open_here(write_flat(tmp_path / "f", good_files() | bad), on_bad_image="skip")
+    )
     assert "skipped: 9: " in card
     assert [f"bad{number}.png" in card for number in range(9)] == [True] * 5 + [False] * 4
 
 
-def test_equal_images_are_kept_once_so_that_none_is_on_both_sides(open_here: Open, tmp_path: Path) -> None:
+def test_equal_images_are_kept_once_so_that_none_is_on_both_sides(
+    open_here: Open, tmp_path: Path
+) -> None:
     pixels = random_pixels(30)
     contents = {f"{number:03}.png": png(pixels[number % 30]) for number in range(90)}
     contents["050.bmp"] = encoded(picture(pixels[20]), "BMP")  # other bytes, equal pixels
@@ -407,7 +488,9 @@ def test_equal_images_are_kept_once_so_that_none_is_on_both_sides(open_here: Ope
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.1, 180), (0.001, 2), (0.5, 899), (0.9, 1618)])
-def test_the_share_is_held_out_at_random_but_always_the_same(open_here: Open, share: float, expected: int) -> None:
+def test_the_share_is_held_out_at_random_but_always_the_same(
+    open_here: Open, share: float, expected: int
+) -> None:
     corpus = open_here(None, validation_share=share)
     again = open_here(None, validation_share=share)
     other = open_here(None, validation_share=share, seed=2)
@@ -424,7 +507,9 @@ def test_the_share_is_held_out_at_random_but_always_the_same(open_here: Open, sh
         assert abs(held_out.mean() - 898) < 4 * sigma
 
 
-def test_mean_and_deviation_are_those_of_the_training_images(open_here: Open, tmp_path: Path) -> None:
+def test_mean_and_deviation_are_those_of_the_training_images(
+    open_here: Open, tmp_path: Path
+) -> None:
     pixels = random_pixels(50, channels=4)
     pixels[..., 1] //= 3
     pixels[..., 3] = 255
@@ -525,7 +610,9 @@ def test_the_key_follows_the_content_and_not_the_place(open_here: Open, tmp_path
 
     def key(name: str, pixels: np.ndarray, labels: list[int], **options: Any) -> str:
         features = Features({"image": Image(), "label": Value("int64")})
-        file = write_parquet(tmp_path / name, {"image": as_structs(pixels), "label": labels}, features)
+        file = write_parquet(
+            tmp_path / name, {"image": as_structs(pixels), "label": labels}, features
+        )
         return str(open_here(data_files=[file], **options).manifest["key"])
 
     changed = pixels.copy()
@@ -549,7 +636,9 @@ def test_opening_holds_blocks_and_never_all_pixels(
     open_here: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    file = write_parquet(tmp_path / "a.parquet", {"image": [png(image) for image in random_pixels(600, 64, 64)]})
+    file = write_parquet(
+        tmp_path / "a.parquet", {"image": [png(image) for image in random_pixels(600, 64, 64)]}
+    )
     size = 600 * 64 * 64 * 3
     open_here("digits")  # imports and their caches are not counted
     tracemalloc.start()
@@ -577,36 +666,64 @@ def test_the_card_counts_classes(open_here: Open, tmp_path: Path) -> None:
 
 
 def test_images_of_several_sizes_ask_for_one(open_here: Open, tmp_path: Path) -> None:
-    folder = write_flat(tmp_path / "f", good_files(30, 20) | {"x.png": png(random_pixels(1, 8, 9)[0])})
-    with pytest.raises(InputError, match=r"x\.png has 9 x 8 pixels.*n0\.png has 20 x 30.*--image_size"):
+    folder = write_flat(
+        tmp_path / "f", good_files(30, 20) | {"x.png": png(random_pixels(1, 8, 9)[0])}
+    )
+    with pytest.raises(
+        InputError, match=r"x\.png has 9 x 8 pixels.*n0\.png has 20 x 30.*--image_size"
+    ):
         open_here(folder)
     assert open_here(folder, image_size=8).pixels.shape == (6, 8, 8, 3)
 
 
 FLOATS = Features({"image": Image(), "label": Value("float32")})
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "validation_share 0": ({"dataset_name": "digits", "validation_share": 0.0}, "--validation_share"),
-    "validation_share 1": ({"dataset_name": "digits", "validation_share": 1.0}, "--validation_share"),
-    "all held out": ({"dataset_name": "digits", "validation_share": 0.9999}, "1797 images.*--validation_share"),
-    "num_channels": ({"dataset_name": "digits", "num_channels": 2}, "num_channels is 2.*--num_channels"),
+    "validation_share 0": (
+        {"dataset_name": "digits", "validation_share": 0.0},
+        "--validation_share",
+    ),
+    "validation_share 1": (
+        {"dataset_name": "digits", "validation_share": 1.0},
+        "--validation_share",
+    ),
+    "all held out": (
+        {"dataset_name": "digits", "validation_share": 0.9999},
+        "1797 images.*--validation_share",
+    ),
+    "num_channels": (
+        {"dataset_name": "digits", "num_channels": 2},
+        "num_channels is 2.*--num_channels",
+    ),
     "image_size": ({"dataset_name": "digits", "image_size": -1}, "image_size is -1.*--image_size"),
     "no file": ({"data_files": ["nowhere*.parquet"]}, r"nowhere\*.*--data_files"),
-    "no parquet": ({"data_files": ["text.parquet"]}, r"text\.parquet is not a Parquet file.*--data_files"),
+    "no parquet": (
+        {"data_files": ["text.parquet"]},
+        r"text\.parquet is not a Parquet file.*--data_files",
+    ),
     "no data set": ({"dataset_name": "nowhere/nothing"}, "nowhere/nothing.*--dataset_name"),
     "empty folder": ({"dataset_name": "empty"}, "empty holds no images.*--dataset_name"),
     "few": ({"dataset_name": "few"}, "holds 3 distinct images.*1 duplicates.*--dataset_name"),
-    "all bad": ({"dataset_name": "bad", "on_bad_image": "skip"}, r"holds 0 distinct.*bad/0\.png \(no image in"),
+    "all bad": (
+        {"dataset_name": "bad", "on_bad_image": "skip"},
+        r"holds 0 distinct.*bad/0\.png \(no image in",
+    ),
     "image column": (
         {"data_files": ["a.parquet"], "image_column": "img"},
         "no column 'img'; it has 'image', 'label'.*--image_column",
     ),
-    "no images": ({"data_files": ["a.parquet"], "image_column": "label"}, "holds float.*--image_column"),
+    "no images": (
+        {"data_files": ["a.parquet"], "image_column": "label"},
+        "holds float.*--image_column",
+    ),
     "labels": ({"data_files": ["a.parquet"]}, "'label' of .*a.parquet holds float.*--label_column"),
     "label column": (
         {"data_files": ["a.parquet"], "label_column": "kind"},
         "no column 'kind'; it has 'image', 'label'.*--label_column",
     ),
-    "class number": ({"data_files": ["b.parquet"]}, "row 2 of b.parquet has the label 100000.*--label_column"),
+    "class number": (
+        {"data_files": ["b.parquet"]},
+        "row 2 of b.parquet has the label 100000.*--label_column",
+    ),
 }
 
 
@@ -621,7 +738,11 @@ def test_bad_input_names_value_and_flag(
     write_flat(tmp_path / "few", {f"{n}.png": png(pixels[n % 3]) for n in range(4)})
     write_flat(tmp_path / "bad", {f"{n}.png": b"broken" for n in range(9)})
     write_parquet(tmp_path / "a.parquet", {"image": as_structs(pixels), "label": [0.5] * 5}, FLOATS)
-    write_parquet(tmp_path / "b.parquet", {"image": as_structs(pixels), "label": [0, 1, 100_000, 2, 3]})
+    write_parquet(
+        tmp_path / "b.parquet", {"image": as_structs(pixels), "label": [0, 1, 100_000, 2, 3]}
+    )
     options, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
-        open_here(options.get("dataset_name"), **{k: v for k, v in options.items() if k != "dataset_name"})
+        open_here(
+            options.get("dataset_name"), **{k: v for k, v in options.items() if k != "dataset_name"}
+        )

@@ -16,9 +16,18 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from bert_pretrain.errors import InputError
 from bert_pretrain.losses import cross_entropy
 from bert_pretrain.losses.cross_entropy import summed_cross_entropy
-from bert_pretrain.losses.distances import Distance, distance_matrix, normalize_rows, pairwise_distance
+from bert_pretrain.losses.distances import (
+    Distance,
+    distance_matrix,
+    normalize_rows,
+    pairwise_distance,
+)
 from bert_pretrain.losses.nt_xent import nt_xent_loss
-from bert_pretrain.losses.reconstruction import masked_patch_loss, reconstruction_errors, reconstruction_loss
+from bert_pretrain.losses.reconstruction import (
+    masked_patch_loss,
+    reconstruction_errors,
+    reconstruction_loss,
+)
 from bert_pretrain.losses.triplet import Negatives, TripletTerms, reduction_factor, triplet_loss
 
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
@@ -98,7 +107,9 @@ def naive_triplets(
         ("cosine", lambda a, b: 1 - F.cosine_similarity(a, b)),
     ],
 )
-def test_distances_are_those_of_torch_in_rows_and_in_a_matrix(distance: Distance, oracle: Any) -> None:
+def test_distances_are_those_of_torch_in_rows_and_in_a_matrix(
+    distance: Distance, oracle: Any
+) -> None:
     a, b = rows(5, 7, seed=0), rows(9, 7, seed=1)
     torch.testing.assert_close(pairwise_distance(a, b[:5], distance), oracle(a, b[:5]))
     expected = torch.stack([oracle(row.expand_as(b), b) for row in a])
@@ -131,10 +142,14 @@ def test_l2_has_torchs_gradient_where_rows_are_equal_in_a_matrix_too(value: floa
     torch.testing.assert_close(grad_b, torch.full((3, 16), -0.75))
 
 
-@pytest.mark.parametrize(("distance", "expected"), [("l2", 2**0.5 - 2), ("l2_squared", 2 - 4), ("cosine", 1 - 2)])
+@pytest.mark.parametrize(
+    ("distance", "expected"), [("l2", 2**0.5 - 2), ("l2_squared", 2 - 4), ("cosine", 1 - 2)]
+)
 def test_a_triplet_at_right_angles_has_the_closed_form(distance: Distance, expected: float) -> None:
     """The positive is 90 degrees from the anchor, the negative 180: a loss of expected + margin."""
-    anchor, positive, negative = (torch.tensor([row]) for row in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]))
+    anchor, positive, negative = (
+        torch.tensor([row]) for row in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0])
+    )
     for negatives in NEGATIVES:
         terms = triplet(
             anchor,
@@ -146,12 +161,15 @@ def test_a_triplet_at_right_angles_has_the_closed_form(distance: Distance, expec
         )
         assert terms.sum.item() == pytest.approx(expected + 3, abs=1e-5)
         assert (terms.num_terms.item(), terms.num_active.item()) == (1, 1)
-        assert (terms.positive_distance - terms.negative_distance).item() == pytest.approx(expected, abs=1e-5)
+        assert (terms.positive_distance - terms.negative_distance).item() == pytest.approx(
+            expected, abs=1e-5
+        )
 
 
 def test_random_negatives_give_torchs_triplet_margin_loss() -> None:
     anchors, positives = rows(8, 5, seed=0), rows(8, 5, seed=1)
-    # Offset k takes the negative of number k; counted without the own image it is candidate k or k + 1.
+    # Offset k takes the negative of number k; counted without the own image it is candidate k or k
+    # + 1.
     offsets = torch.tensor([0, 3, 6, 2, 5, 1, 4, 0])
     chosen = offsets + (offsets >= torch.arange(8)).long()
     terms = triplet(anchors, positives, anchors, offsets=offsets, margin=1.0)
@@ -162,11 +180,16 @@ def test_random_negatives_give_torchs_triplet_margin_loss() -> None:
         terms = triplet(anchors, positives, anchors, offsets=offsets, margin=0.7, distance=distance)
         oracle = nn.TripletMarginWithDistanceLoss(
             distance_function=lambda a, b, name=distance: torch.stack(
-                [torch.tensor(naive_distance(x, y, name)) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+                [
+                    torch.tensor(naive_distance(x, y, name))
+                    for x, y in zip(a.tolist(), b.tolist(), strict=True)
+                ]
             ),
             margin=0.7,
         )
-        torch.testing.assert_close(terms.sum / terms.num_terms, oracle(anchors, positives, anchors[chosen]))
+        torch.testing.assert_close(
+            terms.sum / terms.num_terms, oracle(anchors, positives, anchors[chosen])
+        )
 
 
 @given(
@@ -179,24 +202,35 @@ def test_random_negatives_give_torchs_triplet_margin_loss() -> None:
 )
 @settings(deadline=None, max_examples=150)
 def test_triplets_follow_the_formula_when_images_repeat(
-    ids: list[int], num_anchors: int, negatives: Negatives, distance: Distance, margin: float, seed: int
+    ids: list[int],
+    num_anchors: int,
+    negatives: Negatives,
+    distance: Distance,
+    margin: float,
+    seed: int,
 ) -> None:
     num_anchors = min(num_anchors, len(ids))
     candidates, positives = rows(len(ids), 4, seed=seed), rows(num_anchors, 4, seed=seed + 1000)
     anchors, offsets = candidates[:num_anchors], offsets_for(num_anchors, seed=seed)
     rule: dict[str, Any] = {"margin": margin, "distance": distance, "negatives": negatives}
-    expected = naive_triplets(anchors, positives, candidates, ids[:num_anchors], ids, offsets.tolist(), **rule)
+    expected = naive_triplets(
+        anchors, positives, candidates, ids[:num_anchors], ids, offsets.tolist(), **rule
+    )
     id_tensors = {"anchor_ids": torch.tensor(ids[:num_anchors]), "candidate_ids": torch.tensor(ids)}
     terms = triplet(anchors, positives, candidates, **id_tensors, **rule, offsets=offsets)
     assert terms.num_terms.item() == len(expected)
     assert terms.num_active.item() == sum(loss > 0 for loss, _, _ in expected)
     found = (terms.sum.item(), terms.positive_distance.item(), terms.negative_distance.item())
     for value, column in zip(found, range(3), strict=True):
-        assert value == pytest.approx(sum(term[column] for term in expected), rel=TOLERANCE, abs=TOLERANCE)
+        assert value == pytest.approx(
+            sum(term[column] for term in expected), rel=TOLERANCE, abs=TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
-def test_an_image_that_is_twice_in_the_batch_is_never_its_own_negative(negatives: Negatives) -> None:
+def test_an_image_that_is_twice_in_the_batch_is_never_its_own_negative(
+    negatives: Negatives,
+) -> None:
     """The copy lies nearest, so that every rule would take it; no gradient may reach it as a candidate."""
     anchors = rows(3, 6, seed=0)
     copy = anchors[:1] + 1e-3
@@ -239,7 +273,9 @@ def test_random_offsets_reach_every_negative_equally_often() -> None:
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("num_anchors", [0, 1])
-def test_without_negatives_nothing_is_counted_and_the_graph_stays_whole(negatives: Negatives, num_anchors: int) -> None:
+def test_without_negatives_nothing_is_counted_and_the_graph_stays_whole(
+    negatives: Negatives, num_anchors: int
+) -> None:
     """A process without rows, or with one image alone, must still take part in the gradient exchange."""
     candidates = rows(2, 4, seed=0).requires_grad_()
     positives = rows(num_anchors, 4, seed=1).requires_grad_()
@@ -259,7 +295,9 @@ def test_without_negatives_nothing_is_counted_and_the_graph_stays_whole(negative
 
 @pytest.mark.parametrize("negatives", ["semi_hard", "hard", "all"])
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_the_order_of_the_batch_does_not_matter_to_triplets(negatives: Negatives, distance: Distance) -> None:
+def test_the_order_of_the_batch_does_not_matter_to_triplets(
+    negatives: Negatives, distance: Distance
+) -> None:
     anchors, positives = rows(7, 5, seed=0), rows(7, 5, seed=1)
     rule: dict[str, Any] = {"negatives": negatives, "distance": distance}
     expected = triplet(anchors, positives, anchors, **rule)
@@ -277,12 +315,15 @@ def test_scale_matters_to_l2_but_not_after_normalisation(negatives: Negatives) -
     doubled = triplet(2 * anchors, 2 * positives, 2 * anchors, negatives=negatives, margin=1.0)
     torch.testing.assert_close(doubled.sum, 2 * plain.sum)
     first, second = (
-        triplet(*(normalize_rows(scale * x) for x in (anchors, positives, anchors)), negatives=negatives)
+        triplet(
+            *(normalize_rows(scale * x) for x in (anchors, positives, anchors)), negatives=negatives
+        )
         for scale in (0.01, 300.0)
     )
     torch.testing.assert_close(first.sum, second.sum)
     cosine = (
-        triplet(scale * anchors, positives, anchors, negatives=negatives, distance="cosine") for scale in (1.0, 9.0)
+        triplet(scale * anchors, positives, anchors, negatives=negatives, distance="cosine")
+        for scale in (1.0, 9.0)
     )
     torch.testing.assert_close(next(cosine).sum, next(cosine).sum)
 
@@ -296,8 +337,12 @@ def test_a_farther_negative_and_a_closer_positive_lower_the_loss() -> None:
         _, grad_positive, grad_negative = torch.autograd.grad(loss, (first, second, third))
         closer = positive - 1e-2 * grad_positive
         farther = negative - 1e-2 * grad_negative
-        assert pairwise_distance(anchor, closer, distance) < pairwise_distance(anchor, positive, distance)
-        assert pairwise_distance(anchor, farther, distance) > pairwise_distance(anchor, negative, distance)
+        assert pairwise_distance(anchor, closer, distance) < pairwise_distance(
+            anchor, positive, distance
+        )
+        assert pairwise_distance(anchor, farther, distance) > pairwise_distance(
+            anchor, negative, distance
+        )
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
@@ -313,15 +358,21 @@ def test_when_all_embeddings_are_equal_the_loss_is_the_margin_and_gradients_are_
     assert (terms.sum / terms.num_terms).item() == pytest.approx(0.3, abs=1e-5)
     gradients = torch.autograd.grad(terms.sum, (anchors, positives))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
-    if distance == "l2":  # along the diagonal, where each term pulls every coordinate by 1 / sqrt(16)
+    if (
+        distance == "l2"
+    ):  # along the diagonal, where each term pulls every coordinate by 1 / sqrt(16)
         terms_per_anchor = 4 if negatives == "all" else 1
         torch.testing.assert_close(gradients[1], torch.full((5, 16), -0.25 * terms_per_anchor))
     else:  # a saddle
         assert all(gradient.abs().max() < 1e-5 for gradient in gradients)
 
 
-@pytest.mark.parametrize(("reduction", "chosen"), [("mean", slice(None)), ("mean_positive", slice(3))])
-def test_reductions_divide_by_all_terms_or_by_those_above_zero(reduction: Any, chosen: slice) -> None:
+@pytest.mark.parametrize(
+    ("reduction", "chosen"), [("mean", slice(None)), ("mean_positive", slice(3))]
+)
+def test_reductions_divide_by_all_terms_or_by_those_above_zero(
+    reduction: Any, chosen: slice
+) -> None:
     losses = torch.tensor([0.5, 2.0, 0.1, 0.0, 0.0])
     counts = {"num_terms": torch.tensor(5), "num_active": torch.tensor(3)}
     factor = reduction_factor(reduction, **counts)
@@ -339,7 +390,9 @@ def nt_xent(views: Tensor, **options: Any) -> Any:
 def test_nt_xent_is_the_cross_entropy_over_the_whole_similarity_matrix() -> None:
     views = rows(6, 2, 5, seed=0)
     terms = nt_xent(views, temperature=0.2)
-    flat = F.normalize(torch.cat([views[:, 0], views[:, 1]]), dim=1)  # all first views, then all second ones
+    flat = F.normalize(
+        torch.cat([views[:, 0], views[:, 1]]), dim=1
+    )  # all first views, then all second ones
     similarity = (flat @ flat.T / 0.2).fill_diagonal_(-math.inf)
     partner = torch.arange(12).roll(6)
     torch.testing.assert_close(terms.sum / terms.num_terms, F.cross_entropy(similarity, partner))
@@ -357,12 +410,20 @@ def test_nt_xent_has_closed_forms_for_equal_and_for_orthogonal_images(temperatur
     assert orthogonal.num_correct.item() == orthogonal.num_terms == 10
 
 
-@given(ids=st.lists(st.integers(0, 4), min_size=1, max_size=8), num_own=st.integers(1, 8), seed=st.integers(0, 50))
+@given(
+    ids=st.lists(st.integers(0, 4), min_size=1, max_size=8),
+    num_own=st.integers(1, 8),
+    seed=st.integers(0, 50),
+)
 @settings(deadline=None, max_examples=60)
-def test_nt_xent_leaves_every_copy_of_the_own_image_out(ids: list[int], num_own: int, seed: int) -> None:
+def test_nt_xent_leaves_every_copy_of_the_own_image_out(
+    ids: list[int], num_own: int, seed: int
+) -> None:
     num_own = min(num_own, len(ids))
     candidates, temperature = rows(len(ids), 2, 4, seed=seed), 0.3
-    unit = [[[x / math.hypot(*view) for x in view] for view in image] for image in candidates.tolist()]
+    unit = [
+        [[x / math.hypot(*view) for x in view] for view in image] for image in candidates.tolist()
+    ]
 
     def score(a: list[float], b: list[float]) -> float:
         return math.exp(sum(x * y for x, y in zip(a, b, strict=True)) / temperature)
@@ -406,12 +467,19 @@ def test_parts_of_the_anchors_add_up_to_the_joint_loss() -> None:
         rule: dict[str, Any] = {"candidate_ids": ids, "negatives": negatives}
         whole = triplet(anchors, positives, anchors, anchor_ids=ids, offsets=offsets, **rule)
         shares = [
-            triplet(anchors[p], positives[p], anchors, anchor_ids=ids[p], offsets=offsets[p], **rule) for p in parts
+            triplet(
+                anchors[p], positives[p], anchors, anchor_ids=ids[p], offsets=offsets[p], **rule
+            )
+            for p in parts
         ]
         torch.testing.assert_close(shares[0].sum + shares[1].sum, whole.sum)
         assert shares[0].num_terms + shares[1].num_terms == whole.num_terms
-    halves = [nt_xent(views[p], candidates=views, view_ids=ids[p], candidate_ids=ids) for p in parts]
-    torch.testing.assert_close(halves[0].sum + halves[1].sum, nt_xent(views, view_ids=ids, candidate_ids=ids).sum)
+    halves = [
+        nt_xent(views[p], candidates=views, view_ids=ids[p], candidate_ids=ids) for p in parts
+    ]
+    torch.testing.assert_close(
+        halves[0].sum + halves[1].sum, nt_xent(views, view_ids=ids, candidate_ids=ids).sum
+    )
 
 
 def test_nt_xent_is_finite_at_tiny_temperatures_and_for_equal_and_zero_rows() -> None:
@@ -433,7 +501,9 @@ def test_losses_are_float32_under_bfloat16_autocast(low_precision_input: bool) -
 
     def losses(first: Tensor, second: Tensor) -> dict[str, Tensor]:
         triplets = {
-            f"{negatives} {distance}": triplet(first, second, first, negatives=negatives, distance=distance).sum
+            f"{negatives} {distance}": triplet(
+                first, second, first, negatives=negatives, distance=distance
+            ).sum
             for negatives in NEGATIVES
             for distance in DISTANCES
         }
@@ -459,24 +529,42 @@ def test_reconstruction_losses_are_torchs_means_of_each_image() -> None:
     prediction, target = rows(4, 3, 5, 5, seed=0), rows(4, 3, 5, 5, seed=1)
     for kind, oracle in (("mse", nn.MSELoss()), ("l1", nn.L1Loss())):
         errors = reconstruction_errors(prediction, target, kind)
-        torch.testing.assert_close(errors, torch.stack([oracle(prediction[i], target[i]) for i in range(4)]))
-        torch.testing.assert_close(reconstruction_loss(prediction, target, kind) / 4, oracle(prediction, target))
+        torch.testing.assert_close(
+            errors, torch.stack([oracle(prediction[i], target[i]) for i in range(4)])
+        )
+        torch.testing.assert_close(
+            reconstruction_loss(prediction, target, kind) / 4, oracle(prediction, target)
+        )
     shifted = [reconstruction_errors(target - 0.5, target, kind) for kind in ("mse", "l1")]
     torch.testing.assert_close(shifted, [torch.full((4,), 0.25), torch.full((4,), 0.5)])
 
 
 @pytest.mark.parametrize("normalize_target", [False, True])
 def test_masked_patch_loss_is_that_of_transformers_and_of_a_loop(normalize_target: bool) -> None:
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    size = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     decoder = {f"decoder_{name}": value for name, value in size.items()}
     torch.manual_seed(0)
-    config = ViTMAEConfig(image_size=8, patch_size=2, num_channels=3, norm_pix_loss=normalize_target, **size, **decoder)
+    config = ViTMAEConfig(
+        image_size=8,
+        patch_size=2,
+        num_channels=3,
+        norm_pix_loss=normalize_target,
+        **size,
+        **decoder,
+    )
     model = ViTMAEForPreTraining(config).eval()
     images = rows(3, 3, 8, 8, seed=1)
     with torch.no_grad():
         out = model(images, noise=torch.rand(3, 16, generator=torch.Generator().manual_seed(2)))
     patches = model.patchify(images)
-    total, count = masked_patch_loss(out.logits, patches, out.mask, normalize_target=normalize_target)
+    total, count = masked_patch_loss(
+        out.logits, patches, out.mask, normalize_target=normalize_target
+    )
     assert count.item() == 3 * 12  # three quarters of 16 patches are hidden
     torch.testing.assert_close(total / count, out.loss)
 
@@ -488,7 +576,9 @@ def test_masked_patch_loss_is_that_of_transformers_and_of_a_loop(normalize_targe
             variance = sum((value - mean) ** 2 for value in values) / 11
             values = [(value - mean) / math.sqrt(variance + 1e-6) for value in values]
         guesses = out.logits[image, patch].tolist()
-        expected += sum((guess - value) ** 2 for guess, value in zip(guesses, values, strict=True)) / 12
+        expected += (
+            sum((guess - value) ** 2 for guess, value in zip(guesses, values, strict=True)) / 12
+        )
     assert total.item() == pytest.approx(expected, rel=TOLERANCE)
 
 
@@ -497,10 +587,16 @@ def test_visible_patches_and_the_brightness_of_normalised_ones_do_not_matter() -
     hidden = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 1, 0]])
     expected, _ = masked_patch_loss(prediction, target, hidden, normalize_target=True)
     changed = torch.where(hidden[..., None] == 1, prediction, 1e6)
-    torch.testing.assert_close(masked_patch_loss(changed, target, hidden, normalize_target=True)[0], expected)
+    torch.testing.assert_close(
+        masked_patch_loss(changed, target, hidden, normalize_target=True)[0], expected
+    )
     brighter = 3 * target + 5
-    torch.testing.assert_close(masked_patch_loss(prediction, brighter, hidden, normalize_target=True)[0], expected)
-    torch.testing.assert_close(masked_patch_loss(changed, target, hidden.bool(), normalize_target=True)[0], expected)
+    torch.testing.assert_close(
+        masked_patch_loss(prediction, brighter, hidden, normalize_target=True)[0], expected
+    )
+    torch.testing.assert_close(
+        masked_patch_loss(changed, target, hidden.bool(), normalize_target=True)[0], expected
+    )
 
 
 def test_impossible_settings_are_refused_by_the_name_of_the_flag() -> None:
@@ -510,7 +606,9 @@ def test_impossible_settings_are_refused_by_the_name_of_the_flag() -> None:
     with pytest.raises(InputError, match="--temperature"):
         nt_xent(x[:, None].repeat(1, 2, 1), temperature=0.0)
     with pytest.raises(InputError, match="--patch_size"):
-        masked_patch_loss(torch.ones(1, 4, 1), torch.ones(1, 4, 1), torch.ones(1, 4), normalize_target=True)
+        masked_patch_loss(
+            torch.ones(1, 4, 1), torch.ones(1, 4, 1), torch.ones(1, 4), normalize_target=True
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

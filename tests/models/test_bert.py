@@ -34,7 +34,9 @@ def small_config(**overrides) -> BertConfig:
 def no_padding_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounded up, the few tokens of the batches here would be all there are, and nothing left out."""
     monkeypatch.setattr(real_tokens, "TOKENS_MULTIPLE", 1)
-    monkeypatch.setattr(real_tokens, "READ_MULTIPLE", 64)  # unused slots are computed, and must not count
+    monkeypatch.setattr(
+        real_tokens, "READ_MULTIPLE", 64
+    )  # unused slots are computed, and must not count
 
 
 def pair_of_models(**overrides) -> tuple[BertForPreTraining, transformers.BertForPreTraining]:
@@ -80,12 +82,23 @@ def test_losses_and_gradients_equal_the_stock_class(padded: bool, attention: str
     for name, parameter in ours.named_parameters():
         # float32; atol covers gradients that are exactly 0 in one order of summation only.
         torch.testing.assert_close(
-            parameter.grad, theirs[name].grad, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad,
+            theirs[name].grad,
+            rtol=1e-5,
+            atol=1e-7,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
 @pytest.mark.parametrize(
-    "case", ["left padding", "labelled padding", "labelled [CLS]", "embeddings given", "float mask of four dimensions"]
+    "case",
+    [
+        "left padding",
+        "labelled padding",
+        "labelled [CLS]",
+        "embeddings given",
+        "float mask of four dimensions",
+    ],
 )
 def test_whatever_is_padded_or_labelled_the_loss_is_that_of_the_stock_class(case: str) -> None:
     ours, stock = pair_of_models()
@@ -117,13 +130,18 @@ def test_padding_is_left_out_and_the_last_layer_computed_only_where_a_loss_reads
     modules |= {str(i): layer.intermediate for i, layer in enumerate(ours.bert.encoder.layer)}
     for name, module in modules.items():
         module.register_forward_hook(
-            lambda _module, _inputs, output, name=name: num_computed.update({name: output.shape[:-1].numel()})
+            lambda _module, _inputs, output, name=name: num_computed.update(
+                {name: output.shape[:-1].numel()}
+            )
         )
     torch.testing.assert_close(ours(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=0)
     num_slots = ROWS * int((batch["labels"] != -100).sum(1).max())
     num_real, num_masked = (
         min(math.ceil(int(is_needed.sum()) / multiple) * multiple, most)
-        for is_needed, most in ((batch["attention_mask"], ROWS * LENGTH), (batch["labels"] != -100, num_slots))
+        for is_needed, most in (
+            (batch["attention_mask"], ROWS * LENGTH),
+            (batch["labels"] != -100, num_slots),
+        )
     )
     assert num_real < ROWS * LENGTH or multiple == 64
     assert num_computed == {
@@ -173,7 +191,9 @@ def test_given_masked_positions_change_nothing() -> None:
     for row in range(ROWS):
         columns = (batch["labels"][row] != -100).nonzero().flatten()
         positions[row, : len(columns)] = columns
-    torch.testing.assert_close(ours(**batch, masked_positions=positions).loss, searched, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        ours(**batch, masked_positions=positions).loss, searched, rtol=1e-6, atol=0
+    )
 
 
 def test_masked_positions_are_the_labelled_columns_in_order() -> None:
@@ -206,7 +226,9 @@ def test_one_kind_of_label_alone_gives_its_loss(missing: str) -> None:
     both = ours(**batch)
     del batch[missing]
     alone = ours(**batch).loss
-    part = (both.nsp_loss / both.nsp_count) if missing == "labels" else both.mlm_loss / both.mlm_count
+    part = (
+        (both.nsp_loss / both.nsp_count) if missing == "labels" else both.mlm_loss / both.mlm_count
+    )
     torch.testing.assert_close(alone, part, rtol=1e-5, atol=0)
 
 
@@ -237,7 +259,9 @@ def test_dropout_reaches_the_positions_of_the_last_layer(place: str, attention: 
     assert ours(**make_batch()).loss == first
 
 
-@pytest.mark.parametrize(("size", "parameters"), [("tiny", 4.4), ("mini", 11.2), ("small", 28.8), ("base", 110.1)])
+@pytest.mark.parametrize(
+    ("size", "parameters"), [("tiny", 4.4), ("mini", 11.2), ("small", 28.8), ("base", 110.1)]
+)
 def test_named_sizes_have_the_published_numbers_of_parameters(size: str, parameters: float) -> None:
     # Turc et al. 2019, table 1, and Devlin et al. 2019 (in millions, with pooler, without heads).
     config = bert_config(size, vocab_size=30522, pad_token_id=0)

@@ -15,16 +15,22 @@ from bert_pretrain.models.fast_paths import GlobalResponseNorm, use_fast_respons
 @pytest.fixture
 def model() -> ConvNextV2Model:
     torch.manual_seed(0)
-    config = ConvNextV2Config(num_stages=2, hidden_sizes=[8, 16], depths=[1, 2], patch_size=2, image_size=16)
+    config = ConvNextV2Config(
+        num_stages=2, hidden_sizes=[8, 16], depths=[1, 2], patch_size=2, image_size=16
+    )
     model = ConvNextV2Model(config).eval()
     for module in model.modules():
-        if isinstance(module, ConvNextV2GRN):  # zero in a new model, where they would hide a mistake
+        if isinstance(
+            module, ConvNextV2GRN
+        ):  # zero in a new model, where they would hide a mistake
             torch.nn.init.normal_(module.weight)
             torch.nn.init.normal_(module.bias)
     return model
 
 
-def test_response_norm_has_the_outputs_and_gradients_of_transformers(model: ConvNextV2Model) -> None:
+def test_response_norm_has_the_outputs_and_gradients_of_transformers(
+    model: ConvNextV2Model,
+) -> None:
     fast = copy.deepcopy(model)
     use_fast_response_norm(fast)
     assert sum(type(module) is GlobalResponseNorm for module in fast.modules()) == 3

@@ -29,9 +29,18 @@ from transformers import (
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.models import fast_paths
-from bert_pretrain.models.autoencoder import ImageAutoencoder, build_autoencoder, default_decoder_channels
+from bert_pretrain.models.autoencoder import (
+    ImageAutoencoder,
+    build_autoencoder,
+    default_decoder_channels,
+)
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
-from bert_pretrain.models.image_encoder import build_image_encoder, embed, embedding_width, encoder_from_config
+from bert_pretrain.models.image_encoder import (
+    build_image_encoder,
+    embed,
+    embedding_width,
+    encoder_from_config,
+)
 from bert_pretrain.models.image_encoder_config import SIZES, image_encoder_config, vit_patch_size
 from bert_pretrain.models.initialisation import sincos_positions
 from bert_pretrain.models.masked_autoencoder import (
@@ -56,12 +65,25 @@ CONVOLUTIONS = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_channels": CHANN
 ARCHITECTURES: dict[str, tuple[PreTrainedConfig, int]] = {
     "vit": (ViTConfig(**TRANSFORMER), 32),
     "deit": (DeiTConfig(**TRANSFORMER), 32),
-    "dinov2": (Dinov2Config(**{k: v for k, v in TRANSFORMER.items() if k != "intermediate_size"}), 64),
+    "dinov2": (
+        Dinov2Config(**{k: v for k, v in TRANSFORMER.items() if k != "intermediate_size"}),
+        64,
+    ),
     "swin": (
-        SwinConfig(image_size=SIZE, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2),
+        SwinConfig(
+            image_size=SIZE,
+            patch_size=2,
+            embed_dim=8,
+            depths=[1, 1],
+            num_heads=[1, 2],
+            window_size=2,
+        ),
         16,
     ),
-    "convnextv2": (ConvNextV2Config(num_stages=2, patch_size=2, image_size=SIZE, **CONVOLUTIONS), 16),
+    "convnextv2": (
+        ConvNextV2Config(num_stages=2, patch_size=2, image_size=SIZE, **CONVOLUTIONS),
+        16,
+    ),
     "resnet": (ResNetConfig(embedding_size=8, layer_type="basic", **CONVOLUTIONS), 16),
 }
 BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
@@ -95,12 +117,16 @@ def small_flags(folder: Path, architecture: str = "vit", **overrides: object) ->
     return flags | overrides
 
 
-def images(*, rows: int = ROWS, channels: int = CHANNELS, size: int = SIZE, seed: int = 0) -> Tensor:
+def images(
+    *, rows: int = ROWS, channels: int = CHANNELS, size: int = SIZE, seed: int = 0
+) -> Tensor:
     return torch.randn(rows, channels, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 def noise_for(model: MaskedAutoencoder, rows: int, seed: int = 0) -> Tensor:
-    return torch.rand(rows, model.num_patches, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(
+        rows, model.num_patches, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def outputs(model: PreTrainedModel, pixel_values: Tensor) -> list[Tensor]:
@@ -118,14 +144,18 @@ def states_are_equal(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_embedding_is_what_the_stock_classifier_is_fed(tmp_path: Path, architecture: str) -> None:
+def test_the_embedding_is_what_the_stock_classifier_is_fed(
+    tmp_path: Path, architecture: str
+) -> None:
     _, width = ARCHITECTURES[architecture]
     encoder = build_image_encoder(**small_flags(tmp_path, architecture)).eval()
     encoder.base_model.save_pretrained(tmp_path / "base")
     stock, loading = AutoModelForImageClassification.from_pretrained(
         tmp_path / "base", num_labels=3, output_loading_info=True
     )
-    assert loading["missing_keys"] and all(key.startswith("classifier") for key in loading["missing_keys"])
+    assert loading["missing_keys"] and all(
+        key.startswith("classifier") for key in loading["missing_keys"]
+    )
     assert not loading["unexpected_keys"]
     stock.eval()
     fed = []
@@ -133,7 +163,11 @@ def test_the_embedding_is_what_the_stock_classifier_is_fed(tmp_path: Path, archi
     with torch.no_grad():
         stock(images())
         embedding = embed(encoder, images())
-    assert embedding.shape == (ROWS, width) == (ROWS, embedding_width(encoder, image_size=SIZE, num_channels=CHANNELS))
+    assert (
+        embedding.shape
+        == (ROWS, width)
+        == (ROWS, embedding_width(encoder, image_size=SIZE, num_channels=CHANNELS))
+    )
     assert torch.equal(embedding, fed[0].flatten(1))
 
 
@@ -159,19 +193,26 @@ def test_a_named_size_has_the_stated_number_of_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image_size", "patch_size"), [(8, 2), (16, 2), (28, 4), (32, 4), (48, 6), (64, 8), (96, 12), (224, 16)]
+    ("image_size", "patch_size"),
+    [(8, 2), (16, 2), (28, 4), (32, 4), (48, 6), (64, 8), (96, 12), (224, 16)],
 )
 def test_patches_suit_the_image(image_size: int, patch_size: int) -> None:
     assert vit_patch_size(image_size) == patch_size
     config = image_encoder_config("vit-tiny", image_size=image_size, num_channels=1)
-    assert (config.patch_size, config.image_size, config.num_channels) == (patch_size, image_size, 1)
+    assert (config.patch_size, config.image_size, config.num_channels) == (
+        patch_size,
+        image_size,
+        1,
+    )
     assert config.layer_norm_eps == 1e-6
 
 
 @pytest.mark.parametrize("name", ["convnextv2-mini", "convnextv2-atto"])
 @pytest.mark.parametrize("image_size", [8, 28, 32])
 def test_convolutional_sizes_take_small_images(name: str, image_size: int) -> None:
-    encoder = encoder_from_config(image_encoder_config(name, image_size=image_size, num_channels=1)).eval()
+    encoder = encoder_from_config(
+        image_encoder_config(name, image_size=image_size, num_channels=1)
+    ).eval()
     embedding = embed(encoder, images(rows=1, channels=1, size=image_size))
     assert embedding.shape == (1, SIZES[name]["hidden_sizes"][-1]) and embedding.std() > 0
 
@@ -188,7 +229,9 @@ def test_a_new_vit_begins_with_positions_that_it_then_trains(tmp_path: Path) -> 
     with torch.no_grad():
         positions.add_(1)
     encoder.base_model.save_pretrained(tmp_path / "weights")
-    continued = build_image_encoder(**small_flags(tmp_path, model_name_or_path=str(tmp_path / "weights")))
+    continued = build_image_encoder(
+        **small_flags(tmp_path, model_name_or_path=str(tmp_path / "weights"))
+    )
     assert torch.equal(continued.base_model.embeddings.position_embeddings, positions)
 
 
@@ -199,7 +242,11 @@ def test_a_new_vit_begins_with_positions_that_it_then_trains(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_shapes_for_grey_rgb_and_rgba(kind: str, size: int, channels: int) -> None:
     model = BUILDERS[kind](
-        config_name="vit-tiny", model_name_or_path=None, image_size=size, num_channels=channels, dropout=0.0
+        config_name="vit-tiny",
+        model_name_or_path=None,
+        image_size=size,
+        num_channels=channels,
+        dropout=0.0,
     )
     pixel_values = images(rows=2, channels=channels, size=size)
     patch = size // 4 if size == 8 else size // 8
@@ -214,9 +261,14 @@ def test_shapes_for_grey_rgb_and_rgba(kind: str, size: int, channels: int) -> No
 
 @pytest.mark.parametrize(
     ("kind", "architecture"),
-    [("masked", "vit"), *((kind, name) for kind in ("autoencoder", "contrastive") for name in ARCHITECTURES)],
+    [
+        ("masked", "vit"),
+        *((kind, name) for kind in ("autoencoder", "contrastive") for name in ARCHITECTURES),
+    ],
 )
-def test_a_gradient_reaches_every_parameter_that_is_not_frozen(tmp_path: Path, kind: str, architecture: str) -> None:
+def test_a_gradient_reaches_every_parameter_that_is_not_frozen(
+    tmp_path: Path, kind: str, architecture: str
+) -> None:
     model = BUILDERS[kind](**small_flags(tmp_path, architecture))
     last = outputs(model, images())[-1]
     (last * images(rows=last.numel(), channels=1, size=1).view(last.shape)).sum().backward()
@@ -225,9 +277,15 @@ def test_a_gradient_reaches_every_parameter_that_is_not_frozen(tmp_path: Path, k
     # A key's bias cancels in the softmax: its gradient is zero but for rounding.
     unmoved = {name for name in trained if not model.get_parameter(name).grad.abs().max() > 0}
     assert all("k_proj.bias" in name or "key.bias" in name for name in unmoved), unmoved
-    frozen = {name.rsplit(".", 1)[-1] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = {
+        name.rsplit(".", 1)[-1]
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
     expected = {"dinov2": {"mask_token"}}.get(architecture, set())
-    assert frozen == ({"position_embeddings", "decoder_pos_embed"} if kind == "masked" else expected)
+    assert frozen == (
+        {"position_embeddings", "decoder_pos_embed"} if kind == "masked" else expected
+    )
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
@@ -248,7 +306,9 @@ def test_saving_and_loading_is_exact(tmp_path: Path, kind: str) -> None:
     loaded, info = type(model).from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not any(info.values())
     assert states_are_equal(model, loaded)
-    for ours, theirs in zip(outputs(model, images()), outputs(loaded.eval(), images()), strict=True):
+    for ours, theirs in zip(
+        outputs(model, images()), outputs(loaded.eval(), images()), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -270,7 +330,10 @@ def test_attention_is_fused_but_for_short_rows_on_a_processor(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
     model = BUILDERS[kind](**small_flags(tmp_path))
     model.save_pretrained(tmp_path / "saved")
-    for found, attention in ((model, expected), (type(model).from_pretrained(tmp_path / "saved"), "sdpa")):
+    for found, attention in (
+        (model, expected),
+        (type(model).from_pretrained(tmp_path / "saved"), "sdpa"),
+    ):
         encoder = getattr(found, "encoder", found).base_model
         assert encoder.config._attn_implementation == attention
 
@@ -318,7 +381,9 @@ def test_decoder_maps_grow_from_seven_pixels_at_most_to_the_image(image_size: in
     channels = default_decoder_channels(image_size)
     num_doublings = len(channels) - 1
     first = math.ceil(image_size / 2**num_doublings)
-    assert 4 <= first <= 7 and image_size <= first * 2**num_doublings < image_size + 2**num_doublings
+    assert (
+        4 <= first <= 7 and image_size <= first * 2**num_doublings < image_size + 2**num_doublings
+    )
     assert all(width % 8 == 0 for width in channels)  # group normalisation
 
 
@@ -344,7 +409,12 @@ def test_without_a_head_the_projection_is_the_embedding(tmp_path: Path) -> None:
 
 
 def test_new_heads_keep_the_variance_of_what_they_read() -> None:
-    flags = {"model_name_or_path": None, "image_size": SIZE, "num_channels": CHANNELS, "dropout": 0.0}
+    flags = {
+        "model_name_or_path": None,
+        "image_size": SIZE,
+        "num_channels": CHANNELS,
+        "dropout": 0.0,
+    }
     torch.manual_seed(0)
     states = torch.randn(64, 128)
     projection = build_contrastive(config_name="vit-tiny", projection_dim=64, **flags).projection
@@ -395,9 +465,15 @@ def test_patchify_reads_a_patch_row_by_row_channels_last(tmp_path: Path) -> None
     model = build_masked_autoencoder(**small_flags(tmp_path), mask_ratio=0.75)
     pixel_values = images()
     patches = model.patchify(pixel_values)
-    for row, grid_row, grid_column, y, x, channel in [(0, 0, 1, 2, 3, 1), (4, 3, 2, 1, 0, 2), (2, 1, 3, 3, 2, 0)]:
+    for row, grid_row, grid_column, y, x, channel in [
+        (0, 0, 1, 2, 3, 1),
+        (4, 3, 2, 1, 0, 2),
+        (2, 1, 3, 3, 2, 0),
+    ]:
         expected = pixel_values[row, channel, 4 * grid_row + y, 4 * grid_column + x]
-        assert patches[row, 4 * grid_row + grid_column, (4 * y + x) * CHANNELS + channel] == expected
+        assert (
+            patches[row, 4 * grid_row + grid_column, (4 * y + x) * CHANNELS + channel] == expected
+        )
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
@@ -410,7 +486,9 @@ def test_prediction_and_mask_give_the_stock_loss(tmp_path: Path, norm_pix_loss: 
     output = model(images(), noise)
     target = model.patchify(images())
     if norm_pix_loss:
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        target = (target - target.mean(-1, keepdim=True)) / (
+            target.var(-1, keepdim=True) + 1e-6
+        ).sqrt()
     loss = (output.logits - target).square().mean(-1)[output.mask.bool()].mean()
     torch.testing.assert_close(loss, stock(images(), noise=noise).loss, rtol=1e-6, atol=0)
 
@@ -425,11 +503,14 @@ def test_positions_are_sines_and_cosines_of_column_and_row() -> None:
                 values += [math.sin(coordinate / 10_000 ** (i / 2)) for i in range(2)]
                 values += [math.cos(coordinate / 10_000 ** (i / 2)) for i in range(2)]
             expected = torch.tensor(values)
-            torch.testing.assert_close(positions[0, 1 + 3 * row + column], expected, rtol=0, atol=1e-7)
+            torch.testing.assert_close(
+                positions[0, 1 + 3 * row + column], expected, rtol=0, atol=1e-7
+            )
 
 
 def test_a_new_masked_autoencoder_knows_where_a_patch_is(tmp_path: Path) -> None:
-    # Without position embeddings the predictions of all removed patches of an image would be one and the same.
+    # Without position embeddings the predictions of all removed patches of an image would be one
+    # and the same.
     model = build_masked_autoencoder(**small_flags(tmp_path), mask_ratio=0.75).eval()
     output = model(images(), noise_for(model, ROWS))
     removed = output.logits[0][output.mask[0].bool()]
@@ -480,9 +561,15 @@ REFUSED = {
     "no such folder": ({"config_name": "/nowhere"}, r"/nowhere.*--config_name.*vit-tiny"),
     "no such weights": ({"model_name_or_path": "/nowhere"}, r"/nowhere.*--model_name_or_path"),
     "text": ({"config_name": "bert"}, r"'bert'.*--config_name"),
-    "channels": ({"model_name_or_path": "weights", "num_channels": 1}, r"1 channels.*takes 3.*--num_channels 3"),
+    "channels": (
+        {"model_name_or_path": "weights", "num_channels": 1},
+        r"1 channels.*takes 3.*--num_channels 3",
+    ),
     "size": ({"model_name_or_path": "weights", "image_size": 32}, r"32 x 32.*--image_size"),
-    "heads only": ({"model_name_or_path": "incomplete"}, r"lacks \d+ weights.*embeddings.*--model_name_or_path"),
+    "heads only": (
+        {"model_name_or_path": "incomplete"},
+        r"lacks \d+ weights.*embeddings.*--model_name_or_path",
+    ),
     "dropout": ({"config_name": "convolutions", "dropout": 0.1}, r"dropout is 0.1.*--dropout 0"),
     "weights outside": ({"config_name": "poolformer"}, r"norm\.weight.*--config_name"),
 }
@@ -498,7 +585,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder / "poolformer")
     encoder = encoder_from_config(ViTConfig(**TRANSFORMER))
     encoder.base_model.save_pretrained(folder / "weights")
-    rest = {key: value for key, value in encoder.base_model.state_dict().items() if "embeddings" not in key}
+    rest = {
+        key: value
+        for key, value in encoder.base_model.state_dict().items()
+        if "embeddings" not in key
+    }
     encoder.base_model.save_pretrained(folder / "incomplete", state_dict=rest)
     return folder
 
@@ -519,7 +610,9 @@ def test_another_width_than_the_continued_head_is_refused(tmp_path: Path) -> Non
     flags = small_flags(tmp_path / "config", model_name_or_path=str(tmp_path / "autoencoder"))
     with pytest.raises(InputError, match="pass --embedding_dim 6"):
         build_autoencoder(**flags, embedding_dim=7)
-    build_contrastive(**small_flags(tmp_path / "config"), projection_dim=10).save_pretrained(tmp_path / "contrastive")
+    build_contrastive(**small_flags(tmp_path / "config"), projection_dim=10).save_pretrained(
+        tmp_path / "contrastive"
+    )
     flags = small_flags(tmp_path / "config", model_name_or_path=str(tmp_path / "contrastive"))
     with pytest.raises(InputError, match="pass --projection_dim 10"):
         build_contrastive(**flags, projection_dim=0)
@@ -537,10 +630,15 @@ def test_a_damaged_pretraining_model_is_named(tmp_path: Path, kind: str) -> None
     # Cut in the middle, emptied, without one weight, and with half a configuration.
     for damaged in (content[: len(content) // 2], b""):
         weights.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"weights of \S*final/pretraining cannot be read.*--model_name_or_path"):
+        with pytest.raises(
+            InputError,
+            match=r"weights of \S*final/pretraining cannot be read.*--model_name_or_path",
+        ):
             BUILDERS[kind](**flags)
     weights.write_bytes(save(dict(list(load(content).items())[1:]), metadata={"format": "pt"}))
-    with pytest.raises(InputError, match=r"final/pretraining lacks 1 weights, such as .*--model_name_or_path"):
+    with pytest.raises(
+        InputError, match=r"final/pretraining lacks 1 weights, such as .*--model_name_or_path"
+    ):
         BUILDERS[kind](**flags)
     (whole / "config.json").write_text((whole / "config.json").read_text()[:20])
     with pytest.raises(InputError, match=r"final/pretraining/config.json is damaged"):

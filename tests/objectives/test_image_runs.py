@@ -14,7 +14,15 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 SMALL = "--config_name convnextv2-mini --max_eval_rows 64 --max_steps 12 --logging_steps 1 --eval_steps 8"
-COMMON = [*SMALL.split(), "--mixed_precision", "no", "--optimizer", "adamw", "--learning_rate", "5e-4"]
+COMMON = [
+    *SMALL.split(),
+    "--mixed_precision",
+    "no",
+    "--optimizer",
+    "adamw",
+    "--learning_rate",
+    "5e-4",
+]
 OBJECTIVES = {
     "denoising": "--objective autoencoder --noise_std 0.3 --embedding_dim 8",
     "masked": "--objective autoencoder --mask_ratio 0.5 --config_name vit-tiny",
@@ -29,7 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags_of(name: str, folder: Path, out: str) -> list[str]:
-    return [*COMMON, *OBJECTIVES[name].split(), "--output_dir", str(folder / out), "--global_batch_size", "32"]
+    return [
+        *COMMON,
+        *OBJECTIVES[name].split(),
+        "--output_dir",
+        str(folder / out),
+        "--global_batch_size",
+        "32",
+    ]
 
 
 def assert_equal_curves(one: Path, other: Path) -> None:
@@ -38,10 +53,14 @@ def assert_equal_curves(one: Path, other: Path) -> None:
         for key, value in expected.items():
             # A neighbour or a triplet may change sides where two distances tie to within rounding.
             tolerance = 0.02 if key.endswith(("accuracy", "active_share")) else 0
-            assert found[key] == pytest.approx(value, rel=2e-5, abs=max(tolerance, 1e-6)), (key, expected["step"])
+            assert found[key] == pytest.approx(value, rel=2e-5, abs=max(tolerance, 1e-6)), (
+                key,
+                expected["step"],
+            )
 
 
-# The gathered negatives of two processes are those of one; reconstruction does not couple images at all.
+# The gathered negatives of two processes are those of one; reconstruction does not couple images at
+# all.
 @pytest.mark.parametrize(
     "name",
     [
@@ -62,13 +81,22 @@ def test_two_processes_train_as_one(folder: Path, name: str) -> None:
 def test_micro_batches_do_not_change_an_autoencoder(folder: Path) -> None:
     run(folder, flags_of("denoising", folder, "one"))
     run(folder, [*flags_of("denoising", folder, "four"), "--per_device_train_batch_size", "8"])
-    assert json.loads((folder / "four/run.json").read_text())["config"]["gradient_accumulation_steps"] == 4
+    assert (
+        json.loads((folder / "four/run.json").read_text())["config"]["gradient_accumulation_steps"]
+        == 4
+    )
     assert_equal_curves(folder / "one", folder / "four")
 
 
 @pytest.mark.parametrize("name", ["nt_xent", pytest.param("denoising", marks=pytest.mark.slow)])
 def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
-    flags = [*flags_of(name, folder, f"{name}-whole"), "--save_steps", "5", "--dataloader_num_workers", "1"]
+    flags = [
+        *flags_of(name, folder, f"{name}-whole"),
+        "--save_steps",
+        "5",
+        "--dataloader_num_workers",
+        "1",
+    ]
     run(folder, flags)
     whole = folder / f"{name}-whole"
     cut = shutil.copytree(whole, folder / f"{name}-cut")
@@ -116,6 +144,8 @@ def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> 
 def test_a_collapse_is_announced_with_its_cause(folder: Path) -> None:
     # The hardest negatives, squared distances and too high a rate: the way to the trivial solution.
     flags = "--objective contrastive --negatives hard --distance l2_squared --learning_rate 0.03 --max_steps 40"
-    printed = run(folder, [*COMMON, *flags.split(), "--global_batch_size", "64", "--output_dir", "collapsed"])
+    printed = run(
+        folder, [*COMMON, *flags.split(), "--global_batch_size", "64", "--output_dir", "collapsed"]
+    )
     assert "WARNING: the triplet loss" in printed
     assert "--negatives semi_hard" in printed

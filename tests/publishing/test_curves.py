@@ -13,11 +13,32 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.curves import draw_curves, read_metrics
 
 ROWS: list[dict[str, Any]] = [
-    {"split": "validation", "step": 0, "epoch": 0.0, "loss": 9.0, "mlm_loss": 8.3, "mlm_accuracy": 0.1}
+    {
+        "split": "validation",
+        "step": 0,
+        "epoch": 0.0,
+        "loss": 9.0,
+        "mlm_loss": 8.3,
+        "mlm_accuracy": 0.1,
+    }
     | {"unigram_entropy": 6.5, "majority_nsp_accuracy": 0.5},
-    {"split": "train", "step": 10, "epoch": 0.1, "loss": 8.0, "mlm_loss": 7.3, "learning_rate": 1e-3}
+    {
+        "split": "train",
+        "step": 10,
+        "epoch": 0.1,
+        "loss": 8.0,
+        "mlm_loss": 7.3,
+        "learning_rate": 1e-3,
+    }
     | {"grad_norm": 2.0, "tokens_per_second": 9000.0},
-    {"split": "validation", "step": 10, "epoch": 0.1, "loss": 7.0, "mlm_loss": 6.3, "mlm_accuracy": 0.2},
+    {
+        "split": "validation",
+        "step": 10,
+        "epoch": 0.1,
+        "loss": 7.0,
+        "mlm_loss": 6.3,
+        "mlm_accuracy": 0.2,
+    },
 ]
 
 
@@ -53,7 +74,9 @@ def test_the_same_rows_give_the_same_picture_and_others_another(tmp_path: Path) 
         ("[]\n", "no step"),
     ],
 )
-def test_what_is_no_record_of_a_run_is_refused(tmp_path: Path, text: str | None, expected: str) -> None:
+def test_what_is_no_record_of_a_run_is_refused(
+    tmp_path: Path, text: str | None, expected: str
+) -> None:
     metrics = tmp_path / "metrics.jsonl"
     if text is not None:
         metrics.write_text(text)

@@ -21,7 +21,12 @@ from bert_pretrain.models.autoencoder import ImageAutoencoder, build_autoencoder
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder, build_masked_autoencoder
-from bert_pretrain.publishing.image_export import card_fields, export_image_model, image_processor, write_config
+from bert_pretrain.publishing.image_export import (
+    card_fields,
+    export_image_model,
+    image_processor,
+    write_config,
+)
 from bert_pretrain.publishing.model_card import model_card
 
 pytestmark = pytest.mark.usefixtures("stock_attention")
@@ -79,7 +84,12 @@ class Exported(NamedTuple):
 
 
 def build(kind: str, num_channels: int) -> PreTrainedModel:
-    flags = {"model_name_or_path": None, "image_size": SIZE, "num_channels": num_channels, "dropout": 0.0}
+    flags = {
+        "model_name_or_path": None,
+        "image_size": SIZE,
+        "num_channels": num_channels,
+        "dropout": 0.0,
+    }
     if kind == "autoencoder":
         return build_autoencoder(config_name="vit-tiny", embedding_dim=6, **flags)
     if kind == "masked":
@@ -113,7 +123,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], 
         export_image_model(model, processor, folder)
         measured = metrics_rows(unit="images", reconstruction_loss=0.5)
         card = model_card(
-            card_fields(model, processor), record=run_record(), data_card="", metrics_rows=measured, step=9, seconds=1.0
+            card_fields(model, processor),
+            record=run_record(),
+            data_card="",
+            metrics_rows=measured,
+            step=9,
+            seconds=1.0,
         )
         card.save(folder / "card.md")
         picture(num_channels, 24, 31, rng).save(folder / "picture.png")
@@ -122,10 +137,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], 
 
 
 @pytest.fixture(scope="module")
-def loaded(exported: dict[tuple[str, int], Exported], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def loaded(
+    exported: dict[tuple[str, int], Exported], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("loaded")
     done = subprocess.run(
-        [sys.executable, "-c", LOADER, str(folder / "result.pt"), *(str(case.folder) for case in exported.values())],
+        [
+            sys.executable,
+            "-c",
+            LOADER,
+            str(folder / "result.pt"),
+            *(str(case.folder) for case in exported.values()),
+        ],
         env={k: v for k, v in environment(folder).items() if k != "PYTHONPATH"},
         cwd=folder,
         capture_output=True,
@@ -136,9 +159,13 @@ def loaded(exported: dict[tuple[str, int], Exported], tmp_path_factory: pytest.T
     return results
 
 
-def picture(num_channels: int, height: int, width: int, rng: np.random.Generator) -> PIL.Image.Image:
+def picture(
+    num_channels: int, height: int, width: int, rng: np.random.Generator
+) -> PIL.Image.Image:
     shape = (height, width, num_channels)
-    return PIL.Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8).squeeze(), mode=MODES[num_channels])
+    return PIL.Image.fromarray(
+        rng.integers(0, 256, shape, dtype=np.uint8).squeeze(), mode=MODES[num_channels]
+    )
 
 
 def our_pixel_values(image: PIL.Image.Image, num_channels: int) -> torch.Tensor:
@@ -146,7 +173,9 @@ def our_pixel_values(image: PIL.Image.Image, num_channels: int) -> torch.Tensor:
     shorter = min(image.size)
     width, height = (SIZE * side // shorter for side in image.size)
     left, top = (width - SIZE) // 2, (height - SIZE) // 2
-    image = image.resize((width, height), PIL.Image.Resampling.BICUBIC).crop((left, top, left + SIZE, top + SIZE))
+    image = image.resize((width, height), PIL.Image.Resampling.BICUBIC).crop(
+        (left, top, left + SIZE, top + SIZE)
+    )
     pixels = torch.from_numpy(np.array(image).reshape(SIZE, SIZE, num_channels)).permute(2, 0, 1)
     mean, std = (torch.tensor(values[num_channels]).view(-1, 1, 1) for values in (MEAN, STD))
     return ((pixels.float() / 255 - mean) / std)[None]
@@ -174,21 +203,29 @@ def test_the_whole_model_is_kept_and_loads_from_the_same_folder(
     model, folder, num_channels = exported[case]
     again, loading = type(model).from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values())
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items()
+    )
     if isinstance(again, ImageAutoencoder):
         pixel_values = torch.rand(2, num_channels, SIZE, SIZE)
-        assert torch.equal(again.decode(again.encode(pixel_values)), model(pixel_values).reconstruction)
+        assert torch.equal(
+            again.decode(again.encode(pixel_values)), model(pixel_values).reconstruction
+        )
 
 
 def test_every_grey_level_is_normalised_to_the_bit() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(SIZE, SIZE)
     image = PIL.Image.fromarray(np.stack([levels, levels.T, levels[::-1]], axis=-1))
     processor = image_processor(image_size=SIZE, mean=MEAN[3], std=STD[3])
-    assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], our_pixel_values(image, 3))
+    assert torch.equal(
+        processor(image, return_tensors="pt")["pixel_values"], our_pixel_values(image, 3)
+    )
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_the_saved_processor_gives_the_tensor_that_evaluation_uses(tmp_path: Path, num_channels: int) -> None:
+def test_the_saved_processor_gives_the_tensor_that_evaluation_uses(
+    tmp_path: Path, num_channels: int
+) -> None:
     rng = np.random.default_rng(1)
     for name in range(12):
         picture(num_channels, *rng.integers(SIZE, 3 * SIZE, 2), rng).save(tmp_path / f"{name}.png")
@@ -230,10 +267,16 @@ def test_a_checkpoint_of_the_loop_loads_by_its_class(tmp_path: Path, kind: str) 
     accelerator = Accelerator(cpu=True)
     prepared = accelerator.prepare(model)
     accelerator.save_state(str(tmp_path))
-    write_config(accelerator.unwrap_model(prepared), image_processor(image_size=SIZE, mean=[0.5], std=[0.5]), tmp_path)
+    write_config(
+        accelerator.unwrap_model(prepared),
+        image_processor(image_size=SIZE, mean=[0.5], std=[0.5]),
+        tmp_path,
+    )
     again, loading = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading.values())
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items()
+    )
     assert list(AutoImageProcessor.from_pretrained(tmp_path).image_mean) == [0.5]
 
 
@@ -266,7 +309,9 @@ def test_the_card_names_the_class_and_what_to_read(
 def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = build("contrastive", 1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    export_image_model(model, image_processor(image_size=SIZE, mean=[0.5], std=[0.5]), tmp_path / "final")
+    export_image_model(
+        model, image_processor(image_size=SIZE, mean=[0.5], std=[0.5]), tmp_path / "final"
+    )
     assert model.training and model.plain_encoder().config.num_labels == 0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     stock = AutoModelForImageClassification.from_pretrained(tmp_path / "final")

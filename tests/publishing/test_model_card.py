@@ -27,8 +27,13 @@ TEXT = {
 
 
 def card(record: dict[str, Any] | None = None, **more: Any) -> ModelCard:
-    arguments: dict[str, Any] = {"metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0), "seconds": 120.0}
-    return model_card(TEXT, record=record or run_record(), data_card="documents 12", step=20, **arguments | more)
+    arguments: dict[str, Any] = {
+        "metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0),
+        "seconds": 120.0,
+    }
+    return model_card(
+        TEXT, record=record or run_record(), data_card="documents 12", step=20, **arguments | more
+    )
 
 
 def measured() -> dict[str, Any]:
@@ -37,7 +42,9 @@ def measured() -> dict[str, Any]:
 
 def test_results_are_in_the_model_index_and_baselines_beside_them() -> None:
     made = card(
-        metrics_rows=metrics_rows(mlm_loss=4.25, unigram_entropy=6.5, nsp_accuracy=0.75, pseudo_perplexity=70.1)
+        metrics_rows=metrics_rows(
+            mlm_loss=4.25, unigram_entropy=6.5, nsp_accuracy=0.75, pseudo_perplexity=70.1
+        )
     )
     metadata = yaml.safe_load(made.data.to_yaml())
     (result,) = metadata["model-index"][0]["results"]
@@ -55,13 +62,21 @@ def test_results_are_in_the_model_index_and_baselines_beside_them() -> None:
 
 
 def test_data_set_base_and_licence_are_tags_where_they_are_known() -> None:
-    known = card(run_record(hub_license="cc-by-4.0"), dataset_id="owner/corpus", base_model="owner/bert").data
-    assert (known.datasets, known.base_model, known.license) == (["owner/corpus"], "owner/bert", "cc-by-4.0")
+    known = card(
+        run_record(hub_license="cc-by-4.0"), dataset_id="owner/corpus", base_model="owner/bert"
+    ).data
+    assert (known.datasets, known.base_model, known.license) == (
+        ["owner/corpus"],
+        "owner/bert",
+        "cc-by-4.0",
+    )
     unknown = card().data
     assert (unknown.datasets, unknown.base_model, unknown.license) == (None, None, "unknown")
 
 
-def test_what_lies_on_this_machine_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lies_on_this_machine_is_no_name_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "owner/corpus").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for name in ("owner/corpus", str(tmp_path / "owner/corpus"), "docs", None):
@@ -86,7 +101,9 @@ def test_a_value_that_would_end_a_cell_of_the_table_does_not() -> None:
 def test_carbon_is_claimed_only_where_it_was_measured(tmp_path: Path) -> None:
     assert "not measured" in card().text and "co2_eq_emissions" not in card().data.to_dict()
     assert read_emissions(tmp_path) is None
-    (tmp_path / "emissions.csv").write_text("timestamp,emissions\n2026-01-01,0.0125\n2026-01-02,0.0005\n")
+    (tmp_path / "emissions.csv").write_text(
+        "timestamp,emissions\n2026-01-01,0.0125\n2026-01-02,0.0005\n"
+    )
     grams = read_emissions(tmp_path)
     assert grams == pytest.approx(13.0)
     (tmp_path / "emissions.csv").write_text("timestamp,emissions\n2026-01-01,")
@@ -103,17 +120,24 @@ def test_a_run_by_the_clock_does_not_claim_to_be_repeatable() -> None:
 
 
 def test_a_language_is_claimed_only_where_it_was_stated() -> None:
-    assert "language" not in card(run_record(language="en")).data.to_dict()  # as runs recorded that stated none
+    assert (
+        "language" not in card(run_record(language="en")).data.to_dict()
+    )  # as runs recorded that stated none
     stated = model_card(TEXT | {"language": "ru"}, record=run_record(), data_card="", **measured())
     assert stated.data.language == "ru"
 
 
 @pytest.mark.parametrize("language", ["en", "en-GB", "ru", None])
 def test_the_example_is_english_only_for_an_english_model_and_runs_for_any(
-    language: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    language: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = BertForPreTraining.from_pretrained(make_text_model(tmp_path))
-    fields = card_fields(model, with_nsp=True, language=language, max_seq_length=64, is_from_scratch=True)
+    fields = card_fields(
+        model, with_nsp=True, language=language, max_seq_length=64, is_from_scratch=True
+    )
     made = model_card(fields, record=run_record(), data_card="", **measured())
     assert ("quick brown fox" in made.text) == bool(language and language.startswith("en"))
     (code,) = re.findall(r"```python\n(.*?)```", made.text, flags=re.DOTALL)
@@ -125,7 +149,12 @@ def test_the_example_is_english_only_for_an_english_model_and_runs_for_any(
 @pytest.mark.parametrize(
     ("max_seq_length", "is_from_scratch", "said"),
     [
-        (48, True, "trained on rows of up to 48 tokens; its position table has 64 places, those from 48 on"),
+        (
+            48,
+            True,
+            "trained on rows of up to 48 tokens; its position table has 64 places, those from 48 "
+            "on",
+        ),
         (64, True, "trained on rows of up to 64 tokens and reads no longer row"),
         (48, False, "trained further on rows of up to 48 tokens; its position table has 64 places"),
     ],
@@ -141,6 +170,11 @@ def test_positions_are_called_untrained_only_where_nothing_has_trained_them(
 
 def test_a_model_without_next_sentence_head_is_not_shown_with_one() -> None:
     made = model_card(
-        TEXT | {"with_nsp": False}, record=run_record(), data_card="", metrics_rows=metrics_rows(), step=20, seconds=1.0
+        TEXT | {"with_nsp": False},
+        record=run_record(),
+        data_card="",
+        metrics_rows=metrics_rows(),
+        step=20,
+        seconds=1.0,
     )
     assert "seq_relationship_logits" not in made.text and "fill_mask" in made.text

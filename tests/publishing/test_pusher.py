@@ -42,7 +42,11 @@ class Run:
         self.outbox = folder / "hub"
         self.said: list[str] = []
         self.pusher = HubPusher(
-            self.outbox, NAME, is_private=is_private, finish_command="PUSH LATER", say=self.said.append
+            self.outbox,
+            NAME,
+            is_private=is_private,
+            finish_command="PUSH LATER",
+            say=self.said.append,
         )
 
     @property
@@ -74,7 +78,10 @@ def commits(repository: Repository) -> int:
 def test_errors_that_pass_are_tried_again_and_unchanged_files_are_not_sent_again(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    hub.faults = [Fault(r"POST .*/commit/main", 500, times=2), Fault(r"POST /api/repos/create", 503)]
+    hub.faults = [
+        Fault(r"POST .*/commit/main", 500, times=2),
+        Fault(r"POST /api/repos/create", 503),
+    ]
     run = Run(tmp_path)
     run.pusher.submit(fill, "main")
     assert run.pusher.finish(60), run.text
@@ -129,8 +136,12 @@ def test_a_silent_hub_is_left_in_time(hub: LoopbackHub, tmp_path: Path) -> None:
     finish_later(run, tmp_path, hub)
 
 
-@pytest.mark.parametrize(("request_", "status"), [(r"POST .*/commit/main", 413), (r"POST .*/info/lfs", 507)])
-def test_a_full_hub_is_not_pressed(hub: LoopbackHub, tmp_path: Path, request_: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("request_", "status"), [(r"POST .*/commit/main", 413), (r"POST .*/info/lfs", 507)]
+)
+def test_a_full_hub_is_not_pressed(
+    hub: LoopbackHub, tmp_path: Path, request_: str, status: int
+) -> None:
     hub.faults = [Fault(request_, status, times=100)]
     run = Run(tmp_path)
     run.pusher.submit(fill, "main")
@@ -152,7 +163,9 @@ def test_a_hub_that_is_down_ends_with_the_files_kept(
     assert_kept(run)
 
 
-def test_what_was_to_be_private_never_goes_to_a_public_repository(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_what_was_to_be_private_never_goes_to_a_public_repository(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     public = Repository(is_private=False)
     public.commit("main", {"README.md": b"mine"})
     hub.repositories["model", NAME] = public
@@ -167,7 +180,9 @@ def test_what_was_to_be_private_never_goes_to_a_public_repository(hub: LoopbackH
     assert hub.model("model").is_private and "model.safetensors" in hub.model("model").files()
 
 
-def test_a_repository_that_exists_keeps_its_other_files_but_no_stale_state(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_repository_that_exists_keeps_its_other_files_but_no_stale_state(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     hub.repositories["model", NAME] = existing = Repository(is_private=False)
     existing.commit("main", {"LICENSE": b"mine", "training_state/optimizer.bin": b"\0old"})
     run = Run(tmp_path)
@@ -176,11 +191,17 @@ def test_a_repository_that_exists_keeps_its_other_files_but_no_stale_state(hub: 
     assert sorted(existing.files()) == ["LICENSE", "config.json", "model.safetensors"]
 
 
-def test_a_newer_state_of_a_branch_takes_the_place_of_one_that_waits(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults = [Fault(r"POST /api/repos/create", "stall")]  # the first process hangs while three states come in
+def test_a_newer_state_of_a_branch_takes_the_place_of_one_that_waits(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    hub.faults = [
+        Fault(r"POST /api/repos/create", "stall")
+    ]  # the first process hangs while three states come in
     run = Run(tmp_path)
     for number in range(3):
-        run.pusher.submit(lambda folder, number=number: (folder / "state.txt").write_text(str(number)), "main")
+        run.pusher.submit(
+            lambda folder, number=number: (folder / "state.txt").write_text(str(number)), "main"
+        )
     hub.is_closing.set()
     assert run.pusher.finish(60), run.text
     assert hub.model("model").files() == {"state.txt": b"2"}
@@ -211,10 +232,14 @@ def test_a_run_that_fails_does_not_wait_for_the_hub(hub: LoopbackHub, tmp_path: 
     assert_kept(run)
 
 
-def test_a_full_disk_as_safetensors_reports_it_does_not_end_the_run_either(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_full_disk_as_safetensors_reports_it_does_not_end_the_run_either(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     # No OSError: it is what a `save_pretrained` raises.
     def fail(_: Path) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     run = Run(tmp_path)
     assert not run.pusher.submit(fail, "main")
@@ -242,7 +267,9 @@ def test_only_what_did_not_get_into_the_outbox_is_called_lost(
     assert hub.model("model").files("step-000004")["model.safetensors"] == WEIGHTS
 
 
-def test_what_a_killed_process_left_half_written_is_removed_and_never_pushed(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_half_written_is_removed_and_never_pushed(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     for name in ("filling.tmp/step-000004", "removed-000001-main.tmp", "000002-step-000008"):
         (tmp_path / "hub" / name).mkdir(parents=True)
         (tmp_path / "hub" / name / "config.json").write_text("{}")
@@ -253,12 +280,15 @@ def test_what_a_killed_process_left_half_written_is_removed_and_never_pushed(hub
     assert not run.outbox.exists()
 
 
-def test_an_upload_does_not_outlive_the_run_that_was_killed(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_an_upload_does_not_outlive_the_run_that_was_killed(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     hub.faults = [Fault(r".", "stall", times=100)]
     script = "import sys, time, pathlib, test_pusher; test_pusher.Run(pathlib.Path(sys.argv[1])); time.sleep(60)"
     folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     run = psutil.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
     )
     deadline = time.monotonic() + 60
     while not hub.requests and time.monotonic() < deadline:
@@ -297,7 +327,9 @@ def test_a_process_that_cannot_be_started_is_said_and_the_files_are_kept(
     assert "Cannot allocate memory" in run.text
 
 
-def test_what_is_being_removed_is_not_pushed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_being_removed_is_not_pushed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pushed = tmp_path / "000001-main"
     pushed.mkdir()
     fill(pushed)

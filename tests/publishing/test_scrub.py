@@ -54,25 +54,43 @@ def test_what_is_public_stays(public: str) -> None:
 
 
 def test_secrets_go_by_their_name_and_settings_stay() -> None:
-    record = {"api_key": "12345", "hub_token": "abc", "tokenizer_name": "docs", "tokens": 5, "max_seq_length": 128}
+    record = {
+        "api_key": "12345",
+        "hub_token": "abc",
+        "tokenizer_name": "docs",
+        "tokens": 5,
+        "max_seq_length": 128,
+    }
     assert scrub(record) == record | {"api_key": "[removed]", "hub_token": "[removed]"}
 
 
-def test_the_secrets_of_the_environment_go_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_secrets_of_the_environment_go_wherever_they_stand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsefalse")
     assert scrub(["x-0123456789abcdef-y", "falsefalse"]) == ["x-[removed]-y", "falsefalse"]
 
 
-def test_names_of_user_and_machine_go_but_for_the_public_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_user_and_machine_go_but_for_the_public_repository(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "adalovelace")
     monkeypatch.setattr(socket, "gethostname", lambda: "engine.example.org")
     scrub_module._names_of_this_machine.cache_clear()
     try:
-        assert scrub("runs/adalovelace on engine.example.org or engine") == "runs/user on machine or machine"
+        assert (
+            scrub("runs/adalovelace on engine.example.org or engine")
+            == "runs/user on machine or machine"
+        )
         assert scrub("search_engine") == "search_engine"
         repository = "adalovelace/model"
-        command = ["--hub_model_id", repository, f"--hub_model_id={repository}", "adalovelace/other"]
+        command = [
+            "--hub_model_id",
+            repository,
+            f"--hub_model_id={repository}",
+            "adalovelace/other",
+        ]
         assert scrub(command, keep=[repository]) == [*command[:3], "user/other"]
     finally:
         scrub_module._names_of_this_machine.cache_clear()

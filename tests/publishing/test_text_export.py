@@ -40,12 +40,17 @@ torch.save({"encoded": dict(encoded), "scores": masked, "pair": pair, "type": ty
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
-    run(folder, [*small_flags(folder), "--max_steps", "4", "--dropout", "0.3", "--output_dir", "out"])
+    run(
+        folder,
+        [*small_flags(folder), "--max_steps", "4", "--dropout", "0.3", "--output_dir", "out"],
+    )
     return folder
 
 
 @pytest.mark.parametrize("exported", ["final", "checkpoints/step-000004"])
-def test_stock_transformers_gives_our_logits_without_our_package(folder: Path, exported: str) -> None:
+def test_stock_transformers_gives_our_logits_without_our_package(
+    folder: Path, exported: str
+) -> None:
     result = folder / "result.pt"
     done = subprocess.run(
         [sys.executable, "-c", LOADER, str(folder / "out" / exported), str(result)],
@@ -65,4 +70,6 @@ def test_stock_transformers_gives_our_logits_without_our_package(folder: Path, e
 
 
 def test_the_export_keeps_the_configs_dropout_for_fine_tuning(folder: Path) -> None:
-    assert BertForPreTraining.from_pretrained(folder / "out/final").config.hidden_dropout_prob == 0.1
+    assert (
+        BertForPreTraining.from_pretrained(folder / "out/final").config.hidden_dropout_prob == 0.1
+    )

@@ -51,7 +51,9 @@ def make_plan(store: TokenStore, mode: PairMode = "exact", epoch: int = 0) -> Ep
 def make_collator(
     store: TokenStore, *, unit: MaskingUnit = "token", evaluation: bool = False, seed: int = 5
 ) -> PretrainingCollator:
-    rule = MaskingRule(mlm_probability=0.15, unit=unit, mask_token_id=MASK, ordinary_ids=np.arange(10, 6000))
+    rule = MaskingRule(
+        mlm_probability=0.15, unit=unit, mask_token_id=MASK, ordinary_ids=np.arange(10, 6000)
+    )
     return PretrainingCollator(
         store,
         rule,
@@ -144,7 +146,9 @@ def test_whole_words_follow_the_word_starts_of_the_corpus(store: TokenStore) -> 
 def test_training_masks_change_every_epoch_and_evaluation_masks_never(store: TokenStore) -> None:
     plan, rows = make_plan(store), np.arange(64)
     training, evaluation = make_collator(store), make_collator(store, evaluation=True)
-    masks = [collator(plan, rows, e)["labels"] for collator in (training, evaluation) for e in (0, 1)]
+    masks = [
+        collator(plan, rows, e)["labels"] for collator in (training, evaluation) for e in (0, 1)
+    ]
     assert not torch.equal(masks[0], masks[1])
     assert torch.equal(masks[2], masks[3])
     assert not torch.equal(masks[0], masks[2])
@@ -173,11 +177,15 @@ def flat(parts: list[tuple[int, np.ndarray]]) -> list[tuple[int, int]]:
     st.lists(st.integers(1, 7), min_size=30, max_size=30),
     st.lists(st.integers(1, 9), min_size=1, max_size=12),
 )
-def test_stream_drops_and_repeats_nothing_over_epoch_ends(plan_lengths: list[int], counts: list[int]) -> None:
+def test_stream_drops_and_repeats_nothing_over_epoch_ends(
+    plan_lengths: list[int], counts: list[int]
+) -> None:
     def plan_for_epoch(epoch: int) -> EpochPlan:
         return plan_of_length(plan_lengths[epoch % 30])
 
-    everything = chain.from_iterable(((epoch, row) for row in range(plan_lengths[epoch % 30])) for epoch in range(200))
+    everything = chain.from_iterable(
+        ((epoch, row) for row in range(plan_lengths[epoch % 30])) for epoch in range(200)
+    )
     stream, place = TrainingStream(plan_for_epoch), (0, 0)
     for count in counts:
         # A fresh stream that enters at the same place gives the same, as after an interruption.

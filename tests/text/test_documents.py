@@ -19,7 +19,11 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.text import documents as corpus
 from bert_pretrain.text.documents import DocumentSource, open_documents, split_sentences
 
-TEXTS = ['First document. It has a comma, and a quote: "so".', "Second one.\nIts second paragraph.", "Dritte: äöü €."]
+TEXTS = [
+    'First document. It has a comma, and a quote: "so".',
+    "Second one.\nIts second paragraph.",
+    "Dritte: äöü €.",
+]
 
 
 def open_files(*paths: Path | str, **options: Any) -> DocumentSource:
@@ -33,7 +37,9 @@ def write(path: Path, texts: list[str]) -> Path:
         pd.DataFrame({"id": range(len(texts)), "text": texts}).to_parquet(path.with_name("plain"))
         content = path.with_name("plain").read_bytes()
     elif kind == "csv":
-        content = pd.DataFrame({"id": range(len(texts)), "text": texts}).to_csv(index=False).encode()
+        content = (
+            pd.DataFrame({"id": range(len(texts)), "text": texts}).to_csv(index=False).encode()
+        )
     else:
         content = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts).encode()
     path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
@@ -51,7 +57,10 @@ def test_a_row_is_a_document(tmp_path: Path, kind: str, suffix: str) -> None:
 def test_blank_lines_end_documents_and_wrapped_lines_are_joined(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\nA sentence that is\nwrapped. Another.\r\n\n \t \nThe second\ndocument.")
-    assert list(open_files(path)) == ["A sentence that is wrapped. Another.", "The second document."]
+    assert list(open_files(path)) == [
+        "A sentence that is wrapped. Another.",
+        "The second document.",
+    ]
 
 
 def test_a_file_can_be_one_document_of_paragraphs(tmp_path: Path) -> None:
@@ -62,7 +71,9 @@ def test_a_file_can_be_one_document_of_paragraphs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_the_header_of_a_csv_file_tells_what_separates_its_cells(tmp_path: Path, separator: str) -> None:
+def test_the_header_of_a_csv_file_tells_what_separates_its_cells(
+    tmp_path: Path, separator: str
+) -> None:
     frame = pd.DataFrame({"id": [1, 2], "text": ["one; and, two\tthree", 'a "quote"']})
     frame.to_csv(tmp_path / "a.csv", sep=separator, index=False)
     assert list(open_files(tmp_path / "a.csv")) == frame["text"].tolist()
@@ -90,7 +101,14 @@ def test_files_are_streamed(tmp_path: Path) -> None:
 
 
 def test_empty_documents_are_skipped_and_counted_anew_in_each_pass(tmp_path: Path) -> None:
-    rows = [{"text": "a"}, {"text": " \n"}, {"text": None}, {"text": 3}, {"text": ""}, {"text": "half \ud800"}]
+    rows = [
+        {"text": "a"},
+        {"text": " \n"},
+        {"text": None},
+        {"text": 3},
+        {"text": ""},
+        {"text": "half \ud800"},
+    ]
     path = tmp_path / "a.jsonl"
     path.write_text("\n\n".join(map(json.dumps, rows)))
     source = open_files(path)
@@ -121,7 +139,9 @@ def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
         open_documents(dataset_name=str(tmp_path / "saved"), text_column="body")
 
 
-def test_a_local_folder_is_a_data_set_streamed_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_is_a_data_set_streamed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -158,8 +178,14 @@ BAD_FILES = {
         "cannot be read .*Truncated",
     ),
     "list.jsonl": (b"[1, 2]", "line 1, is a list but each line must be an object"),
-    "other.jsonl": (b'{"body": "a", "id": 1}', r"no column 'text'; it has 'body', 'id'; pass .* --text_column"),
-    "other.csv": (b"body,id\na,1\n", r"no column 'text'; it has 'body', 'id'; pass .* --text_column"),
+    "other.jsonl": (
+        b'{"body": "a", "id": 1}',
+        r"no column 'text'; it has 'body', 'id'; pass .* --text_column",
+    ),
+    "other.csv": (
+        b"body,id\na,1\n",
+        r"no column 'text'; it has 'body', 'id'; pass .* --text_column",
+    ),
     "latin.csv": ("text,id\n\xe9,1\n".encode("latin-1"), "not UTF-8 text .*0xe9"),
     "cut.csv.gz": (gzip.compress(b"text,id\n" + b"words,1\n" * 999)[:60], "gzip"),
     "cut.parquet.gz": (gzip.compress(bytes(range(256)) * 9)[:300], "gzip"),
@@ -177,7 +203,11 @@ def test_a_bad_file_is_named_with_the_flag_to_change(tmp_path: Path, name: str) 
     with pytest.raises(InputError, match=message) as caught:
         list(open_files(path))
     assert name in str(caught.value)
-    assert "--data_files" in str(caught.value) or "--text_column" in str(caught.value) or "line" in str(caught.value)
+    assert (
+        "--data_files" in str(caught.value)
+        or "--text_column" in str(caught.value)
+        or "line" in str(caught.value)
+    )
 
 
 def test_an_unknown_data_set_is_one_message() -> None:

@@ -73,7 +73,8 @@ A final paragraph that follows the example is part of the text again.
 def test_numpydoc_keeps_sentences_and_drops_headings_math_examples_and_references() -> None:
     assert docstrings.prose_paragraphs(NUMPYDOC) == [
         "Compute the weighted mean of the values along an axis.",
-        "The mean is the sum of the products of values and weights, divided by the sum of the weights.",
+        "The mean is the sum of the products of values and weights, divided by the sum of the "
+        "weights.",
         "Values whose weighted mean is to be computed by this function.",
         "The weighted mean of all the values that were given.",
         "For a single value the result is that value itself, whatever its weight is.",
@@ -156,7 +157,9 @@ def test_a_paragraph_is_kept_once_and_one_sentence_is_no_document(
     assert not any("the only sentence" in document for document in documents)
 
 
-def test_the_order_does_not_depend_on_the_number_of_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_does_not_depend_on_the_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     modules = _write_modules(tmp_path)
     expected = [docstrings.module_paragraphs(path) for path in modules]
     for num_cores in (1, 3, 16):
@@ -164,7 +167,9 @@ def test_the_order_does_not_depend_on_the_number_of_cores(tmp_path: Path, monkey
         assert embedded._paragraphs_of(modules) == expected
 
 
-def test_the_cache_is_used_and_nothing_partial_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_used_and_nothing_partial_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embedded.constants, "HF_HOME", str(tmp_path))
     monkeypatch.setattr(embedded, "_extract", lambda: ["One document. It has two sentences."])
     first = embedded.embedded_documents()
@@ -204,7 +209,9 @@ def test_a_program_without_main_guard_runs_once(tmp_path: Path) -> None:
         "paragraphs = embedded._paragraphs_of([module, module])\n"
         "print(len(paragraphs))\n"
     )
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "2\n"
     assert done.stderr == ""
 

@@ -31,7 +31,9 @@ UNITS: tuple[MaskingUnit, ...] = ("token", "whole_word", "span")
 def make_rule(**options: Any) -> MaskingRule:
     """Random tokens come from the upper half of the vocabulary, so they differ from text."""
     defaults = {"mlm_probability": 0.15, "mask_token_id": MASK}
-    return MaskingRule(**(defaults | options), ordinary_ids=np.arange(FIRST_RANDOM_ID, VOCAB_SIZE, dtype=np.int64))
+    return MaskingRule(
+        **(defaults | options), ordinary_ids=np.arange(FIRST_RANDOM_ID, VOCAB_SIZE, dtype=np.int64)
+    )
 
 
 def make_batch(
@@ -92,7 +94,9 @@ def test_outputs_agree_and_specials_are_never_selected(
     batch = make_batch(lengths, seed=seed)
     input_ids, maskable, _ = batch
     untouched = input_ids.copy()
-    hidden, labels, positions = mask(batch, make_rule(mlm_probability=share, unit=unit), seed=seed, k=20)
+    hidden, labels, positions = mask(
+        batch, make_rule(mlm_probability=share, unit=unit), seed=seed, k=20
+    )
     selected = labels != -100
     assert not (selected & ~maskable).any()
     assert (labels[selected] == input_ids[selected]).all()
@@ -173,7 +177,9 @@ def test_whole_words_are_selected_until_no_further_word_fits(
 
 
 def test_pieces_of_a_word_are_shown_independently() -> None:
-    hidden, labels, _ = mask(make_batch([61] * 2000, word_start_prob=0.3), make_rule(unit="whole_word"), seed=5)
+    hidden, labels, _ = mask(
+        make_batch([61] * 2000, word_start_prob=0.3), make_rule(unit="whole_word"), seed=5
+    )
     is_masked = hidden == MASK
     both_selected = (labels[:, 1:] != -100) & (labels[:, :-1] != -100)
     mixed = both_selected & (is_masked[:, 1:] != is_masked[:, :-1])

@@ -20,7 +20,9 @@ OPTIONS = {"language": "en", "validation_share": 0.1, "seed": 1, "show_progress"
 
 @pytest.fixture
 def source(tmp_path: Path) -> DocumentSource:
-    return open_documents(dataset_name=None, data_files=[str(write_corpus(tmp_path / "corpus.jsonl"))])
+    return open_documents(
+        dataset_name=None, data_files=[str(write_corpus(tmp_path / "corpus.jsonl"))]
+    )
 
 
 def documents_of(corpus: PreparedCorpus) -> list[list[list[int]]]:
@@ -38,19 +40,28 @@ def documents_of(corpus: PreparedCorpus) -> list[list[list[int]]]:
     return documents
 
 
-def test_tokens_sentences_and_documents_are_those_of_the_text(source: DocumentSource, tmp_path: Path) -> None:
+def test_tokens_sentences_and_documents_are_those_of_the_text(
+    source: DocumentSource, tmp_path: Path
+) -> None:
     tokenizer = load_tokenizer(None)
     corpus = prepare_corpus(source, tokenizer, output_dir=tmp_path / "out", **OPTIONS)
     expected = [
-        [tokenizer(sentence, add_special_tokens=False).input_ids for sentence in split_sentences(text, "en")]
+        [
+            tokenizer(sentence, add_special_tokens=False).input_ids
+            for sentence in split_sentences(text, "en")
+        ]
         for text in source
     ]
     assert documents_of(corpus) == expected
-    assert corpus.manifest["counts"]["tokens"] == sum(len(s) for document in expected for s in document)
+    assert corpus.manifest["counts"]["tokens"] == sum(
+        len(s) for document in expected for s in document
+    )
     assert corpus.store.shards[0].tokens.dtype == np.uint16
 
 
-def test_word_starts_are_where_a_piece_continues_no_word(source: DocumentSource, tmp_path: Path) -> None:
+def test_word_starts_are_where_a_piece_continues_no_word(
+    source: DocumentSource, tmp_path: Path
+) -> None:
     tokenizer = load_tokenizer(None)
     corpus = prepare_corpus(source, tokenizer, output_dir=tmp_path / "out", **OPTIONS)
     for shard in corpus.store.shards:
@@ -58,7 +69,9 @@ def test_word_starts_are_where_a_piece_continues_no_word(source: DocumentSource,
         assert shard.word_starts.tolist() == [int(not token.startswith("##")) for token in tokens]
 
 
-def test_the_arrays_are_views_of_the_file_and_survive_pickling(source: DocumentSource, tmp_path: Path) -> None:
+def test_the_arrays_are_views_of_the_file_and_survive_pickling(
+    source: DocumentSource, tmp_path: Path
+) -> None:
     import pickle
 
     corpus = prepare_corpus(source, load_tokenizer(None), output_dir=tmp_path / "out", **OPTIONS)
@@ -68,7 +81,9 @@ def test_the_arrays_are_views_of_the_file_and_survive_pickling(source: DocumentS
     assert np.array_equal(again.read(3, 4), corpus.store.read(3, 4))
 
 
-def test_splits_are_disjoint_complete_and_do_not_depend_on_order(source: DocumentSource, tmp_path: Path) -> None:
+def test_splits_are_disjoint_complete_and_do_not_depend_on_order(
+    source: DocumentSource, tmp_path: Path
+) -> None:
     tokenizer = load_tokenizer(None)
     corpus = prepare_corpus(source, tokenizer, output_dir=tmp_path / "out", **OPTIONS)
     both = np.concatenate([corpus.train_documents, corpus.validation_documents])
@@ -77,10 +92,15 @@ def test_splits_are_disjoint_complete_and_do_not_depend_on_order(source: Documen
     texts = list(source)
     backwards = DocumentSource("backwards", "b", lambda: iter(texts[::-1]))
     mirrored = prepare_corpus(backwards, tokenizer, output_dir=tmp_path / "back", **OPTIONS)
-    assert sorted((59 - mirrored.validation_documents).tolist()) == corpus.validation_documents.tolist()
+    assert (
+        sorted((59 - mirrored.validation_documents).tolist())
+        == corpus.validation_documents.tolist()
+    )
 
 
-def test_an_unchanged_corpus_is_reused_and_a_changed_one_rebuilt(source: DocumentSource, tmp_path: Path) -> None:
+def test_an_unchanged_corpus_is_reused_and_a_changed_one_rebuilt(
+    source: DocumentSource, tmp_path: Path
+) -> None:
     tokenizer = load_tokenizer(None)
     prepare_corpus(source, tokenizer, output_dir=tmp_path / "out", **OPTIONS)
     written = (tmp_path / "out/corpus.arrow").stat().st_mtime_ns
@@ -105,7 +125,14 @@ def test_the_prepare_command_takes_its_documented_flags(tmp_path: Path) -> None:
     for spelling, num_workers in (("--tokenizer", "1"), ("--tokenizer_name", "0")):
         folders.append(tmp_path / spelling.strip("-"))
         default = str(ROOT / "tokenizer/docs-uncased-8192")
-        flags = ["--data_files", str(text), spelling, default, "--preprocessing_num_workers", num_workers]
+        flags = [
+            "--data_files",
+            str(text),
+            spelling,
+            default,
+            "--preprocessing_num_workers",
+            num_workers,
+        ]
         assert prepare(["--output_dir", str(folders[-1]), *flags]) == 0
     first, second = (PreparedCorpus.load(folder) for folder in folders)
     assert documents_of(first) == documents_of(second)

@@ -23,7 +23,19 @@ from bert_pretrain.text.documents import DocumentSource, split_sentences
 from bert_pretrain.text.prepared import PreparedCorpus, TokenStore, stated_language
 from bert_pretrain.text.tokenizers import load_tokenizer
 
-WORDS = ["the", "function", "returns", "unbelievably", "interesting", "of", "each", "argument", "café", "42", "<x>"]
+WORDS = [
+    "the",
+    "function",
+    "returns",
+    "unbelievably",
+    "interesting",
+    "of",
+    "each",
+    "argument",
+    "café",
+    "42",
+    "<x>",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +49,10 @@ def make_texts(count: int = 40, seed: int = 0) -> list[str]:
     def sentence() -> str:
         return " ".join(generator.choice(WORDS, size=generator.integers(2, 9))).capitalize() + "."
 
-    return ["\n".join(sentence() for _ in range(generator.integers(1, 7))) + f" Number {i}." for i in range(count)]
+    return [
+        "\n".join(sentence() for _ in range(generator.integers(1, 7))) + f" Number {i}."
+        for i in range(count)
+    ]
 
 
 def source_of(texts: list[str], fingerprint: str = "one") -> DocumentSource:
@@ -61,7 +76,9 @@ def prepare(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...,
     return call
 
 
-def assert_same_documents(store: TokenStore, texts: list[str], tokenizer: PreTrainedTokenizerFast) -> None:
+def assert_same_documents(
+    store: TokenStore, texts: list[str], tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Compare with the obvious way: sentence by sentence, pieces that begin with ## continue a word."""
     position = document = 0
     for shard in store.shards:
@@ -120,7 +137,9 @@ def test_the_manifest_counts_what_is_stored(
     assert manifest["skipped"]["documents without tokens"] == 1
 
 
-def test_validation_documents_depend_on_text_and_seed_and_not_on_order(prepare: Callable[..., PreparedCorpus]) -> None:
+def test_validation_documents_depend_on_text_and_seed_and_not_on_order(
+    prepare: Callable[..., PreparedCorpus],
+) -> None:
     texts = make_texts(50)
 
     def held_out(order: list[str], name: str, **options: Any) -> set[str]:
@@ -138,7 +157,8 @@ def test_validation_documents_depend_on_text_and_seed_and_not_on_order(prepare: 
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "expected"), [(3, 0.01, 1), (4, 0.01, 2), (100, 0.011, 2), (100, 0.021, 3), (9, 0.0, 0)]
+    ("count", "share", "expected"),
+    [(3, 0.01, 1), (4, 0.01, 2), (100, 0.011, 2), (100, 0.021, 3), (9, 0.0, 0)],
 )
 def test_the_number_of_validation_documents_is_rounded_up(
     prepare: Callable[..., PreparedCorpus], count: int, share: float, expected: int
@@ -150,7 +170,9 @@ def test_the_number_of_validation_documents_is_rounded_up(
     assert (counts["validation_tokens"] > 0) == (expected > 0)
 
 
-def test_reading_maps_the_file_and_copies_nothing(prepare: Callable[..., PreparedCorpus], tmp_path: Path) -> None:
+def test_reading_maps_the_file_and_copies_nothing(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
     prepare(make_texts(2000))
     before = pa.total_allocated_bytes()
     corpus = PreparedCorpus.load(tmp_path / "corpus")
@@ -180,14 +202,18 @@ def test_large_vocabularies_are_stored_in_32_bits(prepare: Callable[..., Prepare
     assert store.read(1, 1).tolist() == [8192 + 65535]
 
 
-def test_a_tokenizer_left_truncating_and_padding_still_sees_everything(prepare: Callable[..., PreparedCorpus]) -> None:
+def test_a_tokenizer_left_truncating_and_padding_still_sees_everything(
+    prepare: Callable[..., PreparedCorpus],
+) -> None:
     tokenizer = load_tokenizer(None)
     tokenizer("x", truncation=True, max_length=4, padding="max_length")
     texts = make_texts(10)
     assert_same_documents(prepare(texts, tokenizer=tokenizer).store, texts, load_tokenizer(None))
 
 
-def test_the_same_corpus_is_not_prepared_twice_and_another_replaces_it(prepare: Callable[..., PreparedCorpus]) -> None:
+def test_the_same_corpus_is_not_prepared_twice_and_another_replaces_it(
+    prepare: Callable[..., PreparedCorpus],
+) -> None:
     texts = make_texts()
     key = prepare(texts).manifest["key"]
     unreadable = DocumentSource("test texts", "one", lambda: pytest.fail("read again"))
@@ -205,14 +231,20 @@ def test_a_language_is_that_which_was_stated_last_and_changes_no_corpus(
     assert corpus.language is None and corpus.manifest["sentence_rules"] == "en"
     embedded = DocumentSource("test texts", "one", lambda: pytest.fail("read again"), language="en")
     unreadable = dataclasses.replace(embedded, language=None)
-    for source, stated, expected in ((unreadable, "en", "en"), (unreadable, None, None), (embedded, None, "en")):
+    for source, stated, expected in (
+        (unreadable, "en", "en"),
+        (unreadable, None, None),
+        (embedded, None, "en"),
+    ):
         again = prepare(source, language=stated)
         assert (again.language, again.manifest["key"]) == (expected, corpus.manifest["key"])
         assert PreparedCorpus.load(tmp_path / "corpus").language == expected
 
 
 @pytest.mark.parametrize(("rules", "stated"), [("en", None), ("de", "de")])
-def test_of_an_older_corpus_only_a_language_that_must_have_been_stated_is_known(rules: str, stated: str | None) -> None:
+def test_of_an_older_corpus_only_a_language_that_must_have_been_stated_is_known(
+    rules: str, stated: str | None
+) -> None:
     assert stated_language({"language": rules}) == stated
 
 
@@ -254,7 +286,9 @@ def test_an_old_corpus_survives_an_interrupted_replacement(
     assert PreparedCorpus.load(tmp_path / "corpus").manifest["key"] == key
 
 
-def test_of_several_callers_one_prepares_and_all_load(prepare: Callable[..., PreparedCorpus]) -> None:
+def test_of_several_callers_one_prepares_and_all_load(
+    prepare: Callable[..., PreparedCorpus],
+) -> None:
     num_reads = 0
     texts = make_texts()
 
@@ -265,7 +299,10 @@ def test_of_several_callers_one_prepares_and_all_load(prepare: Callable[..., Pre
 
     keys: list[str] = []
     source = DocumentSource("test texts", "one", read)
-    threads = [threading.Thread(target=lambda: keys.append(prepare(source).manifest["key"])) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: keys.append(prepare(source).manifest["key"]))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -274,7 +311,9 @@ def test_of_several_callers_one_prepares_and_all_load(prepare: Callable[..., Pre
     assert len(keys) == 4 and len(set(keys)) == 1
 
 
-def test_an_incomplete_folder_is_one_message(prepare: Callable[..., PreparedCorpus], tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_one_message(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
     prepare(make_texts())
     arrow = tmp_path / "corpus" / "corpus.arrow"
     arrow.write_bytes(arrow.read_bytes()[:100])
@@ -289,7 +328,9 @@ def test_a_text_without_a_sentence_is_one_message(prepare: Callable[..., Prepare
         prepare(["\u200b"])
 
 
-def test_the_manifest_names_what_made_the_corpus(prepare: Callable[..., PreparedCorpus], tmp_path: Path) -> None:
+def test_the_manifest_names_what_made_the_corpus(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
     prepare(make_texts())
     manifest = json.loads((tmp_path / "corpus" / "manifest.json").read_text())
     assert manifest["source"] == {"description": "test texts", "fingerprint": "one"}
@@ -298,7 +339,9 @@ def test_the_manifest_names_what_made_the_corpus(prepare: Callable[..., Prepared
 
 
 documents = st.lists(
-    st.lists(st.lists(st.integers(0, 999), min_size=1, max_size=5), min_size=1, max_size=4), min_size=1, max_size=8
+    st.lists(st.lists(st.integers(0, 999), min_size=1, max_size=5), min_size=1, max_size=4),
+    min_size=1,
+    max_size=8,
 )
 
 

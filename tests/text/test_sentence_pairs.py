@@ -21,7 +21,9 @@ from bert_pretrain.text.windows import Draws, Windows, cut_pairs, outlines
 Lengths = list[list[int]]  # documents of sentence lengths
 
 LENGTHS = st.lists(
-    st.lists(st.one_of(st.integers(1, 12), st.sampled_from([29, 30, 31, 200])), min_size=1, max_size=9),
+    st.lists(
+        st.one_of(st.integers(1, 12), st.sampled_from([29, 30, 31, 200])), min_size=1, max_size=9
+    ),
     min_size=1,
     max_size=12,
 )
@@ -38,7 +40,9 @@ def draw_lengths(seed: int, num_documents: int, mean_sentences: float) -> Length
     return [np.clip(generator.lognormal(2.3, 0.6, n), 1, 90).astype(int).tolist() for n in counts]
 
 
-def plan(lengths: Lengths, *, mode: PairMode = "exact", epoch: int = 0, **options: float) -> EpochPlan:
+def plan(
+    lengths: Lengths, *, mode: PairMode = "exact", epoch: int = 0, **options: float
+) -> EpochPlan:
     return plan_epoch(
         make_store(lengths, documents_per_shard=int(options.get("documents_per_shard", 0)) or None),
         np.arange(len(lengths)),
@@ -174,7 +178,9 @@ def tree_accuracy(lengths: Lengths, mode: PairMode) -> tuple[float, int]:
 
 @pytest.mark.parametrize("mean_sentences", [2, 30])
 def test_shape_of_a_row_does_not_tell_its_label(mean_sentences: int) -> None:
-    accuracy, num_rows = tree_accuracy(draw_lengths(2, 6000 // mean_sentences, mean_sentences), "exact")
+    accuracy, num_rows = tree_accuracy(
+        draw_lengths(2, 6000 // mean_sentences, mean_sentences), "exact"
+    )
     # Partners share a coin: at least num_rows / 2 independent trials.
     assert abs(accuracy - 0.5) < 4 * 0.5 / sqrt(num_rows / 2)
 
@@ -190,7 +196,9 @@ def test_both_classes_have_the_same_lengths() -> None:
     for column in (made.a_length, made.b_length):
         next_part, random_part = column[~is_random], column[is_random]
         # Rows come in pairs that share their label, hence half as many independent ones.
-        variance = next_part.var() / (len(next_part) / 2) + random_part.var() / (len(random_part) / 2)
+        variance = next_part.var() / (len(next_part) / 2) + random_part.var() / (
+            len(random_part) / 2
+        )
         assert abs(next_part.mean() - random_part.mean()) < 4 * sqrt(variance)
 
 
@@ -204,7 +212,9 @@ def test_few_tokens_are_lost_to_matching() -> None:
 
 def test_short_targets_are_drawn_per_window() -> None:
     windows = cut([[1] * 30_000], budget=30, short_seq_prob=0.2)
-    totals = (windows.a_length + windows.b_length)[1:-1]  # the first slides, the last is what is left
+    totals = (windows.a_length + windows.b_length)[
+        1:-1
+    ]  # the first slides, the last is what is left
     share = 0.2 * 28 / 29  # one of the 29 short targets 2..30 is the budget itself
     assert abs((totals < 30).mean() - share) < 4 * sqrt(share * (1 - share) / len(totals))
     assert set(totals.tolist()) == set(range(2, 31))
@@ -232,7 +242,9 @@ def test_epochs_cut_documents_into_mostly_other_pairs(mean_sentences: int) -> No
     lengths = draw_lengths(6, 800 // mean_sentences, mean_sentences)
     first, second = (
         set(zip(windows.a_start.tolist(), windows.b_start.tolist(), strict=True))
-        for windows in (cut(lengths, budget=60, short_seq_prob=0.1, epoch=epoch) for epoch in (0, 1))
+        for windows in (
+            cut(lengths, budget=60, short_seq_prob=0.1, epoch=epoch) for epoch in (0, 1)
+        )
     )
     assert len(first & second) < 0.5 * len(first)
 
@@ -314,9 +326,14 @@ def test_single_segments_partition_every_document(lengths: Lengths, short_seq_pr
     assert sorted(seen) == list(range(len(layout.document_of)))
 
 
-def original_pairs(documents: Lengths, *, budget: int, short_seq_prob: float, random: Random) -> list:
+def original_pairs(
+    documents: Lengths, *, budget: int, short_seq_prob: float, random: Random
+) -> list:
     """Follow the published description on lists of tokens; return (A, B, is random) per pair."""
-    corpus = [[[(d, s, t) for t in range(n)] for s, n in enumerate(doc)] for d, doc in enumerate(documents)]
+    corpus = [
+        [[(d, s, t) for t in range(n)] for s, n in enumerate(doc)]
+        for d, doc in enumerate(documents)
+    ]
     pairs = []
     for own_index, document in enumerate(corpus):
         aim = random.randint(2, budget) if random.random() < short_seq_prob else budget

@@ -27,7 +27,12 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tokenizer" / "train_tokenizer.py
 
 
 def train(texts: Iterable[str] | None = None, **options: object) -> PreTrainedTokenizerFast:
-    defaults = {"vocab_size": 300, "lowercase": True, "model_max_length": 99, "show_progress": False}
+    defaults = {
+        "vocab_size": 300,
+        "lowercase": True,
+        "model_max_length": 99,
+        "show_progress": False,
+    }
     return ours.train_wordpiece(TEXT if texts is None else texts, **{**defaults, **options})  # type: ignore[arg-type]
 
 
@@ -38,7 +43,14 @@ def test_a_saved_tokenizer_loads_without_this_package_and_lays_out_pairs(tmp_pat
     assert tokenizer.convert_tokens_to_ids(SPECIAL) == [0, 1, 2, 3, 4]
     assert tokenizer.model_max_length == 99
     encoded = tokenizer("the fox", "dog")
-    assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "the", "fox", "[SEP]", "dog", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == [
+        "[CLS]",
+        "the",
+        "fox",
+        "[SEP]",
+        "dog",
+        "[SEP]",
+    ]
     assert encoded["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == "the fox dog"
 
@@ -131,7 +143,12 @@ def word_level(folder: Path, **special: str) -> Path:
 
 
 def test_any_fast_tokenizer_with_the_four_special_tokens_is_taken(tmp_path: Path) -> None:
-    special = {"mask_token": "[MASK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    special = {
+        "mask_token": "[MASK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+    }
     assert ours.load_tokenizer(str(word_level(tmp_path / "full", **special))).mask_token_id == 4
     del special["mask_token"]
     with pytest.raises(InputError, match=r"no mask token.*--tokenizer_name"):
@@ -149,17 +166,34 @@ def test_what_is_no_tokenizer_is_one_message(tmp_path: Path) -> None:
 
 def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(TEXT))
-    command = [sys.executable, str(SCRIPT), "--data_files", "text.txt", "--vocab_size", "200", "--output_dir", "own"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--data_files",
+        "text.txt",
+        "--vocab_size",
+        "200",
+        "--output_dir",
+        "own",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     saved = json.loads((tmp_path / "own" / "tokenizer.json").read_text())
     assert f"{len(saved['model']['vocab'])} pieces" in done.stdout
 
 
-def test_a_folder_with_other_things_is_never_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_other_things_is_never_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(TEXT))
     for extra in ([], ["--overwrite"]):
-        arguments = ["--data_files", str(tmp_path / "text.txt"), "--output_dir", str(tmp_path), *extra]
+        arguments = [
+            "--data_files",
+            str(tmp_path / "text.txt"),
+            "--output_dir",
+            str(tmp_path),
+            *extra,
+        ]
         with pytest.raises(SystemExit) as stopped:
             train_tokenizer.main(arguments)
         assert stopped.value.code == 2

@@ -10,7 +10,12 @@ from transformers import ViTConfig
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.contrastive import ContrastiveConfig
-from bert_pretrain.training.run_directory import _STEERING_FLAGS, claim_run_dir, confirm_claim, fingerprint
+from bert_pretrain.training.run_directory import (
+    _STEERING_FLAGS,
+    claim_run_dir,
+    confirm_claim,
+    fingerprint,
+)
 
 
 def test_a_run_that_another_process_began_or_continued_is_not_written_over(tmp_path: Path) -> None:
@@ -37,7 +42,9 @@ def test_where_a_configuration_was_read_from_makes_no_other_model() -> None:
     for place in ("/somewhere/private", "/elsewhere"):
         encoder = ViTConfig(hidden_size=32, name_or_path=place)
         assert encoder.name_or_path == place
-        prints.append(fingerprint(flags, {}, ContrastiveConfig(encoder=encoder, name_or_path=place)))
+        prints.append(
+            fingerprint(flags, {}, ContrastiveConfig(encoder=encoder, name_or_path=place))
+        )
     assert prints[0] == prints[1]
     assert "private" not in json.dumps(prints)
     other = ContrastiveConfig(encoder=ViTConfig(hidden_size=64))

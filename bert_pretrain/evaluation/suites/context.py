@@ -1,7 +1,7 @@
 """What every suite is given: the flags, and what several suites need, computed when the first one asks for it.
 
-The command line enters as dataclasses of flags; a suite takes what it needs from an `Evaluation` and returns a
-`SuiteResult`.
+The command line enters as dataclasses of flags; a suite takes what it needs from an `Evaluation`
+and returns a `SuiteResult`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,25 @@ class EvaluateArguments:
     _argument_group_name: ClassVar[str] = "evaluate"
 
     model: str = field(
-        metadata={"help": "Folder or Hub id of a transformers model, or a run directory: its final model."}
+        metadata={
+            "help": "Folder or Hub id of a transformers model, or a run directory: its final model."
+        }
     )
     suite: list[str] = field(
-        metadata={"help": "One or more of: fill_mask, minimal_pairs, nsp (text), knn, linear_probe (images)."}
+        metadata={
+            "help": "One or more of: fill_mask, minimal_pairs, nsp (text), knn, linear_probe "
+            "(images)."
+        }
     )
     json: str | None = flag(
-        None, "File that gets figures, details, versions and hardware; if a suite fails, those of the suites before it."
+        None,
+        "File that gets figures, details, versions and hardware; if a suite fails, those of the "
+        "suites before it.",
     )
     seed: int | None = flag(
         None,
-        "Seed of the division into bank and evaluation images, of the probe's choice of C, of the random encoder and "
+        "Seed of the division into bank and evaluation images, of the probe's choice of C, of the "
+        "random encoder and "
         "of held-out pairs. Default: that of the run that wrote --model, else 42.",
     )
     per_device_eval_batch_size: int = flag(256, "Rows of one forward pass, at least 1.")
@@ -51,14 +59,19 @@ class EvaluationData:
     _argument_group_name: ClassVar[str] = "data"
 
     dataset_name: str | None = flag(
-        None, "'digits', a folder of images, 'docs', a prepared corpus, a data set saved by datasets, or a Hub id."
+        None,
+        "'digits', a folder of images, 'docs', a prepared corpus, a data set saved by datasets, or "
+        "a Hub id.",
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str | None = flag(None, "Split of the data set to read.")
-    data_files: list[str] | None = flags("Own images (.parquet) or text (.txt, .jsonl, .csv, .parquet); globs allowed.")
+    data_files: list[str] | None = flags(
+        "Own images (.parquet) or text (.txt, .jsonl, .csv, .parquet); globs allowed."
+    )
     validation_share: float | None = flag(
         None,
-        "Share of images or documents to evaluate on, in (0, 1). Without a run: 0.2 of images, 0.05 of documents.",
+        "Share of images or documents to evaluate on, in (0, 1). Without a run: 0.2 of images, "
+        "0.05 of documents.",
     )
 
 
@@ -68,11 +81,17 @@ class EvaluationImages:
 
     _argument_group_name: ClassVar[str] = "images"
 
-    test_files: list[str] | None = flags("Evaluation images: .parquet. The bank is then all of the other images.")
+    test_files: list[str] | None = flags(
+        "Evaluation images: .parquet. The bank is then all of the other images."
+    )
     image_column: str | None = flag(None, "Column that holds the images.")
     label_column: str | None = flag(None, "Column that holds the labels.")
-    image_size: int | None = flag(None, "Height and width in pixels. Without a run: that of --model's processor.")
-    on_bad_image: Literal["error", "skip"] = flag("error", "What to do with an image that cannot be decoded.")
+    image_size: int | None = flag(
+        None, "Height and width in pixels. Without a run: that of --model's processor."
+    )
+    on_bad_image: Literal["error", "skip"] = flag(
+        "error", "What to do with an image that cannot be decoded."
+    )
     k: int = flag(20, "Neighbours that vote, at least 1.")
     temperature: float = flag(0.07, "T of their weights exp(cosine / T), > 0.")
 
@@ -83,25 +102,34 @@ class EvaluationText:
 
     _argument_group_name: ClassVar[str] = "text"
 
-    sentences: list[str] | None = flags("fill_mask: sentences with [MASK]; default: three of our own.")
-    num_candidates: int = flag(5, "fill_mask: most probable words shown for each [MASK], at least 1.")
+    sentences: list[str] | None = flags(
+        "fill_mask: sentences with [MASK]; default: three of our own."
+    )
+    num_candidates: int = flag(
+        5, "fill_mask: most probable words shown for each [MASK], at least 1."
+    )
     pairs_file: list[str] | None = flags(
-        "minimal_pairs: .jsonl, also .gz, of {good, bad, group} or BLiMP's {sentence_good, sentence_bad, UID}; globs "
+        "minimal_pairs: .jsonl, also .gz, of {good, bad, group} or BLiMP's {sentence_good, "
+        "sentence_bad, UID}; globs "
         "allowed. Default: six small groups written for this package, not BLiMP."
     )
     mixed_precision: Literal["auto", "no", "bf16"] = flag(
         "auto",
-        "minimal_pairs: auto = bf16 where processor or GPU computes in it natively; pairs that it cannot decide are "
+        "minimal_pairs: auto = bf16 where processor or GPU computes in it natively; pairs that it "
+        "cannot decide are "
         "scored in float32 all the same.",
     )
-    text_column: str | None = flag(None, "nsp: column of .jsonl, .csv, .parquet or a data set that holds the text.")
+    text_column: str | None = flag(
+        None, "nsp: column of .jsonl, .csv, .parquet or a data set that holds the text."
+    )
     document_boundary: Literal["blank_line", "file"] | None = flag(
         None, "nsp: what ends a document in .txt: a blank line or the end of the file."
     )
     max_pairs: int = flag(2000, "nsp: most held-out pairs judged, easy and hard each, at least 2.")
     max_seq_length: int | None = flag(
         None,
-        "nsp: tokens of a pair with its three special ones, at least 8. Default: the run's, else 128, or the "
+        "nsp: tokens of a pair with its three special ones, at least 8. Default: the run's, else "
+        "128, or the "
         "tokenizer's model_max_length if that is less.",
     )
 
@@ -114,7 +142,9 @@ class SuiteResult(NamedTuple):
     details: Any
 
 
-@dataclass(eq=False)  # one evaluation equals itself alone, so that what suites share can be cached by it
+@dataclass(
+    eq=False
+)  # one evaluation equals itself alone, so that what suites share can be cached by it
 class Evaluation:
     """The flags of one evaluation, and the run that wrote its model."""
 
@@ -148,7 +178,9 @@ def source_flags(evaluation: Evaluation) -> dict[str, Any]:
     given = {name: getattr(evaluation.data, name) for name in SOURCE_FLAGS}
     names_data = given["dataset_name"] or given["data_files"]
     inherited = {} if names_data else {name: evaluation.run.get(name) for name in SOURCE_FLAGS}
-    return {name: value for name, value in (*inherited.items(), *given.items()) if value is not None}
+    return {
+        name: value for name, value in (*inherited.items(), *given.items()) if value is not None
+    }
 
 
 def run_folder(model: str) -> Path | None:
@@ -191,4 +223,6 @@ def naming_the_model_flag() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(re.sub(r"--(model_name_or_path|tokenizer_name)\b", "--model", str(error))) from error
+        raise InputError(
+            re.sub(r"--(model_name_or_path|tokenizer_name)\b", "--model", str(error))
+        ) from error

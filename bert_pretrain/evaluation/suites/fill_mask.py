@@ -12,7 +12,12 @@ from bert_pretrain.data.run_records import read_rows
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
 from bert_pretrain.evaluation.masked_language_model import load_masked_language_model, longest_row
-from bert_pretrain.evaluation.suites.context import Evaluation, EvaluationText, SuiteResult, naming_the_model_flag
+from bert_pretrain.evaluation.suites.context import (
+    Evaluation,
+    EvaluationText,
+    SuiteResult,
+    naming_the_model_flag,
+)
 from bert_pretrain.training.checkpoint import list_checkpoints
 
 DEFAULT_SENTENCES = [
@@ -29,15 +34,19 @@ def check_fill_mask_flags(text: EvaluationText) -> None:
         InputError: names the flag, the value met and what is allowed.
     """
     if text.num_candidates < 1:
-        raise InputError(f"num_candidates is {text.num_candidates} but must be at least 1; change --num_candidates")
+        raise InputError(
+            f"num_candidates is {text.num_candidates} but must be at least 1; change "
+            "--num_candidates"
+        )
 
 
 def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
     """Show what a model expects behind [MASK]; of a run directory, at every checkpoint that it kept and at its end.
 
-    Every row carries the probability of the word that the last model finds most probable, so that one column tells when
-    it was learnt. A run keeps few checkpoints, but has recorded the table of its own sentences at every evaluation:
-    unless other sentences are given, that record is shown too.
+    Every row carries the probability of the word that the last model finds most probable, so that
+    one column tells when it was learnt. A run keeps few checkpoints, but has recorded the table of
+    its own sentences at every evaluation: unless other sentences are given, that record is shown
+    too.
     """
     models = models_over_time(evaluation.options.model)
     sentences = evaluation.text.sentences or DEFAULT_SENTENCES
@@ -50,21 +59,31 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
         probes = [_probe(sentence, tokenizer, longest_row(model)) for sentence in sentences]
         # What stood behind the masks is unknown: the last model's own answers stand in for it.
         answers = answers or [most_probable(model, probe) for probe in probes]
-        probes = [replace(probe, original_ids=ids) for probe, ids in zip(probes, answers, strict=True)]
+        probes = [
+            replace(probe, original_ids=ids) for probe, ids in zip(probes, answers, strict=True)
+        ]
         found = fill_mask(model, tokenizer, probes, num_candidates=evaluation.text.num_candidates)
         rows = [{"model": label} | row for row in found] + rows
     last = [row["entropy"] for row in rows if row["model"] == next(reversed(models))]
     tables = [format_over_time(rows)]
     recorded = [] if evaluation.text.sentences else recorded_rows(Path(evaluation.options.model))
     if recorded:
-        tables = ["as recorded while training:", format_over_time(recorded), "at the checkpoints:", *tables]
-    return SuiteResult("\n".join(tables), {"fill_mask_entropy": sum(last) / len(last)}, rows + recorded)
+        tables = [
+            "as recorded while training:",
+            format_over_time(recorded),
+            "at the checkpoints:",
+            *tables,
+        ]
+    return SuiteResult(
+        "\n".join(tables), {"fill_mask_entropy": sum(last) / len(last)}, rows + recorded
+    )
 
 
 def _check_num_candidates(num_candidates: int, vocab_size: int) -> None:
     if num_candidates > vocab_size:
         raise InputError(
-            f"num_candidates is {num_candidates:,} but the model knows {vocab_size:,} tokens; lower --num_candidates"
+            f"num_candidates is {num_candidates:,} but the model knows {vocab_size:,} tokens; "
+            "lower --num_candidates"
         )
 
 
@@ -73,7 +92,10 @@ def models_over_time(model: str) -> dict[str, str]:
     run = Path(model)
     is_run = (run / "checkpoints").is_dir() or (run / "run.json").is_file()
     if is_run and not (run / "config.json").is_file():
-        found = [*list_checkpoints(run / "checkpoints"), *([run / "final"] if (run / "final").is_dir() else [])]
+        found = [
+            *list_checkpoints(run / "checkpoints"),
+            *([run / "final"] if (run / "final").is_dir() else []),
+        ]
         if found:
             return {folder.name: str(folder) for folder in found}
     return {run.name: model}  # a run that holds neither is refused when it cannot be loaded
@@ -93,12 +115,17 @@ def recorded_rows(run_dir: Path) -> list[dict[str, Any]]:
 
 def _probe(sentence: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Probe:
     input_ids = tokenizer(sentence.replace("[MASK]", tokenizer.mask_token))["input_ids"]
-    positions = [place for place, token_id in enumerate(input_ids) if token_id == tokenizer.mask_token_id]
+    positions = [
+        place for place, token_id in enumerate(input_ids) if token_id == tokenizer.mask_token_id
+    ]
     if not positions:
-        raise InputError(f"the sentence {sentence!r} has no [MASK]; put one into each of --sentences")
+        raise InputError(
+            f"the sentence {sentence!r} has no [MASK]; put one into each of --sentences"
+        )
     if len(input_ids) > max_length:
         raise InputError(
-            f"the sentence {sentence[:40]!r}... has {len(input_ids)} tokens but the model takes {max_length}; "
+            f"the sentence {sentence[:40]!r}... has {len(input_ids)} tokens but the model takes "
+            f"{max_length}; "
             "shorten --sentences"
         )
     return Probe(input_ids, positions, [tokenizer.mask_token_id] * len(positions))

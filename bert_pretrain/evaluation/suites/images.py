@@ -77,23 +77,35 @@ def evaluate_linear_probe(evaluation: Evaluation) -> SuiteResult:
 
 
 def _judge_features(
-    evaluation: Evaluation, suite: Literal["knn", "linear_probe"], score: Callable[[FeatureSet], FeatureScores]
+    evaluation: Evaluation,
+    suite: Literal["knn", "linear_probe"],
+    score: Callable[[FeatureSet], FeatureScores],
 ) -> SuiteResult:
     scores = {features.key: score(features) for features in _feature_sets(evaluation)}
     results = {key: row.knn or row.linear_probe for key, row in scores.items()}
     labelled = open_labelled_images(evaluation)
     majority = majority_accuracy(labelled.train_labels, labelled.test_labels)
-    figures = {f"{key}_{suite}_accuracy".removeprefix("encoder_"): r.accuracy for key, r in results.items() if r}
+    figures = {
+        f"{key}_{suite}_accuracy".removeprefix("encoder_"): r.accuracy
+        for key, r in results.items()
+        if r
+    }
     details = {
-        key: {name: value for name, value in dataclasses.asdict(result).items() if name != "predictions"}
+        key: {
+            name: value
+            for name, value in dataclasses.asdict(result).items()
+            if name != "predictions"
+        }
         for key, result in results.items()
         if result
     }
     text = "\n".join(
         [
             format_table(list(scores.values())),
-            f"always the largest class: {majority:.3f}; {len(labelled.train_labels):,} images with labels learnt from, "
-            f"{len(labelled.test_labels):,} evaluated; intervals: 95 %, of the draw of these images alone",
+            f"always the largest class: {majority:.3f}; {len(labelled.train_labels):,} images with "
+            "labels learnt from, "
+            f"{len(labelled.test_labels):,} evaluated; intervals: 95 %, of the draw of these "
+            "images alone",
         ]
     )
     return SuiteResult(text, figures | {"majority_accuracy": majority}, details)
@@ -107,7 +119,8 @@ def _processor(evaluation: Evaluation) -> Preprocessing:
 @lru_cache(maxsize=1)
 def _feature_sets(evaluation: Evaluation) -> list[FeatureSet]:
     """Return the encoder's features, and the floors."""
-    # The order in which bad input is reported: the processor first, then the images, then the weights.
+    # The order in which bad input is reported: the processor first, then the images, then the
+    # weights.
     processor, labelled = _processor(evaluation), open_labelled_images(evaluation)
     with naming_the_model_flag():
         return compute_features(
@@ -136,7 +149,8 @@ def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
         sys.stdout.write(image_card(test_corpus) + "\n")
     elif _differs_from_run(evaluation.run, source, corpus):
         sys.stdout.write(
-            "note: the run that wrote this model held out other images (its seed or validation share differ), so it "
+            "note: the run that wrote this model held out other images (its seed or validation "
+            "share differ), so it "
             "was pretrained on some that are evaluated here\n"
         )
     return divide_labelled(corpus, test_corpus)
@@ -145,14 +159,23 @@ def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
 def _differs_from_run(run: dict[str, Any], source: dict[str, Any], corpus: ImageCorpus) -> bool:
     """Return whether the images are the run's, but divided otherwise."""
     is_same_source = all(run.get(name) == value for name, value in source.items())
-    return is_same_source and any(run[name] != corpus.manifest[name] for name in ("seed", "validation_share"))
+    return is_same_source and any(
+        run[name] != corpus.manifest[name] for name in ("seed", "validation_share")
+    )
 
 
 def _open(evaluation: Evaluation, source: dict[str, Any]) -> ImageCorpus:
     images, run = evaluation.images, evaluation.run
-    settings: dict[str, Any] = {"image_size": _processor(evaluation).image_size, "validation_share": 0.2}
+    settings: dict[str, Any] = {
+        "image_size": _processor(evaluation).image_size,
+        "validation_share": 0.2,
+    }
     for name in ("image_column", "label_column", "image_size", "validation_share"):
-        given = evaluation.data.validation_share if name == "validation_share" else getattr(images, name)
+        given = (
+            evaluation.data.validation_share
+            if name == "validation_share"
+            else getattr(images, name)
+        )
         value = run.get(name) if given is None else given
         if value is not None:
             settings[name] = value
@@ -169,4 +192,6 @@ def _num_channels(model: str) -> int:
     try:
         return int(AutoConfig.from_pretrained(model).num_channels)
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{model!r} is no image encoder of transformers; change --model") from error
+        raise InputError(
+            f"{model!r} is no image encoder of transformers; change --model"
+        ) from error

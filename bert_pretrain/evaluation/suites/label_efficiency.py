@@ -1,7 +1,8 @@
 """The label-efficiency curve of a model on a task: arms made of the model, and the files of a measurement.
 
-Flags enter; a table, figures and details leave, and in `--output_dir` rows.jsonl with every training as soon as it is
-finished (a measurement that was ended is continued by the same command), label_efficiency.json and .png.
+Flags enter; a table, figures and details leave, and in `--output_dir` rows.jsonl with every
+training as soon as it is finished (a measurement that was ended is continued by the same command),
+label_efficiency.json and .png.
 """
 
 from __future__ import annotations
@@ -21,15 +22,29 @@ from transformers.utils import logging as transformers_logging
 from bert_pretrain.config.command_line import flag, flags, parse_flags
 from bert_pretrain.config.data_flags import TaskDataArguments
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.downstream.row_digests import describe_overlap, labelled_rows_sha256, overlap_with_training
+from bert_pretrain.downstream.row_digests import (
+    describe_overlap,
+    labelled_rows_sha256,
+    overlap_with_training,
+)
 from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import Recipe
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import Labels
-from bert_pretrain.evaluation.label_efficiency import check_curve, default_counts, measure_curve, summarize
+from bert_pretrain.evaluation.label_efficiency import (
+    check_curve,
+    default_counts,
+    measure_curve,
+    summarize,
+)
 from bert_pretrain.evaluation.label_efficiency_log import MeasurementLog
-from bert_pretrain.evaluation.label_efficiency_report import draw_curve, figures_of, format_points, points_as_json
+from bert_pretrain.evaluation.label_efficiency_report import (
+    draw_curve,
+    figures_of,
+    format_points,
+    points_as_json,
+)
 from bert_pretrain.evaluation.suites.context import SuiteResult
 from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS, CurveTask, make_arm
 from bert_pretrain.models.positions import describe_excess
@@ -42,13 +57,18 @@ class LabelEfficiencyArguments:
     _argument_group_name: ClassVar[str] = "label efficiency"
 
     model: str = field(metadata={"help": "Folder or Hub id of a pretrained text or image encoder."})
-    output_dir: str = field(metadata={"help": "Folder of rows.jsonl, label_efficiency.json and .png."})
+    output_dir: str = field(
+        metadata={"help": "Folder of rows.jsonl, label_efficiency.json and .png."}
+    )
     num_labels: list[str] | None = flags(
-        "Labels per class, such as 1 4 16 64 all. Default: powers of 4 as long as every class has more, then all."
+        "Labels per class, such as 1 4 16 64 all. Default: powers of 4 as long as every class has "
+        "more, then all."
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2, 3, 4],
-        metadata={"help": "Each draws its own labelled rows, head and order; the interval is over them."},
+        metadata={
+            "help": "Each draws its own labelled rows, head and order; the interval is over them."
+        },
     )
     arms: list[str] = field(
         default_factory=lambda: ["fine_tuned", "frozen_probe", "from_scratch"],
@@ -78,7 +98,8 @@ def parse_options(arguments: Sequence[str]) -> CurveOptions:
     parser = HfArgumentParser(
         (LabelEfficiencyArguments, TaskDataArguments, Recipe),
         prog="bert-pretrain evaluate --suite label_efficiency",
-        description="Accuracy against the number of labels: pretrained and fine-tuned, pretrained and frozen, and from "
+        description="Accuracy against the number of labels: pretrained and fine-tuned, pretrained "
+        "and frozen, and from "
         "scratch.",
         allow_abbrev=False,
     )
@@ -105,9 +126,15 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     labels, test_labels = (splits.rows[name].labels for name in ("train", "test"))
     assert labels is not None and test_labels is not None
     _check_classes_have(counts or [], labels)
-    log.require({"model_revision": getattr(splits.config, "_commit_hash", None)})  # of one on the Hub
-    log.require({f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")})
-    task = CurveTask(curve.model, splits, options.recipe, data.augmentation, log.folder / "trainer.tmp")
+    log.require(
+        {"model_revision": getattr(splits.config, "_commit_hash", None)}
+    )  # of one on the Hub
+    log.require(
+        {f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")}
+    )
+    task = CurveTask(
+        curve.model, splits, options.recipe, data.augmentation, log.folder / "trainer.tmp"
+    )
     arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms)}
     sys.stdout.write("".join(f"{note}\n" for note in splits.notes))
     overlap = overlap_with_training(splits)
@@ -125,10 +152,18 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
             on_measurement=log.add,
         )
         points = summarize(measurements, reference="from_scratch")
-        title = curve.title or Path(data.train_file or data.dataset_name or data.task).name.split(".")[0]
+        title = (
+            curve.title
+            or Path(data.train_file or data.dataset_name or data.task).name.split(".")[0]
+        )
         figures, details = figures_of(points), points_as_json(points)
         floor = ("TF-IDF" if splits.texts else "pixels") + " + logistic regression"
-        draw_curve(points, log.folder / "label_efficiency.png", title=title, labels_of_arms=ARMS | {"floor": floor})
+        draw_curve(
+            points,
+            log.folder / "label_efficiency.png",
+            title=title,
+            labels_of_arms=ARMS | {"floor": floor},
+        )
         results = {"figures": figures, "points": details, "test_rows": len(test_labels)}
         log.write_results(results | {"overlap_with_training": overlap})
     return SuiteResult(format_points(points), figures, details)
@@ -143,7 +178,9 @@ def _check(options: CurveOptions, counts: list[int]) -> None:
     if unknown or not curve.arms:
         raise InputError(f"arms are {curve.arms} but must be of {', '.join(ARMS)}; change --arms")
     if curve.max_test_rows < 0:
-        raise InputError(f"max_test_rows is {curve.max_test_rows} but must be at least 0; change --max_test_rows")
+        raise InputError(
+            f"max_test_rows is {curve.max_test_rows} but must be at least 0; change --max_test_rows"
+        )
 
 
 def _counts(curve: LabelEfficiencyArguments) -> list[int] | None:
@@ -151,7 +188,8 @@ def _counts(curve: LabelEfficiencyArguments) -> list[int] | None:
         return None
     if any(word != "all" and not (word.isdecimal() and int(word)) for word in curve.num_labels):
         raise InputError(
-            f"num_labels are {' '.join(curve.num_labels)} but must be numbers from 1 or all; change --num_labels"
+            f"num_labels are {' '.join(curve.num_labels)} but must be numbers from 1 or all; "
+            "change --num_labels"
         )
     return [0 if word == "all" else int(word) for word in curve.num_labels]
 
@@ -161,7 +199,8 @@ def _check_classes_have(counts: list[int], labels: Labels) -> None:
     largest = int(np.unique(labels, return_counts=True)[1].max())
     if max(counts, default=0) > largest:
         raise InputError(
-            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows; pass all for all of "
+            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows; "
+            "pass all for all of "
             "them as --num_labels"
         )
 
@@ -172,20 +211,26 @@ def _open_splits(options: CurveOptions) -> Splits:
     splits = open_splits(curve.model, data, find_task(data.task), seed=0, needs_validation=False)
     if splits.labels.problem_type != "single_label_classification":
         raise InputError(
-            f"the labels are those of {splits.labels.problem_type.replace('_', ' ')}, but labels per class need single "
+            f"the labels are those of {splits.labels.problem_type.replace('_', ' ')}, but labels "
+            "per class need single "
             "classes; change --task or --label_column"
         )
     name = "test" if "test" in splits.rows else "validation"
     test = splits.rows[name]
     if test.labels is None:
         raise InputError(
-            "the test rows have no labels, so that nothing can be counted; change --test_file or --test_split"
+            "the test rows have no labels, so that nothing can be counted; change --test_file or "
+            "--test_split"
         )
     places = np.arange(len(test))
     if curve.max_test_rows and len(test) > curve.max_test_rows:
         places = np.sort(permutation(len(test), 0, Purpose.EVALUATION_ROW)[: curve.max_test_rows])
     rows = {"train": splits.rows["train"], "test": test.subset(places)}
-    texts = {"train": splits.texts["train"], "test": splits.texts[name].subset(places)} if splits.texts else {}
+    texts = (
+        {"train": splits.texts["train"], "test": splits.texts[name].subset(places)}
+        if splits.texts
+        else {}
+    )
     return dataclasses.replace(splits, rows=rows, texts=texts)
 
 

@@ -44,7 +44,8 @@ class CurveTask:
 
     Attributes:
         model: folder or Hub id of the pretrained encoder.
-        splits: `train`, the rows that may be learnt from, and `test`, those that are predicted; both have labels.
+        splits: `train`, the rows that may be learnt from, and `test`, those that are predicted;
+            both have labels.
         recipe: of the arms that train.
         augmentation: as the flag says.
         scratch_folder: for what a training leaves behind while it runs.
@@ -80,7 +81,9 @@ def _trained(task: CurveTask, *, from_scratch: bool) -> Arm:
         rows: LabelledDataset = splits.rows["train"].subset(places)
         if isinstance(rows, ImageDataset):
             rows.augmentation = augmentation_of(task.augmentation, rows.pixels.shape[1:], seed=seed)
-        trainer = train(source.build(seed), rows, task.recipe, seed=seed, scratch_folder=task.scratch_folder)
+        trainer = train(
+            source.build(seed), rows, task.recipe, seed=seed, scratch_folder=task.scratch_folder
+        )
         return np.asarray(predict_logits(trainer, splits.rows["test"]).argmax(axis=1))
 
     return learn
@@ -103,7 +106,9 @@ def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
         encoder = AutoModel.from_pretrained(task.model, dtype=torch.float32)
     except Exception as error:  # transformers raises whatever its parsers meet
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"the weights of {task.model!r} cannot be read ({reason}); change --model") from error
+        raise InputError(
+            f"the weights of {task.model!r} cannot be read ({reason}); change --model"
+        ) from error
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     encoder.to(default_device()).eval()
@@ -125,7 +130,11 @@ def _image_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     _, num_channels, height, _ = pool.pixels.shape
     with naming_the_model_flag():
         encoder = build_image_encoder(
-            config_name="", model_name_or_path=task.model, image_size=height, num_channels=num_channels, dropout=0.0
+            config_name="",
+            model_name_or_path=task.model,
+            image_size=height,
+            num_channels=num_channels,
+            dropout=0.0,
         )
     encoder.to(default_device()).eval()
     return lambda batch: embed(encoder, batch["pixel_values"])
@@ -142,7 +151,9 @@ def _embedded(
     with torch.no_grad():
         for first in range(0, len(order), batch_size):
             batch = plain.__getitems__(order[first : first + batch_size].tolist())
-            features.append(embedder({name: values.to(device) for name, values in batch.items()}).cpu().numpy())
+            features.append(
+                embedder({name: values.to(device) for name, values in batch.items()}).cpu().numpy()
+            )
     ordered = np.concatenate(features)
     result = np.empty_like(ordered)
     result[order] = ordered
@@ -154,13 +165,19 @@ def _floor(task: CurveTask) -> Arm:
     if not task.splits.texts:
         rows = [_pixel_rows(task.splits.rows[name]) for name in ("train", "test")]
         return probe_arm(rows[0], labels, rows[1], test_labels)
-    texts, test_texts = (np.array(task.splits.texts[name].joined(), dtype=object) for name in ("train", "test"))
+    texts, test_texts = (
+        np.array(task.splits.texts[name].joined(), dtype=object) for name in ("train", "test")
+    )
 
     def learn(places: NDArray[np.int64], seed: int) -> Labels:
         # Words and pairs of words; their weights too come from the labelled rows alone.
-        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
+        words = TfidfVectorizer(
+            ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"
+        )
         pipeline = make_pipeline(words, LogisticRegression(max_iter=500))
-        return fit_cross_validated(pipeline, _TFIDF_GRID, texts[places], labels[places], test_texts, seed=seed)
+        return fit_cross_validated(
+            pipeline, _TFIDF_GRID, texts[places], labels[places], test_texts, seed=seed
+        )
 
     return learn
 

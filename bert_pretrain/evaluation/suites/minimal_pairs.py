@@ -19,7 +19,12 @@ from bert_pretrain.evaluation.minimal_pairs import (
     score_pairs,
 )
 from bert_pretrain.evaluation.pair_templates import template_pairs
-from bert_pretrain.evaluation.suites.context import Evaluation, EvaluationText, SuiteResult, naming_the_model_flag
+from bert_pretrain.evaluation.suites.context import (
+    Evaluation,
+    EvaluationText,
+    SuiteResult,
+    naming_the_model_flag,
+)
 from bert_pretrain.hardware import native_precision
 
 
@@ -47,7 +52,11 @@ def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
     (token, token_groups), (word, word_groups) = (
         accuracies(groups, good, bad) for good, bad in zip(scores.good, scores.bad, strict=True)
     )
-    lines = [_HEADER, *(_line(*both) for both in zip(token_groups, word_groups, strict=True)), _line(token, word)]
+    lines = [
+        _HEADER,
+        *(_line(*both) for both in zip(token_groups, word_groups, strict=True)),
+        _line(token, word),
+    ]
     mean = float(scores.good[0].sum() / scores.num_tokens[0].sum())
     lines += [
         f"pseudo-log-likelihood of the good sentences {mean:.3f} nats a token, "
@@ -63,7 +72,9 @@ def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
     }
     details = {
         variant: {"all": overall._asdict(), "groups": [group._asdict() for group in by_group]}
-        for variant, overall, by_group in zip(VARIANTS, (token, word), (token_groups, word_groups), strict=True)
+        for variant, overall, by_group in zip(
+            VARIANTS, (token, word), (token_groups, word_groups), strict=True
+        )
     }
     details["pairs"] = _pair_details(pairs, scores)  # type: ignore[assignment]
     return SuiteResult("\n".join(lines), figures, details)
@@ -72,7 +83,11 @@ def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
 def _open_pairs(patterns: list[str] | None) -> list[MinimalPair]:
     if patterns is None:
         return template_pairs()
-    paths = [path for pattern in patterns for path in ([pattern] if Path(pattern).is_file() else glob.glob(pattern))]
+    paths = [
+        path
+        for pattern in patterns
+        for path in ([pattern] if Path(pattern).is_file() else glob.glob(pattern))
+    ]
     return [pair for path in sorted(set(paths)) for pair in read_pairs(Path(path))]
 
 
@@ -80,7 +95,10 @@ _HEADER = f"{'group':<42} {'pairs':>7}  {'token by token':<22}  {'within words':
 
 
 def _line(token: GroupAccuracy, word: GroupAccuracy) -> str:
-    accuracy = [f"{found.accuracy:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]" for found in (token, word)]
+    accuracy = [
+        f"{found.accuracy:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
+        for found in (token, word)
+    ]
     return f"{token.group:<42} {token.num_pairs:>7,}  {accuracy[0]:<22}  {accuracy[1]:<22}  {token.num_ties:,}"
 
 
@@ -88,11 +106,14 @@ def _notes(scores: PairScores, is_ours: bool, *, bf16: bool) -> list[str]:
     notes = ["intervals: 95 %, of the draw of these pairs alone; a tie counts half"]
     if bf16:
         notes.append(
-            f"computed in bfloat16 (good - bad off by {scores.error:.3f} nats, standard deviation); the "
+            f"computed in bfloat16 (good - bad off by {scores.error:.3f} nats, standard "
+            "deviation); the "
             f"{scores.is_rescored.sum():,} pairs too close for that in float32"
         )
     if is_ours:
-        notes.append("these pairs are templates of this package, not BLiMP; pass others as --pairs_file")
+        notes.append(
+            "these pairs are templates of this package, not BLiMP; pass others as --pairs_file"
+        )
     return notes
 
 

@@ -1,7 +1,8 @@
 """The suite `nsp`: whether a model tells the next passage from another one, and knows how sure it may be.
 
-Easy pairs have their random B from another document, as in pretraining; hard ones from a neighbouring passage of the
-same. Half of either kind is random, both labels have the same lengths, and nothing is masked.
+Easy pairs have their random B from another document, as in pretraining; hard ones from a
+neighbouring passage of the same. Half of either kind is random, both labels have the same lengths,
+and nothing is masked.
 """
 
 from __future__ import annotations
@@ -55,16 +56,22 @@ def check_nsp_flags(text: EvaluationText) -> None:
         InputError: names the flag, the value met and what is allowed.
     """
     if text.max_pairs < 2:
-        raise InputError(f"max_pairs is {text.max_pairs} but must be at least 2; change --max_pairs")
+        raise InputError(
+            f"max_pairs is {text.max_pairs} but must be at least 2; change --max_pairs"
+        )
     if text.max_seq_length is not None and text.max_seq_length < 8:
-        raise InputError(f"max_seq_length is {text.max_seq_length} but must be at least 8; change --max_seq_length")
+        raise InputError(
+            f"max_seq_length is {text.max_seq_length} but must be at least 8; change "
+            "--max_seq_length"
+        )
 
 
 def refuse_untrained_head(evaluation: Evaluation) -> None:
     """Raise `InputError` if the run that wrote the model says that it trained no next-sentence head."""
     if evaluation.run.get("objective") == "mlm":
         raise InputError(
-            f"the run that wrote {evaluation.options.model!r} had --objective mlm, so its next-sentence head is "
+            f"the run that wrote {evaluation.options.model!r} had --objective mlm, so its "
+            "next-sentence head is "
             "untrained; pass another --model, or leave nsp out of --suite"
         )
 
@@ -80,12 +87,17 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
         text = _open_text(evaluation, tokenizer)
     store, seed = text.corpus.store, evaluation.seed
     hard, num_short = plan_neighbours(store, text.documents, max_seq_length=length, seed=seed)
-    plans = {"easy": _plan_easy(store, text.documents, max_seq_length=length, seed=seed), "hard": hard}
+    plans = {
+        "easy": _plan_easy(store, text.documents, max_seq_length=length, seed=seed),
+        "hard": hard,
+    }
     chosen = {name: _balanced(plan, evaluation) for name, plan in plans.items()}
     if all(pairs is None for pairs in chosen.values()):
         raise InputError(
-            f"{text.corpus.manifest['source']['description']} allows no pair of passages of {length} tokens, neither "
-            "of two documents nor within one; give more text with --data_files, or lower --max_seq_length"
+            f"{text.corpus.manifest['source']['description']} allows no pair of passages of "
+            f"{length} tokens, neither "
+            "of two documents nor within one; give more text with --data_files, or lower "
+            "--max_seq_length"
         )
     lines = [text.description, _HEADER]
     figures: dict[str, float] = {}
@@ -112,14 +124,17 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     return SuiteResult("\n".join(lines), figures, details)
 
 
-def _max_seq_length(evaluation: Evaluation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:
+def _max_seq_length(
+    evaluation: Evaluation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> int:
     """Return the tokens of a pair: as asked for, as the run had, or 128, or fewer if the model was trained on fewer."""
     longest = longest_row(model)
     asked = evaluation.text.max_seq_length or evaluation.run.get("max_seq_length")
     length = int(asked or min(128, longest, tokenizer.model_max_length))
     if length > longest:
         raise InputError(
-            f"max_seq_length is {length} but {evaluation.options.model!r} takes {longest} tokens; lower "
+            f"max_seq_length is {length} but {evaluation.options.model!r} takes {longest} tokens; "
+            "lower "
             "--max_seq_length"
         )
     if excess := describe_excess(length, tokenizer):
@@ -127,11 +142,19 @@ def _max_seq_length(evaluation: Evaluation, model: PreTrainedModel, tokenizer: P
     return length
 
 
-def _plan_easy(store: TokenStore, documents: NDArray[np.int64], *, max_seq_length: int, seed: int) -> EpochPlan | None:
+def _plan_easy(
+    store: TokenStore, documents: NDArray[np.int64], *, max_seq_length: int, seed: int
+) -> EpochPlan | None:
     """Return pairs whose random B is of another document, or None if the documents allow none: if there is only one."""
     try:
         return plan_epoch(
-            store, documents, max_seq_length=max_seq_length, short_seq_prob=0.0, pair_mode="exact", seed=seed, epoch=0
+            store,
+            documents,
+            max_seq_length=max_seq_length,
+            short_seq_prob=0.0,
+            pair_mode="exact",
+            seed=seed,
+            epoch=0,
         )
     except InputError:  # the length is checked before, so that it is the documents, and hard pairs may be had of them
         return None
@@ -141,7 +164,9 @@ def _balanced(plan: EpochPlan | None, evaluation: Evaluation) -> EpochPlan | Non
     """Return as many pairs of either label, at most as many as asked for; None if there are none."""
     if plan is None:
         return None
-    rows = balanced_rows(plan.next_sentence_label, max_rows=evaluation.text.max_pairs, seed=evaluation.seed)
+    rows = balanced_rows(
+        plan.next_sentence_label, max_rows=evaluation.text.max_pairs, seed=evaluation.seed
+    )
     return plan.take(rows) if len(rows) else None
 
 
@@ -160,7 +185,9 @@ def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _T
     check_data(data)
     check_text(text)
     is_runs_own = bool(run) and all(run.get(name) == getattr(data, name) for name in SOURCE_FLAGS)
-    is_prepared = bool(data.dataset_name) and (Path(str(data.dataset_name)) / "manifest.json").is_file()
+    is_prepared = (
+        bool(data.dataset_name) and (Path(str(data.dataset_name)) / "manifest.json").is_file()
+    )
     is_divided = is_runs_own or is_prepared or evaluation.data.validation_share is not None
     # The run's seed, whatever is drawn here: it decides which documents were held out.
     seed = run.get("seed", evaluation.seed)
@@ -174,7 +201,11 @@ def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _T
 
 
 def _for_group(group: type, settings: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: settings[field.name] for field in dataclasses.fields(group) if field.name in settings}
+    return {
+        field.name: settings[field.name]
+        for field in dataclasses.fields(group)
+        if field.name in settings
+    }
 
 
 _HEADER = f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  tokens of B"
@@ -184,17 +215,21 @@ def _line(name: str, scores: NextSentenceScores, plan: EpochPlan) -> str:
     low, high = scores.interval
     accuracy = f"{scores.accuracy:.3f} [{low:.3f}, {high:.3f}]"
     return (
-        f"{name:<5} {len(plan):>7,}  {accuracy:<22}  {scores.confidence:>10.3f}  {scores.calibration_error:>17.3f}  "
+        f"{name:<5} {len(plan):>7,}  {accuracy:<22}  {scores.confidence:>10.3f}  "
+        f"{scores.calibration_error:>17.3f}  "
         f"{scores.brier:>6.3f}  {plan.b_length.mean():>11.1f}"
     )
 
 
 def _notes(num_short: int, num_documents: int, length: int) -> list[str]:
     return [
-        "easy: the random B is of another document; hard: a neighbouring passage of the same. Half of the pairs are "
+        "easy: the random B is of another document; hard: a neighbouring passage of the same. Half "
+        "of the pairs are "
         "random: guessing reaches 0.500",
-        f"calibration error: expected, {NUM_BINS} equal bins of the confidence from 0.5 to 1; Brier of always saying "
+        f"calibration error: expected, {NUM_BINS} equal bins of the confidence from 0.5 to 1; "
+        "Brier of always saying "
         "0.5: 0.250; intervals: 95 %, of the draw of these pairs alone",
-        f"{num_short:,} of {num_documents:,} documents are too short for two passages of {length} tokens and have no "
+        f"{num_short:,} of {num_documents:,} documents are too short for two passages of {length} "
+        "tokens and have no "
         "hard pair" + ("; a lower --max_seq_length makes more of them usable" if num_short else ""),
     ]

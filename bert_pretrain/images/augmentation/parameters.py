@@ -16,9 +16,10 @@ _NO_SOLARIZATION = 2.0  # a threshold that no pixel in [0, 1] reaches
 class Parameter(IntEnum):
     """Columns of the table that `draw` returns.
 
-    Crops are in shares of the image, `FLIP`, `GRAYSCALE` and `INVERSION` are 0 or 1, `ANGLE` is in degrees
-    counter-clockwise, `HUE` in turns, `*_RANK` the place 0..3 of an operation in the jitter, `BLUR_SIGMA` in pixels
-    (0 = no blur); the factors leave an image unchanged at 1, the threshold at 2.
+    Crops are in shares of the image, `FLIP`, `GRAYSCALE` and `INVERSION` are 0 or 1, `ANGLE` is in
+    degrees counter-clockwise, `HUE` in turns, `*_RANK` the place 0..3 of an operation in the
+    jitter, `BLUR_SIGMA` in pixels (0 = no blur); the factors leave an image unchanged at 1, the
+    threshold at 2.
     """
 
     CROP_LEFT = 0
@@ -81,18 +82,25 @@ def draw_parameters(rule: AugmentationRule, draws: NDArray[np.float64]) -> NDArr
     _draw_jitter(table, draws, rule)
     table[:, Parameter.GRAYSCALE] = draws[:, _Draw.GRAYSCALE] < rule.grayscale_prob
     sigma = _scaled(draws[:, _Draw.BLUR_SIGMA], *rule.blur_sigma)
-    table[:, Parameter.BLUR_SIGMA] = np.where(draws[:, _Draw.IS_BLURRED] < rule.blur_prob, sigma, 0.0)
+    table[:, Parameter.BLUR_SIGMA] = np.where(
+        draws[:, _Draw.IS_BLURRED] < rule.blur_prob, sigma, 0.0
+    )
     is_solarized = draws[:, _Draw.SOLARIZE] < rule.solarize_prob
-    table[:, Parameter.SOLARIZE_THRESHOLD] = np.where(is_solarized, rule.solarize_threshold, _NO_SOLARIZATION)
+    table[:, Parameter.SOLARIZE_THRESHOLD] = np.where(
+        is_solarized, rule.solarize_threshold, _NO_SOLARIZATION
+    )
     table[:, Parameter.INVERSION] = draws[:, _Draw.INVERSION] < rule.inversion_prob
     return table
 
 
-def _draw_geometry(table: NDArray[np.float64], draws: NDArray[np.float64], rule: AugmentationRule) -> None:
+def _draw_geometry(
+    table: NDArray[np.float64], draws: NDArray[np.float64], rule: AugmentationRule
+) -> None:
     """Fill in crop, flip and angle.
 
-    Every crop has ten attempts of its own at an area and an aspect that fit into the image. One whose attempts all
-    fail gets the whole image, narrowed to the nearest allowed aspect. Boxes are not rounded to whole pixels.
+    Every crop has ten attempts of its own at an area and an aspect that fit into the image. One
+    whose attempts all fail gets the whole image, narrowed to the nearest allowed aspect. Boxes are
+    not rounded to whole pixels.
     """
     areas = _scaled(draws[:, _Draw.CROP_ATTEMPTS :: 2], *rule.crop_area)  # (B, attempts)
     aspects = np.exp(_scaled(draws[:, _Draw.CROP_ATTEMPTS + 1 :: 2], *np.log(rule.crop_aspect)))
@@ -108,10 +116,14 @@ def _draw_geometry(table: NDArray[np.float64], draws: NDArray[np.float64], rule:
     table[:, Parameter.CROP_TOP] = (1 - height) * np.where(any_fits, draws[:, _Draw.CROP_TOP], 0.5)
     table[:, Parameter.FLIP] = draws[:, _Draw.FLIP] < rule.flip_prob
     angle = _scaled(draws[:, _Draw.ANGLE], -rule.rotation_degrees, rule.rotation_degrees)
-    table[:, Parameter.ANGLE] = np.where(draws[:, _Draw.IS_ROTATED] < rule.rotation_prob, angle, 0.0)
+    table[:, Parameter.ANGLE] = np.where(
+        draws[:, _Draw.IS_ROTATED] < rule.rotation_prob, angle, 0.0
+    )
 
 
-def _draw_jitter(table: NDArray[np.float64], draws: NDArray[np.float64], rule: AugmentationRule) -> None:
+def _draw_jitter(
+    table: NDArray[np.float64], draws: NDArray[np.float64], rule: AugmentationRule
+) -> None:
     """Fill in factors, hue and the order of the four operations; without jitter the factors are 1 and the hue 0."""
     is_jittered = draws[:, _Draw.IS_JITTERED] < rule.jitter_prob
     factors = (
@@ -122,7 +134,9 @@ def _draw_jitter(table: NDArray[np.float64], draws: NDArray[np.float64], rule: A
     for column, number, strength in factors:
         factor = _scaled(draws[:, number], max(0.0, 1 - strength), 1 + strength)
         table[:, column] = np.where(is_jittered, factor, 1.0)
-    table[:, Parameter.HUE] = np.where(is_jittered, _scaled(draws[:, _Draw.HUE], -rule.hue, rule.hue), 0.0)
+    table[:, Parameter.HUE] = np.where(
+        is_jittered, _scaled(draws[:, _Draw.HUE], -rule.hue, rule.hue), 0.0
+    )
     order = draws[:, _Draw.ORDER : _Draw.ORDER + 4].argsort(axis=1, kind="stable")
     table[:, Parameter.BRIGHTNESS_RANK : Parameter.HUE_RANK + 1] = order.argsort(axis=1)
 

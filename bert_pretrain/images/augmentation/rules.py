@@ -17,22 +17,26 @@ Preset: TypeAlias = Literal["basic", "simclr", "simclr_small"]
 class AugmentationRule:
     """How often and how strongly to change an image; a field left at its default does nothing.
 
-    `dataclasses.replace(PRESETS["simclr"], flip_prob=0.0)` is SimCLR for digits, which a flip would make unreadable.
+    `dataclasses.replace(PRESETS["simclr"], flip_prob=0.0)` is SimCLR for digits, which a flip would
+    make unreadable.
 
     Attributes:
-        crop_area: Smallest and largest share of the image that is cropped and resized back, in (0, 1].
+        crop_area: Smallest and largest share of the image that is cropped and resized back, in (0,
+            1].
         crop_aspect: Smallest and largest width / height of the crop, positive; drawn log-uniformly.
         flip_prob: Probability of a horizontal flip.
         rotation_prob: Probability of a rotation.
-        rotation_degrees: Largest rotation to either side; past the image's edge its mirror image is seen.
-        jitter_prob: Probability of changing brightness, contrast, saturation and hue, in random order.
+        rotation_degrees: Largest rotation to either side; past the image's edge its mirror image is
+            seen.
+        jitter_prob: Probability of changing brightness, contrast, saturation and hue, in random
+            order.
         brightness: The factor is drawn from [max(0, 1 - brightness), 1 + brightness].
         contrast: As brightness.
         saturation: As brightness.
         hue: Hues are turned by an angle from [-hue, hue], in full turns, at most 0.5.
         grayscale_prob: Probability of grey, in all colour channels.
-        blur_prob: Probability of a Gaussian blur; its kernel is about a tenth of the image wide, so images of less
-            than 20 pixels are not blurred.
+        blur_prob: Probability of a Gaussian blur; its kernel is about a tenth of the image wide, so
+            images of less than 20 pixels are not blurred.
         blur_sigma: Smallest and largest standard deviation of the blur, pixels.
         solarize_prob: Probability of inverting bright values.
         solarize_threshold: Values of at least this are inverted, in [0, 1].
@@ -71,12 +75,19 @@ class AugmentationRule:
         for name, upper in largest.items():
             value = getattr(self, name)
             if not 0 <= value <= upper:
-                raise InputError(f"{name} of the augmentation is {value} but must lie in [0, {upper:g}]")
-        for name, upper in {"crop_area": 1.0, "crop_aspect": float("inf"), "blur_sigma": float("inf")}.items():
+                raise InputError(
+                    f"{name} of the augmentation is {value} but must lie in [0, {upper:g}]"
+                )
+        for name, upper in {
+            "crop_area": 1.0,
+            "crop_aspect": float("inf"),
+            "blur_sigma": float("inf"),
+        }.items():
             low, high = getattr(self, name)
             if not 0 < low <= high <= upper:
                 raise InputError(
-                    f"{name} of the augmentation is ({low}, {high}) but must be two ascending values in (0, {upper:g}]"
+                    f"{name} of the augmentation is ({low}, {high}) but must be two ascending "
+                    f"values in (0, {upper:g}]"
                 )
 
     @property
