@@ -1,25 +1,76 @@
-"""The exceptions that the command line turns into one message and an exit status; all others are bugs."""
+"""The exceptions that a command turns into one message and an exit status; all others are bugs."""
 
 from __future__ import annotations
+
+import re
+from typing import Any
+
+_PARAMETER = re.compile(r"`(\w+)`")  # in messages
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message says what is wrong, the value met, what is allowed, and which flag to change. The
-    command line prints it without a traceback (`--debug` shows one) and exits with status 2;
-    library callers catch it as a `ValueError`.
+    Its texts know parameters, not flags: the name of a parameter stands between backquotes, and who
+    shows the message says how each is spelt (a command: as its flag). Library callers catch it as a
+    `ValueError`.
+
+    Attributes:
+        problem: what is wrong, with the value met and what is allowed.
+        advice: what to change; "" where the problem says it.
+        parameter: the one at fault, by name; None where it is not one alone.
+        value: of that parameter.
+        allowed: what it may be, in words that follow "must be".
     """
 
+    def __init__(
+        self,
+        problem: str,
+        *,
+        advice: str = "",
+        parameter: str | None = None,
+        value: Any = None,
+        allowed: str = "",
+    ) -> None:
+        """Keep what a message is made of; see the class."""
+        super().__init__(f"{problem}; {advice}" if advice else problem)
+        self.problem = problem
+        self.advice = advice
+        self.parameter = parameter
+        self.value = value
+        self.allowed = allowed
 
-def first_line(error: BaseException) -> str:
-    """Return what is to be quoted of a foreign exception: the first line of its message, or its type without one."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    @classmethod
+    def out_of_range(cls, parameter: str, value: Any, allowed: str, advice: str = "") -> InputError:
+        """Return the error of one parameter whose value is not allowed."""
+        return cls(
+            f"`{parameter}` is {value!r} but must be {allowed}",
+            advice=advice or f"change `{parameter}`",
+            parameter=parameter,
+            value=value,
+            allowed=allowed,
+        )
 
 
 class TrainingError(RuntimeError):
     """A run cannot go on, though nothing given to it was wrong in itself: it diverged.
 
-    The message says where, and from what and how to continue. The command line prints it like an
-    `InputError` and exits with status 1.
+    The message says where, and from what and how to continue; it names parameters as an
+    `InputError` does.
     """
+
+
+def spell(message: str, **spellings: str) -> str:
+    """Return a message with every parameter spelt as a flag, `seed` as --seed.
+
+    Args:
+        message: of an `InputError` or a `TrainingError`, or a warning written like theirs.
+        spellings: of parameters that a command's flags call otherwise, such as
+            `model_name_or_path="--model"`.
+    """
+    return _PARAMETER.sub(lambda found: spellings.get(found[1], f"--{found[1]}"), message)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a foreign exception's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

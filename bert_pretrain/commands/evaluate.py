@@ -16,7 +16,8 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from bert_pretrain.config.command_line import parse_flags, reporting_input_errors
+from bert_pretrain.commands.running import reporting_input_errors
+from bert_pretrain.config.flags import parse_flags
 from bert_pretrain.data.whole_files import write_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.suites.context import FLAG_GROUPS, Evaluation, SuiteResult
@@ -27,7 +28,10 @@ from bert_pretrain.evaluation.suites.images import (
     evaluate_linear_probe,
     open_labelled_images,
 )
-from bert_pretrain.evaluation.suites.label_efficiency import parse_options, run_label_efficiency
+from bert_pretrain.evaluation.suites.label_efficiency import (
+    parse_options,
+    run_label_efficiency,
+)
 from bert_pretrain.evaluation.suites.minimal_pairs import (
     check_minimal_pairs_flags,
     evaluate_minimal_pairs,
@@ -56,7 +60,9 @@ LABEL_EFFICIENCY = "label_efficiency"  # which trains, has flags of its own, and
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with reporting_input_errors(debug="--debug" in arguments):
+    with reporting_input_errors(
+        debug="--debug" in arguments, model_name_or_path="--model", tokenizer_name="--model"
+    ):
         check_one_process()
         suites = _suites_in(arguments)
         if LABEL_EFFICIENCY in suites:
@@ -124,7 +130,8 @@ def _measure_curve(arguments: Sequence[str], suites: list[str]) -> None:
     """Measure the label-efficiency curve, and write it as `_judge` does."""
     if suites != [LABEL_EFFICIENCY]:
         raise InputError(
-            f"suites are {' '.join(suites)} but {LABEL_EFFICIENCY} runs alone; change --suite"
+            f"suites are {' '.join(suites)} but {LABEL_EFFICIENCY} runs alone",
+            advice="change `suite`",
         )
     place = (
         arguments.index("--suite")
@@ -156,7 +163,7 @@ def check_flags(evaluation: Evaluation) -> None:
     for name in options.suite:
         if name not in SUITES:
             allowed = f"one or more of {', '.join(SUITES)}, or {LABEL_EFFICIENCY}"
-            raise InputError(f"suite is {name!r} but must be {allowed}; change --suite")
+            raise InputError(f"suite is {name!r} but must be {allowed}", advice="change `suite`")
     check_image_flags(evaluation.images)
     check_fill_mask_flags(evaluation.text)
     check_minimal_pairs_flags(evaluation.text)
@@ -164,12 +171,13 @@ def check_flags(evaluation: Evaluation) -> None:
     if options.per_device_eval_batch_size < 1:
         raise InputError(
             f"per_device_eval_batch_size is {options.per_device_eval_batch_size} but must be at "
-            "least 1; "
-            "change --per_device_eval_batch_size"
+            "least 1",
+            advice="change `per_device_eval_batch_size`",
         )
     if data.data_files and data.dataset_name:
         raise InputError(
-            f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one"
+            f"`data_files` and `dataset_name` {data.dataset_name!r} both name the data",
+            advice="pass one",
         )
     check_json_target(options.json)
 
@@ -179,9 +187,8 @@ def check_one_process() -> None:
     num_processes = os.environ.get("WORLD_SIZE", "1")
     if num_processes != "1":
         raise InputError(
-            f"{num_processes} processes were started but evaluation is done by one process; start "
-            "it without torchrun "
-            "or accelerate launch"
+            f"{num_processes} processes were started but evaluation is done by one process",
+            advice="start it without torchrun or accelerate launch",
         )
 
 
@@ -191,4 +198,6 @@ def check_json_target(path: str | None) -> None:
         return
     target = Path(path).absolute()
     if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"{path} cannot be written: no such folder; pass a file as --json")
+        raise InputError(
+            f"{path} cannot be written: no such folder", advice="pass a file as `json`"
+        )

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.checks import check_repo_id
-from bert_pretrain.config.command_line import flag, flags, parse_flags, reporting_input_errors
 from bert_pretrain.config.data_flags import TaskDataArguments
+from bert_pretrain.config.flags import flag, flags, parse_flags
 from bert_pretrain.data.run_state import held
 from bert_pretrain.data.whole_files import check_creatable, make_folder, write_json
 from bert_pretrain.downstream.labels import LabelSpace
@@ -108,9 +109,12 @@ class FinetuneArguments:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fine-tune as the command line says; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with reporting_input_errors(debug="--debug" in arguments):
+    groups = (FinetuneArguments, TaskDataArguments, Recipe)
+    with reporting_input_errors(
+        debug="--debug" in arguments, model_name_or_path="--model", tokenizer_name="--model"
+    ):
         parser = HfArgumentParser(
-            (FinetuneArguments, TaskDataArguments, Recipe),
+            groups,
             prog="bert-pretrain finetune",
             allow_abbrev=False,
         )
@@ -146,7 +150,7 @@ def run(options: FinetuneArguments, data: TaskDataArguments, recipe: Recipe) -> 
         pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
     output_dir = Path(options.output_dir)
-    make_folder(output_dir, flag="--output_dir")
+    make_folder(output_dir, parameter="output_dir")
     with contextlib.ExitStack() as stack:
         if _is_main():
             stack.enter_context(held(output_dir))
@@ -218,29 +222,32 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
         or max(options.seeds) >= 2**32
     ):
         raise InputError(
-            f"seeds are {options.seeds} but must be different numbers in 0..{2**32 - 1}; change "
-            "--seeds"
+            f"seeds are {options.seeds} but must be different numbers in 0..{2**32 - 1}",
+            advice="change `seeds`",
         )
     _check_empty(Path(options.output_dir))
-    check_creatable(Path(options.output_dir), flag="--output_dir")
+    check_creatable(Path(options.output_dir), parameter="output_dir")
     if options.push_to_hub and not options.hub_model_id:
-        raise InputError("--push_to_hub needs a repository; pass --hub_model_id user/name")
+        raise InputError("`push_to_hub` needs a repository", advice="pass `hub_model_id` user/name")
     if options.push_to_hub:
-        check_repo_id(str(options.hub_model_id), flag="--hub_model_id")
+        check_repo_id(str(options.hub_model_id), parameter="hub_model_id")
     elif options.hub_model_id or options.hub_private_repo:
         raise InputError(
-            "flags of the Hub without --push_to_hub would publish nothing; add it or leave them out"
+            "flags of the Hub without `push_to_hub` would publish nothing",
+            advice="add it or leave them out",
         )
     if options.from_scratch and options.freeze_encoder:
         raise InputError(
-            "--from_scratch with --freeze_encoder would train a head on random features; pass one "
-            "of them"
+            "`from_scratch` with `freeze_encoder` would train a head on random features",
+            advice="pass one of them",
         )
 
 
 def _check_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder; pass a new one as --output_dir")
+        raise InputError(
+            f"{folder} is not an empty folder", advice="pass a new one as `output_dir`"
+        )
 
 
 def _metrics(

@@ -21,8 +21,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.checks import check_license, check_repo_id
-from bert_pretrain.config.command_line import reporting_input_errors
 from bert_pretrain.data.run_records import read_run_json
 from bert_pretrain.data.run_state import held, read_final
 from bert_pretrain.errors import InputError
@@ -127,13 +127,13 @@ def push(options: argparse.Namespace) -> bool:
     run_dir: Path = options.run_dir
     config = _flags_of(run_dir)
     repo_id = options.hub_model_id or config.get("hub_model_id") or run_dir.resolve().name
-    check_repo_id(repo_id, flag="--hub_model_id")
+    check_repo_id(repo_id, parameter="hub_model_id")
     has_final = (run_dir / "final").is_dir()
     if not has_final and not waiting_in(run_dir / OUTBOX):
         raise InputError(
-            f"{run_dir} has nothing to publish yet (no final/); pass the --output_dir of a run "
-            "that has ended, or end "
-            "this one with run_pretraining.py --resume_from_checkpoint latest"
+            f"{run_dir} has nothing to publish yet (no final/)",
+            advice="pass the `output_dir` of a run that has ended, or end this one with "
+            "run_pretraining.py `resume_from_checkpoint` latest",
         )
     is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
     given = ["--hub_model_id", repo_id] if options.hub_model_id else []
@@ -232,7 +232,7 @@ def push_dataset(options: argparse.Namespace) -> bool:
     """
     prepared: Path = options.prepared
     repo_id = options.hub_dataset_id or prepared.resolve().name
-    check_repo_id(repo_id, flag="--hub_dataset_id")
+    check_repo_id(repo_id, parameter="hub_dataset_id")
     check_license(options.hub_license)
     manifest = scrub(PreparedCorpus.load(prepared).manifest)
 

@@ -17,9 +17,10 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
+from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.arguments import DataArguments, TextArguments
 from bert_pretrain.config.checks import check_data, check_text
-from bert_pretrain.config.command_line import parse_flags, reporting_input_errors
+from bert_pretrain.config.flags import parse_flags
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.text.documents import check_language, open_documents
@@ -43,9 +44,10 @@ class PrepareArguments:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare a corpus and print its data card."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    groups = (PrepareArguments, DataArguments, TextArguments)
     with reporting_input_errors(debug="--debug" in arguments):
         parser = HfArgumentParser(
-            (PrepareArguments, DataArguments, TextArguments),
+            groups,
             prog="bert-pretrain prepare",
             description="Split, tokenise and store text once, for any number of pretraining runs "
             "(pass --dataset_name OUTPUT_DIR to them).",
@@ -107,8 +109,8 @@ def open_corpus(
             raise InputError(
                 f"the corpus in {data.dataset_name} was prepared with the tokenizer "
                 f"{corpus.manifest['tokenizer']['name']!r}, not with "
-                f"{text.tokenizer_name or 'the default one'!r}; "
-                "pass that one as --tokenizer_name or prepare the corpus again"
+                f"{text.tokenizer_name or 'the default one'!r}",
+                advice="pass that one as `tokenizer_name` or prepare the corpus again",
             )
         return _divided(corpus) if needs_division else corpus
     if text.preprocessing_num_workers:
@@ -150,10 +152,10 @@ def _divided(corpus: PreparedCorpus) -> PreparedCorpus:
         return corpus
     raise InputError(
         f"{corpus.manifest['source']['description']} holds "
-        f"{corpus.manifest['counts']['documents']} document, but "
-        "training and evaluation need at least one each; separate documents by blank lines "
-        "(--document_boundary), or "
-        "give more text with --data_files"
+        f"{corpus.manifest['counts']['documents']} document, but training and evaluation need at "
+        "least one each",
+        advice="separate documents by blank lines (`document_boundary`), or give more text with "
+        "`data_files`",
     )
 
 

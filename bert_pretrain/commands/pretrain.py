@@ -20,8 +20,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers.utils import logging as transformers_logging
 
+from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_objective
-from bert_pretrain.config.command_line import reporting_input_errors
 from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
 from bert_pretrain.data.run_state import held
 from bert_pretrain.data.whole_files import make_folder
@@ -44,7 +44,8 @@ from bert_pretrain.training.trainer import Intervals, Trainer
 def main(arguments: Sequence[str] | None = None) -> int:
     """Pretrain as the command line says; returns the exit status, 0 also where the Hub did not take everything."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with reporting_input_errors(debug="--debug" in arguments), contextlib.ExitStack() as stack:
+    reporting = reporting_input_errors(debug="--debug" in arguments)
+    with reporting, contextlib.ExitStack() as stack:
         config = parse_config(arguments, prog="run_pretraining.py")
         run_dir = Path(config.run.output_dir)
         checkpoint = claim_run_dir(run_dir, config.run.resume_from_checkpoint)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if checkpoint is not None:
             resume(trainer, checkpoint)
         if accelerator.is_main_process:  # only when nothing can be refused any more
-            make_folder(run_dir, flag="--output_dir")
+            make_folder(run_dir, parameter="output_dir")
             stack.enter_context(held(run_dir))
             confirm_claim(run_dir, config.run.resume_from_checkpoint, checkpoint)
             write_run_json(config.to_dict(), run_dir, trainer)
@@ -218,9 +219,8 @@ def batch_layout(config: PretrainingConfig, num_processes: int) -> tuple[int, in
         accumulation = -(-global_batch_size // (per_device * num_processes))
     if global_batch_size < accumulation * num_processes:
         raise InputError(
-            f"global_batch_size is {global_batch_size} but must be at least "
-            f"{accumulation} micro-batches x {num_processes} processes = "
-            f"{accumulation * num_processes}; "
-            "raise --global_batch_size or lower --gradient_accumulation_steps"
+            f"global_batch_size is {global_batch_size} but must be at least {accumulation} "
+            f"micro-batches x {num_processes} processes = {accumulation * num_processes}",
+            advice="raise `global_batch_size` or lower `gradient_accumulation_steps`",
         )
     return global_batch_size, accumulation

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.config.command_line import reporting_input_errors
+from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.data.run_records import read_rows, read_run_json
 from bert_pretrain.data.run_state import is_held, read_final
 from bert_pretrain.data.whole_files import write_text
@@ -68,7 +68,8 @@ def write_report(run_dir: Path) -> Path:
         write_text(target, _page(run_dir, record, metrics))
     except OSError as error:
         raise InputError(
-            f"the report cannot be written into {run_dir} ({error}); make the folder writable"
+            f"the report cannot be written into {run_dir} ({error})",
+            advice="make the folder writable",
         ) from error
     return target
 

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from bert_pretrain.config.command_line import flag, flags, parse_flags, reporting_input_errors
+from bert_pretrain.commands.running import reporting_input_errors
+from bert_pretrain.config.flags import flag, flags, parse_flags
 from bert_pretrain.data.whole_files import folder_written_aside
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import open_documents
@@ -72,11 +73,13 @@ def train(options: TokenizerArguments) -> None:
     for name, least in (("vocab_size", 100), ("min_frequency", 1), ("model_max_length", 8)):
         if getattr(options, name) < least:
             raise InputError(
-                f"{name} is {getattr(options, name)} but must be at least {least}; change --{name}"
+                f"{name} is {getattr(options, name)} but must be at least {least}",
+                advice=f"change `{name}`",
             )
     if options.data_files and options.dataset_name:
         raise InputError(
-            f"--data_files and --dataset_name {options.dataset_name!r} both name the text; pass one"
+            f"`data_files` and `dataset_name` {options.dataset_name!r} both name the text",
+            advice="pass one",
         )
     output_dir = Path(options.output_dir)
     _check_target(output_dir, overwrite=options.overwrite)
@@ -106,9 +109,9 @@ def _check_target(output_dir: Path, *, overwrite: bool) -> None:
         return
     if not (output_dir / "tokenizer.json").is_file():
         raise InputError(
-            f"{output_dir} holds something that is no tokenizer; pass another --output_dir"
+            f"{output_dir} holds something that is no tokenizer", advice="pass another `output_dir`"
         )
     if not overwrite:
         raise InputError(
-            f"{output_dir} holds a tokenizer; pass another --output_dir, or --overwrite"
+            f"{output_dir} holds a tokenizer", advice="pass another `output_dir`, or `overwrite`"
         )

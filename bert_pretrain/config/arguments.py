@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.command_line import flag, flags
+from bert_pretrain.config.flags import flag, flags
 from bert_pretrain.models.bert import SIZES
 from bert_pretrain.models.image_encoder_config import SIZES as IMAGE_SIZES
 

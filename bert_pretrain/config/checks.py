@@ -32,7 +32,8 @@ def check_data(data: DataArguments) -> None:
         check_value(values, name, values[name] >= 0, "at least 0")
     if data.data_files and data.dataset_name:
         raise InputError(
-            f"--data_files and --dataset_name {data.dataset_name!r} both name the data; pass one"
+            f"`data_files` and `dataset_name` {data.dataset_name!r} both name the data",
+            advice="pass one",
         )
 
 
@@ -50,8 +51,8 @@ def check_text(text: TextArguments) -> None:
     total = values["mask_replace_prob"] + values["random_replace_prob"]
     if total > 1 + 1e-9:
         raise InputError(
-            f"mask_replace_prob + random_replace_prob is {total:g} but must be at most 1; "
-            "lower --mask_replace_prob or --random_replace_prob"
+            f"mask_replace_prob + random_replace_prob is {total:g} but must be at most 1",
+            advice="lower `mask_replace_prob` or `random_replace_prob`",
         )
     check_value(values, "max_seq_length", values["max_seq_length"] >= 8, "at least 8")
     check_value(
@@ -84,7 +85,7 @@ def check_hub(hub: HubArguments) -> None:
         InputError: names the flag, the value met and what is allowed.
     """
     if hub.hub_model_id is not None:
-        check_repo_id(hub.hub_model_id, flag="--hub_model_id")
+        check_repo_id(hub.hub_model_id, parameter="hub_model_id")
     check_value(dataclasses.asdict(hub), "hub_max_wait", hub.hub_max_wait >= 0, "at least 0")
     check_license(hub.hub_license)
     if not hub.push_to_hub:
@@ -93,8 +94,8 @@ def check_hub(hub: HubArguments) -> None:
         for name in names:
             if getattr(hub, name) != getattr(HubArguments, name):
                 raise InputError(
-                    f"--{name} means nothing without --push_to_hub; add that flag, or leave "
-                    f"--{name} out"
+                    f"`{name}` means nothing without `push_to_hub`",
+                    advice=f"add that flag, or leave `{name}` out",
                 )
 
 
@@ -102,19 +103,19 @@ def check_license(identifier: str | None) -> None:
     """Raise `InputError` unless a licence, if one is given, is named as the Hub names licences."""
     if identifier is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", identifier) is None:
         raise InputError(
-            f"{identifier!r} is no identifier of a licence; pass --hub_license one such as "
-            "apache-2.0, cc-by-4.0, other"
+            f"{identifier!r} is no identifier of a licence",
+            advice="pass `hub_license` one such as apache-2.0, cc-by-4.0, other",
         )
 
 
-def check_repo_id(repo_id: str, *, flag: str) -> None:
+def check_repo_id(repo_id: str, *, parameter: str) -> None:
     """Raise `InputError` unless the Hub allows a repository of that name."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise InputError(
-            f"{repo_id!r} cannot be the name of a repository ({error}); pass owner/name or name as "
-            f"{flag}"
+            f"{repo_id!r} cannot be the name of a repository ({error})",
+            advice=f"pass owner/name or name as `{parameter}`",
         ) from error
 
 
@@ -131,7 +132,9 @@ def check_value(values: dict[str, Any], name: str, is_allowed: bool, allowed: st
         InputError: names the flag, the value met and what is allowed.
     """
     if not is_allowed:
-        raise InputError(f"{name} is {values[name]!r} but must be {allowed}; change --{name}")
+        raise InputError(
+            f"{name} is {values[name]!r} but must be {allowed}", advice=f"change `{name}`"
+        )
 
 
 def _check_share(values: dict[str, Any], name: str, *, upper: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.command_line import flag, flags
+from bert_pretrain.config.flags import flag, flags
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError
 
@@ -81,23 +81,24 @@ def check_data_flags(data: TaskDataArguments, task: Task) -> None:
     """Raise `InputError` unless the flags name one source of training rows and their values are in range."""
     if data.train_file and data.dataset_name:
         raise InputError(
-            f"--train_file and --dataset_name {data.dataset_name!r} both name the training rows; "
-            "pass one"
+            f"`train_file` and `dataset_name` {data.dataset_name!r} both name the training rows",
+            advice="pass one",
         )
     if not (data.train_file or data.dataset_name or task.dataset):
         raise InputError(
-            "there is nothing to train on; pass --train_file, --dataset_name or a --task of GLUE"
+            "there is nothing to train on",
+            advice="pass `train_file`, `dataset_name` or a `task` of GLUE",
         )
     for name in ("validation_file", "test_file"):
         if getattr(data, name) and not data.train_file:
             raise InputError(
-                f"--{name} goes with --train_file; of a data set choose a split with "
-                f"--{name[:-4]}split"
+                f"`{name}` goes with `train_file`",
+                advice=f"of a data set choose a split with `{name[:-4]}split`",
             )
     if not 0 < data.validation_share < 1:
         raise InputError(
-            f"validation_share is {data.validation_share} but must lie in (0, 1); change "
-            "--validation_share"
+            f"validation_share is {data.validation_share} but must lie in (0, 1)",
+            advice="change `validation_share`",
         )
 
 
@@ -113,15 +114,17 @@ def refuse_flags_without_effect(data: TaskDataArguments, *, is_image: bool) -> N
     for name in of_others:
         if getattr(data, name) != getattr(default, name):
             raise InputError(
-                f"--{name} means nothing for {kind} encoder; leave it out or change --model"
+                f"`{name}` means nothing for {kind} encoder",
+                advice="leave it out or change `model`",
             )
     if not is_image and data.dataset_name == "digits":
         raise InputError(
-            "'digits' are images but --model is a text encoder; change --dataset_name or --model"
+            "'digits' are images but `model` is a text encoder",
+            advice="change `dataset_name` or `model`",
         )
     for name in ("dataset_config_name", "validation_split", "test_split"):
         if data.train_file and getattr(data, name):
             raise InputError(
-                f"--{name} goes with --dataset_name; leave it out, or pass the data set instead of "
-                "files"
+                f"`{name}` goes with `dataset_name`",
+                advice="leave it out, or pass the data set instead of files",
             )

@@ -36,7 +36,7 @@ from bert_pretrain.config.checks import (
     check_text,
     check_value,
 )
-from bert_pretrain.config.command_line import parse_flags
+from bert_pretrain.config.flags import parse_flags
 from bert_pretrain.config.recipes import RECIPES
 from bert_pretrain.errors import InputError
 
@@ -134,12 +134,12 @@ def _recipe_in(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     found = finder.parse_known_args(arguments)[0]
     if found.objective not in RECIPES:
         raise InputError(
-            f"--objective is {found.objective!r} but must be one of {', '.join(RECIPES)}"
+            f"`objective` is {found.objective!r} but must be one of {', '.join(RECIPES)}"
         )
     recipes = RECIPES[found.objective]
     if found.recipe not in recipes:
         raise InputError(
-            f"--recipe is {found.recipe!r} but must be one of {', '.join(recipes)} for --objective "
+            f"`recipe` is {found.recipe!r} but must be one of {', '.join(recipes)} for `objective` "
             f"{found.objective}"
         )
     return found.objective, recipes[found.recipe]
@@ -159,9 +159,9 @@ def _check_unused(given: set[str], objective: str) -> None:
             }
             if given & spellings:
                 raise InputError(
-                    f"--{entry.name} means nothing to --objective {objective} "
-                    f"(it is for {', '.join(_OBJECTIVES_OF[group])}); leave it out, or change "
-                    "--objective"
+                    f"`{entry.name}` means nothing to `objective` {objective} (it is for "
+                    f"{', '.join(_OBJECTIVES_OF[group])})",
+                    advice="leave it out, or change `objective`",
                 )
 
 
@@ -181,7 +181,7 @@ def check_config(config: PretrainingConfig) -> None:
     check_images(config.images, config.autoencoder, config.contrastive)
     check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
-        check_repo_id(Path(config.run.output_dir).resolve().name, flag="--hub_model_id")
+        check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
     for name in ("dropout", "adam_beta1", "adam_beta2"):
         check_value(values, name, 0 <= values[name] < 1, "in [0, 1)")
     check_value(values, "decay_share", 0 < values["decay_share"] <= 1, "in (0, 1]")
@@ -197,13 +197,13 @@ def check_config(config: PretrainingConfig) -> None:
         check_value(values, name, values[name] >= 0, "at least 0")
     if not (values["max_steps"] or values["num_train_epochs"] or values["max_hours"]):
         raise InputError(
-            "the run has no length; pass --max_steps, --num_train_epochs or --max_hours"
+            "the run has no length", advice="pass `max_steps`, `num_train_epochs` or `max_hours`"
         )
     if values["max_steps"] and values["num_train_epochs"]:
         raise InputError(
-            f"--max_steps {values['max_steps']} and --num_train_epochs "
-            f"{values['num_train_epochs']} "
-            "both give the length; pass one of them"
+            f"`max_steps` {values['max_steps']} and `num_train_epochs` "
+            f"{values['num_train_epochs']} both give the length",
+            advice="pass one of them",
         )
     trackers = ("none", "tensorboard", "trackio", "wandb", "all")
     check_value(

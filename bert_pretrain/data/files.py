@@ -24,7 +24,8 @@ def existing_files(pattern: str) -> list[Path]:
     )
     if not found:
         raise InputError(
-            f"there is no file {pattern!r}; --data_files takes paths and globs of existing files"
+            f"there is no file {pattern!r}",
+            advice="`data_files` takes paths and globs of existing files",
         )
     return found
 

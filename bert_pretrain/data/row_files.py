@@ -43,26 +43,28 @@ def file_kind(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix in _COMPRESSED else path.suffix.lower()
 
 
-def read_lines(path: Path, *, flag: str) -> Iterator[str]:
+def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, with or without byte order mark, each with its end.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8, or binary.
     """
-    with _opened(path, flag) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
+    with _opened(path, parameter) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
         for line in file:
             if "\0" in line:
-                raise InputError(f"{path} is a binary file (it holds NUL bytes); change {flag}")
+                raise InputError(
+                    f"{path} is a binary file (it holds NUL bytes)", advice=f"change `{parameter}`"
+                )
             yield line
 
 
-def read_json_lines(path: Path, *, flag: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: Path, *, parameter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a file that has one on each line, with the number of the line; empty lines are left out.
 
     Raises:
         InputError: as for `read_lines`, or a line is no object.
     """
-    for number, line in enumerate(read_lines(path, flag=flag), start=1):
+    for number, line in enumerate(read_lines(path, parameter=parameter), start=1):
         if not line.strip():
             continue
         try:
@@ -73,20 +75,18 @@ def read_json_lines(path: Path, *, flag: str) -> Iterator[tuple[int, dict[str, A
         ) as error:  # a number of thousands of digits is no JSONDecodeError
             reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
             raise InputError(
-                f"{path}, line {number}, is not JSON ({reason}); each line must be an object; "
-                "repair it or change "
-                f"{flag}"
+                f"{path}, line {number}, is not JSON ({reason})",
+                advice=f"each line must be an object; repair it or change `{parameter}`",
             ) from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{path}, line {number}, is a {type(row).__name__} but each line must be an "
-                "object; repair it or "
-                f"change {flag}"
+                f"{path}, line {number}, is a {type(row).__name__} but each line must be an object",
+                advice=f"repair it or change `{parameter}`",
             )
         yield number, row
 
 
-def read_csv(path: Path, *, flag: str) -> Iterator[pd.DataFrame]:
+def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
     """Yield blocks of rows of a CSV or TSV file with a header; a file without rows gives one empty block.
 
     Cells stay what is written: "NA", "null" and "01" are texts as well as any other. The quotes of
@@ -96,14 +96,14 @@ def read_csv(path: Path, *, flag: str) -> Iterator[pd.DataFrame]:
         InputError: as for `read_lines`, or the rows do not fit the header.
     """
     is_tsv = file_kind(path) == ".tsv"
-    separator = "\t" if is_tsv else _separator_in(next(read_lines(path, flag=flag), ""))
+    separator = "\t" if is_tsv else _separator_in(next(read_lines(path, parameter=parameter), ""))
     is_quoted = not is_tsv or has_quoted_cells(
-        lambda: read_lines(path, flag=flag), name=str(path), flag=flag
+        lambda: read_lines(path, parameter=parameter), name=str(path), parameter=parameter
     )
     quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     options = {"dtype": str, "keep_default_na": False, "na_filter": False, "quoting": quoting}
     with (
-        _opened(path, flag) as binary,
+        _opened(path, parameter) as binary,
         io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
     ):
         try:
@@ -112,15 +112,14 @@ def read_csv(path: Path, *, flag: str) -> Iterator[pd.DataFrame]:
                 # for names of rows.
                 if not isinstance(block.index, pd.RangeIndex):
                     raise InputError(
-                        f"{path} has more cells in row 1 than its header; put texts with "
-                        f"{separator!r} in quotes, or "
-                        f"change {flag}"
+                        f"{path} has more cells in row 1 than its header",
+                        advice=f"put texts with {separator!r} in quotes, or change `{parameter}`",
                     )
                 yield block
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"{path} is not a CSV file ({reason}); repair it or change {flag}"
+                f"{path} is not a CSV file ({reason})", advice=f"repair it or change `{parameter}`"
             ) from error
 
 
@@ -129,13 +128,13 @@ def _separator_in(header: str) -> str:
 
 
 @contextlib.contextmanager
-def open_parquet(path: Path, *, flag: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file.
 
     Raises:
         InputError: it cannot be read, or is none.
     """
-    with _opened(path, flag) as file:
+    with _opened(path, parameter) as file:
         try:
             # Parquet is read from its end, which a compressed stream cannot do.
             yield pq.ParquetFile(io.BytesIO(file.read()) if path.suffix in _COMPRESSED else file)
@@ -144,26 +143,29 @@ def open_parquet(path: Path, *, flag: str) -> Iterator[pq.ParquetFile]:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"{path} is not a Parquet file ({reason}); repair it or change {flag}"
+                f"{path} is not a Parquet file ({reason})",
+                advice=f"repair it or change `{parameter}`",
             ) from error
 
 
 @contextlib.contextmanager
-def _opened(path: Path, flag: str) -> Iterator[IO[bytes]]:
+def _opened(path: Path, parameter: str) -> Iterator[IO[bytes]]:
     """Open a file to be read, decompressed, and turn what goes wrong on the way into an `InputError`."""
     try:
         with _open_binary(path) as file:
             yield file
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}); convert it or "
-            f"change {flag}"
+            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x})",
+            advice=f"convert it or change `{parameter}`",
         ) from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path} is not a complete gzip file ({error}); change {flag}") from error
+        raise InputError(
+            f"{path} is not a complete gzip file ({error})", advice=f"change `{parameter}`"
+        ) from error
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror or error}); change {flag}"
+            f"{path} cannot be read ({error.strerror or error})", advice=f"change `{parameter}`"
         ) from error
 
 

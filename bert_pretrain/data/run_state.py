@@ -70,8 +70,8 @@ def held(folder: Path) -> Iterator[None]:
         while not _lock(handle, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"another process is at work in {folder}: it trains or publishes there; wait "
-                    "until it has ended"
+                    f"another process is at work in {folder}: it trains or publishes there",
+                    advice="wait until it has ended",
                 )
             time.sleep(0.1)
         yield

@@ -24,13 +24,13 @@ class _Misfit(NamedTuple):
     width: int
 
 
-def has_quoted_cells(open_lines: Callable[[], Iterable[str]], *, name: str, flag: str) -> bool:
+def has_quoted_cells(open_lines: Callable[[], Iterable[str]], *, name: str, parameter: str) -> bool:
     """Return whether quotes are put around cells: if the lines fit the header only so, or show the marks of a writer.
 
     Args:
         open_lines: starts a new pass over the lines, each with its end.
         name: of the file.
-        flag: that named it.
+        parameter: that named it.
 
     Raises:
         InputError: the lines fit the header neither with quotes as letters nor with quoted cells.
@@ -48,8 +48,8 @@ def has_quoted_cells(open_lines: Callable[[], Iterable[str]], *, name: str, flag
     )
     raise InputError(
         f"{name}, line {misfit.line}, has {misfit.num_cells} cells but its header has "
-        f"{misfit.width}{beside}; put one "
-        f"tab between cells, or change {flag}"
+        f"{misfit.width}{beside}",
+        advice=f"put one tab between cells, or change `{parameter}`",
     )
 
 

@@ -70,8 +70,8 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
     folder = Path(os.path.abspath(folder))  # "." has no name
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise InputError(
-            f"{folder} is the current folder or holds it and cannot be replaced; pass a folder "
-            "below it"
+            f"{folder} is the current folder or holds it and cannot be replaced",
+            advice="pass a folder below it",
         )
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed left
@@ -84,7 +84,7 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
         raise
 
 
-def check_creatable(folder: Path, *, flag: str) -> None:
+def check_creatable(folder: Path, *, parameter: str) -> None:
     """Raise `InputError` unless a folder is there or can be made, as far as that can be told without making it."""
     nearest = next(
         path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
@@ -95,10 +95,10 @@ def check_creatable(folder: Path, *, flag: str) -> None:
             if nearest == folder.absolute()
             else f"cannot be created in {nearest}"
         )
-        raise InputError(f"{folder} {where}; pass another {flag}")
+        raise InputError(f"{folder} {where}", advice=f"pass another `{parameter}`")
 
 
-def make_folder(folder: Path, *, flag: str) -> None:
+def make_folder(folder: Path, *, parameter: str) -> None:
     """Make a folder for results, once all that can be checked before is checked.
 
     Raises:
@@ -108,6 +108,10 @@ def make_folder(folder: Path, *, flag: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror}); change {flag}") from error
+        raise InputError(
+            f"{folder} cannot be made ({error.strerror})", advice=f"change `{parameter}`"
+        ) from error
     if not writable:
-        raise InputError(f"{folder} cannot be written to; change {flag} or its permissions")
+        raise InputError(
+            f"{folder} cannot be written to", advice=f"change `{parameter}` or its permissions"
+        )

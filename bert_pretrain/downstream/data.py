@@ -69,21 +69,21 @@ def read_texts(
     )
     if not any(text.strip() for text in texts.first):
         raise InputError(
-            f"the column {first!r} of {table.description} is empty; change --text_column"
+            f"the column {first!r} of {table.description} is empty", advice="change `text_column`"
         )
     return texts
 
 
-def _strings(table: Table, name: str, flag: str) -> list[str]:
-    cells = table.column(name, flag=flag)
+def _strings(table: Table, name: str, parameter: str) -> list[str]:
+    cells = table.column(name, parameter=parameter)
     for place, cell in enumerate(cells):
         # A JSON file may hold halves of characters as \ud83d, which no tokenizer takes and no file
         # can hold.
         if not isinstance(cell, str) or not is_unicode(cell):
             raise InputError(
                 f"the column {name!r} of {table.description} holds {_shortened(cell)} in row "
-                f"{place + 1}, which is no "
-                f"text; repair the row, or pass another column as {flag}"
+                f"{place + 1}, which is no text",
+                advice=f"repair the row, or pass another column as `{parameter}`",
             )
     return cells
 

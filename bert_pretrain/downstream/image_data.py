@@ -53,7 +53,7 @@ def read_images(processor: Any, *, num_channels: int, **source_flags: Any) -> La
         blocks.append(np.asarray(resized).round().clip(0, 255).astype(np.uint8))
         labels += [None if row.label == -1 else row.label for row in rows]
     if not blocks:
-        raise InputError(f"{source.description} has no images; change --dataset_name")
+        raise InputError(f"{source.description} has no images", advice="change `dataset_name`")
     return LabelledPixels(source.description, np.concatenate(blocks), labels, source.label_names)
 
 
@@ -73,7 +73,7 @@ def _decoded(row: ImageRow, num_channels: int) -> Image.Image:
         return converted_image(load_image(row), num_channels)
     except Exception as error:  # the decoders of broken files raise whatever they stumble over
         raise InputError(
-            f"{row.name} cannot be decoded ({first_line(error)}); repair or remove it"
+            f"{row.name} cannot be decoded ({first_line(error)})", advice="repair or remove it"
         ) from error
 
 
@@ -89,7 +89,8 @@ def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmenta
     num_channels, height, width = shape
     if height != width or num_channels not in (1, 3, 4):
         raise InputError(
-            f"images of the shape {shape} (C, H, W) cannot be augmented; pass --augmentation none"
+            f"images of the shape {shape} (C, H, W) cannot be augmented",
+            advice="pass `augmentation` none",
         )
     return Augmentation(
         AUGMENTATIONS[name],

@@ -83,9 +83,8 @@ def members_of(value: Any, place: int, description: str) -> list[Any]:
         refuse_missing(member, place, description)
         if isinstance(member, list):
             raise InputError(
-                f"row {place + 1} of {description} has the label {value!r}, a list within a list; "
-                "flatten it or change "
-                "--label_column"
+                f"row {place + 1} of {description} has the label {value!r}, a list within a list",
+                advice="flatten it or change `label_column`",
             )
     return members
 
@@ -101,16 +100,16 @@ def regression_value(value: Any, place: int, description: str) -> float:
     if number is None or not abs(number) <= _LARGEST_VALUE:
         raise InputError(
             f"row {place + 1} of {description} has the label {value!r} but regression needs "
-            "numbers of at most "
-            f"{_LARGEST_VALUE:.1e}; change --task or --label_column"
+            f"numbers of at most {_LARGEST_VALUE:.1e}",
+            advice="change `task` or `label_column`",
         )
     if number == -100:
         # transformers counts such labels as none, so that the loss would be divided by the wrong
         # number.
         raise InputError(
             f"row {place + 1} of {description} has the label -100, which means 'no label' to "
-            "transformers; "
-            "rescale the labels"
+            "transformers",
+            advice="rescale the labels",
         )
     return float(number)
 
@@ -120,16 +119,16 @@ def refuse_missing(value: Any, place: int, description: str) -> None:
     if value is not None and not isinstance(value, str | int | float | list):
         raise InputError(
             f"row {place + 1} of {description} has the label {value!r}, which is neither a text "
-            "nor a number; "
-            "change --label_column or convert it"
+            "nor a number",
+            advice="change `label_column` or convert it",
         )
     if isinstance(value, str) and not is_unicode(value):
         raise InputError(
-            f"row {place + 1} of {description} has the label {value!r}, which is no valid Unicode; "
-            "repair the row"
+            f"row {place + 1} of {description} has the label {value!r}, which is no valid Unicode",
+            advice="repair the row",
         )
     if is_missing(value):
         raise InputError(
-            f"row {place + 1} of {description} has no label ({value!r}); remove the row or repair "
-            "it"
+            f"row {place + 1} of {description} has no label ({value!r})",
+            advice="remove the row or repair it",
         )

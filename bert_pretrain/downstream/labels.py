@@ -103,8 +103,8 @@ class LabelSpace:
             listed = ", ".join(map(repr, known[:12])) + (", ..." * (len(known) > 12))
             raise InputError(
                 f"row {place + 1} of {description} has the label {value!r}, which is not among "
-                "those of the training "
-                f"data ({listed}); repair the row, or change --label_column"
+                f"those of the training data ({listed})",
+                advice="repair the row, or change `label_column`",
             )
         return number
 
@@ -158,8 +158,8 @@ def find_labels(
             refuse_missing(value, place, description)
             if isinstance(value, list):
                 raise InputError(
-                    f"row {place + 1} of {description} has a list of labels; pass --task "
-                    "multi_label for several labels"
+                    f"row {place + 1} of {description} has a list of labels",
+                    advice="pass `task` multi_label for several labels",
                 )
         found = values
     if names is None:
@@ -175,7 +175,7 @@ def find_labels(
             if found
             else f"none of the {len(values):,} rows of {description} has a label"
         )
-        raise InputError(f"{what}; change --train_file or --label_column")
+        raise InputError(f"{what}", advice="change `train_file` or `label_column`")
     _refuse_too_many(len(space.names), description)
     return space
 
@@ -186,14 +186,14 @@ def _refuse_one_value(values: list[Any], description: str) -> None:
     if len(numbers) > 1 or None in numbers or is_missing(values[0]):
         return
     are_written_alike = len(set(map(text_of, values))) == 1
-    where = "--train_file or --label_column" + (
-        "" if are_written_alike else ", or pass --task classification"
+    where = "`train_file` or `label_column`" + (
+        "" if are_written_alike else ", or pass `task` classification"
     )
     value = repr(values[0]) + ("" if are_written_alike else " as a number")
     raise InputError(
         f"all {len(values):,} rows of {description} have the label {value}, from which nothing can "
-        "be learnt; "
-        f"change {where}"
+        "be learnt",
+        advice=f"change {where}",
     )
 
 
@@ -204,14 +204,14 @@ def _multi_hot_space(
     if names is not None and len(names) != width:
         raise InputError(
             f"the labels of {description} are lists of {width} zeros and ones, one for each class, "
-            "but there are "
-            f"{len(names)} label names ({', '.join(names)}); change --label_names or --label_column"
+            f"but there are {len(names)} label names ({', '.join(names)})",
+            advice="change `label_names` or `label_column`",
         )
     if not any(map(any, values)):
         raise InputError(
             f"none of the {len(values):,} rows of {description} has a label: their lists hold "
-            "zeros alone; change "
-            "--train_file or --label_column"
+            "zeros alone",
+            advice="change `train_file` or `label_column`",
         )
     _refuse_too_many(width, description)
     places = list(range(width))
@@ -224,8 +224,8 @@ def _multi_hot_space(
 def _refuse_too_many(num_classes: int, description: str) -> None:
     if num_classes > _MAX_CLASSES:
         raise InputError(
-            f"{description} has {num_classes:,} different labels, more than {_MAX_CLASSES:,}; "
-            "change --label_column, or pass --task regression"
+            f"{description} has {num_classes:,} different labels, more than {_MAX_CLASSES:,}",
+            advice="change `label_column`, or pass `task` regression",
         )
 
 
@@ -243,8 +243,8 @@ def _named_as_found(
     typed = [label for label in found.values() if not isinstance(label, str)]
     if len(set(typed)) < len(typed):
         raise InputError(
-            f"{description} has labels that differ by type alone, such as 1 and true; make them "
-            "equal"
+            f"{description} has labels that differ by type alone, such as 1 and true",
+            advice="make them equal",
         )
 
     def place_in_order(text: str) -> tuple[bool, float, str]:
@@ -269,8 +269,8 @@ def _named(
     by_name: dict[str | float, int] = {name: number for number, name in enumerate(names)}
     if len(by_name) < len(names) or not all(name.strip() for name in names):
         raise InputError(
-            f"the label names {list(names)} are not all different, or not all there; change "
-            "--label_names"
+            f"the label names {list(names)} are not all different, or not all there",
+            advice="change `label_names`",
         )
     are_texts = all(isinstance(label, str) for label in labels)
     is_named = are_texts and (
@@ -288,7 +288,7 @@ def _named(
             f"{description} has the label {min(map(text_of, unknown))!r} but the classes are "
             f"{', '.join(names)}"
             + ("" if is_named else f", numbered from 0 to {len(names) - 1}")
-            + "; change --label_names, --task or --label_column"
+            + "; change `label_names`, `task` or `label_column`"
         )
     return LabelSpace(
         problem_type, tuple(names), by_name if is_named else by_number, are_numbers=not is_named

@@ -191,8 +191,8 @@ def load_metrics(
         ) as error:  # evaluate raises whatever the network, the Hub and a foreign script raise
             raise InputError(
                 f"the metric {name!r} is neither one of {', '.join(METRICS)} nor found as a script "
-                "or on the Hub "
-                f"({type(error).__name__}); change --metrics"
+                f"or on the Hub ({type(error).__name__})",
+                advice="change `metrics`",
             ) from error
     return loaded
 
@@ -207,7 +207,9 @@ def _check_suits(name: str, problem_type: ProblemType, num_classes: int) -> None
         what = problem_type.replace("_", " ") + (
             "" if problem_type == "regression" else f" of {num_classes} classes"
         )
-        raise InputError(f"the metric {name!r} is not defined for {what}; change --metrics")
+        raise InputError(
+            f"the metric {name!r} is not defined for {what}", advice="change `metrics`"
+        )
 
 
 def compute_metrics(

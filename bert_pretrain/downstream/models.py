@@ -57,14 +57,13 @@ def read_model_config(model: str) -> PreTrainedConfig:
             else "is neither a folder nor found on the Hub"
         )
         raise InputError(
-            f"{model!r} {where} ({type(error).__name__}); pass --model the folder or Hub id of a "
-            "transformers model"
+            f"{model!r} {where} ({type(error).__name__})",
+            advice="pass `model` the folder or Hub id of a transformers model",
         ) from error
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         raise InputError(
-            f"the config.json of {model!r} has no decoder_start_token_id, which its decoder needs; "
-            "add it, or change "
-            "--model"
+            f"the config.json of {model!r} has no decoder_start_token_id, which its decoder needs",
+            advice="add it, or change `model`",
         )
     if (
         not is_image_config(config)
@@ -72,15 +71,15 @@ def read_model_config(model: str) -> PreTrainedConfig:
     ):
         raise InputError(
             f"{model!r} is a model of type {config.model_type!r}, which transformers classifies "
-            "neither texts nor "
-            "images with; change --model"
+            "neither texts nor images with",
+            advice="change `model`",
         )
     try:
         _without_weights(config)
     except Exception as error:  # the models of transformers raise whatever their numbers lead to
         raise InputError(
-            f"no model can be made of the config.json of {model!r} ({first_line(error)}); change "
-            "--model"
+            f"no model can be made of the config.json of {model!r} ({first_line(error)})",
+            advice="change `model`",
         ) from error
     return config
 
@@ -127,25 +126,26 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers meet
         raise InputError(
-            f"{model!r} holds no usable tokenizer ({type(error).__name__}); pass --model a folder "
-            "that has one"
+            f"{model!r} holds no usable tokenizer ({type(error).__name__})",
+            advice="pass `model` a folder that has one",
         ) from error
     # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(
-            f"{model!r} holds no tokenizer with words; pass --model a folder with tokenizer.json"
+            f"{model!r} holds no tokenizer with words",
+            advice="pass `model` a folder with tokenizer.json",
         )
     if tokenizer.pad_token_id is None:
         raise InputError(
-            f"the tokenizer of {model!r} has no padding token, which batches need; set one and "
-            "save it"
+            f"the tokenizer of {model!r} has no padding token, which batches need",
+            advice="set one and save it",
         )
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise InputError(
             f"the tokenizer of {model!r} has the id {largest:,} but the model embeds "
-            f"{config.vocab_size:,}; "
-            "they do not belong together; change --model"
+            f"{config.vocab_size:,}",
+            advice="they do not belong together; change `model`",
         )
     return tokenizer
 
@@ -217,7 +217,8 @@ class ClassifierSource:
         except Exception as error:  # transformers raises whatever its parsers meet
             raise InputError(
                 f"the weights of {model!r} cannot be read ({type(error).__name__}: "
-                f"{first_line(error)}); change --model"
+                f"{first_line(error)})",
+                advice="change `model`",
             ) from error
         misfits = {
             str(key): (list(found), list(wanted))
@@ -234,8 +235,8 @@ class ClassifierSource:
             found, wanted = misfits[key]
             raise InputError(
                 f"the weights of {model!r} do not fit its config.json: {key} has the shape "
-                f"{found}, not {wanted}; "
-                "change --model"
+                f"{found}, not {wanted}",
+                advice="change `model`",
             )
         if self.has_foreign_head:
             state = {key: value for key, value in state.items() if key in encoder_keys}
@@ -243,8 +244,8 @@ class ClassifierSource:
         if encoder_keys and len(lacking) > len(encoder_keys) / 2:
             raise InputError(
                 f"{model!r} lacks {len(lacking)} of {len(encoder_keys)} weights of its encoder, "
-                "such as "
-                f"{min(lacking)}; pass --model a pretrained one, or --from_scratch"
+                f"such as {min(lacking)}",
+                advice="pass `model` a pretrained one, or `from_scratch`",
             )
         return state
 

@@ -41,10 +41,10 @@ def multi_hot_width(values: Sequence[Any], *, description: str) -> int:
         other = f"a list of {len(value)}" if isinstance(value, list) else f"the label {value!r}"
         raise InputError(
             f"row {place + 1} of {description} has {other} but row {values.index(lists[0]) + 1} "
-            f"one of {width} zeros "
-            "and ones; with one of them for each class all lists must be equally long, and as "
-            "class numbers they must "
-            "not come twice in a row; repair the row, or change --label_column"
+            f"one of {width} zeros and ones",
+            advice="with one of them for each class all lists must be equally long, and as class "
+            "numbers they must not come twice in a row; repair the row, or change "
+            "`label_column`",
         )
     return width if width > 1 else 0
 
@@ -64,9 +64,8 @@ def encode_multi_hot(values: Sequence[Any], width: int, *, description: str) -> 
         ):
             raise InputError(
                 f"row {place + 1} of {description} has the label {value!r}, but those of the "
-                "training rows are lists "
-                f"of {width} places, each 0 or 1 for one class; repair the row, or change "
-                "--label_column"
+                f"training rows are lists of {width} places, each 0 or 1 for one class",
+                advice="repair the row, or change `label_column`",
             )
     return np.array(values, np.float32).reshape(len(values), width)
 

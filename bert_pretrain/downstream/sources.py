@@ -128,8 +128,8 @@ def _max_seq_length(
     if not shortest <= max_seq_length <= longest:
         raise InputError(
             f"max_seq_length is {data.max_seq_length} but must lie in {shortest}..{longest} for "
-            "this model and "
-            f"{'pairs of texts' if is_pair else 'single texts'}; change --max_seq_length"
+            f"this model and {'pairs of texts' if is_pair else 'single texts'}",
+            advice="change `max_seq_length`",
         )
     return max_seq_length
 
@@ -138,7 +138,7 @@ def _tables(data: TaskDataArguments, task: Task) -> dict[str, Table]:
     if data.train_file:
         paths = {name: getattr(data, f"{name}_file") for name in SPLITS}
         return {
-            name: read_file(path, flag=f"--{name}_file") for name, path in paths.items() if path
+            name: read_file(path, parameter=f"{name}_file") for name, path in paths.items() if path
         }
     name, config_name = (
         (data.dataset_name, data.dataset_config_name)
@@ -158,9 +158,9 @@ def _wanted_splits(
     for split in asked.values():
         if split and split not in found:
             raise InputError(
-                f"the data set {name!r} has no split {split!r}; it has "
-                f"{', '.join(map(str, found))}; "
-                "change --validation_split, --test_split or --dataset_name"
+                f"the data set {name!r} has no split {split!r}",
+                advice=f"it has {', '.join(map(str, found))}; change `validation_split`, "
+                "`test_split` or `dataset_name`",
             )
     usual = dict(zip(("validation", "test"), task.evaluation_splits, strict=True))
     wanted = {role: split or usual[role] for role, split in asked.items()}
@@ -170,11 +170,11 @@ def _wanted_splits(
 def _raw_texts(role: str, table: Table, data: TaskDataArguments, task: Task) -> _Raw:
     if data.label_column in (data.text_column, data.text_pair_column):
         raise InputError(
-            f"the column {data.label_column!r} cannot be both text and label; change --text_column "
-            "or --label_column"
+            f"the column {data.label_column!r} cannot be both text and label",
+            advice="change `text_column` or `label_column`",
         )
     if role != "test":
-        table.column(data.label_column, flag="--label_column")
+        table.column(data.label_column, parameter="label_column")
     texts = read_texts(
         table, task, text_column=data.text_column, text_pair_column=data.text_pair_column
     )
@@ -191,8 +191,9 @@ def _check_pairs(raw: dict[str, _Raw]) -> None:
     if pairs and single:
         raise InputError(
             f"{pairs[0].description} has pairs of texts but {single[0].description} has single "
-            "ones; give all the same "
-            "columns, or name what both have as --text_column and --text_pair_column"
+            "ones",
+            advice="give all the same columns, or name what both have as `text_column` and "
+            "`text_pair_column`",
         )
 
 
@@ -202,14 +203,14 @@ def _encode_labels(
     for name, part in raw.items():
         if part.labels is None and name != "test":
             raise InputError(
-                f"{part.description} has no column {data.label_column!r}; pass the one of labels "
-                "as --label_column"
+                f"{part.description} has no column {data.label_column!r}",
+                advice="pass the one of labels as `label_column`",
             )
         if name != "test" and all(map(is_missing, part.labels or [None])):
             raise InputError(
-                f"{part.description} has no labels; change --label_column, or divide a folder of "
-                "images into a "
-                "subfolder for each of its classes, two at least"
+                f"{part.description} has no labels",
+                advice="change `label_column`, or divide a folder of images into a subfolder for "
+                "each of its classes, two at least",
             )
     train = raw["train"]
     assert train.labels is not None
@@ -223,7 +224,8 @@ def _encode_labels(
     )
     if labels.problem_type == "regression" and data.label_names:
         raise InputError(
-            "regression has no classes to be named; leave out --label_names or change --task"
+            "regression has no classes to be named",
+            advice="leave out `label_names` or change `task`",
         )
     encoded: dict[str, NDArray[Any] | None] = {}
     for name, part in raw.items():
@@ -315,8 +317,8 @@ def _hold_out(
     if not is_held_out.any():
         raise InputError(
             f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on, "
-            "where each class keeps "
-            "a row to learn from; pass --validation_file or a larger --validation_share"
+            "where each class keeps a row to learn from",
+            advice="pass `validation_file` or a larger `validation_share`",
         )
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
@@ -382,6 +384,8 @@ def _naming(role: str, dataset_name: str | None) -> Iterator[None]:
         yield
     except InputError as error:
         if dataset_name:
-            refuse_missing_folder(dataset_name, what="a data set of images", flag="--dataset_name")
-        message = str(error).replace("--data_files", f"--{role}_file")
-        raise InputError(message.replace("--dataset_split", f"--{role}_split")) from error
+            refuse_missing_folder(
+                dataset_name, what="a data set of images", parameter="dataset_name"
+            )
+        message = str(error).replace("`data_files`", f"`{role}_file`")
+        raise InputError(message.replace("`dataset_split`", f"`{role}_split`")) from error

@@ -50,7 +50,7 @@ class Table:
         """Return the number of rows."""
         return len(next(iter(self.columns.values()), []))
 
-    def column(self, name: str, *, flag: str) -> list[Any]:
+    def column(self, name: str, *, parameter: str) -> list[Any]:
         """Return the cells of a column.
 
         Raises:
@@ -59,19 +59,19 @@ class Table:
         if name not in self.columns:
             listed = ", ".join(map(repr, self.columns)) or "none"
             raise InputError(
-                f"{self.description} has no column {name!r}; it has {listed}; pass one of them as "
-                f"{flag}"
+                f"{self.description} has no column {name!r}",
+                advice=f"it has {listed}; pass one of them as `{parameter}`",
             )
         return self.columns[name]
 
 
-def read_file(path: str, *, flag: str) -> Table:
+def read_file(path: str, *, parameter: str) -> Table:
     """Read a file; its extension tells the format.
 
     Args:
         path: .csv, .tsv, .jsonl (or .json of one object a line) or .parquet, each also with .gz or
             .zst.
-        flag: that named it, for messages.
+        parameter: that named it, for messages.
 
     Raises:
         InputError: there is no such file, or it cannot be read, or has no rows.
@@ -79,24 +79,24 @@ def read_file(path: str, *, flag: str) -> Table:
     file = Path(path)
     if not file.is_file():
         what = f"{path!r} is a folder" if file.is_dir() else f"there is no file {path!r}"
-        raise InputError(f"{what}; change {flag}")
+        raise InputError(f"{what}", advice=f"change `{parameter}`")
     kind = file_kind(file)
     if kind not in EXTENSIONS:
         raise InputError(
-            f"{path} has an unknown extension; {flag} takes {', '.join(EXTENSIONS)}, each also "
-            "with .gz or .zst"
+            f"{path} has an unknown extension",
+            advice=f"`{parameter}` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
         )
     class_names: dict[str, tuple[str, ...]] = {}
     if kind in (".csv", ".tsv"):
-        frame = pd.concat(read_csv(file, flag=flag))
+        frame = pd.concat(read_csv(file, parameter=parameter))
         columns = {str(name): frame[name].tolist() for name in frame.columns}
     elif kind in (".jsonl", ".json"):
-        rows = [row for _, row in read_json_lines(file, flag=flag)]
+        rows = [row for _, row in read_json_lines(file, parameter=parameter)]
         columns = {
             name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))
         }
     else:
-        with open_parquet(file, flag=flag) as parquet:
+        with open_parquet(file, parameter=parameter) as parquet:
             content = parquet.read()
         class_names = _class_names(Features.from_arrow_schema(content.schema))
         columns = {
@@ -105,7 +105,7 @@ def read_file(path: str, *, flag: str) -> Table:
         }
     table = Table(path, columns, class_names, is_typed=kind not in (".csv", ".tsv"))
     if not len(table):
-        raise InputError(f"{path} has no rows; change {flag}")
+        raise InputError(f"{path} has no rows", advice=f"change `{parameter}`")
     return table
 
 
@@ -130,10 +130,10 @@ def open_dataset(name: str, config_name: str | None) -> dict[str, Dataset]:
             else load_dataset(name, config_name)
         )
     except Exception as error:  # datasets raises whatever its builders and the network raise
-        refuse_missing_folder(name, what="a data set", flag="--dataset_name")
+        refuse_missing_folder(name, what="a data set", parameter="dataset_name")
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({first_line(error)}); --dataset_name takes a "
-            "folder or a Hub id"
+            f"the data set {name!r} cannot be loaded ({first_line(error)})",
+            advice="`dataset_name` takes a folder or a Hub id",
         ) from error
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 

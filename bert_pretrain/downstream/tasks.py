@@ -83,7 +83,7 @@ def find_task(name: str) -> Task:
     if name != "auto" and name not in PROBLEM_TYPES:
         raise InputError(
             f"task is {name!r} but must be auto, {', '.join(PROBLEM_TYPES)}, or of GLUE "
-            f"{', '.join(GLUE)}; "
-            "change --task"
+            f"{', '.join(GLUE)}",
+            advice="change `task`",
         )
     return Task(problem_type=PROBLEM_TYPES.get(name))

@@ -28,7 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from bert_pretrain.config.command_line import flag
+from bert_pretrain.config.flags import flag
 from bert_pretrain.downstream.data import LabelledDataset, LengthSampler
 from bert_pretrain.downstream.models import default_learning_rate
 from bert_pretrain.errors import InputError, TrainingError
@@ -78,21 +78,24 @@ class Recipe:
         ):
             if getattr(self, name) < smallest:
                 raise InputError(
-                    f"{name} is {getattr(self, name)} but must be at least {smallest}; change "
-                    f"--{name}"
+                    f"{name} is {getattr(self, name)} but must be at least {smallest}",
+                    advice=f"change `{name}`",
                 )
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(
-                    f"{name} is {getattr(self, name)} but must be at least 0; change --{name}"
+                    f"{name} is {getattr(self, name)} but must be at least 0",
+                    advice=f"change `{name}`",
                 )
         if not 0 < self.num_train_epochs < math.inf:
             raise InputError(
-                f"num_train_epochs is {self.num_train_epochs} but must be above 0; change it"
+                f"num_train_epochs is {self.num_train_epochs} but must be above 0",
+                advice="change it",
             )
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(
-                f"warmup_ratio is {self.warmup_ratio} but must lie in [0, 1); change --warmup_ratio"
+                f"warmup_ratio is {self.warmup_ratio} but must lie in [0, 1)",
+                advice="change `warmup_ratio`",
             )
 
     def num_updates(self, num_rows: int) -> int:
@@ -297,7 +300,7 @@ def _finite(logits: NDArray[Any], arguments: Any) -> NDArray[Any]:
         raise TrainingError(
             f"the training of seed {arguments.seed} diverged: the model predicts what is no "
             "number; pass a lower "
-            f"--learning_rate than {arguments.learning_rate:g}, and a new --output_dir"
+            f"`learning_rate` than {arguments.learning_rate:g}, and a new `output_dir`"
         )
     return logits
 

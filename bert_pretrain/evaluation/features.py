@@ -65,8 +65,8 @@ def extract_features(
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         raise InputError(
             f"the embeddings of {bad:,} of {len(features):,} images are not finite: the encoder "
-            "has diverged; "
-            "pass an earlier checkpoint as --model"
+            "has diverged",
+            advice="pass an earlier checkpoint as `model`",
         )
     return features
 

@@ -72,15 +72,16 @@ def read_processor(model: str) -> Preprocessing:
             else "is neither a folder nor on the Hub"
         )
         raise InputError(
-            f"{model!r} {kind} ({type(error).__name__}); "
-            "pass --model the folder or Hub id of an image encoder with preprocessor_config.json"
+            f"{model!r} {kind} ({type(error).__name__})",
+            advice="pass `model` the folder or Hub id of an image encoder with "
+            "preprocessor_config.json",
         ) from error
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     sides = {size[name] for name in ("height", "width", "shortest_edge") if size.get(name)}
     if len(sides) != 1:
         raise InputError(
-            f"the image processor of {model!r} makes images of {dict(size)}, not squares; change "
-            "--model"
+            f"the image processor of {model!r} makes images of {dict(size)}, not squares",
+            advice="change `model`",
         )
     # The processor's factor is for bytes; mean and deviation here are for pixels in [0, 1].
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
@@ -113,16 +114,16 @@ def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> Lab
     )
     if test_pixels.shape[1:] != train_pixels.shape[1:]:
         raise InputError(
-            f"the images of --test_files have the shape {test_pixels.shape[1:]} (height, width, "
-            "channels), "
-            f"the others {train_pixels.shape[1:]}; pass --image_size"
+            f"the images of `test_files` have the shape {test_pixels.shape[1:]} (height, width, "
+            f"channels), the others {train_pixels.shape[1:]}",
+            advice="pass `image_size`",
         )
     number = {name: place for place, name in enumerate(corpus.label_names)}
     unknown = [name for name in test_corpus.label_names if name not in number]
     if unknown:
         raise InputError(
-            f"--test_files has the class {unknown[0]!r}, which the other images lack; "
-            "pass files of the same data set, or change --label_column"
+            f"`test_files` has the class {unknown[0]!r}, which the other images lack",
+            advice="pass files of the same data set, or change `label_column`",
         )
     matched = np.array([number[name] for name in test_corpus.label_names])
     return LabelledImages(train_pixels, train_labels, test_pixels, matched[test_labels])
@@ -136,8 +137,8 @@ def _with_labels(
     if corpus.labels is None or not len(rows):
         raise InputError(
             f"there is no image with a label to {purpose} in "
-            f"{corpus.manifest['source']['description']}; "
-            "pass labelled images, or their --label_column"
+            f"{corpus.manifest['source']['description']}",
+            advice="pass labelled images, or their `label_column`",
         )
     return corpus.pixels[rows], corpus.labels[rows]
 
@@ -167,8 +168,8 @@ def compute_features(
     if len(mean) not in (1, num_channels):
         raise InputError(
             f"the image processor of {model!r} is for {len(mean)} channels but the images have "
-            f"{num_channels}; "
-            "change --model"
+            f"{num_channels}",
+            advice="change `model`",
         )
     device = default_device()
     encoder = build_image_encoder(

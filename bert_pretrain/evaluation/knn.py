@@ -46,10 +46,11 @@ class KnnResult:
 def check_knn(k: int, temperature: float) -> None:
     """Raise `InputError` unless both are in the range that `knn_accuracy` allows."""
     if k < 1:
-        raise InputError(f"k is {k} but must be at least 1; change --k")
+        raise InputError(f"k is {k} but must be at least 1", advice="change `k`")
     if not 0 < temperature < math.inf:
         raise InputError(
-            f"temperature is {temperature:g} but must be greater than 0; change --temperature"
+            f"temperature is {temperature:g} but must be greater than 0",
+            advice="change `temperature`",
         )
 
 

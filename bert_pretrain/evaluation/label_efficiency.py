@@ -259,11 +259,11 @@ def check_curve(counts: Sequence[int], seeds: Sequence[int]) -> None:
     """Raise `InputError` unless the numbers of labels and the seeds can be measured."""
     if any(count < 0 for count in counts):
         raise InputError(
-            f"num_labels are {list(counts)} but must be at least 1, or 0 for all; change "
-            "--num_labels"
+            f"num_labels are {list(counts)} but must be at least 1, or 0 for all",
+            advice="change `num_labels`",
         )
     if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
         raise InputError(
-            f"seeds are {list(seeds)} but must be different numbers in 0..{2**32 - 1}; change "
-            "--seeds"
+            f"seeds are {list(seeds)} but must be different numbers in 0..{2**32 - 1}",
+            advice="change `seeds`",
         )

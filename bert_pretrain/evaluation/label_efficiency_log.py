@@ -44,7 +44,7 @@ class MeasurementLog:
         Raises:
             InputError: the folder cannot be used, or holds something else.
         """
-        check_creatable(folder, flag="--output_dir")
+        check_creatable(folder, parameter="output_dir")
         self.folder, self.settings = folder, dict[str, Any]()
         self.finished: list[Measurement] = []
         self._earlier: dict[str, Any] | None = None
@@ -57,7 +57,7 @@ class MeasurementLog:
             self.finished = _read_measurements(self.folder / "rows.jsonl")
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise InputError(
-                f"{self.folder} is not an empty folder; pass a new one as --output_dir"
+                f"{self.folder} is not an empty folder", advice="pass a new one as `output_dir`"
             )
 
     def require(self, settings: dict[str, Any]) -> None:
@@ -76,8 +76,8 @@ class MeasurementLog:
             if changed:
                 listed = ", ".join(dict.fromkeys(_NAMES.get(name, name) for name in changed))
                 raise InputError(
-                    f"{self.folder} holds a measurement with another {listed}; pass a new "
-                    "--output_dir"
+                    f"{self.folder} holds a measurement with another {listed}",
+                    advice="pass a new `output_dir`",
                 )
         self.settings |= settings
 
@@ -89,7 +89,7 @@ class MeasurementLog:
             InputError: another process is at work in it, or has measured something else there in
                 the meantime.
         """
-        make_folder(self.folder, flag="--output_dir")
+        make_folder(self.folder, parameter="output_dir")
         with held(self.folder):
             self._read()
             self.require(self.settings)
@@ -125,7 +125,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); pass a new --output_dir") from error
+        raise InputError(
+            f"{path} is damaged ({error})", advice="pass a new `output_dir`"
+        ) from error
     return settings if isinstance(settings, dict) else {}
 
 
@@ -141,7 +143,7 @@ def _read_measurements(path: Path) -> list[Measurement]:
             found.append(Measurement(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"{path}, line {number}, is no measurement; remove the line, or pass a new "
-                "--output_dir"
+                f"{path}, line {number}, is no measurement",
+                advice="remove the line, or pass a new `output_dir`",
             ) from error
     return found

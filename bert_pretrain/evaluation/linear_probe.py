@@ -79,8 +79,8 @@ def linear_probe(
     if len(np.unique(train_labels)) < 2:
         raise InputError(
             f"all {len(train_labels):,} training images have the same label, but a linear probe "
-            "needs two classes; "
-            "change --label_column or the images"
+            "needs two classes",
+            advice="change `label_column` or the images",
         )
     is_held_out = _held_out_rows(train_labels, seed=seed)
     strength, validation_accuracy = 1.0, None

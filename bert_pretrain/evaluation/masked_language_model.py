@@ -35,12 +35,12 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
             else "is neither a folder nor, on the Hub, a model"
         )
         raise InputError(
-            f"{name!r} {kind} of transformers; pass --model one that this suite can read"
+            f"{name!r} {kind} of transformers", advice="pass `model` one that this suite can read"
         ) from error
     if loading["missing_keys"]:
         raise InputError(
-            f"{name!r} has no trained masked-LM head (it lacks {min(loading['missing_keys'])}); "
-            "pass --model one that has"
+            f"{name!r} has no trained masked-LM head (it lacks {min(loading['missing_keys'])})",
+            advice="pass `model` one that has",
         )
     return model.eval().to(default_device()), load_word_tokenizer(name)
 
@@ -55,8 +55,8 @@ def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:
     # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(
-            f"{name!r} holds no tokenizer with words; pass --model a folder or Hub id with "
-            "tokenizer.json"
+            f"{name!r} holds no tokenizer with words",
+            advice="pass `model` a folder or Hub id with tokenizer.json",
         )
     return tokenizer
 

@@ -81,10 +81,10 @@ def read_pairs(path: Path) -> list[MinimalPair]:
     default_group = path.name.split(".jsonl")[0]
     pairs = [
         _as_pair(row, f"{path}, line {number},", default_group)
-        for number, row in read_json_lines(path, flag="--pairs_file")
+        for number, row in read_json_lines(path, parameter="pairs_file")
     ]
     if not pairs:
-        raise InputError(f"{path} holds no pair; pass another --pairs_file")
+        raise InputError(f"{path} holds no pair", advice="pass another `pairs_file`")
     return pairs
 
 
@@ -97,17 +97,19 @@ def _as_pair(row: dict[str, Any], place: str, default_group: str) -> MinimalPair
         has = ", ".join(map(repr, row))
         raise InputError(
             f"{place} has {has or 'nothing'} but must be an object with 'good' and 'bad', or "
-            "BLiMP's 'sentence_good' "
-            "and 'sentence_bad'; repair --pairs_file"
+            "BLiMP's 'sentence_good' and 'sentence_bad'",
+            advice="repair `pairs_file`",
         )
     for sentence in pair[:2]:
         if not isinstance(sentence, str) or not sentence.strip():
             raise InputError(
-                f"{place} has {sentence!r} for a sentence but must have text; repair --pairs_file"
+                f"{place} has {sentence!r} for a sentence but must have text",
+                advice="repair `pairs_file`",
             )
     if pair.good == pair.bad:
         raise InputError(
-            f"{place} has {pair.good!r} twice but its sentences must differ; repair --pairs_file"
+            f"{place} has {pair.good!r} twice but its sentences must differ",
+            advice="repair `pairs_file`",
         )
     return pair
 
@@ -175,18 +177,19 @@ def _check_sentences(
         text = pair[number % 2]
         if mask_token_id in sentence.input_ids:
             raise InputError(
-                f"{pair.source} has a [MASK] in {text!r}; minimal pairs are whole sentences"
+                f"{pair.source} has a [MASK] in {text!r}",
+                advice="minimal pairs are whole sentences",
             )
         if not (sentence.words >= 0).any():
             raise InputError(
-                f"{pair.source} has {text!r}, of which the tokenizer leaves nothing; change "
-                "--pairs_file"
+                f"{pair.source} has {text!r}, of which the tokenizer leaves nothing",
+                advice="change `pairs_file`",
             )
         if len(sentence.input_ids) > max_length:
             raise InputError(
                 f"{pair.source} has a sentence of {len(sentence.input_ids)} tokens but the model "
-                f"takes {max_length}; "
-                "change --pairs_file"
+                f"takes {max_length}",
+                advice="change `pairs_file`",
             )
 
 

@@ -78,15 +78,13 @@ def load_next_sentence_model(name: str) -> PreTrainedModel:
             else "is neither a folder nor, on the Hub, a model"
         )
         raise InputError(
-            f"{name!r} {kind} of transformers with a next-sentence head; pass another --model, or "
-            "leave nsp out of "
-            "--suite"
+            f"{name!r} {kind} of transformers with a next-sentence head",
+            advice="pass another `model`, or leave nsp out of `suite`",
         ) from error
     if loading["missing_keys"]:
         raise InputError(
-            f"{name!r} has no trained next-sentence head (it lacks "
-            f"{min(loading['missing_keys'])}); pass another "
-            "--model, or leave nsp out of --suite"
+            f"{name!r} has no trained next-sentence head (it lacks {min(loading['missing_keys'])})",
+            advice="pass another `model`, or leave nsp out of `suite`",
         )
     return model.eval().to(default_device())
 

@@ -95,8 +95,8 @@ def decode_once(
         labels = np.load(folder / LABELS_FILE) if manifest["label_names"] else None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the decoded images in {folder} are not complete ({error}); remove the folder, and "
-            "they are decoded again"
+            f"the decoded images in {folder} are not complete ({error})",
+            advice="remove the folder, and they are decoded again",
         ) from error
     return DecodedImages(pixels, labels, moments, manifest)
 
@@ -128,17 +128,16 @@ def _decode(
             continue
         if recipe.on_bad_image == "error":
             raise InputError(
-                f"{outcome.name} cannot be decoded ({outcome.reason}); repair or remove it, or "
-                "pass --on_bad_image skip"
+                f"{outcome.name} cannot be decoded ({outcome.reason})",
+                advice="repair or remove it, or pass `on_bad_image` skip",
             )
         bad.append(f"{outcome.name} ({outcome.reason})")
     if len(writer.labels) < 4:
         raise InputError(
             f"{source.description} holds {len(writer.labels)} distinct images, but at least 4 are "
-            "needed "
-            f"({writer.num_duplicates} duplicates; skipped: "
-            f"{'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'}); "
-            "pass another --dataset_name or --data_files"
+            f"needed ({writer.num_duplicates} duplicates",
+            advice=f"skipped: {'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'}); pass another "
+            "`dataset_name` or `data_files`",
         )
     writer.finish()
     labels, label_names = _numbered(writer.labels, source.label_names)
@@ -191,9 +190,9 @@ class _Writer:
         if pixels.shape != self.shape:
             raise InputError(
                 f"{outcome.name} has {_size(pixels.shape)} pixels (width x height), but "
-                f"{self._first_name} has "
-                f"{_size(self.shape)}; pass --image_size (such as {min(self.shape[:2])}) to bring "
-                "all to one size"
+                f"{self._first_name} has {_size(self.shape)}",
+                advice=f"pass `image_size` (such as {min(self.shape[:2])}) to bring all to one "
+                "size",
             )
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
         if digest in self._seen:

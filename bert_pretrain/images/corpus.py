@@ -127,14 +127,14 @@ def open_images(
     """
     if image_size < 0:
         raise InputError(
-            f"image_size is {image_size} but must be at least 0 (the images' own size); pass "
-            "--image_size"
+            f"image_size is {image_size} but must be at least 0 (the images' own size)",
+            advice="pass `image_size`",
         )
     if num_channels not in (0, *MODES):
         raise InputError(
             f"num_channels is {num_channels} but must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 (as in "
-            "the first image); "
-            "pass --num_channels"
+            "the first image)",
+            advice="pass `num_channels`",
         )
     source = open_image_source(
         dataset_name=dataset_name,
@@ -160,8 +160,8 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
     if not 0 < validation_share < 1 or num_images - num_validation < 2:
         raise InputError(
             f"validation_share is {validation_share} of {num_images} images, but it must lie in "
-            "(0, 1) and leave at "
-            "least 2 images to train on; change --validation_share"
+            "(0, 1) and leave at least 2 images to train on",
+            advice="change `validation_share`",
         )
     order = permutation(num_images, seed, Purpose.IMAGE_SPLIT)
     train_images = np.sort(order[num_validation:])

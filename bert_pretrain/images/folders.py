@@ -45,7 +45,8 @@ def open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
     files = [path for path in files if path.is_relative_to(root)]
     if not files:
         raise InputError(
-            f"{root} holds no images; --dataset_name takes 'digits', a folder of images or a Hub id"
+            f"{root} holds no images",
+            advice="`dataset_name` takes 'digits', a folder of images or a Hub id",
         )
     parents = {path.parent for path in files}
     names = sorted({parent.name for parent in parents})
@@ -76,12 +77,13 @@ def _split_folder(folder: Path, files: list[Path], split: str) -> Path:
     if not subfolders or not subfolders <= _SPLIT_FOLDERS:
         if split != "train":  # else what is asked for as test images would be the training images
             raise InputError(
-                f"{folder} has no subfolders of splits, so no {split!r}; leave out --dataset_split"
+                f"{folder} has no subfolders of splits, so no {split!r}",
+                advice="leave out `dataset_split`",
             )
         return folder
     if split not in subfolders:
         raise InputError(
-            f"{folder} has no split {split!r}; it has {', '.join(sorted(subfolders))}; change "
-            "--dataset_split"
+            f"{folder} has no split {split!r}",
+            advice=f"it has {', '.join(sorted(subfolders))}; change `dataset_split`",
         )
     return folder / split

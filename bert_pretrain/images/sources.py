@@ -57,7 +57,8 @@ def open_image_source(
     if dataset_name in (None, "digits"):
         if dataset_split != "train":
             raise InputError(
-                f"'digits' has no split {dataset_split!r}, only train; leave out --dataset_split"
+                f"'digits' has no split {dataset_split!r}, only train",
+                advice="leave out `dataset_split`",
             )
         return _open_digits()
     assert dataset_name is not None

@@ -37,8 +37,8 @@ def open_parquet(patterns: list[str], image_column: str, label_column: str) -> I
         label_features.append(label)
         if label != label_features[0]:
             raise InputError(
-                f"the labels of {path} are {label}, those of {paths[0]} {label_features[0]}; "
-                "they must agree in all --data_files"
+                f"the labels of {path} are {label}, those of {paths[0]} {label_features[0]}",
+                advice="they must agree in all `data_files`",
             )
     columns = [image_column] if label_features[0] is None else [image_column, label_column]
 
@@ -64,9 +64,9 @@ def _open_parquet_file(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not a Parquet file ({error}); --data_files takes Parquet files with a "
-            "column of images, "
-            "--dataset_name a folder of images"
+            f"{path} is not a Parquet file ({error})",
+            advice="`data_files` takes Parquet files with a column of images, `dataset_name` a "
+            "folder of images",
         ) from error
 
 
@@ -85,15 +85,14 @@ def open_dataset(
             error.__cause__ or error
         )  # what a builder says is wrapped in a sentence that says nothing
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({first_line(cause)}); "
-            "--dataset_name takes 'digits', a folder of images or a Hub id"
+            f"the data set {name!r} cannot be loaded ({first_line(cause)})",
+            advice="`dataset_name` takes 'digits', a folder of images or a Hub id",
         ) from error
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise InputError(
-                f"the data set {name!r} has no split {split!r}; it has "
-                f"{', '.join(map(str, dataset))}; "
-                "change --dataset_split"
+                f"the data set {name!r} has no split {split!r}",
+                advice=f"it has {', '.join(map(str, dataset))}; change `dataset_split`",
             )
         dataset = dataset[split]
     schema = dataset.features.arrow_schema
@@ -126,22 +125,21 @@ def _check_columns(where: str, schema: pa.Schema, image_column: str, label_colum
     listed = ", ".join(map(repr, schema.names)) or "none"
     if image_column not in schema.names:
         raise InputError(
-            f"{where} has no column {image_column!r}; it has {listed}; pass the one of images as "
-            "--image_column"
+            f"{where} has no column {image_column!r}",
+            advice=f"it has {listed}; pass the one of images as `image_column`",
         )
     image_type = schema.field(image_column).type
     if not _holds_images(image_type):
         raise InputError(
-            f"the column {image_column!r} of {where} holds {image_type}, not images; the columns "
-            f"are {listed}; "
-            "pass the one of images as --image_column"
+            f"the column {image_column!r} of {where} holds {image_type}, not images",
+            advice=f"the columns are {listed}; pass the one of images as `image_column`",
         )
     if label_column not in schema.names:
         if label_column == DEFAULT_LABEL_COLUMN:
             return None
         raise InputError(
-            f"{where} has no column {label_column!r}; it has {listed}; change --label_column or "
-            "leave it out"
+            f"{where} has no column {label_column!r}",
+            advice=f"it has {listed}; change `label_column` or leave it out",
         )
     described = Features.from_arrow_schema(
         pa.schema([schema.field(label_column)], metadata=schema.metadata)
@@ -153,8 +151,8 @@ def _check_columns(where: str, schema: pa.Schema, image_column: str, label_colum
     if not is_value and not isinstance(feature, ClassLabel):
         raise InputError(
             f"the column {label_column!r} of {where} holds {schema.field(label_column).type}, but "
-            "labels must be "
-            "integers, strings or a ClassLabel; change --label_column"
+            "labels must be integers, strings or a ClassLabel",
+            advice="change `label_column`",
         )
     return feature
 
@@ -196,7 +194,7 @@ def _checked_label(label: Label, name: str) -> Label:
     if label is not None and not -1 <= label <= _MAX_CLASS_NUMBER:
         raise InputError(
             f"{name} has the label {label}, but class numbers must lie in 0..{_MAX_CLASS_NUMBER} "
-            "(-1 = none); "
-            "change --label_column"
+            "(-1 = none)",
+            advice="change `label_column`",
         )
     return label

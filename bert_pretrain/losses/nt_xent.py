@@ -65,8 +65,8 @@ def nt_xent_loss(
     """
     if temperature <= 0:
         raise InputError(
-            f"temperature is {temperature} but must be above 0; SimCLR takes --temperature 0.1 to "
-            "0.5"
+            f"temperature is {temperature} but must be above 0",
+            advice="SimCLR takes `temperature` 0.1 to 0.5",
         )
     normalized = normalize_rows(views)
     anchors, partners = (

@@ -61,9 +61,8 @@ def masked_patch_loss(
     if normalize_target:
         if target.shape[-1] == 1:
             raise InputError(
-                "patches of one value have no variance to be normalised by; use a larger "
-                "--patch_size, or targets "
-                "that are not normalised"
+                "patches of one value have no variance to be normalised by",
+                advice="use a larger `patch_size`, or targets that are not normalised",
             )
         variance, mean = torch.var_mean(target, dim=-1, correction=1, keepdim=True)
         target = (target - mean) / (variance + _VARIANCE_EPS).sqrt()

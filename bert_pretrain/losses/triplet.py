@@ -97,8 +97,8 @@ def triplet_loss(
     """
     if margin <= 0:
         raise InputError(
-            f"margin is {margin} but must be above 0, or equal embeddings are a perfect solution; "
-            "raise --margin"
+            f"margin is {margin} but must be above 0, or equal embeddings are a perfect solution",
+            advice="raise `margin`",
         )
     is_negative = anchor_ids[:, None] != candidate_ids  # (b, N)
     positive = pairwise_distance(anchors, positives, distance)

@@ -250,7 +250,9 @@ def build_autoencoder(
     for name, wanted in (("embedding_dim", embedding_dim), ("image_size", image_size)):
         found = getattr(model.config, name)
         if found != wanted:
-            raise InputError(f"{name} is {wanted} but {source} has {found}; pass --{name} {found}")
+            raise InputError(
+                f"{name} is {wanted} but {source} has {found}", advice=f"pass `{name}` {found}"
+            )
     prepare_encoder(model.encoder, source=source, dropout=dropout, **images)
     model.train()
     return model

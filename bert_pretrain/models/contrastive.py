@@ -165,8 +165,8 @@ def build_contrastive(
     found = model.config.projection_dim
     if found != projection_dim:
         raise InputError(
-            f"projection_dim is {projection_dim} but the head of {source} has {found}; pass "
-            f"--projection_dim {found}"
+            f"projection_dim is {projection_dim} but the head of {source} has {found}",
+            advice=f"pass `projection_dim` {found}",
         )
     prepare_encoder(model.encoder, source=source, dropout=dropout, **images)
     model.train()

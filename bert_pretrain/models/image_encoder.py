@@ -98,16 +98,16 @@ def prepare_encoder(
     if encoder.config.num_channels != num_channels:
         raise InputError(
             f"the images have {num_channels} channels but {source} takes "
-            f"{encoder.config.num_channels}; "
-            f"pass --num_channels {encoder.config.num_channels}"
+            f"{encoder.config.num_channels}",
+            advice=f"pass `num_channels` {encoder.config.num_channels}",
         )
     _refuse_parameters_outside_base(encoder)
     try:
         embedding_width(encoder, image_size=image_size, num_channels=num_channels)
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"{source} does not take images of {image_size} x {image_size} pixels ({error}); "
-            "pass the --image_size that it was made for"
+            f"{source} does not take images of {image_size} x {image_size} pixels ({error})",
+            advice="pass the `image_size` that it was made for",
         ) from error
     set_dropout(encoder, dropout)
     use_fast_response_norm(encoder)
@@ -167,7 +167,7 @@ def set_dropout(model: nn.Module, dropout: float) -> None:
     modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     if dropout and not modules:
         raise InputError(
-            f"dropout is {dropout} but this architecture has no dropout; pass --dropout 0"
+            f"dropout is {dropout} but this architecture has no dropout", advice="pass `dropout` 0"
         )
     for module in modules:
         module.p = dropout
@@ -201,8 +201,8 @@ def pretraining_subfolder(name_or_path: str | Path, model_type: str, **hub: Any)
         except (OSError, ValueError) as error:
             if (Path(name_or_path) / subfolder / "config.json").is_file():
                 raise InputError(
-                    f"{Path(name_or_path) / subfolder / 'config.json'} is damaged ({error}); pass "
-                    "another folder"
+                    f"{Path(name_or_path) / subfolder / 'config.json'} is damaged ({error})",
+                    advice="pass another folder",
                 ) from error
             continue
         if config.get("model_type") == model_type:
@@ -220,8 +220,8 @@ def find_pretraining(name_or_path: str | Path, model_type: str, **hub: Any) -> s
     if subfolder is None:
         raise InputError(
             f"{str(name_or_path)!r} holds no model of type {model_type!r}, neither at its root nor "
-            "in "
-            f"{PRETRAINING_FOLDER}/; pass the final/ or a checkpoint of a run with that objective"
+            f"in {PRETRAINING_FOLDER}/",
+            advice="pass the final/ or a checkpoint of a run with that objective",
         )
     return subfolder
 
@@ -245,21 +245,21 @@ def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: 
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"the weights of {place} cannot be read ({error}); pass --model_name_or_path a "
-            "complete checkpoint"
+            f"the weights of {place} cannot be read ({error})",
+            advice="pass `model_name_or_path` a complete checkpoint",
         ) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise InputError(
-            f"{place} lacks {len(missing)} weights, such as {missing[0]}; pass "
-            "--model_name_or_path "
-            "a complete checkpoint, or --config_name to start from none"
+            f"{place} lacks {len(missing)} weights, such as {missing[0]}",
+            advice="pass `model_name_or_path` a complete checkpoint, or `config_name` to start "
+            "from none",
         )
     return model
 
 
 def _load_encoder(name: str) -> PreTrainedModel:
-    config = read_config(name, flag="--model_name_or_path")
+    config = read_config(name, parameter="model_name_or_path")
     encoder: PreTrainedModel = load_weights(_classifier_class(config), name, num_labels=0)
     return encoder
 
@@ -282,10 +282,9 @@ def _refuse_parameters_outside_base(encoder: PreTrainedModel) -> None:
     if base is encoder or outside:
         raise InputError(
             f"the embedding of a {encoder.config.model_type!r} model passes through weights that "
-            "AutoModel does not "
-            f"hold ({', '.join(outside) or 'its classifier has no encoder of its own'}); choose "
-            "another architecture "
-            "with --config_name or --model_name_or_path"
+            "AutoModel does not hold "
+            f"({', '.join(outside) or 'its classifier has no encoder of its own'})",
+            advice="choose another architecture with `config_name` or `model_name_or_path`",
         )
 
 

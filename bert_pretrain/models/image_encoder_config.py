@@ -95,8 +95,9 @@ def vit_patch_size(image_size: int) -> int:
     divisors = [size for size in range(2, MAX_PATCH_SIZE + 1) if image_size % size == 0]
     if not divisors:
         raise InputError(
-            f"image_size is {image_size}, which no patch of 2 to {MAX_PATCH_SIZE} pixels divides; "
-            "pass another --image_size, such as a multiple of 8, or a convolutional --config_name"
+            f"image_size is {image_size}, which no patch of 2 to {MAX_PATCH_SIZE} pixels divides",
+            advice="pass another `image_size`, such as a multiple of 8, or a convolutional "
+            "`config_name`",
         )
     return next((size for size in divisors if image_size <= MIN_GRID * size), divisors[-1])
 
@@ -111,19 +112,19 @@ def read_encoder_config(
     """
     if config_name in SIZES:
         return image_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
-    config = read_config(config_name, flag="--config_name")
+    config = read_config(config_name, parameter="config_name")
     config.num_channels = num_channels
     if hasattr(config, "image_size"):
         config.image_size = image_size
     return config
 
 
-def read_config(name: str, *, flag: str) -> PreTrainedConfig:
+def read_config(name: str, *, parameter: str) -> PreTrainedConfig:
     """Return the configuration in a folder or on the Hub.
 
     Args:
         name: folder or Hub id.
-        flag: that named it.
+        parameter: that named it.
 
     Raises:
         InputError: there is none, or it is not that of an image classifier of transformers.
@@ -131,17 +132,19 @@ def read_config(name: str, *, flag: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        refuse_misnamed_model(name, flag=flag, sizes=SIZES if flag == "--config_name" else ())
+        refuse_misnamed_model(
+            name, parameter=parameter, sizes=SIZES if parameter == "config_name" else ()
+        )
         where = (
             "has no config.json of transformers"
             if Path(name).is_dir()
             else "is neither a folder nor on the Hub"
         )
         raise InputError(
-            f"{name!r} {where}; pass {flag} the folder or Hub id of an image encoder"
+            f"{name!r} {where}; pass `{parameter}` the folder or Hub id of an image encoder"
             + (
                 f", or one of {', '.join(SIZES)}"
-                if flag == "--config_name"
+                if parameter == "config_name"
                 else ", such as a run's final/"
             )
         ) from error
@@ -150,8 +153,8 @@ def read_config(name: str, *, flag: str) -> PreTrainedConfig:
     ):
         raise InputError(
             f"{name!r} is a model of type {config.model_type!r}, which "
-            "AutoModelForImageClassification does not build "
-            f"for pixels; pass {flag} an image encoder such as vit, convnextv2, resnet or dinov2"
+            "AutoModelForImageClassification does not build for pixels",
+            advice=f"pass `{parameter}` an image encoder such as vit, convnextv2, resnet or dinov2",
         )
     return config
 

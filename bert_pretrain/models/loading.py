@@ -40,19 +40,19 @@ def build_bert(
     """
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     if model_name_or_path is not None:
-        config = _read_config(model_name_or_path, flag="--model_name_or_path")
+        config = _read_config(model_name_or_path, parameter="model_name_or_path")
         if vocab_size > config.vocab_size:
             raise InputError(
                 f"the tokenizer has {vocab_size:,} tokens but {model_name_or_path} embeds "
-                f"{config.vocab_size:,}; "
-                "pass the model's own tokenizer as --tokenizer_name"
+                f"{config.vocab_size:,}",
+                advice="pass the model's own tokenizer as `tokenizer_name`",
             )
     elif config_name in SIZES:
         config = bert_config(
             config_name, vocab_size=vocab_size, pad_token_id=tokenizer.pad_token_id
         )
     else:
-        config = _read_config(config_name, flag="--config_name")
+        config = _read_config(config_name, parameter="config_name")
         config.vocab_size = vocab_size
         config.pad_token_id = tokenizer.pad_token_id
     check_length(max_seq_length, config)
@@ -63,8 +63,8 @@ def build_bert(
             model = BertForPreTraining.from_pretrained(model_name_or_path, dtype="float32")
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
-                f"the weights of {model_name_or_path} cannot be read ({error}); "
-                "pass --model_name_or_path a complete checkpoint"
+                f"the weights of {model_name_or_path} cannot be read ({error})",
+                advice="pass `model_name_or_path` a complete checkpoint",
             ) from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -78,27 +78,30 @@ def check_length(max_seq_length: int, config: BertConfig) -> None:
     if max_seq_length > config.max_position_embeddings:
         raise InputError(
             f"max_seq_length is {max_seq_length} but the model has "
-            f"{config.max_position_embeddings} positions; "
-            f"pass --max_seq_length of at most {config.max_position_embeddings}"
+            f"{config.max_position_embeddings} positions",
+            advice=f"pass `max_seq_length` of at most {config.max_position_embeddings}",
         )
 
 
-def _read_config(name: str, *, flag: str) -> BertConfig:
+def _read_config(name: str, *, parameter: str) -> BertConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        refuse_misnamed_model(name, flag=flag, sizes=SIZES if flag == "--config_name" else ())
+        refuse_misnamed_model(
+            name, parameter=parameter, sizes=SIZES if parameter == "config_name" else ()
+        )
         where = (
             "has no usable config.json"
             if Path(name).is_dir()
             else "is neither a folder nor found on the Hub"
         )
         raise InputError(
-            f"{name!r} {where}; pass {flag} a BERT folder or Hub id"
-            + (f", or one of {', '.join(SIZES)}" if flag == "--config_name" else "")
+            f"{name!r} {where}; pass `{parameter}` a BERT folder or Hub id"
+            + (f", or one of {', '.join(SIZES)}" if parameter == "config_name" else "")
         ) from error
     if config.model_type != "bert":
         raise InputError(
-            f"{name!r} is a model of type {config.model_type!r} but must be 'bert'; change {flag}"
+            f"{name!r} is a model of type {config.model_type!r} but must be 'bert'",
+            advice=f"change `{parameter}`",
         )
     return config

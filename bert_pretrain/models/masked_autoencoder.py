@@ -198,16 +198,17 @@ def check_mask_ratio(mask_ratio: float, *, num_patches: int) -> None:
     if not 0 < num_seen < num_patches:
         raise InputError(
             f"mask_ratio is {mask_ratio}, so that int({num_patches} patches * (1 - mask_ratio)) = "
-            f"{num_seen} are seen, "
-            f"but 1 to {num_patches - 1} must be; pass another --mask_ratio, such as 0.75"
+            f"{num_seen} are seen, but 1 to {num_patches - 1} must be",
+            advice="pass another `mask_ratio`, such as 0.75",
         )
 
 
 def _fresh(config: Any, *, source: str) -> MaskedAutoencoder:
     if config.model_type != "vit":
         raise InputError(
-            f"{source!r} is of type {config.model_type!r} but a masked autoencoder needs 'vit'; "
-            "pass --config_name vit-tiny, or --mask_ratio 0 for an autoencoder with any encoder"
+            f"{source!r} is of type {config.model_type!r} but a masked autoencoder needs 'vit'",
+            advice="pass `config_name` vit-tiny, or `mask_ratio` 0 for an autoencoder with any "
+            "encoder",
         )
     _, width, num_layers = max(size for size in DECODER_SIZES if size[0] <= config.hidden_size)
     fields = {name: getattr(config, name) for name in SHARED_FIELDS}
@@ -225,18 +226,18 @@ def _fresh(config: Any, *, source: str) -> MaskedAutoencoder:
 def _check_images(config: ViTMAEConfig, *, source: str, image_size: int, channels: int) -> None:
     if config.num_channels != channels:
         raise InputError(
-            f"the images have {channels} channels but {source} takes {config.num_channels}; "
-            f"pass --num_channels {config.num_channels}"
+            f"the images have {channels} channels but {source} takes {config.num_channels}",
+            advice=f"pass `num_channels` {config.num_channels}",
         )
     if config.image_size != image_size:
         raise InputError(
-            f"image_size is {image_size} but {source} takes {config.image_size}; pass --image_size "
-            f"{config.image_size}"
+            f"image_size is {image_size} but {source} takes {config.image_size}",
+            advice=f"pass `image_size` {config.image_size}",
         )
     if image_size % config.patch_size:
         raise InputError(
             f"image_size is {image_size}, which the patches of {source} ({config.patch_size} "
-            "pixels) do not divide; "
-            "pass --image_size "
-            f"{image_size // config.patch_size * config.patch_size or config.patch_size}"
+            "pixels) do not divide",
+            advice="pass `image_size` "
+            f"{image_size // config.patch_size * config.patch_size or config.patch_size}",
         )

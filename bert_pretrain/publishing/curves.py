@@ -35,7 +35,9 @@ def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
     """
     rows = read_rows(metrics_file)
     if not rows:
-        raise InputError(f"{metrics_file} has no row yet; wait for the run's first evaluation")
+        raise InputError(
+            f"{metrics_file} has no row yet", advice="wait for the run's first evaluation"
+        )
     return rows
 
 
@@ -59,7 +61,7 @@ def draw_curves(metrics_file: Path, png: Path) -> None:
         if (columns := [column for column in present if column.endswith(endings)])
     ]
     if not panels:
-        raise InputError(f"{metrics_file} holds no loss; pass the folder of a run")
+        raise InputError(f"{metrics_file} holds no loss", advice="pass the folder of a run")
     num_columns = min(len(panels), 3)
     num_lines = -(-len(panels) // num_columns)
     figure = Figure(

@@ -42,17 +42,16 @@ def download_checkpoint(name: str) -> Path:
         )
     except Exception as error:  # of the network, of the Hub, of the disk
         raise InputError(
-            f"--resume_from_checkpoint {name} cannot be fetched from the Hub "
-            f"({diagnose(error)[1]}); "
-            "pass owner/name@revision of a repository that this machine's token may read, or a "
-            "checkpoint folder"
+            f"`resume_from_checkpoint` {name} cannot be fetched from the Hub "
+            f"({diagnose(error)[1]})",
+            advice="pass owner/name@revision of a repository that this machine's token may read, "
+            "or a checkpoint folder",
         ) from error
     folder = Path(snapshot) / STATE_FOLDER
     if not folder.is_dir():
         raise InputError(
-            f"--resume_from_checkpoint {name} holds a model but no training state: it was pushed "
-            "without "
-            "--hub_push_state. Begin a new run from its weights with --model_name_or_path "
+            f"`resume_from_checkpoint` {name} holds a model but no training state: it was pushed "
+            "without `hub_push_state`. Begin a new run from its weights with `model_name_or_path` "
             f"{match['repo_id']}"
         )
     return folder

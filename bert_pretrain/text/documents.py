@@ -32,7 +32,7 @@ from bert_pretrain.text.embedded import embedded_documents, embedded_key
 
 DocumentBoundary = Literal["blank_line", "file"]
 EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-_FLAG = "--data_files"
+_PARAMETER = "data_files"
 DEFAULT_SENTENCE_RULES = "en"  # where no language is stated
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
 
@@ -74,7 +74,8 @@ class DocumentSource:
             yield text
         if is_empty:
             raise InputError(
-                f"{self.description} holds no text; pass other --data_files or --dataset_name"
+                f"{self.description} holds no text",
+                advice="pass other `data_files` or `dataset_name`",
             )
 
 
@@ -124,8 +125,8 @@ def check_language(language: str) -> None:
     """Raise `InputError` unless a language is named by a code."""
     if not _LANGUAGE_CODE.fullmatch(language):
         raise InputError(
-            f"language is {language!r} but must be a code of two or three letters; pass --language "
-            "en"
+            f"language is {language!r} but must be a code of two or three letters",
+            advice="pass `language` en",
         )
 
 
@@ -171,11 +172,11 @@ def _open_files(
 def _check_file(path: Path) -> None:
     if file_kind(path) not in EXTENSIONS:
         raise InputError(
-            f"{path} has an unknown extension; --data_files takes {', '.join(EXTENSIONS)}, each "
-            "also with .gz or .zst"
+            f"{path} has an unknown extension",
+            advice=f"`data_files` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
         )
     if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty; remove it from --data_files")
+        raise InputError(f"{path} is empty", advice="remove it from `data_files`")
 
 
 def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary) -> Iterator[str]:
@@ -183,17 +184,17 @@ def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary
     if kind == ".txt":
         yield from _read_text(path, document_boundary)
     elif kind in (".jsonl", ".json"):
-        for number, row in read_json_lines(path, flag=_FLAG):
+        for number, row in read_json_lines(path, parameter=_PARAMETER):
             if text_column not in row:
                 raise _missing_column(f"{path}, line {number},", text_column, list(row))
             yield row[text_column]
     elif kind == ".csv":
-        for block in read_csv(path, flag=_FLAG):
+        for block in read_csv(path, parameter=_PARAMETER):
             if text_column not in block.columns:
                 raise _missing_column(path, text_column, list(block.columns))
             yield from block[text_column].tolist()
     else:
-        with open_parquet(path, flag=_FLAG) as parquet:
+        with open_parquet(path, parameter=_PARAMETER) as parquet:
             if text_column not in parquet.schema_arrow.names:
                 raise _missing_column(path, text_column, parquet.schema_arrow.names)
             for batch in parquet.iter_batches(batch_size=1000, columns=[text_column]):
@@ -209,7 +210,7 @@ def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]
             paragraphs.append(" ".join(lines))
             lines.clear()
 
-    for line in read_lines(path, flag=_FLAG):
+    for line in read_lines(path, parameter=_PARAMETER):
         if stripped := line.strip():
             lines.append(stripped)
             continue
@@ -224,7 +225,8 @@ def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]
 def _missing_column(where: object, text_column: str, columns: list[Any]) -> InputError:
     listed = ", ".join(map(repr, columns)) or "none"
     return InputError(
-        f"{where} has no column {text_column!r}; it has {listed}; pass one of them as --text_column"
+        f"{where} has no column {text_column!r}",
+        advice=f"it has {listed}; pass one of them as `text_column`",
     )
 
 
@@ -241,15 +243,14 @@ def _open_dataset(
     except Exception as error:  # datasets raises whatever its builders and the network raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({reason}); --dataset_name takes 'docs', a "
-            "folder or a Hub id"
+            f"the data set {name!r} cannot be loaded ({reason})",
+            advice="`dataset_name` takes 'docs', a folder or a Hub id",
         ) from error
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         if split not in dataset:
             raise InputError(
-                f"the data set {name!r} has no split {split!r}; it has "
-                f"{', '.join(map(str, dataset))}; "
-                "change --dataset_split"
+                f"the data set {name!r} has no split {split!r}",
+                advice=f"it has {', '.join(map(str, dataset))}; change `dataset_split`",
             )
         dataset = dataset[split]
     columns = dataset.column_names

@@ -56,15 +56,15 @@ class MaskingRule:
         """Check the probabilities."""
         if not 0 < self.mlm_probability < 1:
             raise InputError(
-                f"mlm_probability is {self.mlm_probability} but must lie in (0, 1); "
-                "for 15 % pass --mlm_probability 0.15"
+                f"mlm_probability is {self.mlm_probability} but must lie in (0, 1)",
+                advice="for 15 % pass `mlm_probability` 0.15",
             )
         shares = (self.mask_replace_prob, self.random_replace_prob)
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise InputError(
                 f"mask_replace_prob is {shares[0]} and random_replace_prob {shares[1]}, but both "
-                "must be at least 0 and together at most 1; change --mask_replace_prob or "
-                "--random_replace_prob (BERT: 0.8 and 0.1)"
+                "must be at least 0 and together at most 1",
+                advice="change `mask_replace_prob` or `random_replace_prob` (BERT: 0.8 and 0.1)",
             )
 
 

@@ -176,7 +176,7 @@ def _manifest_in(folder: Path) -> dict[str, Any] | None:
     # Many programs write a manifest.json; only ours may be replaced.
     if not isinstance(manifest, dict) or not {"format_version", "key"} <= manifest.keys():
         raise InputError(
-            f"{folder} is neither empty nor a prepared corpus; pass another --output_dir"
+            f"{folder} is neither empty nor a prepared corpus", advice="pass another `output_dir`"
         )
     return manifest
 
@@ -215,7 +215,8 @@ def _write(
                 written.count(document, tokenizer.unk_token_id)
         if not written.digests:
             raise InputError(
-                f"{source.description} holds no sentence; pass other --data_files or --dataset_name"
+                f"{source.description} holds no sentence",
+                advice="pass other `data_files` or `dataset_name`",
             )
         writer.finalize()
     return written

@@ -206,14 +206,14 @@ class PreparedCorpus:
             store = TokenStore.open(folder / ARROW_FILE)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{folder} is no complete prepared corpus ({error}); "
-                "remove the folder and prepare it again with bert-pretrain prepare"
+                f"{folder} is no complete prepared corpus ({error})",
+                advice="remove the folder and prepare it again with bert-pretrain prepare",
             ) from error
         if manifest.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{folder} was written in format {manifest.get('format_version')} but must be in "
-                f"{FORMAT_VERSION}; "
-                "prepare it again with bert-pretrain prepare"
+                f"{FORMAT_VERSION}",
+                advice="prepare it again with bert-pretrain prepare",
             )
         all_documents = np.arange(store.num_documents, dtype=np.int64)
         train_documents = np.setdiff1d(all_documents, validation_documents, assume_unique=True)

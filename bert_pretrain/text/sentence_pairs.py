@@ -164,10 +164,10 @@ def _exact_pairs(
     columns = keep_or_swap(store, windows, first, second, draws)
     if len(columns[0]) == 0:
         raise InputError(
-            "no sentence pair could be formed: none of the "
-            f"{len(windows.document)} text windows has a partner in another document whose second "
-            "segment is alike; more documents of several sentences are needed; add --data_files, "
-            "or train without pairs: --objective mlm"
+            f"no sentence pair could be formed: none of the {len(windows.document)} text windows "
+            "has a partner in another document whose second segment is alike",
+            advice="more documents of several sentences are needed; add `data_files`, or train "
+            "without pairs: `objective` mlm",
         )
     return columns
 
@@ -270,17 +270,18 @@ def _check_settings(max_seq_length: int, short_seq_prob: float, *, num_documents
     if max_seq_length < _MIN_SEQ_LENGTH:
         raise InputError(
             f"max_seq_length is {max_seq_length}, too short for two segments and their special "
-            f"tokens; it must be at least {_MIN_SEQ_LENGTH}; raise --max_seq_length"
+            "tokens",
+            advice=f"it must be at least {_MIN_SEQ_LENGTH}; raise `max_seq_length`",
         )
     if not 0 <= short_seq_prob <= 1:
         raise InputError(
-            f"short_seq_prob is {short_seq_prob} but must lie in [0, 1]; for 10 % pass "
-            "--short_seq_prob 0.1"
+            f"short_seq_prob is {short_seq_prob} but must lie in [0, 1]",
+            advice="for 10 % pass `short_seq_prob` 0.1",
         )
     if num_documents == 0:
         raise InputError(
-            "the split has no documents: 0 given, at least 1 is needed; "
-            "give more text with --data_files or change --validation_share"
+            "the split has no documents: 0 given, at least 1 is needed",
+            advice="give more text with `data_files` or change `validation_share`",
         )
 
 
@@ -289,6 +290,7 @@ def _check_pairable(windows: Windows, *, num_documents: int) -> None:
     if num_usable < 2:
         raise InputError(
             f"sentence pairs need at least 2 documents of 2 or more sentences, but {num_usable} of "
-            f"{num_documents} given documents are such; put a blank line between the documents of "
-            "a text file (--document_boundary), or train without pairs: --objective mlm"
+            f"{num_documents} given documents are such",
+            advice="put a blank line between the documents of a text file (`document_boundary`), "
+            "or train without pairs: `objective` mlm",
         )

@@ -62,8 +62,8 @@ def train_wordpiece(
     """
     if vocab_size <= len(SPECIAL_TOKENS):
         raise InputError(
-            f"vocab_size is {vocab_size} but must exceed the {len(SPECIAL_TOKENS)} special tokens; "
-            "pass a larger --vocab_size, such as 30522"
+            f"vocab_size is {vocab_size} but must exceed the {len(SPECIAL_TOKENS)} special tokens",
+            advice="pass a larger `vocab_size`, such as 30522",
         )
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
     # As in Devlin et al.: strip_accents None means "when lowercasing".
@@ -85,7 +85,9 @@ def train_wordpiece(
     )
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() <= len(SPECIAL_TOKENS):
-        raise InputError("the text has no words to train a tokenizer on; pass other --data_files")
+        raise InputError(
+            "the text has no words to train a tokenizer on", advice="pass other `data_files`"
+        )
     cls_id, sep_id = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
@@ -124,13 +126,13 @@ def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
             else "is neither a folder nor found on the Hub"
         )
         raise InputError(
-            f"{name_or_path!r} {kind} ({type(error).__name__}); "
-            "pass --tokenizer_name a folder or Hub id with tokenizer.json"
+            f"{name_or_path!r} {kind} ({type(error).__name__})",
+            advice="pass `tokenizer_name` a folder or Hub id with tokenizer.json",
         ) from error
     if not tokenizer.is_fast:
         raise InputError(
-            f"the tokenizer {name_or_path!r} is a slow one (no tokenizer.json); pass a fast one as "
-            "--tokenizer_name"
+            f"the tokenizer {name_or_path!r} is a slow one (no tokenizer.json)",
+            advice="pass a fast one as `tokenizer_name`",
         )
     check_special_tokens(tokenizer, f"the tokenizer {name_or_path!r}")
     return tokenizer
@@ -143,13 +145,13 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerFast, what: str) -> None:
     if missing:
         raise InputError(
             f"{what} has no {', '.join(missing)} token but pretraining needs mask, cls, sep and "
-            "pad; "
-            "pass another --tokenizer_name"
+            "pad",
+            advice="pass another `tokenizer_name`",
         )
     if len(set(ids.values())) < len(ids):
         raise InputError(
-            f"{what} shares ids among mask, cls, sep and pad ({ids}) but they must differ; "
-            "pass another --tokenizer_name"
+            f"{what} shares ids among mask, cls, sep and pad ({ids}) but they must differ",
+            advice="pass another `tokenizer_name`",
         )
 
 

@@ -99,9 +99,9 @@ def find_checkpoint(resume_from: str, folder: Path) -> Path | None:
     path = Path(resume_from)
     if not (path / STATE_FILE).is_file():
         raise InputError(
-            f"{resume_from} is not a checkpoint (it has no {STATE_FILE}); pass "
-            "--resume_from_checkpoint "
-            "latest, a folder checkpoints/step-NNNNNN, or owner/name@revision of the Hub"
+            f"{resume_from} is not a checkpoint (it has no {STATE_FILE})",
+            advice="pass `resume_from_checkpoint` latest, a folder checkpoints/step-NNNNNN, or "
+            "owner/name@revision of the Hub",
         )
     return path
 
@@ -127,15 +127,15 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         listing = state.pop("files")
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(
-            f"{checkpoint / STATE_FILE} cannot be read ({error}); pass another checkpoint to "
-            "--resume_from_checkpoint"
+            f"{checkpoint / STATE_FILE} cannot be read ({error})",
+            advice="pass another checkpoint to `resume_from_checkpoint`",
         ) from error
     for name, digest in listing.items():
         path = checkpoint / name
         if not path.is_file() or _digest(path) != digest:
             raise InputError(
-                f"{path} is missing or damaged (its digest is not the one written); "
-                "pass an older checkpoint to --resume_from_checkpoint"
+                f"{path} is missing or damaged (its digest is not the one written)",
+                advice="pass an older checkpoint to `resume_from_checkpoint`",
             )
     return state
 

@@ -76,29 +76,29 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
         InputError: the folder is in use, or there is no run to continue.
     """
     holds_run = (run_dir / "run.json").is_file()
-    check_creatable(run_dir, flag="--output_dir")
+    check_creatable(run_dir, parameter="output_dir")
     if resume_from is None:
         # A run killed while it began leaves at most the unfinished run.json.
         if run_dir.is_dir() and any(path.name != _UNFINISHED for path in run_dir.iterdir()):
             what = "holds another run" if holds_run else "is not an empty folder"
             raise InputError(
-                f"{run_dir} {what}; pass another --output_dir, or continue it with "
-                "--resume_from_checkpoint latest"
+                f"{run_dir} {what}",
+                advice="pass another `output_dir`, or continue it with `resume_from_checkpoint` "
+                "latest",
             )
         return None
     if resume_from == "latest" and not holds_run:
         raise InputError(
-            f"--resume_from_checkpoint is 'latest' but {run_dir} holds no run; "
-            "pass the run's --output_dir, or leave --resume_from_checkpoint out"
+            f"`resume_from_checkpoint` is 'latest' but {run_dir} holds no run",
+            advice="pass the run's `output_dir`, or leave `resume_from_checkpoint` out",
         )
     is_remote = is_hub_checkpoint(resume_from)
     checkpoint = None if is_remote else find_checkpoint(resume_from, run_dir / "checkpoints")
     is_of_this_run = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
     if holds_run and (is_remote or not is_of_this_run):
         raise InputError(
-            f"{run_dir} holds a run that {resume_from} is no checkpoint of; pass a new "
-            "--output_dir to continue from "
-            "it there"
+            f"{run_dir} holds a run that {resume_from} is no checkpoint of",
+            advice="pass a new `output_dir` to continue from it there",
         )
     return download_checkpoint(resume_from) if is_remote else checkpoint
 
@@ -116,8 +116,8 @@ def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | Non
     """
     if resume_from in (None, "latest") and claim_run_dir(run_dir, resume_from) != checkpoint:
         raise InputError(
-            f"another process has continued the run in {run_dir} in the meantime; repeat the "
-            "command"
+            f"another process has continued the run in {run_dir} in the meantime",
+            advice="repeat the command",
         )
 
 
@@ -188,9 +188,8 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
     if any(details):
         raise InputError(
             f"{checkpoint} cannot be continued with these flags: "
-            f"{'; '.join(filter(None, details))}. "
-            "Pass the flags of that run (its run.json has them), or another "
-            "--resume_from_checkpoint"
+            f"{'; '.join(filter(None, details))}. Pass the flags of that run (its run.json has "
+            "them), or another `resume_from_checkpoint`"
         )
     trainer.load_checkpoint(checkpoint, state)
     trainer.accelerator.print(f"continuing from {checkpoint} after {trainer.step:,} updates")

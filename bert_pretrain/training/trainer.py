@@ -228,7 +228,7 @@ class Trainer:
                 "rows up to "
                 f"{self.place.position}); it was not made, and no later one. Continue from the "
                 "last checkpoint with "
-                "--resume_from_checkpoint latest and a lower --learning_rate, or --mixed_precision "
+                "`resume_from_checkpoint` latest and a lower `learning_rate`, or `mixed_precision` "
                 "no"
             )
 

@@ -44,7 +44,7 @@ def steps() -> list[list[str]]:
 def test_the_chain_is_whole() -> None:
     commands = [" ".join(step) for step in steps()]
     assert len(commands) == 4
-    assert "run_pretraining.py" in commands[0] and "bert-pretrain finetune" in commands[2]
+    assert "run_pretraining.py" in commands[0] and "bert_pretrain finetune" in commands[2]
     (published,) = re.findall(r"--hub_model_id (\S+)", commands[0])
     (classifier,) = re.findall(r"--hub_model_id (\S+)", commands[2])
     assert f'model="{published}"' in commands[1] and f"--model {published} " in commands[2]

@@ -102,8 +102,8 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_made_names_its_flag(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    check_creatable(tmp_path / "new" / "folder", flag="--output_dir")
+    check_creatable(tmp_path / "new" / "folder", parameter="output_dir")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="--output_dir"):
-            check_creatable(path, flag="--output_dir")
+        with pytest.raises(InputError, match="`output_dir`"):
+            check_creatable(path, parameter="output_dir")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

@@ -147,7 +147,7 @@ def test_a_metric_that_is_not_defined_for_the_labels_is_refused(
 
 
 def test_a_metric_by_another_name_is_looked_for_and_may_be_a_script(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--metrics"):
+    with pytest.raises(InputError, match="`metrics`"):
         load_metrics(["bleurt"], SINGLE, num_classes=2)
     script = tmp_path / "twice.py"
     script.write_text(
@@ -227,7 +227,7 @@ def test_cells_of_a_text_file_that_are_fractions_are_values_unless_they_are_said
     )
     assert space(["0", "1"], is_typed=False).encode(["1.0"], description="d").tolist() == [1]
     assert space(["250.0", "250.00"], is_typed=False).names == ("250.0", "250.00")
-    with pytest.raises(InputError, match=r"'3\.1' as a number.*--task classification"):
+    with pytest.raises(InputError, match=r"'3\.1' as a number.*`task` classification"):
         space(["3.1", "3.10"], is_typed=False)
     assert space(cells, VALUES).encode(cells, description="d").tolist() == [0.5, 2.0, 0.5]
 
@@ -327,7 +327,7 @@ def test_lists_of_class_numbers_are_not_multi_hot() -> None:
         ([[1, 0, 1], []], None, None, "row 2 of train.csv has a list of 0"),
         ([[1, 0, 1], None], None, None, "row 2 of train.csv has no label"),
         ([[0, 0, 0], [0, 0, 0]], None, None, "none of the 2 rows"),
-        ([[1, 0, 1]], ("a", "b"), None, "lists of 3 .*--label_names"),
+        ([[1, 0, 1]], ("a", "b"), None, "lists of 3 .*`label_names`"),
         ([[1, 0, 1]], None, [1, 0], "row 1 of dev.csv has the label .* 3 places"),
         ([[1, 0, 1]], None, [1, 0, 2], "row 1 of dev.csv has the label .* 0 or 1"),
         ([[1, 0, 1]], None, "0|2", "row 1 of dev.csv has the label '0|2'"),
@@ -357,7 +357,7 @@ def test_names_of_class_numbers_are_kept() -> None:
         (["a", "a"], {}, "two classes"),
         ([0.5, math.nan], {"problem_type": VALUES}, "row 2"),
         ([["a"], ["b"]], {"problem_type": SINGLE}, "multi_label"),
-        ([0, 2], {"names": ("no", "yes")}, "--label_names"),
+        ([0, 2], {"names": ("no", "yes")}, "`label_names`"),
         (["x"] * 2, {"names": ("no", "yes")}, "'x'"),
         ([1, "a", "1"], {"names": ("no", "no")}, "not all different"),
         (["a", "b", "-100"], {"problem_type": VALUES}, "regression needs numbers"),
@@ -386,7 +386,7 @@ def test_all_file_formats_give_the_same_rows(tmp_path: Path) -> None:
     for name in ("a.csv", "a.tsv", "a.parquet", "a.jsonl"):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
         for path in (tmp_path / name, tmp_path / f"{name}.gz"):
-            assert read_file(str(path), flag="--train_file").columns == {
+            assert read_file(str(path), parameter="train_file").columns == {
                 key: [row[key] for row in rows] for key in ("text", "label")
             }
 
@@ -394,7 +394,7 @@ def test_all_file_formats_give_the_same_rows(tmp_path: Path) -> None:
 def test_quotes_of_a_tsv_file_are_letters_unless_they_were_put_around_cells(tmp_path: Path) -> None:
     def read(content: str) -> list[str]:
         (tmp_path / "a.tsv").write_text(content)
-        return read_file(str(tmp_path / "a.tsv"), flag="--train_file").columns["text"]
+        return read_file(str(tmp_path / "a.tsv"), parameter="train_file").columns["text"]
 
     # As GLUE writes them: nothing is quoted.
     for texts in (
@@ -438,8 +438,8 @@ def test_a_line_of_a_tsv_file_that_fits_its_header_in_no_way_is_named(
     tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "a.tsv").write_text(content)
-    with pytest.raises(InputError, match=f"{message}.*--train_file"):
-        read_file(str(tmp_path / "a.tsv"), flag="--train_file")
+    with pytest.raises(InputError, match=f"{message}.*`train_file`"):
+        read_file(str(tmp_path / "a.tsv"), parameter="train_file")
 
 
 def test_class_names_of_a_parquet_file_are_found(tmp_path: Path) -> None:
@@ -447,7 +447,9 @@ def test_class_names_of_a_parquet_file_are_found(tmp_path: Path) -> None:
     Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(
         tmp_path / "a.parquet"
     )
-    assert read_file(str(tmp_path / "a.parquet"), flag="f").class_names == {"label": ("no", "yes")}
+    assert read_file(str(tmp_path / "a.parquet"), parameter="f").class_names == {
+        "label": ("no", "yes")
+    }
 
 
 def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_separator(
@@ -457,14 +459,14 @@ def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_sep
         "text,label\nwell, yes,1\nwell, no,0\n"
     )  # pandas would take "well" for row names
     with pytest.raises(InputError, match="more cells in row 1"):
-        read_file(str(tmp_path / "a.csv"), flag="--train_file")
+        read_file(str(tmp_path / "a.csv"), parameter="train_file")
     (tmp_path / "a.tsv.csv").write_text("text,label\nyes,1\n")
-    assert read_file(str(tmp_path / "a.tsv.csv"), flag="--train_file").columns == {
+    assert read_file(str(tmp_path / "a.tsv.csv"), parameter="train_file").columns == {
         "text": ["yes"],
         "label": ["1"],
     }
     (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbftext;label\r\n"well; yes, so";1\r\nno;0\r\n')
-    assert read_file(str(tmp_path / "a.csv"), flag="--train_file").columns == {
+    assert read_file(str(tmp_path / "a.csv"), parameter="train_file").columns == {
         "text": ["well; yes, so", "no"],
         "label": ["1", "0"],
     }
@@ -784,5 +786,5 @@ def test_a_model_that_diverged_has_no_predictions(model: str, tmp_path: Path) ->
     torch.nn.init.constant_(broken.classifier.weight, math.nan)
     recipe = Recipe(min_steps=1, num_train_epochs=1, mixed_precision="no")
     trainer = train(broken, rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
-    with pytest.raises(TrainingError, match="--learning_rate"):
+    with pytest.raises(TrainingError, match="`learning_rate`"):
         predict_logits(trainer, rows)

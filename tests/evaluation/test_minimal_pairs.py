@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"good": "\xe9", "bad": "b"}\n')
     (tmp_path / "empty.jsonl").write_text("\n")
     for name in ("torn.jsonl.gz", "plain.jsonl.gz", "latin.jsonl", "empty.jsonl"):
-        with pytest.raises(InputError, match=f"{name} .*--pairs_file"):
+        with pytest.raises(InputError, match=f"{name} .*`pairs_file`"):
             read_pairs(tmp_path / name)
 
 

@@ -258,7 +258,7 @@ def test_a_constant_feature_is_ignored_by_the_probe() -> None:
 
 
 def test_a_single_class_is_refused_by_the_probe() -> None:
-    with pytest.raises(InputError, match="--label_column"):
+    with pytest.raises(InputError, match="`label_column`"):
         linear_probe(np.eye(3), np.ones(3, dtype=int), np.eye(3), np.ones(3, dtype=int), seed=0)
 
 

@@ -595,6 +595,6 @@ def test_impossible_rules_are_refused_by_name(fields: dict[str, Any]) -> None:
 def test_an_unknown_preset_is_refused_and_the_known_ones_named() -> None:
     with pytest.raises(
         InputError,
-        match="'moco' but must be one of basic, simclr, simclr_small; change --augmentation",
+        match="'moco' but must be one of basic, simclr, simclr_small; change `augmentation`",
     ):
         Augmentation("moco", num_channels=3, image_size=32, seed=0)  # type: ignore[arg-type]

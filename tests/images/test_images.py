@@ -176,7 +176,7 @@ def test_folders_named_by_split_are_splits_and_classes_called_train_are_not(
     test = open_here(tmp_path / "s", dataset_split="test")
     assert content_of(test) == {image.tobytes() for image in pixels[20:]}
     assert test.label_names == ("cat", "dog")
-    with pytest.raises(InputError, match=r"test, train.*--dataset_split"):
+    with pytest.raises(InputError, match=r"test, train.*`dataset_split`"):
         open_here(tmp_path / "s", dataset_split="validation")
     vehicles = open_here(write_folder(tmp_path / "v", pixels, ("plane", "train")))
     assert vehicles.label_names == ("plane", "train")
@@ -275,7 +275,7 @@ def test_a_saved_data_set_is_read_by_split_and_through_its_index(
     assert corpus.labels.tolist() == [1, 0, 2, 2]
     test = open_here(tmp_path / "saved", dataset_split="test")
     assert np.array_equal(test.pixels, pixels)
-    with pytest.raises(InputError, match=r"train, test.*--dataset_split"):
+    with pytest.raises(InputError, match=r"train, test.*`dataset_split`"):
         open_here(tmp_path / "saved", dataset_split="validation")
     dataset.select([5, 6, 7, 8]).save_to_disk(tmp_path / "other")
     assert np.array_equal(open_here(tmp_path / "other").pixels, pixels[5:9])
@@ -443,7 +443,7 @@ def test_a_bad_image_is_named_or_skipped(open_here: Open, tmp_path: Path, name: 
     assert corpus.manifest["counts"]["skipped"] == 1
     assert f"{name} (" in image_card(corpus)
     assert reason in image_card(corpus)
-    with pytest.raises(InputError, match="--on_bad_image"):
+    with pytest.raises(InputError, match="`on_bad_image`"):
         open_here(folder)
 
 
@@ -670,7 +670,7 @@ def test_images_of_several_sizes_ask_for_one(open_here: Open, tmp_path: Path) ->
         tmp_path / "f", good_files(30, 20) | {"x.png": png(random_pixels(1, 8, 9)[0])}
     )
     with pytest.raises(
-        InputError, match=r"x\.png has 9 x 8 pixels.*n0\.png has 20 x 30.*--image_size"
+        InputError, match=r"x\.png has 9 x 8 pixels.*n0\.png has 20 x 30.*`image_size`"
     ):
         open_here(folder)
     assert open_here(folder, image_size=8).pixels.shape == (6, 8, 8, 3)

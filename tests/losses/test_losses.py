@@ -601,11 +601,11 @@ def test_visible_patches_and_the_brightness_of_normalised_ones_do_not_matter() -
 
 def test_impossible_settings_are_refused_by_the_name_of_the_flag() -> None:
     x = rows(3, 4, seed=0)
-    with pytest.raises(InputError, match="--margin"):
+    with pytest.raises(InputError, match="`margin`"):
         triplet(x, x, x, margin=0.0)
-    with pytest.raises(InputError, match="--temperature"):
+    with pytest.raises(InputError, match="`temperature`"):
         nt_xent(x[:, None].repeat(1, 2, 1), temperature=0.0)
-    with pytest.raises(InputError, match="--patch_size"):
+    with pytest.raises(InputError, match="`patch_size`"):
         masked_patch_loss(
             torch.ones(1, 4, 1), torch.ones(1, 4, 1), torch.ones(1, 4), normalize_target=True
         )

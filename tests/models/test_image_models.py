@@ -218,7 +218,7 @@ def test_convolutional_sizes_take_small_images(name: str, image_size: int) -> No
 
 
 def test_no_patch_for_a_prime_image_size() -> None:
-    with pytest.raises(InputError, match=r"image_size is 31.*--image_size"):
+    with pytest.raises(InputError, match=r"image_size is 31.*`image_size`"):
         vit_patch_size(31)
 
 
@@ -535,7 +535,7 @@ def test_a_ratio_must_leave_and_remove_patches(mask_ratio: float) -> None:
     if mask_ratio == 0.01:
         check_mask_ratio(mask_ratio, num_patches=16)  # 15 seen
         return
-    with pytest.raises(InputError, match=r"--mask_ratio"):
+    with pytest.raises(InputError, match=r"`mask_ratio`"):
         check_mask_ratio(mask_ratio, num_patches=16)
 
 
@@ -558,20 +558,20 @@ def test_weights_are_continued_with_their_heads(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "no such folder": ({"config_name": "/nowhere"}, r"/nowhere.*--config_name.*vit-tiny"),
-    "no such weights": ({"model_name_or_path": "/nowhere"}, r"/nowhere.*--model_name_or_path"),
-    "text": ({"config_name": "bert"}, r"'bert'.*--config_name"),
+    "no such folder": ({"config_name": "/nowhere"}, r"/nowhere.*`config_name`.*vit-tiny"),
+    "no such weights": ({"model_name_or_path": "/nowhere"}, r"/nowhere.*`model_name_or_path`"),
+    "text": ({"config_name": "bert"}, r"'bert'.*`config_name`"),
     "channels": (
         {"model_name_or_path": "weights", "num_channels": 1},
-        r"1 channels.*takes 3.*--num_channels 3",
+        r"1 channels.*takes 3.*`num_channels` 3",
     ),
-    "size": ({"model_name_or_path": "weights", "image_size": 32}, r"32 x 32.*--image_size"),
+    "size": ({"model_name_or_path": "weights", "image_size": 32}, r"32 x 32.*`image_size`"),
     "heads only": (
         {"model_name_or_path": "incomplete"},
-        r"lacks \d+ weights.*embeddings.*--model_name_or_path",
+        r"lacks \d+ weights.*embeddings.*`model_name_or_path`",
     ),
-    "dropout": ({"config_name": "convolutions", "dropout": 0.1}, r"dropout is 0.1.*--dropout 0"),
-    "weights outside": ({"config_name": "poolformer"}, r"norm\.weight.*--config_name"),
+    "dropout": ({"config_name": "convolutions", "dropout": 0.1}, r"dropout is 0.1.*`dropout` 0"),
+    "weights outside": ({"config_name": "poolformer"}, r"norm\.weight.*`config_name`"),
 }
 
 
@@ -608,13 +608,13 @@ def test_another_width_than_the_continued_head_is_refused(tmp_path: Path) -> Non
     model = build_autoencoder(**small_flags(tmp_path / "config"), embedding_dim=6)
     model.save_pretrained(tmp_path / "autoencoder")
     flags = small_flags(tmp_path / "config", model_name_or_path=str(tmp_path / "autoencoder"))
-    with pytest.raises(InputError, match="pass --embedding_dim 6"):
+    with pytest.raises(InputError, match="pass `embedding_dim` 6"):
         build_autoencoder(**flags, embedding_dim=7)
     build_contrastive(**small_flags(tmp_path / "config"), projection_dim=10).save_pretrained(
         tmp_path / "contrastive"
     )
     flags = small_flags(tmp_path / "config", model_name_or_path=str(tmp_path / "contrastive"))
-    with pytest.raises(InputError, match="pass --projection_dim 10"):
+    with pytest.raises(InputError, match="pass `projection_dim` 10"):
         build_contrastive(**flags, projection_dim=0)
 
 
@@ -632,12 +632,12 @@ def test_a_damaged_pretraining_model_is_named(tmp_path: Path, kind: str) -> None
         weights.write_bytes(damaged)
         with pytest.raises(
             InputError,
-            match=r"weights of \S*final/pretraining cannot be read.*--model_name_or_path",
+            match=r"weights of \S*final/pretraining cannot be read.*`model_name_or_path`",
         ):
             BUILDERS[kind](**flags)
     weights.write_bytes(save(dict(list(load(content).items())[1:]), metadata={"format": "pt"}))
     with pytest.raises(
-        InputError, match=r"final/pretraining lacks 1 weights, such as .*--model_name_or_path"
+        InputError, match=r"final/pretraining lacks 1 weights, such as .*`model_name_or_path`"
     ):
         BUILDERS[kind](**flags)
     (whole / "config.json").write_text((whole / "config.json").read_text()[:20])
@@ -646,9 +646,9 @@ def test_a_damaged_pretraining_model_is_named(tmp_path: Path, kind: str) -> None
 
 
 def test_a_masked_autoencoder_needs_a_vit(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'convnextv2'.*--config_name vit-tiny.*--mask_ratio 0"):
+    with pytest.raises(InputError, match=r"'convnextv2'.*`config_name` vit-tiny.*`mask_ratio` 0"):
         build_masked_autoencoder(**small_flags(tmp_path, "convnextv2"), mask_ratio=0.75)
-    with pytest.raises(InputError, match=r"image_size is 18.*--image_size 16"):
+    with pytest.raises(InputError, match=r"image_size is 18.*`image_size` 16"):
         build_masked_autoencoder(**small_flags(tmp_path, image_size=18), mask_ratio=0.75)
 
 

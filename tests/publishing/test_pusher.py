@@ -285,7 +285,7 @@ def test_an_upload_does_not_outlive_the_run_that_was_killed(
 ) -> None:
     hub.faults = [Fault(r".", "stall", times=100)]
     script = "import sys, time, pathlib, test_pusher; test_pusher.Run(pathlib.Path(sys.argv[1])); time.sleep(60)"
-    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    folders = [str(Path(__file__).parents[i]) for i in range(3)]
     run = psutil.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},

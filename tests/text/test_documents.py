@@ -135,7 +135,7 @@ def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
     assert list(source) == list(source) == TEXTS
     Dataset.from_dict({"text": TEXTS[:2]}).save_to_disk(tmp_path / "other")
     assert open_documents(dataset_name=str(tmp_path / "other")).fingerprint != source.fingerprint
-    with pytest.raises(InputError, match=r"no column 'body'.*'text', 'id'.*--text_column"):
+    with pytest.raises(InputError, match=r"no column 'body'.*'text', 'id'.*`text_column`"):
         open_documents(dataset_name=str(tmp_path / "saved"), text_column="body")
 
 
@@ -149,7 +149,7 @@ def test_a_local_folder_is_a_data_set_streamed_or_not(
     for streaming in (False, True):
         source = open_documents(dataset_name=str(folder), streaming=streaming)
         assert list(source) == list(source) == TEXTS
-    with pytest.raises(InputError, match=r"no split 'test'; it has train; change --dataset_split"):
+    with pytest.raises(InputError, match=r"no split 'test'; it has train; change `dataset_split`"):
         open_documents(dataset_name=str(folder), dataset_split="test")
 
 
@@ -180,11 +180,11 @@ BAD_FILES = {
     "list.jsonl": (b"[1, 2]", "line 1, is a list but each line must be an object"),
     "other.jsonl": (
         b'{"body": "a", "id": 1}',
-        r"no column 'text'; it has 'body', 'id'; pass .* --text_column",
+        r"no column 'text'; it has 'body', 'id'; pass .* `text_column`",
     ),
     "other.csv": (
         b"body,id\na,1\n",
-        r"no column 'text'; it has 'body', 'id'; pass .* --text_column",
+        r"no column 'text'; it has 'body', 'id'; pass .* `text_column`",
     ),
     "latin.csv": ("text,id\n\xe9,1\n".encode("latin-1"), "not UTF-8 text .*0xe9"),
     "cut.csv.gz": (gzip.compress(b"text,id\n" + b"words,1\n" * 999)[:60], "gzip"),
@@ -204,14 +204,14 @@ def test_a_bad_file_is_named_with_the_flag_to_change(tmp_path: Path, name: str) 
         list(open_files(path))
     assert name in str(caught.value)
     assert (
-        "--data_files" in str(caught.value)
-        or "--text_column" in str(caught.value)
+        "`data_files`" in str(caught.value)
+        or "`text_column`" in str(caught.value)
         or "line" in str(caught.value)
     )
 
 
 def test_an_unknown_data_set_is_one_message() -> None:
-    with pytest.raises(InputError, match=r"'no/such_data_set' cannot be loaded .*--dataset_name"):
+    with pytest.raises(InputError, match=r"'no/such_data_set' cannot be loaded .*`dataset_name`"):
         open_documents(dataset_name="no/such_data_set")
 
 
@@ -241,5 +241,5 @@ def test_splitting_loses_nothing_but_blanks(text: str) -> None:
 def test_a_language_that_is_no_code_is_refused() -> None:
     assert split_sentences("Das ist z.B. gut. Ja.", "de")[-1] == "Ja."
     for language in ("english", "", "e", "en_US"):
-        with pytest.raises(InputError, match="--language"):
+        with pytest.raises(InputError, match="`language`"):
             split_sentences("A sentence.", language)

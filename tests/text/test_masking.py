@@ -247,7 +247,7 @@ def test_spans_begin_with_words_and_end_with_segments() -> None:
 def test_impossible_probabilities_are_refused_by_the_name_of_the_flag(
     options: dict[str, float],
 ) -> None:
-    with pytest.raises(InputError, match=f"--{next(iter(options))}"):
+    with pytest.raises(InputError, match=f"`{next(iter(options))}`"):
         make_rule(**options)
 
 

@@ -255,7 +255,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(
     folder = tmp_path / "corpus"
     folder.mkdir()
     (folder / name).write_text('{"somebody": "else"}')
-    with pytest.raises(InputError, match="--output_dir"):
+    with pytest.raises(InputError, match="`output_dir`"):
         prepare(make_texts())
     assert [path.name for path in folder.iterdir()] == [name]
     assert (folder / name).read_text() == '{"somebody": "else"}'

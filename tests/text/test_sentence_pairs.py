@@ -302,13 +302,13 @@ def test_what_a_dominating_document_holds_too_much_of_is_left_out_and_counted() 
 
 @pytest.mark.parametrize("lengths", [[[5, 5, 5]], [[5], [6], [7]], [[5, 5], [6], [7]]])
 def test_corpora_without_two_usable_documents_are_refused_with_advice(lengths: Lengths) -> None:
-    with pytest.raises(InputError, match=r"--document_boundary.*--objective mlm"):
+    with pytest.raises(InputError, match=r"`document_boundary`.*`objective` mlm"):
         plan(lengths)
 
 
 @pytest.mark.parametrize(("option", "value"), [("max_seq_length", 7), ("short_seq_prob", 1.5)])
 def test_settings_out_of_range_name_their_flag(option: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"{option} is {value}.*--{option}"):
+    with pytest.raises(InputError, match=f"{option} is {value}.*`{option}`"):
         plan([[5, 5], [5, 5]], **{option: value})
 
 

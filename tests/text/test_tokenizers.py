@@ -81,7 +81,7 @@ def test_a_small_text_gives_a_smaller_vocabulary() -> None:
 
 @pytest.mark.parametrize("vocab_size", [0, 5])
 def test_a_vocabulary_without_room_for_text_is_refused(vocab_size: int) -> None:
-    with pytest.raises(InputError, match=f"{vocab_size} .*--vocab_size"):
+    with pytest.raises(InputError, match=f"{vocab_size} .*`vocab_size`"):
         train(vocab_size=vocab_size)
 
 
@@ -151,16 +151,16 @@ def test_any_fast_tokenizer_with_the_four_special_tokens_is_taken(tmp_path: Path
     }
     assert ours.load_tokenizer(str(word_level(tmp_path / "full", **special))).mask_token_id == 4
     del special["mask_token"]
-    with pytest.raises(InputError, match=r"no mask token.*--tokenizer_name"):
+    with pytest.raises(InputError, match=r"no mask token.*`tokenizer_name`"):
         ours.load_tokenizer(str(word_level(tmp_path / "maskless", **special)))
-    with pytest.raises(InputError, match=r"shares ids.*--tokenizer_name"):
+    with pytest.raises(InputError, match=r"shares ids.*`tokenizer_name`"):
         ours.load_tokenizer(str(word_level(tmp_path / "shared", **special, mask_token="[CLS]")))
 
 
 def test_what_is_no_tokenizer_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     for name in (str(tmp_path), str(tmp_path / "missing"), "no/such-tokenizer"):
-        with pytest.raises(InputError, match="--tokenizer_name"):
+        with pytest.raises(InputError, match="`tokenizer_name`"):
             ours.load_tokenizer(name)
 
 

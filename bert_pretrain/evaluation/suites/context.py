@@ -6,17 +6,13 @@ and returns a `SuiteResult`.
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from bert_pretrain.config.command_line import flag, flags
+from bert_pretrain.config.flags import flag, flags
 from bert_pretrain.data.run_records import read_run_json
-from bert_pretrain.errors import InputError
 from bert_pretrain.training.checkpoint import list_checkpoints
 
 
@@ -215,14 +211,3 @@ def newest_model(model: str) -> str:
         return str(folder / "final")
     checkpoints = list_checkpoints(folder / "checkpoints")
     return str(checkpoints[-1]) if checkpoints else model
-
-
-@contextlib.contextmanager
-def naming_the_model_flag() -> Iterator[None]:
-    """Let loaders that pretraining uses too name this command's flag."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(
-            re.sub(r"--(model_name_or_path|tokenizer_name)\b", "--model", str(error))
-        ) from error

@@ -16,7 +16,6 @@ from bert_pretrain.evaluation.suites.context import (
     Evaluation,
     EvaluationText,
     SuiteResult,
-    naming_the_model_flag,
 )
 from bert_pretrain.training.checkpoint import list_checkpoints
 
@@ -35,8 +34,8 @@ def check_fill_mask_flags(text: EvaluationText) -> None:
     """
     if text.num_candidates < 1:
         raise InputError(
-            f"num_candidates is {text.num_candidates} but must be at least 1; change "
-            "--num_candidates"
+            f"num_candidates is {text.num_candidates} but must be at least 1",
+            advice="change `num_candidates`",
         )
 
 
@@ -53,8 +52,7 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
     rows: list[dict[str, Any]] = []
     answers: list[list[int]] = []
     for label, name in reversed(models.items()):
-        with naming_the_model_flag():
-            model, tokenizer = load_masked_language_model(name)
+        model, tokenizer = load_masked_language_model(name)
         _check_num_candidates(evaluation.text.num_candidates, model.config.vocab_size)
         probes = [_probe(sentence, tokenizer, longest_row(model)) for sentence in sentences]
         # What stood behind the masks is unknown: the last model's own answers stand in for it.
@@ -82,8 +80,8 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
 def _check_num_candidates(num_candidates: int, vocab_size: int) -> None:
     if num_candidates > vocab_size:
         raise InputError(
-            f"num_candidates is {num_candidates:,} but the model knows {vocab_size:,} tokens; "
-            "lower --num_candidates"
+            f"num_candidates is {num_candidates:,} but the model knows {vocab_size:,} tokens",
+            advice="lower `num_candidates`",
         )
 
 
@@ -120,12 +118,12 @@ def _probe(sentence: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     ]
     if not positions:
         raise InputError(
-            f"the sentence {sentence!r} has no [MASK]; put one into each of --sentences"
+            f"the sentence {sentence!r} has no [MASK]", advice="put one into each of `sentences`"
         )
     if len(input_ids) > max_length:
         raise InputError(
             f"the sentence {sentence[:40]!r}... has {len(input_ids)} tokens but the model takes "
-            f"{max_length}; "
-            "shorten --sentences"
+            f"{max_length}",
+            advice="shorten `sentences`",
         )
     return Probe(input_ids, positions, [tokenizer.mask_token_id] * len(positions))

@@ -27,7 +27,6 @@ from bert_pretrain.evaluation.suites.context import (
     Evaluation,
     EvaluationImages,
     SuiteResult,
-    naming_the_model_flag,
     source_flags,
 )
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
@@ -122,14 +121,13 @@ def _feature_sets(evaluation: Evaluation) -> list[FeatureSet]:
     # The order in which bad input is reported: the processor first, then the images, then the
     # weights.
     processor, labelled = _processor(evaluation), open_labelled_images(evaluation)
-    with naming_the_model_flag():
-        return compute_features(
-            evaluation.model,
-            labelled,
-            processor,
-            batch_size=evaluation.options.per_device_eval_batch_size,
-            seed=evaluation.seed,
-        )
+    return compute_features(
+        evaluation.model,
+        labelled,
+        processor,
+        batch_size=evaluation.options.per_device_eval_batch_size,
+        seed=evaluation.seed,
+    )
 
 
 @lru_cache(maxsize=1)
@@ -193,5 +191,5 @@ def _num_channels(model: str) -> int:
         return int(AutoConfig.from_pretrained(model).num_channels)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{model!r} is no image encoder of transformers; change --model"
+            f"{model!r} is no image encoder of transformers", advice="change `model`"
         ) from error

@@ -19,8 +19,8 @@ import numpy as np
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from bert_pretrain.config.command_line import flag, flags, parse_flags
 from bert_pretrain.config.data_flags import TaskDataArguments
+from bert_pretrain.config.flags import flag, flags, parse_flags
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.row_digests import (
     describe_overlap,
@@ -176,10 +176,13 @@ def _check(options: CurveOptions, counts: list[int]) -> None:
     options.recipe.check()
     unknown = [name for name in curve.arms if name not in ARMS]
     if unknown or not curve.arms:
-        raise InputError(f"arms are {curve.arms} but must be of {', '.join(ARMS)}; change --arms")
+        raise InputError(
+            f"arms are {curve.arms} but must be of {', '.join(ARMS)}", advice="change `arms`"
+        )
     if curve.max_test_rows < 0:
         raise InputError(
-            f"max_test_rows is {curve.max_test_rows} but must be at least 0; change --max_test_rows"
+            f"max_test_rows is {curve.max_test_rows} but must be at least 0",
+            advice="change `max_test_rows`",
         )
 
 
@@ -188,8 +191,8 @@ def _counts(curve: LabelEfficiencyArguments) -> list[int] | None:
         return None
     if any(word != "all" and not (word.isdecimal() and int(word)) for word in curve.num_labels):
         raise InputError(
-            f"num_labels are {' '.join(curve.num_labels)} but must be numbers from 1 or all; "
-            "change --num_labels"
+            f"num_labels are {' '.join(curve.num_labels)} but must be numbers from 1 or all",
+            advice="change `num_labels`",
         )
     return [0 if word == "all" else int(word) for word in curve.num_labels]
 
@@ -199,9 +202,8 @@ def _check_classes_have(counts: list[int], labels: Labels) -> None:
     largest = int(np.unique(labels, return_counts=True)[1].max())
     if max(counts, default=0) > largest:
         raise InputError(
-            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows; "
-            "pass all for all of "
-            "them as --num_labels"
+            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows",
+            advice="pass all for all of them as `num_labels`",
         )
 
 
@@ -212,15 +214,15 @@ def _open_splits(options: CurveOptions) -> Splits:
     if splits.labels.problem_type != "single_label_classification":
         raise InputError(
             f"the labels are those of {splits.labels.problem_type.replace('_', ' ')}, but labels "
-            "per class need single "
-            "classes; change --task or --label_column"
+            "per class need single classes",
+            advice="change `task` or `label_column`",
         )
     name = "test" if "test" in splits.rows else "validation"
     test = splits.rows[name]
     if test.labels is None:
         raise InputError(
-            "the test rows have no labels, so that nothing can be counted; change --test_file or "
-            "--test_split"
+            "the test rows have no labels, so that nothing can be counted",
+            advice="change `test_file` or `test_split`",
         )
     places = np.arange(len(test))
     if curve.max_test_rows and len(test) > curve.max_test_rows:

@@ -24,7 +24,6 @@ from bert_pretrain.downstream.training import Recipe, predict_logits, train
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import Arm, fit_cross_validated, probe_arm
-from bert_pretrain.evaluation.suites.context import naming_the_model_flag
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
@@ -107,7 +106,7 @@ def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     except Exception as error:  # transformers raises whatever its parsers meet
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"the weights of {task.model!r} cannot be read ({reason}); change --model"
+            f"the weights of {task.model!r} cannot be read ({reason})", advice="change `model`"
         ) from error
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
@@ -128,14 +127,13 @@ def _image_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     pool = task.splits.rows["train"]
     assert isinstance(pool, ImageDataset)
     _, num_channels, height, _ = pool.pixels.shape
-    with naming_the_model_flag():
-        encoder = build_image_encoder(
-            config_name="",
-            model_name_or_path=task.model,
-            image_size=height,
-            num_channels=num_channels,
-            dropout=0.0,
-        )
+    encoder = build_image_encoder(
+        config_name="",
+        model_name_or_path=task.model,
+        image_size=height,
+        num_channels=num_channels,
+        dropout=0.0,
+    )
     encoder.to(default_device()).eval()
     return lambda batch: embed(encoder, batch["pixel_values"])
 

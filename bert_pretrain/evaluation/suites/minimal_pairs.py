@@ -23,7 +23,6 @@ from bert_pretrain.evaluation.suites.context import (
     Evaluation,
     EvaluationText,
     SuiteResult,
-    naming_the_model_flag,
 )
 from bert_pretrain.hardware import native_precision
 
@@ -36,14 +35,13 @@ def check_minimal_pairs_flags(text: EvaluationText) -> None:
     """
     for pattern in text.pairs_file or []:
         if not Path(pattern).is_file() and not glob.glob(pattern):
-            raise InputError(f"{pattern} is no file; change --pairs_file")
+            raise InputError(f"{pattern} is no file", advice="change `pairs_file`")
 
 
 def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
     """Judge every pair by pseudo-log-likelihood, token by token and within words, and count by group."""
     pairs = _open_pairs(evaluation.text.pairs_file)
-    with naming_the_model_flag():
-        model, tokenizer = load_masked_language_model(evaluation.model)
+    model, tokenizer = load_masked_language_model(evaluation.model)
     bf16 = evaluation.text.mixed_precision == "bf16" or (
         evaluation.text.mixed_precision == "auto" and native_precision() == "bf16"
     )

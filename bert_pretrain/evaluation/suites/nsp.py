@@ -34,7 +34,6 @@ from bert_pretrain.evaluation.suites.context import (
     Evaluation,
     EvaluationText,
     SuiteResult,
-    naming_the_model_flag,
     source_flags,
 )
 from bert_pretrain.models.positions import describe_excess
@@ -57,12 +56,12 @@ def check_nsp_flags(text: EvaluationText) -> None:
     """
     if text.max_pairs < 2:
         raise InputError(
-            f"max_pairs is {text.max_pairs} but must be at least 2; change --max_pairs"
+            f"max_pairs is {text.max_pairs} but must be at least 2", advice="change `max_pairs`"
         )
     if text.max_seq_length is not None and text.max_seq_length < 8:
         raise InputError(
-            f"max_seq_length is {text.max_seq_length} but must be at least 8; change "
-            "--max_seq_length"
+            f"max_seq_length is {text.max_seq_length} but must be at least 8",
+            advice="change `max_seq_length`",
         )
 
 
@@ -70,9 +69,9 @@ def refuse_untrained_head(evaluation: Evaluation) -> None:
     """Raise `InputError` if the run that wrote the model says that it trained no next-sentence head."""
     if evaluation.run.get("objective") == "mlm":
         raise InputError(
-            f"the run that wrote {evaluation.options.model!r} had --objective mlm, so its "
-            "next-sentence head is "
-            "untrained; pass another --model, or leave nsp out of --suite"
+            f"the run that wrote {evaluation.options.model!r} had `objective` mlm, so its "
+            "next-sentence head is untrained",
+            advice="pass another `model`, or leave nsp out of `suite`",
         )
 
 
@@ -80,11 +79,9 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     """Judge easy and hard pairs of held-out documents."""
     refuse_untrained_head(evaluation)
     model = load_next_sentence_model(evaluation.model)
-    with naming_the_model_flag():
-        tokenizer = load_word_tokenizer(evaluation.model)
+    tokenizer = load_word_tokenizer(evaluation.model)
     length = _max_seq_length(evaluation, model, tokenizer)
-    with naming_the_model_flag():
-        text = _open_text(evaluation, tokenizer)
+    text = _open_text(evaluation, tokenizer)
     store, seed = text.corpus.store, evaluation.seed
     hard, num_short = plan_neighbours(store, text.documents, max_seq_length=length, seed=seed)
     plans = {
@@ -95,9 +92,8 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     if all(pairs is None for pairs in chosen.values()):
         raise InputError(
             f"{text.corpus.manifest['source']['description']} allows no pair of passages of "
-            f"{length} tokens, neither "
-            "of two documents nor within one; give more text with --data_files, or lower "
-            "--max_seq_length"
+            f"{length} tokens, neither of two documents nor within one",
+            advice="give more text with `data_files`, or lower `max_seq_length`",
         )
     lines = [text.description, _HEADER]
     figures: dict[str, float] = {}
@@ -133,9 +129,8 @@ def _max_seq_length(
     length = int(asked or min(128, longest, tokenizer.model_max_length))
     if length > longest:
         raise InputError(
-            f"max_seq_length is {length} but {evaluation.options.model!r} takes {longest} tokens; "
-            "lower "
-            "--max_seq_length"
+            f"max_seq_length is {length} but {evaluation.options.model!r} takes {longest} tokens",
+            advice="lower `max_seq_length`",
         )
     if excess := describe_excess(length, tokenizer):
         sys.stdout.write(f"WARNING: {excess}\n")

@@ -63,8 +63,8 @@ class Augmentation:
         if isinstance(rule, str):
             if rule not in PRESETS:
                 raise InputError(
-                    f"augmentation is {rule!r} but must be one of {', '.join(PRESETS)}; change "
-                    "--augmentation"
+                    f"augmentation is {rule!r} but must be one of {', '.join(PRESETS)}",
+                    advice="change `augmentation`",
                 )
             rule = PRESETS[rule]
         if num_channels == 1:

@@ -1,17 +1,14 @@
-"""What every command of the package shares: how flags are declared and parsed, and how bad input ends it."""
+"""How flags are declared and parsed; every command uses it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
 from transformers import HfArgumentParser
 
-from bert_pretrain.errors import InputError, TrainingError
+from bert_pretrain.errors import InputError
 
 
 def flag(default: Any, help_text: str, *, aliases: Sequence[str] = ()) -> Any:
@@ -34,23 +31,7 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
         args=list(arguments), return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
-        raise InputError(f"unknown arguments {' '.join(unknown)}; --help lists what is allowed")
+        raise InputError(
+            f"unknown arguments {' '.join(unknown)}", advice="--help lists what is allowed"
+        )
     return tuple(groups)
-
-
-@contextlib.contextmanager
-def reporting_input_errors(*, debug: bool) -> Iterator[None]:
-    """Turn an `InputError` or a `TrainingError` into one message on standard error and `SystemExit` 2 or 1.
-
-    Args:
-        debug: let the exception through, with its traceback.
-    """
-    try:
-        yield
-    except (InputError, TrainingError) as error:
-        if debug:
-            raise
-        # All processes of a distributed run meet the same error; one reports it.
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
