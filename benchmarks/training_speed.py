@@ -25,7 +25,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
-from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.models.fast_paths import prefers_written_out_attention
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.prepared import TokenStore
@@ -108,7 +108,7 @@ def our_step(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    choose_attention(model, arguments.max_seq_length)
+    model.is_written_out = prefers_written_out_attention(arguments.max_seq_length)
     (optimizer,) = build_optimizers(
         model, name="adamw", weight_decay=0.01, adam_betas=(0.9, 0.98), adam_epsilon=1e-6
     )

@@ -8,16 +8,38 @@ up.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bert_pretrain.objectives.interface import Batch, Place, Window
+Batch = dict[str, Tensor]
+
+
+class Place(NamedTuple):
+    """Where the training data continue: an epoch, and a row of its plan."""
+
+    epoch: int
+    position: int
+
+
+@dataclass
+class Window:
+    """The share of one update that a process computes.
+
+    Attributes:
+        micro_batches: batches on the CPU, one forward and backward pass each.
+        next_place: where the following window begins.
+        num_units: what the throughput counts (tokens, images), over this process's share.
+    """
+
+    micro_batches: list[Batch]
+    next_place: Place
+    num_units: int
 
 
 class Plan(Protocol):
@@ -35,11 +57,20 @@ class Plan(Protocol):
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
-class Collator(Protocol):
-    """Makes batches of the rows of plans."""
+Part = tuple[int, NDArray[np.int64], Any]  # an epoch, row numbers, these rows of its plan
 
-    def collate(self, instances: Any, rows: NDArray[np.int64], epoch: int) -> Batch:
-        """Return the batch of `instances`, which are `rows` of the plan of `epoch`."""
+
+class Collator(Protocol):
+    """Makes batches of the rows of plans; it is sent to worker processes, so it can be pickled.
+
+    Attributes:
+        unit: what the throughput counts: "tokens", "images".
+    """
+
+    unit: str
+
+    def collate(self, parts: Sequence[Part]) -> Batch:
+        """Return the batch of rows of one epoch or of several."""
         ...
 
     def num_units(self, batch: Batch) -> int:
@@ -47,19 +78,30 @@ class Collator(Protocol):
         ...
 
 
-Part = tuple[int, NDArray[np.int64], Plan]  # epoch, row numbers, those rows of its plan
-
-
 class TrainingStream(Generic[AnyPlan]):
-    """An endless sequence of instances, epoch after epoch, that can be entered at any place.
+    """An endless sequence of rows, epoch after epoch, that can be entered at any place.
 
-    A place is (epoch, position): an instance is the row `position` of the plan of `epoch`. Plans
-    have different lengths in different epochs; a batch that reaches the end of one takes the rest
-    from the next, so that no instance is dropped.
+    Plans have different lengths in different epochs. A window that reaches the end of one takes the
+    rest from the next, so that no row is dropped.
     """
 
-    def __init__(self, plan_for_epoch: Callable[[int], AnyPlan]) -> None:
-        """Keep the function that makes the plan of an epoch; it is pure and no plan is empty."""
+    def __init__(
+        self,
+        plan_for_epoch: Callable[[int], AnyPlan],
+        collator: Collator,
+        *,
+        identity: dict[str, Any],
+    ) -> None:
+        """Keep what makes the rows.
+
+        Args:
+            plan_for_epoch: a pure function; no plan is empty.
+            collator: makes batches of rows.
+            identity: what tells these data from others, as JSON takes it: a checkpoint continues
+                only on the same.
+        """
+        self.collator = collator
+        self.identity = identity
         self._plan_for_epoch = plan_for_epoch
         self._plans: dict[int, AnyPlan] = {}
 
@@ -71,32 +113,38 @@ class TrainingStream(Generic[AnyPlan]):
             self._plans[epoch] = self._plan_for_epoch(epoch)
         return self._plans[epoch]
 
-    def take(
-        self, epoch: int, position: int, count: int
-    ) -> tuple[list[tuple[int, NDArray[np.int64]]], tuple[int, int]]:
-        """Return the next `count` instances from a place, and the place after them.
+    def take(self, place: Place, count: int) -> tuple[list[Part], Place]:
+        """Return the next `count` >= 1 rows from a place, as parts of epochs, and the place after.
 
-        Args:
-            epoch: Epoch to start in.
-            position: Row to start at; the length of the epoch's plan means the start of the next
-                epoch.
-            count: Instances wanted, at least 1.
-
-        Returns:
-            Parts (epoch, rows) with int64 rows that together have `count` rows, and the next
-            (epoch, position).
+        The length of an epoch's plan, as a position, means the start of the next epoch.
         """
-        parts: list[tuple[int, NDArray[np.int64]]] = []
+        epoch, position = place
+        parts: list[Part] = []
         while count > 0:
             num_left = len(self.plan(epoch)) - position
             if num_left <= 0:
                 epoch, position = epoch + 1, 0
                 continue
-            num_taken = min(count, num_left)
-            parts.append((epoch, np.arange(position, position + num_taken)))
-            position += num_taken
-            count -= num_taken
-        return parts, (epoch, position)
+            rows = np.arange(position, position + min(count, num_left))
+            parts.append((epoch, rows, self.plan(epoch).take(rows)))
+            position += len(rows)
+            count -= len(rows)
+        return parts, Place(epoch, position)
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """The fixed rows of evaluation.
+
+    Attributes:
+        plan: their plan.
+        rows: int64 (N,), those of its rows that are evaluated.
+        collator: makes batches of them.
+    """
+
+    plan: Plan
+    rows: NDArray[np.int64]
+    collator: Collator
 
 
 @dataclass(frozen=True)
@@ -116,15 +164,9 @@ class WindowReader(Dataset[Window]):
 
     def __getitem__(self, request: _Request) -> Window:
         """Return the window of a request."""
-        batches = [self._collate(parts) for parts in request.micro_batches]
+        batches = [self.collator.collate(parts) for parts in request.micro_batches]
         num_units = sum(self.collator.num_units(batch) for batch in batches)
         return Window(batches, request.next_place, num_units)
-
-    def _collate(self, parts: list[Part]) -> Batch:
-        batches = [self.collator.collate(plan, rows, epoch) for epoch, rows, plan in parts]
-        if len(batches) == 1:
-            return batches[0]
-        return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
 class _Requests(Sampler[_Request]):
@@ -139,7 +181,6 @@ class _Requests(Sampler[_Request]):
 
 def training_windows(
     stream: TrainingStream[Any],
-    collator: Collator,
     place: Place,
     *,
     global_batch_size: int,
@@ -151,8 +192,7 @@ def training_windows(
     """Yield one process's share of every window from `place` on, without end.
 
     Args:
-        stream: the instances of epoch after epoch.
-        collator: makes batches of them.
+        stream: the rows of epoch after epoch, and what makes batches of them.
         place: where the first window begins.
         global_batch_size: rows of a window over all processes.
         num_processes: how many share a window, each getting a nearly equal, contiguous part.
@@ -164,41 +204,30 @@ def training_windows(
     def requests() -> Iterator[_Request]:
         here = place
         while True:
-            parts, here = _take(stream, here, global_batch_size)
+            parts, here = stream.take(here, global_batch_size)
             share = _cut(parts, num_processes)[process_index]
             yield _Request(_cut(share, num_micro_batches), here)
 
     loader: DataLoader[Window] = DataLoader(
-        WindowReader(collator),
+        WindowReader(stream.collator),
         batch_size=None,
         sampler=_Requests(requests),
         num_workers=num_workers,
-        pin_memory=False,
     )
     return iter(loader)
 
 
 def evaluation_batches(
-    plan: Plan,
-    collator: Collator,
-    rows: NDArray[np.int64],
-    *,
-    batch_size: int,
-    num_processes: int,
-    process_index: int,
+    held_out: HeldOutRows, *, batch_size: int, num_processes: int = 1, process_index: int = 0
 ) -> Iterator[Batch]:
-    """Yield one process's share of `rows`, whole batches; over all processes each row occurs exactly once.
+    """Yield one process's share of the held-out rows, whole batches: over all processes each once.
 
     Which rows are together in a batch does not depend on the number of processes.
     """
+    rows = held_out.rows
     for begin in range(process_index * batch_size, len(rows), num_processes * batch_size):
         chunk = rows[begin : begin + batch_size]
-        yield collator.collate(plan.take(chunk), chunk, 0)
-
-
-def _take(stream: TrainingStream[Any], place: Place, count: int) -> tuple[list[Part], Place]:
-    taken, (epoch, position) = stream.take(place.epoch, place.position, count)
-    return [(e, rows, stream.plan(e).take(rows)) for e, rows in taken], Place(epoch, position)
+        yield held_out.collator.collate([(0, chunk, held_out.plan.take(chunk))])
 
 
 def _cut(parts: list[Part], num_pieces: int) -> list[list[Part]]:

@@ -9,7 +9,6 @@ those of `transformers.BertForPreTraining`, so that what is saved loads with sto
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +19,7 @@ from transformers import BertConfig
 from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.losses.cross_entropy import summed_cross_entropy
-from bert_pretrain.models.real_tokens import (
-    Places,
-    ReadTokens,
-    computed_tokens,
-    read_tokens,
-    run_layer,
-)
+from bert_pretrain.models.unpadded import ATTENTION, ReadingLayer, RowLayout
 
 # Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads
 # are always 64 wide. `micro` is the one of Turc's grid that learns most in a few minutes on a
@@ -94,13 +87,24 @@ class BertPretrainingOutput(ModelOutput):  # type: ignore[misc]  # transformers 
 
 
 class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
-    """transformers' `BertForPreTraining`, many times faster when there are labels.
+    """transformers' `BertForPreTraining`, many times faster when the batch says what is read.
 
     Three exact savings, none an approximation: the vocabulary is scored at the labelled positions
     only; the last layer computes queries, attention and feed-forward only for the positions that a
     loss reads (the labelled ones and [CLS]), while keys and values are still those of every token;
-    and on a processor padding is left out of everything but attention's inner products.
+    and padding is left out of everything but attention's inner products.
+
+    Attributes:
+        is_written_out: whether attention is written out rather than left to the fused kernel.
     """
+
+    def __init__(self, config: BertConfig) -> None:
+        """Build the parent's modules; the last layer is one that can read few positions."""
+        super().__init__(config)
+        self.is_written_out = False
+        self.set_attn_implementation(ATTENTION)
+        layers = self.bert.encoder.layer
+        layers[-1] = ReadingLayer.taking_over(layers[-1], config)
 
     def forward(
         self,
@@ -108,115 +112,101 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
+        *,
+        token_index: Tensor | None = None,
+        read_index: Tensor | None = None,
+        read_slot: Tensor | None = None,
         masked_positions: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> BertPretrainingOutput | transformers.modeling_outputs.ModelOutput | tuple[Tensor, ...]:
         """Compute the losses, or with neither kind of label all logits, as the parent class does.
 
         Args:
             input_ids: int64 (B, L), after masking.
-            attention_mask: int64 or bool (B, L), 1 = real; or a 4-D mask as transformers takes
-                them.
+            attention_mask: int64 or bool (B, L), 1 = real.
             token_type_ids: int64 (B, L), 0 = first segment, 1 = second.
             position_ids: int64 (B, L) or (1, L); default 0 .. L-1.
-            inputs_embeds: float (B, L, D) in place of `input_ids`.
             labels: int64 (B, L), the original id where a token is to be predicted, -100 elsewhere.
             next_sentence_label: int64 (B,), 0 = B follows A, 1 = random, -100 = not judged.
-            masked_positions: int64 (B, K), the columns where `labels` is not -100, filled up with
-                -1. Optional: it spares the search for them, which on a GPU waits for the device.
-            num_items_in_batch: number of labelled positions of the whole accumulation window, as
-                transformers' `Trainer` passes it. The losses of the micro-batches of a window then
-                add up to the loss of one large batch: MLM exactly, NSP weighted by each
-                micro-batch's share of the labelled positions (the Trainer does not say how many
-                pairs there are; equal shares make it exact too). Stock BERT ignores it, which
-                multiplies loss and gradient by the number of micro-batches.
+            token_index: int64 (N,), row * L + column of each token to compute: all real ones and
+                perhaps some padding; None, together with `read_index`, = every token is real, and
+                `attention_mask` is not looked at.
+            read_index: int64 (R,), which of these tokens a loss reads: [CLS] of every row in order,
+                then the labelled ones, filled up with [CLS]. None = every position is scored, which
+                is many times slower.
+            read_slot: int64 (R,), row * (1 + K) + slot of each in rows of queries, no two alike; to
+                be given with `read_index`.
+            masked_positions: int64 (B, K); only K counts, the most labelled tokens of a row. To be
+                given with `read_index`.
             kwargs: passed to the parent class when there are no labels; else `return_dict`.
 
         Returns:
             `BertPretrainingOutput` when at least one kind of label is given (the other loss is then
             0 over 0), else transformers' `BertForPreTrainingOutput` with full logits.
         """
+        inputs = {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+        }
         if labels is None and next_sentence_label is None:
-            return super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
+            return super().forward(attention_mask=attention_mask, **inputs, **kwargs)
+        assert input_ids is not None
         if labels is None:
-            embedded = inputs_embeds if input_ids is None else input_ids
-            assert embedded is not None
-            labels = embedded.new_full(embedded.shape[:2], -100, dtype=torch.int64)
-        if masked_positions is None:
-            masked_positions = find_masked_positions(labels)
-        tokens = computed_tokens(attention_mask, labels)
-        read = read_tokens(masked_positions, labels)
-        hidden = self._encode(
-            tokens, read, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        )
-        first, masked = hidden.tensor_split([len(labels)])  # (B, D) and (M, D)
+            labels = torch.full_like(input_ids, -100)
+        if read_index is None:
+            states = self.bert(attention_mask=attention_mask, **inputs).last_hidden_state
+            first, masked, targets = states[:, 0], states.flatten(0, 1), labels.flatten()
+        else:
+            assert read_slot is not None and masked_positions is not None
+            num_rows, row_length = input_ids.shape
+            is_padded = token_index is not None and attention_mask is not None
+            layout = RowLayout(
+                num_rows,
+                row_length,
+                token_index,
+                key_mask=attention_mask.bool()[:, None, None] if is_padded else None,
+                is_written_out=self.is_written_out,
+            )
+            queries = RowLayout(num_rows, 1 + masked_positions.shape[1], read_slot)
+            states = self._encode(inputs, layout, read_index, queries)  # (R, D)
+            first, masked = states.tensor_split([num_rows])
+            places = read_index if token_index is None else token_index[read_index]
+            targets = labels.flatten()[places[num_rows:]]
         output = BertPretrainingOutput()
         output.mlm_loss, output.mlm_correct = summed_cross_entropy(
-            self.cls.predictions(masked), read.targets
+            self.cls.predictions(masked), targets
         )
-        output.mlm_count = (read.targets != -100).sum()
-        output.seq_relationship_logits = self.cls.seq_relationship(self.bert.pooler(first[:, None]))
+        output.mlm_count = (targets != -100).sum()
+        logits = self.cls.seq_relationship(self.bert.pooler(first[:, None]))
+        output.seq_relationship_logits = logits
         self._add_nsp_loss(output, next_sentence_label)
-        output.loss = _total_loss(output, num_items_in_batch)
+        mlm_mean = output.mlm_loss / output.mlm_count.clamp(min=1)
+        output.loss = mlm_mean + output.nsp_loss / output.nsp_count.clamp(min=1)
         return output if kwargs.get("return_dict", True) else output.to_tuple()
 
     def _encode(
         self,
-        tokens: Places,
-        read: ReadTokens,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
+        inputs: dict[str, Tensor | None],
+        layout: RowLayout,
+        read_index: Tensor,
+        queries: RowLayout,
     ) -> Tensor:
-        """Return the last layer's states of the tokens that are read, (B + M, D)."""
-        if position_ids is None:
-            position_ids = self.bert.embeddings.position_ids[:, : tokens.width]
-        inputs = {
-            "input_ids": input_ids,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids.expand(tokens.num_rows, -1),
-            "inputs_embeds": inputs_embeds,
-        }
+        """Return the last layer's states of the tokens that are read, (R, D)."""
+        if inputs["position_ids"] is None:
+            inputs["position_ids"] = self.bert.embeddings.position_ids[:, : layout.row_length]
+        inputs["position_ids"] = inputs["position_ids"].expand(layout.num_rows, -1)
         collected = {
-            key: tokens.collect(value)[None] for key, value in inputs.items() if value is not None
+            name: layout.collect(value)[None] for name, value in inputs.items() if value is not None
         }
-        hidden = self.bert.embeddings(**collected)[0]  # (N, D)
-        mask = attention_mask
-        if mask is not None and mask.dim() == 2:
-            mask = mask.bool()[:, None, None, :]
-            if mask.device.type == "cpu" and mask.all():
-                mask = None  # the fused kernel is faster without
-        run = partial(
-            run_layer, places=tokens, written_out=self.config._attn_implementation == "eager"
-        )
+        hidden = self.bert.embeddings(**collected)  # (1, N, D)
         *layers, last = self.bert.encoder.layer
         for layer in layers:
-            whole = partial(run, layer, mask=mask)
-            if layer.gradient_checkpointing and layer.training:
-                hidden = layer._gradient_checkpointing_func(whole, hidden)
-            else:
-                hidden = whole(hidden)
-        if mask is not None and mask.shape[2] > 1:  # one row per query
-            every_query = read.columns[:, None, :, None].expand(
-                -1, mask.shape[1], -1, mask.shape[3]
-            )
-            mask = mask.expand(tokens.num_rows, -1, -1, -1).gather(2, every_query)
-        return run(
-            last, hidden, queried=tokens.find(read.positions), query_places=read.places, mask=mask
-        )
+            hidden = layer(hidden, layout=layout)
+        read: Tensor = last(hidden, layout=layout, read_index=read_index, query_layout=queries)
+        return read[0]
 
     @staticmethod
     def _add_nsp_loss(output: BertPretrainingOutput, next_sentence_label: Tensor | None) -> None:
@@ -229,26 +219,3 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         )
         output.nsp_count = (next_sentence_label != -100).sum()
         output.nsp_correct = (logits.detach().argmax(-1) == next_sentence_label).sum()
-
-
-def find_masked_positions(labels: Tensor) -> Tensor:
-    """Return the columns of `labels` (int64, (B, L)) that are not -100 as int64 (B, K), filled up with -1.
-
-    K is the largest number of labelled columns in a row; at least 0.
-    """
-    is_masked = labels != -100
-    num_masked = is_masked.sum(1)
-    max_masked = int(num_masked.max()) if len(labels) else 0
-    # Stable: labelled columns first, in order.
-    order = is_masked.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :max_masked]
-    unused = torch.arange(max_masked, device=labels.device) >= num_masked[:, None]
-    return order.masked_fill(unused, -1)
-
-
-def _total_loss(output: BertPretrainingOutput, num_items_in_batch: Tensor | int | None) -> Tensor:
-    mlm_mean = output.mlm_loss / output.mlm_count.clamp(min=1)
-    nsp_mean = output.nsp_loss / output.nsp_count.clamp(min=1)
-    if num_items_in_batch is None:
-        return mlm_mean + nsp_mean
-    share = output.mlm_count / num_items_in_batch
-    return share * (mlm_mean + nsp_mean)

@@ -10,14 +10,17 @@ from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2GRN
 LONGEST_EAGER_ROW = 256  # tokens
 
 
-def choose_attention(model: PreTrainedModel, row_length: int) -> None:
-    """Write attention out on a processor where rows are short: its fused kernel pays for long rows only.
+def prefers_written_out_attention(row_length: int) -> bool:
+    """Return whether attention over rows of so many tokens is faster in plain matrix products.
 
-    Args:
-        model: changed in place.
-        row_length: tokens or patches of a row.
+    A processor's fused kernel pays for long rows only.
     """
-    if not torch.accelerator.is_available() and row_length <= LONGEST_EAGER_ROW:
+    return not torch.accelerator.is_available() and row_length <= LONGEST_EAGER_ROW
+
+
+def choose_attention(model: PreTrainedModel, row_length: int) -> None:
+    """Let a model write attention out where that is faster; the model is changed in place."""
+    if prefers_written_out_attention(row_length):
         model.set_attn_implementation("eager")
 
 

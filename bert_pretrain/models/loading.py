@@ -11,7 +11,7 @@ from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
-from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.models.fast_paths import prefers_written_out_attention
 
 
 def build_bert(
@@ -69,7 +69,7 @@ def build_bert(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
-    choose_attention(model, max_seq_length)
+    model.is_written_out = prefers_written_out_attention(max_seq_length)
     return model
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.loader import TrainingStream, evaluation_batches, training_windows
+from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.evaluation.fill_mask import (
     Probe,
@@ -22,165 +23,61 @@ from bert_pretrain.evaluation.fill_mask import (
     make_probe,
     word_positions,
 )
-from bert_pretrain.objectives.interface import Batch, LossTerm, Place, Window
+from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.publishing.text_export import card_fields, export_bert, write_config
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
-from bert_pretrain.text.sentence_pairs import EpochPlan, PairMode, plan_epoch
+from bert_pretrain.text.sentence_pairs import NO_PAIR, EpochPlan, PairMode, plan_epoch
 
 FOX = "The quick brown fox jumped over the lazy dog."
 
 
 class BertObjective:
-    """Predict hidden tokens, and, when rows are pairs, whether B follows A; both losses weigh 1."""
-
-    unit = "tokens"
-    shown_file = "fill_mask.jsonl"
-    data_card = ""
-    language: str | None = None  # of the text, as far as somebody stated it
+    """Predict hidden tokens, and, where rows are pairs, whether B follows A; both losses weigh 1."""
 
     def __init__(
         self,
-        corpus: PreparedCorpus,
-        tokenizer: PreTrainedTokenizerFast,
+        training: TrainingStream[EpochPlan],
+        held_out: HeldOutRows,
         make_model: Callable[[], PreTrainedModel],
-        rule: MaskingRule,
         *,
-        pair_mode: PairMode,
-        max_seq_length: int,
-        short_seq_prob: float,
-        seed: int,
-        max_eval_rows: int,
-        num_workers: int,
-        is_from_scratch: bool,
+        with_pairs: bool,
+        token_counts: NDArray[np.int64] | None,
     ) -> None:
-        """Plan the first epoch and the held-out rows.
+        """Keep the rows and how the model is made.
 
         Args:
-            corpus: documents of both splits.
-            tokenizer: the one the corpus was prepared with.
+            training: rows to train on.
+            held_out: rows to evaluate on.
             make_model: returns the model to train.
-            rule: how tokens are selected and hidden.
-            pair_mode: how pairs are drawn; `none` = no pairs and no next-sentence loss.
-            max_seq_length: tokens per row.
-            short_seq_prob: share of shorter rows, training only: held-out rows are as long as they
-                can be.
-            seed: of pairs, order and masks.
-            max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
-            num_workers: worker processes that make batches.
-            is_from_scratch: whether the model begins with random weights. Then the output bias
-                begins as the logarithm of the tokens' frequencies, which training otherwise spends
-                its first hundreds of updates on.
+            with_pairs: whether rows are pairs, so that the next-sentence head is trained.
+            token_counts: int64 (V,), of the training text. The output bias of a new model begins as
+                the logarithm of these frequencies, which training otherwise spends its first
+                hundreds of updates on. None = the model is not new.
         """
-        self.corpus = corpus
-        self.tokenizer = tokenizer
-        self.num_workers = num_workers
+        self.training = training
+        self.held_out = held_out
         self._make_model = make_model
-        self._pair_mode = pair_mode
-        self._max_seq_length = max_seq_length
-        self._is_from_scratch = is_from_scratch
-        self._token_counts = count_tokens(corpus.store, corpus.train_documents, len(tokenizer))
-
-        def plan_training(epoch: int) -> EpochPlan:
-            return plan_epoch(
-                corpus.store,
-                corpus.train_documents,
-                max_seq_length=max_seq_length,
-                short_seq_prob=short_seq_prob,
-                pair_mode=pair_mode,
-                seed=seed,
-                epoch=epoch,
-            )
-
-        def collator(*, evaluation: bool) -> PretrainingCollator:
-            return PretrainingCollator(
-                corpus.store,
-                rule,
-                cls_token_id=tokenizer.cls_token_id,
-                sep_token_id=tokenizer.sep_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                max_seq_length=max_seq_length,
-                seed=seed,
-                evaluation=evaluation,
-            )
-
-        self.stream = TrainingStream(plan_training)
-        self._training_collator = collator(evaluation=False)
-        self._evaluation_collator = collator(evaluation=True)
-        self.evaluation_plan = plan_epoch(
-            corpus.store,
-            corpus.validation_documents,
-            max_seq_length=max_seq_length,
-            short_seq_prob=0.0,
-            pair_mode=pair_mode,
-            seed=seed,
-            epoch=0,
-        )
-        order = permutation(len(self.evaluation_plan), seed, Purpose.EVALUATION_ROW)
-        num_eval_rows = min(max_eval_rows or len(order), len(order))
-        self._evaluation_rows = np.sort(order[:num_eval_rows])
-        self._baselines = self._measure_baselines()
-        self._probes = self._make_probes()
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the key of the prepared corpus."""
-        return {"corpus": self.corpus.manifest["key"]}
+        self._with_pairs = with_pairs
+        self._token_counts = token_counts
 
     def build_model(self) -> PreTrainedModel:
-        """Return the model; heads that no loss trains are frozen, which distributed training insists on."""
+        """Return the model; heads that no loss trains are frozen, as distributed training needs."""
         model = self._make_model()
-        if self._is_from_scratch:
+        if self._token_counts is not None:
             counts = self._token_counts + 0.1  # a token never seen is merely unlikely
             logits = np.log(counts / counts.sum())
             with torch.no_grad():
                 model.cls.predictions.bias[: len(logits)] = torch.from_numpy(logits)
-        if self._pair_mode == "none":
+        if not self._with_pairs:
             model.bert.pooler.requires_grad_(False)
             model.cls.seq_relationship.requires_grad_(False)
         return model
 
-    def num_rows(self, epoch: int) -> int:
-        """Return the number of training rows of an epoch."""
-        return len(self.stream.plan(epoch))
-
-    def training_windows(
-        self,
-        place: Place,
-        *,
-        global_batch_size: int,
-        num_processes: int,
-        process_index: int,
-        num_micro_batches: int,
-    ) -> Iterator[Window]:
-        """Yield this process's share of window after window; see `Objective`."""
-        return training_windows(
-            self.stream,
-            self._training_collator,
-            place,
-            global_batch_size=global_batch_size,
-            num_processes=num_processes,
-            process_index=process_index,
-            num_micro_batches=num_micro_batches,
-            num_workers=self.num_workers,
-        )
-
-    def evaluation_batches(
-        self, *, batch_size: int, num_processes: int, process_index: int
-    ) -> Iterator[Batch]:
-        """Yield this process's share of the fixed held-out rows; see `Objective`."""
-        return evaluation_batches(
-            self.evaluation_plan,
-            self._evaluation_collator,
-            self._evaluation_rows,
-            batch_size=batch_size,
-            num_processes=num_processes,
-            process_index=process_index,
-        )
-
     def target_counts(self, batch: Batch) -> dict[str, int]:
         """Return the numbers of masked tokens and of pairs."""
-        counts = {"mlm": int((batch["labels"] != -100).sum())}
+        counts = {"mlm": int((batch["masked_positions"] >= 0).sum())}
         if "next_sentence_label" in batch:
             counts["nsp"] = len(batch["next_sentence_label"])
         return counts
@@ -193,21 +90,84 @@ class BertObjective:
             terms["nsp"] = LossTerm(output.nsp_loss, metrics={"accuracy": output.nsp_correct})
         return terms
 
+
+class BertMonitor:
+    """Baselines of both losses, and the [MASK] table of the fox sentence and held-out sentences."""
+
+    shown_file = "fill_mask.jsonl"
+
+    def __init__(
+        self,
+        corpus: PreparedCorpus,
+        tokenizer: PreTrainedTokenizerFast,
+        token_counts: NDArray[np.int64],
+        held_out: HeldOutRows,
+    ) -> None:
+        """Measure the baselines and choose the sentences.
+
+        Args:
+            corpus: documents of both splits.
+            tokenizer: the one the corpus was prepared with.
+            token_counts: int64 (V,), of the training text.
+            held_out: the rows that are evaluated.
+        """
+        self.tokenizer = tokenizer
+        self._baselines = {"unigram_entropy": unigram_entropy(token_counts)}
+        labels = held_out.plan.take(held_out.rows).next_sentence_label
+        if (labels != NO_PAIR).any():
+            share = float((labels == 1).mean())
+            self._baselines["majority_nsp_accuracy"] = max(share, 1 - share)
+        self._probes = self._make_probes(corpus)
+
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return pseudo-perplexity, the unigram entropy of the training tokens (nats), and the larger NSP share."""
-        derived = {"pseudo_perplexity": math.exp(means["mlm_loss"])} if "mlm_loss" in means else {}
+        """Return pseudo-perplexity, the training tokens' unigram entropy (nats), and NSP's floor."""
+        derived = {}
+        if "mlm_loss" in means:
+            derived["pseudo_perplexity"] = math.exp(means["mlm_loss"])
         return derived | self._baselines
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
-        """Return nothing: that a loss gets worse is seen for every objective."""
+        """Return nothing: the loop itself sees a loss that gets worse."""
         return []
 
     def show(
-        self, model: PreTrainedModel, run_dir: Path, *, step: int
+        self, model: PreTrainedModel, run_dir: Path, *, step: int, is_last: bool
     ) -> tuple[str, list[dict[str, Any]]]:
-        """Return the [MASK] table of the fox sentence and of held-out sentences."""
+        """Return the [MASK] table."""
         rows = fill_mask(model, self.tokenizer, self._probes)
         return format_table(rows), rows
+
+    def _make_probes(self, corpus: PreparedCorpus) -> list[Probe]:
+        fox = self.tokenizer.encode(FOX, add_special_tokens=False)
+        places = word_positions(self.tokenizer, fox, ["brown", "over", "dog"]) or [len(fox) // 2]
+        probes = [make_probe(self.tokenizer, fox, places)]
+        for tokens in _held_out_sentences(corpus, count=2):
+            is_word = [token.isalpha() for token in self.tokenizer.convert_ids_to_tokens(tokens)]
+            words = [i for i, alphabetic in enumerate(is_word) if alphabetic] or [0]
+            chosen = sorted({words[len(words) // 3], words[2 * len(words) // 3]})
+            probes.append(make_probe(self.tokenizer, tokens, chosen))
+        return probes
+
+
+@dataclass(frozen=True)
+class BertExporter:
+    """Writes model and tokenizer.
+
+    Attributes:
+        tokenizer: the model's.
+        data_card: see `Exporter`.
+        with_nsp: whether the next-sentence head was trained.
+        language: code of the text's language; None = nobody stated it.
+        max_seq_length: tokens of the longest row that the model was trained on.
+        is_from_scratch: whether it began with random weights.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    data_card: str
+    with_nsp: bool
+    language: str | None
+    max_seq_length: int
+    is_from_scratch: bool
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
         """Write configuration and tokenizer into a checkpoint's folder."""
@@ -221,35 +181,69 @@ class BertObjective:
         """Return what the model card says of the exported model."""
         return card_fields(
             model,
-            with_nsp=self._pair_mode != "none",
+            with_nsp=self.with_nsp,
             language=self.language,
-            max_seq_length=self._max_seq_length,
-            is_from_scratch=self._is_from_scratch,
+            max_seq_length=self.max_seq_length,
+            is_from_scratch=self.is_from_scratch,
         )
 
-    def _measure_baselines(self) -> dict[str, float]:
-        baselines = {"unigram_entropy": unigram_entropy(self._token_counts)}
-        labels = self.evaluation_plan.next_sentence_label[self._evaluation_rows]
-        if self._pair_mode != "none":
-            share = float((labels == 1).mean())
-            baselines["majority_nsp_accuracy"] = max(share, 1 - share)
-        return baselines
 
-    def _make_probes(self) -> list[Probe]:
-        fox = self.tokenizer.encode(FOX, add_special_tokens=False)
-        places = word_positions(self.tokenizer, fox, ["brown", "over", "dog"]) or [len(fox) // 2]
-        probes = [make_probe(self.tokenizer, fox, places)]
-        for tokens in _held_out_sentences(self.corpus, count=2):
-            is_word = [token.isalpha() for token in self.tokenizer.convert_ids_to_tokens(tokens)]
-            words = [i for i, alphabetic in enumerate(is_word) if alphabetic] or [0]
-            probes.append(
-                make_probe(
-                    self.tokenizer,
-                    tokens,
-                    sorted({words[len(words) // 3], words[2 * len(words) // 3]}),
-                )
-            )
-        return probes
+def text_rows(
+    corpus: PreparedCorpus,
+    tokenizer: PreTrainedTokenizerFast,
+    rule: MaskingRule,
+    *,
+    pair_mode: PairMode,
+    max_seq_length: int,
+    short_seq_prob: float,
+    seed: int,
+    max_eval_rows: int,
+) -> tuple[TrainingStream[EpochPlan], HeldOutRows]:
+    """Return the rows to train on and those to evaluate on.
+
+    Args:
+        corpus: documents of both splits.
+        tokenizer: the one the corpus was prepared with.
+        rule: how tokens are selected and hidden.
+        pair_mode: how pairs are drawn; `none` = no pairs.
+        max_seq_length: tokens per row.
+        short_seq_prob: share of shorter rows in training; held-out rows are as long as they can be.
+        seed: of pairs, order and masks.
+        max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
+    """
+
+    def plan(documents: NDArray[np.int64], short_seq_prob: float, epoch: int) -> EpochPlan:
+        return plan_epoch(
+            corpus.store,
+            documents,
+            max_seq_length=max_seq_length,
+            short_seq_prob=short_seq_prob,
+            pair_mode=pair_mode,
+            seed=seed,
+            epoch=epoch,
+        )
+
+    def collator(*, evaluation: bool) -> PretrainingCollator:
+        return PretrainingCollator(
+            corpus.store,
+            rule,
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            max_seq_length=max_seq_length,
+            seed=seed,
+            evaluation=evaluation,
+        )
+
+    training = TrainingStream(
+        lambda epoch: plan(corpus.train_documents, short_seq_prob, epoch),
+        collator(evaluation=False),
+        identity={"corpus": corpus.manifest["key"]},
+    )
+    held_out_plan = plan(corpus.validation_documents, 0.0, 0)
+    order = permutation(len(held_out_plan), seed, Purpose.EVALUATION_ROW)
+    rows = np.sort(order[: max_eval_rows or len(order)])
+    return training, HeldOutRows(held_out_plan, rows, collator(evaluation=True))
 
 
 def count_tokens(

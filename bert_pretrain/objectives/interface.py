@@ -1,8 +1,11 @@
-"""The interface between the training loop, which knows no modality, and what is learnt."""
+"""What the training loop needs to know of a task, in three small interfaces.
+
+The loop trains an `Objective`, asks a `Monitor` at every evaluation, and lets an `Exporter` write
+what is kept. It knows no modality.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,29 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Batch = dict[str, Tensor]
-
-
-class Place(NamedTuple):
-    """Where the training data continues: a pass over the data and a row of it."""
-
-    epoch: int
-    position: int
-
-
-@dataclass
-class Window:
-    """The share of one update that a process computes.
-
-    Attributes:
-        micro_batches: batches on the CPU, one forward and backward pass each.
-        next_place: where the following window begins.
-        num_units: what the throughput counts (tokens, images), over this process's share.
-    """
-
-    micro_batches: list[Batch]
-    next_place: Place
-    num_units: int
+from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream
 
 
 @dataclass
@@ -52,91 +33,93 @@ class LossTerm:
 
 
 class Objective(Protocol):
-    """What a training loop needs to know about a task.
+    """What is learnt.
 
     Attributes:
-        unit: what the throughput counts: "tokens", "images".
-        shown_file: name of the file in the run directory that keeps the rows of `show`.
-        data_card: what the data are, as text to print and for the model card.
+        training: the rows to train on.
+        held_out: the rows to evaluate on.
     """
 
-    unit: str
-    shown_file: str
-    data_card: str
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the training data: a checkpoint continues only on the same."""
-        ...
+    training: TrainingStream[Any]
+    held_out: HeldOutRows
 
     def build_model(self) -> PreTrainedModel:
         """Return the model to train, initialised by the global seed or loaded."""
         ...
 
-    def num_rows(self, epoch: int) -> int:
-        """Return the number of training rows of a pass over the data."""
-        ...
-
-    def training_windows(
-        self,
-        place: Place,
-        *,
-        global_batch_size: int,
-        num_processes: int,
-        process_index: int,
-        num_micro_batches: int,
-    ) -> Iterator[Window]:
-        """Yield this process's share of window after window, from `place` on, without end.
-
-        All processes together get the same rows in a window whatever their number and that of the
-        micro-batches.
-        """
-        ...
-
-    def evaluation_batches(
-        self, *, batch_size: int, num_processes: int, process_index: int
-    ) -> Iterator[Batch]:
-        """Yield this process's share of the fixed held-out rows: over all processes each exactly once."""
-        ...
-
     def target_counts(self, batch: Batch) -> dict[str, int]:
-        """Return for each loss term what its sum is divided by; known before any forward pass."""
+        """Return what each loss term's sum is divided by; known on the host before any forward."""
         ...
 
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        """Run `model` once on a batch and return its loss terms by name."""
+        """Run `model` exactly once on a batch and return its loss terms by name."""
         ...
 
+
+class Monitor(Protocol):
+    """What an evaluation measures, warns of and shows, beside the losses.
+
+    Attributes:
+        shown_file: name of the file in the run directory that keeps the rows of `show`.
+    """
+
+    shown_file: str
+
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return the numbers of an evaluation that are no means over rows.
+        """Return the numbers of an evaluation that are no means over rows; all processes call it.
 
         Args:
             model: evaluated, without the wrapper of distributed training.
             means: what the loss terms came to.
 
         Returns:
-            What follows from `means`, baselines to compare them with, and properties of the model
-            as a whole.
+            What follows from `means`, baselines to compare them with, and properties of the model.
         """
         ...
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
-        """Return what is wrong with a run whose latest evaluation is `row`; each names a cause and a flag."""
+        """Return what is wrong with a run whose latest evaluation is `row`.
+
+        Each message names a cause, and a parameter between backquotes.
+        """
         ...
 
     def show(
-        self, model: PreTrainedModel, run_dir: Path, *, step: int
+        self, model: PreTrainedModel, run_dir: Path, *, step: int, is_last: bool
     ) -> tuple[str, list[dict[str, Any]]]:
-        """Return what has been learnt so far, as text to print and as rows to keep; pictures go to `run_dir`."""
+        """Return what has been learnt so far, as text to print and as rows to keep.
+
+        Pictures go to `run_dir`; slow ones are drawn only where `is_last`. The first process alone
+        calls it.
+        """
         ...
+
+
+class Exporter(Protocol):
+    """What is written so that stock transformers loads it.
+
+    Attributes:
+        data_card: what the data are, as text to print and for the model card.
+    """
+
+    data_card: str
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
         """Write everything of an export but the weights into an existing folder."""
         ...
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
-        """Write the model and what it needs to be used, loadable by stock transformers."""
+        """Write the model and what it needs to be used, as a folder that appears whole."""
         ...
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Return what the model card says of the exported model; see `bert_pretrain.publishing.model_card`."""
+        """Return what the model card says of the exported model."""
         ...
+
+
+class Task(NamedTuple):
+    """What a run is about."""
+
+    objective: Objective
+    monitor: Monitor
+    exporter: Exporter
