@@ -1,4 +1,4 @@
-"""Sums over micro-batches and ranks, the rows of metrics.jsonl, and alarms about their course.
+"""Sums over micro-batches and processes, the rows of metrics.jsonl, and a watch over their course.
 
 Enters: loss terms with their counts. Leaves: means that do not depend on how the rows were divided
 up.
@@ -22,10 +22,10 @@ from bert_pretrain.objectives.interface import LossTerm
 
 
 class RunningSums:
-    """Sums of losses, metrics and counts of the loss terms; only at the end are they divided.
+    """Sums of losses, metrics and counts of the loss terms; they are divided only at the end.
 
-    The sums stay on the device in float64 (float32 where the device has none), so adding to them
-    never waits for it.
+    Sums stay on the device in float64 (float32 where the device has none) and counts on the host,
+    so adding to them never waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,14 +33,15 @@ class RunningSums:
         self.device = device
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
         self._weights: dict[str, float] = {}
 
     def add(self, terms: Mapping[str, LossTerm], counts: Mapping[str, int]) -> None:
         """Add the terms of one batch of this process and what their sums are divided by."""
         for name, term in terms.items():
             self._weights[name] = term.weight
+            self._counts[name] = self._counts.get(name, 0) + counts[name]
             self._add(f"{name}/loss", term.sum.detach())
-            self._add(f"{name}/count", torch.tensor(counts[name], device=self.device))
             for metric, value in term.metrics.items():
                 self._add(f"{name}/{metric}", value)
 
@@ -69,39 +70,49 @@ class RunningSums:
 
     def global_state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return the sums over all processes as plain numbers. All processes must call it."""
+        counts = {f"{name}/count": count for name, count in self._counts.items()}
         # A process may have seen no batch, or no batch with some term: the others tell it the
         # names.
-        named = gather_object([(key, self._weights[key.split("/")[0]]) for key in self._sums])
+        weights = [(key, self._weights[key.split("/")[0]]) for key in (*self._sums, *counts)]
+        named = gather_object(weights)
         keys = sorted({key for key, _ in named})
         if not keys:
             return {"sums": {}, "weights": {}}
         zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        numbers = torch.tensor([counts.get(key, 0) for key in keys], dtype=torch.float64)
         stacked = torch.stack([self._sums.get(key, zero) for key in keys])
+        stacked = stacked + numbers.to(self.device, self.dtype)
         sums = accelerator.reduce(stacked, "sum").tolist()
-        weights = {key.split("/")[0]: weight for key, weight in named}
-        return {"sums": dict(zip(keys, sums, strict=True)), "weights": weights}
+        return {
+            "sums": dict(zip(keys, sums, strict=True)),
+            "weights": {key.split("/")[0]: weight for key, weight in named},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], *, share: float) -> None:
-        """Continue from `global_state_dict()`; `share` is this process's part of the sums, in [0, 1]."""
+        """Continue from `global_state_dict()`; `share` is this process's part, in [0, 1]."""
         self._weights = dict(state["weights"])
-        self._sums = {
-            key: torch.tensor(share * value, dtype=self.dtype, device=self.device)
-            for key, value in state["sums"].items()
-        }
+        for key, value in state["sums"].items():
+            name, quantity = key.split("/")
+            if quantity == "count":
+                self._counts[name] = share * value
+            else:
+                self._sums[key] = torch.tensor(share * value, dtype=self.dtype, device=self.device)
 
 
 class JsonLines:
     """A file with one JSON object a line, which a resumed run cuts back to its checkpoint."""
 
-    def __init__(self, path: Path, *, keep_until_step: int) -> None:
-        """Open `path` for appending; rows past `keep_until_step` and a half-written last line are removed."""
+    def __init__(self, path: Path) -> None:
+        """Name the file; nothing is opened yet."""
         self.path = path
-        if path.exists():
+
+    def cut_back(self, *, keep_until_step: int) -> None:
+        """Remove rows past a step, and a last line that is half-written."""
+        if self.path.exists():
             # Not splitlines: a word may be a line separator of Unicode, which JSON leaves as it is.
-            lines = path.read_text(encoding="utf-8").split("\n")
-            write_text(
-                path, "".join(f"{line}\n" for line in lines if _step_of(line) <= keep_until_step)
-            )
+            lines = self.path.read_text(encoding="utf-8").split("\n")
+            kept = [f"{line}\n" for line in lines if _step_of(line) <= keep_until_step]
+            write_text(self.path, "".join(kept))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row and hand it to the operating system."""
@@ -146,8 +157,8 @@ class CourseWatch:
             if value > best * (1 + self.tolerance):
                 messages.append(
                     f"{key} is {value:.3f} on held-out data but was {best:.3f}: this head is "
-                    "getting worse; "
-                    "a lower --learning_rate, or --dropout 0.1 on a small corpus, usually cures it"
+                    "getting worse; a lower `learning_rate`, or `dropout` 0.1 on a small corpus, "
+                    "usually cures it"
                 )
             self._best[key] = min(best, value)
         return messages

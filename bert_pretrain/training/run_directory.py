@@ -6,6 +6,7 @@ Called by the program before and after it has built the trainer.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,61 +17,23 @@ from transformers import PreTrainedConfig
 from bert_pretrain.data.whole_files import check_creatable, write_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
-from bert_pretrain.publishing.download import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state
 from bert_pretrain.training.trainer import Trainer
 
 _UNFINISHED = "run.json.tmp"  # as `write_json` names it
-# Flags that determine what a run's numbers mean: a checkpoint continues only under the same values.
-_DEFINING_FLAGS = [
-    "objective",
-    "seed",
-    "max_seq_length",
-    "short_seq_prob",
-    "pair_mode",
-    "mlm_probability",
-    "mask_replace_prob",
-    "random_replace_prob",
-    "masking",
-    "optimizer",
-    "dropout",
-    "embedding_dim",
-    "reconstruction_loss",
-    "noise_std",
-    "mask_ratio",
-    "norm_pix_loss",
-    "augmentation",
-    "horizontal_flip",
-    "loss",
-    "margin",
-    "distance",
-    "normalize",
-    "negatives",
-    "reduction",
-    "temperature",
-    "projection_dim",
-]
-# Flags that one may want to change on the way; a continued run then is another run, and says so.
-_STEERING_FLAGS = [
-    "learning_rate",
-    "adamw_learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "schedule",
-    "warmup_steps",
-    "decay_share",
-    "max_steps",
-    "num_train_epochs",
-    "max_hours",
-    "mixed_precision",
-]
 
 
-def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
-    """Check that a run may write into a folder, and find the checkpoint it continues from. Writes nothing.
+def claim_run_dir(
+    run_dir: Path, resume_from: str | None, *, fetch: Callable[[str], Path] | None = None
+) -> Path | None:
+    """Check that a run may write into a folder and find the checkpoint that it continues from.
+
+    Nothing is written there.
+
+    Args:
+        run_dir: the run's folder.
+        resume_from: None = a new run; `latest`; the path of a checkpoint; or what `fetch` takes.
+        fetch: brings a checkpoint from elsewhere, such as the Hub; None = it is none of those.
 
     Raises:
         InputError: the folder is in use, or there is no run to continue.
@@ -92,7 +55,7 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
             f"`resume_from_checkpoint` is 'latest' but {run_dir} holds no run",
             advice="pass the run's `output_dir`, or leave `resume_from_checkpoint` out",
         )
-    is_remote = is_hub_checkpoint(resume_from)
+    is_remote = fetch is not None
     checkpoint = None if is_remote else find_checkpoint(resume_from, run_dir / "checkpoints")
     is_of_this_run = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
     if holds_run and (is_remote or not is_of_this_run):
@@ -100,11 +63,11 @@ def claim_run_dir(run_dir: Path, resume_from: str | None) -> Path | None:
             f"{run_dir} holds a run that {resume_from} is no checkpoint of",
             advice="pass a new `output_dir` to continue from it there",
         )
-    return download_checkpoint(resume_from) if is_remote else checkpoint
+    return fetch(resume_from) if fetch is not None else checkpoint
 
 
 def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | None) -> None:
-    """Check again, once the folder is held, that no other process has written there since `claim_run_dir`.
+    """Check again, once the folder is held, that nothing was written since `claim_run_dir`.
 
     Args:
         run_dir: the run's folder.
@@ -122,11 +85,11 @@ def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | Non
 
 
 def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> None:
-    """Record what was asked for, what it came to, on what it ran and since when, in a folder that exists."""
+    """Record what was asked for, what it came to, on what it ran and since when."""
     accelerator = trainer.accelerator
     effective = {
-        "global_batch_size": trainer.global_batch_size,
-        "gradient_accumulation_steps": trainer.num_micro_batches,
+        "global_batch_size": trainer.layout.global_batch_size,
+        "gradient_accumulation_steps": trainer.layout.num_micro_batches,
         "max_steps": trainer.schedule.max_steps,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
@@ -142,29 +105,23 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
 
 
 def fingerprint(
-    flags: dict[str, Any], data: dict[str, Any], model_config: PreTrainedConfig
+    defining: dict[str, Any], noted: dict[str, Any], model_config: PreTrainedConfig
 ) -> dict[str, Any]:
-    """Return what a checkpoint keeps of its run to be compared when it is continued.
+    """Return what a checkpoint keeps of its run, to be compared when it is continued.
 
     Args:
-        flags: every flag of the run by name.
-        data: what identifies the training rows and their grouping into updates.
-        model_config: of the model in training.
-
-    Returns:
-        JSON-able: `defining` must agree, `model` too, `steering` may change.
+        defining: what must be equal, by name: flags, and what identifies the training rows.
+        noted: what may change, but not in silence.
+        model_config: of the model in training, which must be equal too.
     """
-    return {
-        "defining": {name: flags[name] for name in _DEFINING_FLAGS if name in flags} | data,
-        "model": _without_origin(json.loads(model_config.to_json_string(use_diff=False))),
-        "steering": {name: flags[name] for name in _STEERING_FLAGS},
-    }
+    model = _without_origin(json.loads(model_config.to_json_string(use_diff=False)))
+    return {"defining": defining, "noted": noted, "model": model}
 
 
 def _without_origin(config: Any) -> Any:
-    """Return a configuration without the places that it and those within it were read from.
+    """Return a configuration without the paths that it and its parts were read from.
 
-    They make no other model of it, and a path is nobody else's business.
+    They do not change the model, and nobody else should see them.
     """
     if not isinstance(config, dict):
         return config
@@ -193,7 +150,7 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
         )
     trainer.load_checkpoint(checkpoint, state)
     trainer.accelerator.print(f"continuing from {checkpoint} after {trainer.step:,} updates")
-    if changed := _differences(theirs["steering"], ours["steering"]):
+    if changed := _differences(theirs.get("noted", {}), ours["noted"]):
         trainer.accelerator.print(
             f"NOTE: from here on the run differs from an uninterrupted one: {changed}"
         )
