@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.flags import parse_flags
-from bert_pretrain.data.whole_files import write_json
+from bert_pretrain.data.atomic import write_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.suites.context import FLAG_GROUPS, Evaluation, SuiteResult
 from bert_pretrain.evaluation.suites.fill_mask import check_fill_mask_flags, evaluate_fill_mask

@@ -28,8 +28,8 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.checks import check_repo_id
 from bert_pretrain.config.data_flags import TaskDataArguments
 from bert_pretrain.config.flags import flag, flags, parse_flags
-from bert_pretrain.data.run_state import held
-from bert_pretrain.data.whole_files import check_creatable, make_folder, write_json
+from bert_pretrain.data.atomic import check_creatable, make_folder, write_json
+from bert_pretrain.data.locks import LOCK_FILE, held
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.downstream.metrics import (
     METRICS,
@@ -244,7 +244,9 @@ def _check(options: FinetuneArguments, recipe: Recipe) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name != LOCK_FILE for path in folder.iterdir())
+    ):
         raise InputError(
             f"{folder} is not an empty folder", advice="pass a new one as `output_dir`"
         )

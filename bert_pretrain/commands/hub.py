@@ -23,8 +23,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.checks import check_license, check_repo_id
-from bert_pretrain.data.run_records import read_run_json
-from bert_pretrain.data.run_state import held, read_final
+from bert_pretrain.data.locks import held
+from bert_pretrain.data.run_folder import list_checkpoints, read_final, read_run_json, step_of
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.publication import MAIN, is_submitted, open_pusher, submit_final
 from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link, revision_of, waiting_in
@@ -36,7 +36,6 @@ from bert_pretrain.text.prepared import (
     PreparedCorpus,
     stated_language,
 )
-from bert_pretrain.training.checkpoint import list_checkpoints, step_of
 
 DATASET_CARD = """\
 ---

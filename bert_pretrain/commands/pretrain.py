@@ -23,8 +23,8 @@ from transformers.utils import logging as transformers_logging
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_objective
 from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
-from bert_pretrain.data.run_state import held
-from bert_pretrain.data.whole_files import make_folder
+from bert_pretrain.data.atomic import make_folder
+from bert_pretrain.data.locks import held
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.interface import Objective

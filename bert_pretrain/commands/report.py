@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.data.run_records import read_rows, read_run_json
-from bert_pretrain.data.run_state import is_held, read_final
-from bert_pretrain.data.whole_files import write_text
+from bert_pretrain.data.atomic import write_text
+from bert_pretrain.data.locks import is_held
+from bert_pretrain.data.run_folder import read_final, read_rows, read_run_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.curves import draw_curves, read_metrics
 

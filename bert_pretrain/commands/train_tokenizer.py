@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.flags import flag, flags, parse_flags
-from bert_pretrain.data.whole_files import folder_written_aside
+from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import open_documents
 from bert_pretrain.text.tokenizers import train_wordpiece
@@ -99,7 +99,7 @@ def train(options: TokenizerArguments) -> None:
         model_max_length=options.model_max_length,
         min_frequency=options.min_frequency,
     )
-    with folder_written_aside(output_dir) as aside:
+    with atomic_folder(output_dir) as aside:
         tokenizer.save_pretrained(aside)
     sys.stdout.write(f"{len(tokenizer):,} pieces from {source.description} in {output_dir}\n")
 

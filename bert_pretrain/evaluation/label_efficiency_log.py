@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.data.run_state import held
-from bert_pretrain.data.whole_files import check_creatable, make_folder, write_json, write_text
+from bert_pretrain.data.atomic import check_creatable, make_folder, write_json, write_text
+from bert_pretrain.data.locks import LOCK_FILE, held
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.label_efficiency import Measurement
 from bert_pretrain.hardware import describe_run
@@ -55,7 +55,7 @@ class MeasurementLog:
         if known.exists():
             self._earlier = _read_settings(known)
             self.finished = _read_measurements(self.folder / "rows.jsonl")
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and any(path.name != LOCK_FILE for path in self.folder.iterdir()):
             raise InputError(
                 f"{self.folder} is not an empty folder", advice="pass a new one as `output_dir`"
             )

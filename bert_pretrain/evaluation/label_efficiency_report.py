@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_pretrain.data.whole_files import written_aside
+from bert_pretrain.data.atomic import atomic_file
 from bert_pretrain.evaluation.label_efficiency import Point
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def draw_curve(
     axes = figure.add_subplot()
     plot_curve(axes, points, title=title, labels_of_arms=labels_of_arms)
     axes.legend()
-    with written_aside(path) as aside:
+    with atomic_file(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
 
 

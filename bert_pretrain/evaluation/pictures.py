@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pretrain.data.atomic import atomic_file
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.data.whole_files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -252,5 +252,5 @@ def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the software's name the bytes depend on the picture alone. Agg is what draws PNG, with
     # no display.
-    with written_aside(path) as aside:
+    with atomic_file(path) as aside:
         figure.savefig(aside, format="png", metadata={"Software": None})

@@ -20,7 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from bert_pretrain.data.whole_files import folder_written_aside
+from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import Outcome, channels_of_first, decode_rows
 from bert_pretrain.images.rows import ImageSource, Label
@@ -81,7 +81,7 @@ def decode_once(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            with folder_written_aside(folder) as aside:
+            with atomic_folder(folder) as aside:
                 with (aside / PIXELS_FILE).open("wb") as file:
                     decoded = _decode(source, recipe, file, show_progress=show_progress)
                 np.save(aside / MOMENTS_FILE, decoded.moments)

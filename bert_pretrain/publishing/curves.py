@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_pretrain.data.run_records import read_rows
-from bert_pretrain.data.whole_files import written_aside
+from bert_pretrain.data.atomic import atomic_file
+from bert_pretrain.data.run_folder import read_rows
 from bert_pretrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def draw_curves(metrics_file: Path, png: Path) -> None:
             axis.set_yscale("log")
     for axis in axes[len(panels) :]:
         axis.remove()
-    with written_aside(png) as aside:
+    with atomic_file(png) as aside:
         figure.savefig(aside, format="png", metadata={"Software": None})
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from PIL.Image import Resampling
 from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessorPil
 
-from bert_pretrain.data.whole_files import folder_written_aside
+from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.models.image_encoder import PRETRAINING_FOLDER
 
 CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}
@@ -84,7 +84,7 @@ def export_image_model(
     # Without its classification class: a base model's file names no head, so that a head is all
     # that is missing.
     base = model.plain_encoder().base_model
-    with folder_written_aside(directory) as aside:
+    with atomic_folder(directory) as aside:
         base.save_pretrained(aside)
         _exported_config(base).save_pretrained(aside)
         processor.save_pretrained(aside)

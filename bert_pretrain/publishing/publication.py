@@ -13,16 +13,21 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from bert_pretrain.config.arguments import HubArguments
-from bert_pretrain.data.run_records import read_rows, read_run_json
-from bert_pretrain.data.run_state import read_final
-from bert_pretrain.data.whole_files import replace_folder, write_json
+from bert_pretrain.data.atomic import replace_folder, write_json
+from bert_pretrain.data.run_folder import (
+    checkpoint_path,
+    list_checkpoints,
+    read_final,
+    read_rows,
+    read_run_json,
+    step_of,
+)
 from bert_pretrain.objectives.interface import Objective
 from bert_pretrain.publishing.curves import draw_curves
 from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
 from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link_tree
 from bert_pretrain.publishing.scrub import scrub
 from bert_pretrain.publishing.upload import STATE_FOLDER
-from bert_pretrain.training.checkpoint import checkpoint_path, list_checkpoints, step_of
 
 MAIN = "main"
 _SUBMITTED = "submitted_to"  # file of a checkpoint that names the repository it was submitted for

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bert_pretrain.data.whole_files import folder_written_aside
+from bert_pretrain.data.atomic import atomic_folder
 
 
 def export_bert(
@@ -24,7 +24,7 @@ def export_bert(
         tokenizer: the model's.
         directory: target; replaced if it exists.
     """
-    with folder_written_aside(directory) as aside:
+    with atomic_folder(directory) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
 

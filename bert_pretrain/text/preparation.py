@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from bert_pretrain.data.whole_files import folder_written_aside, write_json
+from bert_pretrain.data.atomic import atomic_folder, write_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import DEFAULT_SENTENCE_RULES, DocumentSource, split_sentences
 from bert_pretrain.text.prepared import (
@@ -130,7 +130,7 @@ def prepare_corpus(
     with FileLock(f"{output_dir}.lock"):
         manifest = _manifest_in(output_dir)
         if manifest is None or manifest["key"] != key:
-            with folder_written_aside(output_dir) as aside:
+            with atomic_folder(output_dir) as aside:
                 written = _write(source, tokenizer, aside / ARROW_FILE, rules, seed, show_progress)
                 held_out = _held_out(written.digests, validation_share)
                 np.save(aside / VALIDATION_FILE, held_out)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,11 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.whole_files import replace_folder
+from bert_pretrain.data.atomic import replace_folder
+from bert_pretrain.data.run_folder import checkpoint_path, list_checkpoints
 from bert_pretrain.errors import InputError
 
 STATE_FILE = "trainer_state.json"
-_NAME = re.compile(r"step-(\d{6,})")
 
 
 def save_checkpoint(
@@ -69,16 +68,6 @@ def save_checkpoint(
     return final
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step is, or would be, in a run's checkpoint folder."""
-    return folder / f"step-{step:06d}"
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the updates after which a checkpoint was written, from its name."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
 def find_checkpoint(resume_from: str, folder: Path) -> Path | None:
     """Return the checkpoint that a run continues from.
 
@@ -104,16 +93,6 @@ def find_checkpoint(resume_from: str, folder: Path) -> Path | None:
             "owner/name@revision of the Hub",
         )
     return path
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints of a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [
-        (int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

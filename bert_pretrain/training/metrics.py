@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from bert_pretrain.data.whole_files import write_text
+from bert_pretrain.data.atomic import write_text
 from bert_pretrain.objectives.interface import LossTerm
 
 

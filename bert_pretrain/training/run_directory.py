@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from bert_pretrain.data.whole_files import check_creatable, write_json
+from bert_pretrain.data.atomic import check_creatable, write_json
+from bert_pretrain.data.locks import LOCK_FILE
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state
@@ -41,8 +42,9 @@ def claim_run_dir(
     holds_run = (run_dir / "run.json").is_file()
     check_creatable(run_dir, parameter="output_dir")
     if resume_from is None:
-        # A run killed while it began leaves at most the unfinished run.json.
-        if run_dir.is_dir() and any(path.name != _UNFINISHED for path in run_dir.iterdir()):
+        # A run killed while it began leaves at most an unfinished run.json and its lock.
+        leftovers = (_UNFINISHED, LOCK_FILE)
+        if run_dir.is_dir() and any(path.name not in leftovers for path in run_dir.iterdir()):
             what = "holds another run" if holds_run else "is not an empty folder"
             raise InputError(
                 f"{run_dir} {what}",

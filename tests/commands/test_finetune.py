@@ -120,7 +120,7 @@ def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(
         "bad": 0,
         "good": 1,
     }
-    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+    assert sorted(path.name for path in (folder / "out").glob("[!.]*")) == [
         "final",
         "results.json",
         "seed-1",
@@ -909,5 +909,5 @@ def test_what_was_interrupted_can_be_started_again(
         patched.setattr("bert_pretrain.downstream.training.ClassifierTrainer.train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             finetune(model, *FILES, *SHORT)
-    assert not list((folder / "out").iterdir())
+    assert not list((folder / "out").glob("[!.]*"))
     finetune(model, *FILES, *SHORT)

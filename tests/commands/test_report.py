@@ -16,8 +16,8 @@ from PIL import Image
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands.report import write_report
-from bert_pretrain.data.run_records import read_rows
-from bert_pretrain.data.run_state import held
+from bert_pretrain.data.locks import held
+from bert_pretrain.data.run_folder import read_rows
 from bert_pretrain.training.metrics import JsonLines
 
 VALIDATION = {

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from bert_pretrain.config.flags import flag, flags
-from bert_pretrain.data.run_records import read_run_json
-from bert_pretrain.training.checkpoint import list_checkpoints
+from bert_pretrain.data.run_folder import list_checkpoints, read_run_json
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bert_pretrain.data.run_records import read_rows
+from bert_pretrain.data.run_folder import list_checkpoints, read_rows
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
 from bert_pretrain.evaluation.masked_language_model import load_masked_language_model, longest_row
@@ -17,7 +17,6 @@ from bert_pretrain.evaluation.suites.context import (
     EvaluationText,
     SuiteResult,
 )
-from bert_pretrain.training.checkpoint import list_checkpoints
 
 DEFAULT_SENTENCES = [
     "The quick brown fox jumped over the lazy [MASK].",

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: they are written aside and renamed."""
+"""Files and folders that appear whole or not at all: each is written beside its place, then renamed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bert_pretrain.errors import InputError
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write in place of another one, and let it take the other's place when it is done.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, and rename it to `path` at the end of the block.
 
     Args:
-        path: where the file is to appear; what is there stays if the writing fails.
+        path: the file to make or to replace. If the block fails, it stays as it was.
     """
     aside = path.with_name(path.name + ".tmp")
     try:
@@ -30,42 +30,35 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8."""
-    with written_aside(path) as aside:
+    """Write a text file in UTF-8; it appears whole or not at all."""
+    with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any, *, allow_nan: bool = False) -> None:
-    """Write a JSON file.
+    """Write a JSON file; it appears whole or not at all.
 
     Args:
-        path: where it is to appear.
+        path: the file to make or to replace.
         content: as `json.dumps` takes it.
-        allow_nan: write numbers that are none as NaN, which is no JSON, instead of raising
-            `ValueError`.
+        allow_nan: write NaN and infinity as `NaN` and `Infinity`, which Python reads and standard
+            JSON does not have.
+
+    Raises:
+        ValueError: there is a NaN or an infinity, and `allow_nan` is False.
     """
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
 
 
-def replace_folder(aside: Path, target: Path) -> None:
-    """Let a folder take the place of another one, if that exists, which is never there by half."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(aside, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def folder_written_aside(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill in place of another one, and let it take the other's place when it is done.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, and rename it to `folder` at the end of the block.
 
     Args:
-        folder: where it is to appear; what is there stays if the writing fails.
+        folder: the folder to make or to replace. If the block fails, it stays as it was.
 
     Raises:
-        InputError: it is the folder one is in, or one above, which cannot be replaced.
+        InputError: it is the current folder or one above it, which cannot be replaced.
     """
     folder = Path(os.path.abspath(folder))  # "." has no name
     if folder in (Path.cwd(), *Path.cwd().parents):
@@ -74,7 +67,7 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
             advice="pass a folder below it",
         )
     aside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed left
+    shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
     try:
         aside.mkdir(parents=True)
         yield aside
@@ -84,8 +77,22 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
         raise
 
 
+def replace_folder(aside: Path, target: Path) -> None:
+    """Rename a finished folder to `target`; an older `target` is moved away first, then removed."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(aside, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def check_creatable(folder: Path, *, parameter: str) -> None:
-    """Raise `InputError` unless a folder is there or can be made, as far as that can be told without making it."""
+    """Check, without making it, that a folder exists or can be made, and can be written to.
+
+    Raises:
+        InputError: it cannot; `parameter` gave the folder.
+    """
     nearest = next(
         path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
     )
@@ -99,10 +106,10 @@ def check_creatable(folder: Path, *, parameter: str) -> None:
 
 
 def make_folder(folder: Path, *, parameter: str) -> None:
-    """Make a folder for results, once all that can be checked before is checked.
+    """Make a folder for results.
 
     Raises:
-        InputError: it cannot be made or written to.
+        InputError: it cannot be made or written to; `parameter` gave the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from bert_pretrain.data.whole_files import (
+from bert_pretrain.data.atomic import (
+    atomic_file,
+    atomic_folder,
     check_creatable,
-    folder_written_aside,
     replace_folder,
     write_json,
     write_text,
-    written_aside,
 )
 from bert_pretrain.errors import InputError
 
@@ -29,10 +29,10 @@ def test_the_current_folder_is_not_replaced_and_one_below_it_is(
     for name in (".", "..", str(tmp_path)):
         with (
             pytest.raises(InputError, match="cannot be replaced"),
-            folder_written_aside(Path(name)),
+            atomic_folder(Path(name)),
         ):
             pass
-    with folder_written_aside(Path("new/../corpus")) as aside:
+    with atomic_folder(Path("new/../corpus")) as aside:
         (aside / "text").touch()
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["corpus"]
 
@@ -40,7 +40,7 @@ def test_the_current_folder_is_not_replaced_and_one_below_it_is(
 def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a file.txt"
     write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt), written_aside(path) as aside:
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as aside:
         aside.write_text("ha")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -89,10 +89,10 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
     for name in ("old", "new"):
         (target.parent / "final.tmp").mkdir(parents=True, exist_ok=True)
         (target.parent / "final.tmp" / "half").touch()  # of a process that was killed
-        with folder_written_aside(target) as aside:
+        with atomic_folder(target) as aside:
             assert not list(aside.iterdir())
             (aside / name).touch()
-    with pytest.raises(KeyboardInterrupt), folder_written_aside(target) as aside:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as aside:
         (aside / "newer").touch()
         raise KeyboardInterrupt
     assert [path.name for path in target.iterdir()] == ["new"] and list(

@@ -1,0 +1,114 @@
+"""What lies in a run directory, for those who read it: records, checkpoints and `final/`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bert_pretrain.errors import InputError
+
+_CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
+
+
+class FinalModel(NamedTuple):
+    """What lies in `final/` of a run.
+
+    Attributes:
+        step: updates of the model; None if its record does not say.
+        is_end: whether the run ended with it; False once the run has been continued.
+    """
+
+    step: int | None
+    is_end: bool
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a .jsonl file, without a last line that is still being written.
+
+    Raises:
+        InputError: the file cannot be read, or is damaged.
+    """
+    try:
+        # Not splitlines: it also splits at Unicode's line separators, which JSON leaves in words.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error})", advice="pass the folder of a run"
+        ) from error
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number}, is not JSON", advice="the file is damaged"
+            ) from error
+        if not isinstance(rows[-1], dict) or "step" not in rows[-1]:
+            raise InputError(
+                f"{path}, line {number}, has no step", advice="the file is damaged, or not a run's"
+            )
+    return rows
+
+
+def read_run_json(run_dir: Path, *, name: str = "run.json") -> dict[str, Any]:
+    """Return the record of a run: `config`, `started`, `command`, `versions`, `hardware`.
+
+    Args:
+        run_dir: the run's folder.
+        name: the record's file; fine-tuning writes another one.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    path = run_dir / name
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{run_dir} is no run (it has no readable {name})",
+            advice="pass an `output_dir` of pretraining",
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged ({error})", advice="pass the folder of another run"
+        ) from error
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise InputError(f"{path} has no 'config'", advice="pass an `output_dir` of pretraining")
+    return record
+
+
+def read_final(run_dir: Path) -> FinalModel | None:
+    """Return what lies in `final/`; None if there is none, or none that pretraining wrote.
+
+    `final/run.json` keeps the start that wrote it. A later start in the run's own run.json means
+    that the run has been continued.
+
+    Raises:
+        InputError: a record is damaged.
+    """
+    if not (run_dir / "final/run.json").is_file():
+        return None
+    record = read_run_json(run_dir / "final")
+    return FinalModel(
+        record.get("step"), record.get("started") == read_run_json(run_dir).get("started")
+    )
+
+
+def checkpoint_path(checkpoints: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is, or would be, in a run's checkpoint folder."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the updates after which a checkpoint was written, from its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Return the complete checkpoints of a run's checkpoint folder, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
