@@ -1,4 +1,7 @@
-"""Train a WordPiece tokenizer: `python tokenizer/train_tokenizer.py --data_files my.txt --output_dir my_tokenizer`."""
+"""Train a WordPiece tokenizer: the same as `bert-pretrain train-tokenizer`.
+
+python tokenizer/train_tokenizer.py --data_files my.txt --output_dir my_tokenizer
+"""
 
 import sys
 from pathlib import Path

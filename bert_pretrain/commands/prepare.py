@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,8 +19,8 @@ from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.arguments import DataArguments, TextArguments
-from bert_pretrain.config.checks import check_data, check_text
-from bert_pretrain.config.flags import parse_flags
+from bert_pretrain.config.checks import check_masking, check_source
+from bert_pretrain.config.flags import SEEDS, flag, parse_flags
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.text.documents import check_language, open_documents
@@ -36,9 +36,9 @@ class PrepareArguments:
 
     _argument_group_name: ClassVar[str] = "prepare"
 
-    output_dir: str
-    seed: int = 42
-    debug: bool = False
+    output_dir: str = flag(MISSING, "Folder to write; must be new, or a prepared corpus.")
+    seed: int = flag(42, "Seed of the choice of held-out documents.", allowed=SEEDS)
+    debug: bool = flag(False, "Show the traceback of an input error.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             allow_abbrev=False,
         )
         target, data, text = parse_flags(parser, arguments)
-        check_data(data)
-        check_text(text)
+        check_source(data)
+        check_masking(text)
         tokenizer = load_tokenizer(text.tokenizer_name)
         corpus = open_corpus(
             data, text, tokenizer, seed=target.seed, output_dir=Path(target.output_dir)

@@ -1,4 +1,4 @@
-"""Train a WordPiece tokenizer; `tokenizer/train_tokenizer.py` and `bert-pretrain train-tokenizer` call `main`."""
+"""`bert-pretrain train-tokenizer`, also `tokenizer/train_tokenizer.py`: text to a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.config.flags import flag, flags, parse_flags
+from bert_pretrain.config.checks import check_source
+from bert_pretrain.config.flags import at_least, flag, flags, parse_flags
 from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import open_documents
@@ -28,12 +29,12 @@ class TokenizerArguments:
     output_dir: str = flag(
         "tokenizer/own", "Folder to write; must be new, or a tokenizer with --overwrite."
     )
-    vocab_size: int = flag(30522, "Pieces with the five special tokens, at least 100.")
+    vocab_size: int = flag(30522, "Pieces with the five special tokens.", allowed=at_least(100))
     lowercase: bool = flag(
         True, "Fold case and strip accents (uncased); --no_lowercase keeps them."
     )
-    min_frequency: int = flag(2, "Occurrences that a merged pair needs, at least 1.")
-    model_max_length: int = flag(512, "Longest row of the model in tokens, at least 8.")
+    min_frequency: int = flag(2, "Occurrences that a merged pair needs.", allowed=at_least(1))
+    model_max_length: int = flag(512, "Longest row of the model in tokens.", allowed=at_least(8))
     dataset_name: str | None = flag(None, "'docs' (default), a folder or a Hub id.")
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             allow_abbrev=False,
         )
         (options,) = parse_flags(parser, arguments)
+        check_source(options)
         train(options)
     return 0
 
@@ -68,19 +70,8 @@ def train(options: TokenizerArguments) -> None:
     """Train and write the tokenizer.
 
     Raises:
-        InputError: a value is out of range, the target is in use, or the text cannot be used.
+        InputError: the target is in use, or the text cannot be used.
     """
-    for name, least in (("vocab_size", 100), ("min_frequency", 1), ("model_max_length", 8)):
-        if getattr(options, name) < least:
-            raise InputError(
-                f"{name} is {getattr(options, name)} but must be at least {least}",
-                advice=f"change `{name}`",
-            )
-    if options.data_files and options.dataset_name:
-        raise InputError(
-            f"`data_files` and `dataset_name` {options.dataset_name!r} both name the text",
-            advice="pass one",
-        )
     output_dir = Path(options.output_dir)
     _check_target(output_dir, overwrite=options.overwrite)
     source = open_documents(
@@ -109,7 +100,8 @@ def _check_target(output_dir: Path, *, overwrite: bool) -> None:
         return
     if not (output_dir / "tokenizer.json").is_file():
         raise InputError(
-            f"{output_dir} holds something that is no tokenizer", advice="pass another `output_dir`"
+            f"{output_dir} holds something else than a tokenizer",
+            advice="pass another `output_dir`",
         )
     if not overwrite:
         raise InputError(

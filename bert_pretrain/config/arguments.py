@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import flag, flags
-from bert_pretrain.models.bert import SIZES
-from bert_pretrain.models.image_encoder_config import SIZES as IMAGE_SIZES
+from bert_pretrain.config.flags import SEEDS, above, at_least, between, flag, flags
+
+NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
+SHARE = between(0, 1)
+SHARE_BELOW_ONE = between(0, 1, high_included=False)
 
 
 @dataclass
@@ -19,8 +21,7 @@ class RunArguments:
     objective: Literal["mlm_nsp", "mlm", "autoencoder", "contrastive"] = flag(
         "mlm_nsp",
         "What is learnt: masked words and next sentences, masked words only, images by "
-        "reconstruction, images by "
-        "contrast. Each has its own defaults: add --help.",
+        "reconstruction, images by contrast. Each has its own defaults: add --help.",
     )
     recipe: str = flag(
         "minutes",
@@ -29,17 +30,25 @@ class RunArguments:
     output_dir: str = flag(
         "runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/."
     )
-    seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout; 0 or more.")
+    seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout.", allowed=SEEDS)
     resume_from_checkpoint: str | None = flag(
         None,
         "'latest' of --output_dir, a checkpoint folder, or owner/name@revision that "
         "--hub_push_state pushed.",
     )
-    logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.")
-    eval_steps: int = flag(450, "Updates between evaluations; 0 = only at start and end.")
-    save_steps: int = flag(450, "Updates between checkpoints; 0 = only at the end.")
-    save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.")
-    report_to: str = flag("none", "Tracker: none, tensorboard, trackio, wandb or all.")
+    logging_steps: int = flag(
+        10, "Updates between training rows of metrics.jsonl.", allowed=ONE_OR_MORE
+    )
+    eval_steps: int = flag(
+        450, "Updates between evaluations; 0 = only at start and end.", allowed=NON_NEGATIVE
+    )
+    save_steps: int = flag(
+        450, "Updates between checkpoints; 0 = only at the end.", allowed=NON_NEGATIVE
+    )
+    save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.", allowed=NON_NEGATIVE)
+    report_to: Literal["none", "tensorboard", "trackio", "wandb", "all"] = flag(
+        "none", "Tracker of experiments that gets the metrics too."
+    )
     debug: bool = flag(False, "Show the traceback of an input error.")
 
 
@@ -52,10 +61,9 @@ class DataArguments:
     dataset_name: str | None = flag(
         None,
         "'docs' (the documentation inside your own Python; the default for text without "
-        "--data_files), 'digits' "
-        "(scikit-learn's; the default for images), a folder that bert-pretrain prepare wrote, a "
-        "folder of images, a "
-        "data set saved by datasets, or a name on the Hub, of a data set or of a prepared corpus.",
+        "--data_files), 'digits' (scikit-learn's; the default for images), a folder that "
+        "bert-pretrain prepare wrote, a folder of images, a data set saved by datasets, or a name "
+        "on the Hub, of a data set or of a prepared corpus.",
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
@@ -64,11 +72,17 @@ class DataArguments:
         "allowed."
     )
     validation_share: float = flag(
-        0.05, "Share of documents or images held out for evaluation, in (0, 0.5)."
+        0.05,
+        "Share of documents or images held out for evaluation.",
+        allowed=between(0, 0.5, low_included=False, high_included=False),
     )
-    max_eval_rows: int = flag(2000, "Held-out rows evaluated, a fixed random subset; 0 = all.")
+    max_eval_rows: int = flag(
+        2000,
+        "Most held-out rows evaluated, a fixed random subset; 0 = all.",
+        allowed=NON_NEGATIVE,
+    )
     dataloader_num_workers: int = flag(
-        0, "Worker processes per process that make batches; 0 = none."
+        0, "Worker processes per process that make batches; 0 = none.", allowed=NON_NEGATIVE
     )
 
 
@@ -87,27 +101,38 @@ class TextArguments:
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     language: str | None = flag(
         None,
-        "Language code of the text, such as de or pt-br: splits sentences and is published on the "
-        "cards of model and "
-        "corpus. Not given, sentences are split as English and a card names no language but that "
-        "of 'docs'.",
+        "Language code of the text, such as de or pt-br: its rules split sentences, and the cards "
+        "of model and corpus name it. Without it, sentences are split as English, and cards name "
+        "a language for 'docs' only.",
     )
     tokenizer_name: str | None = flag(
         None,
         "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one.",
         aliases=["--tokenizer"],
     )
-    preprocessing_num_workers: int = flag(0, "Threads that tokenise; 0 = one per core.")
-    max_seq_length: int = flag(
-        128, "Tokens per row with [CLS] and [SEP]; 8 to the position table's size."
+    preprocessing_num_workers: int = flag(
+        0, "Threads that tokenise; 0 = one per core.", allowed=NON_NEGATIVE
     )
-    short_seq_prob: float = flag(0.1, "Share of rows cut to a random shorter length, in [0, 1).")
+    max_seq_length: int = flag(
+        128,
+        "Tokens per row with [CLS] and [SEP]; at most the model's positions.",
+        allowed=at_least(8),
+    )
+    short_seq_prob: float = flag(
+        0.1, "Share of rows cut to a random shorter length.", allowed=SHARE_BELOW_ONE
+    )
     pair_mode: Literal["exact", "google"] = flag(
         "exact", "How sentence pairs are drawn: unbiased, or as google-research/bert does."
     )
-    mlm_probability: float = flag(0.15, "Share of tokens to predict, in (0, 1).")
-    mask_replace_prob: float = flag(0.8, "Share of those that become [MASK], in [0, 1].")
-    random_replace_prob: float = flag(0.1, "Share of those that become a random token, in [0, 1].")
+    mlm_probability: float = flag(
+        0.15,
+        "Share of tokens to predict.",
+        allowed=between(0, 1, low_included=False, high_included=False),
+    )
+    mask_replace_prob: float = flag(0.8, "Share of those that become [MASK].", allowed=SHARE)
+    random_replace_prob: float = flag(
+        0.1, "Share of those that become a random token.", allowed=SHARE
+    )
     masking: Literal["token", "whole_word", "span"] = flag("token", "Unit that is masked together.")
 
 
@@ -122,7 +147,9 @@ class ImageArguments:
         "label", "Column of class labels, for evaluation and pictures only; may be absent."
     )
     image_size: int = flag(
-        0, "Height and width in pixels, by resizing and cropping; 0 = the images' own."
+        0,
+        "Height and width in pixels, by resizing and cropping; 0 = the images' own.",
+        allowed=NON_NEGATIVE,
     )
     num_channels: Literal[0, 1, 3, 4] = flag(0, "Gray, RGB or RGBA; 0 = as the first image has it.")
     on_bad_image: Literal["error", "skip"] = flag(
@@ -138,15 +165,17 @@ class ModelArguments:
 
     config_name: str = flag(
         "micro",
-        f"Size ({', '.join((*SIZES, *IMAGE_SIZES))}), or a folder or Hub id with a config.json.",
+        "Size of text encoders (tiny, micro, mini, small, medium, base, large) or of image "
+        "encoders (vit-tiny, vit-mini, vit-small, vit-base, convnextv2-mini, convnextv2-micro, "
+        "convnextv2-atto, convnextv2-tiny), or a folder or Hub id with a config.json.",
     )
     model_name_or_path: str | None = flag(
         None, "Checkpoint to continue from, in place of --config_name."
     )
     dropout: float = flag(
         0.0,
-        "Dropout of hidden states and attention while pretraining, in [0, 1); the export keeps the "
-        "config's.",
+        "Dropout of hidden states and attention while pretraining; the export keeps the config's.",
+        allowed=SHARE_BELOW_ONE,
     )
 
 
@@ -156,15 +185,19 @@ class AutoencoderArguments:
 
     _argument_group_name: ClassVar[str] = "autoencoder"
 
-    embedding_dim: int = flag(32, "Numbers between encoder and decoder, at least 1.")
+    embedding_dim: int = flag(32, "Numbers between encoder and decoder.", allowed=ONE_OR_MORE)
     reconstruction_loss: Literal["mse", "l1"] = flag(
         "mse", "Distance between an image and its reconstruction."
     )
     noise_std: float = flag(
-        0.0, "Gaussian noise added to the input, in units of the pixels' deviation (denoising)."
+        0.0,
+        "Gaussian noise added to the input, in units of the pixels' deviation (denoising).",
+        allowed=NON_NEGATIVE,
     )
     mask_ratio: float = flag(
-        0.0, "Share of patches hidden from the encoder, in [0, 1); > 0 = masked autoencoder."
+        0.0,
+        "Share of patches hidden from the encoder; more than 0 = masked autoencoder.",
+        allowed=SHARE_BELOW_ONE,
     )
     norm_pix_loss: bool = flag(True, "Normalise each target patch of the masked autoencoder.")
 
@@ -184,7 +217,7 @@ class ContrastiveArguments:
     loss: Literal["triplet", "nt_xent"] = flag(
         "triplet", "max(d(e1, e1') - d(e1, e2) + margin, 0), or NT-Xent."
     )
-    margin: float = flag(1.0, "Alpha of the triplet loss, > 0.")
+    margin: float = flag(1.0, "Alpha of the triplet loss.", allowed=POSITIVE)
     distance: Literal["l2", "l2_squared", "cosine"] = flag("l2", "Distance of the triplet loss.")
     normalize: bool = flag(True, "Scale embeddings to unit length before the triplet loss.")
     negatives: Literal["random", "semi_hard", "hard", "all"] = flag(
@@ -193,9 +226,11 @@ class ContrastiveArguments:
     reduction: Literal["mean", "mean_positive"] = flag(
         "mean", "Mean over all triplets, or over those above 0."
     )
-    temperature: float = flag(0.5, "Of NT-Xent, > 0.")
+    temperature: float = flag(0.5, "Temperature of NT-Xent.", allowed=POSITIVE)
     projection_dim: int = flag(
-        128, "Width of the embedding that the loss sees; 0 = the encoder's own."
+        128,
+        "Width of the embedding that the loss sees; 0 = the encoder's own.",
+        allowed=NON_NEGATIVE,
     )
 
 
@@ -206,45 +241,66 @@ class OptimizationArguments:
     _argument_group_name: ClassVar[str] = "optimization"
 
     max_steps: int = flag(
-        1800, "Updates of the run; 0 = given by --num_train_epochs or --max_hours."
+        1800,
+        "Updates of the run; 0 = given by --num_train_epochs or --max_hours.",
+        allowed=NON_NEGATIVE,
     )
-    num_train_epochs: float = flag(0.0, "Length in passes over the text, in place of --max_steps.")
+    num_train_epochs: float = flag(
+        0.0, "Length in passes over the data, in place of --max_steps.", allowed=NON_NEGATIVE
+    )
     max_hours: float = flag(
         0.08,
         "Wall-clock budget in hours in which the schedule ends exactly; 0 = none. The one flag "
-        "that gives up "
-        "reproducibility. With --max_steps, whichever ends first.",
+        "that gives up reproducibility. With --max_steps, whichever ends first.",
+        allowed=NON_NEGATIVE,
     )
     global_batch_size: int = flag(
-        0, "Rows per update over all processes; 0 = per-device size x accumulation x processes."
+        0,
+        "Rows per update over all processes; 0 = per-device size x accumulation x processes.",
+        allowed=NON_NEGATIVE,
     )
-    per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.")
-    per_device_eval_batch_size: int = flag(64, "Rows of one forward pass in evaluation.")
+    per_device_train_batch_size: int = flag(
+        32, "Most rows of one forward pass.", allowed=ONE_OR_MORE
+    )
+    per_device_eval_batch_size: int = flag(
+        64, "Rows of one forward pass in evaluation.", allowed=ONE_OR_MORE
+    )
     gradient_accumulation_steps: int = flag(
-        0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs."
+        0,
+        "Micro-batches per update; 0 = 1, or what --global_batch_size needs.",
+        allowed=NON_NEGATIVE,
     )
     optimizer: Literal["adamw", "muon"] = flag(
         "muon", "adamw, or muon for hidden matrices with AdamW for the rest."
     )
-    learning_rate: float = flag(1.5e-3, "Peak rate, > 0.")
+    learning_rate: float = flag(1.5e-3, "Peak rate.", allowed=POSITIVE)
     adamw_learning_rate: float = flag(
         0.0,
         "Peak rate of what AdamW trains beside Muon (embeddings, biases, heads); 0 = "
         "--learning_rate.",
+        allowed=NON_NEGATIVE,
     )
     weight_decay: float = flag(
-        0.01, "Decoupled decay of matrices (never of biases or normalisation)."
+        0.01,
+        "Decoupled decay of matrices (never of biases or normalisation).",
+        allowed=NON_NEGATIVE,
     )
-    adam_beta1: float = flag(0.9, "AdamW's first decay rate, in [0, 1).")
-    adam_beta2: float = flag(0.98, "AdamW's second decay rate, in [0, 1).")
-    adam_epsilon: float = flag(1e-6, "AdamW's epsilon, > 0.")
-    max_grad_norm: float = flag(1.0, "Gradients are scaled to at most this norm; 0 = never.")
+    adam_beta1: float = flag(0.9, "AdamW's first decay rate.", allowed=SHARE_BELOW_ONE)
+    adam_beta2: float = flag(0.98, "AdamW's second decay rate.", allowed=SHARE_BELOW_ONE)
+    adam_epsilon: float = flag(1e-6, "AdamW's epsilon.", allowed=POSITIVE)
+    max_grad_norm: float = flag(
+        1.0, "Gradients are scaled to at most this norm; 0 = never.", allowed=NON_NEGATIVE
+    )
     schedule: Literal["linear", "stable_decay"] = flag(
         "stable_decay",
         "After warm-up: fall to 0 at once, or stay and fall over the last --decay_share.",
     )
-    warmup_steps: int = flag(30, "Updates over which the rate rises.")
-    decay_share: float = flag(0.5, "Share of the run over which stable_decay falls, in (0, 1].")
+    warmup_steps: int = flag(30, "Updates over which the rate rises.", allowed=NON_NEGATIVE)
+    decay_share: float = flag(
+        0.5,
+        "Share of the run over which stable_decay falls.",
+        allowed=between(0, 1, low_included=False),
+    )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )
@@ -252,22 +308,23 @@ class OptimizationArguments:
         False, "Recompute activations in the backward pass to save memory."
     )
     num_cpu_threads: int = flag(
-        0, "Threads per process on CPU; 0 = cores divided by local processes."
+        0,
+        "Threads per process on CPU; 0 = cores divided by local processes.",
+        allowed=NON_NEGATIVE,
     )
 
 
 @dataclass
 class HubArguments:
-    """Publishing on the Hugging Face Hub, beside training; the token comes from HF_TOKEN or `hf auth login`."""
+    """Publishing on the Hugging Face Hub; the token comes from HF_TOKEN or `hf auth login`."""
 
     _argument_group_name: ClassVar[str] = "hub"
 
     push_to_hub: bool = flag(
         False,
-        "Publish the export, its model card, curves and run.json. What the Hub does not take is "
-        "kept and said, and "
-        "fails no run (exit status 0); `bert-pretrain hub push OUTPUT_DIR` brings it there later "
-        "(0 or 1).",
+        "Publish the export, its model card, curves and run.json. A run succeeds (exit status 0) "
+        "also where the Hub does not take something: it says so and keeps it, and `bert-pretrain "
+        "hub push OUTPUT_DIR` publishes it later (status 0 or 1).",
     )
     hub_model_id: str | None = flag(
         None, "Repository, owner/name or name. Default: the name of --output_dir."
@@ -286,7 +343,9 @@ class HubArguments:
         "elsewhere.",
     )
     hub_max_wait: int = flag(
-        600, "Seconds that the end of the run waits for what is not published yet; 0 or more."
+        600,
+        "Seconds that the end of the run waits for what is not published yet.",
+        allowed=NON_NEGATIVE,
     )
     hub_license: str | None = flag(
         None, "Licence of the model by its identifier on the Hub, for the model card."

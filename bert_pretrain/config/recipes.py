@@ -1,4 +1,4 @@
-"""Named defaults by objective, as one literal: a recipe replaces the defaults of flags, the command line wins over it.
+"""Named defaults by objective, as one literal: they replace those of flags; the command line wins.
 
 `minutes` is the first command's; what it costs and reaches on text is in README, "What to expect".
 `hours` is for data of one's own and `devlin2019` for comparison with the literature; what they

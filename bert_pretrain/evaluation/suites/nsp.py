@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.commands.prepare import open_corpus
 from bert_pretrain.config.arguments import DataArguments, TextArguments
-from bert_pretrain.config.checks import check_data, check_text
+from bert_pretrain.config.checks import check_source
+from bert_pretrain.config.flags import check_ranges
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.masked_language_model import load_word_tokenizer, longest_row
 from bert_pretrain.evaluation.next_sentence import (
@@ -177,8 +178,8 @@ def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _T
         settings["validation_share"] = evaluation.data.validation_share
     data = DataArguments(**_for_group(DataArguments, settings))
     text = TextArguments(**_for_group(TextArguments, settings))
-    check_data(data)
-    check_text(text)
+    check_ranges(data, text)
+    check_source(data)
     is_runs_own = bool(run) and all(run.get(name) == getattr(data, name) for name in SOURCE_FLAGS)
     is_prepared = (
         bool(data.dataset_name) and (Path(str(data.dataset_name)) / "manifest.json").is_file()

@@ -1,0 +1,138 @@
+"""Ranges of flags: stated in the help, checked for every command, and the same as elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+from transformers import HfArgumentParser
+
+from bert_pretrain.config.arguments import ModelArguments
+from bert_pretrain.config.flags import (
+    above,
+    at_least,
+    between,
+    check_ranges,
+    flag,
+    parse_flags,
+    pick,
+)
+from bert_pretrain.config.pretraining import GROUPS, parse_config
+from bert_pretrain.config.resuming import DEFINES, NOTED, ROLES, flags_to_compare
+from bert_pretrain.errors import InputError
+from bert_pretrain.models.bert import SIZES
+from bert_pretrain.models.image_encoder_config import SIZES as IMAGE_SIZES
+
+
+@dataclass
+class Group:
+    share: float = flag(0.5, "A share.", allowed=between(0, 1, low_included=False))
+    count: int | None = flag(None, "A count.", allowed=at_least(1))
+    rate: float = flag(1.0, "A rate.", allowed=above(0))
+    free: float = flag(0.0, "Any number.")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"share": 0.0}, "`share` is 0.0 but must be in (0, 1]; change `share`"),
+        ({"share": 15.0}, "in (0, 1]; for 15 % pass `share` 0.15"),
+        ({"share": 1.5}, "in (0, 1]; for 1.5 % pass `share` 0.015"),
+        ({"share": 100.0}, "in (0, 1]; change `share`"),
+        ({"share": -3.0}, "in (0, 1]; change `share`"),
+        ({"count": 0}, "`count` is 0 but must be at least 1"),
+        ({"rate": 0.0}, "`rate` is 0.0 but must be greater than 0"),
+        ({"rate": float("inf")}, "`rate` is inf but must be a finite number"),
+        ({"free": float("nan")}, "`free` is nan but must be a finite number"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(values: dict[str, float], problem: str) -> None:
+    with pytest.raises(InputError) as refused:
+        check_ranges(Group(), Group(**values))
+    assert problem in str(refused.value)
+    assert refused.value.parameter in values and refused.value.allowed
+
+
+def test_the_ends_of_a_range_are_allowed_as_stated() -> None:
+    check_ranges(Group(share=1.0, count=1, rate=1e-9, free=-5.0))
+
+
+def test_the_help_states_each_range_and_parsing_checks_it() -> None:
+    parser = HfArgumentParser(Group)
+    text = " ".join(parser.format_help().split())
+    assert "A share. Must be in (0, 1]." in text and "A count. Must be at least 1." in text
+    assert parse_flags(parser, ["--share", "0.25", "--count=3"]) == (Group(0.25, 3),)
+    with pytest.raises(InputError, match="`count`"):
+        parse_flags(parser, ["--count", "-1"])
+
+
+def test_every_number_has_a_range() -> None:
+    for group in GROUPS:
+        for entry in dataclasses.fields(group):
+            is_number = isinstance(entry.default, int | float) and entry.type != "bool"
+            if is_number and not str(entry.type).startswith("Literal"):
+                assert entry.metadata["allowed"] is not None, entry.name
+
+
+def test_no_help_repeats_a_range_by_hand() -> None:
+    for group in GROUPS:
+        for entry in dataclasses.fields(group):
+            text = entry.metadata["help"].split(" Must be ")[0]
+            assert not any(words in text for words in ("in [", "in (", "at least", "> 0"))
+
+
+def test_the_help_names_the_sizes_that_there_are() -> None:
+    (entry,) = (e for e in dataclasses.fields(ModelArguments) if e.name == "config_name")
+    text = entry.metadata["help"]
+    assert f"({', '.join(SIZES)})" in text and f"({', '.join(IMAGE_SIZES)})" in text
+
+
+def test_the_help_of_pretraining_can_be_shown() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
+        parse_config(["--help"])
+    assert "4294967295" in shown.getvalue()
+
+
+def test_a_flag_may_be_spelt_with_hyphens() -> None:
+    config = parse_config(["--max-steps", "7"])
+    assert config.optimization.max_steps == 7 and config.optimization.max_hours == 0
+    with pytest.raises(InputError, match="`noise_std` means nothing"):
+        parse_config(["--noise-std=1"])
+
+
+def test_a_dataclass_is_filled_with_the_flags_of_its_names() -> None:
+    @dataclass
+    class Target:
+        share: float
+        rate: float
+        size: int = 3
+
+    assert pick(Target, Group(rate=2.0), SimpleNamespace(count=1)) == Target(0.5, 2.0)
+    assert pick(Target, Group(), size=4, rate=0.1) == Target(0.5, 0.1, 4)
+    with pytest.raises(TypeError):
+        pick(Target, SimpleNamespace(share=1.0))
+
+
+def test_every_flag_has_a_role_when_a_run_is_continued() -> None:
+    names = {entry.name for group in GROUPS for entry in dataclasses.fields(group)}
+    assert names == ROLES.keys()
+
+
+@pytest.mark.parametrize("objective", ["mlm_nsp", "mlm", "autoencoder", "contrastive"])
+def test_how_rows_are_grouped_is_noted_where_they_meet_in_the_loss(objective: str) -> None:
+    flags = parse_config(["--objective", objective]).to_dict()
+    defining, noted = flags_to_compare(flags)
+    assert defining["objective"] == objective and noted["learning_rate"] == flags["learning_rate"]
+    assert not defining.keys() & noted.keys()
+    assert all(ROLES[name] == DEFINES for name in defining)
+    assert all(ROLES[name] == NOTED for name in noted)
+    grouping = {
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+    }
+    assert noted.keys() & grouping == (grouping if objective == "contrastive" else set())
