@@ -1,176 +1,35 @@
-"""From flags to what is learnt: each objective is built here, by name, from the data that the flags describe."""
+"""From the name of an objective to what a run is about.
+
+A task's module is imported when it is asked for: training on text needs nothing of images.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel
 
-from bert_pretrain.commands.prepare import data_card, open_corpus, pair_mode_for
 from bert_pretrain.config.pretraining import PretrainingConfig
-from bert_pretrain.images.augmentation.rules import PRESETS
-from bert_pretrain.images.augmentation.views import Augmentation
-from bert_pretrain.images.corpus import ImageCorpus, open_images
-from bert_pretrain.models.autoencoder import build_autoencoder
-from bert_pretrain.models.contrastive import build_contrastive
-from bert_pretrain.models.loading import build_bert
-from bert_pretrain.models.masked_autoencoder import build_masked_autoencoder
-from bert_pretrain.objectives.autoencoder import AutoencoderObjective, MaskedAutoencoderObjective
-from bert_pretrain.objectives.bert import BertObjective
-from bert_pretrain.objectives.contrastive import ContrastiveLoss, ContrastiveObjective
-from bert_pretrain.objectives.interface import Objective
-from bert_pretrain.publishing.text_export import trained_length
-from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
-from bert_pretrain.text.tokenizers import load_tokenizer
+from bert_pretrain.objectives.interface import Task
+
+TASKS = {
+    "mlm_nsp": "text_task:bert_task",
+    "mlm": "text_task:bert_task",
+    "autoencoder": "image_tasks:autoencoder_task",
+    "contrastive": "image_tasks:contrastive_task",
+}
 
 
-def build_objective(config: PretrainingConfig, accelerator: Accelerator) -> Objective:
-    """Open the data, print its card, and return what is learnt from it.
+def build_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
+    """Open the data, print their card, and return what a run is about.
 
     Raises:
         InputError: the data, the tokenizer or the model cannot be used.
     """
-    objective = OBJECTIVES[config.run.objective](config, accelerator)
-    accelerator.print(objective.data_card)
-    return objective
-
-
-def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -> Objective:
-    data, text, model = config.data, config.text, config.model
-    is_from_scratch = model.model_name_or_path is None
-    tokenizer = load_tokenizer(text.tokenizer_name or model.model_name_or_path)
-    tokenizer.model_max_length = trained_length(
-        tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
-    )
-    corpus = open_corpus(
-        data, text, tokenizer, seed=config.run.seed, show_progress=accelerator.is_local_main_process
-    )
-    rule = MaskingRule(
-        mlm_probability=text.mlm_probability,
-        mask_replace_prob=text.mask_replace_prob,
-        random_replace_prob=text.random_replace_prob,
-        unit=text.masking,
-        mask_token_id=tokenizer.mask_token_id,
-        ordinary_ids=ordinary_token_ids(tokenizer),
-    )
-
-    def make_model() -> PreTrainedModel:
-        return build_bert(
-            config_name=model.config_name,
-            model_name_or_path=model.model_name_or_path,
-            tokenizer=tokenizer,
-            max_seq_length=text.max_seq_length,
-            dropout=model.dropout,
-        )
-
-    objective = BertObjective(
-        corpus,
-        tokenizer,
-        make_model,
-        rule,
-        pair_mode=pair_mode_for(config.run.objective, text.pair_mode),
-        max_seq_length=text.max_seq_length,
-        short_seq_prob=text.short_seq_prob,
-        seed=config.run.seed,
-        max_eval_rows=data.max_eval_rows,
-        num_workers=data.dataloader_num_workers,
-        is_from_scratch=is_from_scratch,
-    )
-    plan = objective.stream.plan(0)
-    objective.data_card = data_card(corpus, plan, max_seq_length=text.max_seq_length)
-    objective.language = text.language or corpus.language
-    return objective
-
-
-def _build_autoencoder_objective(config: PretrainingConfig, accelerator: Accelerator) -> Objective:
-    autoencoder = config.autoencoder
-    corpus = _open_images(config, accelerator)
-    common = _image_model_arguments(config, corpus)
-    if autoencoder.mask_ratio == 0:
-        return AutoencoderObjective(
-            corpus,
-            lambda: build_autoencoder(**common, embedding_dim=autoencoder.embedding_dim),
-            kind=autoencoder.reconstruction_loss,
-            embedding_dim=autoencoder.embedding_dim,
-            noise_std=autoencoder.noise_std,
-            **_image_row_arguments(config),
-        )
-    return MaskedAutoencoderObjective(
-        corpus,
-        lambda: build_masked_autoencoder(**common, mask_ratio=autoencoder.mask_ratio),
-        normalize_target=autoencoder.norm_pix_loss,
-        **_image_row_arguments(config),
-    )
-
-
-def _build_contrastive_objective(config: PretrainingConfig, accelerator: Accelerator) -> Objective:
-    contrastive = config.contrastive
-    corpus = _open_images(config, accelerator)
-    rule = PRESETS[contrastive.augmentation]
-    if not contrastive.horizontal_flip:
-        rule = dataclasses.replace(rule, flip_prob=0.0)
-    _, image_size, _, num_channels = corpus.pixels.shape
-    common = _image_model_arguments(config, corpus)
-    return ContrastiveObjective(
-        corpus,
-        lambda: build_contrastive(**common, projection_dim=contrastive.projection_dim),
-        Augmentation(rule, num_channels=num_channels, image_size=image_size, seed=config.run.seed),
-        ContrastiveLoss(
-            kind=contrastive.loss,
-            margin=contrastive.margin,
-            distance=contrastive.distance,
-            normalize=contrastive.normalize,
-            negatives=contrastive.negatives,
-            reduction=contrastive.reduction,
-            temperature=contrastive.temperature,
-        ),
-        **_image_row_arguments(config),
-    )
-
-
-def _open_images(config: PretrainingConfig, accelerator: Accelerator) -> ImageCorpus:
-    data, images = config.data, config.images
-    return open_images(
-        dataset_name=data.dataset_name,
-        dataset_config_name=data.dataset_config_name,
-        dataset_split=data.dataset_split,
-        data_files=data.data_files,
-        image_column=images.image_column,
-        label_column=images.label_column,
-        image_size=images.image_size,
-        num_channels=images.num_channels,
-        on_bad_image=images.on_bad_image,
-        validation_share=data.validation_share,
-        seed=config.run.seed,
-        show_progress=accelerator.is_local_main_process,
-    )
-
-
-def _image_model_arguments(config: PretrainingConfig, corpus: ImageCorpus) -> dict[str, Any]:
-    _, image_size, _, num_channels = corpus.pixels.shape
-    return {
-        "config_name": config.model.config_name,
-        "model_name_or_path": config.model.model_name_or_path,
-        "dropout": config.model.dropout,
-        "image_size": image_size,
-        "num_channels": num_channels,
-    }
-
-
-def _image_row_arguments(config: PretrainingConfig) -> dict[str, int]:
-    return {
-        "seed": config.run.seed,
-        "max_eval_rows": config.data.max_eval_rows,
-        "num_workers": config.data.dataloader_num_workers,
-    }
-
-
-OBJECTIVES: dict[str, Callable[[PretrainingConfig, Accelerator], Objective]] = {
-    "mlm_nsp": _build_bert_objective,
-    "mlm": _build_bert_objective,
-    "autoencoder": _build_autoencoder_objective,
-    "contrastive": _build_contrastive_objective,
-}
+    module, _, function = TASKS[config.run.objective].partition(":")
+    build: Callable[[PretrainingConfig, Accelerator], Task]
+    build = getattr(import_module(f"bert_pretrain.commands.{module}"), function)
+    task = build(config, accelerator)
+    accelerator.print(task.exporter.data_card)
+    return task

@@ -22,7 +22,7 @@ from bert_pretrain.data.run_folder import (
     read_run_json,
     step_of,
 )
-from bert_pretrain.objectives.interface import Objective
+from bert_pretrain.objectives.interface import Exporter
 from bert_pretrain.publishing.curves import draw_curves
 from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
 from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link_tree
@@ -35,7 +35,7 @@ _SUBMITTED = "submitted_to"  # file of a checkpoint that names the repository it
 
 def write_publication(
     model: PreTrainedModel,
-    objective: Objective,
+    exporter: Exporter,
     run_dir: Path,
     directory: Path,
     *,
@@ -46,14 +46,14 @@ def write_publication(
 
     Args:
         model: as trained so far, without the wrapper of distributed training.
-        objective: exports it.
+        exporter: exports it.
         run_dir: with run.json and, if it has trained anything, metrics.jsonl.
         directory: target; replaced if it exists. It appears whole or not at all.
         step: updates done.
         seconds: of the run so far.
     """
     aside = directory.with_name(directory.name + ".new")
-    objective.export(model, aside)
+    exporter.export(model, aside)
     metrics = run_dir / "metrics.jsonl"
     # A finished run that is continued in a new folder has nothing left to measure.
     rows = [row for row in read_rows(metrics) if row["step"] <= step] if metrics.is_file() else []
@@ -68,9 +68,9 @@ def write_publication(
     record = scrub(record, keep=[name for name in names if name])
     write_json(aside / "run.json", record)
     card = model_card(
-        objective.card_fields(model),
+        exporter.card_fields(model),
         record=record,
-        data_card=scrub(objective.data_card),
+        data_card=scrub(exporter.data_card),
         metrics_rows=rows,
         step=step,
         seconds=seconds,

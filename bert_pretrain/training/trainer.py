@@ -30,6 +30,7 @@ from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.errors import TrainingError, spell
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.training.checkpoint import save_checkpoint
+from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.metrics import CourseWatch, JsonLines, RunningSums
 from bert_pretrain.training.optimizers import Schedule
 
@@ -49,23 +50,6 @@ class Intervals:
     evaluation: int
     checkpoint: int
     save_total_limit: int
-
-
-@dataclass(frozen=True)
-class BatchLayout:
-    """How the rows of an update are divided up.
-
-    Attributes:
-        global_batch_size: rows of an update over all processes.
-        num_micro_batches: forward passes per update and process.
-        eval_batch_size: rows of an evaluation batch.
-        num_workers: worker processes that make batches ahead; 0 = none.
-    """
-
-    global_batch_size: int
-    num_micro_batches: int
-    eval_batch_size: int
-    num_workers: int = 0
 
 
 class Trainer:

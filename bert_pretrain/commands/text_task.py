@@ -1,0 +1,84 @@
+"""The task of a BERT: from flags to rows, model, monitor and exporter."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from bert_pretrain.commands.prepare import data_card, open_corpus, pair_mode_for
+from bert_pretrain.config.pretraining import PretrainingConfig
+from bert_pretrain.models.loading import build_bert
+from bert_pretrain.objectives.bert import (
+    BertExporter,
+    BertMonitor,
+    BertObjective,
+    count_tokens,
+    text_rows,
+)
+from bert_pretrain.objectives.interface import Task
+from bert_pretrain.publishing.text_export import trained_length
+from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
+from bert_pretrain.text.tokenizers import load_tokenizer
+
+
+def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
+    data, text, model, seed = config.data, config.text, config.model, config.run.seed
+    is_from_scratch = model.model_name_or_path is None
+    tokenizer = load_tokenizer(text.tokenizer_name or model.model_name_or_path)
+    tokenizer.model_max_length = trained_length(
+        tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
+    )
+    corpus = open_corpus(
+        data, text, tokenizer, seed=seed, show_progress=accelerator.is_local_main_process
+    )
+    rule = MaskingRule(
+        mlm_probability=text.mlm_probability,
+        mask_replace_prob=text.mask_replace_prob,
+        random_replace_prob=text.random_replace_prob,
+        unit=text.masking,
+        mask_token_id=tokenizer.mask_token_id,
+        ordinary_ids=ordinary_token_ids(tokenizer),
+    )
+    pair_mode = pair_mode_for(config.run.objective, text.pair_mode)
+    training, held_out = text_rows(
+        corpus,
+        tokenizer,
+        rule,
+        pair_mode=pair_mode,
+        max_seq_length=text.max_seq_length,
+        short_seq_prob=text.short_seq_prob,
+        seed=seed,
+        max_eval_rows=data.max_eval_rows,
+    )
+    token_counts = count_tokens(corpus.store, corpus.train_documents, len(tokenizer))
+    card = ""
+    if accelerator.is_main_process:  # which alone prints and publishes it
+        card = data_card(corpus, training.plan(0), max_seq_length=text.max_seq_length)
+
+    def make_model() -> PreTrainedModel:
+        return build_bert(
+            config_name=model.config_name,
+            model_name_or_path=model.model_name_or_path,
+            tokenizer=tokenizer,
+            max_seq_length=text.max_seq_length,
+            dropout=model.dropout,
+        )
+
+    return Task(
+        BertObjective(
+            training,
+            held_out,
+            make_model,
+            with_pairs=pair_mode != "none",
+            token_counts=token_counts if is_from_scratch else None,
+        ),
+        BertMonitor(corpus, tokenizer, token_counts, held_out),
+        BertExporter(
+            tokenizer,
+            data_card=card,
+            with_nsp=pair_mode != "none",
+            language=text.language or corpus.language,
+            max_seq_length=text.max_seq_length,
+            is_from_scratch=is_from_scratch,
+        ),
+    )
