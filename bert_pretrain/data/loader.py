@@ -148,7 +148,7 @@ class HeldOutRows:
 
 
 @dataclass(frozen=True)
-class _Request:
+class WindowRequest:
     """A window to collate; small enough to be sent to a worker."""
 
     micro_batches: list[list[Part]]
@@ -162,20 +162,20 @@ class WindowReader(Dataset[Window]):
         """Keep the collator."""
         self.collator = collator
 
-    def __getitem__(self, request: _Request) -> Window:
+    def __getitem__(self, request: WindowRequest) -> Window:
         """Return the window of a request."""
         batches = [self.collator.collate(parts) for parts in request.micro_batches]
         num_units = sum(self.collator.num_units(batch) for batch in batches)
         return Window(batches, request.next_place, num_units)
 
 
-class _Requests(Sampler[_Request]):
+class _RequestSampler(Sampler[WindowRequest]):
     """The endless sequence of requests from a place on."""
 
-    def __init__(self, make: Callable[[], Iterator[_Request]]) -> None:
+    def __init__(self, make: Callable[[], Iterator[WindowRequest]]) -> None:
         self._make = make
 
-    def __iter__(self) -> Iterator[_Request]:
+    def __iter__(self) -> Iterator[WindowRequest]:
         return self._make()
 
 
@@ -201,17 +201,17 @@ def training_windows(
         num_workers: worker processes that collate ahead; 0 = this process, when asked.
     """
 
-    def requests() -> Iterator[_Request]:
+    def requests() -> Iterator[WindowRequest]:
         here = place
         while True:
             parts, here = stream.take(here, global_batch_size)
             share = _cut(parts, num_processes)[process_index]
-            yield _Request(_cut(share, num_micro_batches), here)
+            yield WindowRequest(_cut(share, num_micro_batches), here)
 
     loader: DataLoader[Window] = DataLoader(
         WindowReader(stream.collator),
         batch_size=None,
-        sampler=_Requests(requests),
+        sampler=_RequestSampler(requests),
         num_workers=num_workers,
     )
     return iter(loader)

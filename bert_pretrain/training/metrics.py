@@ -115,9 +115,17 @@ class JsonLines:
             write_text(self.path, "".join(kept))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row and hand it to the operating system."""
+        """Append a row and hand it to the operating system.
+
+        A number that is not finite, as in an update that float16 skips, is null: JSON has no other
+        word for it.
+        """
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _step_of(line: str) -> float:

@@ -292,11 +292,9 @@ class Trainer:
         unit, num_units = self.objective.training.collator.unit, int(self.num_units)
         rate = (num_units - self._units_last_logged) / self._clock.lap()
         self._units_last_logged = num_units
-        # Under float16 the norm of an update that was skipped is infinite, which JSON cannot say.
-        norm = float(grad_norm)
         row = self._row("train", means) | {
             "learning_rate": learning_rate,
-            "grad_norm": norm if norm < float("inf") else None,
+            "grad_norm": float(grad_norm),
             unit: num_units,
             f"{unit}_per_second": round(rate, 1),
         }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import BertConfig, Trainer, TrainingArguments
+from transformers import BertConfig
 
-from bert_pretrain.models import real_tokens
-from bert_pretrain.models.bert import BertForPreTraining, bert_config, find_masked_positions
+from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.text import collator
+from bert_pretrain.text.collator import computed_tokens
 
 VOCAB, ROWS, LENGTH = 61, 6, 16
 
@@ -28,15 +29,6 @@ def small_config(**overrides) -> BertConfig:
         "attention_probs_dropout_prob": 0.0,
     }
     return BertConfig(**(fields | overrides))
-
-
-@pytest.fixture(autouse=True)
-def no_padding_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounded up, the few tokens of the batches here would be all there are, and nothing left out."""
-    monkeypatch.setattr(real_tokens, "TOKENS_MULTIPLE", 1)
-    monkeypatch.setattr(
-        real_tokens, "READ_MULTIPLE", 64
-    )  # unused slots are computed, and must not count
 
 
 def pair_of_models(**overrides) -> tuple[BertForPreTraining, transformers.BertForPreTraining]:
@@ -69,15 +61,38 @@ def make_batch(*, padded: bool = True, seed: int = 0) -> dict[str, torch.Tensor]
     }
 
 
+@pytest.fixture(autouse=True)
+def no_padding_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded up, the few tokens of the batches here would be all there are."""
+    monkeypatch.setattr(collator, "MIN_TOKENS_MULTIPLE", 1)
+    monkeypatch.setattr(collator, "READ_MULTIPLE", 8)  # unused slots must not count
+
+
+def indexed(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add what the collator says of a batch: the tokens to compute, and those a loss reads."""
+    masked_positions = np.full((ROWS, ROWS), -1)
+    for row, labels in enumerate(batch["labels"].tolist()):
+        columns = [column for column, label in enumerate(labels) if label != -100]
+        masked_positions[row, : len(columns)] = columns
+    arrays = computed_tokens(batch["attention_mask"].numpy(), masked_positions)
+    arrays["masked_positions"] = masked_positions
+    return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_losses_and_gradients_equal_the_stock_class(padded: bool, attention: str) -> None:
-    ours, stock = pair_of_models(attn_implementation=attention)
+@pytest.mark.parametrize("is_written_out", [False, True])
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_losses_and_gradients_equal_the_stock_class(
+    padded: bool, is_written_out: bool, is_indexed: bool
+) -> None:
+    ours, stock = pair_of_models()
+    ours.is_written_out = is_written_out
     batch = make_batch(padded=padded)
-    ours(**batch).loss.backward()
-    expected = stock(**batch)
-    expected.loss.backward()
-    torch.testing.assert_close(ours(**batch).loss, expected.loss, rtol=1e-5, atol=0)
+    loss = ours(**(indexed(batch) if is_indexed else batch)).loss
+    loss.backward()
+    expected = stock(**batch).loss
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     theirs = dict(stock.named_parameters())
     for name, parameter in ours.named_parameters():
         # float32; atol covers gradients that are exactly 0 in one order of summation only.
@@ -90,16 +105,7 @@ def test_losses_and_gradients_equal_the_stock_class(padded: bool, attention: str
         )
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "left padding",
-        "labelled padding",
-        "labelled [CLS]",
-        "embeddings given",
-        "float mask of four dimensions",
-    ],
-)
+@pytest.mark.parametrize("case", ["left padding", "labelled padding", "labelled [CLS]"])
 def test_whatever_is_padded_or_labelled_the_loss_is_that_of_the_stock_class(case: str) -> None:
     ours, stock = pair_of_models()
     batch = make_batch()
@@ -107,13 +113,8 @@ def test_whatever_is_padded_or_labelled_the_loss_is_that_of_the_stock_class(case
         batch = {key: value.flip(1) if value.dim() == 2 else value for key, value in batch.items()}
     elif case == "labelled padding":
         batch["labels"][:, -1] = batch["input_ids"][:, -1]
-    elif case == "labelled [CLS]":
-        batch["labels"][:, 0] = batch["input_ids"][:, 0]
-    elif case == "embeddings given":
-        batch["inputs_embeds"] = ours.get_input_embeddings()(batch.pop("input_ids")).detach() + 1
     else:
-        allowed = torch.tril(torch.ones(LENGTH, LENGTH)) * batch["attention_mask"][:, None, None, :]
-        batch["attention_mask"] = torch.where(allowed > 0, 0.0, torch.finfo(torch.float32).min)
+        batch["labels"][:, 0] = batch["input_ids"][:, 0]
     torch.testing.assert_close(ours(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=0)
 
 
@@ -121,29 +122,30 @@ def test_whatever_is_padded_or_labelled_the_loss_is_that_of_the_stock_class(case
 def test_padding_is_left_out_and_the_last_layer_computed_only_where_a_loss_reads(
     multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(real_tokens, "TOKENS_MULTIPLE", multiple)
-    monkeypatch.setattr(real_tokens, "READ_MULTIPLE", multiple)
+    monkeypatch.setattr(collator, "MIN_TOKENS_MULTIPLE", multiple)
+    monkeypatch.setattr(collator, "READ_MULTIPLE", multiple)
     ours, stock = pair_of_models()
     batch = make_batch()
     num_computed: dict[str, int] = {}
     modules = {"embeddings": ours.bert.embeddings, "vocabulary": ours.cls.predictions.decoder}
-    modules |= {str(i): layer.intermediate for i, layer in enumerate(ours.bert.encoder.layer)}
+    modules |= {str(i): layer for i, layer in enumerate(ours.bert.encoder.layer)}
     for name, module in modules.items():
         module.register_forward_hook(
             lambda _module, _inputs, output, name=name: num_computed.update(
                 {name: output.shape[:-1].numel()}
             )
         )
-    torch.testing.assert_close(ours(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=0)
-    num_slots = ROWS * int((batch["labels"] != -100).sum(1).max())
+    loss = ours(**indexed(batch)).loss
+    torch.testing.assert_close(loss, stock(**batch).loss, rtol=1e-5, atol=0)
     num_real, num_masked = (
         min(math.ceil(int(is_needed.sum()) / multiple) * multiple, most)
         for is_needed, most in (
             (batch["attention_mask"], ROWS * LENGTH),
-            (batch["labels"] != -100, num_slots),
+            (batch["labels"] != -100, ROWS * ROWS),
         )
     )
     assert num_real < ROWS * LENGTH or multiple == 64
+    # Hooks of whole layers see them: that is what distributed training and compilers need.
     assert num_computed == {
         "embeddings": num_real,
         "0": num_real,
@@ -158,10 +160,10 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     gradients = []
     for recomputed in (False, True):
         if recomputed:
-            ours.gradient_checkpointing_enable()
+            ours.gradient_checkpointing_enable({"use_reentrant": False})
         ours.train().zero_grad()
         torch.manual_seed(3)
-        ours(**make_batch()).loss.backward()
+        ours(**indexed(make_batch())).loss.backward()
         gradients.append([p.grad.clone() for p in ours.parameters() if p.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-7)
@@ -183,24 +185,6 @@ def test_sums_divided_by_counts_are_the_stock_losses() -> None:
     torch.testing.assert_close(output.mlm_loss, expected, rtol=1e-5, atol=0)
 
 
-def test_given_masked_positions_change_nothing() -> None:
-    ours, _ = pair_of_models()
-    batch = make_batch()
-    searched = ours(**batch).loss
-    positions = torch.full((ROWS, 9), -1)
-    for row in range(ROWS):
-        columns = (batch["labels"][row] != -100).nonzero().flatten()
-        positions[row, : len(columns)] = columns
-    torch.testing.assert_close(
-        ours(**batch, masked_positions=positions).loss, searched, rtol=1e-6, atol=0
-    )
-
-
-def test_masked_positions_are_the_labelled_columns_in_order() -> None:
-    labels = torch.tensor([[-100, 7, -100, 9], [-100, -100, -100, -100], [1, -100, -100, -100]])
-    assert find_masked_positions(labels).tolist() == [[1, 3], [-1, -1], [0, -1]]
-
-
 def test_without_labels_the_output_is_the_stock_output() -> None:
     ours, stock = pair_of_models()
     batch = {k: v for k, v in make_batch().items() if "label" not in k}
@@ -210,7 +194,7 @@ def test_without_labels_the_output_is_the_stock_output() -> None:
 
 def test_a_batch_without_masked_tokens_has_loss_zero_and_finite_gradients() -> None:
     ours, _ = pair_of_models()
-    batch = make_batch() | {"labels": torch.full((ROWS, LENGTH), -100)}
+    batch = indexed(make_batch() | {"labels": torch.full((ROWS, LENGTH), -100)})
     output = ours(**batch)
     assert output.mlm_loss == 0 and output.mlm_count == 0
     output.loss.backward()
@@ -232,31 +216,24 @@ def test_one_kind_of_label_alone_gives_its_loss(missing: str) -> None:
     torch.testing.assert_close(alone, part, rtol=1e-5, atol=0)
 
 
-def test_a_mask_with_a_row_per_query_isolates_packed_pairs_as_in_the_stock_class() -> None:
-    ours, stock = pair_of_models()
-    batch = make_batch(padded=False)
-    segment = torch.arange(LENGTH) // 8
-    mask = (segment[:, None] == segment).expand(ROWS, 1, LENGTH, LENGTH)
-    batch |= {"attention_mask": mask, "position_ids": (torch.arange(LENGTH) % 8)[None]}
-    torch.testing.assert_close(ours(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=0)
-
-
 def test_state_dict_and_config_are_those_of_the_stock_class() -> None:
     ours, stock = pair_of_models()
     assert list(ours.state_dict()) == list(stock.state_dict())
     assert ours.config.to_dict() == stock.config.to_dict()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("is_written_out", [False, True])
 @pytest.mark.parametrize("place", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_reaches_the_positions_of_the_last_layer(place: str, attention: str) -> None:
-    ours, _ = pair_of_models(**{place: 0.5}, num_hidden_layers=1, attn_implementation=attention)
+def test_dropout_reaches_the_positions_of_the_last_layer(place: str, is_written_out: bool) -> None:
+    ours, _ = pair_of_models(**{place: 0.5}, num_hidden_layers=1)
+    ours.is_written_out = is_written_out
     ours.train()
+    batch = indexed(make_batch())
     torch.manual_seed(1)
-    first, second = ours(**make_batch()).loss, ours(**make_batch()).loss
+    first, second = ours(**batch).loss, ours(**batch).loss
     assert first != second
     torch.manual_seed(1)
-    assert ours(**make_batch()).loss == first
+    assert ours(**batch).loss == first
 
 
 @pytest.mark.parametrize(
@@ -268,49 +245,3 @@ def test_named_sizes_have_the_published_numbers_of_parameters(size: str, paramet
     with torch.device("meta"):
         encoder = transformers.BertModel(config)
     assert encoder.num_parameters() / 1e6 == pytest.approx(parameters, abs=0.65)
-
-
-class FixedRows(torch.utils.data.Dataset):
-    """Rows with equally many masked tokens, the case in which all accumulation counts must agree exactly."""
-
-    def __init__(self) -> None:
-        batch = make_batch(padded=False)
-        batch["labels"] = torch.full_like(batch["input_ids"], -100)
-        batch["labels"][:, [2, 5, 9]] = batch["input_ids"][:, [2, 5, 9]]
-        self.rows = [{k: torch.cat([v, v])[i] for k, v in batch.items()} for i in range(8)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.rows[index]
-
-
-def trainer_log(model, tmp_path, accumulation: int) -> dict[str, float]:
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=8 // accumulation,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        logging_steps=1,
-        learning_rate=0.0,
-        max_grad_norm=1e9,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=FixedRows())
-    trainer.train()
-    return trainer.state.log_history[0]
-
-
-def test_trainer_reports_the_same_loss_and_gradient_for_any_accumulation(tmp_path) -> None:
-    ours, stock = pair_of_models()
-    once = trainer_log(copy.deepcopy(ours), tmp_path, 1)
-    in_four = trainer_log(copy.deepcopy(ours), tmp_path, 4)
-    expected = trainer_log(stock, tmp_path, 1)
-    assert in_four["loss"] == pytest.approx(once["loss"], rel=1e-4)
-    assert in_four["grad_norm"] == pytest.approx(once["grad_norm"], rel=1e-4)
-    assert once["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-    assert once["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from itertools import chain, islice
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from bert_pretrain.data.loader import TrainingStream
+from bert_pretrain.data.loader import Part, Place, TrainingStream, WindowReader, WindowRequest
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule, MaskingUnit
 from bert_pretrain.text.prepared import TokenStore
 from bert_pretrain.text.sentence_pairs import EpochPlan, PairMode, plan_epoch
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
+INDICES = {"token_index", "read_index", "read_slot"}  # of a batch, not of its rows
 LENGTH = 32
 
 
@@ -66,6 +69,12 @@ def make_collator(
     )
 
 
+def collate(
+    collator: PretrainingCollator, plan: EpochPlan, rows: np.ndarray, epoch: int
+) -> dict[str, torch.Tensor]:
+    return collator.collate([(epoch, rows, plan.take(rows))])
+
+
 def unmasked(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.where(batch["labels"] == -100, batch["input_ids"], batch["labels"])
 
@@ -77,7 +86,7 @@ def padded(values: list[int]) -> list[int]:
 def test_rows_are_cls_a_sep_b_sep_with_types_and_attention(store: TokenStore) -> None:
     plan = make_plan(store)
     rows = np.arange(len(plan))
-    batch = make_collator(store)(plan, rows, 0)
+    batch = collate(make_collator(store), plan, rows, 0)
     assert {key: value.dtype for key, value in batch.items()} == dict.fromkeys(batch, torch.int64)
     restored = unmasked(batch)
     for row in rows.tolist():
@@ -95,7 +104,7 @@ def test_rows_are_cls_a_sep_b_sep_with_types_and_attention(store: TokenStore) ->
 
 def test_single_segments_are_cls_a_sep_without_a_pair_label(store: TokenStore) -> None:
     plan = make_plan(store, "none")
-    batch = make_collator(store)(plan, np.arange(len(plan)), 0)
+    batch = collate(make_collator(store), plan, np.arange(len(plan)), 0)
     assert "next_sentence_label" not in batch
     assert not batch["token_type_ids"].any()
     for row, restored in enumerate(unmasked(batch).tolist()):
@@ -107,7 +116,7 @@ def test_single_segments_are_cls_a_sep_without_a_pair_label(store: TokenStore) -
 
 def test_masked_positions_have_a_static_width_that_holds_every_label(store: TokenStore) -> None:
     plan = make_plan(store)
-    batch = make_collator(store)(plan, np.arange(len(plan)), 0)
+    batch = collate(make_collator(store), plan, np.arange(len(plan)), 0)
     assert batch["masked_positions"].shape == (len(plan), round(LENGTH * 0.15))
     for positions, labels in zip(batch["masked_positions"], batch["labels"], strict=True):
         found = torch.nonzero(labels != -100).flatten().tolist()
@@ -118,16 +127,17 @@ def test_masked_positions_have_a_static_width_that_holds_every_label(store: Toke
 def test_a_row_does_not_depend_on_the_other_rows(store: TokenStore, unit: MaskingUnit) -> None:
     plan, collator = make_plan(store), make_collator(store, unit=unit)
     rows = np.array([17, 3, 99, 0])
-    together = collator(plan, rows, 2)
+    together = collate(collator, plan, rows, 2)
     for place, row in enumerate(rows):
-        alone = collator(plan, np.array([row]), 2)
-        assert all(torch.equal(alone[key][0], together[key][place]) for key in together)
+        alone = collate(collator, plan, np.array([row]), 2)
+        of_rows = set(together) - INDICES
+        assert all(torch.equal(alone[key][0], together[key][place]) for key in of_rows)
 
 
 def test_whole_words_follow_the_word_starts_of_the_corpus(store: TokenStore) -> None:
     plan, collator = make_plan(store), make_collator(store, unit="whole_word")
     rows = np.arange(len(plan))
-    selected = collator(plan, rows, 0)["labels"].numpy() != -100
+    selected = collate(collator, plan, rows, 0)["labels"].numpy() != -100
     num_joined = 0
     for row in rows.tolist():
         begin = 1
@@ -147,19 +157,21 @@ def test_training_masks_change_every_epoch_and_evaluation_masks_never(store: Tok
     plan, rows = make_plan(store), np.arange(64)
     training, evaluation = make_collator(store), make_collator(store, evaluation=True)
     masks = [
-        collator(plan, rows, e)["labels"] for collator in (training, evaluation) for e in (0, 1)
+        collate(collator, plan, rows, e)["labels"]
+        for collator in (training, evaluation)
+        for e in (0, 1)
     ]
     assert not torch.equal(masks[0], masks[1])
     assert torch.equal(masks[2], masks[3])
     assert not torch.equal(masks[0], masks[2])
-    other_seed = make_collator(store, seed=6)(plan, rows, 0)["labels"]
+    other_seed = collate(make_collator(store, seed=6), plan, rows, 0)["labels"]
     assert not torch.equal(masks[0], other_seed)
 
 
 def test_a_pickled_collator_makes_the_same_batch(store: TokenStore) -> None:
     plan, rows, collator = make_plan(store), np.arange(8), make_collator(store)
     copy, plan_copy = pickle.loads(pickle.dumps((collator, plan)))
-    expected, found = collator(plan, rows, 1), copy(plan_copy, rows, 1)
+    expected, found = collate(collator, plan, rows, 1), collate(copy, plan_copy, rows, 1)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
@@ -169,8 +181,12 @@ def plan_of_length(length: int) -> EpochPlan:
     return EpochPlan(zeros, lengths, zeros, lengths, zeros.astype(np.int8), num_unpaired=0)
 
 
-def flat(parts: list[tuple[int, np.ndarray]]) -> list[tuple[int, int]]:
-    return [(epoch, row) for epoch, rows in parts for row in rows.tolist()]
+def make_stream(plan_for_epoch: Callable[[int], EpochPlan]) -> TrainingStream[EpochPlan]:
+    return TrainingStream(plan_for_epoch, collator=None, identity={})
+
+
+def flat(parts: list[Part]) -> list[tuple[int, int]]:
+    return [(epoch, row) for epoch, rows, _ in parts for row in rows.tolist()]
 
 
 @given(
@@ -186,11 +202,11 @@ def test_stream_drops_and_repeats_nothing_over_epoch_ends(
     everything = chain.from_iterable(
         ((epoch, row) for row in range(plan_lengths[epoch % 30])) for epoch in range(200)
     )
-    stream, place = TrainingStream(plan_for_epoch), (0, 0)
+    stream, place = make_stream(plan_for_epoch), Place(0, 0)
     for count in counts:
         # A fresh stream that enters at the same place gives the same, as after an interruption.
-        resumed = TrainingStream(plan_for_epoch).take(*place, count)
-        parts, place = stream.take(*place, count)
+        resumed = make_stream(plan_for_epoch).take(place, count)
+        parts, place = stream.take(place, count)
         assert flat(parts) == list(islice(everything, count))
         assert flat(resumed[0]) == flat(parts)
         assert resumed[1] == place
@@ -203,10 +219,77 @@ def test_stream_keeps_two_plans_and_makes_each_once() -> None:
         made.append(epoch)
         return plan_of_length(5)
 
-    stream, place = TrainingStream(plan_for_epoch), (0, 0)
+    stream, place = make_stream(plan_for_epoch), Place(0, 0)
     for _ in range(10):
-        parts, place = stream.take(*place, 3)
-        for epoch, _ in parts:
+        parts, place = stream.take(place, 3)
+        for epoch, _, _ in parts:
             stream.plan(epoch)
     assert made == list(range(6))
     assert len(stream._plans) <= 2
+
+
+def as_stored(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places of a batch that are computed, and among them those that are read."""
+    index = batch.get("token_index", torch.arange(batch["input_ids"].numel()))
+    return index, index[batch["read_index"]]
+
+
+def test_all_real_tokens_are_computed_and_little_padding(store: TokenStore) -> None:
+    plan = make_plan(store)
+    for num_rows in (1, 7, 200):
+        batch = collate(make_collator(store), plan, np.arange(num_rows), 0)
+        index, _ = as_stored(batch)
+        real = torch.nonzero(batch["attention_mask"].flatten()).flatten()
+        assert len(set(index.tolist())) == len(index)
+        assert set(real.tolist()) <= set(index.tolist())
+        assert len(index) < len(real) + 64 or len(index) == num_rows * LENGTH
+        assert len(index) % 64 == 0 or len(index) == num_rows * LENGTH
+
+
+def test_a_loss_reads_cls_of_every_row_then_every_masked_token(store: TokenStore) -> None:
+    plan = make_plan(store)
+    batch = collate(make_collator(store), plan, np.arange(50), 0)
+    _, read = as_stored(batch)
+    assert read[:50].tolist() == [row * LENGTH for row in range(50)]
+    labels = batch["labels"].flatten()[read[50:]]
+    masked = torch.nonzero(batch["labels"].flatten() != -100).flatten()
+    assert read[50:][labels != -100].tolist() == masked.tolist()
+    # What fills up reads [CLS], whose label counts for nothing.
+    assert (read[50:][labels == -100] % LENGTH == 0).all()
+    num_slots = 1 + batch["masked_positions"].shape[1]
+    assert len(set(batch["read_slot"].tolist())) == len(batch["read_slot"])
+    assert torch.equal(batch["read_slot"] // num_slots, read // LENGTH)
+
+
+def test_a_batch_over_the_end_of_an_epoch_has_the_rows_of_both(store: TokenStore) -> None:
+    collator, plans = make_collator(store), [make_plan(store, epoch=epoch) for epoch in (0, 1)]
+    last, first = np.arange(len(plans[0]) - 3, len(plans[0])), np.arange(2)
+    both = collator.collate([(0, last, plans[0].take(last)), (1, first, plans[1].take(first))])
+    parts = collate(collator, plans[0], last, 0), collate(collator, plans[1], first, 1)
+    for key in set(both) - INDICES:
+        assert torch.equal(both[key], torch.cat([part[key] for part in parts]))
+    _, read = as_stored(both)
+    labels = both["labels"].flatten()[read[5:]]
+    assert (labels != -100).sum() == sum(int((p["labels"] != -100).sum()) for p in parts)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_worker_processes_make_the_batches_of_this_process(
+    store: TokenStore, start_method: str
+) -> None:
+    plan, collator = make_plan(store), make_collator(store)
+    requests = [
+        WindowRequest([[(0, rows, plan.take(rows))]], Place(0, 0)) for rows in np.split(np.arange(24), 3)
+    ]
+    loader = DataLoader(
+        WindowReader(collator),
+        batch_size=None,
+        sampler=requests,
+        num_workers=1,
+        multiprocessing_context=start_method,
+    )
+    for window, request in zip(loader, requests, strict=True):
+        expected = WindowReader(collator)[request]
+        assert window.num_units == expected.num_units
+        for key, value in expected.micro_batches[0].items():
+            assert torch.equal(window.micro_batches[0][key], value)

@@ -1,0 +1,107 @@
+"""Claims about the loop itself, on a task that takes milliseconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_task import Line, line_trainer
+
+from bert_pretrain.errors import TrainingError
+
+
+def rows_of(run_dir: Path, split: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == split]
+
+
+def naive_run(max_steps: int) -> list[torch.Tensor]:
+    """Return the parameters after plain gradient descent on the same rows and rates."""
+    model = Line()
+    for step in range(max_steps):
+        x = torch.arange(8.0)[:, None] + 8 * step
+        loss = ((model(x / 40) - x / 20) ** 2).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        rate = 0.1 * min(1.0, (max_steps - step) / (max_steps / 2))
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter -= rate * gradient
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def scaled(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator) -> Accelerator:
+    """Let an accelerator work as under float16 on a GPU: a gradient scaler, here a processor's."""
+    monkeypatch.setattr(type(accelerator), "mixed_precision", property(lambda self: "fp16"))
+    accelerator.native_amp = True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    return accelerator
+
+
+def test_the_loop_makes_the_updates_of_a_naive_loop(tmp_path: Path) -> None:
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path)
+    trainer.train()
+    for found, expected in zip(trainer.model.parameters(), naive_run(4), strict=True):
+        torch.testing.assert_close(found.detach(), expected)
+    assert [row["step"] for row in rows_of(tmp_path, "train")] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows_of(tmp_path, "validation")] == [0, 2, 4]
+    shown = [json.loads(line) for line in (tmp_path / "shown.jsonl").read_text().splitlines()]
+    assert [row["is_last"] for row in shown] == [False, False, True]
+
+
+def test_gradients_are_unscaled_once_whatever_the_number_of_optimisers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = line_trainer(scaled(monkeypatch, Accelerator(cpu=True)), tmp_path)
+    trainer.train()
+    for found, expected in zip(trainer.model.parameters(), naive_run(4), strict=True):
+        # Products are float16; an update unscaled twice were a thousandth of what it should be.
+        torch.testing.assert_close(found.detach(), expected, rtol=1e-3, atol=0)
+    # It grows after every two updates: had it been updated once an optimiser, it were larger.
+    assert trainer.accelerator.scaler.get_scale() == 4096.0
+
+
+def test_an_overflow_under_float16_skips_its_update_and_is_null_in_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator = scaled(monkeypatch, Accelerator(cpu=True))
+    trainer = line_trainer(accelerator, tmp_path, max_steps=2, infinite_at=(9,))
+    before: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        trainer,
+        "_log",
+        lambda *arguments, log=trainer._log: (
+            before.append(trainer.model.bias.detach().clone()),
+            log(*arguments),
+        )[1],
+    )
+    trainer.train()
+    assert torch.equal(before[0], before[1])  # the second update was not made
+    assert [row["grad_norm"] is None for row in rows_of(tmp_path, "train")] == [False, True]
+    assert accelerator.scaler.get_scale() == 512.0
+
+
+def test_without_a_scaler_an_infinite_gradient_ends_the_run_before_its_update(
+    tmp_path: Path,
+) -> None:
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path, infinite_at=(9,))
+    with pytest.raises(TrainingError, match=r"update 2 is not finite .*`learning_rate`"):
+        trainer.train()
+    assert torch.isfinite(trainer.model.weight).all()
+
+
+def test_rates_per_second_leave_out_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4)
+    monkeypatch.setattr(
+        trainer.monitor, "measures", lambda *_: {"slept": float(time.sleep(0.5) is None)}
+    )
+    trainer.train()
+    train = rows_of(tmp_path, "train")
+    # The third row follows the evaluation of step 2: with it 8 numbers would take half a second.
+    assert train[2]["numbers_per_second"] > 32
