@@ -32,7 +32,17 @@ def native_precision() -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if torch.accelerator.is_available():
         return "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+    return "bf16" if _computes_in_bfloat16() else "no"
+
+
+def _computes_in_bfloat16() -> bool:
+    """Return whether the processor has AVX512-BF16."""
+    if hasattr(torch.cpu, "get_capabilities"):  # not in older versions of torch
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def default_device() -> torch.device:
