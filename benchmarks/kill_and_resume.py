@@ -1,4 +1,4 @@
-"""Kill a run at random moments, resume it each time, and compare it with an uninterrupted one, bit for bit.
+"""Kill a run at random, resume it each time, and compare it bit for bit with a whole one.
 
 The kills (SIGKILL) fall anywhere, also while the text is being prepared. Everything after `--` goes
 to run_pretraining.py, for example: `python benchmarks/kill_and_resume.py -- --data_files
@@ -33,7 +33,7 @@ def command(flags: list[str], run_dir: Path) -> list[str]:
 
 
 def content(run_dir: Path) -> tuple[list[dict[str, float]], str]:
-    """Return the rows of metrics.jsonl without the clock's numbers, and the digest of the exported weights."""
+    """Return the metrics without the clock's numbers, and the digest of the exported weights."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     kept = [
         {key: value for key, value in row.items() if not key.endswith("_per_second")}

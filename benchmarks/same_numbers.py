@@ -1,4 +1,4 @@
-"""Record what short runs of every objective compute, to the last bit, and compare it with an earlier record.
+"""Record to the last bit what short runs of every objective compute; compare earlier records.
 
 A change of form must not change a number. Each run makes 40 updates of a tiny model on the embedded
 data in float32, on one and on two processes of one thread: `python benchmarks/same_numbers.py
@@ -21,7 +21,10 @@ from typing import Any
 from results import write_results
 
 PROGRAM = str(Path(__file__).parents[1] / "run_pretraining.py")
-COMMON = "--max_steps 40 --eval_steps 20 --save_steps 0 --logging_steps 1 --mixed_precision no --num_cpu_threads 1"
+COMMON = (
+    "--max_steps 40 --eval_steps 20 --save_steps 0 --logging_steps 1 --mixed_precision no "
+    "--num_cpu_threads 1"
+)
 TEXT = "--config_name tiny --max_eval_rows 200"
 RUNS = {
     "mlm_nsp": TEXT,
@@ -38,7 +41,7 @@ RUNS = {
 
 
 def record(flags: str, run_dir: Path, *, num_processes: int) -> dict[str, Any]:
-    """Run the program and return the rows of its metrics, less the clock's numbers, and the digest of its weights."""
+    """Run the program; return its metrics without the clock's numbers, and its weights' digest."""
     launcher = f"-m torch.distributed.run --standalone --nproc_per_node {num_processes}".split()
     command = [
         sys.executable,
@@ -68,7 +71,7 @@ def record(flags: str, run_dir: Path, *, num_processes: int) -> dict[str, Any]:
 
 
 def largest_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
-    """Return the largest relative difference between numbers of the same name and row; infinite if rows differ."""
+    """Return the largest relative difference of equally named numbers; infinite if rows differ."""
     if [row["step"] for row in ours] != [row["step"] for row in theirs]:
         return float("inf")
     differences = [0.0]
@@ -81,7 +84,7 @@ def largest_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]])
 
 
 def main() -> None:
-    """Make the runs, print and write what they computed; exit 1 if an earlier record is not met to the last bit."""
+    """Make the runs, print and write what they computed; exit 1 if a record is not met exactly."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -105,7 +108,8 @@ def main() -> None:
                     same = found["weights"] == earlier[key]["weights"]
                     difference = largest_difference(found["rows"], earlier[key]["rows"])
                     is_same &= same and difference == 0
-                    line += f"  {'identical' if same else 'OTHER'} weights, numbers differ by {difference:.1e}"
+                    weights = "identical" if same else "OTHER"
+                    line += f"  {weights} weights, numbers differ by {difference:.1e}"
                 print(line, flush=True)
     write_results(
         arguments.json, {key: run["rows"][-1]["loss"] for key, run in runs.items()}, runs=runs

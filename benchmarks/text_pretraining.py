@@ -1,4 +1,4 @@
-"""Pretrain the two text encoders whose label-efficiency curves the README shows, each within 40 minutes on two cores.
+"""Pretrain the two text encoders of the README's curves, each in 40 minutes on two cores.
 
 Both begin as `pairs`, joint masked-LM and next-sentence learning from the first corpora. `general`
 goes on from it with single segments of the same corpora, as a classifier sees them; `adapted` with
@@ -56,7 +56,7 @@ ADAPTED = [*SINGLE, "--per_device_train_batch_size", "128"]  # short rows
 
 
 def split_subj(data_dir: Path, work_dir: Path) -> tuple[Path, Path]:
-    """Write four fifths of the rows to learn from and one fifth to be tested on; returns the two files."""
+    """Write four fifths of the rows to learn from and one fifth to test on; returns both files."""
     files = (work_dir / "subj_train.jsonl", work_dir / "subj_test.jsonl")
     with gzip.open(data_dir / "subj.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = list(file)  # str.splitlines would cut texts at other separators too

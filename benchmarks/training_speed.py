@@ -46,7 +46,7 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 def make_store(
     vocab_size: int, document_sentences: int, generator: np.random.Generator
 ) -> TokenStore:
-    """Return 8,000 sentences of about 20 words, in documents of 2 to twice `document_sentences` less 2 of them."""
+    """Return 8,000 sentences of about 20 words, `document_sentences` a document on average."""
     num_documents = 8000 // document_sentences
     sizes = generator.integers(2, 2 * document_sentences - 1, num_documents).tolist()
     documents = [
@@ -63,7 +63,7 @@ def stock_step(
     arguments: argparse.Namespace,
     size: str,
 ) -> Callable[[np.ndarray], int]:
-    """Return a function that makes one stock update of the given rows and returns its number of tokens."""
+    """Return a function that makes one stock update of rows and returns its number of tokens."""
     config = bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
     model = transformers.BertForPreTraining(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -81,7 +81,7 @@ def stock_step(
 
 
 def stock_feature(plan: EpochPlan, store: TokenStore, row: int) -> dict[str, object]:
-    """Return a row as a data set tokenised by the stock examples would hold it; the collator pads it."""
+    """Return a row as the stock examples would hold it; the collator pads it."""
     a = store.read(int(plan.a_start[row]), int(plan.a_length[row])).tolist()
     b = store.read(int(plan.b_start[row]), int(plan.b_length[row])).tolist()
     return {
@@ -99,7 +99,7 @@ def our_step(
         mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, arguments.vocab_size)
     )
     ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
-    collate = PretrainingCollator(
+    collator = PretrainingCollator(
         store, rule, **ids, max_seq_length=arguments.max_seq_length, seed=0
     )
     model = BertForPreTraining(
@@ -114,7 +114,7 @@ def our_step(
     )
 
     def step(rows: np.ndarray) -> int:
-        batch = collate(plan, rows, 0)
+        batch = collator.collate([(0, rows, plan.take(rows))])
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = model(**batch).loss
         loss.backward()

@@ -1,1 +1,1 @@
-"""Pretrain an encoder of your own: BERT with masked-LM and next-sentence heads, out as plain transformers models."""
+"""Pretrain an encoder of your own on text or images; out come plain transformers models."""

@@ -17,14 +17,14 @@ from bert_pretrain.models import fast_paths
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps one state per process and refuses another precision; each test starts anew."""
+    """Let each test start anew: Accelerate keeps one state, with one precision, per process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
 def stock_attention() -> Iterator[None]:
-    """Let all models attend by the same kernel, so that ours and stock ones can be compared to the last bit."""
+    """Let all models attend by the same kernel, to be compared to the last bit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_paths, "LONGEST_EAGER_ROW", 0)
         yield

@@ -127,7 +127,7 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def python_command(line: str) -> list[str]:
-    """Return how a line of the README, `python ...` or `bert-pretrain ...`, is run by this interpreter."""
+    """Return how this interpreter runs `python ...` or `bert-pretrain ...` of the README."""
     program, *words = shlex.split(line)
     assert program in ("python", "bert-pretrain"), line
     return [

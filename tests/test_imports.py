@@ -64,10 +64,9 @@ def private_names(tree: ast.Module) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             found += [alias.name for alias in node.names if is_private(alias.name)]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in ("getattr", "setattr", "hasattr") and len(node.args) > 1:
-                name = node.args[1]
-                if isinstance(name, ast.Constant) and is_private(str(name.value)):
-                    found.append(str(name.value))
+            names = node.args[1:2] if node.func.id in ("getattr", "setattr", "hasattr") else []
+            constants = [str(name.value) for name in names if isinstance(name, ast.Constant)]
+            found += [name for name in constants if is_private(name)]
     return found
 
 
@@ -100,8 +99,12 @@ def test_only_commands_and_their_flags_are_spelt_as_flags() -> None:
             continue
         tree = ast.parse(path.read_text())
         docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if id(node) not in docstrings:
-                    words = node.value.split()
-                    assert not [w for w in words if w.lstrip("`'\"(").startswith("--")], path
+        texts = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in docstrings
+        ]
+        words = [word for text in texts for word in text.split()]
+        assert not [word for word in words if word.lstrip("`'\"(").startswith("--")], path

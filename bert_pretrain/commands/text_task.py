@@ -22,6 +22,7 @@ from bert_pretrain.text.tokenizers import load_tokenizer
 
 
 def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
+    """Open the text and return what a run on it is about; see `tasks.build_task`."""
     data, text, model, seed = config.data, config.text, config.model, config.run.seed
     is_from_scratch = model.model_name_or_path is None
     tokenizer = load_tokenizer(text.tokenizer_name or model.model_name_or_path)

@@ -61,7 +61,9 @@ def bert_config(size: str, *, vocab_size: int, pad_token_id: int, **overrides: A
 
 @dataclass
 class BertPretrainingOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
-    """Losses as sums with the counts that turn them into means; every field is a 0-dim tensor unless stated.
+    """Losses as sums, with the counts that turn them into means.
+
+    Every field is a 0-dim tensor unless stated.
 
     Attributes:
         loss: what to minimise in a plain loop: mean MLM loss + mean NSP loss, float32, 0 where

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def num_positions(model: PreTrainedModel) -> int | None:
-    """Return the tokens that a row may have, special ones included; None where no table of positions limits them.
+    """Return the most tokens of a row, special ones included; None where nothing limits them.
 
     Args:
         model: of transformers; its weights are not looked at and may be on the device `meta`.
@@ -21,7 +21,7 @@ def num_positions(model: PreTrainedModel) -> int | None:
 
 
 def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Say that rows may be longer than those a model was trained on; None if its tokenizer allows them.
+    """Say that rows are longer than a model was trained on; None if its tokenizer allows them.
 
     Args:
         max_seq_length: tokens of the longest row.
@@ -31,7 +31,7 @@ def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> 
     if max_seq_length <= tokenizer.model_max_length:
         return None
     return (
-        f"max_seq_length is {max_seq_length} but the tokenizer's model_max_length is "
-        f"{tokenizer.model_max_length}; "
-        "positions from there on may be untrained; a lower --max_seq_length avoids them"
+        f"`max_seq_length` is {max_seq_length} but the tokenizer's model_max_length is "
+        f"{tokenizer.model_max_length}; positions from there on may be untrained; a lower "
+        "`max_seq_length` avoids them"
     )

@@ -1,4 +1,4 @@
-"""Masked-language modelling with or without next-sentence prediction (Devlin et al. 2019, section 3.1)."""
+"""Masked-language modelling, with or without next sentences (Devlin et al. 2019, section 3.1)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FOX = "The quick brown fox jumped over the lazy dog."
 
 
 class BertObjective:
-    """Predict hidden tokens, and, where rows are pairs, whether B follows A; both losses weigh 1."""
+    """Predict hidden tokens and, where rows are pairs, whether B follows A; both weigh 1."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class BertObjective:
 
 
 class BertMonitor:
-    """Baselines of both losses, and the [MASK] table of the fox sentence and held-out sentences."""
+    """Baselines of both losses, and the [MASK] table of a fixed and of held-out sentences."""
 
     shown_file = "fill_mask.jsonl"
 
@@ -274,7 +274,7 @@ def unigram_entropy(counts: NDArray[np.int64]) -> float:
 
 
 def _held_out_sentences(corpus: PreparedCorpus, *, count: int) -> list[list[int]]:
-    """Return the ids of the first `count` held-out sentences of 10 to 24 tokens, at most one per document."""
+    """Return the first `count` held-out sentences of 10 to 24 tokens, one per document at most."""
     held_out = set(corpus.validation_documents.tolist())
     found: list[list[int]] = []
     for shard in corpus.store.shards:

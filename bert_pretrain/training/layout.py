@@ -1,4 +1,4 @@
-"""How the rows of an update are divided over processes and forward passes, and what a launcher says.
+"""How the rows of an update are divided up, and what a launcher asks for.
 
 A launcher's wishes for precision and accumulation come through the environment.
 """

@@ -72,7 +72,7 @@ class Schedule:
     decay_share: float
 
     def num_steps(self, step: int, elapsed: float) -> float:
-        """Return the length of the run in updates as it looks after `step` updates and `elapsed` seconds."""
+        """Return the run's length in updates, as `step` updates in `elapsed` seconds foretell it."""
         length = float(self.max_steps) if self.max_steps else math.inf
         if self.max_seconds and elapsed > 0:
             length = min(length, step * self.max_seconds / elapsed) if step else length
@@ -96,12 +96,12 @@ class Schedule:
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon (Jordan et al. 2024) whose orthogonalisation also runs where bfloat16 does not pay.
+    """torch's Muon (Jordan et al. 2024), in any precision and told on the device to skip updates.
 
     torch.optim.Muon always iterates in bfloat16, which a processor without such instructions
-    emulates about a hundred times slower than float32. This subclass keeps torch's hyperparameters,
-    state and arithmetic, in the precision given, and iterates over all matrices of one shape at
-    once.
+    emulates about a hundred times slower than float32, and it knows no `found_inf`, so an update
+    could be left out only after waiting for the device. This subclass keeps torch's
+    hyperparameters, state and arithmetic, and iterates over all matrices of one shape at once.
     """
 
     def __init__(self, params: Any, *, iteration_dtype: torch.dtype, **kwargs: Any) -> None:

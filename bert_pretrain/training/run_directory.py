@@ -1,4 +1,4 @@
-"""A run's folder: who may write into it, what run.json records, and what a checkpoint must agree with.
+"""A run's folder: who may write there, what run.json records, what a checkpoint must agree with.
 
 Called by the program before and after it has built the trainer.
 """

@@ -1,4 +1,4 @@
-"""The chain of the README, as it stands there: pretrain and publish, load elsewhere, fine-tune and publish, use."""
+"""The chain of the README: pretrain, publish, load elsewhere, fine-tune, publish, use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITHOUT_THIS_PACKAGE = 'import sys\nsys.modules["bert_pretrain"] = None  # any i
 
 
 def steps() -> list[list[str]]:
-    """Return the arguments of Python for each command and each block of code, in the order of the README."""
+    """Return Python's arguments for each command and block of code of the README, in order."""
     found = []
     for language, block in re.findall(r"```(bash|python)\n(.*?)```", CHAIN, flags=re.DOTALL):
         if language == "python":

@@ -1,4 +1,4 @@
-"""The same numbers on any layout, and after any interruption: real runs in processes of their own."""
+"""The same numbers on any layout and after any interruption, by real runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program as a whole, on small runs in this process: what it starts from, how it ends, and what it refuses."""
+"""The program end to end: what it writes, what others can load, how it ends."""
 
 from __future__ import annotations
 

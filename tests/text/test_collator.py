@@ -279,7 +279,8 @@ def test_worker_processes_make_the_batches_of_this_process(
 ) -> None:
     plan, collator = make_plan(store), make_collator(store)
     requests = [
-        WindowRequest([[(0, rows, plan.take(rows))]], Place(0, 0)) for rows in np.split(np.arange(24), 3)
+        WindowRequest([[(0, rows, plan.take(rows))]], Place(0, 0))
+        for rows in np.split(np.arange(24), 3)
     ]
     loader = DataLoader(
         WindowReader(collator),
