@@ -60,6 +60,19 @@ def test_processes_and_micro_batches_do_not_change_the_curve(
             assert other[key] == pytest.approx(value, rel=tolerance, abs=allowed), key
 
 
+@pytest.mark.slow
+def test_with_dropout_a_layout_has_one_curve_and_another_layout_another(folder: Path) -> None:
+    flags = [*small_flags(folder), "--max_steps", "5", "--save_steps", "0", "--dropout", "0.1"]
+    curves = []
+    for name, per_device, workers in (("a", 16, 0), ("b", 16, 2), ("c", 8, 0)):
+        layout = ["--per_device_train_batch_size", str(per_device), "--global_batch_size", "16"]
+        workers_flag = ["--dataloader_num_workers", str(workers)]
+        run(folder, [*flags, *layout, *workers_flag, "--output_dir", f"dropout-{name}"])
+        curves.append(losses(folder / f"dropout-{name}"))
+    assert curves[0] == curves[1]
+    assert curves[0] != curves[2]
+
+
 def test_worker_processes_do_not_change_anything(folder: Path) -> None:
     flags = [
         *small_flags(folder),

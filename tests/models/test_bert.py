@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
@@ -167,6 +168,27 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         gradients.append([p.grad.clone() for p in ours.parameters() if p.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-7)
+
+
+class Recorder(TorchDispatchMode):
+    """Collects the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_loss_and_its_gradients_never_wait_for_the_device() -> None:
+    ours, _ = pair_of_models()
+    with Recorder() as recorder:
+        ours(**indexed(make_batch())).loss.backward()
+    assert "mm" in recorder.names
+    waiting = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal"}
+    assert not recorder.names & waiting
 
 
 def test_sums_divided_by_counts_are_the_stock_losses() -> None:
