@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoint = claim_run_dir(run_dir, resume_from, fetch=fetch)
         accelerator = build_accelerator(config)
         task = build_task(config, accelerator)
+        if accelerator.is_main_process and checkpoint is None:
+            print(task.exporter.data_card)  # noqa: T201
         trainer = build_trainer(config, accelerator, task, run_dir)
         if checkpoint is not None:
             resume(trainer, checkpoint)

@@ -22,7 +22,7 @@ TASKS = {
 
 
 def build_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
-    """Open the data, print their card, and return what a run is about.
+    """Open the data and return what a run is about.
 
     Raises:
         InputError: the data, the tokenizer or the model cannot be used.
@@ -30,6 +30,4 @@ def build_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     module, _, function = TASKS[config.run.objective].partition(":")
     build: Callable[[PretrainingConfig, Accelerator], Task]
     build = getattr(import_module(f"bert_pretrain.commands.{module}"), function)
-    task = build(config, accelerator)
-    accelerator.print(task.exporter.data_card)
-    return task
+    return build(config, accelerator)

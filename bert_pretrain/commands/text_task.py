@@ -52,9 +52,10 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         max_eval_rows=data.max_eval_rows,
     )
     token_counts = count_tokens(corpus.store, corpus.train_documents, len(tokenizer))
-    card = ""
-    if accelerator.is_main_process:  # which alone prints and publishes it
-        card = data_card(corpus, training.plan(0), max_seq_length=text.max_seq_length)
+
+    def describe_data() -> str:
+        # Any epoch's plan will do: a resumed run need not make the first one's for it.
+        return data_card(corpus, training.any_plan(), max_seq_length=text.max_seq_length)
 
     def make_model() -> PreTrainedModel:
         return build_bert(
@@ -76,7 +77,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         BertMonitor(corpus, tokenizer, token_counts, held_out),
         BertExporter(
             tokenizer,
-            data_card=card,
+            describe_data=describe_data,
             with_nsp=pair_mode != "none",
             language=text.language or corpus.language,
             max_seq_length=text.max_seq_length,

@@ -113,6 +113,10 @@ class TrainingStream(Generic[AnyPlan]):
             self._plans[epoch] = self._plan_for_epoch(epoch)
         return self._plans[epoch]
 
+    def any_plan(self) -> AnyPlan:
+        """Return a plan that is in memory, or the first epoch's."""
+        return self.plan(next(iter(self._plans), 0))
+
     def take(self, place: Place, count: int) -> tuple[list[Part], Place]:
         """Return the next `count` >= 1 rows from a place, as parts of epochs, and the place after.
 

@@ -155,7 +155,8 @@ class BertExporter:
 
     Attributes:
         tokenizer: the model's.
-        data_card: see `Exporter`.
+        describe_data: returns the data card; it is called where the card is needed, on the first
+            process.
         with_nsp: whether the next-sentence head was trained.
         language: code of the text's language; None = nobody stated it.
         max_seq_length: tokens of the longest row that the model was trained on.
@@ -163,11 +164,16 @@ class BertExporter:
     """
 
     tokenizer: PreTrainedTokenizerFast
-    data_card: str
+    describe_data: Callable[[], str]
     with_nsp: bool
     language: str | None
     max_seq_length: int
     is_from_scratch: bool
+
+    @property
+    def data_card(self) -> str:
+        """What the text is, and the rows made of it."""
+        return self.describe_data()
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
         """Write configuration and tokenizer into a checkpoint's folder."""

@@ -96,13 +96,12 @@ class Monitor(Protocol):
 
 
 class Exporter(Protocol):
-    """What is written so that stock transformers loads it.
+    """What is written so that stock transformers loads it."""
 
-    Attributes:
-        data_card: what the data are, as text to print and for the model card.
-    """
-
-    data_card: str
+    @property
+    def data_card(self) -> str:
+        """What the data are, as text to print and for the model card; for the first process."""
+        ...
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
         """Write everything of an export but the weights into an existing folder."""
