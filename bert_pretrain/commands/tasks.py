@@ -22,7 +22,7 @@ from bert_pretrain.objectives.autoencoder import AutoencoderObjective, MaskedAut
 from bert_pretrain.objectives.bert import BertObjective
 from bert_pretrain.objectives.contrastive import ContrastiveLoss, ContrastiveObjective
 from bert_pretrain.objectives.interface import Objective
-from bert_pretrain.publishing.text_export import trained_length
+from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.tokenizers import load_tokenizer
 
