@@ -94,7 +94,15 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
     with contextlib.ExitStack() as stack:
         publisher = None
         if config.hub.push_to_hub:
-            publisher = Publisher(config.hub, run_dir, write)
+            publisher = Publisher(
+                run_dir,
+                write,
+                repo_id=config.hub.hub_model_id,
+                is_private=config.hub.hub_private_repo,
+                strategy=config.hub.hub_strategy,
+                with_state=config.hub.hub_push_state,
+                max_wait_seconds=config.hub.hub_max_wait,
+            )
             stack.enter_context(publisher.pusher)
             publisher.submit_missed(until_step=trainer.step)
         trainer.train(on_save=publisher.on_save if publisher else None)

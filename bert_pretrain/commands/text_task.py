@@ -16,7 +16,7 @@ from bert_pretrain.objectives.bert import (
     text_rows,
 )
 from bert_pretrain.objectives.interface import Task
-from bert_pretrain.publishing.text_export import trained_length
+from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.tokenizers import load_tokenizer
 

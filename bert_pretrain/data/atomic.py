@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: each is written beside its place, then renamed."""
+"""Files and folders that appear whole or not at all: written aside, then renamed."""
 
 from __future__ import annotations
 

@@ -24,7 +24,11 @@ from bert_pretrain.evaluation.fill_mask import (
     word_positions,
 )
 from bert_pretrain.objectives.interface import LossTerm
-from bert_pretrain.publishing.text_export import card_fields, export_bert, write_config
+from bert_pretrain.publishing.export import (
+    export_text_model,
+    text_card_fields,
+    write_text_config,
+)
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
@@ -177,15 +181,15 @@ class BertExporter:
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
         """Write configuration and tokenizer into a checkpoint's folder."""
-        write_config(model, self.tokenizer, directory)
+        write_text_config(model, self.tokenizer, directory)
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write model and tokenizer as stock transformers load them."""
-        export_bert(model, self.tokenizer, directory)
+        export_text_model(model, self.tokenizer, directory)
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the model card says of the exported model."""
-        return card_fields(
+        return text_card_fields(
             model,
             with_nsp=self.with_nsp,
             language=self.language,

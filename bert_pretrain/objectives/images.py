@@ -26,11 +26,11 @@ from bert_pretrain.images.collator import ImageCollator, ImagePlan, plan_images
 from bert_pretrain.images.corpus import ImageCorpus, image_card
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.objectives.interface import Batch, LossTerm, Place, Window
-from bert_pretrain.publishing.image_export import (
-    card_fields,
+from bert_pretrain.publishing.export import (
     export_image_model,
+    image_card_fields,
     image_processor,
-    write_config,
+    write_image_config,
 )
 
 # The online k-NN is a thermometer, not a result: bank and queries are bounded, and k and T are
@@ -179,7 +179,7 @@ class ImageObjective(ABC):
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
         """Write what a checkpoint needs beside the weights."""
-        write_config(model, self.processor, directory)
+        write_image_config(model, self.processor, directory)
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write the encoder as stock transformers loads it, and the whole model in a folder of its own."""
@@ -187,7 +187,7 @@ class ImageObjective(ABC):
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the model card says of the exported model."""
-        return card_fields(model, self.processor)
+        return image_card_fields(model, self.processor)
 
     def _measures_of(self, row: dict[str, Any]) -> CollapseMeasures:
         names = CollapseMeasures.__dataclass_fields__

@@ -1,12 +1,12 @@
-"""The course of a run as a picture: metrics.jsonl enters, a PNG leaves."""
+"""The course of a run as a picture: rows of metrics.jsonl enter, a PNG leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_pretrain.data.atomic import atomic_file
-from bert_pretrain.data.run_folder import read_rows
 from bert_pretrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _PANEL_INCHES = (5.0, 3.2)
 _DOTS_PER_INCH = 110
-# Title, what the columns of metrics.jsonl in it end with, whether its axis is logarithmic.
+# Title, endings of the columns of metrics.jsonl in it, whether its axis is logarithmic.
 _PANELS = (
     ("loss", ("loss", "unigram_entropy"), False),
     ("accuracy", ("_accuracy",), False),
@@ -22,38 +22,23 @@ _PANELS = (
     ("gradient norm", ("grad_norm",), True),
     ("throughput", ("_per_second",), False),
 )
-# Measured once: what ignoring the context, always saying the same, or a linear method reaches.
-# Drawn as dotted lines.
+# Measured once, drawn as dotted lines: what ignoring the context, always giving the same answer or
+# a linear method reaches.
 _BASELINES = ("unigram_", "majority_", "pca_")
 
 
-def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; a last line that is still being written is left out.
-
-    Raises:
-        InputError: the file cannot be read, or has no complete row.
-    """
-    rows = read_rows(metrics_file)
-    if not rows:
-        raise InputError(
-            f"{metrics_file} has no row yet", advice="wait for the run's first evaluation"
-        )
-    return rows
-
-
-def draw_curves(metrics_file: Path, png: Path) -> None:
-    """Draw losses with their baselines, accuracies, learning rate, gradient norm and throughput against updates.
+def draw_curves(rows: Sequence[Mapping[str, Any]], png: Path) -> None:
+    """Draw losses, accuracies, learning rate, gradient norm and throughput against updates.
 
     Args:
-        metrics_file: metrics.jsonl of a run, finished or not.
+        rows: of metrics.jsonl; the run may be unfinished.
         png: picture to write; it appears whole or not at all.
 
     Raises:
-        InputError: `metrics_file` cannot be read.
+        InputError: the rows hold nothing to draw.
     """
     from matplotlib.figure import Figure  # takes a second to import
 
-    rows = read_metrics(metrics_file)
     present = list(dict.fromkeys(key for row in rows for key in row))
     panels = [
         (title, columns, is_log)
@@ -61,7 +46,7 @@ def draw_curves(metrics_file: Path, png: Path) -> None:
         if (columns := [column for column in present if column.endswith(endings)])
     ]
     if not panels:
-        raise InputError(f"{metrics_file} holds no loss", advice="pass the folder of a run")
+        raise InputError("metrics.jsonl holds no loss", advice="pass the folder of a run")
     num_columns = min(len(panels), 3)
     num_lines = -(-len(panels) // num_columns)
     figure = Figure(
@@ -82,7 +67,7 @@ def draw_curves(metrics_file: Path, png: Path) -> None:
         figure.savefig(aside, format="png", metadata={"Software": None})
 
 
-def _draw_panel(axis: Axes, rows: list[dict[str, Any]], columns: list[str]) -> None:
+def _draw_panel(axis: Axes, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
     for number, column in enumerate(columns):
         name, color = column.replace("_", " "), f"C{number}"
         if column.startswith(_BASELINES):
@@ -90,20 +75,16 @@ def _draw_panel(axis: Axes, rows: list[dict[str, Any]], columns: list[str]) -> N
             axis.axhline(value, color=color, linestyle=":", label=name)
             continue
         for split, style, alpha in (("train", "-", 0.5), ("validation", "o--", 1.0)):
-            points = [
-                (row["step"], row[column])
-                for row in rows
-                if row["split"] == split and column in row
-            ]
-            if points:
-                label = f"{name}, {split}"
+            shown = [row for row in rows if row["split"] == split and column in row]
+            if shown:
                 axis.plot(
-                    *zip(*points, strict=True),
+                    [row["step"] for row in shown],
+                    [row[column] for row in shown],
                     style,
                     color=color,
                     alpha=alpha,
                     markersize=3,
-                    label=label,
+                    label=f"{name}, {split}",
                 )
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)

@@ -15,9 +15,9 @@ from huggingface_hub import HfApi, constants
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.upload import STATE_FOLDER, diagnose
 
-_CHECKPOINT = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
-_CORPUS = re.compile(r"[\w.-]+/[\w.-]+")
-_MANIFEST = "manifest.json"
+_REPO_ID = r"[\w.-]+/[\w.-]+"
+_CHECKPOINT = re.compile(rf"({_REPO_ID})@([\w./-]+)")
+_MANIFEST = "manifest.json"  # of a prepared corpus
 
 
 def is_hub_checkpoint(name: str) -> bool:
@@ -26,7 +26,7 @@ def is_hub_checkpoint(name: str) -> bool:
 
 
 def download_checkpoint(name: str) -> Path:
-    """Return the folder of a checkpoint that `--hub_push_state` has pushed.
+    """Return the folder of a checkpoint that was pushed beside its export.
 
     Args:
         name: `owner/name@revision`.
@@ -36,9 +36,10 @@ def download_checkpoint(name: str) -> Path:
     """
     match = _CHECKPOINT.fullmatch(name)
     assert match is not None
+    repo_id, revision = match.groups()
     try:
         snapshot = HfApi(endpoint=constants.ENDPOINT).snapshot_download(
-            match["repo_id"], revision=match["revision"], allow_patterns=f"{STATE_FOLDER}/*"
+            repo_id, revision=revision, allow_patterns=f"{STATE_FOLDER}/*"
         )
     except Exception as error:  # of the network, of the Hub, of the disk
         raise InputError(
@@ -51,31 +52,26 @@ def download_checkpoint(name: str) -> Path:
     if not folder.is_dir():
         raise InputError(
             f"`resume_from_checkpoint` {name} holds a model but no training state: it was pushed "
-            "without `hub_push_state`. Begin a new run from its weights with `model_name_or_path` "
-            f"{match['repo_id']}"
+            "without `hub_push_state`",
+            advice=f"begin a new run from its weights with `model_name_or_path` {repo_id}",
         )
     return folder
 
 
 def download_corpus(name: str) -> Path | None:
-    """Return the folder of a prepared corpus of the Hub; None if the name is none, or of another data set.
+    """Return the folder of a prepared corpus of the Hub, if `name` is one.
 
     Args:
         name: `owner/name`.
     """
-    if _CORPUS.fullmatch(name) is None or Path(name).exists():
+    if re.fullmatch(_REPO_ID, name) is None or Path(name).exists():
         return None
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
-        manifest = json.loads(
-            Path(api.hf_hub_download(name, _MANIFEST, repo_type="dataset")).read_text()
-        )
-        if not {"format_version", "tokenizer", "counts"} <= set(manifest):
+        manifest = Path(api.hf_hub_download(name, _MANIFEST, repo_type="dataset"))
+        if not {"format_version", "tokenizer", "counts"} <= set(json.loads(manifest.read_text())):
             return None
-        return Path(
-            api.snapshot_download(
-                name, repo_type="dataset", allow_patterns=["*.json", "*.arrow", "*.npy"]
-            )
-        )
-    except Exception:  # no such data set or file, or no answer: whoever reads data sets will say it
+        patterns = ["*.json", "*.arrow", "*.npy"]
+        return Path(api.snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+    except Exception:  # no such data set or no answer: whoever reads data sets says so
         return None

@@ -1,9 +1,9 @@
 """The model card: what a run's own records say of the model that came out of it.
 
-Enters: what the objective knows of the model (`card_fields`), the record in run.json, and the rows
-of metrics.jsonl. Leaves: a `huggingface_hub.ModelCard` with metadata and results in the Hub's
-`model-index` form. Nothing is claimed that was not measured or recorded, and nothing of it belongs
-to the machine alone (`scrub.py`).
+Enters: what the objective says of the model (`export.text_card_fields`, `image_card_fields`), the
+record in run.json and the rows of metrics.jsonl. Leaves: a `huggingface_hub.ModelCard` with the
+results in its metadata. It claims nothing that was not measured or recorded, and what enters has
+been scrubbed of what belongs to the machine alone.
 """
 
 from __future__ import annotations
@@ -20,21 +20,26 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from bert_pretrain.publishing.upload import STATE_FOLDER
 
 EMISSIONS_FILE = "emissions.csv"  # as CodeCarbon writes it
-# Flags that say where something is or how the run was watched, not what was done; those of the Hub
-# begin with hub_.
+# Flags that say where something is or how the run was watched, not what was done. The card leaves
+# them out, and those that begin with hub_.
 _NO_RECIPE = """
-    output_dir resume_from_checkpoint report_to debug push_to_hub data_files dataset_name dataset_config_name
-    dataset_split logging_steps eval_steps save_steps save_total_limit dataloader_num_workers num_cpu_threads streaming
-    per_device_eval_batch_size max_eval_rows device
+    output_dir resume_from_checkpoint report_to debug push_to_hub data_files dataset_name
+    dataset_config_name dataset_split logging_steps eval_steps save_steps save_total_limit
+    dataloader_num_workers num_cpu_threads streaming per_device_eval_batch_size max_eval_rows device
 """
 _EMBEDDED = ("docs", "digits")
-# What the best predictor reaches that knows no context, no pair, and no more than linear structure.
+# Measure -> what the best predictor reaches that knows no context, no pair, and no more than linear
+# structure.
 _BASELINES = {
     "mlm_loss": "unigram_entropy",
     "nsp_accuracy": "majority_nsp_accuracy",
     "reconstruction_loss": "pca_reconstruction_loss",
 }
-_METRIC_TYPES = {"loss": "loss", "accuracy": "accuracy", "perplexity": "perplexity"}
+_METRIC_TYPES = (
+    "loss",
+    "accuracy",
+    "perplexity",
+)  # of the Hub; a measure's name ends with its type
 
 
 def model_card(
@@ -49,7 +54,7 @@ def model_card(
     base_model: str | None = None,
     emissions_grams: float | None = None,
 ) -> ModelCard:
-    """Fill the template.
+    """Fill in the template model_card.md.
 
     Args:
         fields: what the objective says of the model: `is_text`, `summary`, `tags`, `pipeline_tag`,
@@ -59,10 +64,10 @@ def model_card(
         data_card: what the data are, scrubbed.
         metrics_rows: rows of metrics.jsonl up to the state of the model.
         step: updates that the model has had.
-        seconds: of training, all interruptions left out.
-        dataset_id: name of the data set on the Hub; None for files, folders and the embedded data.
+        seconds: of training, without interruptions.
+        dataset_id: the data set's name on the Hub; None for files, folders and the embedded data.
         base_model: name on the Hub of the model that the run began from; None if it began from
-            nothing or a folder.
+            random weights or a folder.
         emissions_grams: carbon dioxide equivalents, measured; None = not known.
 
     Returns:
@@ -70,15 +75,16 @@ def model_card(
     """
     config = record["config"]
     repo_id = config.get("hub_model_id") or Path(config["output_dir"]).name
-    evaluated = dict(
-        next((row for row in reversed(metrics_rows) if row["split"] == "validation"), {})
-    )
-    names = [
-        name for name in evaluated if name.rpartition("_")[2] in _METRIC_TYPES and name != "loss"
-    ]
-    names = [name for name in names if name not in _BASELINES.values()]
+    title = repo_id.rpartition("/")[2]
+    evaluations = [row for row in metrics_rows if row["split"] == "validation"]
+    evaluated = evaluations[-1] if evaluations else {}
+    measured = {
+        name: value
+        for name, value in evaluated.items()
+        if _metric_type(name) in _METRIC_TYPES and name not in ("loss", *_BASELINES.values())
+    }
     source = dataset_id or config.get("dataset_name") or "own data"
-    what = f"held-out {'documents' if fields['is_text'] else 'images'} of {source}"
+    evaluated_on = f"held-out {'documents' if fields['is_text'] else 'images'} of {source}"
     card_data = ModelCardData(
         language=fields.get("language"),
         license=config.get("hub_license") or "unknown",
@@ -87,54 +93,50 @@ def model_card(
         tags=[*fields["tags"], "bert-pretrain"],
         datasets=[dataset_id] if dataset_id else None,
         base_model=base_model,
-        metrics=sorted({_metric_type(name) for name in names} - {"loss"}),
-        model_name=repo_id.rpartition("/")[2],
+        metrics=sorted({_metric_type(name) for name in measured} - {"loss"}),
+        model_name=title,
         eval_results=[
             EvalResult(
                 task_type=fields["pipeline_tag"],
                 dataset_type=dataset_id or "held-out",
-                dataset_name=what,
+                dataset_name=evaluated_on,
                 dataset_split="validation",
                 metric_type=_metric_type(name),
                 metric_name=name.replace("_", " "),
-                metric_value=round(evaluated[name], 6),
+                metric_value=round(value, 6),
             )
-            for name in names
+            for name, value in measured.items()
         ],
-        co2_eq_emissions=_emissions(record, emissions_grams),
+        co2_eq_emissions=_emissions(record["hardware"], emissions_grams),
     )
+    template = resources.files("bert_pretrain.publishing").joinpath("model_card.md")
     card: ModelCard = ModelCard.from_template(
         card_data,
-        template_str=resources.files("bert_pretrain.publishing")
-        .joinpath("model_card.md")
-        .read_text(encoding="utf-8"),
+        template_str=template.read_text(encoding="utf-8"),
         **fields,
-        title=repo_id.rpartition("/")[2],
-        path=repo_id if "/" in repo_id else ".",
-        path_comment="" if "/" in repo_id else "  # this folder, or its name on the Hub",
+        title=title,
+        repo_id=repo_id,
         state_folder=STATE_FOLDER if config.get("hub_push_state") else "",
         data_card=data_card,
-        training=_training(config, metrics_rows, step),
+        config=config,
+        step=step,
+        amount=_amount(metrics_rows),
         recipe=_recipe(config),
         has_curves=bool(metrics_rows),
-        evaluated=what,
-        evaluated_step=f"{evaluated.get('step', 0):,}",
-        results=[_result(name, evaluated) for name in names],
+        evaluated_on=evaluated_on,
+        evaluated_step=evaluated.get("step", 0),
+        results=[_result(name, evaluated) for name in measured],
         command=_command(record),
-        versions=", ".join(
-            f"{name} {version}" for name, version in record["versions"].items() if version
-        )
-        + ".",
-        revision=f" Git revision `{record['git_revision']}`." if record.get("git_revision") else "",
-        reproducible=_reproducible(config),
-        hardware=_hardware(record, seconds),
-        carbon=_carbon(emissions_grams),
+        record=record,
+        machine=_machine(record["hardware"], uses_gpu=config["device"] != "cpu"),
+        seconds=seconds,
+        emissions_grams=emissions_grams,
     )
     return card
 
 
 def hub_sources(config: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the Hub names of a run's data set and of the model it began from, None for what is of this machine.
+    """Return the Hub names of a run's data set and base model, None for what is not on the Hub.
 
     Args:
         config: of run.json, not scrubbed: a folder's last part could pass for a name.
@@ -150,52 +152,42 @@ def hub_sources(config: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def read_emissions(run_dir: Path) -> float | None:
-    """Return the grams of CO2 equivalents that CodeCarbon has recorded in a run directory; None without a record."""
+    """Return a command to repeat the run; of its launcher only the number of processes is known."""
     path = run_dir / EMISSIONS_FILE
     if not path.is_file():
         return None
     with path.open(newline="") as file:
         try:
             return 1000 * sum(float(row["emissions"]) for row in csv.DictReader(file))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-        ):  # another program's file, or half a row: then nothing is claimed
+        except (KeyError, TypeError, ValueError):  # another program's file, or half a row
             return None
 
 
 def _metric_type(name: str) -> str:
-    return _METRIC_TYPES[name.rpartition("_")[2]]
+    return name.rpartition("_")[2]
 
 
 def _result(name: str, row: Mapping[str, Any]) -> dict[str, str]:
-    result = {
+    """Return a line of the results' table."""
+    baseline = _BASELINES.get(name, "")
+    is_known = baseline in row
+    return {
         "name": name.replace("_", " "),
         "value": f"{row[name]:.4g}",
-        "baseline_value": "",
-        "baseline": "",
+        "baseline_value": f"{row[baseline]:.4g}" if is_known else "",
+        "baseline": baseline.replace("_", " ") if is_known else "",
     }
-    baseline = _BASELINES.get(name)
-    if baseline is not None and baseline in row:
-        result |= {"baseline_value": f"{row[baseline]:.4g}", "baseline": baseline.replace("_", " ")}
-    return result
 
 
-def _training(
-    config: Mapping[str, Any], metrics_rows: Sequence[Mapping[str, Any]], step: int
-) -> str:
-    amounts = []
-    for last in [row for row in metrics_rows if row["split"] == "train"][-1:]:
-        amounts = [f"{last[unit]:,} {unit}" for unit in ("tokens", "images") if unit in last]
-        amounts.append(f"{last['epoch']:.2f} passes over the training data")
-    amount = f" ({', '.join(amounts)})" if amounts else ""
-    return (
-        f"{step:,} updates of {config['global_batch_size']:,} rows{amount}, on "
-        f"{config['num_processes']} process(es), "
-        f"in mixed precision: {config['mixed_precision']}. `run.json` has the rest; the flags that "
-        "made it:"
-    )
+def _amount(metrics_rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how much was trained on, in brackets; "" if the run trained nothing itself."""
+    trained = [row for row in metrics_rows if row["split"] == "train"]
+    if not trained:
+        return ""
+    last = trained[-1]
+    counts = [f"{last[unit]:,} {unit}" for unit in ("tokens", "images") if unit in last]
+    passes = f"{last['epoch']:.2f} passes over the training data"
+    return f" ({', '.join([*counts, passes])})"
 
 
 def _recipe(config: Mapping[str, Any]) -> dict[str, str]:
@@ -207,7 +199,7 @@ def _recipe(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _command(record: Mapping[str, Any]) -> str:
-    """Return what a user types; what a launcher was called with is lost, but not its number of processes."""
+    """Return what a user types; of a launcher's flags only the number of processes is known."""
     program, *flags = record["command"]
     num_processes = record["config"]["num_processes"]
     launcher = (
@@ -220,36 +212,17 @@ def _command(record: Mapping[str, Any]) -> str:
     return f"{launcher} {program} {shlex.join(flags)}".strip()
 
 
-def _reproducible(config: Mapping[str, Any]) -> str:
-    if config.get("max_hours"):
-        return " The clock decided the schedule of the run, so its numbers repeat only roughly."
-    return " On the same data and versions the numbers do not depend on the number of processes, but for rounding."
+def _machine(hardware: Mapping[str, Any], *, uses_gpu: bool) -> str:
+    gpus = hardware["gpus"]
+    if gpus and uses_gpu:
+        return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
+    return f"{hardware['processor']}, {hardware['cores']} cores"
 
 
-def _hardware(record: Mapping[str, Any], seconds: float) -> str:
-    hardware = record["hardware"]
-    gpus = ", ".join(
-        f"{hardware['gpus'].count(name)} x {name}" for name in dict.fromkeys(hardware["gpus"])
-    )
-    machine = (
-        gpus
-        if gpus and record["config"]["device"] != "cpu"
-        else f"{hardware['processor']}, {hardware['cores']} cores"
-    )
-    duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-    return f"{machine}; {duration} of training and evaluation."
-
-
-def _carbon(grams: float | None) -> str:
-    if grams is None:
-        return "Energy and carbon were not measured."
-    return f"Emissions as measured by CodeCarbon: {grams:,.3g} g of CO2 equivalents."
-
-
-def _emissions(record: Mapping[str, Any], grams: float | None) -> dict[str, Any] | None:
+def _emissions(hardware: Mapping[str, Any], grams: float | None) -> dict[str, Any] | None:
+    """Return the carbon entry of the card's metadata."""
     if grams is None:
         return None
-    hardware = record["hardware"]
     return {
         "emissions": round(grams, 6),
         "source": "CodeCarbon",

@@ -1,18 +1,15 @@
-"""What is published of a run: the export with its card, curves and public record, and when it goes to the Hub."""
+"""What of a run is published, and when: exports with card, curves and a record without secrets."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedModel
 
-from bert_pretrain.config.arguments import HubArguments
 from bert_pretrain.data.atomic import replace_folder, write_json
 from bert_pretrain.data.run_folder import (
     checkpoint_path,
@@ -22,31 +19,46 @@ from bert_pretrain.data.run_folder import (
     read_run_json,
     step_of,
 )
-from bert_pretrain.objectives.interface import Exporter
 from bert_pretrain.publishing.curves import draw_curves
 from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
-from bert_pretrain.publishing.pusher import OUTBOX, HubPusher, link_tree
+from bert_pretrain.publishing.pusher import MAIN, OUTBOX, HubPusher, link_tree
 from bert_pretrain.publishing.scrub import scrub
 from bert_pretrain.publishing.upload import STATE_FOLDER
 
-MAIN = "main"
 _SUBMITTED = "submitted_to"  # file of a checkpoint that names the repository it was submitted for
+
+
+class Publishable(Protocol):
+    """What is asked of a task to publish its model."""
+
+    @property
+    def data_card(self) -> str:
+        """What the data are, as text for the model card."""
+        ...
+
+    def export(self, model: PreTrainedModel, directory: Path) -> None:
+        """Write the model and what it needs to be used, loadable by stock transformers."""
+        ...
+
+    def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what the model card says of the model; see `publishing.model_card`."""
+        ...
 
 
 def write_publication(
     model: PreTrainedModel,
-    exporter: Exporter,
+    exporter: Publishable,
     run_dir: Path,
     directory: Path,
     *,
     step: int,
     seconds: float,
 ) -> None:
-    """Write what a run has to show: model, tokenizer or image processor, card, curves and public run.json.
+    """Write a run's model, tokenizer or image processor, card, curves and public run.json.
 
     Args:
         model: as trained so far, without the wrapper of distributed training.
-        exporter: exports it.
+        exporter: of the run's objective.
         run_dir: with run.json and, if it has trained anything, metrics.jsonl.
         directory: target; replaced if it exists. It appears whole or not at all.
         step: updates done.
@@ -58,14 +70,11 @@ def write_publication(
     # A finished run that is continued in a new folder has nothing left to measure.
     rows = [row for row in read_rows(metrics) if row["step"] <= step] if metrics.is_file() else []
     if rows:
-        with tempfile.TemporaryDirectory() as folder:
-            shown = Path(folder) / metrics.name
-            shown.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            draw_curves(shown, aside / "curves.png")
+        draw_curves(rows, aside / "curves.png")
     record = read_run_json(run_dir) | {"step": step}
     sources = hub_sources(record["config"])
-    names = [record["config"].get("hub_model_id"), *sources.values()]
-    record = scrub(record, keep=[name for name in names if name])
+    public_names = [record["config"].get("hub_model_id"), *sources.values()]
+    record = scrub(record, keep=[name for name in public_names if name])
     write_json(aside / "run.json", record)
     card = model_card(
         exporter.card_fields(model),
@@ -84,96 +93,108 @@ def write_publication(
 class Publisher:
     """Brings a run to the Hub while it trains: what goes up when, and to which branch."""
 
-    def __init__(self, hub: HubArguments, run_dir: Path, write: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        write: Callable[[Path, Path | None], None],
+        *,
+        repo_id: str | None,
+        is_private: bool,
+        strategy: Literal["end", "every_save", "all_checkpoints"],
+        with_state: bool,
+        max_wait_seconds: float,
+    ) -> None:
         """Begin in the background.
 
         Args:
-            hub: the flags.
             run_dir: the run's folder.
-            write: writes what is to be published now, as `write_publication` does, into a folder;
-                or of a checkpoint that is its second argument.
+            write: writes into a folder, as `write_publication` does, the model of a checkpoint, or
+                for None the model as it is now.
+            repo_id: as for `open_pusher`.
+            is_private: as for `HubPusher`.
+            strategy: publish at the end, at every checkpoint too, or each checkpoint also on a
+                branch of its own.
+            with_state: publish checkpoints beside their exports, to continue the run from.
+            max_wait_seconds: how long `finish` waits for uploads.
         """
-        self.pusher = open_pusher(
-            run_dir, hub.hub_model_id or run_dir.resolve().name, is_private=hub.hub_private_repo
-        )
-        self._hub = hub
+        self.pusher = open_pusher(run_dir, repo_id, is_private=is_private)
         self._run_dir = run_dir
         self._write = write
+        self._strategy = strategy
+        self._with_state = with_state
+        self._max_wait_seconds = max_wait_seconds
 
     def on_save(self, checkpoint: Path) -> None:
-        """Publish the state that a checkpoint has just been written of, if the strategy says so."""
-        if self._hub.hub_strategy != "end":
-            self._submit(checkpoint, self._write, is_newest=True)
+        """Publish the present state, which has just been written as a checkpoint, if asked for."""
+        if self._strategy != "end":
+            self._submit(checkpoint, model_of=None, is_newest=True)
 
     def submit_missed(self, *, until_step: int) -> None:
-        """Publish the checkpoints that were never submitted: the run was killed before, or did not push then.
+        """Publish the checkpoints that an earlier process of the run did not submit.
 
         Args:
             until_step: of the checkpoint that the run continues from; later ones are written anew.
         """
-        strategy = self._hub.hub_strategy
-        present = [
-            path
-            for path in list_checkpoints(self._run_dir / "checkpoints")
-            if step_of(path) <= until_step
-        ]
-        for checkpoint in present[-1 if strategy == "every_save" else 0 :]:
-            if strategy != "end" and not is_submitted(checkpoint, self.pusher.repo_id):
+        if self._strategy == "end":
+            return
+        checkpoints = list_checkpoints(self._run_dir / "checkpoints")
+        present = [path for path in checkpoints if step_of(path) <= until_step]
+        for checkpoint in present[-1:] if self._strategy == "every_save" else present:
+            if not is_submitted(checkpoint, self.pusher.repo_id):
                 self.pusher.say(f"{checkpoint.name} has not been published yet; it is now")
                 is_newest = checkpoint == present[-1]
-                self._submit(
-                    checkpoint, partial(self._write, checkpoint=checkpoint), is_newest=is_newest
-                )
-
-    def _submit(self, checkpoint: Path, write: Callable[[Path], None], *, is_newest: bool) -> None:
-        def fill(folder: Path) -> None:
-            write(folder)
-            if self._hub.hub_push_state:
-                _link_state(checkpoint, folder)
-
-        branches = [checkpoint.name] if self._hub.hub_strategy == "all_checkpoints" else []
-        if self.pusher.submit(fill, *branches, *([MAIN] if is_newest else [])):
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk; the checkpoint is then submitted once more
-                (checkpoint / _SUBMITTED).write_text(self.pusher.repo_id)
+                self._submit(checkpoint, model_of=checkpoint, is_newest=is_newest)
 
     def finish(self) -> None:
-        """Publish the final export, wait for what is under way, and say what was and was not published."""
-        submit_final(self.pusher, self._run_dir, with_state=self._hub.hub_push_state)
-        self.pusher.finish(self._hub.hub_max_wait)
+        """Publish the final export, wait for what is under way, and say how it ended."""
+        submit_final(self.pusher, self._run_dir, with_state=self._with_state)
+        self.pusher.finish(self._max_wait_seconds)
+
+    def _submit(self, checkpoint: Path, *, model_of: Path | None, is_newest: bool) -> None:
+        def fill(folder: Path) -> None:
+            self._write(folder, model_of)
+            if self._with_state:
+                _link_state(checkpoint, folder)
+
+        branches = [checkpoint.name] if self._strategy == "all_checkpoints" else []
+        if self.pusher.submit(fill, *branches, *([MAIN] if is_newest else [])):
+            # On a full disk nothing is marked, and the checkpoint is submitted once more.
+            with contextlib.suppress(OSError):
+                (checkpoint / _SUBMITTED).write_text(self.pusher.repo_id)
 
 
 def open_pusher(
-    run_dir: Path, repo_id: str, *, is_private: bool, flags: Sequence[str] = ()
+    run_dir: Path, repo_id: str | None, *, is_private: bool, flags: Sequence[str] = ()
 ) -> HubPusher:
     """Return a pusher of a run's outbox.
 
     Args:
         run_dir: the folder of a run, or of a fine-tuned model.
-        repo_id: as for `HubPusher`.
+        repo_id: as for `HubPusher`; None = the folder's name.
         is_private: as for `HubPusher`.
-        flags: that the command to finish later needs, because the folder's own record does not have
-            them.
+        flags: that the command to finish later needs because the folder's record lacks them.
     """
-    command = f"bert-pretrain hub {shlex.join(['push', str(run_dir), *flags])}"
-    return HubPusher(run_dir / OUTBOX, repo_id, is_private=is_private, finish_command=command)
+    return HubPusher(
+        run_dir / OUTBOX,
+        repo_id or run_dir.resolve().name,
+        is_private=is_private,
+        finish_command=f"bert-pretrain hub {shlex.join(['push', str(run_dir), *flags])}",
+    )
 
 
 def submit_final(pusher: HubPusher, run_dir: Path, *, with_state: bool) -> None:
-    """Put a finished run's export into the outbox, with the checkpoint of the same step if asked."""
+    """Put `final/` into the outbox, with the checkpoint of the same step if asked for."""
     checkpoint = None
     if with_state:
         final = read_final(run_dir)
         if final is not None and final.step is not None:
             checkpoint = checkpoint_path(run_dir / "checkpoints", final.step)
         if checkpoint is None or not checkpoint.is_dir():
+            checkpoint = None
             pusher.say(
                 f"WARNING: {run_dir / 'final'} is published without training state: the checkpoint "
-                "that belongs to it "
-                f"is not in {run_dir / 'checkpoints'}"
+                f"that belongs to it is not in {run_dir / 'checkpoints'}"
             )
-            checkpoint = None
 
     def fill(folder: Path) -> None:
         link_tree(run_dir / "final", folder)
@@ -184,7 +205,7 @@ def submit_final(pusher: HubPusher, run_dir: Path, *, with_state: bool) -> None:
 
 
 def is_submitted(checkpoint: Path, repo_id: str) -> bool:
-    """Return whether a checkpoint was put into the outbox for a repository, whether or not it has arrived there."""
+    """Return whether a checkpoint was put into the outbox for a repository."""
     mark = checkpoint / _SUBMITTED
     return mark.is_file() and mark.read_text() == repo_id
 

@@ -1,15 +1,16 @@
 """Publishing beside training: an outbox in the run directory, and a thread that empties it.
 
-What is to be published is first put into the outbox, whole, as hard links where it is on disk
+What is to be published is first put whole into the outbox, as hard links where it is on disk
 already. The trainer may then remove its checkpoint, the program may be killed and the Hub may be
-down: what was not pushed waits there for `bert-pretrain hub push`. Uploads run one after the other,
-each in a process of its own (`upload.py`), so that no step waits for them and none can keep the
+down: the files wait there for `bert-pretrain hub push`. Uploads run one after the other, each in a
+process of its own (`upload.py`), so that no training step waits for them and none can keep the
 program from ending.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
@@ -26,25 +26,23 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.upload import DONE, HOPELESS, TRY_AGAIN
 
 OUTBOX = "hub"  # folder of a run directory
+MAIN = "main"  # the branch that users of a repository see first
 MAX_TRIES = 8  # of one upload, until something new is submitted or the run ends
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds between tries; each is twice the one before
-_ROOT = str(Path(__file__).parents[2])  # from where the package is imported here, installed or not
-# An upload may take ten minutes and a second for every 100 kB; that it hangs is noticed by itself
+# An upload may take ten minutes and a second for every 100 kB; it notices a silent server itself,
 # much earlier.
 _LEAST_SECONDS, _BYTES_PER_SECOND = 600.0, 100_000
+_ROOT = str(Path(__file__).parents[2])  # where upload processes find this package
 
 
 class HubPusher:
-    """Pushes folders to a repository's branches in the background, in order, trying again what fails.
+    """Pushes folders to branches of a repository, in the background, in order, with retries.
 
-    One pusher at a time empties an outbox: its process must be the only one to write into that
-    folder.
+    An outbox has one pusher at a time: its process must be the only one that writes there.
 
     Attributes:
         repo_id: as asked for.
         say: prints a line; called from the thread too.
-        pushed: branches pushed so far, oldest first.
-        address: of the repository, once the Hub has told it.
     """
 
     def __init__(
@@ -57,75 +55,67 @@ class HubPusher:
         repo_type: str = "model",
         say: Callable[[str], None] = tqdm.write,
     ) -> None:
-        """Start pushing what an earlier run has left in the outbox, if anything.
+        """Make the repository, and push what an earlier run has left in the outbox, if anything.
 
         Args:
             outbox: folder for what waits; made when needed.
             repo_id: `owner/name`, or a name of the token's owner.
-            is_private: whether a new repository is private; an existing public one is then refused.
+            is_private: make a new repository private, and refuse one that exists and is public.
             finish_command: what a user types to push later what was not pushed.
             repo_type: "model" or "dataset".
             say: see above.
         """
         self.repo_id = repo_id
         self.say = say
-        self.pushed: list[str] = []
-        self.address = ""
         self._outbox = outbox
-        self._options = [
-            "--repo_id",
-            repo_id,
-            "--repo_type",
-            repo_type,
-            *(["--private"] if is_private else []),
-        ]
+        self._repository = {"repo_id": repo_id, "repo_type": repo_type, "is_private": is_private}
         self._finish_command = finish_command
-        self._failed: dict[str, str] = {}  # branch -> why nothing was put into the outbox for it
-        self._tries: dict[str, int] = {}
-        self._reasons: dict[str, str] = {}
-        self._last_said = ""
-        self._change = threading.Condition()
+        self._not_submitted: dict[str, str] = {}  # branch -> why it did not get into the outbox
+        self._pushed: set[str] = set()  # branches
+        self._address = ""  # of the repository, once the Hub has told it
+        self._tries: dict[str, int] = {}  # by the name of a folder in the outbox
+        self._reasons: dict[str, str] = {}  # why the last try failed, likewise
+        self._last_reason = ""
         self._wait = _FIRST_WAIT
+        self._change = threading.Condition()
         self._is_closing = self._is_out_of_time = False
         self._process: subprocess.Popen[str] | None = None
-        for leftover in outbox.glob(
-            "*.tmp"
-        ):  # of a process that was killed while it filled or emptied the outbox
+        for leftover in outbox.glob("*.tmp"):  # half a folder, of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         self._thread = threading.Thread(target=self._work, name="hub-pusher", daemon=True)
         self._thread.start()
 
-    def submit(self, fill: Callable[[Path], None], *revisions: str) -> bool:
-        """Put something into the outbox; an older one for the same branch that still waits gives way.
+    def submit(self, fill: Callable[[Path], None], *branches: str) -> bool:
+        """Put files into the outbox; they replace what still waits for the same branch.
 
         Args:
             fill: writes the files into a folder that exists.
-            revisions: branches to push them to.
+            branches: where to push them.
 
         Returns:
-            Whether it is in the outbox; if not, the reason has been said.
+            Whether they are in the outbox; if not, the reason has been said.
         """
         aside = self._outbox / "filling.tmp"
         files = aside / "files"
-        left = list(revisions)
+        left = list(branches)
         try:
             files.mkdir(parents=True)
             fill(files)
             with self._change:
-                for revision in revisions:
-                    link_tree(files, aside / revision)
-                    number = max((_number(path) for path in self._waiting()), default=0) + 1
-                    os.replace(aside / revision, self._outbox / f"{number:06d}-{revision}")
-                    self._failed.pop(revision, None)
-                    left.remove(revision)
+                for branch in branches:
+                    link_tree(files, aside / branch)
+                    numbers = [int(path.name.partition("-")[0]) for path in self._waiting()]
+                    number = max(numbers, default=0) + 1
+                    os.replace(aside / branch, self._outbox / f"{number:06d}-{branch}")
+                    self._not_submitted.pop(branch, None)
+                    left.remove(branch)
                 self._try_anew()
-        # A full disk, most likely, of which safetensors has an error of its own, or a damaged
-        # checkpoint: the run itself has what it needs.
+        # Most likely the disk is full, of which safetensors has an error of its own, or a
+        # checkpoint is damaged. The run itself has what it needs and goes on.
         except (OSError, SafetensorError, InputError) as error:
-            self._failed |= dict.fromkeys(left, f"it could not be put into {self._outbox}: {error}")
-            self.say(
-                f"WARNING: {', '.join(left)} is not pushed to the Hub: {self._failed[left[0]]}"
-            )
+            reason = f"it could not be put into {self._outbox}: {error}"
+            self._not_submitted |= dict.fromkeys(left, reason)
+            self.say(f"WARNING: {', '.join(left)} is not pushed to the Hub: {reason}")
             return False
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -143,7 +133,7 @@ class HubPusher:
         with self._change:
             self._is_closing = True
             self._try_anew()
-        if num_waiting := len({revision_of(path) for path in self._waiting()}):
+        if num_waiting := len({branch_of(path) for path in self._waiting()}):
             limit = "" if max_seconds is None else f", at most {max_seconds:,.0f} s"
             self.say(f"waiting for {num_waiting} upload(s) to the Hub{limit}")
         self._thread.join(max_seconds)
@@ -151,38 +141,30 @@ class HubPusher:
             self._is_out_of_time = True
             with self._change:
                 self._change.notify_all()
-                if (
-                    process := self._process
-                ) is not None:  # the thread may set it to None at any time
+                process = self._process  # the thread may set it to None at any time
+                if process is not None:
                     process.kill()
             self._thread.join(0.1)
         waiting = self._waiting()
-        with contextlib.suppress(
-            OSError
-        ):  # while there is something in it, or where it has never been
+        with contextlib.suppress(OSError):  # there is something in it, or it was never made
             self._outbox.rmdir()
-        if self.pushed:
-            self.say(f"pushed to {self.address}: {', '.join(sorted(set(self.pushed)))}")
+        if self._pushed:
+            self.say(f"pushed to {self._address}: {', '.join(sorted(self._pushed))}")
         for path in waiting:
             reason = self._reasons.get(path.name, "there was no time")
-            self.say(f"NOT pushed: {revision_of(path)} ({reason}); its files are kept in {path}")
-        for revision, reason in self._failed.items():
-            self.say(f"NOT pushed: {revision} ({reason})")
-        if waiting or self._failed:
+            self.say(f"NOT pushed: {branch_of(path)} ({reason}); its files are kept in {path}")
+        for branch, reason in self._not_submitted.items():
+            self.say(f"NOT pushed: {branch} ({reason})")
+        if waiting or self._not_submitted:
             self.say(f"to finish later: {self._finish_command}")
-        return not waiting and not self._failed
+        return not waiting and not self._not_submitted
 
     def __enter__(self) -> HubPusher:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop at once when the run ended by an error; what waits stays in the outbox."""
+    def __exit__(self, *error: object) -> None:
+        """Stop at once when the block has failed; what waits stays in the outbox."""
         if self._thread.is_alive():
             self.finish(0)
 
@@ -196,9 +178,9 @@ class HubPusher:
                         return
                     self._change.wait()
                     continue
-            has_succeeded = self._attempt(folder)
+            is_pushed = self._attempt(folder)
             with self._change:
-                if has_succeeded:
+                if is_pushed:
                     self._wait = _FIRST_WAIT
                 elif self._next() is not None:
                     wait, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
@@ -213,59 +195,57 @@ class HubPusher:
         return waiting_in(self._outbox)
 
     def _next(self) -> Path | None:
-        """Return what to try next: the least tried, then the oldest; None when nothing is left to try."""
+        """Return the folder to try next, the least tried and then the oldest, if one is left."""
         if self._is_out_of_time:
             return None
         waiting = self._waiting()
-        newest = {revision_of(path): path for path in waiting}
+        newest = {branch_of(path): path for path in waiting}
         for path in set(waiting) - set(newest.values()):
             _remove(path)
         candidates = [path for path in newest.values() if self._tries.get(path.name, 0) < MAX_TRIES]
         return min(candidates, key=lambda path: (self._tries.get(path.name, 0), path), default=None)
 
     def _attempt(self, folder: Path | None) -> bool:
-        """Upload a folder (None = only make the repository) and return whether that succeeded."""
-        name = "" if folder is None else folder.name
-        what = [] if folder is None else [str(folder), "--revision", revision_of(folder)]
+        """Upload a folder, or for None only make the repository; returns whether that succeeded."""
         try:
-            status, answer = self._run(what, _seconds_allowed(folder))
+            status, answer = self._upload(folder)
         except OSError as error:  # no memory for another process, say; the thread goes on
             status, answer = TRY_AGAIN, f"the upload could not be started ({error})"
         if status == DONE:
-            self.address = answer
+            self._address = answer
             if folder is not None:
-                self.pushed.append(revision_of(folder))
+                self._pushed.add(branch_of(folder))
                 _remove(folder)
             return True
         if self._is_out_of_time:
             return False
+        name, is_hopeless = "" if folder is None else folder.name, status == HOPELESS
         with self._change:
-            self._tries[name] = MAX_TRIES if status == HOPELESS else self._tries.get(name, 0) + 1
+            self._tries[name] = MAX_TRIES if is_hopeless else self._tries.get(name, 0) + 1
         self._reasons[name] = answer
-        if answer != self._last_said:
-            self._last_said = answer
+        if answer != self._last_reason:
+            self._last_reason = answer
             again = (
                 "not tried again before the next upload"
-                if status == HOPELESS
+                if is_hopeless
                 else "it will be tried again"
             )
             self.say(f"WARNING: the Hub did not take an upload: {answer}; nothing is lost, {again}")
         return False
 
-    def _run(self, what: list[str], seconds: float) -> tuple[int, str]:
+    def _upload(self, folder: Path | None) -> tuple[int, str]:
         """Run an upload process to its end and return its exit status and its last line."""
+        files = [] if folder is None else [path for path in folder.rglob("*") if path.is_file()]
+        seconds = _LEAST_SECONDS + sum(path.stat().st_size for path in files) / _BYTES_PER_SECOND
+        request = self._repository | {
+            "folder": None if folder is None else str(folder),
+            "revision": MAIN if folder is None else branch_of(folder),
+            "parent": os.getpid(),
+        }
+        python_path = filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
         with subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "bert_pretrain.publishing.upload",
-                *what,
-                *self._options,
-                "--parent",
-                f"{os.getpid()}",
-            ],
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))},
+            [sys.executable, "-m", "bert_pretrain.publishing.upload", json.dumps(request)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(python_path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -279,21 +259,22 @@ class HubPusher:
                 answer, trouble = f"the upload was not done after {seconds:,.0f} s", ""
             finally:
                 self._process = None
-        lines = (
-            answer.strip().splitlines()
-            or trouble.strip().splitlines()
-            or ["the upload was stopped"]
-        )
-        return process.returncode, lines[-1]
+        lines = answer.strip().splitlines() or trouble.strip().splitlines()
+        return process.returncode, lines[-1] if lines else "the upload was stopped"
 
 
 def waiting_in(outbox: Path) -> list[Path]:
-    """Return what is in an outbox, oldest first, without what is still being written."""
+    """Return what waits in an outbox, oldest first, without what is still being written."""
     return sorted(outbox.glob("[0-9]*-*"))
 
 
+def branch_of(folder: Path) -> str:
+    """Return the branch for which a folder waits in an outbox."""
+    return folder.name.partition("-")[2]
+
+
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a folder as hard links, or as copies where the file system has none; an existing target is filled up."""
+    """Copy a folder, as hard links where the file system has them; an existing target is filled."""
     shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
 
 
@@ -311,19 +292,3 @@ def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):
         os.replace(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def revision_of(folder: Path) -> str:
-    """Return the branch for which a folder waits in an outbox."""
-    return folder.name.partition("-")[2]
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name.partition("-")[0])
-
-
-def _seconds_allowed(folder: Path | None) -> float:
-    if folder is None:
-        return _LEAST_SECONDS
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return _LEAST_SECONDS + size / _BYTES_PER_SECOND

@@ -1,8 +1,7 @@
-"""What may be read by others: texts without tokens, absolute paths, and the names of user and machine.
+"""Take out of records what is not for others: tokens, absolute paths, names of user and machine.
 
-The record of a run enters (`run.json`, a data card, a corpus manifest); the same without what
-belongs to the machine alone leaves. Paths keep their last part, so that a command can still be
-followed.
+A record of a run enters (run.json, a data card, a corpus manifest), and a copy fit to be published
+leaves. Paths keep their last part, so that a command can still be followed.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-# Tokens of Hugging Face, OpenAI, GitHub and GitLab, and whatever is assigned to a name for such a
-# thing.
+# Tokens of Hugging Face, OpenAI, GitHub and GitLab, values assigned to the name of a secret, and
+# the user and password of an address.
 _TOKEN = re.compile(
     r"\b(?:(?:hf|api_org|ghp|gho)_[A-Za-z0-9]{10,}|(?:sk-|github_pat_|glpat-)[\w-]{10,})"
-    r"|(?<=token=)\S+|(?<=password=)\S+|(?<=secret=)\S+|(?<=api_key=)\S+|(?<=://)[^\s/@]+:[^\s/@]+(?=@)",
+    r"|(?<=token=)\S+|(?<=password=)\S+|(?<=secret=)\S+|(?<=api_key=)\S+"
+    r"|(?<=://)[^\s/@]+:[^\s/@]+(?=@)",
     re.IGNORECASE,
 )
-_SECRET_KEY = re.compile(r"(?:.*_)?(?:token|secret|password|api_?key)", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(?:.*_)?(?:token|secret|password|api_?key)", re.IGNORECASE)
 # A path from the root, the home folder or a drive, where a word begins; not the // of an address.
 _PATH_START = r"(?:file://)?(?:[A-Za-z]:[\\/]|~[\w.-]*[\\/]|/(?=[^\s/])|\\\\)"
 _PATH = re.compile(rf"(?<![\w/.:~\\-]){_PATH_START}[^\s\"'`,;()\[\]{{}}]*")
-_ONE_PATH = re.compile(
-    rf"(?:--[\w-]+=)?(?P<path>{_PATH_START}[^,\n]*)"
-)  # the value of a flag, blanks and all
+# A text that is one path, perhaps behind its flag; it may hold blanks.
+_ONE_PATH = re.compile(rf"(?:--[\w-]+=)?(?P<path>{_PATH_START}[^,\n]*)")
 _REMOVED = "[removed]"
-_SHORTEST_NAME = 3  # of a user or machine: shorter ones are words too often
+_SHORTEST_SECRET, _SHORTEST_NAME = 8, 3  # characters; shorter ones are too often words
 
 
 def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
@@ -45,7 +44,7 @@ def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
     if isinstance(value, dict):
         return {
             key: _REMOVED
-            if isinstance(entry, str) and _SECRET_KEY.fullmatch(key)
+            if isinstance(entry, str) and _SECRET_NAME.fullmatch(key)
             else scrub(entry, keep=keep)
             for key, entry in value.items()
         }
@@ -54,8 +53,9 @@ def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
     if not isinstance(value, str) or value in keep or value.partition("=")[2] in keep:
         return value
     text = _TOKEN.sub(_REMOVED, value)
-    for secret in _secrets_of_this_process():
-        text = text.replace(secret, _REMOVED)
+    for name, secret in os.environ.items():
+        if len(secret) >= _SHORTEST_SECRET and _SECRET_NAME.fullmatch(name):
+            text = text.replace(secret, _REMOVED)
     if match := _ONE_PATH.fullmatch(text):
         text = text[: match.start("path")] + _last_part(match["path"])
     text = _PATH.sub(lambda match: _last_part(match[0]), text)
@@ -68,29 +68,16 @@ def _last_part(path: str) -> str:
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
-def _secrets_of_this_process() -> list[str]:
-    """Return the values of environment variables that are named like secrets, such as HF_TOKEN, WANDB_API_KEY."""
-    return [
-        value
-        for name, value in os.environ.items()
-        if len(value) >= 8 and _SECRET_KEY.fullmatch(name)
-    ]
-
-
 @functools.cache
 def _names_of_this_machine() -> dict[str, str]:
-    """Return what to write for the names by which this machine and its user are known."""
+    """Return what to write instead of the names of this machine and its user, longest first."""
     host = socket.gethostname()
     users = {Path.home().name}
-    with contextlib.suppress(
-        KeyError, OSError
-    ):  # an account without an entry, as in some containers
+    with contextlib.suppress(KeyError, OSError):  # containers may have no entry for the account
         users.add(getpass.getuser())
     names = dict.fromkeys(users, "user") | dict.fromkeys((host, host.split(".")[0]), "machine")
-    ordinary = {"root", "user", "localhost"}
-    longest_first = sorted(names, key=len, reverse=True)
     return {
         name: names[name]
-        for name in longest_first
-        if len(name) >= _SHORTEST_NAME and name not in ordinary
+        for name in sorted(names, key=len, reverse=True)
+        if len(name) >= _SHORTEST_NAME and name not in ("root", "user", "localhost")
     }

@@ -1,21 +1,20 @@
-"""One upload to the Hub in a process of its own: `python -m bert_pretrain.publishing.upload FOLDER`.
+"""One upload to the Hub in a process of its own: `python -m bert_pretrain.publishing.upload JSON`.
 
-A process can be stopped whatever its connection does, where a thread that waits for a silent server
-would keep the interpreter from ending; and it takes no interpreter lock and, being nice, little
-processor time from a training run. The token comes from `HF_TOKEN` or the login, never from the
-command line. `publishing.pusher` starts it, and reads the exit status and the last line printed:
-the repository's address, or why nothing came of it.
+The only argument holds the arguments of `upload` and the number of the `parent` process. A process
+can be stopped whatever its connection does; a thread that waits for a silent server would keep the
+interpreter from ending. It also shares no interpreter lock with training, and being nice it takes
+little processor time from it. The token comes from `HF_TOKEN` or the login, never from the command
+line. `publishing.pusher` starts it and reads the exit status and the last line printed: the
+repository's address, or why the upload failed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,66 +34,42 @@ class RefusedError(Exception):
     """Uploading would do what was not asked for; trying again cannot help."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Upload a folder; returns `DONE`, `TRY_AGAIN` or `HOPELESS`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bert_pretrain.publishing.upload", description=__doc__
-    )
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        help="what to upload; without it the repository is made only",
-    )
-    parser.add_argument("--repo_id", required=True)
-    parser.add_argument("--repo_type", default="model")
-    parser.add_argument("--revision", default="main", help="branch, made where it is missing")
-    parser.add_argument("--private", action="store_true")
-    parser.add_argument(
-        "--parent", type=int, help="number of the process with which the upload ends"
-    )
-    options = parser.parse_args(arguments)
-    if options.parent is not None:
-        threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
+    request = json.loads(sys.argv[1])
+    threading.Thread(target=_end_with, args=(request.pop("parent"),), daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
         os.nice(_NICENESS)
     limit_waiting()
     try:
-        address = upload(
-            options.folder,
-            repo_id=options.repo_id,
-            repo_type=options.repo_type,
-            revision=options.revision,
-            private=options.private,
-        )
-    except Exception as error:  # whatever it is, training goes on and the caller is told
-        is_hopeless, reason = diagnose(error)
-        sys.stdout.write(f"{reason}\n")
-        return HOPELESS if is_hopeless else TRY_AGAIN
-    sys.stdout.write(f"{address}\n")
-    return DONE
+        answer, status = upload(**request), DONE
+    except Exception as error:  # whatever it is, training goes on and the parent is told
+        is_hopeless, answer = diagnose(error)
+        status = HOPELESS if is_hopeless else TRY_AGAIN
+    sys.stdout.write(f"{answer}\n")
+    return status
 
 
 def upload(
-    folder: Path | None, *, repo_id: str, repo_type: str, revision: str, private: bool
+    folder: str | None, *, repo_id: str, repo_type: str, revision: str, is_private: bool
 ) -> str:
-    """Bring a folder's files to a branch of a repository, both made where they are missing, in one commit.
+    """Bring a folder's files to a branch of a repository in one commit, making both if necessary.
 
-    Files that are there already are not sent again; files that are there alone stay, except
-    training state of other weights.
+    Files that are there already are not sent again. Other files of the branch stay, except training
+    state that belongs to other weights.
 
     Args:
         folder: what to upload; None = only make the repository.
         repo_id: `owner/name`, or a name of the token's owner.
         repo_type: "model" or "dataset".
         revision: branch to commit to.
-        private: whether nobody else may see the repository.
+        is_private: whether nobody else may see the repository.
 
     Returns:
         The repository's address.
 
     Raises:
-        RefusedError: there is no token, or the repository is public and `private` is asked for.
+        RefusedError: there is no token, or the repository exists and is public but `is_private`.
     """
     if not (token := get_token()) or not token.isascii():
         raise RefusedError(
@@ -102,17 +77,20 @@ def upload(
         )
     api = HfApi(endpoint=constants.ENDPOINT)
     # None leaves a new repository's visibility to its owner's settings.
-    url = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
-    if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
+    url = api.create_repo(repo_id, repo_type=repo_type, private=is_private or None, exist_ok=True)
+    if is_private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
         raise RefusedError(
-            f"{url.repo_id} exists and is public but --hub_private_repo was asked for; make it "
+            f"{url.repo_id} exists and is public but a private repository was asked for; make it "
             "private there"
         )
     if folder is None:
         return str(url)
     if revision != constants.DEFAULT_REVISION:
         api.create_branch(url.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
-    is_same_model = _has_same_weights(api, url.repo_id, repo_type, revision, folder)
+    own = _update_in(Path(folder) / RECORD)
+    is_same_model = own is not None and own == _published_update(
+        api, url.repo_id, repo_type=repo_type, revision=revision
+    )
     api.upload_folder(
         folder_path=folder,
         repo_id=url.repo_id,
@@ -124,63 +102,26 @@ def upload(
     return str(url)
 
 
-def _has_same_weights(
-    api: HfApi, repo_id: str, repo_type: str, revision: str, folder: Path
-) -> bool:
-    """Return whether a branch holds the model of the same update of the same start of a run as a folder does."""
-    own = _update_in(folder / RECORD)
-    if own is None:
-        return False
-    try:
-        there = api.hf_hub_download(repo_id, RECORD, repo_type=repo_type, revision=revision)
-    except EntryNotFoundError:
-        return False
-    return own == _update_in(Path(there))
-
-
-def _update_in(record: Path) -> tuple[str, int] | None:
-    """Return when a run was started and after which update its model was recorded; None if that is not known."""
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        return content["started"], content["step"]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # no record, or one of an older version or another program
-        return None
-
-
 def diagnose(error: BaseException) -> tuple[bool, str]:
-    """Return whether trying again is hopeless, and what went wrong in a line."""
-    http_error = _cause_of_type(error, HfHubHTTPError)
-    if isinstance(http_error, HfHubHTTPError):
-        status = http_error.response.status_code
-        is_hopeless = (
-            400 <= status < 500 and status not in _PASSING_STATUS
-        ) or status == _STORAGE_IS_FULL
-        return (
-            is_hopeless,
-            f"it answered {status} "
-            f"({http_error.server_message or http_error.response.reason_phrase})",
-        )
-    # A ValueError is a name or a card that the Hub's rules refuse.
-    is_hopeless = isinstance(error, RefusedError | OfflineModeIsEnabled | ValueError)
+    """Return whether trying again is hopeless, and what went wrong, in one line."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, HfHubHTTPError):
+        status = cause.response.status_code
+        is_refused = 400 <= status < 500 and status not in _PASSING_STATUS
+        reason = cause.server_message or cause.response.reason_phrase
+        return is_refused or status == _STORAGE_IS_FULL, f"it answered {status} ({reason})"
     if isinstance(error, RefusedError):
-        return is_hopeless, str(error)
-    lines = str(error).strip().splitlines() or [""]
-    return is_hopeless, f"{type(error).__name__}: {lines[0]}"
-
-
-def _cause_of_type(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__ or error.__context__
-    return error
+        return True, str(error)
+    # A ValueError is a name or a card that the Hub's rules refuse.
+    is_hopeless = isinstance(error, OfflineModeIsEnabled | ValueError)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return is_hopeless, f"{type(error).__name__}: {first_line}"
 
 
 def limit_waiting() -> None:
-    """Give every request of this process a time after which a silent server is given up; the library waits for ever."""
+    """Let every request of this process give up a silent server; the library waits for ever."""
     seconds = 6 * constants.HF_HUB_DOWNLOAD_TIMEOUT  # a minute, unless the user set that variable
     session = get_session()  # of httpx or of its successor, whichever the library uses
     client_class: Any = type(session)
@@ -192,8 +133,28 @@ def limit_waiting() -> None:
     set_client_factory(lambda: client_class(follow_redirects=True, event_hooks=hooks))
 
 
+def _published_update(
+    api: HfApi, repo_id: str, *, repo_type: str, revision: str
+) -> tuple[str, int] | None:
+    """Return `_update_in` of the record that a branch of a repository holds."""
+    try:
+        record = api.hf_hub_download(repo_id, RECORD, repo_type=repo_type, revision=revision)
+    except EntryNotFoundError:
+        return None
+    return _update_in(Path(record))
+
+
+def _update_in(record: Path) -> tuple[str, int] | None:
+    """Return the start of a run and the update that a record is of; None if it does not say."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return content["started"], content["step"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or another program's
+        return None
+
+
 def _end_with(parent: int) -> None:
-    """End this process soon after the one that started it: it could bring an older state to the Hub after a newer."""
+    """End this process soon after its parent: later it could overwrite what a newer run pushes."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(TRY_AGAIN)

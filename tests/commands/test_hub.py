@@ -18,14 +18,14 @@ from runs import command, environment, metrics, small_flags, write_corpus
 from safetensors.torch import load, load_file
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.commands.hub import _dataset_card
-from bert_pretrain.config.arguments import HubArguments
+from bert_pretrain.commands.hub import dataset_card
 from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing import publication, upload
 
 REPOSITORY = "tester/words"
 PUBLISH = f"--push_to_hub --hub_model_id {REPOSITORY} --hub_private_repo --hub_push_state"
+WORDS: dict[str, Any] = {"repo_id": "words", "is_private": False, "max_wait_seconds": 1}
 FLAGS = "--max_steps 8 --save_steps 4 --save_total_limit 1 --dropout 0.1"
 
 LOADER = """
@@ -318,9 +318,12 @@ def test_the_strategy_says_what_a_save_publishes(
     checkpoint = tmp_path / "checkpoints/step-000004"
     checkpoint.mkdir(parents=True)
     (checkpoint / "optimizer.bin").touch()
-    hub = HubArguments(push_to_hub=True, hub_strategy=strategy, hub_push_state=with_state)
     publisher = publication.Publisher(
-        hub, tmp_path, lambda folder, **_: (folder / "config.json").touch()
+        tmp_path,
+        lambda folder, _: (folder / "config.json").touch(),
+        strategy=strategy,
+        with_state=with_state,
+        **WORDS,
     )
     publisher.on_save(checkpoint)
     publisher.submit_missed(until_step=4)
@@ -344,8 +347,9 @@ def test_a_disk_that_fills_up_behind_a_submission_does_not_end_training(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(publication, "open_pusher", lambda *_, **__: Recorder())
-    hub = HubArguments(push_to_hub=True, hub_strategy=strategy)
-    publisher = publication.Publisher(hub, tmp_path, lambda folder, **_: None)
+    publisher = publication.Publisher(
+        tmp_path, lambda *_: None, strategy=strategy, with_state=False, **WORDS
+    )
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         publisher.on_save(tmp_path)
@@ -358,7 +362,7 @@ def test_a_missing_token_is_said_without_a_request(
 ) -> None:
     monkeypatch.setattr(upload, "get_token", lambda: token)
     with pytest.raises(upload.RefusedError) as refused:
-        upload.upload(None, repo_id="a/b", repo_type="model", revision="main", private=False)
+        upload.upload(None, repo_id="a/b", repo_type="model", revision="main", is_private=False)
     is_hopeless, reason = upload.diagnose(refused.value)
     assert is_hopeless and "HF_TOKEN" in reason
 
@@ -409,9 +413,9 @@ def test_the_card_of_a_corpus_names_its_owner_or_leaves_a_place_for_it() -> None
         "source": {"description": "own"},
     }
     for repo_id, named in (("me/corpus", "me/corpus"), ("corpus", "OWNER/corpus")):
-        card = _dataset_card(manifest, repo_id, "cc0-1.0")
+        card = dataset_card(manifest, repo_id, "cc0-1.0")
         assert f"--dataset_name {named}\n" in card.text and card.data.license == "cc0-1.0"
-    assert _dataset_card(manifest, "corpus", None).data.license == "unknown"
+    assert dataset_card(manifest, "corpus", None).data.license == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -431,7 +435,7 @@ def test_the_card_of_a_corpus_names_a_language_that_was_stated(
         "tokenizer": {"name": "docs-uncased-8192", "vocab_size": 8192, "hash": "0"},
         "source": {"description": "own"},
     }
-    metadata = _dataset_card(manifest | entries, "me/corpus", None).data.to_dict()
+    metadata = dataset_card(manifest | entries, "me/corpus", None).data.to_dict()
     assert metadata.get("language") == published
 
 

@@ -1,4 +1,4 @@
-"""Claims about the report of a run: one page that needs no other file, also of a run in progress."""
+"""Claims about the report of a run: one page that needs no other file, also of an unfinished run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from PIL import Image
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands.report import write_report
 from bert_pretrain.data.locks import held
-from bert_pretrain.data.run_folder import read_rows
-from bert_pretrain.training.metrics import JsonLines
 
 VALIDATION = {
     "split": "validation",
@@ -37,7 +35,7 @@ MASK = {
 
 
 class Page(HTMLParser):
-    """Collects the text of cells and headings, and every address in a page; checks that tags are closed in order."""
+    """Collects the texts and addresses of a page, and checks that tags are closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -167,35 +165,25 @@ def test_an_image_run_shows_the_newest_picture_of_each_kind(tmp_path: Path) -> N
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("empty", "torn", "listed", "unstarted"):
+    for name in ("empty", "torn", "listed", "unstarted", "unmeasured"):
         write_run(tmp_path / name)
     (tmp_path / "empty/run.json").unlink()
     (tmp_path / "torn/run.json").write_text('{"config"')
     (tmp_path / "listed/run.json").write_text("[]")
     (tmp_path / "unstarted/metrics.jsonl").unlink()
+    (tmp_path / "unmeasured/metrics.jsonl").write_text('{"split": ')
     expected = {
         "nowhere": "is no run",
         "empty": "is no run",
         "torn": "is damaged",
         "listed": "has no 'config'",
+        "unstarted": "metrics.jsonl cannot be read",
+        "unmeasured": "metrics.jsonl has no row yet",
     }
-    for name, message in (expected | {"unstarted": "metrics.jsonl cannot be read"}).items():
+    for name, message in expected.items():
         with pytest.raises(SystemExit) as stopped:
             main(["report", str(tmp_path / name)])
         assert stopped.value.code == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error
         assert not (tmp_path / name / "report.html").exists()
-
-
-def test_a_word_that_is_a_line_separator_cuts_no_row(tmp_path: Path) -> None:
-    path = tmp_path / "fill_mask.jsonl"
-    rows = [
-        {"step": step, "candidates": [["\u2028", 0.5], ["\u0085", 0.25]]} for step in (0, 10, 20)
-    ]
-    written = JsonLines(path, keep_until_step=-1)
-    for row in rows:
-        written.write(row)
-    assert read_rows(path) == rows
-    JsonLines(path, keep_until_step=10)
-    assert read_rows(path) == rows[:2]

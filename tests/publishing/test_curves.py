@@ -1,8 +1,7 @@
-"""Claims about the curves of a run: one picture from metrics.jsonl, whole or not at all, also of a run in progress."""
+"""Claims about the curves of a run: one picture, whole or not at all, also of a run in progress."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.publishing.curves import draw_curves, read_metrics
+from bert_pretrain.publishing.curves import draw_curves
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -42,44 +41,22 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def write_metrics(path: Path, rows: list[dict[str, Any]], *, tail: str = "") -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
-    return path
-
-
 def test_a_run_in_progress_is_drawn(tmp_path: Path) -> None:
-    metrics = write_metrics(tmp_path / "metrics.jsonl", ROWS, tail='{"split": "tra')
-    assert read_metrics(metrics) == ROWS
-    draw_curves(metrics, tmp_path / "curves.png")
+    draw_curves(ROWS, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.format == "PNG" and picture.width > picture.height > 300
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
 def test_the_same_rows_give_the_same_picture_and_others_another(tmp_path: Path) -> None:
     pictures = []
     for number, rows in enumerate((ROWS, ROWS, ROWS[:2])):
-        draw_curves(write_metrics(tmp_path / "metrics.jsonl", rows), tmp_path / f"{number}.png")
+        draw_curves(rows, tmp_path / f"{number}.png")
         pictures.append((tmp_path / f"{number}.png").read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (None, "cannot be read"),
-        ("", "no row yet"),
-        ('{"step": 1}\n?\n', "line 2"),
-        ('{"step": 1}\n', "no loss"),
-        ("[]\n", "no step"),
-    ],
-)
-def test_what_is_no_record_of_a_run_is_refused(
-    tmp_path: Path, text: str | None, expected: str
-) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    if text is not None:
-        metrics.write_text(text)
-    with pytest.raises(InputError, match=expected):
-        draw_curves(metrics, tmp_path / "curves.png")
-    assert not (tmp_path / "curves.png").exists()
+def test_rows_without_a_loss_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no loss"):
+        draw_curves([{"step": 1}], tmp_path / "curves.png")
+    assert not list(tmp_path.iterdir())

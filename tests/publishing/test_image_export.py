@@ -21,11 +21,11 @@ from bert_pretrain.models.autoencoder import ImageAutoencoder, build_autoencoder
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder, build_masked_autoencoder
-from bert_pretrain.publishing.image_export import (
-    card_fields,
+from bert_pretrain.publishing.export import (
     export_image_model,
+    image_card_fields,
     image_processor,
-    write_config,
+    write_image_config,
 )
 from bert_pretrain.publishing.model_card import model_card
 
@@ -123,7 +123,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], 
         export_image_model(model, processor, folder)
         measured = metrics_rows(unit="images", reconstruction_loss=0.5)
         card = model_card(
-            card_fields(model, processor),
+            image_card_fields(model, processor),
             record=run_record(),
             data_card="",
             metrics_rows=measured,
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_the_loop_loads_by_its_class(tmp_path: Path, kind: str) 
     accelerator = Accelerator(cpu=True)
     prepared = accelerator.prepare(model)
     accelerator.save_state(str(tmp_path))
-    write_config(
+    write_image_config(
         accelerator.unwrap_model(prepared),
         image_processor(image_size=SIZE, mean=[0.5], std=[0.5]),
         tmp_path,

@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 from records import metrics_rows, run_record
 
 from bert_pretrain.models.bert import BertForPreTraining
+from bert_pretrain.publishing.export import text_card_fields
 from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
-from bert_pretrain.publishing.text_export import card_fields
 
 TEXT = {
     "is_text": True,
@@ -135,7 +135,7 @@ def test_the_example_is_english_only_for_an_english_model_and_runs_for_any(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = BertForPreTraining.from_pretrained(make_text_model(tmp_path))
-    fields = card_fields(
+    fields = text_card_fields(
         model, with_nsp=True, language=language, max_seq_length=64, is_from_scratch=True
     )
     made = model_card(fields, record=run_record(), data_card="", **measured())
@@ -164,7 +164,7 @@ def test_positions_are_called_untrained_only_where_nothing_has_trained_them(
 ) -> None:
     model = BertForPreTraining.from_pretrained(make_text_model(tmp_path))
     how: dict[str, Any] = {"max_seq_length": max_seq_length, "is_from_scratch": is_from_scratch}
-    limits = " ".join(card_fields(model, with_nsp=True, language=None, **how)["limits"])
+    limits = " ".join(text_card_fields(model, with_nsp=True, language=None, **how)["limits"])
     assert said in limits and ("untrained" in limits) == (is_from_scratch and max_seq_length < 64)
 
 

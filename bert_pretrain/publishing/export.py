@@ -1,0 +1,235 @@
+"""Exports: pretrained models in folders that stock transformers loads, and what cards say of them.
+
+A text model's folder holds config.json, model.safetensors and the tokenizer. An image model's
+holds the plain encoder and its image processor, and beside them, in the folder `pretraining`, the
+whole model with decoder or projection head, from which pretraining can continue.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Resampling
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ViTImageProcessorPil,
+)
+
+from bert_pretrain.data.atomic import atomic_folder
+from bert_pretrain.models.image_encoder import PRETRAINING_FOLDER
+
+# Number of channels -> its name in prose, and Pillow's mode.
+_CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}
+_IMAGE_MODELS = {
+    "image_autoencoder": "the encoder of an autoencoder",
+    "vit_mae": "the encoder of a masked autoencoder",
+    "image_contrastive": "an encoder that tells images apart by two views of each",
+}
+
+
+def export_text_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """Write the export folder of a `BertForPreTraining`; it appears whole or not at all.
+
+    Args:
+        model: the trained model.
+        tokenizer: the model's.
+        directory: target; replaced if it exists.
+    """
+    with atomic_folder(directory) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+
+
+def write_text_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """Write what `export_text_model` writes beside the weights into an existing folder."""
+    _config(model, "BertForPreTraining").save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def trained_length(
+    tokenizer: PreTrainedTokenizerBase, max_seq_length: int, *, is_from_scratch: bool
+) -> int:
+    """Return the number of tokens at which users of a text model should truncate.
+
+    Args:
+        tokenizer: as loaded, with the `model_max_length` of an earlier training.
+        max_seq_length: tokens of the longest row that the model is trained on.
+        is_from_scratch: whether it begins with random weights, so that longer rows would meet
+            positions that nothing has trained.
+    """
+    if is_from_scratch:
+        return max_seq_length
+    return max(max_seq_length, int(tokenizer.model_max_length))
+
+
+def text_card_fields(
+    model: PreTrainedModel,
+    *,
+    with_nsp: bool,
+    language: str | None,
+    max_seq_length: int,
+    is_from_scratch: bool,
+) -> dict[str, Any]:
+    """Return what the model card says of a `BertForPreTraining`; see `publishing.model_card`.
+
+    Args:
+        model: the trained model.
+        with_nsp: whether the next-sentence head was trained.
+        language: code of the text's language; None if nobody stated it.
+        max_seq_length: tokens of the longest row that it was trained on.
+        is_from_scratch: whether it began with random weights.
+    """
+    config = model.config
+    learnt = "masked-language modelling" + (
+        " and next-sentence prediction" if with_nsp else " (its next-sentence head is untrained)"
+    )
+    return {
+        "is_text": True,
+        "with_nsp": with_nsp,
+        "language": language,
+        "is_english": (language or "").lower().split("-")[0] in ("en", "eng"),
+        "pipeline_tag": "fill-mask",
+        "tags": ["bert", "masked-lm", *(["next-sentence-prediction"] if with_nsp else [])],
+        "summary": f"A BERT encoder ({config.num_hidden_layers} layers, width "
+        f"{config.hidden_size}, {config.vocab_size:,} word pieces, "
+        f"{model.num_parameters() / 1e6:.1f} M parameters) pretrained by {learnt}.",
+        "limits": [
+            "It knows the language and the topics of its training text, with whatever that text "
+            "gets wrong or leaves out; other text, and people and groups of people in particular, "
+            "it may represent badly.",
+            _length_limit(
+                config.max_position_embeddings, max_seq_length, is_from_scratch=is_from_scratch
+            ),
+            "It writes no text: it is for classifying, tagging and comparing text after "
+            "fine-tuning.",
+            "The numbers above are of held-out text of the same source. What it is worth for a "
+            "task, only that task's own data can tell.",
+        ],
+    }
+
+
+def _length_limit(num_positions: int, max_seq_length: int, *, is_from_scratch: bool) -> str:
+    """Say how long a text may be, and which positions were trained."""
+    rows, table = f"rows of up to {max_seq_length} tokens", f"{num_positions} places"
+    if not is_from_scratch:
+        return (
+            f"It was trained further on {rows}; its position table has {table} and it reads no "
+            "longer row."
+        )
+    if max_seq_length == num_positions:
+        return f"It was trained on {rows} and reads no longer row."
+    return (
+        f"It was trained on {rows}; its position table has {table}, those from {max_seq_length} on "
+        "(counted from 0) are untrained. Cut longer text there: `model_max_length` of the "
+        "tokenizer does, wherever it truncates."
+    )
+
+
+def image_processor(
+    *, image_size: int, mean: Sequence[float], std: Sequence[float]
+) -> ViTImageProcessorPil:
+    """Return the image processor that prepares a PIL image as an `ImageCorpus` and its loader do.
+
+    The shorter side is resized to `image_size` (bicubic), the centre cropped, values divided by 255
+    and normalised. An encoder of three channels takes any image, as RGB, on white where it is
+    transparent. For one or four channels transformers has no such conversion: pass images of mode L
+    or RGBA.
+
+    Args:
+        image_size: height and width of the encoder's input, pixels.
+        mean: of each of 1, 3 or 4 channels, for pixels in [0, 1].
+        std: as `mean`.
+    """
+    return ViTImageProcessorPil(
+        do_convert_rgb=len(mean) == 3,
+        do_resize=True,
+        size={"shortest_edge": image_size},
+        resample=Resampling.BICUBIC,
+        do_center_crop=True,
+        crop_size={"height": image_size, "width": image_size},
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=[float(value) for value in mean],
+        image_std=[float(value) for value in std],
+    )
+
+
+def export_image_model(
+    model: PreTrainedModel, processor: ViTImageProcessorPil, directory: Path
+) -> None:
+    """Write the export folder of an image model; it appears whole or not at all.
+
+    Args:
+        model: an `ImageAutoencoder`, a `MaskedAutoencoder` or a `ContrastiveModel`.
+        processor: as `image_processor` makes it for the corpus.
+        directory: target; replaced if it exists.
+    """
+    # The encoder without its empty classification head: whoever loads a classifier is then told
+    # that the head, and nothing else, is missing.
+    base = model.plain_encoder().base_model
+    config = _config(base, type(base).__name__)
+    # Pretraining's `num_labels` of 0 would give a classifier no labels at all.
+    config.num_labels = PreTrainedConfig().num_labels
+    with atomic_folder(directory) as aside:
+        base.save_pretrained(aside)
+        config.save_pretrained(aside)
+        processor.save_pretrained(aside)
+        model.save_pretrained(aside / PRETRAINING_FOLDER)
+
+
+def write_image_config(
+    model: PreTrainedModel, processor: ViTImageProcessorPil, directory: Path
+) -> None:
+    """Write what the model's own class needs beside the weights into an existing folder."""
+    _config(model, type(model).__name__).save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -> dict[str, Any]:
+    """Return what the model card says of an image encoder; see `publishing.model_card`.
+
+    Args:
+        model: as exported.
+        processor: as exported.
+    """
+    base = model.plain_encoder().base_model
+    channels, mode = _CHANNELS[len(processor.image_mean)]
+    size = processor.crop_size["height"]
+    return {
+        "is_text": False,
+        "pipeline_tag": "image-feature-extraction",
+        "tags": [base.config.model_type, "self-supervised"],
+        "summary": f"An image encoder ({type(base).__name__}, {base.num_parameters() / 1e6:.1f} M "
+        f"parameters) for {size} x {size} pixels and {channels}, pretrained without labels as "
+        f"{_IMAGE_MODELS[model.config.model_type]}.",
+        "mode": mode,
+        "image_size": size,
+        "has_untrained_pooler": getattr(base, "pooler", 0) is None,
+        "pretraining_folder": PRETRAINING_FOLDER,
+        "pretraining_class": type(model).__name__,
+        "limits": [
+            "It knows images like those it was trained on, with whatever they show too much or too "
+            "little of; people and groups of people in particular it may represent badly.",
+            f"It was trained at {size} x {size} pixels; larger images are scaled down to that, and "
+            "details are lost.",
+            "The numbers above are of held-out images of the same source. What it is worth for a "
+            "task, only that task's own data can tell.",
+        ],
+    }
+
+
+def _config(model: PreTrainedModel, architecture: str) -> PreTrainedConfig:
+    """Return a copy of a model's configuration that names the class to load it with."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [architecture]
+    return config
