@@ -137,7 +137,7 @@ class TrainingStream(Generic[AnyPlan]):
 
 
 @dataclass(frozen=True)
-class HeldOutRows:
+class HeldOutRows(Generic[AnyPlan]):
     """The fixed rows of evaluation.
 
     Attributes:
@@ -146,7 +146,7 @@ class HeldOutRows:
         collator: makes batches of them.
     """
 
-    plan: Plan
+    plan: AnyPlan
     rows: NDArray[np.int64]
     collator: Collator
 
@@ -222,7 +222,7 @@ def training_windows(
 
 
 def evaluation_batches(
-    held_out: HeldOutRows, *, batch_size: int, num_processes: int = 1, process_index: int = 0
+    held_out: HeldOutRows[Any], *, batch_size: int, num_processes: int = 1, process_index: int = 0
 ) -> Iterator[Batch]:
     """Yield one process's share of the held-out rows, whole batches: over all processes each once.
 

@@ -164,12 +164,14 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         else:
             assert read_slot is not None and masked_positions is not None
             num_rows, row_length = input_ids.shape
-            is_padded = token_index is not None and attention_mask is not None
+            key_mask = None
+            if token_index is not None and attention_mask is not None:
+                key_mask = attention_mask.bool()[:, None, None]
             layout = RowLayout(
                 num_rows,
                 row_length,
                 token_index,
-                key_mask=attention_mask.bool()[:, None, None] if is_padded else None,
+                key_mask=key_mask,
                 is_written_out=self.is_written_out,
             )
             queries = RowLayout(num_rows, 1 + masked_positions.shape[1], read_slot)
@@ -197,9 +199,10 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         queries: RowLayout,
     ) -> Tensor:
         """Return the last layer's states of the tokens that are read, (R, D)."""
-        if inputs["position_ids"] is None:
-            inputs["position_ids"] = self.bert.embeddings.position_ids[:, : layout.row_length]
-        inputs["position_ids"] = inputs["position_ids"].expand(layout.num_rows, -1)
+        positions = inputs["position_ids"]
+        if positions is None:
+            positions = self.bert.embeddings.position_ids[:, : layout.row_length]
+        inputs["position_ids"] = positions.expand(layout.num_rows, -1)
         collected = {
             name: layout.collect(value)[None] for name, value in inputs.items() if value is not None
         }

@@ -113,7 +113,7 @@ def _heads_in_rows(states: Tensor, layout: RowLayout) -> Tensor:
     """Put states (1, H, N, D / H) at their places: (B, H, L, D / H)."""
     num_heads = states.shape[1]
     rows = layout.spread(states[0].transpose(0, 1).flatten(1))
-    return rows.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    return rows.view(*rows.shape[:2], num_heads, -1).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, attend_in_rows)
@@ -169,7 +169,8 @@ class ReadingLayer(BertLayer):  # type: ignore[misc]  # transformers is untyped 
         asking = hidden_states.index_select(1, read_index)
 
         def heads_of(states: Tensor) -> Tensor:
-            return states.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+            heads = states.view(1, states.shape[1], attention.num_attention_heads, -1)
+            return heads.transpose(1, 2)
 
         context, _ = attend_in_rows(
             attention,

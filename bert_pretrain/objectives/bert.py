@@ -43,7 +43,7 @@ class BertObjective:
     def __init__(
         self,
         training: TrainingStream[EpochPlan],
-        held_out: HeldOutRows,
+        held_out: HeldOutRows[EpochPlan],
         make_model: Callable[[], PreTrainedModel],
         *,
         with_pairs: bool,
@@ -105,7 +105,7 @@ class BertMonitor:
         corpus: PreparedCorpus,
         tokenizer: PreTrainedTokenizerFast,
         token_counts: NDArray[np.int64],
-        held_out: HeldOutRows,
+        held_out: HeldOutRows[EpochPlan],
     ) -> None:
         """Measure the baselines and choose the sentences.
 
@@ -117,7 +117,7 @@ class BertMonitor:
         """
         self.tokenizer = tokenizer
         self._baselines = {"unigram_entropy": unigram_entropy(token_counts)}
-        labels = held_out.plan.take(held_out.rows).next_sentence_label
+        labels = held_out.plan.next_sentence_label[held_out.rows]
         if (labels != NO_PAIR).any():
             share = float((labels == 1).mean())
             self._baselines["majority_nsp_accuracy"] = max(share, 1 - share)
@@ -208,7 +208,7 @@ def text_rows(
     short_seq_prob: float,
     seed: int,
     max_eval_rows: int,
-) -> tuple[TrainingStream[EpochPlan], HeldOutRows]:
+) -> tuple[TrainingStream[EpochPlan], HeldOutRows[EpochPlan]]:
     """Return the rows to train on and those to evaluate on.
 
     Args:

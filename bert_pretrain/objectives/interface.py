@@ -41,7 +41,7 @@ class Objective(Protocol):
     """
 
     training: TrainingStream[Any]
-    held_out: HeldOutRows
+    held_out: HeldOutRows[Any]
 
     def build_model(self) -> PreTrainedModel:
         """Return the model to train, initialised by the global seed or loaded."""

@@ -1,0 +1,390 @@
+"""Check and measure the core on one accelerator, with torch, transformers and accelerate alone.
+
+`python benchmarks/gpu_check.py --json gpu.json` takes at most `--minutes` (6). It reports what the
+device can do, whether our losses and gradients are stock BERT's, whether a step waits for the host,
+tokens/s, share of the peak (MFU) and memory of ours and of stock transformers, and 200 updates of
+the program's own loop. A part that fails says why in the JSON and does not end the others; what the
+clock leaves no time for is named as left out. `--device cpu --quick` tries every part at a small
+size.
+
+The text is made up: ids of a Zipf distribution in documents of sentences. FLOPs of a useful token,
+forward and backward: 6 x parameters of the layers' matrices + 12 x layers x width x length + 6 x
+width x vocabulary at the masked share (the head is sparse); what stock computes beyond that is not
+useful. The peak is that of dense bfloat16 on an H100 or H200, 989e12; elsewhere it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from results import write_results
+
+from bert_pretrain.data.loader import HeldOutRows, Place, TrainingStream, training_windows
+from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.fast_paths import prefers_written_out_attention
+from bert_pretrain.objectives.bert import BertObjective
+from bert_pretrain.objectives.interface import Task
+from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.masking import MaskingRule
+from bert_pretrain.text.prepared import Shard, TokenStore
+from bert_pretrain.text.sentence_pairs import plan_epoch
+from bert_pretrain.training.layout import BatchLayout
+from bert_pretrain.training.optimizers import Schedule, build_optimizers
+from bert_pretrain.training.trainer import Intervals, Trainer
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
+STOCK_KEYS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "labels",
+    "next_sentence_label",
+)
+Batch = dict[str, torch.Tensor]
+
+
+def make_store(vocab_size: int, num_documents: int, generator: np.random.Generator) -> TokenStore:
+    """Return documents of about 20 sentences of about 20 tokens."""
+    per_document = generator.integers(2, 40, num_documents)
+    lengths = generator.integers(5, 36, int(per_document.sum())).astype(np.uint32)
+    tokens = np.minimum(generator.zipf(1.2, int(lengths.sum())) + 4, vocab_size - 1)
+    tokens = tokens.astype(np.uint16)
+    starts = np.ones(len(tokens), dtype=np.uint8)
+    return TokenStore([Shard(0, 0, tokens, starts, lengths, per_document.astype(np.int64))])
+
+
+class Rows:
+    """Batches of the made-up text at one length."""
+
+    def __init__(self, vocab_size: int, length: int, *, num_documents: int) -> None:
+        """Plan them."""
+        store = make_store(vocab_size, num_documents, np.random.default_rng(0))
+        rule = MaskingRule(
+            mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, vocab_size)
+        )
+
+        def collator(*, evaluation: bool) -> PretrainingCollator:
+            ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
+            return PretrainingCollator(
+                store, rule, **ids, max_seq_length=length, seed=0, evaluation=evaluation
+            )
+
+        def plan(epoch: int) -> Any:
+            return plan_epoch(
+                store,
+                np.arange(store.num_documents),
+                max_seq_length=length,
+                short_seq_prob=0.0,
+                pair_mode="exact",
+                seed=0,
+                epoch=epoch,
+            )
+
+        self.training = TrainingStream(plan, collator(evaluation=False), identity={})
+        self.held_out = HeldOutRows(plan(0), np.arange(64), collator(evaluation=True))
+
+    def batches(self, num_rows: int, device: torch.device, *, count: int) -> list[Batch]:
+        """Return some batches on the device."""
+        windows = training_windows(
+            self.training,
+            Place(0, 0),
+            global_batch_size=num_rows,
+            num_processes=1,
+            process_index=0,
+            num_micro_batches=1,
+            num_workers=0,
+        )
+        found = [next(windows).micro_batches[0] for _ in range(count)]
+        return [{k: v.to(device) for k, v in batch.items()} for batch in found]
+
+
+class Check:
+    """One run of the script: its settings, its clock, and what it has found."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Keep the settings and start the clock."""
+        self.device = torch.device(arguments.device)
+        self.is_quick: bool = arguments.quick
+        self.deadline = time.perf_counter() + 60 * arguments.minutes
+        self.vocab_size = 1000 if self.is_quick else 30522
+        self.figures: dict[str, float] = {}
+        self.notes: dict[str, str] = {}
+        self.peak = 0.0
+
+    def run(self, name: str, part: Callable[[], None], *, seconds: float) -> None:
+        """Run a part if `seconds` are left, and keep its error if it has one."""
+        if time.perf_counter() + seconds > self.deadline and not self.is_quick:
+            self.notes[name] = "left out: no time"
+            return
+        try:
+            part()
+        except Exception as error:  # the other parts go on
+            where = traceback.format_exc().strip().splitlines()[-3:]
+            self.notes[name] = f"{type(error).__name__}: {error} | {' | '.join(where)}"[:1500]
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def ceilings(self) -> None:
+        """Measure a large matrix product in bfloat16."""
+        size = 256 if self.is_quick else 8192
+        left, right = (
+            torch.randn(size, size, device=self.device, dtype=torch.bfloat16) for _ in range(2)
+        )
+        seconds = self.time(lambda: left @ right, warmup=3, repeats=10)
+        self.figures["matmul_bf16_tflops"] = 2 * size**3 / seconds / 1e12
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else ""
+        known = [peak for card, peak in PEAK_FLOPS.items() if card in name]
+        self.peak = known[0] if known else 2 * size**3 / seconds
+
+    def time(self, step: Callable[[], Any], *, warmup: int, repeats: int) -> float:
+        """Return the median seconds of a call."""
+        times = []
+        for number in range(warmup + repeats):
+            if self.device.type == "cuda":
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                step()
+                end.record()
+                torch.cuda.synchronize()
+                seconds = begin.elapsed_time(end) / 1000
+            else:
+                start = time.perf_counter()
+                step()
+                seconds = time.perf_counter() - start
+            if number >= warmup:
+                times.append(seconds)
+        return statistics.median(times)
+
+    def model(self, size: str, length: int, *, is_ours: bool) -> Any:
+        """Return a model in training mode, without dropout."""
+        config = bert_config(
+            size,
+            vocab_size=self.vocab_size,
+            pad_token_id=0,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        torch.manual_seed(0)
+        model = (BertForPreTraining if is_ours else transformers.BertForPreTraining)(config)
+        if is_ours:
+            model.is_written_out = prefers_written_out_attention(length)
+        return model.to(self.device).train()
+
+    def equality(self) -> None:
+        """Compare loss and gradients with the stock class in float32."""
+        torch.backends.cuda.matmul.allow_tf32 = False
+        (batch,) = Rows(self.vocab_size, 128, num_documents=200).batches(8, self.device, count=1)
+        ours, stock = (self.model("tiny", 128, is_ours=is_ours) for is_ours in (True, False))
+        stock.load_state_dict(ours.state_dict())
+        loss = ours(**batch).loss
+        expected = stock(**{key: batch[key] for key in STOCK_KEYS}).loss
+        loss.backward()
+        expected.backward()
+        theirs = dict(stock.named_parameters())
+        errors = [
+            ((p.grad - theirs[name].grad).norm() / theirs[name].grad.norm().clamp(min=1e-6)).item()
+            for name, p in ours.named_parameters()
+        ]
+        self.figures["loss_relative_error"] = abs(loss.item() / expected.item() - 1)
+        self.figures["largest_gradient_relative_error"] = max(errors)
+
+    def waiting(self) -> None:
+        """Make updates in which an operation that waits for the device is an error."""
+        rows = Rows(self.vocab_size, 128, num_documents=500)
+        batches = rows.batches(16, torch.device("cpu"), count=4)
+        if self.device.type == "cuda":
+            batches = [{k: v.pin_memory() for k, v in batch.items()} for batch in batches]
+        model = self.model("tiny", 128, is_ours=True)
+        optimizers = build_optimizers(
+            model,
+            name="muon",
+            weight_decay=0.01,
+            adam_betas=(0.9, 0.98),
+            adam_epsilon=1e-6,
+            iteration_dtype=torch.bfloat16,
+        )
+        for number, batch in enumerate(batches):
+            if self.device.type == "cuda" and number == 1:  # the first call makes handles
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                moved = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+                with torch.autocast(self.device.type, torch.bfloat16):
+                    loss = model(**moved).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            finally:
+                if self.device.type == "cuda":
+                    torch.cuda.set_sync_debug_mode("default")
+        self.figures["steps_without_waiting"] = len(batches) - 1
+
+    def speed(self, size: str, length: int, variant: str) -> None:
+        """Measure updates of one variant: ours or stock, precision, compiled or not."""
+        num_rows = (4 if self.is_quick else 32768 // 128) * 128 // length
+        num_rows = max(2, num_rows)
+        rows = Rows(self.vocab_size, length, num_documents=200 if self.is_quick else 4000)
+        batches = rows.batches(num_rows, self.device, count=4)
+        is_ours, is_compiled = variant.startswith("ours"), variant.endswith("compiled")
+        model = self.model(size, length, is_ours=is_ours)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=variant != "stock")
+        call = torch.compile(model, dynamic=False) if is_compiled else model
+        endless: Iterator[int] = iter(range(10**9))
+
+        def step() -> None:
+            batch = batches[next(endless) % len(batches)]
+            inputs = batch if is_ours else {key: batch[key] for key in STOCK_KEYS}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=variant != "stock"):
+                loss = call(**inputs).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        few = self.is_quick
+        seconds = self.time(step, warmup=1 if few else 5, repeats=2 if few else 10)
+        num_tokens = statistics.mean(int(batch["attention_mask"].sum()) for batch in batches)
+        name = f"{size}_{length}_{variant}"
+        self.figures[f"{name}_tokens_per_second"] = num_tokens / seconds
+        self.figures[f"{name}_mfu"] = (
+            useful_flops(model.config, length) * num_tokens / seconds / self.peak
+        )
+        if self.device.type == "cuda":
+            self.figures[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+
+    def loop(self) -> None:
+        """Make 200 updates of the program's own loop."""
+        length, size = 128, "tiny" if self.is_quick else "mini"
+        num_steps, num_rows = (4, 8) if self.is_quick else (200, 256)
+        rows = Rows(self.vocab_size, length, num_documents=300 if self.is_quick else 20_000)
+        objective = BertObjective(
+            rows.training,
+            rows.held_out,
+            lambda: self.model(size, length, is_ours=True).cpu(),
+            with_pairs=True,
+            token_counts=None,
+        )
+        precision = "bf16" if self.device.type == "cuda" else "no"
+        accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision=precision)
+        model = objective.build_model()
+        optimizers = build_optimizers(
+            model,
+            name="muon",
+            weight_decay=0.01,
+            adam_betas=(0.9, 0.98),
+            adam_epsilon=1e-6,
+            iteration_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            Trainer(
+                accelerator,
+                Task(objective, Silent(), Silent()),
+                model,
+                optimizers,
+                Schedule(num_steps, 0.0, 1e-3, 10, "stable_decay", 0.5),
+                Intervals(max(1, num_steps // 4), 0, 0, 1),
+                BatchLayout(num_rows, 1, 64, num_workers=0 if self.is_quick else 4),
+                run_dir=Path(folder),
+                seed=0,
+                max_grad_norm=1.0,
+                fingerprint={},
+            ).train()
+            lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+        metrics = [json.loads(line) for line in lines]
+        held_out = [row["loss"] for row in metrics if row["split"] == "validation"]
+        train = [row for row in metrics if row["split"] == "train"]
+        self.figures["loop_tokens_per_second"] = train[-1]["tokens_per_second"]
+        self.figures["loop_first_held_out_loss"] = held_out[0]
+        self.figures["loop_last_held_out_loss"] = held_out[-1]
+
+
+class Silent:
+    """A monitor and exporter that do nothing."""
+
+    shown_file = "shown.jsonl"
+    data_card = ""
+
+    def measures(self, *_: Any) -> dict[str, float]:
+        """Measure nothing."""
+        return {}
+
+    def warnings(self, *_: Any) -> list[str]:
+        """Warn of nothing."""
+        return []
+
+    def show(self, *_: Any, **__: Any) -> tuple[str, list[dict[str, Any]]]:
+        """Show nothing."""
+        return "", []
+
+    def write_config(self, model: Any, directory: Path) -> None:
+        """Write nothing."""
+
+    def export(self, model: Any, directory: Path) -> None:
+        """Write nothing."""
+
+    def card_fields(self, model: Any) -> dict[str, Any]:
+        """Say nothing."""
+        return {}
+
+
+def useful_flops(config: Any, length: int) -> float:
+    """Return the FLOPs of a useful token, forward and backward; see the module."""
+    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    layers = 6 * config.num_hidden_layers * layer
+    attention = 12 * config.num_hidden_layers * config.hidden_size * length
+    return layers + attention + 0.15 * 6 * config.hidden_size * config.vocab_size
+
+
+def main() -> None:
+    """Run the parts in the order of their worth, print and write what they found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try the script")
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    check = Check(arguments)
+    check.run("ceilings", check.ceilings, seconds=10)
+    check.run("equality", check.equality, seconds=10)
+    check.run("waiting", check.waiting, seconds=10)
+    sizes = ["tiny"] if check.is_quick else ["base", "small", "mini"]
+    plain = ["ours", "stock_bf16", "stock"]
+    for size in sizes:
+        for length in (128, 512):
+            for variant in plain:
+                part = f"{size}_{length}_{variant}"
+                run = lambda s=size, n=length, v=variant: check.speed(s, n, v)  # noqa: E731
+                check.run(part, run, seconds=15)
+    check.run("loop", check.loop, seconds=60)
+    for size, length in [(sizes[0], 128), (sizes[0], 512), (sizes[-1], 128)]:
+        for variant in ["ours_compiled", "stock_bf16_compiled"]:
+            if check.is_quick and (length, variant) != (128, "ours_compiled"):
+                continue
+            run = lambda s=size, n=length, v=variant: check.speed(s, n, v)  # noqa: E731
+            check.run(f"{size}_{length}_{variant}", run, seconds=60)
+    for name, value in check.figures.items():
+        print(f"{name:48} {value:,.4g}")
+    for name, note in check.notes.items():
+        print(f"{name}: {note}")
+    write_results(arguments.json, check.figures, runs=check.notes)
+
+
+if __name__ == "__main__":
+    main()
