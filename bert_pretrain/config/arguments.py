@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import flag, flags
 from bert_pretrain.models.bert import SIZES
-from bert_pretrain.models.image_encoder_config import SIZES as IMAGE_SIZES
+from bert_pretrain.models.image_encoder_config import IMAGE_SIZES
 
 
 @dataclass

@@ -17,7 +17,7 @@ from PIL.Image import Resampling
 from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessorPil
 
 from bert_pretrain.data.whole_files import folder_written_aside
-from bert_pretrain.models.image_encoder import PRETRAINING_FOLDER
+from bert_pretrain.models.pretraining_model import PRETRAINING_FOLDER
 
 CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}
 OBJECTIVES = {
