@@ -11,17 +11,13 @@ from transformers import PreTrainedModel
 
 from bert_pretrain.commands.prepare import data_card, open_corpus, pair_mode_for
 from bert_pretrain.config.pretraining import PretrainingConfig
-from bert_pretrain.images.augmentation.rules import PRESETS
-from bert_pretrain.images.augmentation.views import Augmentation
+from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.corpus import ImageCorpus, open_images
-from bert_pretrain.models.autoencoder import build_autoencoder
-from bert_pretrain.models.contrastive import build_contrastive
 from bert_pretrain.models.loading import build_bert
-from bert_pretrain.models.masked_autoencoder import build_masked_autoencoder
-from bert_pretrain.objectives.autoencoder import AutoencoderObjective, MaskedAutoencoderObjective
+from bert_pretrain.objectives.autoencoder import autoencoder_task, masked_autoencoder_task
 from bert_pretrain.objectives.bert import BertObjective
-from bert_pretrain.objectives.contrastive import ContrastiveLoss, ContrastiveObjective
-from bert_pretrain.objectives.interface import Objective
+from bert_pretrain.objectives.contrastive import contrastive_task
+from bert_pretrain.objectives.interface import Objective, Task
 from bert_pretrain.publishing.text_export import trained_length
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.tokenizers import load_tokenizer
@@ -85,49 +81,42 @@ def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -
     return objective
 
 
-def _build_autoencoder_objective(config: PretrainingConfig, accelerator: Accelerator) -> Objective:
+def _autoencoder(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     autoencoder = config.autoencoder
     corpus = _open_images(config, accelerator)
-    common = _image_model_arguments(config, corpus)
     if autoencoder.mask_ratio == 0:
-        return AutoencoderObjective(
+        return autoencoder_task(
             corpus,
-            lambda: build_autoencoder(**common, embedding_dim=autoencoder.embedding_dim),
-            kind=autoencoder.reconstruction_loss,
             embedding_dim=autoencoder.embedding_dim,
+            kind=autoencoder.reconstruction_loss,
             noise_std=autoencoder.noise_std,
-            **_image_row_arguments(config),
+            **_common_image_values(config),
         )
-    return MaskedAutoencoderObjective(
+    return masked_autoencoder_task(
         corpus,
-        lambda: build_masked_autoencoder(**common, mask_ratio=autoencoder.mask_ratio),
+        mask_ratio=autoencoder.mask_ratio,
         normalize_target=autoencoder.norm_pix_loss,
-        **_image_row_arguments(config),
+        **_common_image_values(config),
     )
 
 
-def _build_contrastive_objective(config: PretrainingConfig, accelerator: Accelerator) -> Objective:
+def _contrastive(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     contrastive = config.contrastive
-    corpus = _open_images(config, accelerator)
     rule = PRESETS[contrastive.augmentation]
     if not contrastive.horizontal_flip:
         rule = dataclasses.replace(rule, flip_prob=0.0)
-    _, image_size, _, num_channels = corpus.pixels.shape
-    common = _image_model_arguments(config, corpus)
-    return ContrastiveObjective(
-        corpus,
-        lambda: build_contrastive(**common, projection_dim=contrastive.projection_dim),
-        Augmentation(rule, num_channels=num_channels, image_size=image_size, seed=config.run.seed),
-        ContrastiveLoss(
-            kind=contrastive.loss,
-            margin=contrastive.margin,
-            distance=contrastive.distance,
-            normalize=contrastive.normalize,
-            negatives=contrastive.negatives,
-            reduction=contrastive.reduction,
-            temperature=contrastive.temperature,
-        ),
-        **_image_row_arguments(config),
+    return contrastive_task(
+        _open_images(config, accelerator),
+        rule,
+        projection_dim=contrastive.projection_dim,
+        loss=contrastive.loss,
+        margin=contrastive.margin,
+        distance=contrastive.distance,
+        normalize=contrastive.normalize,
+        negatives=contrastive.negatives,
+        reduction=contrastive.reduction,
+        temperature=contrastive.temperature,
+        **_common_image_values(config),
     )
 
 
@@ -149,28 +138,19 @@ def _open_images(config: PretrainingConfig, accelerator: Accelerator) -> ImageCo
     )
 
 
-def _image_model_arguments(config: PretrainingConfig, corpus: ImageCorpus) -> dict[str, Any]:
-    _, image_size, _, num_channels = corpus.pixels.shape
+def _common_image_values(config: PretrainingConfig) -> dict[str, Any]:
     return {
         "config_name": config.model.config_name,
         "model_name_or_path": config.model.model_name_or_path,
         "dropout": config.model.dropout,
-        "image_size": image_size,
-        "num_channels": num_channels,
-    }
-
-
-def _image_row_arguments(config: PretrainingConfig) -> dict[str, int]:
-    return {
         "seed": config.run.seed,
         "max_eval_rows": config.data.max_eval_rows,
-        "num_workers": config.data.dataloader_num_workers,
     }
 
 
 OBJECTIVES: dict[str, Callable[[PretrainingConfig, Accelerator], Objective]] = {
     "mlm_nsp": _build_bert_objective,
     "mlm": _build_bert_objective,
-    "autoencoder": _build_autoencoder_objective,
-    "contrastive": _build_contrastive_objective,
+    "autoencoder": _autoencoder,
+    "contrastive": _contrastive,
 }
