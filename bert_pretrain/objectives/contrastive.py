@@ -28,9 +28,14 @@ from bert_pretrain.evaluation.pictures import augmented_views
 from bert_pretrain.images.augmentation import AugmentationRule
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.images.views import Augmentation
+from bert_pretrain.losses.contrastive import (
+    Negatives,
+    Reduction,
+    nt_xent_loss,
+    reduction_factor,
+    triplet_loss,
+)
 from bert_pretrain.losses.distances import Distance, normalize_rows
-from bert_pretrain.losses.nt_xent import nt_xent_loss
-from bert_pretrain.losses.triplet import Negatives, Reduction, reduction_factor, triplet_loss
 from bert_pretrain.models.contrastive import build_contrastive
 from bert_pretrain.objectives.images import (
     PixelScale,
