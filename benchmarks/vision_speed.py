@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bert_pretrain.hardware import cpu_threads, native_precision
-from bert_pretrain.images.augmentation.rules import PRESETS
-from bert_pretrain.images.augmentation.views import Augmentation
-from bert_pretrain.losses.nt_xent import nt_xent_loss
+from bert_pretrain.images.augmentation import PRESETS
+from bert_pretrain.images.views import Augmentation
+from bert_pretrain.losses.contrastive import nt_xent_loss
 from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 
 RULE = PRESETS["simclr_small"]

@@ -1,8 +1,8 @@
-"""Gather the rows of all processes so that gradients find their way back.
+"""What the processes of a run hold, brought together on each of them.
 
-Each process's rows of a batch enter; the rows of all processes leave, in rank order, on every
-process. Losses that compare a row with others (contrastive ones) call it. Where no processes work
-together the rows come back as they are.
+`gather_rows` lets gradients find their way back: losses that compare a row with others (contrastive
+ones) call it. `compute_shared` divides work that every process needs the result of. Where no
+processes work together, rows come back as they are.
 
 The usual gathers are wrong here: `Accelerator.gather` and `torch.distributed.all_gather` cut the
 graph, and pasting a process's own rows back in loses what its rows contribute as negatives of the
@@ -13,7 +13,8 @@ private module, so the gradient is written out below; it is three lines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def gather_rows(rows: Tensor, *, num_rows_per_rank: Sequence[int] | None = None)
 
 
 def count_rows(rows: Tensor) -> list[int]:
-    """Return the number of rows that every process holds, in rank order; a collective that waits for the device."""
+    """Return how many rows each process holds, in rank order; a collective that waits."""
     if not _is_distributed():
         return [len(rows)]
     count = torch.tensor([len(rows)], device=rows.device)
@@ -77,6 +78,35 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+def compute_shared(
+    compute: Callable[[int, int], Tensor], num_rows: int, *, rows_per_block: int
+) -> Tensor:
+    """Return rows 0..N-1 of a result, each process computing a contiguous part; a collective.
+
+    Args:
+        compute: returns the rows (end - begin, ...) from `begin` to before `end`, at least one.
+        num_rows: N, at least 1.
+        rows_per_block: parts begin at multiples of it. Where `compute` takes so many rows at once,
+            the same rows are together on any number of processes, and the result is the same.
+
+    Returns:
+        (N, ...), without gradient.
+    """
+    if not _is_distributed():
+        return compute(0, num_rows)
+    num_blocks, num_processes = -(-num_rows // rows_per_block), dist.get_world_size()
+    bounds = [
+        min(num_rows, rows_per_block * (num_blocks * process // num_processes))
+        for process in range(num_processes + 1)
+    ]
+    counts = [end - begin for begin, end in itertools.pairwise(bounds)]
+    rank = dist.get_rank()
+    begin, count = bounds[rank], counts[rank]
+    # With fewer blocks than processes, one without rows still tells their shape and dtype.
+    own = compute(begin, begin + count) if count else compute(0, 1)[:0]
+    return gather_rows(own.detach(), num_rows_per_rank=counts)
+
+
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -89,9 +119,8 @@ class _GatherRows(torch.autograd.Function):
         begin = sum(counts[: dist.get_rank()])
         ctx.own = slice(begin, begin + len(rows))
         longest = max(counts)
-        padded = (
-            rows.contiguous()
-        )  # collectives want equal sizes, so shorter shares are padded and cut again
+        padded = rows.contiguous()
+        # Collectives want equal sizes, so shorter shares are padded and cut again.
         if len(rows) < longest:
             padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
         shares = [torch.empty_like(padded) for _ in counts]

@@ -24,7 +24,7 @@ from bert_pretrain.data.row_files import is_unicode
 from bert_pretrain.downstream.tables import Table
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError
-from bert_pretrain.images.augmentation.views import Augmentation
+from bert_pretrain.images.views import Augmentation
 
 _SHOWN = 80  # characters of a cell in a message
 _POOL_BATCHES = 8  # rows of so many batches are sorted by length together

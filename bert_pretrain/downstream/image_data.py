@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.images.augmentation.rules import AugmentationRule
-from bert_pretrain.images.augmentation.views import Augmentation
-from bert_pretrain.images.decoding import converted_image, load_image
-from bert_pretrain.images.rows import ImageRow, ImageSource
+from bert_pretrain.images.augmentation import AugmentationRule
+from bert_pretrain.images.decoding import ImageRow, ImageSource, converted_image, load_image
 from bert_pretrain.images.sources import open_image_source
+from bert_pretrain.images.views import Augmentation
 
 _IMAGES_AT_ONCE = 256
 AUGMENTATIONS: dict[str, AugmentationRule] = {
@@ -94,7 +93,7 @@ def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmenta
         )
     return Augmentation(
         AUGMENTATIONS[name],
-        num_channels=num_channels,  # type: ignore[arg-type]  # checked above
+        num_channels=num_channels,
         image_size=height,
         seed=seed,
     )

@@ -22,8 +22,13 @@ from tqdm.auto import tqdm
 
 from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
-from bert_pretrain.images.decoding import Outcome, channels_of_first, decode_rows
-from bert_pretrain.images.rows import ImageSource, Label
+from bert_pretrain.images.decoding import (
+    ImageSource,
+    Label,
+    Outcome,
+    channels_of_first,
+    decode_rows,
+)
 
 OnBadImage: TypeAlias = Literal["error", "skip"]
 

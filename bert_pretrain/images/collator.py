@@ -1,30 +1,44 @@
 """Turn images into batches of tensors, in a new order every epoch.
 
-Called by the loader, in worker processes if wanted. Image numbers enter; a batch with the pixels as
-they are stored and whatever random numbers the objective will need on the device leaves. Both are
-pure functions of (seed, epoch, image).
+Called by the loader, in worker processes if wanted. Image numbers enter; a batch leaves, with the
+pixels as they are stored and the random numbers that a loss needs. Both are pure functions of
+(seed, epoch, image), so batches may be made in any grouping, on any number of processes, and again
+after an interruption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bert_pretrain.data.loader import Part
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.images.corpus import ImageCorpus
 
-# What an objective draws for (images, epoch): int64 (B,) and a number to tensors whose first
-# dimension is B.
-Draw = Callable[[NDArray[np.int64], int], dict[str, Tensor]]
+# Held-out images are drawn for alike at every evaluation, and unlike in any training epoch.
+EVALUATION_EPOCH = -1
 
-EVALUATION_EPOCH = (
-    -1
-)  # held-out images are the same at every evaluation, and unlike those of any training epoch
+
+class ImageDraw(Protocol):
+    """The random numbers that a loss needs for an image; it is pickled with the collator."""
+
+    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
+        """Draw for some images, as a pure function of seed, epoch and image.
+
+        Args:
+            images: int64 (B,), numbers in the corpus.
+            epoch: `EVALUATION_EPOCH` for held-out images.
+
+        Returns:
+            CPU tensors by name, the first dimension of each B.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,36 +66,45 @@ def plan_images(images: NDArray[np.int64], *, seed: int, epoch: int) -> ImagePla
 
 
 class ImageCollator:
-    """Reads the pixels of images and draws their random numbers."""
+    """Read the pixels of images and draw their random numbers."""
 
-    def __init__(self, corpus: ImageCorpus, draw: Draw, *, evaluation: bool) -> None:
+    unit = "images"
+
+    def __init__(self, corpus: ImageCorpus, draw: ImageDraw, *, evaluation: bool) -> None:
         """Keep what every batch needs.
 
         Args:
             corpus: the decoded images.
-            draw: returns what the objective needs beside the pixels.
+            draw: returns what the loss needs beside the pixels.
             evaluation: whether the random numbers are the same in every epoch.
         """
         self.corpus = corpus
         self.draw = draw
         self.evaluation = evaluation
 
-    def collate(
-        self, instances: ImagePlan, rows: NDArray[np.int64], epoch: int
-    ) -> dict[str, Tensor]:
-        """Make the batch of some images; which rows of their epoch they are makes no difference.
+    def num_units(self, batch: dict[str, Tensor]) -> int:
+        """Return the number of images of a batch."""
+        return len(batch["image_ids"])
+
+    def collate(self, parts: Sequence[Part]) -> dict[str, Tensor]:
+        """Make the batch of some images.
+
+        Args:
+            parts: rows of one epoch or of several: (epoch, row numbers, these rows of the epoch's
+                plan). The row numbers make no difference, and to an evaluation collator the epoch
+                makes none.
 
         Returns:
             `pixels` uint8 (B, C, H, W), `image_ids` int64 (B,), and what `draw` returns.
         """
-        images = instances.images
+        images = np.concatenate([plan.images for _, _, plan in parts]).astype(np.int64)
         pixels = np.ascontiguousarray(self.corpus.pixels[images].transpose(0, 3, 1, 2))
-        batch = {
+        drawn = [
+            self.draw(plan.images, EVALUATION_EPOCH if self.evaluation else epoch)
+            for epoch, _, plan in parts
+        ]
+        return {
             "pixels": torch.from_numpy(pixels),
-            "image_ids": torch.from_numpy(images.astype(np.int64)),
+            "image_ids": torch.from_numpy(images),
+            **{name: torch.cat([part[name] for part in drawn]) for name in drawn[0]},
         }
-        return batch | self.draw(images, EVALUATION_EPOCH if self.evaluation else epoch)
-
-    def num_units(self, batch: dict[str, Tensor]) -> int:
-        """Return the number of images of a batch."""
-        return len(batch["pixels"])

@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.data.whole_files import write_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.cache import (
     FORMAT_VERSION,
@@ -63,6 +66,24 @@ class ImageCorpus:
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     manifest: dict[str, Any]
+
+    def remembered(self, name: str, compute: Callable[[], float]) -> float:
+        """Return a number about this corpus, computed once where its pixels are kept in a file.
+
+        Processes that ask at once compute it once. The number lies beside the pixels.
+
+        Args:
+            name: of a file; it tells all that the number depends on beside the corpus.
+            compute: returns the number.
+        """
+        if not isinstance(self.pixels, np.memmap):
+            return compute()
+        folder = Path(str(self.pixels.filename)).parent
+        file = folder / f"{name}-{self.manifest['key'][:20]}.json"
+        with FileLock(f"{folder}.lock"):
+            if not file.is_file():
+                write_json(file, compute())
+            return float(json.loads(file.read_text()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send a worker process the path to map, not the pixels."""

@@ -8,21 +8,58 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
-from datasets import Image
 from numpy.typing import NDArray
 
-from bert_pretrain.images.rows import ImageRow, ImageSource, Label
+Label: TypeAlias = "int | str | None"
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _ROWS_PER_BLOCK = 16  # decoded by a thread at a time; bounds what is in flight
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image as it is stored.
+
+    Attributes:
+        name: what to call it before a user: a path, or a file and the row in it, counted from 0.
+        content: pixels uint8 (H, W); or `bytes` and `path` as `datasets.Image(decode=False)` gives
+            them, either None; or None where the row holds no image.
+        label: class number, -1 or None where there is none, or class name.
+    """
+
+    name: str
+    content: NDArray[np.uint8] | dict[str, Any] | None
+    label: Label
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images that can be read again and again, always in the same order.
+
+    Attributes:
+        description: what the source is, for people.
+        fingerprint: changes when the images may have changed.
+        num_rows: how many rows a pass has.
+        label_names: name of each class number, where the source tells them.
+        is_embedded: whether the images come with an installed package and are few.
+        read: starts a new pass over the rows.
+    """
+
+    description: str
+    fingerprint: str
+    num_rows: int
+    label_names: tuple[str, ...] | None
+    is_embedded: bool
+    read: Callable[[], Iterator[ImageRow]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +86,9 @@ class Outcome:
 def decode_rows(
     rows: Iterator[ImageRow], *, image_size: int, num_channels: int
 ) -> Iterator[Outcome]:
-    """Decode rows in threads (Pillow releases the interpreter lock) and yield them in order, few blocks ahead.
+    """Decode rows in threads, a few blocks ahead, and yield them in order.
+
+    Pillow releases the interpreter lock.
 
     Args:
         rows: of a source.
@@ -109,14 +148,16 @@ def load_image(row: ImageRow) -> PIL.Image.Image:
         raise ValueError("the row is empty")
     if isinstance(row.content, np.ndarray):
         return PIL.Image.fromarray(row.content)
+    from datasets import Image
+
     image: PIL.Image.Image = Image().decode_example(row.content)
     return image
 
 
 def converted_image(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
-    """Convert to grey (ITU-R 601-2 luma), RGB or RGBA; what loses its transparency is laid on white.
+    """Convert to grey (ITU-R 601-2 luma), RGB or RGBA; without alpha on a white background.
 
-    That is what the image processors of transformers do. 16-bit grey levels v become round(v /
+    The image processors of transformers do the same. 16-bit grey levels v become round(v /
     257); Pillow alone would cut them off at 255.
     """
     if image.mode == "F":
@@ -133,7 +174,7 @@ def converted_image(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Imag
 
 
 def _centre_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-    """Resize the shorter side to `size` and crop the centre, on the pixel grid of transformers' image processors."""
+    """Resize the shorter side and crop the centre, as transformers' image processors do."""
     if not size:
         return image
     shorter = min(image.size)

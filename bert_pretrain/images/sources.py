@@ -1,24 +1,38 @@
-"""Where images come from, what they are called and how they are labelled.
+"""Where images come from: the embedded digits, the files of a folder, or a table.
 
-Flags that name a source enter; an `ImageSource` leaves, whose rows hold encoded bytes or paths and
-come one at a time, so that no data set is ever held in memory. `bert_pretrain.images.decoding`
-decodes them.
+Names enter; an `ImageSource` leaves, whose rows hold encoded bytes or paths and come one at a time,
+so that no data set is ever held in memory. `bert_pretrain.images.decoding` decodes them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 
-from bert_pretrain.data.files import is_saved_dataset
+from bert_pretrain.data.files import files_fingerprint, is_saved_dataset
 from bert_pretrain.errors import InputError
-from bert_pretrain.images.folders import open_folder, visible_files
-from bert_pretrain.images.rows import ImageRow, ImageSource
+from bert_pretrain.images.decoding import ImageRow, ImageSource
 from bert_pretrain.images.tables import open_dataset, open_parquet
 
+_SPLIT_FOLDERS = set(
+    [
+        "train",
+        "training",
+        "validation",
+        "valid",
+        "val",
+        "dev",
+        "test",
+        "testing",
+        "eval",
+        "evaluation",
+    ]
+)
 # A folder with such files is a data set of its own format, or says more about its images than their
 # folders do.
 _DATASET_EXTENSIONS = {".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", ".gz"}
@@ -64,22 +78,84 @@ def open_image_source(
     assert dataset_name is not None
     folder = Path(dataset_name)
     if folder.is_dir() and not is_saved_dataset(folder):
-        files = sorted(visible_files(folder))
+        files = sorted(_visible_files(folder))
         if not any(path.suffix.lower() in _DATASET_EXTENSIONS for path in files):
-            return open_folder(folder, files, dataset_split)
+            return _open_folder(folder, files, dataset_split)
     return open_dataset(
         dataset_name, dataset_config_name, dataset_split, image_column, label_column
     )
 
 
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Walk over the files below a folder, without hidden ones and those of `__MACOSX`."""
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__"))]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
+    """Open a folder of image files, labelled by the rule of `datasets`' image folders.
+
+    The folder that an image lies in names its class, if there are several such folders and all are
+    equally deep.
+    """
+    known = PIL.Image.registered_extensions()
+    files = [path for path in files if known.get(path.suffix.lower()) in PIL.Image.OPEN]
+    root = _split_folder(folder, files, split)
+    files = [path for path in files if path.is_relative_to(root)]
+    if not files:
+        raise InputError(
+            f"{root} holds no images",
+            advice="`dataset_name` takes 'digits', a folder of images or a Hub id",
+        )
+    parents = {path.parent for path in files}
+    names = sorted({parent.name for parent in parents})
+    is_labelled = len(names) > 1 and len({len(parent.parts) for parent in parents}) == 1
+    class_number = {name: number for number, name in enumerate(names)}
+
+    def read() -> Iterator[ImageRow]:
+        for path in files:
+            label = class_number[path.parent.name] if is_labelled else None
+            yield ImageRow(str(path), {"path": str(path), "bytes": None}, label)
+
+    return ImageSource(
+        description=str(root),
+        fingerprint=files_fingerprint(files),
+        num_rows=len(files),
+        label_names=tuple(names) if is_labelled else None,
+        is_embedded=False,
+        read=read,
+    )
+
+
+def _split_folder(folder: Path, files: list[Path], split: str) -> Path:
+    """Return the subfolder of a split, or the folder itself where it has no splits.
+
+    Its subfolders are splits if all of them are named so: a class may be called `train`, but hardly
+    all classes are.
+    """
+    subfolders = {parts[0] for path in files if len(parts := path.relative_to(folder).parts) > 1}
+    if not subfolders or not subfolders <= _SPLIT_FOLDERS:
+        if split != "train":  # else what is asked for as test images would be the training images
+            raise InputError(
+                f"{folder} has no subfolders of splits, so no {split!r}",
+                advice="leave out `dataset_split`",
+            )
+        return folder
+    if split not in subfolders:
+        raise InputError(
+            f"{folder} has no split {split!r}",
+            advice=f"it has {', '.join(sorted(subfolders))}; change `dataset_split`",
+        )
+    return folder / split
+
+
 def _open_digits() -> ImageSource:
-    # Slow to import, and needed for this source alone.
     from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
     digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(
-        np.uint8
-    )  # (1797, 8, 8), grey levels 0..16 before
+    # (1797, 8, 8), grey levels 0..16 before
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     labels = digits.target.tolist()
 
     def read() -> Iterator[ImageRow]:

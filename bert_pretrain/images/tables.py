@@ -11,17 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
 
 from bert_pretrain.data.files import existing_files, files_fingerprint, is_saved_dataset
 from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.images.rows import ImageRow, ImageSource, Label
+from bert_pretrain.images.decoding import ImageRow, ImageSource, Label
 
 DEFAULT_LABEL_COLUMN = "label"
 _ROWS_PER_READ = 64
-_MAX_CLASS_NUMBER = (
-    99_999  # above it, a column of integers holds identifiers or measurements, not classes
-)
+# Above it, a column of integers holds identifiers or measurements, not classes.
+_MAX_CLASS_NUMBER = 99_999
 
 
 def open_parquet(patterns: list[str], image_column: str, label_column: str) -> ImageSource:
@@ -74,6 +72,9 @@ def open_dataset(
     name: str, config_name: str | None, split: str, image_column: str, label_column: str
 ) -> ImageSource:
     """Open a data set that `datasets` saved in a folder, or loads from a folder or the Hub."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets.fingerprint import generate_fingerprint
+
     try:
         dataset = (
             load_from_disk(name)
@@ -81,9 +82,8 @@ def open_dataset(
             else load_dataset(name, config_name)
         )
     except Exception as error:  # datasets raises whatever its builders and the network raise
-        cause = (
-            error.__cause__ or error
-        )  # what a builder says is wrapped in a sentence that says nothing
+        # What a builder says is wrapped in a sentence that says nothing.
+        cause = error.__cause__ or error
         raise InputError(
             f"the data set {name!r} cannot be loaded ({first_line(cause)})",
             advice="`dataset_name` takes 'digits', a folder of images or a Hub id",
@@ -98,7 +98,7 @@ def open_dataset(
     schema = dataset.features.arrow_schema
     label = _check_columns(f"the data set {name!r}", schema, image_column, label_column)
     columns = [image_column] if label is None else [image_column, label_column]
-    described = json.dumps([dataset._fingerprint, split, columns])
+    described = json.dumps([generate_fingerprint(dataset), split, columns])
 
     def read() -> Iterator[ImageRow]:
         # The Arrow format leaves images encoded, so that one that cannot be decoded does not end
@@ -121,7 +121,9 @@ def open_dataset(
 
 
 def _check_columns(where: str, schema: pa.Schema, image_column: str, label_column: str) -> Any:
-    """Return the feature of the labels, None if there are none, after checking that both columns can be used."""
+    """Check that both columns can be used; return the feature of the labels, None without any."""
+    from datasets import ClassLabel, Features, Value
+
     listed = ", ".join(map(repr, schema.names)) or "none"
     if image_column not in schema.names:
         raise InputError(
@@ -160,23 +162,20 @@ def _check_columns(where: str, schema: pa.Schema, image_column: str, label_colum
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0 or kind.get_field_index("path") >= 0)
-    checks = (
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_string,
-        pa.types.is_large_string,
-    )
-    return any(check(kind) for check in checks)
+    return kind in (pa.binary(), pa.large_binary(), pa.string(), pa.large_string())
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:
-    return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+    """Return the names of a `ClassLabel`; None of another feature or of none."""
+    return tuple(feature.names) if hasattr(feature, "names") else None
 
 
 def _rows_of(
     batches: Iterable[pa.RecordBatch], where: str, columns: list[str]
 ) -> Iterator[ImageRow]:
-    """Yield the rows of record batches whose columns are the images and, if there are two, the labels."""
+    """Yield the rows of record batches with a column of images and, if wanted, one of labels."""
+    from datasets import Image
+
     number = 0
     for batch in batches:
         images = Image().cast_storage(batch.column(columns[0])).to_pylist()

@@ -1,19 +1,42 @@
-"""Distances between embeddings, in float32."""
+"""Distances between embeddings, and the float32 in which losses compute.
+
+A difference of near distances, or the exponential of a similarity over a small temperature, has no
+correct digit left in bfloat16.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bert_pretrain.losses.precision import in_float32
-
+P = ParamSpec("P")
+R = TypeVar("R")
 Distance: TypeAlias = Literal["l2", "l2_squared", "cosine"]
 
 L2_EPS = 1e-6  # the default of torch.nn.TripletMarginLoss
 _NORM_EPS = 1e-8  # that of torch.nn.CosineSimilarity
+
+
+def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+    """Give a function its floating-point tensors in float32, without autocast."""
+
+    def float32(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device_type = next(value.device.type for value in args if isinstance(value, Tensor))
+        with torch.autocast(device_type, enabled=False):
+            return function(
+                *map(float32, args), **{key: float32(value) for key, value in kwargs.items()}
+            )
+
+    return run
 
 
 @in_float32

@@ -1,4 +1,4 @@
-"""Losses of autoencoders: what differs between images and their reconstructions, as sums in float32."""
+"""Losses of autoencoders: how far reconstructions are from their images, sums in float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.losses.precision import in_float32
+from bert_pretrain.losses.distances import in_float32
 
 ReconstructionKind: TypeAlias = Literal["mse", "l1"]
 
@@ -33,7 +33,7 @@ def reconstruction_errors(prediction: Tensor, target: Tensor, kind: Reconstructi
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, kind: ReconstructionKind) -> Tensor:
-    """Return the sum of `reconstruction_errors` over images, float32 0-dim; divide it by the number of images."""
+    """Return the sum of `reconstruction_errors` over images, float32 0-dim."""
     return reconstruction_errors(prediction, target, kind).sum()
 
 
@@ -62,7 +62,7 @@ def masked_patch_loss(
         if target.shape[-1] == 1:
             raise InputError(
                 "patches of one value have no variance to be normalised by",
-                advice="use a larger `patch_size`, or targets that are not normalised",
+                advice="pass a `config_name` with larger patches, or `norm_pix_loss` False",
             )
         variance, mean = torch.var_mean(target, dim=-1, correction=1, keepdim=True)
         target = (target - mean) / (variance + _VARIANCE_EPS).sqrt()

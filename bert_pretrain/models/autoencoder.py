@@ -11,36 +11,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from bert_pretrain.errors import InputError
-from bert_pretrain.models.image_encoder import (
-    build_image_encoder,
-    embed,
-    embedding_width,
-    encoder_from_config,
-    find_pretraining,
-    load_weights,
-    prepare_encoder,
-    pretraining_subfolder,
+from bert_pretrain.models.image_encoder import embed
+from bert_pretrain.models.pretraining_model import (
+    EncoderWithHead,
+    EncoderWithHeadConfig,
+    build_with_head,
 )
-from bert_pretrain.models.image_encoder_config import as_encoder_config
-from bert_pretrain.models.initialisation import init_by_fan_in
 
 MAX_FIRST_GRID = 7  # the decoder begins with a map of 4 to 7 pixels a side
 FIRST_CHANNELS, MIN_CHANNELS = 128, 32
 
 
-class ImageAutoencoderConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped here
+class ImageAutoencoderConfig(EncoderWithHeadConfig):
     """Configuration of an `ImageAutoencoder`."""
 
     model_type = "image_autoencoder"
-    sub_configs = {"encoder": AutoConfig}  # noqa: RUF012  # transformers reads it as a plain class attribute
 
     def __init__(
         self,
@@ -55,7 +46,7 @@ class ImageAutoencoderConfig(PreTrainedConfig):  # type: ignore[misc]  # transfo
         """Describe encoder and decoder.
 
         Args:
-            encoder: the encoder's configuration, or its dict; default a `ViTConfig`.
+            encoder: see `EncoderWithHeadConfig`.
             hidden_size: width of the encoder's own embedding.
             embedding_dim: width of e.
             image_size: height and width of the reconstruction, pixels.
@@ -64,13 +55,11 @@ class ImageAutoencoderConfig(PreTrainedConfig):  # type: ignore[misc]  # transfo
                 default by size.
             kwargs: further `PreTrainedConfig` fields.
         """
-        self.encoder = as_encoder_config(encoder)
-        self.hidden_size = hidden_size
         self.embedding_dim = embedding_dim
         self.image_size = image_size
         self.num_channels = num_channels
         self.decoder_channels = list(decoder_channels or default_decoder_channels(image_size))
-        super().__init__(**kwargs)
+        super().__init__(encoder, hidden_size, **kwargs)
 
 
 @dataclass
@@ -86,20 +75,16 @@ class ImageAutoencoderOutput(ModelOutput):  # type: ignore[misc]  # transformers
     reconstruction: Tensor = None  # type: ignore[assignment]
 
 
-class ImageAutoencoder(PreTrainedModel):  # type: ignore[misc]
+class ImageAutoencoder(EncoderWithHead):
     """x -> E -> e -> D -> x', without any other path from x to x'."""
 
     config_class = ImageAutoencoderConfig
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
 
     def __init__(
         self, config: ImageAutoencoderConfig, encoder: PreTrainedModel | None = None
     ) -> None:
-        """Build the decoder, and the encoder unless it is given, initialised by the global seed."""
-        super().__init__(config)
-        self.encoder = encoder_from_config(config.encoder) if encoder is None else encoder
+        """Build bottleneck and decoder on an encoder; see `EncoderWithHead`."""
+        super().__init__(config, encoder)
         self.bottleneck = nn.Linear(config.hidden_size, config.embedding_dim)
         self.decoder = Decoder(
             config.embedding_dim,
@@ -108,20 +93,6 @@ class ImageAutoencoder(PreTrainedModel):  # type: ignore[misc]
             channels=config.decoder_channels,
         )
         self.post_init()
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Load from a checkpoint or from an exported folder; see `PreTrainedModel.from_pretrained`."""
-        if "subfolder" not in kwargs:
-            kwargs["subfolder"] = find_pretraining(
-                pretrained_model_name_or_path, cls.config_class.model_type, **kwargs
-            )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        init_by_fan_in(module)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Return e.
@@ -158,10 +129,6 @@ class ImageAutoencoder(PreTrainedModel):  # type: ignore[misc]
         embeddings = self.encode(pixel_values)
         return ImageAutoencoderOutput(embeddings=embeddings, reconstruction=self.decode(embeddings))
 
-    def plain_encoder(self) -> PreTrainedModel:
-        """Return the encoder that is evaluated and exported, without the bottleneck; `embed` reads it."""
-        return self.encoder
-
 
 class Decoder(nn.Module):
     """e -> image: a linear map plus a small map that convolutions refine while it grows.
@@ -194,67 +161,32 @@ class Decoder(nn.Module):
 
 
 def default_decoder_channels(image_size: int) -> list[int]:
-    """Return the widths of the decoder's maps, from one of at most 7 pixels a side to the image's size or just above.
+    """Return the widths of the decoder's maps, from 7 pixels a side at most to the image's size.
 
-    32 pixels give [128, 64, 32, 32]: maps of 4, 8, 16 and 32 pixels.
+    The last map may be a little larger than the image. 32 pixels give [128, 64, 32, 32]: maps of 4, 8, 16 and 32 pixels.
     """
     num_doublings = max(0, math.ceil(math.log2(image_size / MAX_FIRST_GRID)))
     return [max(MIN_CHANNELS, FIRST_CHANNELS >> i) for i in range(num_doublings + 1)]
 
 
 def build_autoencoder(
-    *,
-    config_name: str,
-    model_name_or_path: str | None,
-    image_size: int,
-    num_channels: int,
-    dropout: float,
-    embedding_dim: int,
+    *, embedding_dim: int, image_size: int, num_channels: int, **encoder: Any
 ) -> ImageAutoencoder:
     """Return the model to pretrain, in training mode.
 
     Args:
-        config_name: see `build_image_encoder`.
-        model_name_or_path: weights to continue from: an image encoder, to which a fresh decoder is
-            added, or an `ImageAutoencoder` with its decoder (a run's `final`, or a checkpoint).
+        embedding_dim: width of e.
         image_size: height and width, pixels.
         num_channels: channels of an image.
-        dropout: probability of the encoder's dropout modules while pretraining.
-        embedding_dim: width of e.
+        encoder: `config_name`, `model_name_or_path` and `dropout`, see `build_with_head`.
 
     Raises:
-        InputError: as `build_image_encoder`, or the autoencoder to continue has another embedding
-            or image size.
+        InputError: as `build_with_head`.
     """
     images = {"image_size": image_size, "num_channels": num_channels}
-    continued = None
-    if model_name_or_path is not None:
-        continued = pretraining_subfolder(model_name_or_path, ImageAutoencoderConfig.model_type)
-    if continued is None:
-        encoder = build_image_encoder(
-            config_name=config_name,
-            model_name_or_path=model_name_or_path,
-            dropout=dropout,
-            **images,
-        )
-        config = ImageAutoencoderConfig(
-            encoder=encoder.config,
-            hidden_size=embedding_width(encoder, **images),
-            embedding_dim=embedding_dim,
-            image_size=image_size,
-            num_channels=num_channels,
-        )
-        return ImageAutoencoder(config, encoder=encoder)
-    source = str(model_name_or_path)
-    model: ImageAutoencoder = load_weights(ImageAutoencoder, source, subfolder=continued)
-    for name, wanted in (("embedding_dim", embedding_dim), ("image_size", image_size)):
-        found = getattr(model.config, name)
-        if found != wanted:
-            raise InputError(
-                f"{name} is {wanted} but {source} has {found}", advice=f"pass `{name}` {found}"
-            )
-    prepare_encoder(model.encoder, source=source, dropout=dropout, **images)
-    model.train()
+    model: ImageAutoencoder = build_with_head(
+        ImageAutoencoder, head={"embedding_dim": embedding_dim, **images}, **images, **encoder
+    )
     return model
 
 

@@ -8,33 +8,24 @@ own image alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from bert_pretrain.errors import InputError
-from bert_pretrain.models.image_encoder import (
-    build_image_encoder,
-    embed,
-    embedding_width,
-    encoder_from_config,
-    find_pretraining,
-    load_weights,
-    prepare_encoder,
-    pretraining_subfolder,
+from bert_pretrain.models.image_encoder import embed
+from bert_pretrain.models.pretraining_model import (
+    EncoderWithHead,
+    EncoderWithHeadConfig,
+    build_with_head,
 )
-from bert_pretrain.models.image_encoder_config import as_encoder_config
-from bert_pretrain.models.initialisation import init_by_fan_in
 
 
-class ContrastiveConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped here
+class ContrastiveConfig(EncoderWithHeadConfig):
     """Configuration of a `ContrastiveModel`."""
 
     model_type = "image_contrastive"
-    sub_configs = {"encoder": AutoConfig}  # noqa: RUF012  # transformers reads it as a plain class attribute
 
     def __init__(
         self,
@@ -46,15 +37,13 @@ class ContrastiveConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers
         """Describe the encoder and the head.
 
         Args:
-            encoder: the encoder's configuration, or its dict; default a `ViTConfig`.
+            encoder: see `EncoderWithHeadConfig`.
             hidden_size: width of the encoder's embedding.
             projection_dim: width of the projection; 0 = the embedding itself.
             kwargs: further `PreTrainedConfig` fields.
         """
-        self.encoder = as_encoder_config(encoder)
-        self.hidden_size = hidden_size
         self.projection_dim = projection_dim
-        super().__init__(**kwargs)
+        super().__init__(encoder, hidden_size, **kwargs)
 
 
 @dataclass
@@ -71,7 +60,7 @@ class ContrastiveOutput(ModelOutput):  # type: ignore[misc]  # transformers is u
     projections: Tensor = None  # type: ignore[assignment]
 
 
-class ContrastiveModel(PreTrainedModel):  # type: ignore[misc]
+class ContrastiveModel(EncoderWithHead):
     """Encoder and projection head: linear, GELU, linear.
 
     The head has no batch normalisation, unlike SimCLR's: its statistics would tie a row to the
@@ -81,30 +70,12 @@ class ContrastiveModel(PreTrainedModel):  # type: ignore[misc]
     """
 
     config_class = ContrastiveConfig
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
 
     def __init__(self, config: ContrastiveConfig, encoder: PreTrainedModel | None = None) -> None:
-        """Build the head, and the encoder unless it is given, initialised by the global seed."""
-        super().__init__(config)
-        self.encoder = encoder_from_config(config.encoder) if encoder is None else encoder
+        """Build the head on an encoder; see `EncoderWithHead`."""
+        super().__init__(config, encoder)
         self.projection = _projection_head(config.hidden_size, config.projection_dim)
         self.post_init()
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Load from a checkpoint or from an exported folder; see `PreTrainedModel.from_pretrained`."""
-        if "subfolder" not in kwargs:
-            kwargs["subfolder"] = find_pretraining(
-                pretrained_model_name_or_path, cls.config_class.model_type, **kwargs
-            )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        init_by_fan_in(module)
 
     def forward(self, pixel_values: Tensor) -> ContrastiveOutput:
         """Embed and project images.
@@ -116,60 +87,19 @@ class ContrastiveModel(PreTrainedModel):  # type: ignore[misc]
         embeddings = embed(self.encoder, pixel_values)
         return ContrastiveOutput(embeddings=embeddings, projections=self.projection(embeddings))
 
-    def plain_encoder(self) -> PreTrainedModel:
-        """Return the encoder that is evaluated and exported; `embed` reads it."""
-        return self.encoder
 
-
-def build_contrastive(
-    *,
-    config_name: str,
-    model_name_or_path: str | None,
-    image_size: int,
-    num_channels: int,
-    dropout: float,
-    projection_dim: int,
-) -> ContrastiveModel:
+def build_contrastive(*, projection_dim: int, **encoder: Any) -> ContrastiveModel:
     """Return the model to pretrain, in training mode.
 
     Args:
-        config_name: see `build_image_encoder`.
-        model_name_or_path: weights to continue from: an image encoder, to which a fresh head is
-            added, or a `ContrastiveModel` with its head (a run's `final`, or a checkpoint).
-        image_size: height and width, pixels.
-        num_channels: channels of an image.
-        dropout: probability of the encoder's dropout modules while pretraining.
         projection_dim: width of the projection; 0 = no head.
+        encoder: what else `build_with_head` takes.
 
     Raises:
-        InputError: as `build_image_encoder`, or the head to continue has another width.
+        InputError: as `build_with_head`.
     """
-    images = {"image_size": image_size, "num_channels": num_channels}
-    continued = None
-    if model_name_or_path is not None:
-        continued = pretraining_subfolder(model_name_or_path, ContrastiveConfig.model_type)
-    if continued is None:
-        encoder = build_image_encoder(
-            config_name=config_name,
-            model_name_or_path=model_name_or_path,
-            dropout=dropout,
-            **images,
-        )
-        width = embedding_width(encoder, **images)
-        config = ContrastiveConfig(
-            encoder=encoder.config, hidden_size=width, projection_dim=projection_dim
-        )
-        return ContrastiveModel(config, encoder=encoder)
-    source = str(model_name_or_path)
-    model: ContrastiveModel = load_weights(ContrastiveModel, source, subfolder=continued)
-    found = model.config.projection_dim
-    if found != projection_dim:
-        raise InputError(
-            f"projection_dim is {projection_dim} but the head of {source} has {found}",
-            advice=f"pass `projection_dim` {found}",
-        )
-    prepare_encoder(model.encoder, source=source, dropout=dropout, **images)
-    model.train()
+    head = {"projection_dim": projection_dim}
+    model: ContrastiveModel = build_with_head(ContrastiveModel, head=head, **encoder)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Configurations of image encoders: the named sizes, and what `--config_name` means."""
+"""Configurations of image encoders: the named sizes, folders and Hub ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bert_pretrain.errors import InputError
 # few processors. `convnextv2-atto` and `convnextv2-tiny` are those of Woo et al. 2023 (appendix
 # A.1). `convnextv2-micro` has the stem of a ViT, 8 x 8 places, and most of its weights in its last
 # stage: per second of a processor it learns most from small photographs.
-SIZES: dict[str, dict[str, Any]] = {
+IMAGE_SIZES: dict[str, dict[str, Any]] = {
     "vit-tiny": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},  # 1.2 M
     "vit-mini": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6},  # 2.7 M
     "vit-small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},  # 21.3 M
@@ -47,7 +47,7 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
     """Return the configuration of a named size, with patches that suit the image.
 
     Args:
-        name: a key of `SIZES`.
+        name: a key of `IMAGE_SIZES`.
         image_size: height and width, pixels.
         num_channels: channels of an image.
 
@@ -58,7 +58,7 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
     Raises:
         InputError: no ViT patch divides the image.
     """
-    fields = dict(SIZES[name])
+    fields = dict(IMAGE_SIZES[name])
     common = {
         "image_size": image_size,
         "num_channels": num_channels,
@@ -84,7 +84,7 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
 
 
 def vit_patch_size(image_size: int) -> int:
-    """Return the patch edge in pixels for a square image: 8 -> 2, 28 and 32 -> 4, 64 -> 8, 224 -> 16.
+    """Return the patch edge in pixels for a square image: 8 -> 2, 32 -> 4, 64 -> 8, 224 -> 16.
 
     Among the divisors of `image_size` from 2 to 16 it is the smallest that leaves at most 8 patches
     along a side, or the largest if all leave more.
@@ -105,12 +105,12 @@ def vit_patch_size(image_size: int) -> int:
 def read_encoder_config(
     config_name: str, *, image_size: int, num_channels: int
 ) -> PreTrainedConfig:
-    """Return the configuration that `--config_name` means, for images of the given size and channels.
+    """Return the configuration that `config_name` means, for images of a size and channels.
 
     Raises:
-        InputError: it is none of `SIZES` and no image classifier's configuration.
+        InputError: it is none of `IMAGE_SIZES` and no image classifier's configuration.
     """
-    if config_name in SIZES:
+    if config_name in IMAGE_SIZES:
         return image_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
     config = read_config(config_name, parameter="config_name")
     config.num_channels = num_channels
@@ -133,7 +133,7 @@ def read_config(name: str, *, parameter: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         refuse_misnamed_model(
-            name, parameter=parameter, sizes=SIZES if parameter == "config_name" else ()
+            name, parameter=parameter, sizes=IMAGE_SIZES if parameter == "config_name" else ()
         )
         where = (
             "has no config.json of transformers"
@@ -143,7 +143,7 @@ def read_config(name: str, *, parameter: str) -> PreTrainedConfig:
         raise InputError(
             f"{name!r} {where}; pass `{parameter}` the folder or Hub id of an image encoder"
             + (
-                f", or one of {', '.join(SIZES)}"
+                f", or one of {', '.join(IMAGE_SIZES)}"
                 if parameter == "config_name"
                 else ", such as a run's final/"
             )

@@ -9,12 +9,16 @@ images loads (He et al. 2022, section 3).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
 from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.errors import InputError
@@ -22,13 +26,12 @@ from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import (
     build_image_encoder,
     encoder_from_config,
-    find_pretraining,
     load_weights,
-    pretraining_subfolder,
     set_dropout,
+    sincos_positions,
 )
-from bert_pretrain.models.image_encoder_config import read_encoder_config
-from bert_pretrain.models.initialisation import sincos_positions
+from bert_pretrain.models.image_encoder_config import read_config, read_encoder_config
+from bert_pretrain.models.pretraining_model import LoadsFromExport, pretraining_subfolder
 
 # Width of the encoder from which on, decoder's width and layers. The last row is the paper's own
 # decoder; table 1 there finds that depth matters little for fine-tuning. Heads are 32 wide.
@@ -68,7 +71,7 @@ class MaskedAutoencoderOutput(ModelOutput):  # type: ignore[misc]  # transformer
     patches: Tensor = None  # type: ignore[assignment]
 
 
-class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
+class MaskedAutoencoder(LoadsFromExport, ViTMAEForPreTraining):  # type: ignore[misc]
     """transformers' class, whose configuration and weights it keeps; its own loss is not used.
 
     The initial position embeddings are set here. Version 5.23 of transformers leaves those of a new
@@ -77,7 +80,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
     """
 
     def __init__(self, config: ViTMAEConfig) -> None:
-        """Build encoder and decoder, initialised by the global seed as He et al. 2022 (appendix A.1) describe."""
+        """Build both parts, initialised by the global seed as in He et al. 2022, appendix A.1."""
         super().__init__(config)
         embeddings, decoder = self.vit.embeddings, self.decoder
         grid = config.image_size // config.patch_size
@@ -91,21 +94,10 @@ class MaskedAutoencoder(ViTMAEForPreTraining):  # type: ignore[misc]
             # every pixel.
             nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Load from a checkpoint or from an exported folder; see `PreTrainedModel.from_pretrained`."""
-        if "subfolder" not in kwargs:
-            kwargs["subfolder"] = find_pretraining(
-                pretrained_model_name_or_path, ViTMAEConfig.model_type, **kwargs
-            )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
     @property
     def num_patches(self) -> int:
         """P, the patches of an image."""
-        return int(self.config.image_size // self.config.patch_size) ** 2
+        return _num_patches(self.config)
 
     def forward(self, pixel_values: Tensor, noise: Tensor) -> MaskedAutoencoderOutput:
         """Remove patches and predict them.
@@ -146,7 +138,7 @@ def build_masked_autoencoder(
     """Return the model to pretrain, in training mode.
 
     Args:
-        config_name: a ViT's name in `SIZES`, or the folder or Hub id of a ViT's configuration.
+        config_name: a ViT's name in `IMAGE_SIZES`, or the folder or Hub id of a ViT's configuration.
         model_name_or_path: weights to continue from: a ViT, to which a fresh decoder is added, or a
             masked autoencoder with its decoder (a run's `final`, a checkpoint, or a published
             ViTMAE).
@@ -159,41 +151,47 @@ def build_masked_autoencoder(
         InputError: not a ViT, patches that do not divide the image, a ratio that leaves or removes
             no patch, or what `build_image_encoder` raises.
     """
+    source = model_name_or_path or config_name
+    images = {"image_size": image_size, "num_channels": num_channels}
+    config, subfolder = _read_config(config_name, model_name_or_path, **images)
+    check_mask_ratio(mask_ratio, num_patches=_num_patches(config))
     model: MaskedAutoencoder
-    continued = None
-    if model_name_or_path is not None:
-        continued = pretraining_subfolder(model_name_or_path, ViTMAEConfig.model_type)
-    if continued is not None:
-        model = load_weights(MaskedAutoencoder, str(model_name_or_path), subfolder=continued)
+    if subfolder is not None:
+        model = load_weights(MaskedAutoencoder, source, subfolder=subfolder)
     elif model_name_or_path is not None:
         encoder = build_image_encoder(
             config_name=config_name,
             model_name_or_path=model_name_or_path,
-            image_size=image_size,
-            num_channels=num_channels,
             dropout=dropout,
+            **images,
         )
-        model = _fresh(encoder.config, source=model_name_or_path)
+        model = MaskedAutoencoder(_with_decoder(encoder.config))
         model.vit.load_state_dict(encoder.base_model.state_dict())
     else:
-        config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
-        model = _fresh(config, source=config_name)
-    _check_images(
-        model.config,
-        source=model_name_or_path or config_name,
-        image_size=image_size,
-        channels=num_channels,
-    )
+        model = MaskedAutoencoder(_with_decoder(config))
     model.config.mask_ratio = mask_ratio
-    check_mask_ratio(mask_ratio, num_patches=model.num_patches)
     set_dropout(model, dropout)
     choose_attention(model, model.num_patches + 1)
     model.train()
     return model
 
 
+def count_patches(
+    *, config_name: str, model_name_or_path: str | None, image_size: int, num_channels: int
+) -> int:
+    """Return P of the model that `build_masked_autoencoder` would build, before it is built.
+
+    Raises:
+        InputError: as that.
+    """
+    config, _ = _read_config(
+        config_name, model_name_or_path, image_size=image_size, num_channels=num_channels
+    )
+    return _num_patches(config)
+
+
 def check_mask_ratio(mask_ratio: float, *, num_patches: int) -> None:
-    """Raise `InputError` unless at least one of `num_patches` patches stays and at least one is removed."""
+    """Raise `InputError` unless of `num_patches` one stays and one is removed at least."""
     num_seen = int(num_patches * (1 - mask_ratio))
     if not 0 < num_seen < num_patches:
         raise InputError(
@@ -203,27 +201,49 @@ def check_mask_ratio(mask_ratio: float, *, num_patches: int) -> None:
         )
 
 
-def _fresh(config: Any, *, source: str) -> MaskedAutoencoder:
-    if config.model_type != "vit":
+def _read_config(
+    config_name: str, model_name_or_path: str | None, *, image_size: int, num_channels: int
+) -> tuple[PreTrainedConfig, str | None]:
+    """Return the configuration of a ViT or of a masked autoencoder, checked against the images.
+
+    Beside it the subfolder that holds the masked autoencoder to continue; None = a new one.
+    """
+    source, subfolder = model_name_or_path or config_name, None
+    if model_name_or_path is None:
+        config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
+    else:
+        subfolder = pretraining_subfolder(model_name_or_path, ViTMAEConfig.model_type)
+        if subfolder is None:
+            config = read_config(model_name_or_path, parameter="model_name_or_path")
+        else:
+            config = ViTMAEConfig.from_pretrained(model_name_or_path, subfolder=subfolder)
+    if subfolder is None and config.model_type != "vit":
         raise InputError(
             f"{source!r} is of type {config.model_type!r} but a masked autoencoder needs 'vit'",
             advice="pass `config_name` vit-tiny, or `mask_ratio` 0 for an autoencoder with any "
             "encoder",
         )
+    _check_images(config, source=source, image_size=image_size, channels=num_channels)
+    return config, subfolder
+
+
+def _num_patches(config: PreTrainedConfig) -> int:
+    return int(config.image_size // config.patch_size) ** 2
+
+
+def _with_decoder(config: PreTrainedConfig) -> ViTMAEConfig:
+    """Return the configuration of a masked autoencoder on a ViT's."""
     _, width, num_layers = max(size for size in DECODER_SIZES if size[0] <= config.hidden_size)
-    fields = {name: getattr(config, name) for name in SHARED_FIELDS}
-    return MaskedAutoencoder(
-        ViTMAEConfig(
-            decoder_hidden_size=width,
-            decoder_num_hidden_layers=num_layers,
-            decoder_num_attention_heads=width // 32,
-            decoder_intermediate_size=4 * width,
-            **fields,
-        )
+    return ViTMAEConfig(
+        decoder_hidden_size=width,
+        decoder_num_hidden_layers=num_layers,
+        decoder_num_attention_heads=width // 32,
+        decoder_intermediate_size=4 * width,
+        **{name: getattr(config, name) for name in SHARED_FIELDS},
     )
 
 
-def _check_images(config: ViTMAEConfig, *, source: str, image_size: int, channels: int) -> None:
+def _check_images(config: PreTrainedConfig, *, source: str, image_size: int, channels: int) -> None:
     if config.num_channels != channels:
         raise InputError(
             f"the images have {channels} channels but {source} takes {config.num_channels}",

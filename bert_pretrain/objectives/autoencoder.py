@@ -1,8 +1,9 @@
-"""Learning images by reconstruction: through a narrow embedding, from noise, or from a few of their patches."""
+"""Learning images by giving them back: through a narrow embedding, from noise, or from patches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bert_pretrain.data.loader import Batch
 from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.evaluation.features import normalised_rows
-from bert_pretrain.evaluation.floors import pca_reconstruction_error
 from bert_pretrain.evaluation.pictures import reconstructions
 from bert_pretrain.images.collator import EVALUATION_EPOCH
 from bert_pretrain.images.corpus import ImageCorpus
@@ -23,139 +24,148 @@ from bert_pretrain.losses.reconstruction import (
     masked_patch_loss,
     reconstruction_loss,
 )
-from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder
-from bert_pretrain.objectives.images import ImageObjective, channels_last
-from bert_pretrain.objectives.interface import Batch, LossTerm
+from bert_pretrain.models.autoencoder import build_autoencoder
+from bert_pretrain.models.masked_autoencoder import (
+    MaskedAutoencoder,
+    build_masked_autoencoder,
+    count_patches,
+)
+from bert_pretrain.objectives.images import (
+    PixelScale,
+    Pretext,
+    bank_images,
+    channels_last,
+    evaluated_images,
+    image_task,
+    unit_range,
+)
+from bert_pretrain.objectives.interface import LossTerm, Task
 
 
-class AutoencoderObjective(ImageObjective):
-    """Give an image back from its embedding, which is all that the decoder sees (Hinton and Salakhutdinov 2006).
+@dataclass(frozen=True)
+class NoiseDraw:
+    """Gaussian noise for the inputs of training images; held-out ones stay clean.
 
-    With `noise_std` the input is noisy and the target is not (Vincent et al. 2008).
+    Attributes:
+        seed: of the run.
+        shape: (C, H, W) of an image.
     """
 
-    term = "reconstruction"
+    seed: int
+    shape: tuple[int, int, int]
 
-    def __init__(
-        self,
-        corpus: ImageCorpus,
-        make_model: Callable[[], PreTrainedModel],
-        *,
-        kind: ReconstructionKind,
-        embedding_dim: int,
-        noise_std: float,
-        **rows: Any,
-    ) -> None:
-        """Measure what principal components of the same number reach on the held-out images.
-
-        Args:
-            corpus: the decoded images.
-            make_model: returns the model to train.
-            kind: distance between image and reconstruction.
-            embedding_dim: width of the embedding, for the comparison.
-            noise_std: deviation of the Gaussian noise on training inputs, in normalised pixels; 0 =
-                none.
-            rows: see `ImageObjective`.
-        """
-        super().__init__(corpus, make_model, **rows)
-        self.kind = kind
-        self.noise_std = noise_std
-        bank, held_out = (
-            normalised_rows(corpus.pixels[images], corpus.mean.tolist(), corpus.std.tolist())
-            for images in (self.bank_images, self.evaluated_images)
-        )
-        self._pca_loss = pca_reconstruction_error(bank, held_out, embedding_dim, kind)
-
-    def draw(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Draw the input noise of training images; held-out ones stay clean."""
-        if not self.noise_std or epoch == EVALUATION_EPOCH:
+    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
+        """Return `noise` float32 (B, C, H, W), of deviation 1."""
+        if epoch == EVALUATION_EPOCH:
             return {}
-        height, width, channels = self.corpus.pixels.shape[1:]
-        numbers = np.arange(channels * height * width)
+        numbers = np.arange(np.prod(self.shape))
         first, second = (
             uniform(self.seed, Purpose.INPUT_NOISE, epoch, images[:, None], i, numbers)
             for i in (0, 1)
         )
         # Box and Muller 1958; 1 - u lies in (0, 1].
         noise = np.sqrt(-2 * np.log(1 - first)) * np.cos(2 * np.pi * second)
-        return {
-            "noise": torch.from_numpy(noise.astype(np.float32).reshape(-1, channels, height, width))
-        }
-
-    def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        """Return the reconstruction error, a sum over images of the mean over their pixels."""
-        target = self.normalize(batch["pixels"].float() / 255)
-        source = target + self.noise_std * batch["noise"] if "noise" in batch else target
-        reconstruction = model(pixel_values=source).reconstruction
-        return {self.term: LossTerm(reconstruction_loss(reconstruction, target, self.kind))}
-
-    def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return the error of PCA on the same images, and what every image objective measures."""
-        return {f"pca_{self.term}_loss": self._pca_loss} | super().measures(model, means)
-
-    def draw_batch(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
-        """Draw images above their reconstructions."""
-        images = batch["pixels"].float() / 255
-        output = model(pixel_values=self.normalize(images))
-        path = folder / "reconstructions.png"
-        reconstructions(channels_last(images), self.denormalize(output.reconstruction), path)
+        return {"noise": torch.from_numpy(noise.astype(np.float32).reshape(-1, *self.shape))}
 
 
-class MaskedAutoencoderObjective(ImageObjective):
-    """Predict the patches that the encoder did not see (He et al. 2022)."""
+def draw_nothing(images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
+    """Return no random numbers."""
+    return {}
+
+
+@dataclass(frozen=True)
+class PatchDraw:
+    """The order in which patches are seen.
+
+    Attributes:
+        seed: of the run.
+        num_patches: P, of an image.
+    """
+
+    seed: int
+    num_patches: int
+
+    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
+        """Return `patch_ranks` float32 (B, P), each row an order of 0..P-1; small ones are seen."""
+        keys = uniform(
+            self.seed, Purpose.PATCH_MASK, epoch, images[:, None], np.arange(self.num_patches)
+        )
+        # Ranks are exact in float32, which every device has; the keys need float64.
+        ranks = keys.argsort(axis=1).argsort(axis=1)
+        return {"patch_ranks": torch.from_numpy(ranks.astype(np.float32))}
+
+
+@dataclass(frozen=True)
+class Reconstruction(Pretext):
+    """Give an image back from its embedding, all that the decoder sees.
+
+    With noise the input is noisy and the target is not.
+
+    Source: Hinton and Salakhutdinov 2006; with noise Vincent et al. 2008.
+
+    Attributes:
+        scale: of the pixels.
+        kind: distance between image and reconstruction.
+        noise_std: deviation of the noise on training inputs, in normalised pixels.
+    """
 
     term = "reconstruction"
+    scale: PixelScale
+    kind: ReconstructionKind
+    noise_std: float
 
-    def __init__(
-        self,
-        corpus: ImageCorpus,
-        make_model: Callable[[], PreTrainedModel],
-        *,
-        normalize_target: bool,
-        **rows: Any,
-    ) -> None:
-        """Keep what the loss needs.
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
+        """Return the error, a sum over images of the mean over their pixels."""
+        target = self.scale.normalize(unit_range(batch["pixels"]))
+        source = target + self.noise_std * batch["noise"] if "noise" in batch else target
+        reconstruction = model(pixel_values=source).reconstruction
+        return LossTerm(reconstruction_loss(reconstruction, target, self.kind))
 
-        Args:
-            corpus: the decoded images.
-            make_model: returns the model to train.
-            normalize_target: whether the target of a patch is scaled to mean 0 and deviation 1.
-            rows: see `ImageObjective`.
-        """
-        super().__init__(corpus, make_model, **rows)
-        self.num_patches = 0  # of an image; the model says
-        self.normalize_target = normalize_target
+    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
+        """Draw images above their reconstructions."""
+        images = unit_range(batch["pixels"])
+        output = model(pixel_values=self.scale.normalize(images))
+        reconstructions(
+            channels_last(images),
+            self.scale.denormalize(output.reconstruction),
+            folder / "reconstructions.png",
+        )
 
-    def build_model(self) -> PreTrainedModel:
-        """Return the model to train, whose patches are those that masks are drawn for."""
-        model = super().build_model()
-        self.num_patches = model.num_patches
-        return model
 
-    def draw(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Draw the numbers whose order decides which patches are hidden."""
-        key = (self.seed, Purpose.PATCH_MASK, epoch, images[:, None])
-        return {"patch_noise": torch.from_numpy(uniform(*key, np.arange(self.num_patches)))}
+@dataclass(frozen=True)
+class MaskedReconstruction(Pretext):
+    """Predict the patches that the encoder did not see (He et al. 2022).
 
-    def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        """Return the error of the hidden patches, a sum over images of the mean over their hidden patches."""
+    Attributes:
+        scale: of the pixels.
+        normalize_target: whether the target of a patch is scaled to mean 0 and deviation 1.
+    """
+
+    term = "reconstruction"
+    scale: PixelScale
+    normalize_target: bool
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
+        """Return the error, a sum over images of the mean over their hidden patches."""
         output = model(
-            pixel_values=self.normalize(batch["pixels"].float() / 255), noise=batch["patch_noise"]
+            pixel_values=self.scale.normalize(unit_range(batch["pixels"])),
+            noise=batch["patch_ranks"],
         )
         total, num_hidden = masked_patch_loss(
             output.logits, output.patches, output.mask, normalize_target=self.normalize_target
         )
         # Every image hides the same number of patches.
-        return {self.term: LossTerm(total * len(batch["image_ids"]) / num_hidden)}
+        return LossTerm(total * len(batch["image_ids"]) / num_hidden)
 
-    def draw_batch(self, model: MaskedAutoencoder, batch: Batch, folder: Path) -> None:
+    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above what is seen of them, filled up with what is predicted.
 
-        A prediction for a normalised target has no brightness and contrast of its own; it gets
-        those of the true patch, which flatters the picture, not the loss.
+        A prediction of normalised patches has no brightness and contrast of its own. It gets those
+        of the true patch, which flatters the picture, not the loss.
         """
-        images = batch["pixels"].float() / 255
-        output = model(pixel_values=self.normalize(images), noise=batch["patch_noise"])
+        assert isinstance(model, MaskedAutoencoder)
+        images = unit_range(batch["pixels"])
+        output = model(pixel_values=self.scale.normalize(images), noise=batch["patch_ranks"])
         predicted = output.logits.float()
         if self.normalize_target:
             variance, mean = torch.var_mean(output.patches, dim=-1, keepdim=True)
@@ -163,6 +173,119 @@ class MaskedAutoencoderObjective(ImageObjective):
         filled = torch.where(output.mask[:, :, None] > 0, predicted, output.patches)
         reconstructions(
             channels_last(images),
-            self.denormalize(model.unpatchify(filled)),
+            self.scale.denormalize(model.unpatchify(filled)),
             folder / "reconstructions.png",
         )
+
+
+def autoencoder_task(
+    corpus: ImageCorpus,
+    *,
+    config_name: str,
+    model_name_or_path: str | None,
+    dropout: float,
+    embedding_dim: int,
+    kind: ReconstructionKind,
+    noise_std: float,
+    seed: int,
+    max_eval_rows: int,
+) -> Task:
+    """Return the task of reconstructing images from a narrow embedding.
+
+    Args:
+        corpus: the decoded images.
+        config_name: see `build_autoencoder`, as the next three.
+        model_name_or_path: weights to continue from.
+        dropout: of the encoder.
+        embedding_dim: width of the embedding.
+        kind: distance between image and reconstruction.
+        noise_std: deviation of Gaussian noise on training inputs, in normalised pixels; 0 = none.
+        seed: of order and noise.
+        max_eval_rows: most held-out images evaluated; 0 = all.
+    """
+    _, height, width, num_channels = corpus.pixels.shape
+    make_model = partial(
+        build_autoencoder,
+        config_name=config_name,
+        model_name_or_path=model_name_or_path,
+        image_size=height,
+        num_channels=num_channels,
+        dropout=dropout,
+        embedding_dim=embedding_dim,
+    )
+    floor = pca_loss(corpus, embedding_dim, kind, seed=seed, max_eval_rows=max_eval_rows)
+    return image_task(
+        corpus,
+        Reconstruction(PixelScale(corpus.mean, corpus.std), kind, noise_std),
+        make_model,
+        NoiseDraw(seed, (num_channels, height, width)) if noise_std else draw_nothing,
+        seed=seed,
+        max_eval_rows=max_eval_rows,
+        baselines={f"pca_{Reconstruction.term}_loss": floor},
+    )
+
+
+def masked_autoencoder_task(
+    corpus: ImageCorpus,
+    *,
+    config_name: str,
+    model_name_or_path: str | None,
+    dropout: float,
+    mask_ratio: float,
+    normalize_target: bool,
+    seed: int,
+    max_eval_rows: int,
+) -> Task:
+    """Return the task of predicting hidden patches.
+
+    Args:
+        corpus: the decoded images.
+        config_name: see `build_masked_autoencoder`, as the next three.
+        model_name_or_path: weights to continue from.
+        dropout: of encoder and decoder.
+        mask_ratio: share of the patches hidden.
+        normalize_target: see `MaskedReconstruction`.
+        seed: of order and masks.
+        max_eval_rows: most held-out images evaluated; 0 = all.
+    """
+    _, image_size, _, num_channels = corpus.pixels.shape
+    encoder: dict[str, Any] = {
+        "config_name": config_name,
+        "model_name_or_path": model_name_or_path,
+        "image_size": image_size,
+        "num_channels": num_channels,
+    }
+    return image_task(
+        corpus,
+        MaskedReconstruction(PixelScale(corpus.mean, corpus.std), normalize_target),
+        partial(build_masked_autoencoder, **encoder, dropout=dropout, mask_ratio=mask_ratio),
+        PatchDraw(seed, count_patches(**encoder)),
+        seed=seed,
+        max_eval_rows=max_eval_rows,
+    )
+
+
+def pca_loss(
+    corpus: ImageCorpus,
+    embedding_dim: int,
+    kind: ReconstructionKind,
+    *,
+    seed: int,
+    max_eval_rows: int,
+) -> float:
+    """Return the error of as many principal components as an embedding has, on evaluated images."""
+
+    def compute() -> float:
+        from bert_pretrain.evaluation.floors import pca_reconstruction_error
+
+        bank, held_out = (
+            normalised_rows(corpus.pixels[images], corpus.mean.tolist(), corpus.std.tolist())
+            for images in (
+                bank_images(corpus, seed),
+                evaluated_images(corpus, max_eval_rows, seed),
+            )
+        )
+        return pca_reconstruction_error(bank, held_out, embedding_dim, kind)
+
+    name = f"pca-{embedding_dim}-{kind}-{seed}-{max_eval_rows}"
+    return corpus.remembered(name, compute)

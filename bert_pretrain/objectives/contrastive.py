@@ -1,12 +1,19 @@
-"""Contrastive learning of images: an image and its augmentation together, other images apart."""
+"""Contrastive learning of images: an image and its augmentation together, other images apart.
+
+The loss couples the rows of a forward pass: each image is compared with the others there, over all
+processes. With several processes it is the loss of the joint batch, gradient included. The
+micro-batches of an accumulation window do not see each other: accumulation saves memory but adds no
+negatives, so unlike for other objectives the number of micro-batches changes the curve.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -14,113 +21,159 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bert_pretrain.data.loader import Batch
 from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_processes
 from bert_pretrain.data.random import Purpose, hash_uint64
-from bert_pretrain.evaluation.collapse import collapse_warnings
 from bert_pretrain.evaluation.pictures import augmented_views
-from bert_pretrain.images.augmentation.views import Augmentation
+from bert_pretrain.images.augmentation import AugmentationRule
 from bert_pretrain.images.corpus import ImageCorpus
+from bert_pretrain.images.views import Augmentation
+from bert_pretrain.losses.contrastive import (
+    Negatives,
+    Reduction,
+    nt_xent_loss,
+    reduction_factor,
+    triplet_loss,
+)
 from bert_pretrain.losses.distances import Distance, normalize_rows
-from bert_pretrain.losses.nt_xent import nt_xent_loss
-from bert_pretrain.losses.triplet import Negatives, Reduction, reduction_factor, triplet_loss
-from bert_pretrain.models.image_encoder import embed
-from bert_pretrain.objectives.images import ImageObjective, channels_last
-from bert_pretrain.objectives.interface import Batch, LossTerm
+from bert_pretrain.models.contrastive import build_contrastive
+from bert_pretrain.objectives.images import (
+    PixelScale,
+    Pretext,
+    channels_last,
+    image_task,
+    unit_range,
+)
+from bert_pretrain.objectives.interface import LossTerm, Task
 
-Joint = Callable[[Tensor], Tensor]  # brings together what the processes hold
+LossKind: TypeAlias = Literal["triplet", "nt_xent"]
+Joint: TypeAlias = Callable[[Tensor], Tensor]  # brings together what the processes hold
 
 
 @dataclass(frozen=True)
-class ContrastiveLoss:
-    """Which loss, with its parameters; see `bert_pretrain.losses`.
+class ViewDraw:
+    """Two views of each image, and which negative it meets.
 
     Attributes:
-        kind: `triplet`, max(d(e1, e1') - d(e1, e2) + margin, 0) with e1 of the image as it is and
-            e1' of its augmentation, or `nt_xent` over two augmentations.
-        margin, distance, negatives, reduction: of the triplet loss.
-        normalize: whether embeddings have unit length in the triplet loss; NT-Xent's always have.
-        temperature: of NT-Xent.
+        augmentation: how views are made.
     """
 
-    kind: Literal["triplet", "nt_xent"]
+    augmentation: Augmentation
+
+    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
+        """Return both views' parameters float32 (B, P), and `negative_offset` int64 (B,)."""
+        hashes = hash_uint64(self.augmentation.seed, Purpose.NEGATIVE, epoch, images)
+        return {
+            "first_view": self.augmentation.draw(epoch, images, 0),
+            "second_view": self.augmentation.draw(epoch, images, 1),
+            # In [0, 2^62), as the triplet loss takes them.
+            "negative_offset": torch.from_numpy((hashes >> np.uint64(2)).astype(np.int64)),
+        }
+
+
+@dataclass(frozen=True)
+class TwoViews(Pretext):
+    """Compare two views of each image with views of other images.
+
+    Attributes:
+        scale: of the pixels.
+        augmentation: how views are made.
+    """
+
+    term = "contrastive"
+    scale: PixelScale
+    augmentation: Augmentation
+
+    @abstractmethod
+    def compare(
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+    ) -> LossTerm:
+        """Return the loss of this process's images.
+
+        Args:
+            e1: float32 (B, D), projections of their first views.
+            e2: float32 (B, D), those of their second views.
+            batch: the images.
+            gather: returns the rows of all processes, with gradient.
+            total: returns the sum over all processes, without gradient.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
+        """Return the loss of a batch, a sum over its images.
+
+        While training, all processes' rows are compared; held-out batches are complete as they are.
+        """
+        views = self.scale.normalize(torch.cat(self.views(batch)))
+        e1, e2 = model(pixel_values=views).projections.float().chunk(2)
+        if not model.training:
+            return self.compare(e1, e2, batch, _keep, _keep)
+        gather = partial(gather_rows, num_rows_per_rank=count_rows(e1))
+        return self.compare(e1, e2, batch, gather, sum_over_processes)
+
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what the loss compares, two float (B, C, H, W) in [0, 1]."""
+        images = unit_range(batch["pixels"])
+        first = self.augmentation.apply(images, batch["first_view"])
+        return first, self.augmentation.apply(images, batch["second_view"])
+
+    def second_pixel_values(self, batch: Batch) -> Tensor:
+        """Return the normalised second views of a batch."""
+        view = self.augmentation.apply(unit_range(batch["pixels"]), batch["second_view"])
+        return self.scale.normalize(view)
+
+    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
+        """Draw images above their two views."""
+        shown = (unit_range(batch["pixels"]), *self.views(batch))
+        augmented_views(*map(channels_last, shown), folder / "views.png")
+
+
+@dataclass(frozen=True)
+class NTXent(TwoViews):
+    """Find the other view of an image among views of others; see `nt_xent_loss`."""
+
+    temperature: float
+
+    def compare(
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+    ) -> LossTerm:
+        """Return the loss of each image as the mean over its two views."""
+        views = torch.stack([e1, e2], dim=1)
+        terms = nt_xent_loss(
+            views,
+            gather(views),
+            view_ids=batch["image_ids"],
+            candidate_ids=gather(batch["image_ids"]),
+            temperature=self.temperature,
+        )
+        return LossTerm(terms.sum / 2, metrics={"accuracy": terms.num_correct / 2})
+
+
+@dataclass(frozen=True)
+class Triplet(TwoViews):
+    """max(d(e1, e1') - d(e1, e2) + margin, 0): e1 of the image, e1' of its view, e2 of another.
+
+    Attributes:
+        margin, distance, negatives: see `triplet_loss`.
+        normalize: whether embeddings are scaled to length 1.
+        reduction: see `reduction_factor`.
+    """
+
     margin: float
     distance: Distance
     normalize: bool
     negatives: Negatives
     reduction: Reduction
-    temperature: float
 
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return images as they are, and their second views."""
+        images = unit_range(batch["pixels"])
+        return images, self.augmentation.apply(images, batch["second_view"])
 
-class ContrastiveObjective(ImageObjective):
-    """Learns embeddings from pairs of views; negatives come from all rows of a forward pass, over all processes.
-
-    The loss couples the rows of a batch. With several processes it is that of the joint batch,
-    gradient included. The micro-batches of an accumulation window do not see each other:
-    accumulation saves memory but adds no negatives, so unlike for other objectives the number of
-    micro-batches changes the curve.
-    """
-
-    term = "contrastive"
-
-    def __init__(
-        self,
-        corpus: ImageCorpus,
-        make_model: Callable[[], PreTrainedModel],
-        augmentation: Augmentation,
-        loss: ContrastiveLoss,
-        **rows: Any,
-    ) -> None:
-        """Keep what the loss needs.
-
-        Args:
-            corpus: the decoded images.
-            make_model: returns the model to train.
-            augmentation: how views are made.
-            loss: which loss.
-            rows: see `ImageObjective`.
-        """
-        super().__init__(corpus, make_model, **rows)
-        self.augmentation = augmentation
-        self.loss = loss
-
-    def draw(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Draw two views of each image, and which negative it meets."""
-        offsets = hash_uint64(self.seed, Purpose.NEGATIVE, epoch, images) >> np.uint64(2)
-        return {
-            "first_view": self.augmentation.draw(epoch, images, 0),
-            "second_view": self.augmentation.draw(epoch, images, 1),
-            "negative_offset": torch.from_numpy(offsets.astype(np.int64)),
-        }
-
-    def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        """Return the loss of a batch as a sum over its images, each with the mean of its terms.
-
-        While training, embeddings are gathered over all processes; held-out batches are complete as
-        they are.
-        """
-        first, second = self._views(batch)
-        projections = model(
-            pixel_values=self.normalize(torch.cat([first, second]))
-        ).projections.float()
-        e1, e2 = projections.chunk(2)
-        term = self._nt_xent_term if self.loss.kind == "nt_xent" else self._triplet_term
-        if not model.training:
-            return {self.term: term(e1, e2, batch, _keep, _keep)}
-        gather = partial(gather_rows, num_rows_per_rank=count_rows(e1))
-        return {self.term: term(e1, e2, batch, gather, sum_over_processes)}
-
-    def _views(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return what e1 and e1' are embeddings of, float (B, C, H, W) in [0, 1]."""
-        images = batch["pixels"].float() / 255
-        second = self.augmentation.apply(images, batch["second_view"])
-        if self.loss.kind == "triplet":
-            return images, second
-        return self.augmentation.apply(images, batch["first_view"]), second
-
-    def _triplet_term(
+    def compare(
         self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
     ) -> LossTerm:
-        if self.loss.normalize:
+        """Return the loss of each image as the mean over its triplets."""
+        if self.normalize:
             e1, e2 = normalize_rows(e1), normalize_rows(e2)
         terms = triplet_loss(
             e1,
@@ -128,20 +181,18 @@ class ContrastiveObjective(ImageObjective):
             gather(e1),
             anchor_ids=batch["image_ids"],
             candidate_ids=gather(batch["image_ids"]),
-            margin=self.loss.margin,
-            distance=self.loss.distance,
-            negatives=self.loss.negatives,
+            margin=self.margin,
+            distance=self.distance,
+            negatives=self.negatives,
             offsets=batch["negative_offset"],
         )
-        counts = torch.stack(
-            [terms.num_terms, terms.num_active, torch.tensor(len(e1), device=e1.device)]
-        )
-        num_terms, num_active, num_images = total(counts)
+        counts = [terms.num_terms, terms.num_active, torch.tensor(len(e1), device=e1.device)]
+        num_terms, num_active, num_images = total(torch.stack(counts))
         # From a sum over triplets to one over images, so that dividing by the number of images
         # gives the wanted mean.
         per_image = num_images / num_terms.clamp(min=1)
         factor = per_image * reduction_factor(
-            self.loss.reduction, num_terms=num_terms, num_active=num_active
+            self.reduction, num_terms=num_terms, num_active=num_active
         )
         metrics = {
             "active_share": terms.num_active * per_image,
@@ -150,46 +201,80 @@ class ContrastiveObjective(ImageObjective):
         }
         return LossTerm(terms.sum * factor, metrics=metrics)
 
-    def _nt_xent_term(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
-    ) -> LossTerm:
-        views = torch.stack([e1, e2], dim=1)
-        terms = nt_xent_loss(
-            views,
-            gather(views),
-            view_ids=batch["image_ids"],
-            candidate_ids=gather(batch["image_ids"]),
-            temperature=self.loss.temperature,
-        )
-        return LossTerm(terms.sum / 2, metrics={"accuracy": terms.num_correct / 2})
+    def triplet_figures(self, row: dict[str, Any]) -> dict[str, float]:
+        """Return the loss beside its margin, unless it is a mean over positive triplets alone."""
+        if self.reduction != "mean":  # such a mean says nothing about the others
+            return {}
+        return {
+            "triplet_loss": row[f"{self.term}_loss"],
+            "negative_distance": row[f"{self.term}_negative_distance"],
+            "margin": self.margin,
+        }
 
-    def second_views(self, encoder: PreTrainedModel) -> Tensor:
-        """Return embeddings of the augmented held-out images, float (N, D)."""
-        embeddings = []
-        for batch in self.evaluation_batches(batch_size=256, num_processes=1, process_index=0):
-            _, second = self._views({key: value.to(encoder.device) for key, value in batch.items()})
-            embeddings.append(embed(encoder, self.normalize(second)))
-        return torch.cat(embeddings)
 
-    def warnings(self, row: dict[str, Any]) -> list[str]:
-        """Return signs of collapse, once there were updates."""
-        # The mean over positive triplets alone says nothing about the others.
-        if row["step"] == 0 or self.loss.kind != "triplet" or self.loss.reduction != "mean":
-            return super().warnings(row)
-        return collapse_warnings(
-            self._measures_of(row),
-            triplet_loss=row[f"{self.term}_loss"],
-            negative_distance=row[f"{self.term}_negative_distance"],
-            margin=self.loss.margin,
-        )
+def contrastive_task(
+    corpus: ImageCorpus,
+    rule: AugmentationRule,
+    *,
+    config_name: str,
+    model_name_or_path: str | None,
+    dropout: float,
+    projection_dim: int,
+    loss: LossKind,
+    margin: float,
+    distance: Distance,
+    normalize: bool,
+    negatives: Negatives,
+    reduction: Reduction,
+    temperature: float,
+    seed: int,
+    max_eval_rows: int,
+) -> Task:
+    """Return the task of telling images apart.
 
-    def draw_batch(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
-        """Draw images above their two views."""
-        first, second = self._views(batch)
-        images = batch["pixels"].float() / 255
-        augmented_views(
-            channels_last(images), channels_last(first), channels_last(second), folder / "views.png"
-        )
+    Args:
+        corpus: the decoded images.
+        rule: how views are made.
+        config_name: see `build_contrastive`, as the next three.
+        model_name_or_path: weights to continue from.
+        dropout: of the encoder.
+        projection_dim: width of the projection.
+        loss: which loss.
+        margin: see `Triplet`, as the next four; the triplet loss reads them.
+        distance: of embeddings.
+        normalize: whether embeddings are scaled to length 1.
+        negatives: which make triplets.
+        reduction: which triplets the mean is over.
+        temperature: of NT-Xent, whose embeddings always have length 1.
+        seed: of order, views and random negatives.
+        max_eval_rows: most held-out images evaluated; 0 = all.
+    """
+    _, image_size, _, num_channels = corpus.pixels.shape
+    scale = PixelScale(corpus.mean, corpus.std)
+    augmentation = Augmentation(rule, num_channels=num_channels, image_size=image_size, seed=seed)
+    pretext: TwoViews
+    if loss == "nt_xent":
+        pretext = NTXent(scale, augmentation, temperature)
+    else:
+        pretext = Triplet(scale, augmentation, margin, distance, normalize, negatives, reduction)
+    make_model = partial(
+        build_contrastive,
+        config_name=config_name,
+        model_name_or_path=model_name_or_path,
+        image_size=image_size,
+        num_channels=num_channels,
+        dropout=dropout,
+        projection_dim=projection_dim,
+    )
+    return image_task(
+        corpus,
+        pretext,
+        make_model,
+        ViewDraw(augmentation),
+        seed=seed,
+        max_eval_rows=max_eval_rows,
+        second_views=pretext.second_pixel_values,
+    )
 
 
 def _keep(values: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
-"""What the objectives for images share: rows, normalisation, frozen features, pictures and how collapse is noticed.
+"""What the objectives for images share: rows, normalisation, measures, pictures and the export.
 
-A subclass says what is drawn at random for an image, what its loss is, and which pictures show it.
+A corpus and a `Pretext` (one file each: autoencoder, contrastive) enter; a `Task` leaves.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,18 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ViTImageProcessorPil
 
-from bert_pretrain.data.loader import TrainingStream, evaluation_batches, training_windows
+from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream, evaluation_batches
+from bert_pretrain.data.processes import compute_shared
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
-from bert_pretrain.evaluation.features import extract_features
 from bert_pretrain.evaluation.knn import knn_accuracy
 from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
-from bert_pretrain.images.collator import ImageCollator, ImagePlan, plan_images
+from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan, plan_images
 from bert_pretrain.images.corpus import ImageCorpus, image_card
 from bert_pretrain.models.image_encoder import embed
-from bert_pretrain.objectives.interface import Batch, LossTerm, Place, Window
+from bert_pretrain.objectives.interface import LossTerm, Task
 from bert_pretrain.publishing.export import (
     export_image_model,
     image_card_fields,
@@ -33,242 +35,321 @@ from bert_pretrain.publishing.export import (
     write_image_config,
 )
 
-# The online k-NN is a thermometer, not a result: bank and queries are bounded, and k and T are
-# those of Caron et al. 2021 (DINO, appendix).
+# The k-NN accuracy during training is a thermometer, not a result: bank and queries are bounded,
+# and k and T are those of Caron et al. 2021 (DINO, appendix).
 KNN_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
 MAX_BANK_IMAGES = 5000
 NUM_SHOWN = 10  # images in a picture
+MIN_MAP_POINTS = 3
+EMBEDDED_AT_ONCE = 256  # images of a forward pass in evaluation
 
 
-class ImageObjective(ABC):
-    """An `Objective` on an image corpus with one loss term, counted in images."""
+@dataclass(frozen=True, eq=False)
+class PixelScale:
+    """From stored pixels to what a model reads, and back.
 
-    unit = "images"
-    shown_file = "pictures.jsonl"
+    Attributes:
+        mean: float32 (C,), of pixels in [0, 1].
+        std: float32 (C,), above 0.
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images float (B, C, H, W) in [0, 1] as `pixel_values`."""
+        mean, std = self._on(images.device)
+        return (images - mean) / std
+
+    def denormalize(self, pixel_values: Tensor) -> NDArray[np.float32]:
+        """Return `pixel_values` as images for a picture, float32 (B, H, W, C) in [0, 1]."""
+        mean, std = self._on(pixel_values.device)
+        return channels_last((pixel_values.detach().float() * std + mean).clamp(0, 1))
+
+    def _on(self, device: torch.device) -> list[Tensor]:
+        values = (self.mean, self.std)
+        return [torch.as_tensor(value, device=device)[:, None, None] for value in values]
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """Return uint8 pixels as float32 in [0, 1]."""
+    return pixels.float() / 255
+
+
+def channels_last(images: Tensor) -> NDArray[np.float32]:
+    """Return float (B, C, H, W) in [0, 1] as an array (B, H, W, C) for pictures."""
+    return np.asarray(images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+class Pretext(ABC):
+    """What a model does with images while nobody gives it labels (a pretext task).
+
+    Attributes:
+        term: name of its loss.
+    """
+
     term: ClassVar[str]
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
+        """Run the model once and return the loss of a batch, a sum over images."""
+
+    @abstractmethod
+    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
+        """Draw what the model makes of a few held-out images."""
+
+    def triplet_figures(self, row: dict[str, Any]) -> dict[str, float]:
+        """Return what `collapse_warnings` is told of a triplet loss, if there is one."""
+        return {}
+
+
+@dataclass
+class ImageObjective:
+    """An `Objective` with one loss term, counted in images."""
+
+    training: TrainingStream[ImagePlan]
+    held_out: HeldOutRows
+    make_model: Callable[[], PreTrainedModel]
+    pretext: Pretext
+
+    def build_model(self) -> PreTrainedModel:
+        """Return the model to train."""
+        return self.make_model()
+
+    def target_counts(self, batch: Batch) -> dict[str, int]:
+        """Return the number of images."""
+        return {self.pretext.term: len(batch["image_ids"])}
+
+    def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
+        """Return the one loss of a batch."""
+        return {self.pretext.term: self.pretext.loss(model, batch)}
+
+
+class ImageMonitor:
+    """How embeddings of held-out images are spread, their k-NN accuracy, and pictures."""
+
+    shown_file = "pictures.jsonl"
 
     def __init__(
         self,
         corpus: ImageCorpus,
-        make_model: Callable[[], PreTrainedModel],
+        held_out: HeldOutRows,
+        pretext: Pretext,
         *,
         seed: int,
-        max_eval_rows: int,
-        num_workers: int,
+        baselines: Mapping[str, float],
+        second_views: Callable[[Batch], Tensor] | None,
     ) -> None:
-        """Choose the held-out rows.
+        """Keep what is measured.
 
         Args:
             corpus: the decoded images.
-            make_model: returns the model to train.
-            seed: of order and of all that is drawn.
-            max_eval_rows: most held-out images evaluated, a fixed random subset; 0 = all.
-            num_workers: worker processes that make batches.
+            held_out: all rows of its plan are evaluated.
+            pretext: draws the picture.
+            seed: of the choice of the k-NN's bank and of the maps.
+            baselines: numbers to compare the measures with.
+            second_views: returns `pixel_values` of another view of the images of a held-out batch;
+                None = there are no other views.
         """
-        self.corpus = corpus
-        self.data_card = image_card(corpus)
-        self.seed = seed
-        self.evaluated_images = _subset(corpus.validation_images, max_eval_rows, seed)
-        self.bank_images = _subset(corpus.train_images, MAX_BANK_IMAGES, seed)
-        self.processor = image_processor(
-            image_size=corpus.pixels.shape[1], mean=corpus.mean.tolist(), std=corpus.std.tolist()
-        )
-        self._make_model = make_model
-        self._num_workers = num_workers
-        self._stream: TrainingStream[ImagePlan] = TrainingStream(
-            lambda epoch: plan_images(corpus.train_images, seed=seed, epoch=epoch)
-        )
-
-    @abstractmethod
-    def draw(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Return the random numbers that the loss of images needs, a pure function of (seed, epoch, image).
-
-        Args:
-            images: int64 (B,), numbers in the corpus.
-            epoch: `EVALUATION_EPOCH` for held-out images.
-        """
-
-    @abstractmethod
-    def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        """Run the model once and return the loss of a batch as a sum over images; see `Objective`."""
-
-    @abstractmethod
-    def draw_batch(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
-        """Draw what the model makes of a batch of held-out images."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the key of the images."""
-        return {"images": self.corpus.manifest["key"]}
-
-    def build_model(self) -> PreTrainedModel:
-        """Return the model to train."""
-        return self._make_model()
-
-    def num_rows(self, epoch: int) -> int:
-        """Return the number of training images."""
-        return len(self.corpus.train_images)
-
-    def training_windows(
-        self,
-        place: Place,
-        *,
-        global_batch_size: int,
-        num_processes: int,
-        process_index: int,
-        num_micro_batches: int,
-    ) -> Iterator[Window]:
-        """Yield a process's share of window after window; see `Objective`."""
-        return training_windows(
-            self._stream,
-            ImageCollator(self.corpus, self.draw, evaluation=False),
-            place,
-            global_batch_size=global_batch_size,
-            num_processes=num_processes,
-            process_index=process_index,
-            num_micro_batches=num_micro_batches,
-            num_workers=self._num_workers,
-        )
-
-    def evaluation_batches(
-        self, *, batch_size: int, num_processes: int, process_index: int
-    ) -> Iterator[Batch]:
-        """Yield a process's share of the held-out batches; see `Objective`."""
-        return evaluation_batches(
-            ImagePlan(self.evaluated_images),
-            ImageCollator(self.corpus, self.draw, evaluation=True),
-            np.arange(len(self.evaluated_images)),
-            batch_size=batch_size,
-            num_processes=num_processes,
-            process_index=process_index,
-        )
-
-    def target_counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of images."""
-        return {self.term: len(batch["image_ids"])}
+        self._corpus = corpus
+        self._held_out = held_out
+        assert isinstance(held_out.plan, ImagePlan)
+        self._images = held_out.plan.images[held_out.rows]
+        self._bank = bank_images(corpus, seed)
+        self._pretext = pretext
+        self._seed = seed
+        self._baselines = dict(baselines)
+        self._second_views = second_views
 
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return how the held-out embeddings are spread, and the k-NN accuracy if the images have labels."""
+        """Return baselines, measures of collapse, and k-NN accuracy if images have labels."""
         encoder = model.plain_encoder()
-        features = self.features(encoder, self.evaluated_images)
-        found = collapse_measures(
-            torch.from_numpy(features), second_views=self.second_views(encoder)
-        )
-        return {k: v for k, v in vars(found).items() if v is not None} | self._knn(
-            encoder, features
-        )
-
-    def second_views(self, encoder: PreTrainedModel) -> Tensor | None:
-        """Return embeddings of other views of the held-out images, (N, D), if the objective has such."""
-        return None
+        features = self._features(encoder, self._images)
+        second = None
+        if self._second_views is not None:
+            second = torch.from_numpy(self._second_features(encoder, self._second_views))
+        found = collapse_measures(torch.from_numpy(features), second_views=second)
+        spread = {name: value for name, value in vars(found).items() if value is not None}
+        return self._baselines | spread | self._knn(encoder, features)
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
         """Return signs of collapse, once there were updates."""
-        return [] if row["step"] == 0 else collapse_warnings(self._measures_of(row))
+        if row["step"] == 0:
+            return []
+        known = {
+            name: row[name] for name in CollapseMeasures.__dataclass_fields__ if name in row
+        } | {"active_triplets": row.get(f"{self._pretext.term}_active_share")}
+        return collapse_warnings(CollapseMeasures(**known), **self._pretext.triplet_figures(row))
 
     def show(
-        self, model: PreTrainedModel, run_dir: Path, *, step: int
+        self, model: PreTrainedModel, run_dir: Path, *, step: int, is_last: bool
     ) -> tuple[str, list[dict[str, Any]]]:
-        """Draw what the model makes of held-out images, a map of their embeddings, and nearest neighbours."""
+        """Draw the pretext's picture, a map of the embeddings, and nearest neighbours."""
         folder = run_dir / "pictures" / f"step-{step:06d}"
-        batches = self.evaluation_batches(batch_size=NUM_SHOWN, num_processes=1, process_index=0)
-        self.draw_batch(
-            model, {key: value.to(model.device) for key, value in next(batches).items()}, folder
+        few = next(evaluation_batches(self._held_out, batch_size=NUM_SHOWN))
+        self._pretext.draw_picture(
+            model, {name: value.to(model.device) for name, value in few.items()}, folder
         )
-        self._draw_features(self.features(model.plain_encoder(), self.evaluated_images), folder)
+        features = self._features(model.plain_encoder(), self._images, is_shared=False)
+        self._draw_map(features, folder / "embeddings.png", is_last=is_last)
+        num_queries = min(NUM_SHOWN, len(self._images) // 2)
+        pixels = self._corpus.pixels
+        nearest_neighbours(
+            pixels[self._images[:num_queries]],
+            features[:num_queries],
+            pixels[self._images[num_queries:]],
+            features[num_queries:],
+            folder / "neighbours.png",
+        )
         return f"  pictures in {folder}", [{"folder": str(folder.relative_to(run_dir))}]
 
+    def _draw_map(self, features: NDArray[np.float32], path: Path, *, is_last: bool) -> None:
+        if len(features) < MIN_MAP_POINTS:
+            return
+        labels = self._corpus.labels
+        # The map that takes long (method="tsne") belongs to the last evaluation alone (is_last).
+        embedding_map(
+            features,
+            path,
+            labels=None if labels is None else labels[self._images],
+            label_names=self._corpus.label_names,
+            seed=self._seed,
+        )
+
+    def _features(
+        self, encoder: PreTrainedModel, images: NDArray[np.int64], *, is_shared: bool = True
+    ) -> NDArray[np.float32]:
+        """Return embeddings of images by number, float32 (N, D), without augmentation."""
+        scale = PixelScale(self._corpus.mean, self._corpus.std)
+
+        def pixel_values(begin: int, end: int) -> Tensor:
+            pixels = torch.from_numpy(np.asarray(self._corpus.pixels[images[begin:end]]))
+            return scale.normalize(unit_range(pixels.permute(0, 3, 1, 2).to(encoder.device)))
+
+        return embed_all(encoder, len(images), pixel_values, is_shared=is_shared)
+
+    def _second_features(
+        self, encoder: PreTrainedModel, second_views: Callable[[Batch], Tensor]
+    ) -> NDArray[np.float32]:
+        """Return embeddings of other views of the held-out images, float32 (N, D)."""
+        held_out = self._held_out
+
+        def pixel_values(begin: int, end: int) -> Tensor:
+            chunk = held_out.rows[begin:end]
+            batch = held_out.collator.collate([(0, chunk, held_out.plan.take(chunk))])
+            return second_views({name: value.to(encoder.device) for name, value in batch.items()})
+
+        return embed_all(encoder, len(held_out.rows), pixel_values, is_shared=True)
+
+    def _knn(self, encoder: PreTrainedModel, features: NDArray[np.float32]) -> dict[str, float]:
+        """Return the k-NN accuracy of held-out images with labels, if there are any."""
+        labels = self._corpus.labels
+        if labels is None:
+            return {}
+        bank = self._bank[labels[self._bank] >= 0]
+        query_labels = labels[self._images]
+        is_labelled = query_labels >= 0
+        if len(bank) == 0 or not is_labelled.any():
+            return {}
+        result = knn_accuracy(
+            self._features(encoder, bank),
+            labels[bank],
+            features[is_labelled],
+            query_labels[is_labelled],
+            k=KNN_NEIGHBOURS,
+            temperature=KNN_TEMPERATURE,
+        )
+        return {"knn_accuracy": result.accuracy}
+
+
+@dataclass
+class ImageExporter:
+    """Writes the encoder as stock transformers loads it, and the whole model beside it."""
+
+    processor: ViTImageProcessorPil
+    data_card: str
+
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
-        """Write what a checkpoint needs beside the weights."""
+        """Write configuration and image processor into a checkpoint's folder."""
         write_image_config(model, self.processor, directory)
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
-        """Write the encoder as stock transformers loads it, and the whole model in a folder of its own."""
+        """Write the encoder, and the whole model in a folder of its own."""
         export_image_model(model, self.processor, directory)
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the model card says of the exported model."""
         return image_card_fields(model, self.processor)
 
-    def _measures_of(self, row: dict[str, Any]) -> CollapseMeasures:
-        names = CollapseMeasures.__dataclass_fields__
-        active = row.get(f"{self.term}_active_share")
-        return CollapseMeasures(
-            **{name: row[name] for name in names if name in row} | {"active_triplets": active}
-        )
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return images float (B, C, H, W) in [0, 1] as `pixel_values`: minus the mean, over the deviation."""
-        mean, std = self._mean_and_std(images.device)
-        return (images - mean) / std
+def image_task(
+    corpus: ImageCorpus,
+    pretext: Pretext,
+    make_model: Callable[[], PreTrainedModel],
+    draw: ImageDraw,
+    *,
+    seed: int,
+    max_eval_rows: int,
+    baselines: Mapping[str, float] | None = None,
+    second_views: Callable[[Batch], Tensor] | None = None,
+) -> Task:
+    """Return what is learnt from an image corpus.
 
-    def denormalize(self, pixel_values: Tensor) -> NDArray[np.float32]:
-        """Return `pixel_values` as images for a picture, float32 (B, H, W, C), clipped to [0, 1]."""
-        mean, std = self._mean_and_std(pixel_values.device)
-        return channels_last((pixel_values.detach().float() * std + mean).clamp(0, 1))
+    Args:
+        corpus: the decoded images.
+        pretext: what the model does with them.
+        make_model: returns the model to train.
+        draw: the random numbers that the pretext's loss needs.
+        seed: of the order of images and of the choice of those evaluated.
+        max_eval_rows: most held-out images evaluated, a fixed random subset; 0 = all.
+        baselines: numbers that every evaluation shows.
+        second_views: see `ImageMonitor`.
 
-    def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return them as float32 (C, 1, 1)."""
-        mean, std = (torch.as_tensor(x, device=device) for x in (self.corpus.mean, self.corpus.std))
-        return mean[:, None, None], std[:, None, None]
+    Raises:
+        InputError: a single image would be evaluated, of which no spread can be measured.
+    """
+    if max_eval_rows == 1:
+        raise InputError.out_of_range("max_eval_rows", 1, "0 (all) or at least 2 for images")
 
-    def features(self, encoder: PreTrainedModel, images: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the encoder's embeddings of images by number, float32 (N, D), without augmentation."""
-        return extract_features(
-            _Embedder(encoder),
-            self.corpus.pixels[images],
-            self.corpus.mean.tolist(),
-            self.corpus.std.tolist(),
-            batch_size=256,
-            device=encoder.device,
-        )
+    def plan(epoch: int) -> ImagePlan:
+        return plan_images(corpus.train_images, seed=seed, epoch=epoch)
 
-    def _knn(self, encoder: PreTrainedModel, features: NDArray[np.float32]) -> dict[str, float]:
-        """Return the k-NN accuracy of the held-out images' features, if the images have labels."""
-        labels = self.corpus.labels
-        if labels is None:
-            return {}
-        bank, queries = self.bank_images, self.evaluated_images
-        is_labelled = labels[queries] >= 0
-        bank = bank[labels[bank] >= 0]
-        result = knn_accuracy(
-            self.features(encoder, bank),
-            labels[bank],
-            features[is_labelled],
-            labels[queries][is_labelled],
-            k=KNN_NEIGHBOURS,
-            temperature=KNN_TEMPERATURE,
-        )
-        return {"knn_accuracy": result.accuracy}
-
-    def _draw_features(self, features: NDArray[np.float32], folder: Path) -> None:
-        corpus, images = self.corpus, self.evaluated_images
-        labels = None if corpus.labels is None else corpus.labels[images]
-        embedding_map(
-            features,
-            folder / "embeddings.png",
-            labels=labels,
-            label_names=corpus.label_names,
-            seed=self.seed,
-        )
-        num_queries = min(NUM_SHOWN, len(images) // 2)
-        nearest_neighbours(
-            corpus.pixels[images[:num_queries]],
-            features[:num_queries],
-            corpus.pixels[images[num_queries:]],
-            features[num_queries:],
-            folder / "neighbours.png",
-        )
+    training = TrainingStream(
+        plan,
+        ImageCollator(corpus, draw, evaluation=False),
+        identity={"images": corpus.manifest["key"]},
+    )
+    evaluated = evaluated_images(corpus, max_eval_rows, seed)
+    held_out = HeldOutRows(
+        ImagePlan(evaluated),
+        np.arange(len(evaluated)),
+        ImageCollator(corpus, draw, evaluation=True),
+    )
+    processor = image_processor(
+        image_size=corpus.pixels.shape[1], mean=corpus.mean.tolist(), std=corpus.std.tolist()
+    )
+    return Task(
+        ImageObjective(training, held_out, make_model, pretext),
+        ImageMonitor(
+            corpus,
+            held_out,
+            pretext,
+            seed=seed,
+            baselines=baselines or {},
+            second_views=second_views,
+        ),
+        ImageExporter(processor, image_card(corpus)),
+    )
 
 
-class _Embedder(torch.nn.Module):
-    """Calls `embed`, for functions that take a model which returns embeddings."""
+def evaluated_images(corpus: ImageCorpus, max_eval_rows: int, seed: int) -> NDArray[np.int64]:
+    """Return the held-out images that are evaluated, int64 (N,), in random order."""
+    return _subset(corpus.validation_images, max_eval_rows, seed)
 
-    def __init__(self, encoder: PreTrainedModel) -> None:
-        super().__init__()
-        self.encoder = encoder
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return embed(self.encoder, pixel_values)
+def bank_images(corpus: ImageCorpus, seed: int) -> NDArray[np.int64]:
+    """Return the training images that baselines are computed from, int64 (N,)."""
+    return _subset(corpus.train_images, MAX_BANK_IMAGES, seed)
 
 
 def _subset(images: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
@@ -277,6 +358,44 @@ def _subset(images: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int6
     return images[order[: limit or len(order)]]
 
 
-def channels_last(images: Tensor) -> NDArray[np.float32]:
-    """Return float (B, C, H, W) in [0, 1] as an array (B, H, W, C) for pictures."""
-    return np.asarray(images.permute(0, 2, 3, 1).cpu().numpy())
+@torch.no_grad()
+def embed_all(
+    encoder: PreTrainedModel,
+    num_images: int,
+    pixel_values: Callable[[int, int], Tensor],
+    *,
+    is_shared: bool,
+) -> NDArray[np.float32]:
+    """Return the embeddings of images in evaluation mode, float32 (N, D).
+
+    Args:
+        encoder: as `embed` takes it; its mode is put back.
+        num_images: N, at least 1.
+        pixel_values: returns the input for images from a number to before another, on the device.
+        is_shared: whether all processes call this and share the work. The result is the same, since
+            the same images are together in a forward pass.
+
+    Raises:
+        TrainingError: an embedding is not finite.
+    """
+
+    def compute(begin: int, end: int) -> Tensor:
+        starts = range(begin, end, EMBEDDED_AT_ONCE)
+        inputs = (pixel_values(first, min(first + EMBEDDED_AT_ONCE, end)) for first in starts)
+        return torch.cat([embed(encoder, values).float() for values in inputs])
+
+    was_training = encoder.training
+    encoder.eval()
+    if is_shared:
+        rows = compute_shared(compute, num_images, rows_per_block=EMBEDDED_AT_ONCE)
+    else:
+        rows = compute(0, num_images)
+    encoder.train(was_training)
+    features: NDArray[np.float32] = rows.cpu().numpy()
+    num_bad = int((~np.isfinite(features).all(axis=1)).sum())
+    if num_bad:
+        raise TrainingError(
+            f"the embeddings of {num_bad:,} of {num_images:,} images are not finite: the encoder "
+            "has diverged; lower `learning_rate`"
+        )
+    return features

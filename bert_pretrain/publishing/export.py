@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from bert_pretrain.data.atomic import atomic_folder
-from bert_pretrain.models.image_encoder import PRETRAINING_FOLDER
+from bert_pretrain.models.pretraining_model import PRETRAINING_FOLDER
 
 # Number of channels -> its name in prose, and Pillow's mode.
 _CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}

@@ -12,9 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bert_pretrain.data.processes import gather_rows
-from bert_pretrain.losses.nt_xent import nt_xent_loss
-from bert_pretrain.losses.triplet import triplet_loss
+from bert_pretrain.data.processes import compute_shared, gather_rows
+from bert_pretrain.losses.contrastive import nt_xent_loss, triplet_loss
 
 # Rows of each process; both splits over 3 processes are measured by the same processes.
 SPLITS = {"2 equal": [4, 4], "3 unequal": [4, 1, 3], "3 with an empty one": [5, 0, 3]}
@@ -116,6 +115,20 @@ def check_gather_alone(rank: int, counts: list[int]) -> dict[str, Any]:
     }
 
 
+def check_shared_work() -> dict[int, tuple[list[tuple[int, int]], Tensor]]:
+    """Share out rows in blocks of 4, by number of rows: what this process computed, and all rows."""
+    found = {}
+    for num_rows in (1, 4, 6, 41):
+        calls = []
+
+        def compute(begin: int, end: int, calls: Any = calls) -> Tensor:
+            calls.append((begin, end))
+            return torch.arange(begin, end).square()[:, None].float().requires_grad_()
+
+        found[num_rows] = (calls, compute_shared(compute, num_rows, rows_per_block=4))
+    return found
+
+
 def work(rank: int, splits: dict[str, list[int]], folder: str, port: int) -> None:
     """Run as one of several processes and leave the results in a file."""
     torch.set_num_threads(1)
@@ -135,7 +148,11 @@ def work(rank: int, splits: dict[str, list[int]], folder: str, port: int) -> Non
         results: dict[str, Any] = {
             key: measure(model, batch, g, num_processes) for key, g in variants.items()
         }
-        results |= {"world_size": dist.get_world_size(), "alone": check_gather_alone(rank, counts)}
+        results |= {
+            "world_size": dist.get_world_size(),
+            "alone": check_gather_alone(rank, counts),
+            "shared": check_shared_work(),
+        }
         torch.save(results, f"{folder}/{name} {rank}.pt")
     dist.barrier()  # a process that leaves early closes the connections of the others
     dist.destroy_process_group()
@@ -221,6 +238,34 @@ def test_rows_arrive_in_rank_order_and_gradients_are_summed_over_ranks(
         assert torch.equal(alone["ids"], numbers)
         assert torch.equal(alone["gradient"], expected_gradient[end - count : end])
         assert alone["num_collectives"] == (1, 2)  # counts that are known are not asked for
+
+
+def test_shared_work_is_done_once_in_whole_blocks_and_all_get_all_of_it(
+    processes: tuple[list[int], list[Any]],
+) -> None:
+    _, results = processes
+    for num_rows in (1, 4, 6, 41):
+        expected = torch.arange(num_rows).square()[:, None].float()
+        parts = []
+        for result in results:
+            ((call,), rows) = result["shared"][num_rows]
+            assert torch.equal(rows, expected)
+            assert not rows.requires_grad
+            parts.append(call)
+        # Processes without a block compute one row to learn its shape.
+        busy = [part for part in parts if part != (0, 1)] or [(0, 1)]
+        assert [begin for begin, _ in busy] == [0, *(end for _, end in busy[:-1])]
+        assert busy[-1][1] == num_rows
+        assert all(begin % 4 == 0 for begin, _ in busy)
+        if num_rows == 41:
+            assert len(busy) == len(results)
+            longest = max(end - begin for begin, end in busy)
+            assert longest <= 4 * -(-11 // len(results))  # 11 blocks
+
+
+def test_shared_work_of_one_process_is_done_at_once() -> None:
+    rows = compute_shared(lambda begin, end: torch.arange(begin, end), 9, rows_per_block=4)
+    assert rows.tolist() == list(range(9))
 
 
 def test_a_process_alone_gets_its_rows_back() -> None:

@@ -21,7 +21,7 @@ from bert_pretrain.evaluation.collapse import (
     embedding_std,
     uniformity,
 )
-from bert_pretrain.losses.triplet import Negatives, triplet_loss
+from bert_pretrain.losses.contrastive import Negatives, triplet_loss
 
 HEALTHY = CollapseMeasures(
     embedding_dim=64,

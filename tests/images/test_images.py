@@ -434,7 +434,7 @@ def test_a_bad_image_is_named_or_skipped(open_here: Open, tmp_path: Path, name: 
     content, reason = BAD[name]
     folder = write_flat(tmp_path / "f", good_files() | {name: content})
     with pytest.raises(
-        InputError, match=rf"{name} cannot be decoded \(.*{reason}.*--on_bad_image skip"
+        InputError, match=rf"{name} cannot be decoded \(.*{reason}.*`on_bad_image` skip"
     ):
         open_here(folder)
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
@@ -680,49 +680,49 @@ FLOATS = Features({"image": Image(), "label": Value("float32")})
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "validation_share 0": (
         {"dataset_name": "digits", "validation_share": 0.0},
-        "--validation_share",
+        "`validation_share`",
     ),
     "validation_share 1": (
         {"dataset_name": "digits", "validation_share": 1.0},
-        "--validation_share",
+        "`validation_share`",
     ),
     "all held out": (
         {"dataset_name": "digits", "validation_share": 0.9999},
-        "1797 images.*--validation_share",
+        "1797 images.*`validation_share`",
     ),
     "num_channels": (
         {"dataset_name": "digits", "num_channels": 2},
-        "num_channels is 2.*--num_channels",
+        "num_channels is 2.*`num_channels`",
     ),
-    "image_size": ({"dataset_name": "digits", "image_size": -1}, "image_size is -1.*--image_size"),
-    "no file": ({"data_files": ["nowhere*.parquet"]}, r"nowhere\*.*--data_files"),
+    "image_size": ({"dataset_name": "digits", "image_size": -1}, "image_size is -1.*`image_size`"),
+    "no file": ({"data_files": ["nowhere*.parquet"]}, r"nowhere\*.*`data_files`"),
     "no parquet": (
         {"data_files": ["text.parquet"]},
-        r"text\.parquet is not a Parquet file.*--data_files",
+        r"text\.parquet is not a Parquet file.*`data_files`",
     ),
-    "no data set": ({"dataset_name": "nowhere/nothing"}, "nowhere/nothing.*--dataset_name"),
-    "empty folder": ({"dataset_name": "empty"}, "empty holds no images.*--dataset_name"),
-    "few": ({"dataset_name": "few"}, "holds 3 distinct images.*1 duplicates.*--dataset_name"),
+    "no data set": ({"dataset_name": "nowhere/nothing"}, "nowhere/nothing.*`dataset_name`"),
+    "empty folder": ({"dataset_name": "empty"}, "empty holds no images.*`dataset_name`"),
+    "few": ({"dataset_name": "few"}, "holds 3 distinct images.*1 duplicates.*`dataset_name`"),
     "all bad": (
         {"dataset_name": "bad", "on_bad_image": "skip"},
         r"holds 0 distinct.*bad/0\.png \(no image in",
     ),
     "image column": (
         {"data_files": ["a.parquet"], "image_column": "img"},
-        "no column 'img'; it has 'image', 'label'.*--image_column",
+        "no column 'img'; it has 'image', 'label'.*`image_column`",
     ),
     "no images": (
         {"data_files": ["a.parquet"], "image_column": "label"},
-        "holds float.*--image_column",
+        "holds float.*`image_column`",
     ),
-    "labels": ({"data_files": ["a.parquet"]}, "'label' of .*a.parquet holds float.*--label_column"),
+    "labels": ({"data_files": ["a.parquet"]}, "'label' of .*a.parquet holds float.*`label_column`"),
     "label column": (
         {"data_files": ["a.parquet"], "label_column": "kind"},
-        "no column 'kind'; it has 'image', 'label'.*--label_column",
+        "no column 'kind'; it has 'image', 'label'.*`label_column`",
     ),
     "class number": (
         {"data_files": ["b.parquet"]},
-        "row 2 of b.parquet has the label 100000.*--label_column",
+        "row 2 of b.parquet has the label 100000.*`label_column`",
     ),
 }
 

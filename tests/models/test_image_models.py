@@ -40,13 +40,18 @@ from bert_pretrain.models.image_encoder import (
     embed,
     embedding_width,
     encoder_from_config,
+    sincos_positions,
 )
-from bert_pretrain.models.image_encoder_config import SIZES, image_encoder_config, vit_patch_size
-from bert_pretrain.models.initialisation import sincos_positions
+from bert_pretrain.models.image_encoder_config import (
+    IMAGE_SIZES,
+    image_encoder_config,
+    vit_patch_size,
+)
 from bert_pretrain.models.masked_autoencoder import (
     MaskedAutoencoder,
     build_masked_autoencoder,
     check_mask_ratio,
+    count_patches,
 )
 
 SIZE, CHANNELS, ROWS = 16, 3, 5
@@ -184,7 +189,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", IMAGE_SIZES)
 def test_a_named_size_has_the_stated_number_of_parameters(name: str) -> None:
     with torch.device("meta"):
         encoder = encoder_from_config(image_encoder_config(name, image_size=32, num_channels=3))
@@ -214,7 +219,7 @@ def test_convolutional_sizes_take_small_images(name: str, image_size: int) -> No
         image_encoder_config(name, image_size=image_size, num_channels=1)
     ).eval()
     embedding = embed(encoder, images(rows=1, channels=1, size=image_size))
-    assert embedding.shape == (1, SIZES[name]["hidden_sizes"][-1]) and embedding.std() > 0
+    assert embedding.shape == (1, IMAGE_SIZES[name]["hidden_sizes"][-1]) and embedding.std() > 0
 
 
 def test_no_patch_for_a_prime_image_size() -> None:
@@ -448,6 +453,21 @@ def test_integer_ranks_give_the_masks_of_the_noise_they_rank(tmp_path: Path) -> 
     noise = noise_for(model, ROWS)
     ranks = noise.argsort(dim=1).argsort(dim=1)
     assert torch.equal(model(images(), noise).mask, model(images(), ranks).mask)
+
+
+@pytest.mark.parametrize("source", ["size", "configuration", "encoder", "masked autoencoder"])
+def test_patches_are_counted_before_the_model_is_built(tmp_path: Path, source: str) -> None:
+    flags = small_flags(tmp_path / "config")
+    if source == "size":
+        flags["config_name"] = "vit-mini"
+    elif source != "configuration":
+        model = build_masked_autoencoder(**flags, mask_ratio=0.75)
+        saved = model if source == "masked autoencoder" else model.plain_encoder().base_model
+        saved.save_pretrained(tmp_path / "saved")
+        flags["model_name_or_path"] = str(tmp_path / "saved")
+    expected = build_masked_autoencoder(**flags, mask_ratio=0.75).num_patches
+    del flags["dropout"]
+    assert count_patches(**flags) == expected
 
 
 def test_removed_pixels_do_not_reach_the_prediction(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""The triplet loss of contrastive learning, as a sum.
+"""The losses of contrastive learning, triplet and NT-Xent, as sums.
 
-It compares the rows of this process (anchors) with those of all processes (candidates, see
-`bert_pretrain.data.processes.gather_rows`); summed over processes it is the loss of the joint
-batch. The contrastive objective calls it.
+They compare the rows of this process (anchors) with those of all processes (candidates, see
+`bert_pretrain.data.processes.gather_rows`). Summed over processes they are the loss of the joint
+batch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from bert_pretrain.errors import InputError
-from bert_pretrain.losses.distances import Distance, distance_matrix, pairwise_distance
-from bert_pretrain.losses.precision import in_float32
+from bert_pretrain.losses.distances import (
+    Distance,
+    distance_matrix,
+    in_float32,
+    normalize_rows,
+    pairwise_distance,
+)
 
 Negatives: TypeAlias = Literal["random", "semi_hard", "hard", "all"]
 Reduction: TypeAlias = Literal["mean", "mean_positive"]
@@ -23,7 +27,7 @@ Reduction: TypeAlias = Literal["mean", "mean_positive"]
 
 @dataclass(frozen=True)
 class TripletTerms:
-    """The triplet loss of this process's anchors, and what is worth watching; all tensors are 0-dim.
+    """The triplet loss of this process's anchors, and its parts; all tensors are 0-dim.
 
     Attributes:
         sum: float32 with gradient, the sum of all terms.
@@ -62,18 +66,16 @@ def triplet_loss(
 
     - `random`: one of the negatives, each with the same probability (the classic formula).
     - `semi_hard`: the closest negative that is farther away than the positive; where there is none
-      the farthest negative (as TensorFlow's addon; others drop the anchor). Dropped anchors would
-      be those that err most; when all embeddings are equal it would be all of them, and the
-      collapse would show as a perfect loss of 0 instead of the margin; and the number of terms
-      would be unknown before the forward pass.
+      the farthest negative (as TensorFlow's addon). To drop such anchors, as others do, would drop
+      those that err most: with equal embeddings all of them, and the collapse would show as a
+      perfect loss of 0 instead of the margin.
     - `hard`: the closest negative. Known to collapse in self-supervised training.
     - `all`: every negative, a term each.
 
     An anchor without any negative contributes nothing and is not counted. Embeddings are taken as
-    they are, see `normalize_rows`. For the formula as it stands, pass the gathered anchors as
-    candidates: with the gathered positives instead, every embedding is a positive and a negative
-    equally often with `all`, and the gradient of `l2` vanishes, too, where all embeddings are
-    equal.
+    they are, see `normalize_rows`. The candidates are the gathered anchors, as in the formula. With
+    the gathered positives and `all`, every embedding would be a positive and a negative equally
+    often, and the gradient of `l2`, too, would vanish where all embeddings are equal.
 
     Args:
         anchors: (b, D), e1 of this process's images.
@@ -88,18 +90,11 @@ def triplet_loss(
         offsets: int64 (b,), for `random`: uniform in [0, 2^62), decide which negative is taken,
             counted in the order of the candidates.
 
-    Raises:
-        InputError: the margin is not above 0.
-
     Source:
         Schroff et al. 2015 (FaceNet), equation 1 and section 3.2, where d is `l2_squared` of
         normalised rows.
     """
-    if margin <= 0:
-        raise InputError(
-            f"margin is {margin} but must be above 0, or equal embeddings are a perfect solution",
-            advice="raise `margin`",
-        )
+    assert margin > 0, "equal embeddings would be a perfect solution"
     is_negative = anchor_ids[:, None] != candidate_ids  # (b, N)
     positive = pairwise_distance(anchors, positives, distance)
     if negatives == "all":
@@ -134,13 +129,12 @@ def _choose_negatives(
     negatives: Negatives,
     offsets: Tensor | None,
 ) -> Tensor:
-    """Return the index of one candidate for each anchor, int64 (b,); any index where none is a negative."""
+    """Return a candidate's index for each anchor, int64 (b,); any where it has no negative."""
     if negatives == "random":
         assert offsets is not None, "random negatives need offsets"
         number = offsets % is_negative.sum(dim=1).clamp(min=1)
-        is_before = (
-            is_negative.cumsum(dim=1) <= number[:, None]
-        )  # (b, N), ahead of the negative of that number
+        # (b, N), ahead of the negative of that number
+        is_before = is_negative.cumsum(dim=1) <= number[:, None]
         return is_before.sum(dim=1).clamp(max=len(candidates) - 1)
     distances = distance_matrix(anchors, candidates, distance)
     if negatives == "hard":
@@ -152,7 +146,7 @@ def _choose_negatives(
 
 
 def reduction_factor(reduction: Reduction, *, num_terms: Tensor, num_active: Tensor) -> Tensor:
-    """Return what to multiply a sum of terms with, so that dividing it by `num_terms` gives the wanted mean.
+    """Return the factor of a sum of terms whose quotient by `num_terms` is the wanted mean.
 
     `mean` is over all terms, `mean_positive` over those above zero: then the gradient does not fade
     as more and more triplets are satisfied. It is 0 when none is left.
@@ -168,3 +162,62 @@ def reduction_factor(reduction: Reduction, *, num_terms: Tensor, num_active: Ten
     if reduction == "mean":
         return torch.ones((), device=num_terms.device)
     return num_terms.float() / num_active.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class NTXentTerms:
+    """The NT-Xent loss of this process's views; all tensors are 0-dim.
+
+    Attributes:
+        sum: float32 with gradient, the sum of all terms.
+        num_terms: how many there are: two for each image.
+        num_correct: int64, views that are more similar to their partner than to any negative.
+    """
+
+    sum: Tensor
+    num_terms: int
+    num_correct: Tensor
+
+
+@in_float32
+def nt_xent_loss(
+    views: Tensor,
+    candidates: Tensor,
+    *,
+    view_ids: Tensor,
+    candidate_ids: Tensor,
+    temperature: float,
+) -> NTXentTerms:
+    """Find the other view of an image among the views of other images.
+
+    Each of the 2b views is an anchor. Its term is -log(exp(s+ / T) / (exp(s+ / T) + sum over
+    negatives exp(s- / T))) with cosine similarities s; the negatives are both views of every other
+    image. All copies of the anchor's own image are left out, however often it occurs. The loss is
+    the sum divided by the number of views, 2 per image (the original code divides by the number of
+    images). Without any negative a term is 0.
+
+    Args:
+        views: (b, 2, D), embeddings of the two views of this process's images; normalised here.
+        candidates: (N, 2, D), those of all processes, this one's among them.
+        view_ids: int64 (b,), which image a row shows.
+        candidate_ids: int64 (N,).
+        temperature: T, above 0; SimCLR takes 0.1 to 0.5.
+
+    Source:
+        Chen et al. 2020 (SimCLR), equation 1 and algorithm 1.
+    """
+    assert temperature > 0
+    normalized = normalize_rows(views)
+    anchors = normalized.flatten(0, 1)  # (b, 2, D) -> (2b, D)
+    partners = normalized.flip(1).flatten(0, 1)
+    others = normalize_rows(candidates).flatten(0, 1)  # (N, 2, D) -> (2N, D)
+    view_ids, candidate_ids = (ids.repeat_interleave(2) for ids in (view_ids, candidate_ids))
+    is_own = view_ids[:, None] == candidate_ids  # (2b, 2N)
+    positive_logits = (anchors * partners).sum(dim=1) / temperature
+    negative_logits = (anchors @ others.T / temperature).masked_fill(is_own, -torch.inf)
+    logits = torch.cat([positive_logits[:, None], negative_logits], dim=1)  # (2b, 1 + 2N)
+    return NTXentTerms(
+        sum=(logits.logsumexp(dim=1) - positive_logits).sum(),
+        num_terms=2 * len(views),
+        num_correct=(positive_logits > negative_logits.amax(dim=1)).sum(),
+    )

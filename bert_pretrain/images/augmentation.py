@@ -1,0 +1,263 @@
+"""How images may be changed, and the numbers that say how one view of an image is changed.
+
+An `AugmentationRule` and uniform random numbers enter; a table of parameters leaves, which
+`bert_pretrain.images.views` applies.
+
+Source: Chen et al. 2020 (SimCLR), appendix A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bert_pretrain.errors import InputError
+
+_NUM_CROP_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
+_NO_SOLARIZATION = 2.0  # a threshold that no pixel in [0, 1] reaches
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationRule:
+    """How often and how strongly to change an image; a field left at its default does nothing.
+
+    `dataclasses.replace(PRESETS["simclr"], flip_prob=0.0)` is SimCLR for digits, which a flip would
+    make unreadable.
+
+    Attributes:
+        crop_area: Smallest and largest share of the image that is cropped and resized back, in (0,
+            1].
+        crop_aspect: Smallest and largest width / height of the crop, positive; drawn log-uniformly.
+        flip_prob: Probability of a horizontal flip.
+        rotation_prob: Probability of a rotation.
+        rotation_degrees: Largest rotation to either side; past the image's edge its mirror image is
+            seen.
+        jitter_prob: Probability of changing brightness, contrast, saturation and hue, in random
+            order.
+        brightness: The factor is drawn from [max(0, 1 - brightness), 1 + brightness].
+        contrast: As brightness.
+        saturation: As brightness.
+        hue: Hues are turned by an angle from [-hue, hue], in full turns, at most 0.5.
+        grayscale_prob: Probability of grey, in all colour channels.
+        blur_prob: Probability of a Gaussian blur; its kernel is about a tenth of the image wide, so
+            images of less than 20 pixels are not blurred.
+        blur_sigma: Smallest and largest standard deviation of the blur, pixels.
+        solarize_prob: Probability of inverting bright values.
+        solarize_threshold: Values of at least this are inverted, in [0, 1].
+        inversion_prob: Probability of inverting all colours.
+
+    Raises:
+        InputError: A probability or range is impossible.
+    """
+
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
+    flip_prob: float = 0.0
+    rotation_prob: float = 0.0
+    rotation_degrees: float = 0.0
+    jitter_prob: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grayscale_prob: float = 0.0
+    blur_prob: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_prob: float = 0.0
+    solarize_threshold: float = 0.5
+    inversion_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check probabilities and ranges."""
+        largest = {
+            **{name: 1.0 for name in vars(self) if name.endswith("_prob")},
+            "solarize_threshold": 1.0,
+            "hue": 0.5,
+            "rotation_degrees": 180.0,
+            **{name: float("inf") for name in ("brightness", "contrast", "saturation")},
+        }
+        for name, upper in largest.items():
+            value = getattr(self, name)
+            if not 0 <= value <= upper:
+                raise InputError(
+                    f"{name} of the augmentation is {value} but must lie in [0, {upper:g}]"
+                )
+        unbounded = float("inf")
+        ranges = {"crop_area": 1.0, "crop_aspect": unbounded, "blur_sigma": unbounded}
+        for name, upper in ranges.items():
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= upper:
+                raise InputError(
+                    f"{name} of the augmentation is ({low}, {high}) but must be two ascending "
+                    f"values in (0, {upper:g}]"
+                )
+
+    @property
+    def crops_or_flips(self) -> bool:
+        """Whether any crop or flip is possible."""
+        return self.crop_area[0] < 1 or self.crop_aspect != (1.0, 1.0) or self.flip_prob > 0
+
+
+def _simclr(strength: float, *, blur_prob: float) -> AugmentationRule:
+    return AugmentationRule(
+        crop_area=(0.08, 1.0),
+        crop_aspect=(3 / 4, 4 / 3),
+        flip_prob=0.5,
+        jitter_prob=0.8,
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        grayscale_prob=0.2,
+        blur_prob=blur_prob,
+    )
+
+
+PRESETS: dict[str, AugmentationRule] = {
+    "basic": AugmentationRule(
+        crop_area=(0.4, 1.0),
+        crop_aspect=(3 / 4, 4 / 3),
+        rotation_prob=1.0,
+        rotation_degrees=15.0,
+        inversion_prob=0.5,
+    ),
+    "simclr": _simclr(1.0, blur_prob=0.5),
+    "simclr_small": _simclr(0.5, blur_prob=0.0),  # SimCLR's setting for CIFAR-10, 32 x 32
+}
+
+
+class Parameter(IntEnum):
+    """Columns of the table that `draw` returns.
+
+    Crops are in shares of the image, `FLIP`, `GRAYSCALE` and `INVERSION` are 0 or 1, `ANGLE` is in
+    degrees counter-clockwise, `HUE` in turns, `*_RANK` the place 0..3 of an operation in the
+    jitter, `BLUR_SIGMA` in pixels (0 = no blur); the factors leave an image unchanged at 1, the
+    threshold at 2.
+    """
+
+    CROP_LEFT = 0
+    CROP_TOP = 1
+    CROP_WIDTH = 2
+    CROP_HEIGHT = 3
+    FLIP = 4
+    ANGLE = 5
+    BRIGHTNESS = 6
+    CONTRAST = 7
+    SATURATION = 8
+    HUE = 9
+    BRIGHTNESS_RANK = 10
+    CONTRAST_RANK = 11
+    SATURATION_RANK = 12
+    HUE_RANK = 13
+    GRAYSCALE = 14
+    BLUR_SIGMA = 15
+    SOLARIZE_THRESHOLD = 16
+    INVERSION = 17
+
+
+class _Number(IntEnum):
+    """What each uniform number of a view decides; another order would change every run."""
+
+    CROP_LEFT = 0
+    CROP_TOP = 1
+    FLIP = 2
+    IS_ROTATED = 3
+    ANGLE = 4
+    IS_JITTERED = 5
+    BRIGHTNESS = 6
+    CONTRAST = 7
+    SATURATION = 8
+    HUE = 9
+    ORDER = 10  # four of them
+    GRAYSCALE = 14
+    IS_BLURRED = 15
+    BLUR_SIGMA = 16
+    SOLARIZE = 17
+    INVERSION = 18
+    CROP_ATTEMPTS = 19  # pairs of area and aspect, to the end
+
+
+NUM_DRAWS = _Number.CROP_ATTEMPTS + 2 * _NUM_CROP_ATTEMPTS
+
+
+def draw_parameters(rule: AugmentationRule, draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn uniform draws into the parameters of one view of every image.
+
+    Args:
+        rule: how often and how strongly images change.
+        draws: (B, `NUM_DRAWS`), independent, in [0, 1).
+
+    Returns:
+        (B, P), columns as named by `Parameter`.
+    """
+    table = np.zeros((len(draws), len(Parameter)), dtype=np.float64)
+    _draw_geometry(table, draws, rule)
+    _draw_jitter(table, draws, rule)
+    table[:, Parameter.GRAYSCALE] = draws[:, _Number.GRAYSCALE] < rule.grayscale_prob
+    sigma = _scaled(draws[:, _Number.BLUR_SIGMA], *rule.blur_sigma)
+    is_blurred = draws[:, _Number.IS_BLURRED] < rule.blur_prob
+    table[:, Parameter.BLUR_SIGMA] = np.where(is_blurred, sigma, 0.0)
+    is_solarized = draws[:, _Number.SOLARIZE] < rule.solarize_prob
+    table[:, Parameter.SOLARIZE_THRESHOLD] = np.where(
+        is_solarized, rule.solarize_threshold, _NO_SOLARIZATION
+    )
+    table[:, Parameter.INVERSION] = draws[:, _Number.INVERSION] < rule.inversion_prob
+    return table
+
+
+def _draw_geometry(
+    table: NDArray[np.float64], draws: NDArray[np.float64], rule: AugmentationRule
+) -> None:
+    """Fill in crop, flip and angle.
+
+    Every crop has ten attempts of its own at an area and an aspect that fit into the image. One
+    whose attempts all fail gets the whole image, narrowed to the nearest allowed aspect. Boxes are
+    not rounded to whole pixels.
+    """
+    areas = _scaled(draws[:, _Number.CROP_ATTEMPTS :: 2], *rule.crop_area)  # (B, attempts)
+    aspects = np.exp(_scaled(draws[:, _Number.CROP_ATTEMPTS + 1 :: 2], *np.log(rule.crop_aspect)))
+    widths, heights = np.sqrt(areas * aspects), np.sqrt(areas / aspects)
+    fits = (widths <= 1) & (heights <= 1)
+    chosen = np.arange(len(table)), fits.argmax(axis=1)
+    fallback = np.clip(1.0, *rule.crop_aspect)  # a square image has aspect 1
+    any_fits = fits.any(axis=1)
+    width = np.where(any_fits, widths[chosen], min(1.0, fallback))
+    height = np.where(any_fits, heights[chosen], min(1.0, 1 / fallback))
+    table[:, Parameter.CROP_WIDTH], table[:, Parameter.CROP_HEIGHT] = width, height
+    table[:, Parameter.CROP_LEFT] = (1 - width) * np.where(
+        any_fits, draws[:, _Number.CROP_LEFT], 0.5
+    )
+    table[:, Parameter.CROP_TOP] = (1 - height) * np.where(
+        any_fits, draws[:, _Number.CROP_TOP], 0.5
+    )
+    table[:, Parameter.FLIP] = draws[:, _Number.FLIP] < rule.flip_prob
+    angle = _scaled(draws[:, _Number.ANGLE], -rule.rotation_degrees, rule.rotation_degrees)
+    is_rotated = draws[:, _Number.IS_ROTATED] < rule.rotation_prob
+    table[:, Parameter.ANGLE] = np.where(is_rotated, angle, 0.0)
+
+
+def _draw_jitter(
+    table: NDArray[np.float64], draws: NDArray[np.float64], rule: AugmentationRule
+) -> None:
+    """Fill in the factors (1 without jitter), the hue (0) and the order of the four operations."""
+    is_jittered = draws[:, _Number.IS_JITTERED] < rule.jitter_prob
+    factors = (
+        (Parameter.BRIGHTNESS, _Number.BRIGHTNESS, rule.brightness),
+        (Parameter.CONTRAST, _Number.CONTRAST, rule.contrast),
+        (Parameter.SATURATION, _Number.SATURATION, rule.saturation),
+    )
+    for column, number, strength in factors:
+        factor = _scaled(draws[:, number], max(0.0, 1 - strength), 1 + strength)
+        table[:, column] = np.where(is_jittered, factor, 1.0)
+    hue = _scaled(draws[:, _Number.HUE], -rule.hue, rule.hue)
+    table[:, Parameter.HUE] = np.where(is_jittered, hue, 0.0)
+    order = draws[:, _Number.ORDER : _Number.ORDER + 4].argsort(axis=1, kind="stable")
+    table[:, Parameter.BRIGHTNESS_RANK : Parameter.HUE_RANK + 1] = order.argsort(axis=1)
+
+
+def _scaled(draws: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Spread draws from [0, 1) over [low, high)."""
+    return low + (high - low) * draws

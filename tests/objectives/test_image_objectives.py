@@ -1,0 +1,243 @@
+"""Claims about image objectives without a run: their rows, workers, measures and small batches."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from bert_pretrain.data.loader import Batch, evaluation_batches
+from bert_pretrain.data.random import Purpose, uniform
+from bert_pretrain.errors import InputError, TrainingError
+from bert_pretrain.evaluation import floors
+from bert_pretrain.images.augmentation import PRESETS
+from bert_pretrain.images.collator import EVALUATION_EPOCH
+from bert_pretrain.images.corpus import ImageCorpus, open_images
+from bert_pretrain.objectives.autoencoder import (
+    PatchDraw,
+    autoencoder_task,
+    masked_autoencoder_task,
+)
+from bert_pretrain.objectives.contrastive import contrastive_task
+from bert_pretrain.objectives.interface import Task
+
+ENCODER = {"config_name": "vit-tiny", "model_name_or_path": None, "dropout": 0.0}
+ROWS = {"seed": 3, "max_eval_rows": 0}
+LOSS = {
+    "margin": 1.0,
+    "distance": "l2",
+    "normalize": True,
+    "negatives": "random",
+    "reduction": "mean",
+    "temperature": 0.2,
+    "projection_dim": 8,
+}
+KINDS = ("denoising", "masked", "triplet", "nt_xent")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> ImageCorpus:
+    """40 images of 8 x 8 x 3 in two classes, mapped from a file."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        path = folder / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return open_images(
+        dataset_name=str(folder / "photos"),
+        validation_share=0.3,
+        seed=3,
+        cache_dir=folder / "cache",
+        show_progress=False,
+    )
+
+
+def make_task(kind: str, corpus: ImageCorpus, **overrides: Any) -> Task:
+    common = ENCODER | ROWS
+    if kind == "denoising":
+        own = {"embedding_dim": 4, "kind": "mse", "noise_std": 0.3}
+        return autoencoder_task(corpus, **(common | own | overrides))
+    if kind == "masked":
+        own = {"mask_ratio": 0.5, "normalize_target": True}
+        return masked_autoencoder_task(corpus, **(common | own | overrides))
+    own = LOSS | {"loss": kind}
+    return contrastive_task(corpus, PRESETS["simclr_small"], **(common | own | overrides))
+
+
+def assert_equal(batch: Batch, other: Batch) -> None:
+    assert batch.keys() == other.keys()
+    for name, value in batch.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_across_epochs_is_that_of_its_parts(corpus: ImageCorpus, kind: str) -> None:
+    stream = make_task(kind, corpus).objective.training
+    plans = [stream.plan(epoch).take(np.arange(3)) for epoch in (0, 1)]
+    parts = [(epoch, np.arange(3), plan) for epoch, plan in enumerate(plans)]
+    whole = stream.collator.collate(parts)
+    for epoch, part in enumerate(parts):
+        cut = {name: value[3 * epoch : 3 * epoch + 3] for name, value in whole.items()}
+        assert_equal(stream.collator.collate([part]), cut)
+    assert stream.collator.num_units(whole) == 6
+    assert stream.collator.unit == "images"
+    images = np.concatenate([plan.images for plan in plans])
+    expected = corpus.pixels[images].transpose(0, 3, 1, 2)
+    assert np.array_equal(whole["pixels"].numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", ["denoising", "nt_xent"])
+def test_a_spawned_worker_makes_the_same_batches(corpus: ImageCorpus, kind: str) -> None:
+    stream = make_task(kind, corpus).objective.training
+    parts, _ = stream.take((0, 0), 40)
+    loader = DataLoader(
+        [parts[:1], parts],  # type: ignore[arg-type]  # a list is a data set
+        batch_size=None,
+        collate_fn=stream.collator.collate,
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    for batch, expected in zip(loader, (parts[:1], parts), strict=True):
+        assert_equal(batch, stream.collator.collate(expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_is_sent_no_pixels(corpus: ImageCorpus, kind: str) -> None:
+    stream = make_task(kind, corpus).objective.training
+    sent = pickle.dumps(stream.collator)
+    assert corpus.pixels[7].tobytes() not in sent
+    parts, _ = stream.take((0, 0), 8)
+    assert_equal(pickle.loads(sent).collate(parts), stream.collator.collate(parts))
+
+
+def test_held_out_images_are_drawn_for_alike_in_every_evaluation(corpus: ImageCorpus) -> None:
+    held_out = make_task("nt_xent", corpus).objective.held_out
+    first, again = (list(evaluation_batches(held_out, batch_size=5)) for _ in range(2))
+    for batch, other in zip(first, again, strict=True):
+        assert_equal(batch, other)
+    shown = torch.cat([batch["image_ids"] for batch in first])
+    assert sorted(shown.tolist()) == corpus.validation_images.tolist()
+
+
+def test_patch_ranks_are_float32_and_order_patches_as_float64_keys_do() -> None:
+    images, num_patches = np.arange(50), 196
+    drawn = PatchDraw(seed=1, num_patches=num_patches)(images, EVALUATION_EPOCH)["patch_ranks"]
+    assert drawn.dtype is torch.float32
+    keys = uniform(1, Purpose.PATCH_MASK, EVALUATION_EPOCH, images[:, None], np.arange(num_patches))
+    assert np.array_equal(drawn.argsort(dim=1).numpy(), keys.argsort(axis=1))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "mean_positive"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_one_image_has_a_finite_loss_and_gradient(
+    corpus: ImageCorpus, kind: str, reduction: str
+) -> None:
+    overrides = {"reduction": reduction} if kind in ("triplet", "nt_xent") else {}
+    objective = make_task(kind, corpus, **overrides).objective
+    model = objective.build_model()
+    (part,), _ = objective.training.take((0, 0), 1)
+    batch = objective.training.collator.collate([part])
+    (term,) = objective.loss_terms(model.train(), batch).values()
+    assert objective.target_counts(batch) == {objective.pretext.term: 1}
+    term.sum.backward()
+    for value in [term.sum, *term.metrics.values()]:
+        assert torch.isfinite(value)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all(), name
+    if kind in ("triplet", "nt_xent"):  # without another image there is nothing to compare with
+        assert term.sum == 0
+
+
+def test_a_mean_over_active_triplets_is_zero_where_none_is(corpus: ImageCorpus) -> None:
+    objective = make_task("triplet", corpus, reduction="mean_positive").objective
+    objective.pretext = replace(objective.pretext, margin=1e-9)
+    torch.manual_seed(0)
+    model = objective.build_model().train()
+
+    class Far(torch.nn.Module):
+        """Puts both views of an image on one place and each image on a place of its own."""
+
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            half = 10 * torch.eye(len(pixel_values) // 2, requires_grad=True)
+            return type("Output", (), {"projections": torch.cat([half, half])})
+
+    parts, _ = objective.training.take((0, 0), 4)
+    (term,) = objective.loss_terms(
+        Far().train(), objective.training.collator.collate(parts)
+    ).values()
+    assert term.sum == 0
+    term.sum.backward()
+    assert term.metrics["active_share"] == 0
+    assert model.training
+
+
+def test_the_floor_of_an_autoencoder_is_computed_once_for_a_corpus(
+    corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    original = floors.pca_reconstruction_error
+    monkeypatch.setattr(
+        floors,
+        "pca_reconstruction_error",
+        lambda *arguments: computed.append(arguments) or original(*arguments),
+    )
+    model = make_task("denoising", corpus, embedding_dim=5).objective.build_model().eval()
+    found = [
+        make_task("denoising", corpus, embedding_dim=dimension).monitor.measures(model, {})
+        for dimension in (5, 5, 6)
+    ]
+    name = "pca_reconstruction_loss"
+    assert found[0][name] == found[1][name] > found[2][name]
+    assert found[0][name] == original(*computed[0])
+    assert len(computed) == 2
+
+
+def test_measures_are_those_of_the_plain_encoder_and_warn_of_a_collapse(
+    corpus: ImageCorpus, tmp_path: Path
+) -> None:
+    task = make_task("triplet", corpus)
+    model = task.objective.build_model().eval()
+    with torch.no_grad():
+        row = task.monitor.measures(model, {})
+        assert row["embedding_dim"] == 128
+        assert {"embedding_std", "effective_rank", "uniformity", "alignment"} < row.keys()
+        for parameter in model.encoder.parameters():
+            parameter.zero_()
+        flat = task.monitor.measures(model, {})
+    means = {"contrastive_loss": 1.0, "contrastive_negative_distance": 0.0}
+    assert flat["embedding_std"] == 0
+    assert task.monitor.warnings({"step": 0, **flat, **means}) == []
+    assert any(
+        "margin" in message for message in task.monitor.warnings({"step": 5, **flat, **means})
+    )
+    with torch.no_grad():
+        next(model.encoder.parameters()).fill_(torch.nan)
+        with pytest.raises(TrainingError, match=r"12 of 12 images.*`learning_rate`"):
+            task.monitor.measures(model, {})
+
+
+def test_pictures_of_few_images_and_of_images_without_labels(
+    corpus: ImageCorpus, tmp_path: Path
+) -> None:
+    unlabelled = replace(corpus, labels=np.full(40, -1), validation_images=np.arange(2))
+    task = make_task("masked", unlabelled)
+    model = task.objective.build_model().eval()
+    with torch.no_grad():
+        assert "knn_accuracy" not in task.monitor.measures(model, {})
+        _, rows = task.monitor.show(model, tmp_path, step=7, is_last=True)
+    (folder,) = (tmp_path / row["folder"] for row in rows)
+    assert {path.name for path in folder.iterdir()} == {"neighbours.png", "reconstructions.png"}
+
+
+def test_one_evaluated_image_is_refused(corpus: ImageCorpus) -> None:
+    with pytest.raises(InputError, match="`max_eval_rows` is 1 but must be"):
+        make_task("triplet", corpus, max_eval_rows=1)
