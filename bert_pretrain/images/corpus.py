@@ -20,8 +20,8 @@ from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from numpy.typing import NDArray
 
+from bert_pretrain.data.atomic import write_json
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.data.whole_files import write_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.cache import (
     FORMAT_VERSION,
