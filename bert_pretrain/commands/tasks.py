@@ -9,7 +9,6 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from bert_pretrain.commands.prepare import data_card, open_corpus, pair_mode_for
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.images.augmentation.rules import PRESETS
 from bert_pretrain.images.augmentation.views import Augmentation
@@ -22,8 +21,11 @@ from bert_pretrain.objectives.autoencoder import AutoencoderObjective, MaskedAut
 from bert_pretrain.objectives.bert import BertObjective
 from bert_pretrain.objectives.contrastive import ContrastiveLoss, ContrastiveObjective
 from bert_pretrain.objectives.interface import Objective
+from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.publishing.text_export import trained_length
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
+from bert_pretrain.text.opening import TextSource, data_card, open_corpus
+from bert_pretrain.text.pairs import pair_mode_for
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 
@@ -46,7 +48,11 @@ def _build_bert_objective(config: PretrainingConfig, accelerator: Accelerator) -
         tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
     )
     corpus = open_corpus(
-        data, text, tokenizer, seed=config.run.seed, show_progress=accelerator.is_local_main_process
+        config.values_of(TextSource),
+        tokenizer,
+        seed=config.run.seed,
+        download=download_corpus,
+        show_progress=accelerator.is_local_main_process,
     )
     rule = MaskingRule(
         mlm_probability=text.mlm_probability,

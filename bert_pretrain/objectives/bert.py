@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -26,8 +25,8 @@ from bert_pretrain.objectives.interface import Batch, LossTerm, Place, Window
 from bert_pretrain.publishing.text_export import card_fields, export_bert, write_config
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
-from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
-from bert_pretrain.text.sentence_pairs import EpochPlan, PairMode, plan_epoch
+from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
+from bert_pretrain.text.prepared import PreparedCorpus, unigram_entropy
 
 FOX = "The quick brown fox jumped over the lazy dog."
 
@@ -80,7 +79,7 @@ class BertObjective:
         self._pair_mode = pair_mode
         self._max_seq_length = max_seq_length
         self._is_from_scratch = is_from_scratch
-        self._token_counts = count_tokens(corpus.store, corpus.train_documents, len(tokenizer))
+        self._token_counts = corpus.token_counts
 
         def plan_training(epoch: int) -> EpochPlan:
             return plan_epoch(
@@ -250,33 +249,6 @@ class BertObjective:
                 )
             )
         return probes
-
-
-def count_tokens(
-    store: TokenStore, documents: NDArray[np.int64], vocab_size: int
-) -> NDArray[np.int64]:
-    """Return how often each token id occurs in `documents`, int64 (vocab_size,)."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    is_wanted = np.zeros(store.num_documents, dtype=bool)
-    is_wanted[documents] = True
-    for shard in store.shards:
-        num_documents = len(shard.sentences_per_document)
-        wanted = is_wanted[shard.first_document : shard.first_document + num_documents]
-        per_sentence = np.repeat(wanted, shard.sentences_per_document)
-        counts += np.bincount(
-            shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)], minlength=vocab_size
-        )
-    return counts
-
-
-def unigram_entropy(counts: NDArray[np.int64]) -> float:
-    """Return the entropy in nats of the distribution that `counts` are of.
-
-    It is the loss of the best predictor that ignores the context: what masked-language modelling
-    must beat.
-    """
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
 
 
 def _held_out_sentences(corpus: PreparedCorpus, *, count: int) -> list[list[int]]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.text.masking import MaskingRule, mask_tokens
+from bert_pretrain.text.pairs import NO_PAIR, EpochPlan
 from bert_pretrain.text.prepared import TokenStore
-from bert_pretrain.text.sentence_pairs import NO_PAIR, EpochPlan
 
 
 class PretrainingCollator:

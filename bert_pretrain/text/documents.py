@@ -1,6 +1,6 @@
-"""Raw text: where documents come from, and how they fall into sentences.
+"""Raw text: where documents come from, and how they are split into sentences.
 
-Flags that name a source enter; documents (`str`, paragraphs separated by newlines) leave, one at a
+The name of a source enters; documents (`str`, paragraphs separated by newlines) leave, one at a
 time, so that no corpus is ever held in memory.
 """
 
@@ -13,10 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
-from sentencex import segment
+from typing import Any, Literal, TypeAlias
 
 from bert_pretrain.data.files import existing_files, is_saved_dataset
 from bert_pretrain.data.row_files import (
@@ -27,12 +24,11 @@ from bert_pretrain.data.row_files import (
     read_json_lines,
     read_lines,
 )
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.text.embedded import embedded_documents, embedded_key
 
-DocumentBoundary = Literal["blank_line", "file"]
+DocumentBoundary: TypeAlias = Literal["blank_line", "file"]
 EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-_PARAMETER = "data_files"
 DEFAULT_SENTENCE_RULES = "en"  # where no language is stated
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
 
@@ -89,7 +85,7 @@ def open_documents(
     document_boundary: DocumentBoundary = "blank_line",
     streaming: bool = False,
 ) -> DocumentSource:
-    """Find the documents that the data flags name. Files are opened when they are read.
+    """Find the documents of a source. Files are opened when they are read.
 
     Args:
         dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
@@ -124,9 +120,8 @@ def open_documents(
 def check_language(language: str) -> None:
     """Raise `InputError` unless a language is named by a code."""
     if not _LANGUAGE_CODE.fullmatch(language):
-        raise InputError(
-            f"language is {language!r} but must be a code of two or three letters",
-            advice="pass `language` en",
+        raise InputError.out_of_range(
+            "language", language, "a code such as en or pt-br", "pass the code as `language`"
         )
 
 
@@ -135,13 +130,14 @@ def split_sentences(text: str, language: str) -> list[str]:
 
     Args:
         text: paragraphs separated by newlines.
-        language: code such as `en` or `pt-br`; those without rules of their own fall back to a
-            related language's.
+        language: code such as `en` or `pt-br`; a language without rules of its own gets those of a
+            related one.
 
     Raises:
-        InputError: `language` is not a code; sentencex itself takes any word and falls back to
-            English.
+        InputError: `language` is not a code (sentencex itself takes any word as English).
     """
+    from sentencex import segment
+
     check_language(language)
     return [
         sentence
@@ -184,17 +180,17 @@ def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary
     if kind == ".txt":
         yield from _read_text(path, document_boundary)
     elif kind in (".jsonl", ".json"):
-        for number, row in read_json_lines(path, parameter=_PARAMETER):
+        for number, row in read_json_lines(path, parameter="data_files"):
             if text_column not in row:
                 raise _missing_column(f"{path}, line {number},", text_column, list(row))
             yield row[text_column]
     elif kind == ".csv":
-        for block in read_csv(path, parameter=_PARAMETER):
+        for block in read_csv(path, parameter="data_files"):
             if text_column not in block.columns:
                 raise _missing_column(path, text_column, list(block.columns))
             yield from block[text_column].tolist()
     else:
-        with open_parquet(path, parameter=_PARAMETER) as parquet:
+        with open_parquet(path, parameter="data_files") as parquet:
             if text_column not in parquet.schema_arrow.names:
                 raise _missing_column(path, text_column, parquet.schema_arrow.names)
             for batch in parquet.iter_batches(batch_size=1000, columns=[text_column]):
@@ -210,7 +206,7 @@ def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]
             paragraphs.append(" ".join(lines))
             lines.clear()
 
-    for line in read_lines(path, parameter=_PARAMETER):
+    for line in read_lines(path, parameter="data_files"):
         if stripped := line.strip():
             lines.append(stripped)
             continue
@@ -233,32 +229,37 @@ def _missing_column(where: object, text_column: str, columns: list[Any]) -> Inpu
 def _open_dataset(
     name: str, config_name: str | None, split: str, text_column: str, *, streaming: bool
 ) -> DocumentSource:
+    from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+
+    is_saved = is_saved_dataset(Path(name))
     try:
-        is_saved = is_saved_dataset(Path(name))
-        dataset = (
-            load_from_disk(name)
-            if is_saved
-            else load_dataset(name, config_name, streaming=streaming)
-        )
+        if is_saved:
+            dataset = load_from_disk(name)
+        else:
+            dataset = load_dataset(name, config_name, streaming=streaming)
     except Exception as error:  # datasets raises whatever its builders and the network raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({reason})",
+            f"the data set {name!r} cannot be loaded ({first_line(error)})",
             advice="`dataset_name` takes 'docs', a folder or a Hub id",
         ) from error
+    folder = Path(name)
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         if split not in dataset:
             raise InputError(
                 f"the data set {name!r} has no split {split!r}",
                 advice=f"it has {', '.join(map(str, dataset))}; change `dataset_split`",
             )
-        dataset = dataset[split]
+        dataset, folder = dataset[split], folder / split
     columns = dataset.column_names
     if columns is not None and text_column not in columns:
         raise _missing_column(f"the data set {name!r}", text_column, columns)
-    identity = (
-        getattr(dataset, "_fingerprint", None) or f"{name} {config_name} {dataset.info.version}"
-    )
+    if is_saved:
+        identity = json.loads((folder / "state.json").read_text())["_fingerprint"]
+    elif files := getattr(dataset, "cache_files", None):  # a stream has none
+        # The end of a path in the cache: configuration, version, hash of the content, file.
+        identity = [Path(file["filename"]).parts[-4:] for file in files]
+    else:
+        identity = f"{name} {config_name} {dataset.info.version}"
     described = json.dumps([identity, split, text_column])
 
     def read() -> Iterator[str]:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from bert_pretrain.data.random import Purpose, hash_uint64, integers, uniform
-from bert_pretrain.errors import InputError
 
 MaskingUnit: TypeAlias = Literal["token", "whole_word", "span"]
 
@@ -40,9 +39,6 @@ class MaskingRule:
         unit: What is selected together: single tokens, whole words, or spans of whole words.
         mask_token_id: Id of [MASK].
         ordinary_ids: int64 (V',), sorted ids to draw random tokens from, without special tokens.
-
-    Raises:
-        InputError: A probability is out of range.
     """
 
     mlm_probability: float
@@ -51,21 +47,6 @@ class MaskingRule:
     unit: MaskingUnit = "token"
     mask_token_id: int
     ordinary_ids: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        """Check the probabilities."""
-        if not 0 < self.mlm_probability < 1:
-            raise InputError(
-                f"mlm_probability is {self.mlm_probability} but must lie in (0, 1)",
-                advice="for 15 % pass `mlm_probability` 0.15",
-            )
-        shares = (self.mask_replace_prob, self.random_replace_prob)
-        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
-            raise InputError(
-                f"mask_replace_prob is {shares[0]} and random_replace_prob {shares[1]}, but both "
-                "must be at least 0 and together at most 1",
-                advice="change `mask_replace_prob` or `random_replace_prob` (BERT: 0.8 and 0.1)",
-            )
 
 
 def ordinary_token_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Cut documents into windows of a token budget; called by `sentence_pairs`.
+"""Cut documents into windows of a token budget; called by `pairs`.
 
 A prepared corpus enters, some shards at a time, as the positions at which its sentences start;
 arrays of token positions leave. All documents advance by one window at a time, so the Python loop
@@ -42,8 +42,15 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The settings of one epoch that the windows' random targets depend on."""
+class EpochSettings:
+    """What the windows and pairs of one epoch depend on, beside the text.
+
+    Attributes:
+        budget: most tokens of A and B together.
+        short_seq_prob: probability of a shorter target.
+        seed: of the run.
+        epoch: its number.
+    """
 
     budget: int
     short_seq_prob: float
@@ -142,7 +149,7 @@ def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np
     return ends
 
 
-def cut_pairs(outline: Outline, draws: Draws) -> Windows:
+def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
     """Cut every document of at least two sentences into windows of two parts, A and B.
 
     A window starts with a sentence and takes as many tokens as its target (see `_targets`) allows;
@@ -164,11 +171,11 @@ def cut_pairs(outline: Outline, draws: Draws) -> Windows:
     parts: list[Windows] = []
     index = 0
     while len(document):
-        target = _targets(draws, document, num_tokens, index)
+        target = _targets(settings, document, num_tokens, index)
         begin, limit = starts[sentence], starts[end]
         stop = np.minimum(begin + target, limit)
         num_splits = np.searchsorted(starts, stop) - 1 - sentence  # starts strictly inside
-        keys = (draws.seed, draws.epoch, Purpose.SPLIT, document, index)
+        keys = (settings.seed, settings.epoch, Purpose.SPLIT, document, index)
         split = sentence + 1 + integers(0, np.maximum(num_splits, 1), *keys)
 
         forced = closing | (num_splits == 0)
@@ -180,7 +187,7 @@ def cut_pairs(outline: Outline, draws: Draws) -> Windows:
             rest=(limit - b_start)[forced],
             target=target[forced],
             closing=closing[forced],
-            budget=draws.budget,
+            budget=settings.budget,
         )
         stop = b_start + b_length
         # The sentence that `stop` cuts, or that starts there.
@@ -203,7 +210,7 @@ def cut_pairs(outline: Outline, draws: Draws) -> Windows:
     return Windows.chain(parts)
 
 
-def cut_single(outline: Outline, draws: Draws) -> Windows:
+def cut_single(outline: Outline, settings: EpochSettings) -> Windows:
     """Cut every document into windows of one segment, up to a random target of tokens each.
 
     A window may end within a sentence; the next one goes on there, so nothing is lost or repeated.
@@ -213,7 +220,7 @@ def cut_single(outline: Outline, draws: Draws) -> Windows:
     parts: list[Windows] = []
     index = 0
     while len(document):
-        length = np.minimum(_targets(draws, document, num_tokens, index), limit - start)
+        length = np.minimum(_targets(settings, document, num_tokens, index), limit - start)
         parts.append(
             Windows(
                 document=document,
@@ -232,7 +239,7 @@ def cut_single(outline: Outline, draws: Draws) -> Windows:
 
 
 def _targets(
-    draws: Draws, document: NDArray[np.int64], num_tokens: NDArray[np.int64], index: int
+    settings: EpochSettings, document: NDArray[np.int64], num_tokens: NDArray[np.int64], index: int
 ) -> NDArray[np.int64]:
     """Draw the token target (N,) of window number `index` of each document.
 
@@ -241,18 +248,18 @@ def _targets(
     over and the budget: windows lie elsewhere in another epoch, and are about as few. In a long
     document the cuts of two epochs meet again after some windows, until the next short one.
     """
-    keys = (draws.seed, draws.epoch)
-    target = np.full(len(document), draws.budget, dtype=np.int64)
+    keys = (settings.seed, settings.epoch)
+    target = np.full(len(document), settings.budget, dtype=np.int64)
     if index == 0:
         left_over = np.where(
-            num_tokens > draws.budget, (num_tokens - 1) % draws.budget + 1, draws.budget
+            num_tokens > settings.budget, (num_tokens - 1) % settings.budget + 1, settings.budget
         )
         target = integers(
-            np.maximum(left_over, 2), draws.budget + 1, *keys, Purpose.FIRST_TARGET, document
+            np.maximum(left_over, 2), settings.budget + 1, *keys, Purpose.FIRST_TARGET, document
         )
-    is_short = uniform(*keys, Purpose.IS_SHORT, document, index) < draws.short_seq_prob
+    is_short = uniform(*keys, Purpose.IS_SHORT, document, index) < settings.short_seq_prob
     short = document[is_short]
-    target[is_short] = integers(2, draws.budget + 1, *keys, Purpose.SHORT_TARGET, short, index)
+    target[is_short] = integers(2, settings.budget + 1, *keys, Purpose.SHORT_TARGET, short, index)
     return target
 
 

@@ -15,12 +15,18 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import store_of
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.text import preparation
+from bert_pretrain.text import preparation, prepared
 from bert_pretrain.text.documents import DocumentSource, split_sentences
-from bert_pretrain.text.prepared import PreparedCorpus, TokenStore, stated_language
+from bert_pretrain.text.prepared import (
+    PreparedCorpus,
+    TokenStore,
+    stated_language,
+    unigram_entropy,
+)
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 WORDS = [
@@ -79,7 +85,7 @@ def prepare(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...,
 def assert_same_documents(
     store: TokenStore, texts: list[str], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Compare with the obvious way: sentence by sentence, pieces that begin with ## continue a word."""
+    """Compare with the obvious way: one sentence at a time, where ## continues a word."""
     position = document = 0
     for shard in store.shards:
         assert (shard.first_token, shard.first_document) == (position, document)
@@ -190,7 +196,7 @@ def test_a_worker_gets_the_path_and_not_the_corpus(prepare: Callable[..., Prepar
     assert len(message) < 500
     copy = pickle.loads(message)
     assert np.array_equal(copy.read(0, 50), store.read(0, 50))
-    in_memory = TokenStore.from_documents([[[1, 2], [3]], [[4]]])
+    in_memory = store_of([[[1, 2], [3]], [[4]]])
     assert pickle.loads(pickle.dumps(in_memory)).read(0, 3).tolist() == [1, 2, 3]
 
 
@@ -338,6 +344,56 @@ def test_the_manifest_names_what_made_the_corpus(
     assert {"datasets", "tokenizers", "sentencex"} <= manifest["versions"].keys()
 
 
+def naive_counts(corpus: PreparedCorpus) -> list[int]:
+    """Walk through the corpus document by document and count one token after the other."""
+    counts = [0] * 8192
+    training = set(corpus.train_documents.tolist())
+    for shard in corpus.store.shards:
+        tokens, lengths = iter(shard.tokens.tolist()), iter(shard.sentence_lengths.tolist())
+        for offset, num_sentences in enumerate(shard.sentences_per_document.tolist()):
+            for _ in range(sum(next(lengths) for _ in range(num_sentences))):
+                counts[next(tokens)] += shard.first_document + offset in training
+    return counts
+
+
+def test_token_counts_are_of_the_training_documents_and_written_once(
+    prepare: Callable[..., PreparedCorpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(preparation, "_TOKENS_PER_RECORD_BATCH", 100)
+    expected = naive_counts(prepare(make_texts()))
+    stored = np.load(tmp_path / "corpus/token_counts.npy")
+    assert stored.dtype == np.int64 and stored.tolist() == expected
+    monkeypatch.setattr(prepared, "count_tokens", lambda *_: pytest.fail("counted again"))
+    assert PreparedCorpus.load(tmp_path / "corpus").token_counts.tolist() == expected
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_corpus_without_token_counts_is_counted_and_they_are_kept_if_possible(
+    prepare: Callable[..., PreparedCorpus],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    is_writable: bool,
+) -> None:
+    expected = prepare(make_texts()).token_counts
+    (tmp_path / "corpus/token_counts.npy").unlink()
+    if not is_writable:  # the tests may run as root, who may write everywhere
+        monkeypatch.setattr(prepared.os, "access", lambda *_: False)
+    counted = PreparedCorpus.load(tmp_path / "corpus").token_counts
+    assert np.array_equal(counted, expected)
+    assert (tmp_path / "corpus/token_counts.npy").exists() == is_writable
+    monkeypatch.setattr(prepared, "count_tokens", lambda *_: np.zeros(8192, dtype=np.int64))
+    again = PreparedCorpus.load(tmp_path / "corpus").token_counts
+    assert np.array_equal(again, expected) == is_writable
+
+
+def test_the_unigram_entropy_is_that_of_the_shares() -> None:
+    assert unigram_entropy(np.array([0, 5, 5, 0])) == pytest.approx(np.log(2))
+    assert unigram_entropy(np.array([3, 0])) == 0
+    shares = np.array([1, 2, 5]) / 8
+    by_hand = -sum(share * np.log(share) for share in shares)
+    assert unigram_entropy(np.array([1, 0, 2, 5])) == pytest.approx(by_hand)
+
+
 documents = st.lists(
     st.lists(st.lists(st.integers(0, 999), min_size=1, max_size=5), min_size=1, max_size=4),
     min_size=1,
@@ -350,7 +406,7 @@ documents = st.lists(
 def test_any_range_inside_a_document_reads_as_from_one_long_list(
     texts: list[list[list[int]]], documents_per_shard: int, data: st.DataObject
 ) -> None:
-    store = TokenStore.from_documents(texts, documents_per_shard=documents_per_shard)
+    store = store_of(texts, documents_per_shard=documents_per_shard)
     flat = [token for text in texts for sentence in text for token in sentence]
     lengths = [sum(map(len, text)) for text in texts]
     document = data.draw(st.integers(0, len(texts) - 1))
