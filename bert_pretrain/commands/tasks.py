@@ -23,8 +23,9 @@ from bert_pretrain.objectives.contrastive import ContrastiveLoss, ContrastiveObj
 from bert_pretrain.objectives.interface import Objective
 from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.publishing.text_export import trained_length
+from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
-from bert_pretrain.text.opening import TextSource, data_card, open_corpus
+from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import pair_mode_for
 from bert_pretrain.text.tokenizers import load_tokenizer
 

@@ -33,6 +33,40 @@ DEFAULT_SENTENCE_RULES = "en"  # where no language is stated
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class TextSource:
+    """Where text comes from and how it becomes documents.
+
+    Attributes:
+        dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
+            `datasets`, or a data set on the Hub or in a local folder; for `open_corpus` also a
+            prepared corpus. None = `docs`, unless there are `data_files`.
+        dataset_config_name: configuration of that data set.
+        dataset_split: its split.
+        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst,
+            in place of a data set.
+        text_column: column that holds the text; a row is a document.
+        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first
+            case the lines of a document are joined by spaces, because they are usually wrapped; in
+            the second a blank line ends a paragraph.
+        streaming: whether to read a Hub data set without downloading it first.
+        language: code of the text's language; None = not stated.
+        validation_share: share of documents that a corpus holds out, in (0, 0.5).
+        preprocessing_num_workers: threads that tokenise; 0 = one per core.
+    """
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    dataset_split: str = "train"
+    data_files: list[str] | None = None
+    text_column: str = "text"
+    document_boundary: DocumentBoundary = "blank_line"
+    streaming: bool = False
+    language: str | None = None
+    validation_share: float = 0.05
+    preprocessing_num_workers: int = 0
+
+
 @dataclass
 class DocumentSource:
     """Documents that can be read again and again.
@@ -75,46 +109,21 @@ class DocumentSource:
             )
 
 
-def open_documents(
-    *,
-    dataset_name: str | None,
-    dataset_config_name: str | None = None,
-    dataset_split: str = "train",
-    data_files: list[str] | None = None,
-    text_column: str = "text",
-    document_boundary: DocumentBoundary = "blank_line",
-    streaming: bool = False,
-) -> DocumentSource:
-    """Find the documents of a source. Files are opened when they are read.
-
-    Args:
-        dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
-            `datasets`, or a data set on the Hub or in a local folder.
-        dataset_config_name: configuration of that data set.
-        dataset_split: its split.
-        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst,
-            in place of a data set.
-        text_column: column that holds the text; a row is a document.
-        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first
-            case the lines of a document are joined by spaces, because they are usually wrapped; in
-            the second a blank line ends a paragraph.
-        streaming: whether to read a Hub data set without downloading it first.
+def open_documents(text: TextSource) -> DocumentSource:
+    """Find the documents of a text. Files are opened when they are read.
 
     Raises:
         InputError: a file is missing, empty or of an unknown kind, or the data set cannot be
             loaded.
     """
-    if data_files:
-        return _open_files(data_files, text_column, document_boundary)
-    if dataset_name in (None, "docs"):
+    if text.data_files:
+        return _open_files(text.data_files, text.text_column, text.document_boundary)
+    if text.dataset_name in (None, "docs"):
         description = "docs: the documentation inside this Python"
         return DocumentSource(
             description, embedded_key(), lambda: iter(embedded_documents()), language="en"
         )
-    assert dataset_name is not None
-    return _open_dataset(
-        dataset_name, dataset_config_name, dataset_split, text_column, streaming=streaming
-    )
+    return _open_dataset(text)
 
 
 def check_language(language: str) -> None:
@@ -226,23 +235,24 @@ def _missing_column(where: object, text_column: str, columns: list[Any]) -> Inpu
     )
 
 
-def _open_dataset(
-    name: str, config_name: str | None, split: str, text_column: str, *, streaming: bool
-) -> DocumentSource:
+def _open_dataset(text: TextSource) -> DocumentSource:
     from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
-    is_saved = is_saved_dataset(Path(name))
+    name, config_name, split = text.dataset_name, text.dataset_config_name, text.dataset_split
+    assert name is not None
+    column = text.text_column
+    folder = Path(name)
+    is_saved = is_saved_dataset(folder)
     try:
         if is_saved:
             dataset = load_from_disk(name)
         else:
-            dataset = load_dataset(name, config_name, streaming=streaming)
+            dataset = load_dataset(name, config_name, streaming=text.streaming)
     except Exception as error:  # datasets raises whatever its builders and the network raise
         raise InputError(
             f"the data set {name!r} cannot be loaded ({first_line(error)})",
             advice="`dataset_name` takes 'docs', a folder or a Hub id",
         ) from error
-    folder = Path(name)
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         if split not in dataset:
             raise InputError(
@@ -251,8 +261,8 @@ def _open_dataset(
             )
         dataset, folder = dataset[split], folder / split
     columns = dataset.column_names
-    if columns is not None and text_column not in columns:
-        raise _missing_column(f"the data set {name!r}", text_column, columns)
+    if columns is not None and column not in columns:
+        raise _missing_column(f"the data set {name!r}", column, columns)
     if is_saved:
         identity = json.loads((folder / "state.json").read_text())["_fingerprint"]
     elif files := getattr(dataset, "cache_files", None):  # a stream has none
@@ -260,9 +270,9 @@ def _open_dataset(
         identity = [Path(file["filename"]).parts[-4:] for file in files]
     else:
         identity = f"{name} {config_name} {dataset.info.version}"
-    described = json.dumps([identity, split, text_column])
+    described = json.dumps([identity, split, column])
 
     def read() -> Iterator[str]:
-        return (row[text_column] for row in dataset.select_columns([text_column]))
+        return (row[column] for row in dataset.select_columns([column]))
 
     return DocumentSource(f"{name} ({split})", hashlib.sha256(described.encode()).hexdigest(), read)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from huggingface_hub.constants import HF_HOME
 from numpy.typing import DTypeLike, NDArray
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
@@ -56,32 +57,11 @@ class _Document:
     digest: bytes
 
 
-def corpus_key(
-    source: DocumentSource,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    language: str | None,
-    validation_share: float,
-    seed: int,
-) -> str:
-    """Return a hash of all that determines a prepared corpus; arguments as in `prepare_corpus`."""
-    determinants = [
-        FORMAT_VERSION,
-        source.fingerprint,
-        tokenizer_hash(tokenizer),
-        language or DEFAULT_SENTENCE_RULES,
-        validation_share,
-        seed,
-        metadata.version("sentencex"),
-    ]
-    return hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
-
-
 def prepare_corpus(
     source: DocumentSource,
     tokenizer: PreTrainedTokenizerFast,
     *,
-    output_dir: Path,
+    output_dir: Path | None,
     language: str | None,
     validation_share: float,
     seed: int,
@@ -95,7 +75,8 @@ def prepare_corpus(
     Args:
         source: the documents; exact duplicates are dropped.
         tokenizer: cuts sentences into tokens, without special ones.
-        output_dir: target folder; a corpus of other content in it is replaced.
+        output_dir: target folder; a corpus of other content in it is replaced. None = a folder in
+            the Hugging Face cache, named by what determines the content.
         language: code of the text's language, whose rules split sentences; None = not stated, then
             the rules are those of English. For a corpus that is there already, another language
             than before only changes what its manifest says.
@@ -108,14 +89,11 @@ def prepare_corpus(
     Raises:
         InputError: `output_dir` holds something else, or the source cannot be used.
     """
-    key = corpus_key(
-        source, tokenizer, language=language, validation_share=validation_share, seed=seed
-    )
-    languages = {
-        "language": language or source.language,
-        "sentence_rules": language or DEFAULT_SENTENCE_RULES,
-    }
-    output_dir = output_dir.absolute()
+    rules = language or DEFAULT_SENTENCE_RULES
+    languages = {"language": language or source.language, "sentence_rules": rules}
+    key = _corpus_key(source, tokenizer, rules, validation_share, seed)
+    cached = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
+    output_dir = (output_dir or cached).absolute()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(output_dir):
         manifest = _manifest_in(output_dir)
@@ -188,6 +166,26 @@ def _fill(
         "skipped": dict(skipped + source.skipped),
         "versions": {name: metadata.version(name) for name in _MADE_WITH},
     }
+
+
+def _corpus_key(
+    source: DocumentSource,
+    tokenizer: PreTrainedTokenizerFast,
+    sentence_rules: str,
+    validation_share: float,
+    seed: int,
+) -> str:
+    """Return a hash of all that determines a prepared corpus."""
+    determinants = [
+        FORMAT_VERSION,
+        source.fingerprint,
+        tokenizer_hash(tokenizer),
+        sentence_rules,
+        validation_share,
+        seed,
+        metadata.version("sentencex"),
+    ]
+    return hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
 
 
 def _manifest_in(folder: Path) -> dict[str, Any] | None:

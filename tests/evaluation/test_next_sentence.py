@@ -190,7 +190,7 @@ def test_probabilities_are_those_of_stock_transformers_one_pair_at_a_time(models
 @pytest.fixture
 def run(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run directory as pretraining leaves it, of a model that has seen nothing."""
-    monkeypatch.setattr("bert_pretrain.text.opening.HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("bert_pretrain.text.preparation.HF_HOME", str(tmp_path / "hf"))
     corpus = write_corpus(tmp_path / "corpus.jsonl", num_documents=60)
     config = {"objective": "mlm_nsp", "seed": 5, "dataset_name": None, "data_files": [str(corpus)]}
     config |= {

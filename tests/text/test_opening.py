@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
-from bert_pretrain.text.opening import TextSource, data_card, open_corpus
+from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import pair_mode_for, plan_epoch
 from bert_pretrain.text.prepared import PreparedCorpus
 from bert_pretrain.text.tokenizers import load_tokenizer, train_wordpiece
@@ -85,7 +86,7 @@ def test_masked_words_alone_need_no_pairs() -> None:
 def test_documents_of_one_word_make_rows_with_one_prediction_each(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    words = "data model tree list value array file name index type".split()
+    words = ["data", "model", "tree", "list", "value", "array", "file", "name", "index", "type"]
     (tmp_path / "words.txt").write_text("\n\n".join(words))
     corpus = open_it(TextSource(data_files=[str(tmp_path / "words.txt")]), tokenizer, tmp_path)
     assert corpus.token_counts.sum() == len(corpus.train_documents) == 8

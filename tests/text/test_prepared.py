@@ -15,9 +15,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import ROOT, write_corpus
 from stores import store_of
 from transformers import PreTrainedTokenizerFast
 
+from bert_pretrain.commands.prepare import main as prepare_command
 from bert_pretrain.errors import InputError
 from bert_pretrain.text import preparation, prepared
 from bert_pretrain.text.documents import DocumentSource, split_sentences
@@ -327,6 +329,30 @@ def test_an_incomplete_folder_is_one_message(
         PreparedCorpus.load(tmp_path / "corpus")
     with pytest.raises(InputError, match="no complete prepared corpus"):
         PreparedCorpus.load(tmp_path)
+
+
+def test_a_corpus_of_another_format_is_refused(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    prepare(make_texts())
+    manifest = tmp_path / "corpus/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(InputError, match="format 1"):
+        PreparedCorpus.load(tmp_path / "corpus")
+
+
+def test_the_prepare_command_takes_its_documented_flags(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """`--tokenizer` is the command's name for what other commands call --tokenizer_name."""
+    text = write_corpus(tmp_path / "corpus.jsonl")
+    texts = [json.loads(line)["text"] for line in text.read_text().splitlines()]
+    default = str(ROOT / "tokenizer/docs-uncased-8192")
+    for spelling, num_workers in (("--tokenizer", "1"), ("--tokenizer_name", "0")):
+        folder = tmp_path / spelling.strip("-")
+        flags = f"--data_files {text} {spelling} {default} --output_dir {folder}".split()
+        assert prepare_command([*flags, "--preprocessing_num_workers", num_workers]) == 0
+        assert_same_documents(PreparedCorpus.load(folder).store, texts, tokenizer)
 
 
 def test_a_text_without_a_sentence_is_one_message(prepare: Callable[..., PreparedCorpus]) -> None:

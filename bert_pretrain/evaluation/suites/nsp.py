@@ -35,7 +35,8 @@ from bert_pretrain.evaluation.suites.context import (
 )
 from bert_pretrain.models.positions import describe_excess
 from bert_pretrain.publishing.download import download_corpus
-from bert_pretrain.text.opening import TextSource, open_corpus
+from bert_pretrain.text.documents import TextSource
+from bert_pretrain.text.opening import open_corpus
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch, plan_neighbours
 from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
 
