@@ -31,7 +31,12 @@ from bert_pretrain.text import docstrings
 EXTRACTOR_VERSION = 3  # part of the cache key; raised whenever the extracted text changes
 
 # Import names of what is installed with us; what is missing is left out.
-PACKAGES = ["numpy", "scipy", "pandas", "sklearn", "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "huggingface_hub", "safetensors", "matplotlib", "PIL", "kornia", "pyarrow", "sympy", "networkx", "joblib", "jinja2", "fsspec", "aiohttp", "httpx", "requests", "dill", "multiprocess", "dateutil", "regex", "tqdm", "yaml", "psutil"]
+PACKAGES = re.findall(
+    r"\w+",
+    "numpy scipy pandas sklearn torch transformers datasets accelerate evaluate tokenizers "
+    "huggingface_hub safetensors matplotlib PIL kornia pyarrow sympy networkx joblib jinja2 fsspec "
+    "aiohttp httpx requests dill multiprocess dateutil regex tqdm yaml psutil",
+)
 _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "PIL": "pillow",
@@ -40,9 +45,8 @@ _DISTRIBUTIONS = {
 }
 
 MIN_SENTENCES = 2  # a document of one sentence has no next sentence
-
-_SKIPPED_FOLDERS = frozenset(
-    ["test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "_vendor"]
+_SKIPPED_FOLDERS = re.findall(
+    r"\S+", "test tests testing idlelib lib2to3 turtledemo site-packages dist-packages _vendor"
 )
 _SENTENCE_END = re.compile(r"[.!?][)\"']?(?=\s|$)")
 # Names and numbers do not make a paragraph new: families of models repeat each other's text.

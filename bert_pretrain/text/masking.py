@@ -51,14 +51,8 @@ class MaskingRule:
 
 def ordinary_token_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     """Return the sorted int64 ids that are neither special tokens nor placeholders ([unused7])."""
-    special = set(tokenizer.all_special_ids)
-    vocabulary = tokenizer.get_vocab()
-    ids = [
-        i
-        for token, i in vocabulary.items()
-        if i not in special and not _PLACEHOLDER.fullmatch(token)
-    ]
-    return np.array(sorted(ids), dtype=np.int64)
+    ids = {i for token, i in tokenizer.get_vocab().items() if not _PLACEHOLDER.fullmatch(token)}
+    return np.array(sorted(ids - set(tokenizer.all_special_ids)), dtype=np.int64)
 
 
 def mask_tokens(
@@ -89,16 +83,14 @@ def mask_tokens(
         elsewhere; masked positions int64 (B, K), ascending, -1 where unused.
     """
     num_maskable = maskable.sum(axis=1)
-    count = np.clip(
-        np.rint(num_maskable * rule.mlm_probability).astype(np.int64), 1, max_predictions
-    )
-    count = np.minimum(count, num_maskable)
+    wanted = np.rint(num_maskable * rule.mlm_probability).astype(np.int64)
+    count = np.minimum(np.clip(wanted, 1, max_predictions), num_maskable)
     # Tokens, also the pieces of a word, are shown as decided one by one (BERT), a span in one way.
     decided_at = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
     if rule.unit == "token":
         selected = _select_tokens(maskable, count, row_keys)
     else:
-        starts = _unit_starts(maskable, word_starts)
+        starts = (maskable & word_starts) | _segment_starts(maskable)
         if rule.unit == "span":
             starts = _span_starts(starts, maskable, row_keys)
         selected, first_of_unit = _select_units(starts, maskable, count, row_keys)
@@ -131,12 +123,9 @@ def _replacements(
 ) -> NDArray[np.int64]:
     """Return what to show, int64 (M,): [MASK], a random ordinary token, or the original."""
     action = uniform(keys, Purpose.MASK_ACTION, decided_at)
-    random_ids = rule.ordinary_ids[
-        integers(0, len(rule.ordinary_ids), keys, Purpose.REPLACEMENT, columns)
-    ]
-    shown = np.where(
-        action < rule.mask_replace_prob + rule.random_replace_prob, random_ids, originals
-    )
+    drawn = integers(0, len(rule.ordinary_ids), keys, Purpose.REPLACEMENT, columns)
+    is_replaced = action < rule.mask_replace_prob + rule.random_replace_prob
+    shown = np.where(is_replaced, rule.ordinary_ids[drawn], originals)
     return np.where(action < rule.mask_replace_prob, rule.mask_token_id, shown)
 
 
@@ -162,13 +151,11 @@ def _random_order(row_keys: NDArray[np.uint64], exists: NDArray[np.bool_]) -> ND
     return np.where(exists, keys, np.uint64(0xFFFFFFFFFFFFFFFF))
 
 
-def _unit_starts(maskable: NDArray[np.bool_], word_starts: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return where words begin, bool (B, L); a segment that was cut in mid-word begins one too."""
-    return (maskable & word_starts) | _segment_starts(maskable)
-
-
 def _segment_starts(maskable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the first maskable token of each run of them, bool (B, L)."""
+    """Return the first maskable token of each run of them, bool (B, L).
+
+    It counts as the start of a word too where the segment was cut in mid-word.
+    """
     starts = maskable.copy()
     starts[:, 1:] &= ~maskable[:, :-1]
     return starts

@@ -29,7 +29,7 @@ without a partner, which are counted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,9 @@ class EpochPlan:
         return len(self.a_start)
 
     @classmethod
-    def of(cls, columns: Columns, order: NDArray[np.int64], *, num_unpaired: int = 0) -> EpochPlan:
+    def of(
+        cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], *, num_unpaired: int = 0
+    ) -> EpochPlan:
         """Return the plan of some columns in an order, int64 (N,)."""
         a_start, a_length, b_start, b_length, label = (column[order] for column in columns)
         return cls(

@@ -10,11 +10,11 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ from bert_pretrain.text.prepared import (
     TokenStore,
     count_tokens,
     folder_lock,
+    grouped,
     stated_language,
     write_token_counts,
 )
@@ -44,9 +45,6 @@ from bert_pretrain.text.tokenizers import bare_backend, tokenizer_hash
 _SENTENCES_PER_BATCH = 2_000  # tokenised at once, on all cores
 _TOKENS_PER_RECORD_BATCH = 4_000_000  # 12 MB of ids and word starts
 _MADE_WITH = ("datasets", "tokenizers", "sentencex")  # whose versions a corpus names
-
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,7 @@ def _tokenise(
     """Cut documents into sentences and those into tokens, many short documents at once."""
     backend = bare_backend(tokenizer)
     split = ((split_sentences(text, sentence_rules), digest) for text, digest in documents)
-    for group in _batches(split, lambda document: len(document[0]), _SENTENCES_PER_BATCH):
+    for group in grouped(split, lambda document: len(document[0]), _SENTENCES_PER_BATCH):
         encoded = _encode([s for sentences, _ in group for s in sentences], backend, dtype)
         for sentences, digest in group:
             cut = [ids_and_starts for _, ids_and_starts in zip(sentences, encoded, strict=False)]
@@ -279,7 +277,7 @@ def _write(documents: Iterable[_Document], path: Path, dtype: DTypeLike) -> list
     digests: list[bytes] = []
     with ArrowWriter(features=features, path=str(path)) as writer:
         size = _TOKENS_PER_RECORD_BATCH
-        for group in _batches(documents, lambda document: len(document.input_ids), size):
+        for group in grouped(documents, lambda document: len(document.input_ids), size):
             columns = {name: [getattr(document, name) for document in group] for name in types}
             table = pa.table({name: _list_array(rows) for name, rows in columns.items()})
             writer.write_table(table, writer_batch_size=len(group))
@@ -287,22 +285,6 @@ def _write(documents: Iterable[_Document], path: Path, dtype: DTypeLike) -> list
         if digests:
             writer.finalize()
     return digests
-
-
-def _batches(
-    items: Iterable[Item], size_of: Callable[[Item], int], size: int
-) -> Iterator[list[Item]]:
-    """Group items until their sizes reach `size` together, which keeps memory flat."""
-    batch: list[Item] = []
-    total = 0
-    for item in items:
-        batch.append(item)
-        total += size_of(item)
-        if total >= size:
-            yield batch
-            batch, total = [], 0
-    if batch:
-        yield batch
 
 
 def _list_array(rows: list[NDArray[Any]]) -> pa.ListArray:

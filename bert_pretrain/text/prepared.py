@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ from bert_pretrain.errors import InputError
 ARROW_FILE, VALIDATION_FILE, MANIFEST = "corpus.arrow", "validation_documents.npy", "manifest.json"
 TOKEN_COUNTS_FILE = "token_counts.npy"
 FORMAT_VERSION = 2  # raised whenever what is written changes
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,22 @@ def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArra
     offsets = column.offsets.to_numpy()
     values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
     return values.to_numpy(zero_copy_only=True), np.diff(offsets).astype(np.int64)
+
+
+def grouped(
+    items: Iterable[Item], size_of: Callable[[Item], int], size: int
+) -> Iterator[list[Item]]:
+    """Group items until their sizes reach `size` together, which keeps memory flat."""
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size_of(item)
+        if total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
 
 
 def count_tokens(

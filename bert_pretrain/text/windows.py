@@ -7,14 +7,14 @@ runs once per window of the longest document.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, integers, uniform
-from bert_pretrain.text.prepared import Shard, TokenStore
+from bert_pretrain.text.prepared import TokenStore, grouped
 
 _MAX_GROUP_SENTENCES = 2**22  # 32 MiB of positions at a time, however large the corpus
 
@@ -102,7 +102,8 @@ class Windows:
 
 def outlines(store: TokenStore, documents: NDArray[np.int64]) -> Iterator[Outline]:
     """Yield the outlines of `documents` (sorted global indices), a group of shards at a time."""
-    for shards in _groups(store.shards):
+    # Long groups make few, long arrays.
+    for shards in grouped(store.shards, lambda s: len(s.sentence_lengths), _MAX_GROUP_SENTENCES):
         sentences = _running_total(np.concatenate([s.sentences_per_document for s in shards]))
         first_document = shards[0].first_document
         last_document = first_document + len(sentences) - 1
@@ -117,20 +118,6 @@ def outlines(store: TokenStore, documents: NDArray[np.int64]) -> Iterator[Outlin
             first=sentences[local],
             end=sentences[local + 1],
         )
-
-
-def _groups(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
-    """Yield runs of shards with a bounded number of sentences; long runs make few, long arrays."""
-    group: list[Shard] = []
-    num_sentences = 0
-    for shard in shards:
-        group.append(shard)
-        num_sentences += len(shard.sentence_lengths)
-        if num_sentences >= _MAX_GROUP_SENTENCES:
-            yield group
-            group, num_sentences = [], 0
-    if group:
-        yield group
 
 
 def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
