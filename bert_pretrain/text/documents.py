@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -162,7 +163,13 @@ def _open_files(
 ) -> DocumentSource:
     paths = list(dict.fromkeys(path for pattern in patterns for path in existing_files(pattern)))
     for path in paths:
-        _check_file(path)
+        if file_kind(path) not in EXTENSIONS:
+            raise InputError(
+                f"{path} has an unknown extension",
+                advice=f"`data_files` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
+            )
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty", advice="remove it from `data_files`")
     identity = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     described = json.dumps([identity, text_column, document_boundary])
     names = ", ".join(path.name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
@@ -172,16 +179,6 @@ def _open_files(
             yield from _read_file(path, text_column, document_boundary)
 
     return DocumentSource(names, hashlib.sha256(described.encode()).hexdigest(), read)
-
-
-def _check_file(path: Path) -> None:
-    if file_kind(path) not in EXTENSIONS:
-        raise InputError(
-            f"{path} has an unknown extension",
-            advice=f"`data_files` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
-        )
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty", advice="remove it from `data_files`")
 
 
 def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary) -> Iterator[str]:
@@ -207,24 +204,12 @@ def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary
 
 
 def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]:
-    paragraphs: list[str] = []
-    lines: list[str] = []
-
-    def end_paragraph() -> None:
-        if lines:
-            paragraphs.append(" ".join(lines))
-            lines.clear()
-
-    for line in read_lines(path, parameter="data_files"):
-        if stripped := line.strip():
-            lines.append(stripped)
-            continue
-        end_paragraph()
-        if document_boundary == "blank_line" and paragraphs:
-            yield paragraphs.pop()
-    end_paragraph()
-    if paragraphs:
-        yield "\n".join(paragraphs)
+    lines = (line.strip() for line in read_lines(path, parameter="data_files"))
+    runs = (" ".join(run) for has_text, run in groupby(lines, key=bool) if has_text)
+    if document_boundary == "blank_line":
+        yield from runs
+    elif text := "\n".join(runs):
+        yield text
 
 
 def _missing_column(where: object, text_column: str, columns: list[Any]) -> InputError:

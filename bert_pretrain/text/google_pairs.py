@@ -17,20 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, hash_uint64
-from bert_pretrain.text.windows import EpochSettings, Outline
+from bert_pretrain.text.windows import Columns, EpochSettings, Outline
 
 _NUM_DOCUMENT_DRAWS = 10
 
 
-def google_pairs(
-    corpus: Sequence[Outline], settings: EpochSettings
-) -> tuple[NDArray[np.int64], ...]:
+def google_pairs(corpus: Sequence[Outline], settings: EpochSettings) -> Columns:
     """Make the pairs of every document of the corpus, in the order of documents.
 
     Each document has its own random stream, seeded by the hash of (seed, epoch, document).
-
-    Returns:
-        int64 columns (N,): start and length of A, start and length of B, and 1 where B is random.
     """
     numbers = [number for outline in corpus for number in outline.document.tolist()]
     bounds = [
@@ -51,10 +46,10 @@ def _document_pairs(
     """Return the pairs of one document: a_start, a_length, b_start, b_length, is_random.
 
     Args:
-        bounds: Of each document, the positions at which its sentences start, and its end.
-        place: Index of the document in `bounds`.
-        settings: budget and `short_seq_prob`.
-        stream: Random stream of this document, advanced.
+        bounds: of each document, the positions at which its sentences start, and its end.
+        place: of the document in `bounds`.
+        settings: of the epoch.
+        stream: random stream of this document, advanced.
     """
     own: list[int] = bounds[place].tolist()
     num_sentences = len(own) - 1
@@ -67,21 +62,19 @@ def _document_pairs(
         stop = _reach(own, sentence, target)
         num_chunk = stop - sentence
         split = sentence + (stream.randint(1, num_chunk - 1) if num_chunk > 1 else 1)
-        a_start, a_end = own[sentence], own[split]
+        a = [own[sentence], own[split]]  # start and end
         is_random = num_chunk == 1 or stream.random() < 0.5
         if is_random:
             other = bounds[_other_document(len(bounds), place, stream)]
             b_first = stream.randint(0, len(other) - 2)
-            b_stop = _reach(other, b_first, target - (a_end - a_start))
-            b_start, b_end = int(other[b_first]), int(other[b_stop])
+            b_stop = _reach(other, b_first, target - (a[1] - a[0]))
+            b = [int(other[b_first]), int(other[b_stop])]
             sentence = split  # the sentences that the random B displaced are put back
         else:
-            b_start, b_end = a_end, own[stop]
+            b = [a[1], own[stop]]
             sentence = stop
-        a_start, a_end, b_start, b_end = _truncate(
-            a_start, a_end, b_start, b_end, settings.budget, stream
-        )
-        rows.append((a_start, a_end - a_start, b_start, b_end - b_start, int(is_random)))
+        _truncate(a, b, settings.budget, stream)
+        rows.append((a[0], a[1] - a[0], b[0], b[1] - b[0], int(is_random)))
     return rows
 
 
@@ -100,14 +93,10 @@ def _other_document(num_documents: int, place: int, stream: Random) -> int:
     return other
 
 
-def _truncate(
-    a_start: int, a_end: int, b_start: int, b_end: int, budget: int, stream: Random
-) -> tuple[int, int, int, int]:
-    """Drop tokens one by one from the longer segment (B if equal), a coin says at which end."""
-    while a_end - a_start + b_end - b_start > budget:
+def _truncate(a: list[int], b: list[int], budget: int, stream: Random) -> None:
+    """Drop tokens one by one from the longer segment (B if equal); a coin says at which end."""
+    while a[1] - a[0] + b[1] - b[0] > budget:
         at_front = stream.random() < 0.5
-        if a_end - a_start > b_end - b_start:
-            a_start, a_end = (a_start + 1, a_end) if at_front else (a_start, a_end - 1)
-        else:
-            b_start, b_end = (b_start + 1, b_end) if at_front else (b_start, b_end - 1)
-    return a_start, a_end, b_start, b_end
+        longer = a if a[1] - a[0] > b[1] - b[0] else b
+        longer[0] += at_front
+        longer[1] -= not at_front

@@ -39,6 +39,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.text.google_pairs import google_pairs
 from bert_pretrain.text.prepared import TokenStore
 from bert_pretrain.text.windows import (
+    Columns,
     EpochSettings,
     Windows,
     cut_pairs,
@@ -48,7 +49,6 @@ from bert_pretrain.text.windows import (
 )
 
 PairMode: TypeAlias = Literal["exact", "google", "none"]
-Columns: TypeAlias = tuple[NDArray[np.int64], ...]  # a_start, a_length, b_start, b_length, label
 
 IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -100
 
@@ -83,15 +83,9 @@ class EpochPlan:
         cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], *, num_unpaired: int = 0
     ) -> EpochPlan:
         """Return the plan of some columns in an order, int64 (N,)."""
-        a_start, a_length, b_start, b_length, label = (column[order] for column in columns)
-        return cls(
-            a_start,
-            a_length.astype(np.int32, copy=False),
-            b_start,
-            b_length.astype(np.int32, copy=False),
-            label.astype(np.int8, copy=False),
-            num_unpaired,
-        )
+        types = (np.int64, np.int32, np.int64, np.int32, np.int8)
+        chosen = (column[order].astype(t) for column, t in zip(columns, types, strict=True))
+        return cls(*chosen, num_unpaired)
 
     def take(self, rows: NDArray[np.int64]) -> EpochPlan:
         """Return the given rows, in that order, as a small plan to send to a worker process."""
@@ -271,13 +265,11 @@ def _match_partners(
     Returns:
         int64 rows of the first and of the second partner of each pair; no row occurs twice.
     """
-    keys = (seed, epoch)
-    tie = hash_uint64(*keys, Purpose.MATCH_TIE, windows.document, windows.index)
-    rank = hash_uint64(*keys, Purpose.DOCUMENT_RANK, windows.document)
+    tie = hash_uint64(seed, epoch, Purpose.MATCH_TIE, windows.document, windows.index)
+    rank = hash_uint64(seed, epoch, Purpose.DOCUMENT_RANK, windows.document)
     rest = np.lexsort((tie, windows.b_length, windows.ends_sentence))
     block_size = int(np.clip(len(rest) // 64, 8, 256))
-    firsts: list[NDArray[np.int64]] = []
-    seconds: list[NDArray[np.int64]] = []
+    matches = [np.zeros((2, 0), dtype=np.int64)]
     while len(rest) > 1:
         block = np.arange(len(rest)) // block_size
         ordered = rest[np.lexsort((tie[rest], rank[rest], block))]
@@ -286,17 +278,16 @@ def _match_partners(
         lower = np.flatnonzero(place < half)
         first, second = ordered[lower], ordered[lower + half[lower]]
         different = windows.document[first] != windows.document[second]
-        firsts.append(first[different])
-        seconds.append(second[different])
+        matches.append(np.stack([first[different], second[different]]))
         is_matched = np.zeros(len(windows.document), dtype=np.bool_)
-        is_matched[first[different]] = is_matched[second[different]] = True
+        is_matched[matches[-1]] = True
         was_one_block = block_size >= len(rest)
         rest = rest[~is_matched[rest]]
         if was_one_block:
             break
         block_size *= 4
-    none = np.zeros(0, dtype=np.int64)
-    return np.concatenate([none, *firsts]), np.concatenate([none, *seconds])
+    first, second = np.concatenate(matches, axis=1)
+    return first, second
 
 
 def _common_length(

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, integers, uniform
 from bert_pretrain.text.prepared import TokenStore, grouped
+
+# int64 (N,) each: start and length of A, start and length of B, next_sentence_label.
+Columns: TypeAlias = tuple[NDArray[np.int64], ...]
 
 _MAX_GROUP_SENTENCES = 2**22  # 32 MiB of positions at a time, however large the corpus
 
@@ -85,18 +89,15 @@ class Windows:
 
     def take(self, rows: NDArray[np.int64]) -> Windows:
         """Return the windows at `rows`."""
-        return Windows(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return Windows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @classmethod
     def chain(cls, parts: list[Windows]) -> Windows:
         """Join parts in the order of documents, whatever the shards that they come from."""
         empty = np.zeros(0, dtype=np.int64)
         parts = [cls(empty, empty, empty, empty, empty, empty.astype(np.bool_)), *parts]
-        columns = {
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(cls)
-        }
-        joined = cls(**columns)
+        names = [field.name for field in fields(cls)]
+        joined = cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
         return joined.take(np.lexsort((joined.index, joined.document)))
 
 
@@ -179,16 +180,10 @@ def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
         stop = b_start + b_length
         # The sentence that `stop` cuts, or that starts there.
         following = np.searchsorted(starts, stop, side="right") - 1
-        parts.append(
-            Windows(
-                document=document,
-                index=np.full(len(document), index, dtype=np.int64),
-                a_start=b_start - a_length,
-                a_length=a_length,
-                b_length=b_length,
-                ends_sentence=starts[following] == stop,
-            )
-        )
+        number = np.full(len(document), index, dtype=np.int64)
+        ends_sentence = starts[following] == stop
+        a_start = b_start - a_length
+        parts.append(Windows(document, number, a_start, a_length, b_length, ends_sentence))
         live = np.flatnonzero((stop < limit) & ~closing)
         document, end, num_tokens = document[live], end[live], num_tokens[live]
         closing = following[live] == end - 1
@@ -208,16 +203,8 @@ def cut_single(outline: Outline, settings: EpochSettings) -> Windows:
     index = 0
     while len(document):
         length = np.minimum(_targets(settings, document, num_tokens, index), limit - start)
-        parts.append(
-            Windows(
-                document=document,
-                index=np.full(len(document), index, dtype=np.int64),
-                a_start=start,
-                a_length=length,
-                b_length=np.zeros_like(length),
-                ends_sentence=np.zeros(len(document), dtype=np.bool_),
-            )
-        )
+        number, no_b = np.full_like(length, index), np.zeros_like(length)
+        parts.append(Windows(document, number, start, length, no_b, no_b.astype(np.bool_)))
         live = np.flatnonzero(start + length < limit)
         document, num_tokens, limit = document[live], num_tokens[live], limit[live]
         start = (start + length)[live]
@@ -236,17 +223,15 @@ def _targets(
     document the cuts of two epochs meet again after some windows, until the next short one.
     """
     keys = (settings.seed, settings.epoch)
-    target = np.full(len(document), settings.budget, dtype=np.int64)
+    budget = settings.budget
+    target = np.full(len(document), budget, dtype=np.int64)
     if index == 0:
-        left_over = np.where(
-            num_tokens > settings.budget, (num_tokens - 1) % settings.budget + 1, settings.budget
-        )
-        target = integers(
-            np.maximum(left_over, 2), settings.budget + 1, *keys, Purpose.FIRST_TARGET, document
-        )
+        left_over = np.where(num_tokens > budget, (num_tokens - 1) % budget + 1, budget)
+        least = np.maximum(left_over, 2)
+        target = integers(least, budget + 1, *keys, Purpose.FIRST_TARGET, document)
     is_short = uniform(*keys, Purpose.IS_SHORT, document, index) < settings.short_seq_prob
     short = document[is_short]
-    target[is_short] = integers(2, settings.budget + 1, *keys, Purpose.SHORT_TARGET, short, index)
+    target[is_short] = integers(2, budget + 1, *keys, Purpose.SHORT_TARGET, short, index)
     return target
 
 
@@ -261,12 +246,12 @@ def _forced_lengths(
     """Return the lengths of A and B where B has to begin right after a window's first sentence.
 
     Args:
-        first: Tokens of that sentence.
-        rest: Tokens of the document after it.
-        target: Token target of the window.
-        closing: True where the last sentence of the document has to be kept whole rather than the
-            first of the window.
-        budget: Largest sum of the two lengths.
+        first: tokens of that sentence.
+        rest: tokens of the document after it.
+        target: token target of the window.
+        closing: True where the document's last sentence is kept whole rather than the window's
+            first.
+        budget: largest sum of the two lengths.
     """
     head = np.minimum(rest, target // 2)
     head = np.where(first < budget, np.minimum(head, budget - first), head)
