@@ -63,9 +63,9 @@ _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
         "a an and are as at be been but by can do does for from has have how if in into is it its "
-        "may more must no not of on only or other should so such than that the their them then there "
-        "these they this to up used was we were what when where whether which while who will with "
-        "would you your",
+        "may more must no not of on only or other should so such than that the their them then "
+        "there these they this to up used was we were what when where whether which while who "
+        "will with would you your",
     )
 )
 

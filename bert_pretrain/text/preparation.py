@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,11 @@ def _fill(
     token_counts = count_tokens(store, training, vocab_size)
     write_token_counts(folder, token_counts)
     held_out_counts = count_tokens(store, held_out, vocab_size)
-    unknown_id = tokenizer.unk_token_id
-    num_unknown = 0 if unknown_id is None else (token_counts + held_out_counts)[unknown_id]
+    num_unknown = 0
+    if tokenizer.unk_token_id is not None:
+        num_unknown = sum(
+            counts[tokenizer.unk_token_id] for counts in (token_counts, held_out_counts)
+        )
     num_sentences = sum(len(shard.sentence_lengths) for shard in store.shards)
     return {
         "source": {"description": source.description, "fingerprint": source.fingerprint},
@@ -236,7 +240,7 @@ def _tokenise(
     for group in grouped(split, lambda document: len(document[0]), _SENTENCES_PER_BATCH):
         encoded = _encode([s for sentences, _ in group for s in sentences], backend, dtype)
         for sentences, digest in group:
-            cut = [ids_and_starts for _, ids_and_starts in zip(sentences, encoded, strict=False)]
+            cut = list(islice(encoded, len(sentences)))
             kept = [(ids, starts) for ids, starts in cut if len(ids)]
             skipped["sentences without tokens"] += len(cut) - len(kept)
             if not kept:

@@ -131,7 +131,10 @@ def grouped(
 def count_tokens(
     store: TokenStore, documents: NDArray[np.int64], vocab_size: int
 ) -> NDArray[np.int64]:
-    """Return how often each token id occurs in `documents`, int64 (vocab_size,)."""
+    """Return how often each token id occurs in `documents`, int64 (vocab_size,).
+
+    It is longer where a vocabulary with gaps has an id beyond its size.
+    """
     counts = np.zeros(vocab_size, dtype=np.int64)
     is_wanted = np.zeros(store.num_documents, dtype=bool)
     is_wanted[documents] = True
@@ -139,9 +142,10 @@ def count_tokens(
         num_documents = len(shard.sentences_per_document)
         wanted = is_wanted[shard.first_document : shard.first_document + num_documents]
         per_sentence = np.repeat(wanted, shard.sentences_per_document)
-        counts += np.bincount(
-            shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)], minlength=vocab_size
-        )
+        tokens = shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)]
+        found = np.bincount(tokens, minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
     return counts
 
 

@@ -26,6 +26,7 @@ from bert_pretrain.text.documents import DocumentSource, split_sentences
 from bert_pretrain.text.prepared import (
     PreparedCorpus,
     TokenStore,
+    count_tokens,
     stated_language,
     unigram_entropy,
 )
@@ -410,6 +411,13 @@ def test_a_corpus_without_token_counts_is_counted_and_they_are_kept_if_possible(
     monkeypatch.setattr(prepared, "count_tokens", lambda *_: np.zeros(8192, dtype=np.int64))
     again = PreparedCorpus.load(tmp_path / "corpus").token_counts
     assert np.array_equal(again, expected) == is_writable
+
+
+def test_ids_beyond_the_size_of_a_vocabulary_with_gaps_are_counted() -> None:
+    store = store_of([[[1, 7]], [[2, 1]], [[9]]], documents_per_shard=1)
+    counts = count_tokens(store, np.array([0, 1]), 5)
+    assert counts.tolist() == [0, 2, 1, 0, 0, 0, 0, 1]
+    assert count_tokens(store, np.array([1]), 5).tolist() == [0, 1, 1, 0, 0]
 
 
 def test_the_unigram_entropy_is_that_of_the_shares() -> None:
