@@ -83,9 +83,9 @@ class EpochPlan:
         cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], *, num_unpaired: int = 0
     ) -> EpochPlan:
         """Return the plan of some columns in an order, int64 (N,)."""
-        types = (np.int64, np.int32, np.int64, np.int32, np.int8)
-        chosen = (column[order].astype(t) for column, t in zip(columns, types, strict=True))
-        return cls(*chosen, num_unpaired)
+        a_start, a_length, b_start, b_length, label = (column[order] for column in columns)
+        lengths = a_length.astype(np.int32), b_length.astype(np.int32)
+        return cls(a_start, lengths[0], b_start, lengths[1], label.astype(np.int8), num_unpaired)
 
     def take(self, rows: NDArray[np.int64]) -> EpochPlan:
         """Return the given rows, in that order, as a small plan to send to a worker process."""
