@@ -112,30 +112,24 @@ def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
             f"{name_or_path!r} {kind} ({type(error).__name__})",
             advice="pass `tokenizer_name` a folder or Hub id with tokenizer.json",
         ) from error
-    if not tokenizer.is_fast:
+    if problem := _unfitness(tokenizer):
         raise InputError(
-            f"the tokenizer {name_or_path!r} is a slow one (no tokenizer.json)",
-            advice="pass a fast one as `tokenizer_name`",
+            f"the tokenizer {name_or_path!r} {problem}",
+            advice="pass a fast one with a mask, cls, sep and pad token as `tokenizer_name`",
         )
-    check_special_tokens(tokenizer, f"the tokenizer {name_or_path!r}")
     return tokenizer
 
 
-def check_special_tokens(tokenizer: PreTrainedTokenizerFast, what: str) -> None:
-    """Raise `InputError` unless mask, cls, sep and pad tokens are there and distinct."""
+def _unfitness(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Return why a tokenizer cannot pretrain a BERT; None if it can."""
+    if not tokenizer.is_fast:
+        return "is a slow one (no tokenizer.json)"
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("mask", "cls", "sep", "pad")}
-    missing = [name for name, token_id in ids.items() if token_id is None]
-    if missing:
-        raise InputError(
-            f"{what} has no {', '.join(missing)} token but pretraining needs mask, cls, sep and "
-            "pad",
-            advice="pass another `tokenizer_name`",
-        )
+    if missing := [name for name, token_id in ids.items() if token_id is None]:
+        return f"has no {', '.join(missing)} token"
     if len(set(ids.values())) < len(ids):
-        raise InputError(
-            f"{what} shares ids among mask, cls, sep and pad ({ids}) but they must differ",
-            advice="pass another `tokenizer_name`",
-        )
+        return f"shares ids among mask, cls, sep and pad ({ids}) but they must differ"
+    return None
 
 
 def default_tokenizer_folder() -> Path:
