@@ -38,8 +38,8 @@ from bert_pretrain.objectives.bert import BertObjective
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
+from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.prepared import Shard, TokenStore
-from bert_pretrain.text.sentence_pairs import plan_epoch
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.optimizers import Schedule, build_optimizers
 from bert_pretrain.training.trainer import Intervals, Trainer

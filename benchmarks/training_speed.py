@@ -28,8 +28,8 @@ from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
-from bert_pretrain.text.prepared import TokenStore
-from bert_pretrain.text.sentence_pairs import EpochPlan, plan_epoch
+from bert_pretrain.text.pairs import EpochPlan, plan_epoch
+from bert_pretrain.text.prepared import Shard, TokenStore
 from bert_pretrain.training.optimizers import build_optimizers
 
 
@@ -50,10 +50,13 @@ def make_store(
     num_documents = 8000 // document_sentences
     sizes = generator.integers(2, 2 * document_sentences - 1, num_documents).tolist()
     documents = [
-        [generator.integers(5, vocab_size, generator.integers(5, 36)).tolist() for _ in range(n)]
+        [generator.integers(5, vocab_size, generator.integers(5, 36)) for _ in range(n)]
         for n in sizes
     ]
-    return TokenStore.from_documents(documents)
+    lengths = np.array([len(words) for document in documents for words in document], np.uint32)
+    tokens = np.concatenate([words for document in documents for words in document])
+    starts = np.ones(len(tokens), dtype=np.uint8)
+    return TokenStore([Shard(0, 0, tokens.astype(np.uint16), starts, lengths, np.array(sizes))])
 
 
 def stock_step(

@@ -33,6 +33,7 @@ from bert_pretrain.publishing.scrub import scrub
 from bert_pretrain.text.prepared import (
     ARROW_FILE,
     MANIFEST,
+    TOKEN_COUNTS_FILE,
     VALIDATION_FILE,
     PreparedCorpus,
     stated_language,
@@ -239,8 +240,9 @@ def push_dataset(options: argparse.Namespace) -> bool:
     card = dataset_card(manifest, options.hub_dataset_id, options.hub_license)
 
     def fill(folder: Path) -> None:
-        for name in (ARROW_FILE, VALIDATION_FILE):
-            link(prepared / name, folder / name)
+        for name in (ARROW_FILE, VALIDATION_FILE, TOKEN_COUNTS_FILE):
+            if (prepared / name).exists():  # an older corpus lacks the token counts
+                link(prepared / name, folder / name)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         card.save(folder / "README.md")
 

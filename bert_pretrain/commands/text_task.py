@@ -5,19 +5,21 @@ from __future__ import annotations
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from bert_pretrain.commands.prepare import data_card, open_corpus, pair_mode_for
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.models.loading import build_bert
 from bert_pretrain.objectives.bert import (
     BertExporter,
     BertMonitor,
     BertObjective,
-    count_tokens,
     text_rows,
 )
 from bert_pretrain.objectives.interface import Task
+from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.publishing.export import trained_length
+from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
+from bert_pretrain.text.opening import data_card, open_corpus
+from bert_pretrain.text.pairs import pair_mode_for
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 
@@ -30,7 +32,11 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
     )
     corpus = open_corpus(
-        data, text, tokenizer, seed=seed, show_progress=accelerator.is_local_main_process
+        config.values_of(TextSource),
+        tokenizer,
+        seed=seed,
+        download=download_corpus,
+        show_progress=accelerator.is_local_main_process,
     )
     rule = MaskingRule(
         mlm_probability=text.mlm_probability,
@@ -51,7 +57,6 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         seed=seed,
         max_eval_rows=data.max_eval_rows,
     )
-    token_counts = count_tokens(corpus.store, corpus.train_documents, len(tokenizer))
 
     def describe_data() -> str:
         # Any epoch's plan will do: a resumed run need not make the first one's for it.
@@ -72,9 +77,9 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
             held_out,
             make_model,
             with_pairs=pair_mode != "none",
-            token_counts=token_counts if is_from_scratch else None,
+            token_counts=corpus.token_counts if is_from_scratch else None,
         ),
-        BertMonitor(corpus, tokenizer, token_counts, held_out),
+        BertMonitor(corpus, tokenizer, held_out),
         BertExporter(
             tokenizer,
             describe_data=describe_data,

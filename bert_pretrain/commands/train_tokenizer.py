@@ -13,10 +13,10 @@ from transformers import HfArgumentParser
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.checks import check_source
-from bert_pretrain.config.flags import at_least, flag, flags, parse_flags
+from bert_pretrain.config.flags import at_least, flag, flags, parse_flags, pick
 from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
-from bert_pretrain.text.documents import open_documents
+from bert_pretrain.text.documents import TextSource, open_documents
 from bert_pretrain.text.tokenizers import train_wordpiece
 
 
@@ -74,15 +74,7 @@ def train(options: TokenizerArguments) -> None:
     """
     output_dir = Path(options.output_dir)
     _check_target(output_dir, overwrite=options.overwrite)
-    source = open_documents(
-        dataset_name=options.dataset_name,
-        dataset_config_name=options.dataset_config_name,
-        dataset_split=options.dataset_split,
-        data_files=options.data_files,
-        text_column=options.text_column,
-        document_boundary=options.document_boundary,
-        streaming=options.streaming,
-    )
+    source = open_documents(pick(TextSource, options))
     tokenizer = train_wordpiece(
         tqdm(source, desc="reading", unit=" documents"),
         vocab_size=options.vocab_size,

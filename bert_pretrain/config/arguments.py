@@ -30,22 +30,18 @@ class RunArguments:
     output_dir: str = flag(
         "runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/."
     )
-    seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout.", allowed=SEEDS)
+    seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout.", SEEDS)
     resume_from_checkpoint: str | None = flag(
         None,
         "'latest' of --output_dir, a checkpoint folder, or owner/name@revision that "
         "--hub_push_state pushed.",
     )
-    logging_steps: int = flag(
-        10, "Updates between training rows of metrics.jsonl.", allowed=ONE_OR_MORE
-    )
+    logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.", ONE_OR_MORE)
     eval_steps: int = flag(
-        450, "Updates between evaluations; 0 = only at start and end.", allowed=NON_NEGATIVE
+        450, "Updates between evaluations; 0 = only at start and end.", NON_NEGATIVE
     )
-    save_steps: int = flag(
-        450, "Updates between checkpoints; 0 = only at the end.", allowed=NON_NEGATIVE
-    )
-    save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.", allowed=NON_NEGATIVE)
+    save_steps: int = flag(450, "Updates between checkpoints; 0 = only at the end.", NON_NEGATIVE)
+    save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.", NON_NEGATIVE)
     report_to: Literal["none", "tensorboard", "trackio", "wandb", "all"] = flag(
         "none", "Tracker of experiments that gets the metrics too."
     )
@@ -74,15 +70,13 @@ class DataArguments:
     validation_share: float = flag(
         0.05,
         "Share of documents or images held out for evaluation.",
-        allowed=between(0, 0.5, low_included=False, high_included=False),
+        between(0, 0.5, low_included=False, high_included=False),
     )
     max_eval_rows: int = flag(
-        2000,
-        "Most held-out rows evaluated, a fixed random subset; 0 = all.",
-        allowed=NON_NEGATIVE,
+        2000, "Most held-out rows evaluated, a fixed random subset; 0 = all.", NON_NEGATIVE
     )
     dataloader_num_workers: int = flag(
-        0, "Worker processes per process that make batches; 0 = none.", allowed=NON_NEGATIVE
+        0, "Worker processes per process that make batches; 0 = none.", NON_NEGATIVE
     )
 
 
@@ -111,28 +105,22 @@ class TextArguments:
         aliases=["--tokenizer"],
     )
     preprocessing_num_workers: int = flag(
-        0, "Threads that tokenise; 0 = one per core.", allowed=NON_NEGATIVE
+        0, "Threads that tokenise; 0 = one per core.", NON_NEGATIVE
     )
     max_seq_length: int = flag(
-        128,
-        "Tokens per row with [CLS] and [SEP]; at most the model's positions.",
-        allowed=at_least(8),
+        128, "Tokens per row with [CLS] and [SEP]; at most the model's positions.", at_least(8)
     )
     short_seq_prob: float = flag(
-        0.1, "Share of rows cut to a random shorter length.", allowed=SHARE_BELOW_ONE
+        0.1, "Share of rows cut to a random shorter length.", SHARE_BELOW_ONE
     )
     pair_mode: Literal["exact", "google"] = flag(
         "exact", "How sentence pairs are drawn: unbiased, or as google-research/bert does."
     )
     mlm_probability: float = flag(
-        0.15,
-        "Share of tokens to predict.",
-        allowed=between(0, 1, low_included=False, high_included=False),
+        0.15, "Share of tokens to predict.", between(0, 1, low_included=False, high_included=False)
     )
-    mask_replace_prob: float = flag(0.8, "Share of those that become [MASK].", allowed=SHARE)
-    random_replace_prob: float = flag(
-        0.1, "Share of those that become a random token.", allowed=SHARE
-    )
+    mask_replace_prob: float = flag(0.8, "Share of those that become [MASK].", SHARE)
+    random_replace_prob: float = flag(0.1, "Share of those that become a random token.", SHARE)
     masking: Literal["token", "whole_word", "span"] = flag("token", "Unit that is masked together.")
 
 
@@ -149,7 +137,7 @@ class ImageArguments:
     image_size: int = flag(
         0,
         "Height and width in pixels, by resizing and cropping; 0 = the images' own.",
-        allowed=NON_NEGATIVE,
+        NON_NEGATIVE,
     )
     num_channels: Literal[0, 1, 3, 4] = flag(0, "Gray, RGB or RGBA; 0 = as the first image has it.")
     on_bad_image: Literal["error", "skip"] = flag(
@@ -175,7 +163,7 @@ class ModelArguments:
     dropout: float = flag(
         0.0,
         "Dropout of hidden states and attention while pretraining; the export keeps the config's.",
-        allowed=SHARE_BELOW_ONE,
+        SHARE_BELOW_ONE,
     )
 
 
@@ -185,19 +173,19 @@ class AutoencoderArguments:
 
     _argument_group_name: ClassVar[str] = "autoencoder"
 
-    embedding_dim: int = flag(32, "Numbers between encoder and decoder.", allowed=ONE_OR_MORE)
+    embedding_dim: int = flag(32, "Numbers between encoder and decoder.", ONE_OR_MORE)
     reconstruction_loss: Literal["mse", "l1"] = flag(
         "mse", "Distance between an image and its reconstruction."
     )
     noise_std: float = flag(
         0.0,
         "Gaussian noise added to the input, in units of the pixels' deviation (denoising).",
-        allowed=NON_NEGATIVE,
+        NON_NEGATIVE,
     )
     mask_ratio: float = flag(
         0.0,
         "Share of patches hidden from the encoder; more than 0 = masked autoencoder.",
-        allowed=SHARE_BELOW_ONE,
+        SHARE_BELOW_ONE,
     )
     norm_pix_loss: bool = flag(True, "Normalise each target patch of the masked autoencoder.")
 
@@ -217,7 +205,7 @@ class ContrastiveArguments:
     loss: Literal["triplet", "nt_xent"] = flag(
         "triplet", "max(d(e1, e1') - d(e1, e2) + margin, 0), or NT-Xent."
     )
-    margin: float = flag(1.0, "Alpha of the triplet loss.", allowed=POSITIVE)
+    margin: float = flag(1.0, "Alpha of the triplet loss.", POSITIVE)
     distance: Literal["l2", "l2_squared", "cosine"] = flag("l2", "Distance of the triplet loss.")
     normalize: bool = flag(True, "Scale embeddings to unit length before the triplet loss.")
     negatives: Literal["random", "semi_hard", "hard", "all"] = flag(
@@ -226,11 +214,9 @@ class ContrastiveArguments:
     reduction: Literal["mean", "mean_positive"] = flag(
         "mean", "Mean over all triplets, or over those above 0."
     )
-    temperature: float = flag(0.5, "Temperature of NT-Xent.", allowed=POSITIVE)
+    temperature: float = flag(0.5, "Temperature of NT-Xent.", POSITIVE)
     projection_dim: int = flag(
-        128,
-        "Width of the embedding that the loss sees; 0 = the encoder's own.",
-        allowed=NON_NEGATIVE,
+        128, "Width of the embedding that the loss sees; 0 = the encoder's own.", NON_NEGATIVE
     )
 
 
@@ -241,65 +227,55 @@ class OptimizationArguments:
     _argument_group_name: ClassVar[str] = "optimization"
 
     max_steps: int = flag(
-        1800,
-        "Updates of the run; 0 = given by --num_train_epochs or --max_hours.",
-        allowed=NON_NEGATIVE,
+        1800, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.", NON_NEGATIVE
     )
     num_train_epochs: float = flag(
-        0.0, "Length in passes over the data, in place of --max_steps.", allowed=NON_NEGATIVE
+        0.0, "Length in passes over the data, in place of --max_steps.", NON_NEGATIVE
     )
     max_hours: float = flag(
         0.08,
         "Wall-clock budget in hours in which the schedule ends exactly; 0 = none. The one flag "
         "that gives up reproducibility. With --max_steps, whichever ends first.",
-        allowed=NON_NEGATIVE,
+        NON_NEGATIVE,
     )
     global_batch_size: int = flag(
         0,
         "Rows per update over all processes; 0 = per-device size x accumulation x processes.",
-        allowed=NON_NEGATIVE,
+        NON_NEGATIVE,
     )
-    per_device_train_batch_size: int = flag(
-        32, "Most rows of one forward pass.", allowed=ONE_OR_MORE
-    )
+    per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.", ONE_OR_MORE)
     per_device_eval_batch_size: int = flag(
-        64, "Rows of one forward pass in evaluation.", allowed=ONE_OR_MORE
+        64, "Rows of one forward pass in evaluation.", ONE_OR_MORE
     )
     gradient_accumulation_steps: int = flag(
-        0,
-        "Micro-batches per update; 0 = 1, or what --global_batch_size needs.",
-        allowed=NON_NEGATIVE,
+        0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.", NON_NEGATIVE
     )
     optimizer: Literal["adamw", "muon"] = flag(
         "muon", "adamw, or muon for hidden matrices with AdamW for the rest."
     )
-    learning_rate: float = flag(1.5e-3, "Peak rate.", allowed=POSITIVE)
+    learning_rate: float = flag(1.5e-3, "Peak rate.", POSITIVE)
     adamw_learning_rate: float = flag(
         0.0,
         "Peak rate of what AdamW trains beside Muon (embeddings, biases, heads); 0 = "
         "--learning_rate.",
-        allowed=NON_NEGATIVE,
+        NON_NEGATIVE,
     )
     weight_decay: float = flag(
-        0.01,
-        "Decoupled decay of matrices (never of biases or normalisation).",
-        allowed=NON_NEGATIVE,
+        0.01, "Decoupled decay of matrices (never of biases or normalisation).", NON_NEGATIVE
     )
-    adam_beta1: float = flag(0.9, "AdamW's first decay rate.", allowed=SHARE_BELOW_ONE)
-    adam_beta2: float = flag(0.98, "AdamW's second decay rate.", allowed=SHARE_BELOW_ONE)
-    adam_epsilon: float = flag(1e-6, "AdamW's epsilon.", allowed=POSITIVE)
+    adam_beta1: float = flag(0.9, "AdamW's first decay rate.", SHARE_BELOW_ONE)
+    adam_beta2: float = flag(0.98, "AdamW's second decay rate.", SHARE_BELOW_ONE)
+    adam_epsilon: float = flag(1e-6, "AdamW's epsilon.", POSITIVE)
     max_grad_norm: float = flag(
-        1.0, "Gradients are scaled to at most this norm; 0 = never.", allowed=NON_NEGATIVE
+        1.0, "Gradients are scaled to at most this norm; 0 = never.", NON_NEGATIVE
     )
     schedule: Literal["linear", "stable_decay"] = flag(
         "stable_decay",
         "After warm-up: fall to 0 at once, or stay and fall over the last --decay_share.",
     )
-    warmup_steps: int = flag(30, "Updates over which the rate rises.", allowed=NON_NEGATIVE)
+    warmup_steps: int = flag(30, "Updates over which the rate rises.", NON_NEGATIVE)
     decay_share: float = flag(
-        0.5,
-        "Share of the run over which stable_decay falls.",
-        allowed=between(0, 1, low_included=False),
+        0.5, "Share of the run over which stable_decay falls.", between(0, 1, low_included=False)
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
@@ -308,9 +284,7 @@ class OptimizationArguments:
         False, "Recompute activations in the backward pass to save memory."
     )
     num_cpu_threads: int = flag(
-        0,
-        "Threads per process on CPU; 0 = cores divided by local processes.",
-        allowed=NON_NEGATIVE,
+        0, "Threads per process on CPU; 0 = cores divided by local processes.", NON_NEGATIVE
     )
 
 
@@ -343,9 +317,7 @@ class HubArguments:
         "elsewhere.",
     )
     hub_max_wait: int = flag(
-        600,
-        "Seconds that the end of the run waits for what is not published yet.",
-        allowed=NON_NEGATIVE,
+        600, "Seconds that the end of the run waits for what is not published yet.", NON_NEGATIVE
     )
     hub_license: str | None = flag(
         None, "Licence of the model by its identifier on the Hub, for the model card."

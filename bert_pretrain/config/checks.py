@@ -69,7 +69,7 @@ def check_license(identifier: str | None) -> None:
     """Raise `InputError` unless a licence, if one is given, has the form of the Hub's names."""
     if identifier is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", identifier) is None:
         raise InputError(
-            f"{identifier!r} is not the identifier of a licence",
+            f"{identifier!r} is no identifier of a licence",
             advice="pass `hub_license` one such as apache-2.0, cc-by-4.0, other",
         )
 

@@ -64,7 +64,7 @@ SEEDS = between(0, 2**32 - 1)  # what NumPy takes as a seed
 
 
 def flag(
-    default: Any, help_text: str, *, allowed: Range | None = None, aliases: Sequence[str] = ()
+    default: Any, help_text: str, allowed: Range | None = None, *, aliases: Sequence[str] = ()
 ) -> Any:
     """Declare a flag as a field of a dataclass.
 

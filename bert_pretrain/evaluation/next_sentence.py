@@ -21,8 +21,8 @@ from bert_pretrain.data.random import permutation
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.intervals import Interval, wilson_interval
 from bert_pretrain.hardware import default_device
+from bert_pretrain.text.pairs import IS_NEXT, IS_RANDOM, EpochPlan
 from bert_pretrain.text.prepared import TokenStore
-from bert_pretrain.text.sentence_pairs import IS_NEXT, IS_RANDOM, EpochPlan
 
 NUM_BINS = 10
 

@@ -31,8 +31,8 @@ from bert_pretrain.publishing.export import (
 )
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
-from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
-from bert_pretrain.text.sentence_pairs import NO_PAIR, EpochPlan, PairMode, plan_epoch
+from bert_pretrain.text.pairs import NO_PAIR, EpochPlan, PairMode, plan_epoch
+from bert_pretrain.text.prepared import PreparedCorpus, unigram_entropy
 
 FOX = "The quick brown fox jumped over the lazy dog."
 
@@ -104,7 +104,6 @@ class BertMonitor:
         self,
         corpus: PreparedCorpus,
         tokenizer: PreTrainedTokenizerFast,
-        token_counts: NDArray[np.int64],
         held_out: HeldOutRows[EpochPlan],
     ) -> None:
         """Measure the baselines and choose the sentences.
@@ -112,11 +111,10 @@ class BertMonitor:
         Args:
             corpus: documents of both splits.
             tokenizer: the one the corpus was prepared with.
-            token_counts: int64 (V,), of the training text.
             held_out: the rows that are evaluated.
         """
         self.tokenizer = tokenizer
-        self._baselines = {"unigram_entropy": unigram_entropy(token_counts)}
+        self._baselines = {"unigram_entropy": unigram_entropy(corpus.token_counts)}
         labels = held_out.plan.next_sentence_label[held_out.rows]
         if (labels != NO_PAIR).any():
             share = float((labels == 1).mean())
@@ -254,33 +252,6 @@ def text_rows(
     order = permutation(len(held_out_plan), seed, Purpose.EVALUATION_ROW)
     rows = np.sort(order[: max_eval_rows or len(order)])
     return training, HeldOutRows(held_out_plan, rows, collator(evaluation=True))
-
-
-def count_tokens(
-    store: TokenStore, documents: NDArray[np.int64], vocab_size: int
-) -> NDArray[np.int64]:
-    """Return how often each token id occurs in `documents`, int64 (vocab_size,)."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    is_wanted = np.zeros(store.num_documents, dtype=bool)
-    is_wanted[documents] = True
-    for shard in store.shards:
-        num_documents = len(shard.sentences_per_document)
-        wanted = is_wanted[shard.first_document : shard.first_document + num_documents]
-        per_sentence = np.repeat(wanted, shard.sentences_per_document)
-        counts += np.bincount(
-            shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)], minlength=vocab_size
-        )
-    return counts
-
-
-def unigram_entropy(counts: NDArray[np.int64]) -> float:
-    """Return the entropy in nats of the distribution that `counts` are of.
-
-    It is the loss of the best predictor that ignores the context: what masked-language modelling
-    must beat.
-    """
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
 
 
 def _held_out_sentences(corpus: PreparedCorpus, *, count: int) -> list[list[int]]:

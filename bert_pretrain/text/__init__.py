@@ -1,1 +1,6 @@
-"""Documents in, batches of masked sentence pairs out."""
+"""Documents in, batches of masked sentence pairs out.
+
+Text enters as files, as a data set or from inside the user's Python (`documents`, `embedded`) and
+is prepared once (`preparation`, `prepared`; `opening` finds or makes a corpus by its name). Each
+epoch has new pairs (`windows`, `pairs`) and masks (`masking`). Batches leave by `collator`.
+"""

@@ -18,8 +18,8 @@ from torch import Tensor
 from bert_pretrain.data.loader import Part
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.text.masking import MaskingRule, mask_tokens
+from bert_pretrain.text.pairs import NO_PAIR, EpochPlan
 from bert_pretrain.text.prepared import TokenStore
-from bert_pretrain.text.sentence_pairs import NO_PAIR, EpochPlan
 
 # Numbers of computed and of read tokens are rounded up to multiples, so that few shapes occur: a
 # kernel is made for each and kept. Without this nothing was gained at a fill of 85 %.

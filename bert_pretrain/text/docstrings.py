@@ -17,11 +17,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-MIN_WORDS = 8
-"""Shorter paragraphs are headings, labels and one-line signatures rather than prose."""
-
+MIN_WORDS = 8  # shorter paragraphs are headings, labels and signatures rather than prose
+# Modules with less text between triple quotes take half the time and hold a tenth of the prose.
 MIN_DOCUMENTED_SHARE = 0.3
-"""Modules with less text between triple quotes take half the time and hold a tenth of the prose."""
 
 _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)])\s+(?=\S)")
 _DROPPED_SECTION = re.compile(
@@ -65,10 +63,9 @@ _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
         "a an and are as at be been but by can do does for from has have how if in into is it its "
-        "may "
-        "more must no not of on only or other should so such than that the their them then there "
-        "these they this to up used was we were what when where whether which while who will with "
-        "would you your",
+        "may more must no not of on only or other should so such than that the their them then "
+        "there these they this to up used was we were what when where whether which while who "
+        "will with would you your",
     )
 )
 

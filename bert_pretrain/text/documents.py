@@ -1,6 +1,6 @@
-"""Raw text: where documents come from, and how they fall into sentences.
+"""Raw text: where documents come from, and how they are split into sentences.
 
-Flags that name a source enter; documents (`str`, paragraphs separated by newlines) leave, one at a
+The name of a source enters; documents (`str`, paragraphs separated by newlines) leave, one at a
 time, so that no corpus is ever held in memory.
 """
 
@@ -12,11 +12,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
-
-from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
-from sentencex import segment
+from typing import Any, Literal, TypeAlias
 
 from bert_pretrain.data.files import existing_files, is_saved_dataset
 from bert_pretrain.data.row_files import (
@@ -27,14 +25,47 @@ from bert_pretrain.data.row_files import (
     read_json_lines,
     read_lines,
 )
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.text.embedded import embedded_documents, embedded_key
 
-DocumentBoundary = Literal["blank_line", "file"]
+DocumentBoundary: TypeAlias = Literal["blank_line", "file"]
 EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-_PARAMETER = "data_files"
 DEFAULT_SENTENCE_RULES = "en"  # where no language is stated
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where text comes from and how it becomes documents.
+
+    Attributes:
+        dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
+            `datasets`, or a data set on the Hub or in a local folder; for `open_corpus` also a
+            prepared corpus. None = `docs`, unless there are `data_files`.
+        dataset_config_name: configuration of that data set.
+        dataset_split: its split.
+        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst,
+            in place of a data set.
+        text_column: column that holds the text; a row is a document.
+        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first
+            case the lines of a document are joined by spaces, because they are usually wrapped; in
+            the second a blank line ends a paragraph.
+        streaming: whether to read a Hub data set without downloading it first.
+        language: code of the text's language; None = not stated.
+        validation_share: share of documents that a corpus holds out, in (0, 0.5).
+        preprocessing_num_workers: threads that tokenise; 0 = one per core.
+    """
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    dataset_split: str = "train"
+    data_files: list[str] | None = None
+    text_column: str = "text"
+    document_boundary: DocumentBoundary = "blank_line"
+    streaming: bool = False
+    language: str | None = None
+    validation_share: float = 0.05
+    preprocessing_num_workers: int = 0
 
 
 @dataclass
@@ -79,54 +110,28 @@ class DocumentSource:
             )
 
 
-def open_documents(
-    *,
-    dataset_name: str | None,
-    dataset_config_name: str | None = None,
-    dataset_split: str = "train",
-    data_files: list[str] | None = None,
-    text_column: str = "text",
-    document_boundary: DocumentBoundary = "blank_line",
-    streaming: bool = False,
-) -> DocumentSource:
-    """Find the documents that the data flags name. Files are opened when they are read.
-
-    Args:
-        dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
-            `datasets`, or a data set on the Hub or in a local folder.
-        dataset_config_name: configuration of that data set.
-        dataset_split: its split.
-        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst,
-            in place of a data set.
-        text_column: column that holds the text; a row is a document.
-        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first
-            case the lines of a document are joined by spaces, because they are usually wrapped; in
-            the second a blank line ends a paragraph.
-        streaming: whether to read a Hub data set without downloading it first.
+def open_documents(text: TextSource) -> DocumentSource:
+    """Find the documents of a text. Files are opened when they are read.
 
     Raises:
         InputError: a file is missing, empty or of an unknown kind, or the data set cannot be
             loaded.
     """
-    if data_files:
-        return _open_files(data_files, text_column, document_boundary)
-    if dataset_name in (None, "docs"):
+    if text.data_files:
+        return _open_files(text.data_files, text.text_column, text.document_boundary)
+    if text.dataset_name in (None, "docs"):
         description = "docs: the documentation inside this Python"
         return DocumentSource(
             description, embedded_key(), lambda: iter(embedded_documents()), language="en"
         )
-    assert dataset_name is not None
-    return _open_dataset(
-        dataset_name, dataset_config_name, dataset_split, text_column, streaming=streaming
-    )
+    return _open_dataset(text)
 
 
 def check_language(language: str) -> None:
     """Raise `InputError` unless a language is named by a code."""
     if not _LANGUAGE_CODE.fullmatch(language):
-        raise InputError(
-            f"language is {language!r} but must be a code of two or three letters",
-            advice="pass `language` en",
+        raise InputError.out_of_range(
+            "language", language, "a code such as en or pt-br", "pass the code as `language`"
         )
 
 
@@ -135,13 +140,14 @@ def split_sentences(text: str, language: str) -> list[str]:
 
     Args:
         text: paragraphs separated by newlines.
-        language: code such as `en` or `pt-br`; those without rules of their own fall back to a
-            related language's.
+        language: code such as `en` or `pt-br`; a language without rules of its own gets those of a
+            related one.
 
     Raises:
-        InputError: `language` is not a code; sentencex itself takes any word and falls back to
-            English.
+        InputError: `language` is not a code (sentencex itself takes any word as English).
     """
+    from sentencex import segment
+
     check_language(language)
     return [
         sentence
@@ -157,7 +163,13 @@ def _open_files(
 ) -> DocumentSource:
     paths = list(dict.fromkeys(path for pattern in patterns for path in existing_files(pattern)))
     for path in paths:
-        _check_file(path)
+        if file_kind(path) not in EXTENSIONS:
+            raise InputError(
+                f"{path} has an unknown extension",
+                advice=f"`data_files` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
+            )
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty", advice="remove it from `data_files`")
     identity = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     described = json.dumps([identity, text_column, document_boundary])
     names = ", ".join(path.name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
@@ -169,32 +181,22 @@ def _open_files(
     return DocumentSource(names, hashlib.sha256(described.encode()).hexdigest(), read)
 
 
-def _check_file(path: Path) -> None:
-    if file_kind(path) not in EXTENSIONS:
-        raise InputError(
-            f"{path} has an unknown extension",
-            advice=f"`data_files` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
-        )
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty", advice="remove it from `data_files`")
-
-
 def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary) -> Iterator[str]:
     kind = file_kind(path)
     if kind == ".txt":
         yield from _read_text(path, document_boundary)
     elif kind in (".jsonl", ".json"):
-        for number, row in read_json_lines(path, parameter=_PARAMETER):
+        for number, row in read_json_lines(path, parameter="data_files"):
             if text_column not in row:
                 raise _missing_column(f"{path}, line {number},", text_column, list(row))
             yield row[text_column]
     elif kind == ".csv":
-        for block in read_csv(path, parameter=_PARAMETER):
+        for block in read_csv(path, parameter="data_files"):
             if text_column not in block.columns:
                 raise _missing_column(path, text_column, list(block.columns))
             yield from block[text_column].tolist()
     else:
-        with open_parquet(path, parameter=_PARAMETER) as parquet:
+        with open_parquet(path, parameter="data_files") as parquet:
             if text_column not in parquet.schema_arrow.names:
                 raise _missing_column(path, text_column, parquet.schema_arrow.names)
             for batch in parquet.iter_batches(batch_size=1000, columns=[text_column]):
@@ -202,24 +204,12 @@ def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary
 
 
 def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]:
-    paragraphs: list[str] = []
-    lines: list[str] = []
-
-    def end_paragraph() -> None:
-        if lines:
-            paragraphs.append(" ".join(lines))
-            lines.clear()
-
-    for line in read_lines(path, parameter=_PARAMETER):
-        if stripped := line.strip():
-            lines.append(stripped)
-            continue
-        end_paragraph()
-        if document_boundary == "blank_line" and paragraphs:
-            yield paragraphs.pop()
-    end_paragraph()
-    if paragraphs:
-        yield "\n".join(paragraphs)
+    lines = (line.strip() for line in read_lines(path, parameter="data_files"))
+    runs = (" ".join(run) for has_text, run in groupby(lines, key=bool) if has_text)
+    if document_boundary == "blank_line":
+        yield from runs
+    elif text := "\n".join(runs):
+        yield text
 
 
 def _missing_column(where: object, text_column: str, columns: list[Any]) -> InputError:
@@ -230,20 +220,22 @@ def _missing_column(where: object, text_column: str, columns: list[Any]) -> Inpu
     )
 
 
-def _open_dataset(
-    name: str, config_name: str | None, split: str, text_column: str, *, streaming: bool
-) -> DocumentSource:
+def _open_dataset(text: TextSource) -> DocumentSource:
+    from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+
+    name, config_name, split = text.dataset_name, text.dataset_config_name, text.dataset_split
+    assert name is not None
+    column = text.text_column
+    folder = Path(name)
+    is_saved = is_saved_dataset(folder)
     try:
-        is_saved = is_saved_dataset(Path(name))
-        dataset = (
-            load_from_disk(name)
-            if is_saved
-            else load_dataset(name, config_name, streaming=streaming)
-        )
+        if is_saved:
+            dataset = load_from_disk(name)
+        else:
+            dataset = load_dataset(name, config_name, streaming=text.streaming)
     except Exception as error:  # datasets raises whatever its builders and the network raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"the data set {name!r} cannot be loaded ({reason})",
+            f"the data set {name!r} cannot be loaded ({first_line(error)})",
             advice="`dataset_name` takes 'docs', a folder or a Hub id",
         ) from error
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
@@ -252,16 +244,20 @@ def _open_dataset(
                 f"the data set {name!r} has no split {split!r}",
                 advice=f"it has {', '.join(map(str, dataset))}; change `dataset_split`",
             )
-        dataset = dataset[split]
+        dataset, folder = dataset[split], folder / split
     columns = dataset.column_names
-    if columns is not None and text_column not in columns:
-        raise _missing_column(f"the data set {name!r}", text_column, columns)
-    identity = (
-        getattr(dataset, "_fingerprint", None) or f"{name} {config_name} {dataset.info.version}"
-    )
-    described = json.dumps([identity, split, text_column])
+    if columns is not None and column not in columns:
+        raise _missing_column(f"the data set {name!r}", column, columns)
+    if is_saved:
+        identity = json.loads((folder / "state.json").read_text())["_fingerprint"]
+    elif files := getattr(dataset, "cache_files", None):  # a stream has none
+        # The end of a path in the cache: configuration, version, hash of the content, file.
+        identity = [Path(file["filename"]).parts[-4:] for file in files]
+    else:
+        identity = f"{name} {config_name} {dataset.info.version}"
+    described = json.dumps([identity, split, column])
 
     def read() -> Iterator[str]:
-        return (row[text_column] for row in dataset.select_columns([text_column]))
+        return (row[column] for row in dataset.select_columns([column]))
 
     return DocumentSource(f"{name} ({split})", hashlib.sha256(described.encode()).hexdigest(), read)

@@ -25,61 +25,28 @@ from pathlib import Path
 from filelock import FileLock
 from huggingface_hub import constants
 
+from bert_pretrain.data.atomic import write_text
 from bert_pretrain.text import docstrings
 
-EXTRACTOR_VERSION = 3
-"""Raise it whenever the extracted text changes: it is part of the cache key."""
+EXTRACTOR_VERSION = 3  # part of the cache key; raised whenever the extracted text changes
 
-PACKAGES = {
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "pandas": "pandas",
+# Import names of what is installed with us; what is missing is left out.
+PACKAGES = re.findall(
+    r"\w+",
+    "numpy scipy pandas sklearn torch transformers datasets accelerate evaluate tokenizers "
+    "huggingface_hub safetensors matplotlib PIL kornia pyarrow sympy networkx joblib jinja2 fsspec "
+    "aiohttp httpx requests dill multiprocess dateutil regex tqdm yaml psutil",
+)
+_DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
-    "torch": "torch",
-    "transformers": "transformers",
-    "datasets": "datasets",
-    "accelerate": "accelerate",
-    "evaluate": "evaluate",
-    "tokenizers": "tokenizers",
-    "huggingface_hub": "huggingface_hub",
-    "safetensors": "safetensors",
-    "matplotlib": "matplotlib",
     "PIL": "pillow",
-    "kornia": "kornia",
-    "pyarrow": "pyarrow",
-    "sympy": "sympy",
-    "networkx": "networkx",
-    "joblib": "joblib",
-    "jinja2": "Jinja2",
-    "fsspec": "fsspec",
-    "aiohttp": "aiohttp",
-    "httpx": "httpx",
-    "requests": "requests",
-    "dill": "dill",
-    "multiprocess": "multiprocess",
     "dateutil": "python-dateutil",
-    "regex": "regex",
-    "tqdm": "tqdm",
     "yaml": "PyYAML",
-    "psutil": "psutil",
 }
-"""Import name -> distribution name of what is installed with us; what is missing is left out."""
 
-MIN_SENTENCES = 2
-"""A document of one sentence has no next sentence."""
-
-_SKIPPED_FOLDERS = frozenset(
-    {
-        "test",
-        "tests",
-        "testing",
-        "idlelib",
-        "lib2to3",
-        "turtledemo",
-        "site-packages",
-        "dist-packages",
-        "_vendor",
-    }
+MIN_SENTENCES = 2  # a document of one sentence has no next sentence
+_SKIPPED_FOLDERS = re.findall(
+    r"\S+", "test tests testing idlelib lib2to3 turtledemo site-packages dist-packages _vendor"
 )
 _SENTENCE_END = re.compile(r"[.!?][)\"']?(?=\s|$)")
 # Names and numbers do not make a paragraph new: families of models repeat each other's text.
@@ -96,23 +63,21 @@ def embedded_documents() -> list[str]:
     # All processes of a distributed run ask at once; one of them does the work.
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(_extract()), encoding="utf-8")
-            partial.replace(path)
+            write_text(path, json.dumps(_extract()))
     documents: list[str] = json.loads(path.read_text(encoding="utf-8"))
     return documents
 
 
 def embedded_key() -> str:
     """Return a hash of what the embedded corpus depends on: Python, packages and the extractor."""
-    versions = {name: _version(package) for name, package in PACKAGES.items() if _folder(name)}
+    versions = {name: _version(name) for name in PACKAGES if _folder(name)}
     parts = [EXTRACTOR_VERSION, platform.python_version(), sysconfig.get_path("stdlib"), versions]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _version(distribution: str) -> str:
+def _version(package: str) -> str:
     try:
-        return metadata.version(distribution)
+        return metadata.version(_DISTRIBUTIONS.get(package, package))
     except metadata.PackageNotFoundError:
         return "unknown"
 
@@ -162,7 +127,7 @@ def _paragraphs_of(modules: list[Path]) -> list[list[str]]:
     `__main__` again, and unlike a fork it is safe beside threads.
     """
     num_workers = min(os.cpu_count() or 1, 16)
-    # Dealing out every n-th module balances the load, since neighbours are of like size.
+    # Every n-th module for one worker balances the load, since neighbours are of similar size.
     shares = [modules[worker::num_workers] for worker in range(num_workers)]
     with ThreadPoolExecutor(num_workers) as pool:
         results = list(pool.map(_run_worker, shares))
@@ -173,8 +138,8 @@ def _paragraphs_of(modules: list[Path]) -> list[list[str]]:
 
 
 def _run_worker(modules: list[Path]) -> list[list[str]]:
-    # -I keeps the script's folder, which has a random.py, off the import path; -W hides the
-    # warnings that the string escapes of other people's modules raise.
+    # -I keeps the script's folder off the import path, where its modules would hide those of the
+    # standard library; -W hides warnings about string escapes in other people's modules.
     command = [sys.executable, "-I", "-W", "ignore", docstrings.__file__]
     paths = json.dumps([str(path) for path in modules])
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""The sentence pairs of the original BERT (`--pair_mode google`), kept for parity with it.
+"""The sentence pairs of the original BERT (pair mode `google`), kept for parity with it.
 
-The algorithm is reproduced with its properties, also those that `exact` avoids: the short target is
-drawn once per document, more than half of the pairs are random where chunks have one sentence, and
+The algorithm keeps all its properties, also those that `exact` avoids: the short target is drawn
+once per document, more than half of the pairs are random where chunks are one sentence, and
 "another document" may be the same one.
 
 Source: Devlin et al. 2019, appendix A.2, and google-research/bert, create_pretraining_data.py.
@@ -17,18 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, hash_uint64
-from bert_pretrain.text.windows import Draws, Outline
+from bert_pretrain.text.windows import Columns, EpochSettings, Outline
 
 _NUM_DOCUMENT_DRAWS = 10
 
 
-def google_pairs(corpus: Sequence[Outline], draws: Draws) -> tuple[NDArray[np.int64], ...]:
+def google_pairs(corpus: Sequence[Outline], settings: EpochSettings) -> Columns:
     """Make the pairs of every document of the corpus, in the order of documents.
 
     Each document has its own random stream, seeded by the hash of (seed, epoch, document).
-
-    Returns:
-        int64 columns (N,): start and length of A, start and length of B, and 1 where B is random.
     """
     numbers = [number for outline in corpus for number in outline.document.tolist()]
     bounds = [
@@ -38,50 +35,46 @@ def google_pairs(corpus: Sequence[Outline], draws: Draws) -> tuple[NDArray[np.in
     ]
     rows: list[tuple[int, int, int, int, int]] = []
     for place, number in enumerate(numbers):
-        stream_seed = int(hash_uint64(draws.seed, draws.epoch, Purpose.GOOGLE_PAIRS, number))
-        rows += _document_pairs(bounds, place, draws, Random(stream_seed))
+        stream_seed = int(hash_uint64(settings.seed, settings.epoch, Purpose.GOOGLE_PAIRS, number))
+        rows += _document_pairs(bounds, place, settings, Random(stream_seed))
     return tuple(np.array(rows, dtype=np.int64).T)
 
 
 def _document_pairs(
-    bounds: Sequence[NDArray[np.int64]], place: int, draws: Draws, stream: Random
+    bounds: Sequence[NDArray[np.int64]], place: int, settings: EpochSettings, stream: Random
 ) -> list[tuple[int, int, int, int, int]]:
     """Return the pairs of one document: a_start, a_length, b_start, b_length, is_random.
 
     Args:
-        bounds: Of each document, the positions at which its sentences start, and its end.
-        place: Index of the document in `bounds`.
-        draws: Budget and `short_seq_prob`.
-        stream: Random stream of this document, advanced.
+        bounds: of each document, the positions at which its sentences start, and its end.
+        place: of the document in `bounds`.
+        settings: of the epoch.
+        stream: random stream of this document, advanced.
     """
     own: list[int] = bounds[place].tolist()
     num_sentences = len(own) - 1
-    target = draws.budget
-    if stream.random() < draws.short_seq_prob:
-        target = stream.randint(2, draws.budget)
+    target = settings.budget
+    if stream.random() < settings.short_seq_prob:
+        target = stream.randint(2, settings.budget)
     rows = []
     sentence = 0
     while sentence < num_sentences:
         stop = _reach(own, sentence, target)
         num_chunk = stop - sentence
         split = sentence + (stream.randint(1, num_chunk - 1) if num_chunk > 1 else 1)
-        a_start, a_end = own[sentence], own[split]
+        a = [own[sentence], own[split]]  # start and end
         is_random = num_chunk == 1 or stream.random() < 0.5
         if is_random:
             other = bounds[_other_document(len(bounds), place, stream)]
             b_first = stream.randint(0, len(other) - 2)
-            b_start, b_end = (
-                int(other[b_first]),
-                int(other[_reach(other, b_first, target - (a_end - a_start))]),
-            )
+            b_stop = _reach(other, b_first, target - (a[1] - a[0]))
+            b = [int(other[b_first]), int(other[b_stop])]
             sentence = split  # the sentences that the random B displaced are put back
         else:
-            b_start, b_end = a_end, own[stop]
+            b = [a[1], own[stop]]
             sentence = stop
-        a_start, a_end, b_start, b_end = _truncate(
-            a_start, a_end, b_start, b_end, draws.budget, stream
-        )
-        rows.append((a_start, a_end - a_start, b_start, b_end - b_start, int(is_random)))
+        _truncate(a, b, settings.budget, stream)
+        rows.append((a[0], a[1] - a[0], b[0], b[1] - b[0], int(is_random)))
     return rows
 
 
@@ -100,14 +93,10 @@ def _other_document(num_documents: int, place: int, stream: Random) -> int:
     return other
 
 
-def _truncate(
-    a_start: int, a_end: int, b_start: int, b_end: int, budget: int, stream: Random
-) -> tuple[int, int, int, int]:
-    """Drop tokens one by one from the longer segment (B if equal), a coin says at which end."""
-    while a_end - a_start + b_end - b_start > budget:
+def _truncate(a: list[int], b: list[int], budget: int, stream: Random) -> None:
+    """Drop tokens one by one from the longer segment (B if equal); a coin says at which end."""
+    while a[1] - a[0] + b[1] - b[0] > budget:
         at_front = stream.random() < 0.5
-        if a_end - a_start > b_end - b_start:
-            a_start, a_end = (a_start + 1, a_end) if at_front else (a_start, a_end - 1)
-        else:
-            b_start, b_end = (b_start + 1, b_end) if at_front else (b_start, b_end - 1)
-    return a_start, a_end, b_start, b_end
+        longer = a if a[1] - a[0] > b[1] - b[0] else b
+        longer[0] += at_front
+        longer[1] -= not at_front

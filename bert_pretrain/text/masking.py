@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from bert_pretrain.data.random import Purpose, hash_uint64, integers, uniform
-from bert_pretrain.errors import InputError
 
 MaskingUnit: TypeAlias = Literal["token", "whole_word", "span"]
 
@@ -40,9 +39,6 @@ class MaskingRule:
         unit: What is selected together: single tokens, whole words, or spans of whole words.
         mask_token_id: Id of [MASK].
         ordinary_ids: int64 (V',), sorted ids to draw random tokens from, without special tokens.
-
-    Raises:
-        InputError: A probability is out of range.
     """
 
     mlm_probability: float
@@ -52,32 +48,11 @@ class MaskingRule:
     mask_token_id: int
     ordinary_ids: NDArray[np.int64]
 
-    def __post_init__(self) -> None:
-        """Check the probabilities."""
-        if not 0 < self.mlm_probability < 1:
-            raise InputError(
-                f"mlm_probability is {self.mlm_probability} but must lie in (0, 1)",
-                advice="for 15 % pass `mlm_probability` 0.15",
-            )
-        shares = (self.mask_replace_prob, self.random_replace_prob)
-        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
-            raise InputError(
-                f"mask_replace_prob is {shares[0]} and random_replace_prob {shares[1]}, but both "
-                "must be at least 0 and together at most 1",
-                advice="change `mask_replace_prob` or `random_replace_prob` (BERT: 0.8 and 0.1)",
-            )
-
 
 def ordinary_token_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     """Return the sorted int64 ids that are neither special tokens nor placeholders ([unused7])."""
-    special = set(tokenizer.all_special_ids)
-    vocabulary = tokenizer.get_vocab()
-    ids = [
-        i
-        for token, i in vocabulary.items()
-        if i not in special and not _PLACEHOLDER.fullmatch(token)
-    ]
-    return np.array(sorted(ids), dtype=np.int64)
+    ids = {i for token, i in tokenizer.get_vocab().items() if not _PLACEHOLDER.fullmatch(token)}
+    return np.array(sorted(ids - set(tokenizer.all_special_ids)), dtype=np.int64)
 
 
 def mask_tokens(
@@ -108,16 +83,14 @@ def mask_tokens(
         elsewhere; masked positions int64 (B, K), ascending, -1 where unused.
     """
     num_maskable = maskable.sum(axis=1)
-    count = np.clip(
-        np.rint(num_maskable * rule.mlm_probability).astype(np.int64), 1, max_predictions
-    )
-    count = np.minimum(count, num_maskable)
+    wanted = np.rint(num_maskable * rule.mlm_probability).astype(np.int64)
+    count = np.minimum(np.clip(wanted, 1, max_predictions), num_maskable)
     # Tokens, also the pieces of a word, are shown as decided one by one (BERT), a span in one way.
     decided_at = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
     if rule.unit == "token":
         selected = _select_tokens(maskable, count, row_keys)
     else:
-        starts = _unit_starts(maskable, word_starts)
+        starts = (maskable & word_starts) | _segment_starts(maskable)
         if rule.unit == "span":
             starts = _span_starts(starts, maskable, row_keys)
         selected, first_of_unit = _select_units(starts, maskable, count, row_keys)
@@ -150,12 +123,9 @@ def _replacements(
 ) -> NDArray[np.int64]:
     """Return what to show, int64 (M,): [MASK], a random ordinary token, or the original."""
     action = uniform(keys, Purpose.MASK_ACTION, decided_at)
-    random_ids = rule.ordinary_ids[
-        integers(0, len(rule.ordinary_ids), keys, Purpose.REPLACEMENT, columns)
-    ]
-    shown = np.where(
-        action < rule.mask_replace_prob + rule.random_replace_prob, random_ids, originals
-    )
+    drawn = integers(0, len(rule.ordinary_ids), keys, Purpose.REPLACEMENT, columns)
+    is_replaced = action < rule.mask_replace_prob + rule.random_replace_prob
+    shown = np.where(is_replaced, rule.ordinary_ids[drawn], originals)
     return np.where(action < rule.mask_replace_prob, rule.mask_token_id, shown)
 
 
@@ -181,13 +151,11 @@ def _random_order(row_keys: NDArray[np.uint64], exists: NDArray[np.bool_]) -> ND
     return np.where(exists, keys, np.uint64(0xFFFFFFFFFFFFFFFF))
 
 
-def _unit_starts(maskable: NDArray[np.bool_], word_starts: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return where words begin, bool (B, L); a segment that was cut in mid-word begins one too."""
-    return (maskable & word_starts) | _segment_starts(maskable)
-
-
 def _segment_starts(maskable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the first maskable token of each run of them, bool (B, L)."""
+    """Return the first maskable token of each run of them, bool (B, L).
+
+    It counts as the start of a word too where the segment was cut in mid-word.
+    """
     starts = maskable.copy()
     starts[:, 1:] &= ~maskable[:, :-1]
     return starts

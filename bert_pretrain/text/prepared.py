@@ -1,29 +1,34 @@
 """The prepared corpus: token ids, word starts and sentence lengths, memory-mapped.
 
-What enters is an Arrow file written by `prepare_corpus`; what leaves is a `TokenStore`, which
-sentence pairs, masks and collators read by global token position. No text is kept and nothing is
-copied into memory.
+A folder that `prepare_corpus` wrote enters; a `PreparedCorpus` leaves, whose `TokenStore` pairs,
+masks and collators read by global token position. It holds no text, and nothing is copied into
+memory.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
-from numpy.typing import DTypeLike, NDArray
+from filelock import FileLock
+from numpy.typing import NDArray
 
+from bert_pretrain.data.atomic import written_aside
 from bert_pretrain.errors import InputError
 
 ARROW_FILE, VALIDATION_FILE, MANIFEST = "corpus.arrow", "validation_documents.npy", "manifest.json"
+TOKEN_COUNTS_FILE = "token_counts.npy"
 FORMAT_VERSION = 2  # raised whenever what is written changes
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class Shard:
     """The documents of one Arrow record batch, as NumPy views onto the memory map.
 
     Attributes:
-        first_token: Global position of `tokens[0]` when all shards are chained.
-        first_document: Global index of its first document.
+        first_token: global position of `tokens[0]` when all shards are chained.
+        first_document: global index of its first document.
         tokens: uint16 or uint32 (T,), ids without special tokens.
         word_starts: uint8 (T,), 1 where a token begins a word.
         sentence_lengths: uint32 (S,), tokens of each sentence, all positive, T in sum.
@@ -53,13 +58,25 @@ class TokenStore:
     A range that is read lies inside one document, hence inside one shard.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        """Chain `shards`, which must follow each other without a gap."""
+    def __init__(self, shards: Sequence[Shard], *, path: Path | None = None) -> None:
+        """Chain `shards`, which follow each other without a gap; `path` is the file they map."""
         self.shards = list(shards)
+        self.path = path
         self.num_tokens = sum(len(shard.tokens) for shard in self.shards)
         self.num_documents = sum(len(shard.sentences_per_document) for shard in self.shards)
         self._first_tokens = [shard.first_token for shard in self.shards]
-        self._path: Path | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> TokenStore:
+        """Map the Arrow file `path`; its tokens are read when they are used."""
+        batches = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches()
+        return cls(list(_shards(batches)), path=path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send a worker process the path to map, not the corpus."""
+        if self.path is not None:
+            return TokenStore.open, (self.path,)
+        return TokenStore, (self.shards,)
 
     def read(self, start: int, length: int) -> NDArray[Any]:
         """Return a view of the `length` token ids from global position `start`."""
@@ -74,80 +91,14 @@ class TokenStore:
     def _shard_at(self, position: int) -> Shard:
         return self.shards[bisect_right(self._first_tokens, position) - 1]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Send a worker process the path to map, not the corpus."""
-        if self._path is not None:
-            return TokenStore.open, (self._path,)
-        return TokenStore, (self.shards,)
 
-    @classmethod
-    def open(cls, path: Path) -> TokenStore:
-        """Map the Arrow file `path`; nothing is read before it is used."""
-        store = cls(list(_shards(Dataset.from_file(str(path)))))
-        store._path = path
-        return store
-
-    @classmethod
-    def from_documents(
-        cls,
-        documents: Sequence[Sequence[Sequence[int]]],
-        dtype: DTypeLike = np.uint16,
-        *,
-        word_starts: Sequence[Sequence[Sequence[int]]] | None = None,
-        documents_per_shard: int | None = None,
-    ) -> TokenStore:
-        """Build a store in memory, for tests and small uses.
-
-        Args:
-            documents: Token ids as documents of sentences.
-            dtype: Type of the token ids.
-            word_starts: 1 where a token begins a word, nested like `documents`; by default every
-                token is a word.
-            documents_per_shard: Where to cut shards; by default there is one.
-        """
-        size = documents_per_shard or max(1, len(documents))
-        shards: list[Shard] = []
-        first_token = 0
-        for first in range(0, len(documents), size):
-            part = documents[first : first + size]
-            lengths = [len(sentence) for document in part for sentence in document]
-            tokens = np.fromiter(_flatten(part), dtype=dtype, count=sum(lengths))
-            starts = np.ones(len(tokens), dtype=np.uint8)
-            if word_starts is not None:
-                starts[:] = list(_flatten(word_starts[first : first + size]))
-            shard = Shard(
-                first_token=first_token,
-                first_document=first,
-                tokens=tokens,
-                word_starts=starts,
-                sentence_lengths=np.array(lengths, dtype=np.uint32),
-                sentences_per_document=np.array(
-                    [len(document) for document in part], dtype=np.int64
-                ),
-            )
-            shards.append(shard)
-            first_token += len(tokens)
-        return cls(shards)
-
-
-def _flatten(documents: Sequence[Sequence[Sequence[int]]]) -> Iterator[int]:
-    return chain.from_iterable(chain.from_iterable(documents))
-
-
-def _shards(dataset: Dataset) -> Iterator[Shard]:
+def _shards(batches: Sequence[pa.RecordBatch]) -> Iterator[Shard]:
     first_token = first_document = 0
-    for batch in dataset.data.table.to_batches():
+    for batch in batches:
         tokens, _ = _list_column(batch, "input_ids")
         word_starts, _ = _list_column(batch, "word_starts")
-        sentence_lengths, sentences_per_document = _list_column(batch, "sentence_lengths")
-        yield Shard(
-            first_token=first_token,
-            first_document=first_document,
-            tokens=tokens,
-            word_starts=word_starts,
-            sentence_lengths=sentence_lengths,
-            sentences_per_document=sentences_per_document,
-        )
+        lengths, sentences = _list_column(batch, "sentence_lengths")
+        yield Shard(first_token, first_document, tokens, word_starts, lengths, sentences)
         first_token += len(tokens)
         first_document += batch.num_rows
 
@@ -161,11 +112,58 @@ def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArra
     return values.to_numpy(zero_copy_only=True), np.diff(offsets).astype(np.int64)
 
 
+def grouped(
+    items: Iterable[Item], size_of: Callable[[Item], int], size: int
+) -> Iterator[list[Item]]:
+    """Group items until their sizes reach `size` together, which keeps memory flat."""
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size_of(item)
+        if total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def count_tokens(
+    store: TokenStore, documents: NDArray[np.int64], vocab_size: int
+) -> NDArray[np.int64]:
+    """Return how often each token id occurs in `documents`, int64 (vocab_size,).
+
+    It is longer where a vocabulary with gaps has an id beyond its size.
+    """
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    is_wanted = np.zeros(store.num_documents, dtype=bool)
+    is_wanted[documents] = True
+    for shard in store.shards:
+        num_documents = len(shard.sentences_per_document)
+        wanted = is_wanted[shard.first_document : shard.first_document + num_documents]
+        per_sentence = np.repeat(wanted, shard.sentences_per_document)
+        tokens = shard.tokens[np.repeat(per_sentence, shard.sentence_lengths)]
+        found = np.bincount(tokens, minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
+    return counts
+
+
+def unigram_entropy(counts: NDArray[np.int64]) -> float:
+    """Return the entropy in nats of the distribution that `counts` are of.
+
+    It is the loss of the best predictor that ignores the context: what masked-language modelling
+    must beat.
+    """
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
 def stated_language(manifest: Mapping[str, Any]) -> str | None:
     """Return the language that somebody stated a corpus to be of; None if nobody did.
 
-    Older manifests name under `language` the rules that split sentences, those of English unless it
-    was stated.
+    Older manifests have only `language`, the rules that split sentences. Those were English unless
+    a language was stated.
     """
     language: str | None = manifest.get("language")
     is_default = "sentence_rules" not in manifest and language == "en"
@@ -177,12 +175,14 @@ class PreparedCorpus:
     """A prepared corpus as `bert_pretrain.text.preparation` wrote it.
 
     Attributes:
+        folder: where it lies.
         store: all documents.
         train_documents: int64, sorted indices of the documents to train on.
         validation_documents: int64, sorted indices of those held out.
         manifest: what it is and was made of.
     """
 
+    folder: Path
     store: TokenStore
     train_documents: NDArray[np.int64]
     validation_documents: NDArray[np.int64]
@@ -192,6 +192,28 @@ class PreparedCorpus:
     def language(self) -> str | None:
         """The code of its language, as far as somebody stated it."""
         return stated_language(self.manifest)
+
+    @cached_property
+    def token_counts(self) -> NDArray[np.int64]:
+        """How often each token id occurs in the training documents, int64 (vocab_size,).
+
+        Preparation counts them. Corpora of earlier versions lack the counts; they are counted once
+        and kept beside the corpus if its folder can be written to.
+        """
+        path = self.folder / TOKEN_COUNTS_FILE
+        if not path.exists():
+            places = (self.folder, self.folder.absolute().parent)  # of the counts, of the lock
+            if not all(os.access(place, os.W_OK) for place in places):
+                return self._counted_tokens()
+            with folder_lock(self.folder):
+                if not path.exists():
+                    write_token_counts(self.folder, self._counted_tokens())
+        counts: NDArray[np.int64] = np.load(path)
+        return counts
+
+    def _counted_tokens(self) -> NDArray[np.int64]:
+        vocab_size = self.manifest["tokenizer"]["vocab_size"]
+        return count_tokens(self.store, self.train_documents, vocab_size)
 
     @classmethod
     def load(cls, folder: Path) -> PreparedCorpus:
@@ -217,4 +239,15 @@ class PreparedCorpus:
             )
         all_documents = np.arange(store.num_documents, dtype=np.int64)
         train_documents = np.setdiff1d(all_documents, validation_documents, assume_unique=True)
-        return cls(store, train_documents, validation_documents, manifest)
+        return cls(folder, store, train_documents, validation_documents, manifest)
+
+
+def folder_lock(folder: Path) -> FileLock:
+    """Return the lock that a process holds while it writes a prepared corpus into a folder."""
+    return FileLock(f"{folder.absolute()}.lock")
+
+
+def write_token_counts(folder: Path, counts: NDArray[np.int64]) -> None:
+    """Write the token counts of the training documents beside a corpus."""
+    with written_aside(folder / TOKEN_COUNTS_FILE) as aside, aside.open("wb") as file:
+        np.save(file, counts)

@@ -11,15 +11,8 @@ import string
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
@@ -58,13 +51,8 @@ def train_wordpiece(
         it.
 
     Raises:
-        InputError: there is no text, or `vocab_size` leaves no room for it.
+        InputError: there is no text.
     """
-    if vocab_size <= len(SPECIAL_TOKENS):
-        raise InputError(
-            f"vocab_size is {vocab_size} but must exceed the {len(SPECIAL_TOKENS)} special tokens",
-            advice="pass a larger `vocab_size`, such as 30522",
-        )
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
     # As in Devlin et al.: strip_accents None means "when lowercasing".
     backend.normalizer = normalizers.BertNormalizer(
@@ -72,11 +60,11 @@ def train_wordpiece(
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    trainer = trainers.WordPieceTrainer(
+    trainer = WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        # Characters that the text happens to lack must not become [UNK], and those that are rare,
-        # as foreign scripts in one quotation, must not fill the vocabulary.
+        # Common characters must not become [UNK] where the text lacks them, and rare ones, such as
+        # a quotation in a foreign script, must not fill the vocabulary.
         initial_alphabet=sorted(_COMMON_CHARACTERS.lower() if lowercase else _COMMON_CHARACTERS),
         limit_alphabet=max(256, vocab_size // 4),
         special_tokens=SPECIAL_TOKENS,
@@ -96,7 +84,7 @@ def train_wordpiece(
     )
     tokenizer = BertTokenizerFast(
         tokenizer_object=backend,
-        vocab=backend.get_vocab(),  # without it transformers 5 silently builds a tokenizer of five tokens
+        vocab=backend.get_vocab(),  # without it transformers 5 makes a tokenizer of five tokens
         do_lower_case=lowercase,
         model_max_length=model_max_length,
     )
@@ -117,46 +105,36 @@ def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
         return load_tokenizer(str(default_tokenizer_folder()))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (
-        Exception
-    ) as error:  # transformers raises whatever its parsers meet; all mean the same to the user
-        kind = (
-            "holds no usable tokenizer"
-            if Path(name_or_path).is_dir()
-            else "is neither a folder nor found on the Hub"
-        )
+    except Exception as error:  # of transformers' parsers; all mean the same to the user
+        is_folder = Path(name_or_path).is_dir()
+        kind = "holds no usable tokenizer" if is_folder else "is neither a folder nor on the Hub"
         raise InputError(
             f"{name_or_path!r} {kind} ({type(error).__name__})",
             advice="pass `tokenizer_name` a folder or Hub id with tokenizer.json",
         ) from error
-    if not tokenizer.is_fast:
+    if problem := _unfitness(tokenizer):
         raise InputError(
-            f"the tokenizer {name_or_path!r} is a slow one (no tokenizer.json)",
-            advice="pass a fast one as `tokenizer_name`",
+            f"the tokenizer {name_or_path!r} {problem}",
+            advice="pass a fast one with a mask, cls, sep and pad token as `tokenizer_name`",
         )
-    check_special_tokens(tokenizer, f"the tokenizer {name_or_path!r}")
     return tokenizer
 
 
-def check_special_tokens(tokenizer: PreTrainedTokenizerFast, what: str) -> None:
-    """Raise `InputError` unless mask, cls, sep and pad tokens are there and distinct."""
+def _unfitness(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Return why a tokenizer cannot pretrain a BERT; None if it can."""
+    if not tokenizer.is_fast:
+        return "is a slow one (no tokenizer.json)"
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("mask", "cls", "sep", "pad")}
-    missing = [name for name, token_id in ids.items() if token_id is None]
-    if missing:
-        raise InputError(
-            f"{what} has no {', '.join(missing)} token but pretraining needs mask, cls, sep and "
-            "pad",
-            advice="pass another `tokenizer_name`",
-        )
+    if missing := [name for name, token_id in ids.items() if token_id is None]:
+        return f"has no {', '.join(missing)} token"
     if len(set(ids.values())) < len(ids):
-        raise InputError(
-            f"{what} shares ids among mask, cls, sep and pad ({ids}) but they must differ",
-            advice="pass another `tokenizer_name`",
-        )
+        return f"shares ids among mask, cls, sep and pad ({ids}) but they must differ"
+    return None
 
 
 def default_tokenizer_folder() -> Path:
-    """Return the folder of the shipped tokenizer: package data in a wheel, beside the package in a checkout."""
+    """Return the folder of the shipped tokenizer."""
+    # It is package data in a wheel, and lies beside the package in a checkout.
     package = Path(__file__).resolve().parents[1]
     in_wheel = package / "tokenizer" / DEFAULT_TOKENIZER
     return in_wheel if in_wheel.is_dir() else package.parent / "tokenizer" / DEFAULT_TOKENIZER

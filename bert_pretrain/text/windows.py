@@ -1,4 +1,4 @@
-"""Cut documents into windows of a token budget; called by `sentence_pairs`.
+"""Cut documents into windows of a token budget; called by `pairs`.
 
 A prepared corpus enters, some shards at a time, as the positions at which its sentences start;
 arrays of token positions leave. All documents advance by one window at a time, so the Python loop
@@ -7,14 +7,18 @@ runs once per window of the longest document.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, integers, uniform
-from bert_pretrain.text.prepared import Shard, TokenStore
+from bert_pretrain.text.prepared import TokenStore, grouped
+
+# int64 (N,) each: start and length of A, start and length of B, next_sentence_label.
+Columns: TypeAlias = tuple[NDArray[np.int64], ...]
 
 _MAX_GROUP_SENTENCES = 2**22  # 32 MiB of positions at a time, however large the corpus
 
@@ -42,8 +46,15 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The settings of one epoch that the windows' random targets depend on."""
+class EpochSettings:
+    """What the windows and pairs of one epoch depend on, beside the text.
+
+    Attributes:
+        budget: most tokens of A and B together.
+        short_seq_prob: probability of a shorter target.
+        seed: of the run.
+        epoch: its number.
+    """
 
     budget: int
     short_seq_prob: float
@@ -78,24 +89,22 @@ class Windows:
 
     def take(self, rows: NDArray[np.int64]) -> Windows:
         """Return the windows at `rows`."""
-        return Windows(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return Windows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @classmethod
     def chain(cls, parts: list[Windows]) -> Windows:
         """Join parts in the order of documents, whatever the shards that they come from."""
         empty = np.zeros(0, dtype=np.int64)
         parts = [cls(empty, empty, empty, empty, empty, empty.astype(np.bool_)), *parts]
-        columns = {
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(cls)
-        }
-        joined = cls(**columns)
+        names = [field.name for field in fields(cls)]
+        joined = cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
         return joined.take(np.lexsort((joined.index, joined.document)))
 
 
 def outlines(store: TokenStore, documents: NDArray[np.int64]) -> Iterator[Outline]:
     """Yield the outlines of `documents` (sorted global indices), a group of shards at a time."""
-    for shards in _groups(store.shards):
+    # Long groups make few, long arrays.
+    for shards in grouped(store.shards, lambda s: len(s.sentence_lengths), _MAX_GROUP_SENTENCES):
         sentences = _running_total(np.concatenate([s.sentences_per_document for s in shards]))
         first_document = shards[0].first_document
         last_document = first_document + len(sentences) - 1
@@ -110,20 +119,6 @@ def outlines(store: TokenStore, documents: NDArray[np.int64]) -> Iterator[Outlin
             first=sentences[local],
             end=sentences[local + 1],
         )
-
-
-def _groups(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
-    """Yield runs of shards with a bounded number of sentences; long runs make few, long arrays."""
-    group: list[Shard] = []
-    num_sentences = 0
-    for shard in shards:
-        group.append(shard)
-        num_sentences += len(shard.sentence_lengths)
-        if num_sentences >= _MAX_GROUP_SENTENCES:
-            yield group
-            group, num_sentences = [], 0
-    if group:
-        yield group
 
 
 def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -142,7 +137,7 @@ def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np
     return ends
 
 
-def cut_pairs(outline: Outline, draws: Draws) -> Windows:
+def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
     """Cut every document of at least two sentences into windows of two parts, A and B.
 
     A window starts with a sentence and takes as many tokens as its target (see `_targets`) allows;
@@ -164,11 +159,11 @@ def cut_pairs(outline: Outline, draws: Draws) -> Windows:
     parts: list[Windows] = []
     index = 0
     while len(document):
-        target = _targets(draws, document, num_tokens, index)
+        target = _targets(settings, document, num_tokens, index)
         begin, limit = starts[sentence], starts[end]
         stop = np.minimum(begin + target, limit)
         num_splits = np.searchsorted(starts, stop) - 1 - sentence  # starts strictly inside
-        keys = (draws.seed, draws.epoch, Purpose.SPLIT, document, index)
+        keys = (settings.seed, settings.epoch, Purpose.SPLIT, document, index)
         split = sentence + 1 + integers(0, np.maximum(num_splits, 1), *keys)
 
         forced = closing | (num_splits == 0)
@@ -180,21 +175,15 @@ def cut_pairs(outline: Outline, draws: Draws) -> Windows:
             rest=(limit - b_start)[forced],
             target=target[forced],
             closing=closing[forced],
-            budget=draws.budget,
+            budget=settings.budget,
         )
         stop = b_start + b_length
         # The sentence that `stop` cuts, or that starts there.
         following = np.searchsorted(starts, stop, side="right") - 1
-        parts.append(
-            Windows(
-                document=document,
-                index=np.full(len(document), index, dtype=np.int64),
-                a_start=b_start - a_length,
-                a_length=a_length,
-                b_length=b_length,
-                ends_sentence=starts[following] == stop,
-            )
-        )
+        number = np.full(len(document), index, dtype=np.int64)
+        ends_sentence = starts[following] == stop
+        a_start = b_start - a_length
+        parts.append(Windows(document, number, a_start, a_length, b_length, ends_sentence))
         live = np.flatnonzero((stop < limit) & ~closing)
         document, end, num_tokens = document[live], end[live], num_tokens[live]
         closing = following[live] == end - 1
@@ -203,7 +192,7 @@ def cut_pairs(outline: Outline, draws: Draws) -> Windows:
     return Windows.chain(parts)
 
 
-def cut_single(outline: Outline, draws: Draws) -> Windows:
+def cut_single(outline: Outline, settings: EpochSettings) -> Windows:
     """Cut every document into windows of one segment, up to a random target of tokens each.
 
     A window may end within a sentence; the next one goes on there, so nothing is lost or repeated.
@@ -213,17 +202,9 @@ def cut_single(outline: Outline, draws: Draws) -> Windows:
     parts: list[Windows] = []
     index = 0
     while len(document):
-        length = np.minimum(_targets(draws, document, num_tokens, index), limit - start)
-        parts.append(
-            Windows(
-                document=document,
-                index=np.full(len(document), index, dtype=np.int64),
-                a_start=start,
-                a_length=length,
-                b_length=np.zeros_like(length),
-                ends_sentence=np.zeros(len(document), dtype=np.bool_),
-            )
-        )
+        length = np.minimum(_targets(settings, document, num_tokens, index), limit - start)
+        number, no_b = np.full_like(length, index), np.zeros_like(length)
+        parts.append(Windows(document, number, start, length, no_b, no_b.astype(np.bool_)))
         live = np.flatnonzero(start + length < limit)
         document, num_tokens, limit = document[live], num_tokens[live], limit[live]
         start = (start + length)[live]
@@ -232,7 +213,7 @@ def cut_single(outline: Outline, draws: Draws) -> Windows:
 
 
 def _targets(
-    draws: Draws, document: NDArray[np.int64], num_tokens: NDArray[np.int64], index: int
+    settings: EpochSettings, document: NDArray[np.int64], num_tokens: NDArray[np.int64], index: int
 ) -> NDArray[np.int64]:
     """Draw the token target (N,) of window number `index` of each document.
 
@@ -241,18 +222,16 @@ def _targets(
     over and the budget: windows lie elsewhere in another epoch, and are about as few. In a long
     document the cuts of two epochs meet again after some windows, until the next short one.
     """
-    keys = (draws.seed, draws.epoch)
-    target = np.full(len(document), draws.budget, dtype=np.int64)
+    keys = (settings.seed, settings.epoch)
+    budget = settings.budget
+    target = np.full(len(document), budget, dtype=np.int64)
     if index == 0:
-        left_over = np.where(
-            num_tokens > draws.budget, (num_tokens - 1) % draws.budget + 1, draws.budget
-        )
-        target = integers(
-            np.maximum(left_over, 2), draws.budget + 1, *keys, Purpose.FIRST_TARGET, document
-        )
-    is_short = uniform(*keys, Purpose.IS_SHORT, document, index) < draws.short_seq_prob
+        left_over = np.where(num_tokens > budget, (num_tokens - 1) % budget + 1, budget)
+        least = np.maximum(left_over, 2)
+        target = integers(least, budget + 1, *keys, Purpose.FIRST_TARGET, document)
+    is_short = uniform(*keys, Purpose.IS_SHORT, document, index) < settings.short_seq_prob
     short = document[is_short]
-    target[is_short] = integers(2, draws.budget + 1, *keys, Purpose.SHORT_TARGET, short, index)
+    target[is_short] = integers(2, budget + 1, *keys, Purpose.SHORT_TARGET, short, index)
     return target
 
 
@@ -267,12 +246,12 @@ def _forced_lengths(
     """Return the lengths of A and B where B has to begin right after a window's first sentence.
 
     Args:
-        first: Tokens of that sentence.
-        rest: Tokens of the document after it.
-        target: Token target of the window.
-        closing: True where the last sentence of the document has to be kept whole rather than the
-            first of the window.
-        budget: Largest sum of the two lengths.
+        first: tokens of that sentence.
+        rest: tokens of the document after it.
+        target: token target of the window.
+        closing: True where the document's last sentence is kept whole rather than the window's
+            first.
+        budget: largest sum of the two lengths.
     """
     head = np.minimum(rest, target // 2)
     head = np.where(first < budget, np.minimum(head, budget - first), head)

@@ -21,7 +21,7 @@ SENTENCE = "The model returns a list of values. "
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bert_pretrain.commands.prepare.HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("bert_pretrain.text.preparation.HF_HOME", str(tmp_path / "hf"))
     return tmp_path
 
 
@@ -113,6 +113,10 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--mlm_probability 15", "--mlm_probability 0.15"),
         ("--mlm_probability 0", "(0, 1)"),
         ("--dropout 1", "--dropout"),
+        ("--random_replace_prob -0.1", "[0, 1]"),
+        ("--mask_replace_prob 0.9 --random_replace_prob 0.2", "is 1.1 but must be at most 1"),
+        ("--short_seq_prob 1.5", "[0, 1)"),
+        ("--seed 4294967296", "[0, 4294967295]"),
         ("--language german", "--language"),
         ("--max_seq_length 7", "at least 8"),
         ("--max_seq_length 65", "64 positions"),

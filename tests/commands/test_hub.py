@@ -269,6 +269,7 @@ def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder:
         "README.md",
         "corpus.arrow",
         "manifest.json",
+        "token_counts.npy",
         "validation_documents.npy",
     }
     for text in text_files(published).values():

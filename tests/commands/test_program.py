@@ -21,7 +21,7 @@ TOKENIZER_SIZE = 8192
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bert_pretrain.commands.prepare.HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("bert_pretrain.text.preparation.HF_HOME", str(tmp_path / "hf"))
     return tmp_path
 
 

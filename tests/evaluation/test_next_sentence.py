@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stores import store_of
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -27,9 +28,8 @@ from bert_pretrain.evaluation.next_sentence import (
     load_next_sentence_model,
     random_probabilities,
 )
-from bert_pretrain.text.neighbour_pairs import plan_neighbours
+from bert_pretrain.text.pairs import EpochPlan, plan_epoch, plan_neighbours
 from bert_pretrain.text.prepared import TokenStore
-from bert_pretrain.text.sentence_pairs import EpochPlan, plan_epoch
 from bert_pretrain.text.tokenizers import load_tokenizer
 from tests.runs import write_corpus
 
@@ -48,7 +48,7 @@ def make_store(*, num_documents: int = 40, max_sentences: int = 25, seed: int = 
             document.append(list(range(token, token + length)))
             token += length
         documents.append(document)
-    return TokenStore.from_documents(documents, dtype=np.uint32, documents_per_shard=7)
+    return store_of(documents, dtype=np.uint32, documents_per_shard=7)
 
 
 def spans(plan: EpochPlan) -> list[tuple[range, range, int]]:
@@ -103,7 +103,7 @@ def test_hard_pairs_do_not_give_themselves_away() -> None:
 
 
 def test_documents_of_one_passage_are_counted_and_may_leave_no_pair() -> None:
-    store = TokenStore.from_documents([[[5, 6], [7, 8]], [[9, 10, 11]], [[12], [13], [14]]])
+    store = store_of([[[5, 6], [7, 8]], [[9, 10, 11]], [[12], [13], [14]]])
     plan, num_without = plan_neighbours(store, np.arange(3), max_seq_length=32, seed=0)
     assert (len(plan), num_without) == (0, 3)
 
@@ -190,7 +190,7 @@ def test_probabilities_are_those_of_stock_transformers_one_pair_at_a_time(models
 @pytest.fixture
 def run(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run directory as pretraining leaves it, of a model that has seen nothing."""
-    monkeypatch.setattr("bert_pretrain.commands.prepare.HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("bert_pretrain.text.preparation.HF_HOME", str(tmp_path / "hf"))
     corpus = write_corpus(tmp_path / "corpus.jsonl", num_documents=60)
     config = {"objective": "mlm_nsp", "seed": 5, "dataset_name": None, "data_files": [str(corpus)]}
     config |= {

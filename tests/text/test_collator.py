@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import store_of
 from torch.utils.data import DataLoader
 
 from bert_pretrain.data.loader import Part, Place, TrainingStream, WindowReader, WindowRequest
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule, MaskingUnit
+from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.text.prepared import TokenStore
-from bert_pretrain.text.sentence_pairs import EpochPlan, PairMode, plan_epoch
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 INDICES = {"token_index", "read_index", "read_slot"}  # of a batch, not of its rows
@@ -36,7 +37,7 @@ def store() -> TokenStore:
             next_id += length
         documents.append(document)
         word_starts.append([generator.integers(0, 2, len(s)).tolist() for s in document])
-    return TokenStore.from_documents(documents, word_starts=word_starts, documents_per_shard=9)
+    return store_of(documents, word_starts=word_starts, documents_per_shard=9)
 
 
 def make_plan(store: TokenStore, mode: PairMode = "exact", epoch: int = 0) -> EpochPlan:

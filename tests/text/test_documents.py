@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text import documents as corpus
-from bert_pretrain.text.documents import DocumentSource, open_documents, split_sentences
+from bert_pretrain.text.documents import (
+    DocumentSource,
+    TextSource,
+    open_documents,
+    split_sentences,
+)
 
 TEXTS = [
     'First document. It has a comma, and a quote: "so".',
@@ -27,7 +32,7 @@ TEXTS = [
 
 
 def open_files(*paths: Path | str, **options: Any) -> DocumentSource:
-    return open_documents(dataset_name=None, data_files=[str(path) for path in paths], **options)
+    return open_documents(TextSource(data_files=[str(path) for path in paths], **options))
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -131,12 +136,15 @@ def test_the_fingerprint_follows_content_and_options(tmp_path: Path) -> None:
 
 def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
     Dataset.from_dict({"text": TEXTS, "id": [1, 2, 3]}).save_to_disk(tmp_path / "saved")
-    source = open_documents(dataset_name=str(tmp_path / "saved"))
+    source = open_documents(TextSource(dataset_name=str(tmp_path / "saved")))
     assert list(source) == list(source) == TEXTS
     Dataset.from_dict({"text": TEXTS[:2]}).save_to_disk(tmp_path / "other")
-    assert open_documents(dataset_name=str(tmp_path / "other")).fingerprint != source.fingerprint
+    assert (
+        open_documents(TextSource(dataset_name=str(tmp_path / "other"))).fingerprint
+        != source.fingerprint
+    )
     with pytest.raises(InputError, match=r"no column 'body'.*'text', 'id'.*`text_column`"):
-        open_documents(dataset_name=str(tmp_path / "saved"), text_column="body")
+        open_documents(TextSource(dataset_name=str(tmp_path / "saved"), text_column="body"))
 
 
 def test_a_local_folder_is_a_data_set_streamed_or_not(
@@ -147,16 +155,16 @@ def test_a_local_folder_is_a_data_set_streamed_or_not(
     folder.mkdir()
     write(folder / "train.jsonl", TEXTS)
     for streaming in (False, True):
-        source = open_documents(dataset_name=str(folder), streaming=streaming)
+        source = open_documents(TextSource(dataset_name=str(folder), streaming=streaming))
         assert list(source) == list(source) == TEXTS
     with pytest.raises(InputError, match=r"no split 'test'; it has train; change `dataset_split`"):
-        open_documents(dataset_name=str(folder), dataset_split="test")
+        open_documents(TextSource(dataset_name=str(folder), dataset_split="test"))
 
 
 def test_docs_is_the_embedded_corpus_and_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "embedded_documents", lambda: TEXTS)
     for name in (None, "docs"):
-        source = open_documents(dataset_name=name)
+        source = open_documents(TextSource(dataset_name=name))
         assert list(source) == TEXTS and source.language == "en"
 
 
@@ -212,7 +220,7 @@ def test_a_bad_file_is_named_with_the_flag_to_change(tmp_path: Path, name: str) 
 
 def test_an_unknown_data_set_is_one_message() -> None:
     with pytest.raises(InputError, match=r"'no/such_data_set' cannot be loaded .*`dataset_name`"):
-        open_documents(dataset_name="no/such_data_set")
+        open_documents(TextSource(dataset_name="no/such_data_set"))
 
 
 def test_zstandard_files_are_read_also_of_several_frames(tmp_path: Path) -> None:

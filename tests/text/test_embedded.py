@@ -115,7 +115,8 @@ def test_modules_are_read_and_never_imported(tmp_path: Path) -> None:
         'add_newdoc("name", "The text of a compiled function is given to a call like this.")\n'
         'print("The text that is printed by a module is not a part of its docs.")\n'
         'class A:\n    """The text of the class is what comes after that of the module."""\n'
-        '    def b(self):\n        """The text of the method is the last one that is to be found."""\n'
+        "    def b(self):\n"
+        '        """The text of the method is the last one that is to be found."""\n'
     )
     assert docstrings.module_paragraphs(module) == [
         "The text of the module is the first thing that is found in it.",
@@ -135,7 +136,8 @@ def _write_modules(folder: Path) -> list[Path]:
     common = "This is a paragraph that many of the modules have in common. It has two sentences."
     modules = []
     for number in range(7):
-        own = f"It is only the module of the {'x' * (number + 1)} that says this. Nobody else would say so."
+        name = "x" * (number + 1)
+        own = f"It is only the module of the {name} that says this. Nobody else would say so."
         path = folder / f"module_{number}.py"
         path.write_text(f'"""{own}\n\n{common}\n"""\n')
         modules.append(path)
@@ -184,7 +186,7 @@ def test_the_key_follows_versions_and_packages(monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(embedded, "_version", lambda distribution: "0.0")
         keys.append(embedded.embedded_key())
     with monkeypatch.context() as patch:
-        patch.setattr(embedded, "PACKAGES", {"no_such_package": "none"})
+        patch.setattr(embedded, "PACKAGES", ["no_such_package"])
         keys.append(embedded.embedded_key())
     monkeypatch.setattr(embedded, "EXTRACTOR_VERSION", -1)
     keys.append(embedded.embedded_key())
@@ -192,7 +194,7 @@ def test_the_key_follows_versions_and_packages(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_missing_packages_leave_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "PACKAGES", {"no_such_package": "none"})
+    monkeypatch.setattr(embedded, "PACKAGES", ["no_such_package"])
     modules = embedded._modules()
     assert len(modules) > 100
     assert not any("site-packages" in path.parts for path in modules)

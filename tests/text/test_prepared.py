@@ -15,12 +15,21 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import ROOT, write_corpus
+from stores import store_of
 from transformers import PreTrainedTokenizerFast
 
+from bert_pretrain.commands.prepare import main as prepare_command
 from bert_pretrain.errors import InputError
-from bert_pretrain.text import preparation
+from bert_pretrain.text import preparation, prepared
 from bert_pretrain.text.documents import DocumentSource, split_sentences
-from bert_pretrain.text.prepared import PreparedCorpus, TokenStore, stated_language
+from bert_pretrain.text.prepared import (
+    PreparedCorpus,
+    TokenStore,
+    count_tokens,
+    stated_language,
+    unigram_entropy,
+)
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 WORDS = [
@@ -79,7 +88,7 @@ def prepare(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...,
 def assert_same_documents(
     store: TokenStore, texts: list[str], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Compare with the obvious way: sentence by sentence, pieces that begin with ## continue a word."""
+    """Compare with the obvious way: one sentence at a time, where ## continues a word."""
     position = document = 0
     for shard in store.shards:
         assert (shard.first_token, shard.first_document) == (position, document)
@@ -190,7 +199,7 @@ def test_a_worker_gets_the_path_and_not_the_corpus(prepare: Callable[..., Prepar
     assert len(message) < 500
     copy = pickle.loads(message)
     assert np.array_equal(copy.read(0, 50), store.read(0, 50))
-    in_memory = TokenStore.from_documents([[[1, 2], [3]], [[4]]])
+    in_memory = store_of([[[1, 2], [3]], [[4]]])
     assert pickle.loads(pickle.dumps(in_memory)).read(0, 3).tolist() == [1, 2, 3]
 
 
@@ -323,6 +332,30 @@ def test_an_incomplete_folder_is_one_message(
         PreparedCorpus.load(tmp_path)
 
 
+def test_a_corpus_of_another_format_is_refused(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    prepare(make_texts())
+    manifest = tmp_path / "corpus/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(InputError, match="format 1"):
+        PreparedCorpus.load(tmp_path / "corpus")
+
+
+def test_the_prepare_command_takes_its_documented_flags(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """`--tokenizer` is the command's name for what other commands call --tokenizer_name."""
+    text = write_corpus(tmp_path / "corpus.jsonl")
+    texts = [json.loads(line)["text"] for line in text.read_text().splitlines()]
+    default = str(ROOT / "tokenizer/docs-uncased-8192")
+    for spelling, num_workers in (("--tokenizer", "1"), ("--tokenizer_name", "0")):
+        folder = tmp_path / spelling.strip("-")
+        flags = f"--data_files {text} {spelling} {default} --output_dir {folder}".split()
+        assert prepare_command([*flags, "--preprocessing_num_workers", num_workers]) == 0
+        assert_same_documents(PreparedCorpus.load(folder).store, texts, tokenizer)
+
+
 def test_a_text_without_a_sentence_is_one_message(prepare: Callable[..., PreparedCorpus]) -> None:
     with pytest.raises(InputError, match="no sentence"):
         prepare(["\u200b"])
@@ -338,6 +371,63 @@ def test_the_manifest_names_what_made_the_corpus(
     assert {"datasets", "tokenizers", "sentencex"} <= manifest["versions"].keys()
 
 
+def naive_counts(corpus: PreparedCorpus) -> list[int]:
+    """Walk through the corpus document by document and count one token after the other."""
+    counts = [0] * 8192
+    training = set(corpus.train_documents.tolist())
+    for shard in corpus.store.shards:
+        tokens, lengths = iter(shard.tokens.tolist()), iter(shard.sentence_lengths.tolist())
+        for offset, num_sentences in enumerate(shard.sentences_per_document.tolist()):
+            for _ in range(sum(next(lengths) for _ in range(num_sentences))):
+                counts[next(tokens)] += shard.first_document + offset in training
+    return counts
+
+
+def test_token_counts_are_of_the_training_documents_and_written_once(
+    prepare: Callable[..., PreparedCorpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(preparation, "_TOKENS_PER_RECORD_BATCH", 100)
+    expected = naive_counts(prepare(make_texts()))
+    stored = np.load(tmp_path / "corpus/token_counts.npy")
+    assert stored.dtype == np.int64 and stored.tolist() == expected
+    monkeypatch.setattr(prepared, "count_tokens", lambda *_: pytest.fail("counted again"))
+    assert PreparedCorpus.load(tmp_path / "corpus").token_counts.tolist() == expected
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_corpus_without_token_counts_is_counted_and_they_are_kept_if_possible(
+    prepare: Callable[..., PreparedCorpus],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    is_writable: bool,
+) -> None:
+    expected = prepare(make_texts()).token_counts
+    (tmp_path / "corpus/token_counts.npy").unlink()
+    if not is_writable:  # the tests may run as root, who may write everywhere
+        monkeypatch.setattr(prepared.os, "access", lambda *_: False)
+    counted = PreparedCorpus.load(tmp_path / "corpus").token_counts
+    assert np.array_equal(counted, expected)
+    assert (tmp_path / "corpus/token_counts.npy").exists() == is_writable
+    monkeypatch.setattr(prepared, "count_tokens", lambda *_: np.zeros(8192, dtype=np.int64))
+    again = PreparedCorpus.load(tmp_path / "corpus").token_counts
+    assert np.array_equal(again, expected) == is_writable
+
+
+def test_ids_beyond_the_size_of_a_vocabulary_with_gaps_are_counted() -> None:
+    store = store_of([[[1, 7]], [[2, 1]], [[9]]], documents_per_shard=1)
+    counts = count_tokens(store, np.array([0, 1]), 5)
+    assert counts.tolist() == [0, 2, 1, 0, 0, 0, 0, 1]
+    assert count_tokens(store, np.array([1]), 5).tolist() == [0, 1, 1, 0, 0]
+
+
+def test_the_unigram_entropy_is_that_of_the_shares() -> None:
+    assert unigram_entropy(np.array([0, 5, 5, 0])) == pytest.approx(np.log(2))
+    assert unigram_entropy(np.array([3, 0])) == 0
+    shares = np.array([1, 2, 5]) / 8
+    by_hand = -sum(share * np.log(share) for share in shares)
+    assert unigram_entropy(np.array([1, 0, 2, 5])) == pytest.approx(by_hand)
+
+
 documents = st.lists(
     st.lists(st.lists(st.integers(0, 999), min_size=1, max_size=5), min_size=1, max_size=4),
     min_size=1,
@@ -350,7 +440,7 @@ documents = st.lists(
 def test_any_range_inside_a_document_reads_as_from_one_long_list(
     texts: list[list[list[int]]], documents_per_shard: int, data: st.DataObject
 ) -> None:
-    store = TokenStore.from_documents(texts, documents_per_shard=documents_per_shard)
+    store = store_of(texts, documents_per_shard=documents_per_shard)
     flat = [token for text in texts for sentence in text for token in sentence]
     lengths = [sum(map(len, text)) for text in texts]
     document = data.draw(st.integers(0, len(texts) - 1))

@@ -79,10 +79,14 @@ def test_a_small_text_gives_a_smaller_vocabulary() -> None:
     assert len(train(vocab_size=30_000)) < 300
 
 
-@pytest.mark.parametrize("vocab_size", [0, 5])
-def test_a_vocabulary_without_room_for_text_is_refused(vocab_size: int) -> None:
-    with pytest.raises(InputError, match=f"{vocab_size} .*`vocab_size`"):
-        train(vocab_size=vocab_size)
+@pytest.mark.parametrize("flags", ["--vocab_size 99", "--min_frequency 0", "--model_max_length 7"])
+def test_a_value_out_of_range_names_its_flag(
+    flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_tokenizer.main(flags.split())
+    assert stopped.value.code == 2
+    assert f"change {flags.split()[0]}" in capsys.readouterr().err
 
 
 def test_errors_of_the_source_reach_the_caller() -> None:
@@ -95,7 +99,7 @@ def test_errors_of_the_source_reach_the_caller() -> None:
 
 
 def longest_match(word: str, vocabulary: set[str]) -> list[str]:
-    """WordPiece as Wu et al. 2016 describe it, for one word: the longest known piece, again and again."""
+    """Take the longest known piece, again and again (WordPiece, Wu et al. 2016), for one word."""
     pieces: list[str] = []
     while word:
         prefix = "##" if pieces else ""

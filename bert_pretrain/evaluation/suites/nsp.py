@@ -16,10 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.commands.prepare import open_corpus
-from bert_pretrain.config.arguments import DataArguments, TextArguments
-from bert_pretrain.config.checks import check_source
-from bert_pretrain.config.flags import check_ranges
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.masked_language_model import load_word_tokenizer, longest_row
 from bert_pretrain.evaluation.next_sentence import (
@@ -38,9 +34,11 @@ from bert_pretrain.evaluation.suites.context import (
     source_flags,
 )
 from bert_pretrain.models.positions import describe_excess
-from bert_pretrain.text.neighbour_pairs import plan_neighbours
+from bert_pretrain.publishing.download import download_corpus
+from bert_pretrain.text.documents import TextSource
+from bert_pretrain.text.opening import open_corpus
+from bert_pretrain.text.pairs import EpochPlan, plan_epoch, plan_neighbours
 from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
-from bert_pretrain.text.sentence_pairs import EpochPlan, plan_epoch
 
 
 class _Text(NamedTuple):
@@ -174,34 +172,28 @@ def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _T
     for name in ("text_column", "document_boundary"):
         if getattr(given, name) is not None:
             settings[name] = getattr(given, name)
-    if evaluation.data.validation_share is not None:
-        settings["validation_share"] = evaluation.data.validation_share
-    data = DataArguments(**_for_group(DataArguments, settings))
-    text = TextArguments(**_for_group(TextArguments, settings))
-    check_ranges(data, text)
-    check_source(data)
-    is_runs_own = bool(run) and all(run.get(name) == getattr(data, name) for name in SOURCE_FLAGS)
+    if (share := evaluation.data.validation_share) is not None:
+        if not 0 < share < 0.5:
+            raise InputError.out_of_range("validation_share", share, "in (0, 0.5)")
+        settings["validation_share"] = share
+    fields = [field.name for field in dataclasses.fields(TextSource)]
+    text = TextSource(**{name: settings[name] for name in fields if name in settings})
+    is_runs_own = bool(run) and all(run.get(name) == getattr(text, name) for name in SOURCE_FLAGS)
     is_prepared = (
-        bool(data.dataset_name) and (Path(str(data.dataset_name)) / "manifest.json").is_file()
+        bool(text.dataset_name) and (Path(str(text.dataset_name)) / "manifest.json").is_file()
     )
     is_divided = is_runs_own or is_prepared or evaluation.data.validation_share is not None
     # The run's seed, whatever is drawn here: it decides which documents were held out.
     seed = run.get("seed", evaluation.seed)
-    corpus = open_corpus(data, text, tokenizer, seed=seed, needs_division=is_divided)
+    corpus = open_corpus(
+        text, tokenizer, seed=seed, download=download_corpus, needs_division=is_divided
+    )
     what = corpus.manifest["source"]["description"]
     if is_divided:
         documents = corpus.validation_documents
         return _Text(corpus, documents, f"{what}: the {len(documents):,} held-out documents")
     documents = np.arange(corpus.store.num_documents, dtype=np.int64)
     return _Text(corpus, documents, f"{what}: all {len(documents):,} documents")
-
-
-def _for_group(group: type, settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        field.name: settings[field.name]
-        for field in dataclasses.fields(group)
-        if field.name in settings
-    }
 
 
 _HEADER = f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  tokens of B"

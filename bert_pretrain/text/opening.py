@@ -1,0 +1,124 @@
+"""From a named text to a prepared corpus, and what to say of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from bert_pretrain.errors import InputError
+from bert_pretrain.text.documents import TextSource, check_language, open_documents
+from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan
+from bert_pretrain.text.preparation import prepare_corpus
+from bert_pretrain.text.prepared import MANIFEST, PreparedCorpus
+from bert_pretrain.text.tokenizers import tokenizer_hash
+
+
+def open_corpus(
+    text: TextSource,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    download: Callable[[str], Path | None],
+    output_dir: Path | None = None,
+    show_progress: bool = True,
+    needs_division: bool = True,
+) -> PreparedCorpus:
+    """Return the prepared corpus of a text, preparing it unless it is there.
+
+    Several processes may call it at once: one prepares, the others wait.
+
+    Args:
+        text: where it comes from.
+        tokenizer: the model's.
+        seed: of the split into training and validation documents.
+        download: fetches the folder of a prepared corpus of that name from the Hub; returns None if
+            there is none.
+        output_dir: where the corpus goes; default a folder in the Hugging Face cache.
+        show_progress: whether to draw a progress bar.
+        needs_division: whether there must be both training and validation documents.
+
+    Raises:
+        InputError: the text or the tokenizer cannot be used.
+    """
+    if text.language is not None:
+        check_language(text.language)
+    name = text.dataset_name
+    folder = None
+    if name is not None:
+        folder = Path(name) if (Path(name) / MANIFEST).is_file() else download(name)
+    if folder is not None:
+        corpus = PreparedCorpus.load(folder)
+        _check_tokenizer(corpus, tokenizer, name)
+    else:
+        if text.preprocessing_num_workers:
+            # The pool of the tokenizers library reads it when it first runs; it has no setting.
+            os.environ["RAYON_NUM_THREADS"] = str(text.preprocessing_num_workers)
+        corpus = prepare_corpus(
+            open_documents(text),
+            tokenizer,
+            output_dir=output_dir,
+            language=text.language,
+            validation_share=text.validation_share,
+            seed=seed,
+            show_progress=show_progress,
+        )
+    if needs_division and not (len(corpus.train_documents) and len(corpus.validation_documents)):
+        raise InputError(
+            f"{corpus.manifest['source']['description']} holds "
+            f"{corpus.manifest['counts']['documents']} document, but training and evaluation need "
+            "at least one each",
+            advice="separate documents by blank lines (`document_boundary`), or give more text "
+            "with `data_files`",
+        )
+    return corpus
+
+
+def _check_tokenizer(
+    corpus: PreparedCorpus, tokenizer: PreTrainedTokenizerFast, name: str | None
+) -> None:
+    """Raise `InputError` if the corpus was prepared with another tokenizer."""
+    prepared_with = corpus.manifest["tokenizer"]
+    if prepared_with["hash"] != tokenizer_hash(tokenizer):
+        raise InputError(
+            f"the corpus in {name} was prepared with the tokenizer {prepared_with['name']!r}, not "
+            f"with {tokenizer.name_or_path!r}",
+            advice="pass that one as `tokenizer_name` or prepare the corpus again",
+        )
+
+
+def data_card(corpus: PreparedCorpus, plan: EpochPlan, *, max_seq_length: int) -> str:
+    """Describe a corpus and the rows made of it, as text.
+
+    Args:
+        corpus: the prepared corpus.
+        plan: a plan of its training documents.
+        max_seq_length: tokens per row.
+    """
+    manifest = corpus.manifest
+    counts = manifest["counts"]
+    is_pair = plan.b_length > 0
+    num_special = np.where(is_pair, 3, 2)
+    fill = (plan.a_length + plan.b_length + num_special).mean() / max_seq_length
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
+    lines = [
+        f"corpus           {manifest['source']['description']}",
+        f"documents        {counts['documents']:,} ({len(corpus.train_documents):,} training, "
+        f"{len(corpus.validation_documents):,} held out); skipped: {skipped or 'none'}",
+        f"sentences        {counts['sentences']:,}, mean "
+        f"{manifest['tokens_per_sentence']:.1f} tokens",
+        f"tokens           {counts['tokens']:,}, mean {manifest['tokens_per_document']:,.0f} a "
+        f"document, unknown {100 * manifest['unknown_rate']:.3f} %",
+        f"rows             {len(plan):,} an epoch of up to {max_seq_length} tokens, fill "
+        f"{100 * fill:.1f} %",
+    ]
+    if is_pair.any():
+        random_share = float((plan.next_sentence_label == IS_RANDOM).mean())
+        lines[-1] += (
+            f", random next {100 * random_share:.1f} %, left out without partner "
+            f"{plan.num_unpaired:,}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""From the name of a text to its corpus: which one is opened, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import environment, write_corpus
+from transformers import PreTrainedTokenizerFast
+
+from bert_pretrain.errors import InputError
+from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.documents import TextSource
+from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
+from bert_pretrain.text.opening import data_card, open_corpus
+from bert_pretrain.text.pairs import pair_mode_for, plan_epoch
+from bert_pretrain.text.prepared import PreparedCorpus
+from bert_pretrain.text.tokenizers import load_tokenizer, train_wordpiece
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return load_tokenizer(None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    write_corpus(folder / "corpus.jsonl", num_documents=20)
+    return folder
+
+
+def open_it(
+    source: TextSource, tokenizer: PreTrainedTokenizerFast, folder: Path, **options: object
+) -> PreparedCorpus:
+    defaults = {"seed": 1, "download": lambda name: None, "show_progress": False}
+    return open_corpus(source, tokenizer, **defaults | {"output_dir": folder / "out"} | options)  # type: ignore[arg-type]
+
+
+def test_a_corpus_is_found_on_disk_and_on_the_hub_by_its_name(
+    tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    files = TextSource(data_files=[str(folder / "corpus.jsonl")])
+    key = open_it(files, tokenizer, folder).manifest["key"]
+    on_disk = TextSource(dataset_name=str(folder / "out"))
+    unused = folder / "never"
+    download = {"download": lambda name: pytest.fail(f"asked the Hub for {name}")}
+    found = open_it(on_disk, tokenizer, folder, output_dir=unused, **download)
+    assert found.manifest["key"] == key
+    on_hub = {"owner/words": folder / "out"}
+    source = TextSource(dataset_name="owner/words")
+    found = open_it(source, tokenizer, folder, output_dir=unused, download=on_hub.get)
+    assert found.manifest["key"] == key and not unused.exists()
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(
+    tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    open_it(TextSource(data_files=[str(folder / "corpus.jsonl")]), tokenizer, folder)
+    other = train_wordpiece(["some words"], vocab_size=200, show_progress=False)
+    with pytest.raises(InputError, match=r"prepared with the tokenizer .*`tokenizer_name`"):
+        open_it(TextSource(dataset_name=str(folder / "out")), other, folder)
+
+
+def test_the_card_says_what_the_rows_are(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    corpus = open_it(TextSource(data_files=[str(folder / "corpus.jsonl")]), tokenizer, folder)
+    options = {"max_seq_length": 32, "short_seq_prob": 0.0, "seed": 1, "epoch": 0}
+    pairs, single = (
+        plan_epoch(corpus.store, corpus.train_documents, pair_mode=mode, **options)  # type: ignore[arg-type]
+        for mode in ("exact", "none")
+    )
+    card = data_card(corpus, pairs, max_seq_length=32)
+    assert "20 (18 training, 2 held out); skipped: none" in card
+    num_tokens = int((pairs.a_length + pairs.b_length + 3).sum())
+    assert f"fill {100 * num_tokens / len(pairs) / 32:.1f} %, random next" in card
+    assert "random next" not in data_card(corpus, single, max_seq_length=32)
+
+
+def test_masked_words_alone_need_no_pairs() -> None:
+    assert [pair_mode_for(name, "google") for name in ("mlm_nsp", "mlm")] == ["google", "none"]
+
+
+def test_documents_of_one_word_make_rows_with_one_prediction_each(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    words = ["data", "model", "tree", "list", "value", "array", "file", "name", "index", "type"]
+    (tmp_path / "words.txt").write_text("\n\n".join(words))
+    corpus = open_it(TextSource(data_files=[str(tmp_path / "words.txt")]), tokenizer, tmp_path)
+    assert corpus.token_counts.sum() == len(corpus.train_documents) == 8
+    options = {"max_seq_length": 16, "short_seq_prob": 0.1, "seed": 1, "epoch": 0}
+    plan = plan_epoch(corpus.store, corpus.train_documents, pair_mode="none", **options)  # type: ignore[arg-type]
+    rule = MaskingRule(
+        mlm_probability=0.01,
+        mask_token_id=tokenizer.mask_token_id,
+        ordinary_ids=ordinary_token_ids(tokenizer),
+    )
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad")
+    }
+    collator = PretrainingCollator(corpus.store, rule, **ids, max_seq_length=16, seed=1)
+    batch = collator.collate(plan, np.arange(len(plan)), 0)
+    assert (batch["labels"] != -100).sum(dim=1).tolist() == [1] * 8
+    assert (batch["attention_mask"].sum(dim=1) == 3).all()
+
+
+BARE = """
+import sys
+for name in ("datasets", "sentencex", "evaluate", "kornia", "sklearn", "pandas", "matplotlib"):
+    sys.modules[name] = None  # any import of it fails
+import bert_pretrain.text.collator, bert_pretrain.text.pairs, bert_pretrain.text.prepared
+from bert_pretrain.text.prepared import PreparedCorpus
+from pathlib import Path
+corpus = PreparedCorpus.load(Path(sys.argv[1]))
+assert corpus.store.read(0, 3).tolist() and corpus.token_counts.sum()
+"""
+
+
+def test_a_corpus_is_read_where_only_numpy_pyarrow_and_torch_are(
+    tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    open_it(TextSource(data_files=[str(folder / "corpus.jsonl")]), tokenizer, folder)
+    command = [sys.executable, "-c", BARE, str(folder / "out")]
+    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
