@@ -21,7 +21,7 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from bert_pretrain.data.atomic import written_aside
+from bert_pretrain.data.atomic import atomic_file
 from bert_pretrain.errors import InputError
 
 ARROW_FILE, VALIDATION_FILE, MANIFEST = "corpus.arrow", "validation_documents.npy", "manifest.json"
@@ -249,5 +249,5 @@ def folder_lock(folder: Path) -> FileLock:
 
 def write_token_counts(folder: Path, counts: NDArray[np.int64]) -> None:
     """Write the token counts of the training documents beside a corpus."""
-    with written_aside(folder / TOKEN_COUNTS_FILE) as aside, aside.open("wb") as file:
+    with atomic_file(folder / TOKEN_COUNTS_FILE) as aside, aside.open("wb") as file:
         np.save(file, counts)

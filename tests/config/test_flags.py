@@ -25,7 +25,7 @@ from bert_pretrain.config.pretraining import GROUPS, parse_config
 from bert_pretrain.config.resuming import DEFINES, NOTED, ROLES, flags_to_compare
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import SIZES
-from bert_pretrain.models.image_encoder_config import SIZES as IMAGE_SIZES
+from bert_pretrain.models.image_encoder_config import IMAGE_SIZES
 
 
 @dataclass
