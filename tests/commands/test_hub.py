@@ -1,9 +1,8 @@
-"""A run on the Hub: it loads with stock transformers, continues elsewhere, and tells nothing of the machine."""
+"""A run on the Hub: it loads by stock transformers, continues elsewhere and betrays no machine."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import re
 import socket
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard, constants
 from loopback_hub import TOKEN, Fault, LoopbackHub, running_hub, text_files
-from runs import command, environment, metrics, small_flags, write_corpus
+from runs import command, environment, metrics, run_here, small_flags, write_corpus
 from safetensors.torch import load, load_file
 
 from bert_pretrain.__main__ import main
@@ -40,10 +38,14 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForPreTraining, AutoTokenizer
 name, final = sys.argv[1:]
-encoded = AutoTokenizer.from_pretrained(name)("The model [MASK] data.", "A tree is a list.", return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained(name)
+encoded = tokenizer("The model [MASK] data.", "A tree is a list.", return_tensors="pt")
 logits = {}
-for key, (place, revision) in {"local": (final, None), "main": (name, None), "early": (name, "step-000004")}.items():
-    model, info = AutoModelForPreTraining.from_pretrained(place, revision=revision, output_loading_info=True)
+places = {"local": (final, None), "main": (name, None), "early": (name, "step-000004")}
+for key, (place, revision) in places.items():
+    model, info = AutoModelForPreTraining.from_pretrained(
+        place, revision=revision, output_loading_info=True
+    )
     assert not any(info.values()), info
     with torch.no_grad():
         logits[key] = model.eval()(**encoded).prediction_logits
@@ -86,13 +88,8 @@ def call(hub: LoopbackHub, folder: Path, arguments: list[str]) -> subprocess.Com
 def pretrain(hub: LoopbackHub, folder: Path, flags: str, *, with_files: bool = True) -> str:
     """Pretrain in this process and return what was printed."""
     given = [*small_flags(folder)[0 if with_files else 2 :], *flags.split()]
-    printed = io.StringIO()
-    with finding(hub, folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["run_pretraining.py", *given])  # goes into run.json
-        with contextlib.redirect_stdout(printed):
-            assert main(["pretrain", *given]) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return printed.getvalue()
+    with finding(hub, folder):
+        return run_here(folder, given)
 
 
 @pytest.fixture(scope="module")
@@ -507,7 +504,8 @@ def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_co
 def test_two_processes_train_to_the_end_beside_a_silent_hub(tmp_path: Path) -> None:
     with running_hub() as hub:
         hub.faults = [Fault(r".", "stall", times=1000)]
-        flags = f"{FLAGS} --push_to_hub --hub_strategy all_checkpoints --hub_max_wait 3 --output_dir out"
+        flags = f"{FLAGS} --push_to_hub --hub_strategy all_checkpoints --hub_max_wait 3"
+        flags += " --output_dir out"
         done = call(
             hub, tmp_path, command([*small_flags(tmp_path), *flags.split()], num_processes=2)[1:]
         )
@@ -534,8 +532,11 @@ for revision in ("main", "step-000002", "step-000004"):
     model, info = AutoModelForImageClassification.from_pretrained(
         name, revision=revision, num_labels=10, output_loading_info=True
     )
-    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"} and not info["unexpected_keys"], info
-    states[revision] = {key: value for key, value in model.state_dict().items() if "classifier" not in key}
+    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}, info
+    assert not info["unexpected_keys"], info
+    states[revision] = {
+        key: value for key, value in model.state_dict().items() if "classifier" not in key
+    }
 equal = [all(torch.equal(states["main"][key], states[other][key]) for key in states["main"])
          for other in ("step-000002", "step-000004")]
 assert equal == [False, True], equal
@@ -551,9 +552,10 @@ def test_every_checkpoint_of_an_image_run_is_a_revision_for_stock_transformers(
 ) -> None:
     with running_hub() as hub:
         size = "vit-tiny" if "mask_ratio" in objective else "convnextv2-mini"
-        flags = f"--objective {objective} --config_name {size} --max_eval_rows 64 --mixed_precision no --eval_steps 2"
-        publish = "--push_to_hub --hub_model_id tester/digits --hub_strategy all_checkpoints --output_dir out"
-        flags += f" --max_steps 4 --save_steps 2 --save_total_limit 1 {publish}"
+        flags = f"--objective {objective} --config_name {size} --max_eval_rows 64 --output_dir out"
+        flags += " --mixed_precision no --eval_steps 2 --max_steps 4 --save_steps 2"
+        flags += " --save_total_limit 1 --push_to_hub --hub_model_id tester/digits"
+        flags += " --hub_strategy all_checkpoints"
         done = call(hub, tmp_path, command(flags.split())[1:])
         assert done.returncode == 0, done.stdout + done.stderr
         done = call(hub, tmp_path, ["-c", IMAGE_LOADER, "tester/digits"])
