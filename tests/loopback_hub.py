@@ -67,7 +67,7 @@ class Repository:
 
 
 class LoopbackHub:
-    """Repositories by (type, id), the requests so far as "METHOD /path", and the faults still to come."""
+    """Repositories by (type, id), requests so far as "METHOD /path", and faults still to come."""
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -10,6 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from bert_pretrain.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = str(ROOT / "run_pretraining.py")
@@ -115,6 +122,17 @@ def run(folder: Path, flags: list[str], *, num_processes: int = 1) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def run_here(folder: Path, flags: list[str]) -> str:
+    """Pretrain in this process, which saves the seconds of an import; returns what was printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [PROGRAM, *flags])  # goes into run.json
+        assert main(["pretrain", *flags]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return printed.getvalue()
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

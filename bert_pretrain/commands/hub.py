@@ -152,7 +152,8 @@ def push(options: argparse.Namespace) -> bool:
                 with_state = options.hub_push_state or bool(config.get("hub_push_state"))
                 submit_final(pusher, run_dir, with_state=with_state)
             is_pushed = pusher.finish(None)
-        missed = _missed_checkpoints(run_dir, config) if repo_id == own_id else []
+        is_own = repo_id == own_id  # a copy is of the end alone
+        missed = _missed_checkpoints(run_dir, repo_id, config) if is_own else []
     if missed:
         _say(
             f"NOT pushed: {', '.join(missed)}, which a kill or a full disk kept from {outbox}; "
@@ -162,11 +163,10 @@ def push(options: argparse.Namespace) -> bool:
     return is_pushed and not missed
 
 
-def _missed_checkpoints(run_dir: Path, config: dict[str, Any]) -> list[str]:
+def _missed_checkpoints(run_dir: Path, repo_id: str, config: dict[str, Any]) -> list[str]:
     """Return the checkpoints that the run was to publish but never put into the outbox."""
     if not config.get("push_to_hub") or config.get("hub_strategy") != "all_checkpoints":
         return []
-    repo_id = config.get("hub_model_id") or run_dir.resolve().name
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     return [path.name for path in checkpoints if not is_submitted(path, repo_id)]
 

@@ -77,7 +77,7 @@ def _render(run_dir: Path, record: dict[str, Any], metrics: list[dict[str, Any]]
     names = dict.fromkeys(name for row in evaluations for name in row)
     columns = [name for name in names if name not in ("split", "epoch")]
     template = resources.files("bert_pretrain.commands").joinpath("report.html")
-    return Template(template.read_text(encoding="utf-8"), autoescape=True).render(
+    page: str = Template(template.read_text(encoding="utf-8"), autoescape=True).render(
         title=f"{run_dir.resolve().name}: {config.get('objective', 'a run')}",
         status=_status(run_dir, config.get("max_steps"), metrics[-1]["step"]),
         curves=_data_url(run_dir / "curves.png"),
@@ -88,6 +88,7 @@ def _render(run_dir: Path, record: dict[str, Any], metrics: list[dict[str, Any]]
         config=_known(config),
         environment=_known(_environment(record)),
     )
+    return page
 
 
 def _status(run_dir: Path, max_steps: int | None, step: int) -> str:

@@ -1,31 +1,33 @@
-"""What to say of the name of a model or data set at which there is none; every command says it alike."""
+"""What to say when no model or data set is found under a name; all commands say it through here."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
+from bert_pretrain.data.run_folder import list_checkpoints
 from bert_pretrain.errors import InputError
 
 
 def refuse_misnamed_model(
     name: str, *, parameter: str = "model", sizes: Collection[str] = ()
 ) -> None:
-    """Raise `InputError` if a name is the folder of a run where its model is meant, a file, or a path to nothing.
+    """Explain why no model was found under a name, if the name itself tells why.
 
-    To be called when loading has failed, since a Hub id may look like a path; returns if nothing of
-    this is the matter.
+    To be called when loading has failed, since a Hub id may look like a path.
 
     Args:
         name: folder or Hub id, as given.
-        parameter: that gave it.
-        sizes: named sizes that the flag takes too.
+        parameter: the parameter that gave it.
+        sizes: named sizes that the parameter takes too.
+
+    Raises:
+        InputError: the name is a run's folder, a file, or a path that does not exist.
     """
     path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            _refuse_run(path, parameter)
-    elif path.exists():
+    if path.is_dir() and not (path / "config.json").is_file():
+        _refuse_run(path, parameter)
+    elif path.is_file():
         raise InputError(
             f"{name!r} is a file",
             advice=f"pass the folder of a model, with its config.json, as `{parameter}`",
@@ -36,41 +38,35 @@ def refuse_misnamed_model(
 def refuse_missing_folder(
     name: str, *, what: str, parameter: str, sizes: Collection[str] = ()
 ) -> None:
-    """Raise `InputError` if a name is hardly a Hub id but there is no such folder.
+    """Raise `InputError` if a name looks like a path, not like a Hub id, and nothing is there.
 
     To be called when loading has failed.
 
     Args:
         name: folder or Hub id, as given.
         what: is expected there.
-        parameter: that gave it.
-        sizes: named sizes that the flag takes too.
+        parameter: the parameter that gave it.
+        sizes: named sizes that the parameter takes too.
     """
     if _looks_like_path(name) and not Path(name).exists():
         raise InputError(
-            f"there is no folder {name!r}; pass the folder or Hub id of {what} as `{parameter}`"
-            + (f", or one of {', '.join(sizes)}" if sizes else "")
+            f"there is no folder {name!r}",
+            advice=f"pass the folder or Hub id of {what} as `{parameter}`"
+            + (f", or one of {', '.join(sizes)}" if sizes else ""),
         )
 
 
 def _refuse_run(folder: Path, parameter: str) -> None:
+    """Raise `InputError` if a folder is a run's, and name the model in it."""
     if (folder / "final/config.json").is_file():
         raise InputError(
             f"{str(folder)!r} is the folder of a run",
             advice=f"pass its model, {folder / 'final'}, as `{parameter}`",
         )
-    steps = [
-        path.parent.name.removeprefix("step-")
-        for path in folder.glob("checkpoints/step-*/config.json")
-    ]
-    complete = [
-        step for step in steps if step.isdecimal()
-    ]  # not step-000200.tmp, which a kill leaves
-    if complete:
-        newest = folder / "checkpoints" / f"step-{max(complete, key=int)}"
+    if checkpoints := list_checkpoints(folder / "checkpoints"):
         raise InputError(
             f"{str(folder)!r} is the folder of a run without final/ yet",
-            advice=f"pass its newest checkpoint, {newest}, as `{parameter}`",
+            advice=f"pass its newest checkpoint, {checkpoints[-1]}, as `{parameter}`",
         )
     if (folder / "checkpoints").is_dir() or (folder / "run.json").is_file():
         raise InputError(
@@ -80,7 +76,6 @@ def _refuse_run(folder: Path, parameter: str) -> None:
 
 
 def _looks_like_path(name: str) -> bool:
-    """Return whether it is hardly meant as a Hub id, `name` or `user/name`."""
     parent = name.rpartition("/")[0]
     return (
         name.startswith((".", "/", "~"))

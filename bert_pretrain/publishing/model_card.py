@@ -35,11 +35,8 @@ _BASELINES = {
     "nsp_accuracy": "majority_nsp_accuracy",
     "reconstruction_loss": "pca_reconstruction_loss",
 }
-_METRIC_TYPES = (
-    "loss",
-    "accuracy",
-    "perplexity",
-)  # of the Hub; a measure's name ends with its type
+# Metrics as the Hub names them; a measure's name ends with its metric.
+_METRIC_TYPES = ("loss", "accuracy", "perplexity")
 
 
 def model_card(
@@ -75,7 +72,6 @@ def model_card(
     """
     config = record["config"]
     repo_id = config.get("hub_model_id") or Path(config["output_dir"]).name
-    title = repo_id.rpartition("/")[2]
     evaluations = [row for row in metrics_rows if row["split"] == "validation"]
     evaluated = evaluations[-1] if evaluations else {}
     measured = {
@@ -94,19 +90,10 @@ def model_card(
         datasets=[dataset_id] if dataset_id else None,
         base_model=base_model,
         metrics=sorted({_metric_type(name) for name in measured} - {"loss"}),
-        model_name=title,
-        eval_results=[
-            EvalResult(
-                task_type=fields["pipeline_tag"],
-                dataset_type=dataset_id or "held-out",
-                dataset_name=evaluated_on,
-                dataset_split="validation",
-                metric_type=_metric_type(name),
-                metric_name=name.replace("_", " "),
-                metric_value=round(value, 6),
-            )
-            for name, value in measured.items()
-        ],
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=_eval_results(
+            measured, fields["pipeline_tag"], dataset_id or "held-out", evaluated_on
+        ),
         co2_eq_emissions=_emissions(record["hardware"], emissions_grams),
     )
     template = resources.files("bert_pretrain.publishing").joinpath("model_card.md")
@@ -114,20 +101,21 @@ def model_card(
         card_data,
         template_str=template.read_text(encoding="utf-8"),
         **fields,
-        title=title,
+        title=card_data.model_name,
         repo_id=repo_id,
         state_folder=STATE_FOLDER if config.get("hub_push_state") else "",
         data_card=data_card,
+        record=record,
         config=config,
+        left_out=_NO_RECIPE.split(),
         step=step,
         amount=_amount(metrics_rows),
-        recipe=_recipe(config),
         has_curves=bool(metrics_rows),
+        evaluated=evaluated,
         evaluated_on=evaluated_on,
-        evaluated_step=evaluated.get("step", 0),
-        results=[_result(name, evaluated) for name in measured],
+        measured=measured,
+        baselines=_BASELINES,
         command=_command(record),
-        record=record,
         machine=_machine(record["hardware"], uses_gpu=config["device"] != "cpu"),
         seconds=seconds,
         emissions_grams=emissions_grams,
@@ -167,16 +155,21 @@ def _metric_type(name: str) -> str:
     return name.rpartition("_")[2]
 
 
-def _result(name: str, row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a line of the results' table."""
-    baseline = _BASELINES.get(name, "")
-    is_known = baseline in row
-    return {
-        "name": name.replace("_", " "),
-        "value": f"{row[name]:.4g}",
-        "baseline_value": f"{row[baseline]:.4g}" if is_known else "",
-        "baseline": baseline.replace("_", " ") if is_known else "",
-    }
+def _eval_results(
+    measured: Mapping[str, float], task_type: str, dataset_type: str, dataset_name: str
+) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=task_type,
+            dataset_type=dataset_type,
+            dataset_name=dataset_name,
+            dataset_split="validation",
+            metric_type=_metric_type(name),
+            metric_name=name.replace("_", " "),
+            metric_value=round(value, 6),
+        )
+        for name, value in measured.items()
+    ]
 
 
 def _amount(metrics_rows: Sequence[Mapping[str, Any]]) -> str:
@@ -188,14 +181,6 @@ def _amount(metrics_rows: Sequence[Mapping[str, Any]]) -> str:
     counts = [f"{last[unit]:,} {unit}" for unit in ("tokens", "images") if unit in last]
     passes = f"{last['epoch']:.2f} passes over the training data"
     return f" ({', '.join([*counts, passes])})"
-
-
-def _recipe(config: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name: str(value).replace("|", "\\|")  # it goes into a table
-        for name, value in config.items()
-        if name not in _NO_RECIPE.split() and not name.startswith("hub_") and value is not None
-    }
 
 
 def _command(record: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""A run on the Hub: it loads with stock transformers, continues elsewhere, and tells nothing of the machine."""
+"""A run on the Hub: it loads by stock transformers, continues elsewhere and betrays no machine."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from loopback_hub import TOKEN, Fault, LoopbackHub, running_hub, text_files
-from runs import command, environment, metrics, small_flags, write_corpus
+from runs import command, environment, metrics, run_here, small_flags, write_corpus
 from safetensors.torch import load, load_file
 
 from bert_pretrain.__main__ import main
@@ -22,11 +23,13 @@ from bert_pretrain.commands.hub import dataset_card
 from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing import publication, upload
+from bert_pretrain.publishing.download import download_checkpoint
 
 REPOSITORY = "tester/words"
 PUBLISH = f"--push_to_hub --hub_model_id {REPOSITORY} --hub_private_repo --hub_push_state"
 WORDS: dict[str, Any] = {"repo_id": "words", "is_private": False, "max_wait_seconds": 1}
-FLAGS = "--max_steps 8 --save_steps 4 --save_total_limit 1 --dropout 0.1"
+BATCH = "--per_device_train_batch_size 8"
+FLAGS = f"--max_steps 8 --save_steps 4 --save_total_limit 1 --dropout 0.1 {BATCH}"
 
 LOADER = """
 import sys
@@ -35,10 +38,14 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForPreTraining, AutoTokenizer
 name, final = sys.argv[1:]
-encoded = AutoTokenizer.from_pretrained(name)("The model [MASK] data.", "A tree is a list.", return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained(name)
+encoded = tokenizer("The model [MASK] data.", "A tree is a list.", return_tensors="pt")
 logits = {}
-for key, (place, revision) in {"local": (final, None), "main": (name, None), "early": (name, "step-000004")}.items():
-    model, info = AutoModelForPreTraining.from_pretrained(place, revision=revision, output_loading_info=True)
+places = {"local": (final, None), "main": (name, None), "early": (name, "step-000004")}
+for key, (place, revision) in places.items():
+    model, info = AutoModelForPreTraining.from_pretrained(
+        place, revision=revision, output_loading_info=True
+    )
     assert not any(info.values()), info
     with torch.no_grad():
         logits[key] = model.eval()(**encoded).prediction_logits
@@ -47,6 +54,23 @@ assert not torch.equal(logits["early"], logits["main"])
 (code,) = ModelCard.load(name).text.split("```python")[1:]
 exec(code.split("```")[0])  # as the card says, from the Hub
 """
+
+
+@contextlib.contextmanager
+def finding(hub: LoopbackHub, folder: Path) -> Iterator[None]:
+    """Let this process and the uploads that it starts find the Hub, from `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in hub.environment(folder).items():
+            patch.setenv(name, value)
+        # Read from the environment when the library was imported.
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf/hub"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield
 
 
 def call(hub: LoopbackHub, folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -61,14 +85,11 @@ def call(hub: LoopbackHub, folder: Path, arguments: list[str]) -> subprocess.Com
     )
 
 
-def pretrain(hub: LoopbackHub, folder: Path, flags: str, *, num_processes: int = 1) -> str:
-    python, *arguments = command(
-        [*small_flags(folder), *flags.split()], num_processes=num_processes
-    )
-    assert python == sys.executable
-    done = call(hub, folder, arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def pretrain(hub: LoopbackHub, folder: Path, flags: str, *, with_files: bool = True) -> str:
+    """Pretrain in this process and return what was printed."""
+    given = [*small_flags(folder)[0 if with_files else 2 :], *flags.split()]
+    with finding(hub, folder):
+        return run_here(folder, given)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +114,10 @@ def folder(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def client(hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """Lets upload processes that are started from this one find the Hub."""
-    monkeypatch.chdir(folder)
-    for name, value in hub.environment(folder).items():
-        monkeypatch.setenv(name, value)
-    return hub
+def client(hub: LoopbackHub, folder: Path) -> Iterator[LoopbackHub]:
+    """The Hub, found by this process."""
+    with finding(hub, folder):
+        yield hub
 
 
 def test_a_published_run_is_complete_and_rotation_took_nothing_from_it(
@@ -205,7 +224,7 @@ def test_the_card_says_what_was_measured(hub: LoopbackHub, folder: Path) -> None
     ):
         assert text in card.text, text
     early = hub.model("words").files("step-000004")["README.md"].decode()
-    assert "4 updates of 32 rows" in early
+    assert "4 updates of 8 rows" in early
     assert "after 0 updates" in early, "the last evaluation before that checkpoint"
 
 
@@ -228,9 +247,8 @@ def test_a_repository_without_state_cannot_be_continued(client: LoopbackHub, fol
     repository = client.model("words")
     client.repositories["model", "tester/bare"] = bare = type(repository)(is_private=False)
     bare.commit("main", {"config.json": b"{}"})
-    script = "from bert_pretrain.publishing.download import download_checkpoint; download_checkpoint({!r})"
     for name, expected in (
-        ("tester/bare@main", "--hub_push_state"),
+        ("tester/bare@main", "without `hub_push_state`"),
         (
             "tester/bare@step-000099",
             "cannot be fetched from the Hub (it answered 404 (Invalid rev id: step-000099))",
@@ -242,8 +260,9 @@ def test_a_repository_without_state_cannot_be_continued(client: LoopbackHub, fol
         ("tester/words@main", "cannot be fetched from the Hub (RemoteProtocolError: "),
     ):
         client.faults = [Fault(".", "cut", times=100)] if "words" in name else []
-        done = call(client, folder, ["-c", script.format(name)])
-        assert "InputError" in done.stderr and expected in done.stderr.splitlines()[-1], done.stderr
+        with pytest.raises(InputError) as refused:
+            download_checkpoint(name)
+        assert expected in str(refused.value)
     client.faults = []
 
 
@@ -274,17 +293,8 @@ def test_a_corpus_goes_up_and_is_trained_on_by_name(client: LoopbackHub, folder:
     }
     for text in text_files(published).values():
         assert str(folder) not in text
-    flags = [
-        *small_flags(folder)[2:],
-        "--max_steps",
-        "8",
-        "--dropout",
-        "0.1",
-        "--dataset_name",
-        "tester/corpus",
-    ]
-    done = call(client, folder, command([*flags, "--output_dir", "by_name"])[1:])
-    assert done.returncode == 0, done.stderr
+    more = f"--max_steps 8 --dropout 0.1 {BATCH} --dataset_name tester/corpus --output_dir by_name"
+    pretrain(client, folder, more, with_files=False)
     assert metrics(folder / "by_name") == metrics(folder / "out"), "the same rows as from the file"
     card = ModelCard.load(folder / "by_name/final/README.md").data
     assert "tester/corpus" in card.datasets and card.language == "en", (
@@ -371,13 +381,13 @@ def test_a_missing_token_is_said_without_a_request(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--hub_model_id a/b", "without --push_to_hub"),
-        ("--hub_push_state", "without --push_to_hub"),
-        ("--hub_strategy every_save", "without --push_to_hub"),
-        ("--push_to_hub --hub_model_id a/b/c", "--hub_model_id"),
-        ("--push_to_hub --hub_model_id a..b", "--hub_model_id"),
+        ("--hub_model_id a/b", "`hub_model_id` means nothing without `push_to_hub`"),
+        ("--hub_push_state", "`hub_push_state` means nothing without `push_to_hub`"),
+        ("--hub_strategy every_save", "`hub_strategy` means nothing without `push_to_hub`"),
+        ("--push_to_hub --hub_model_id a/b/c", "`hub_model_id`"),
+        ("--push_to_hub --hub_model_id a..b", "`hub_model_id`"),
         ("--hub_max_wait -1", "at least 0"),
-        ("--hub_license My_Own", "--hub_license"),
+        ("--hub_license My_Own", "`hub_license`"),
         ("--hub_token hf_x", "unknown"),
     ],
 )
@@ -458,7 +468,7 @@ def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_co
     client: LoopbackHub, folder: Path
 ) -> None:
     more = "--max_steps 6 --save_steps 2 --save_total_limit 0 --dropout 0.1 --output_dir killed"
-    more += " --push_to_hub --hub_strategy all_checkpoints --hub_push_state"
+    more += f" {BATCH} --push_to_hub --hub_strategy all_checkpoints --hub_push_state"
     flags = [*small_flags(folder), *more.split()]
     done = call(client, folder, ["-c", KILLED, *flags])
     assert done.returncode == -9, done.stderr
@@ -467,12 +477,9 @@ def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_co
     half = folder / "killed/hub/filling.tmp/step-000004"
     half.mkdir(parents=True)
     (half / "config.json").touch()
-    done = call(client, folder, command([*flags, "--resume_from_checkpoint", "latest"])[1:])
-    assert done.returncode == 0, done.stderr
-    assert (
-        "step-000004 has not been published" in done.stdout
-        and "step-000002 has not" not in done.stdout
-    )
+    printed = pretrain(client, folder, f"{more} --resume_from_checkpoint latest")
+    assert "step-000004 has not been published" in printed
+    assert "step-000002 has not" not in printed
     repository = client.model("killed")
     assert set(repository.branches) == {"main", "step-000002", "step-000004", "step-000006"}
     assert not (folder / "killed/hub").exists()
@@ -483,7 +490,7 @@ def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_co
             load_file(checkpoints / f"step-{step:06d}/model.safetensors"),
         )
         assert all(published[name].equal(saved[name]) for name in saved)
-        assert f"{step} updates of 32 rows" in files["README.md"].decode()
+        assert f"{step} updates of 8 rows" in files["README.md"].decode()
         assert json.loads(files["run.json"])["step"] == step
         state = {path for path in files if path.startswith("training_state/")}
         listed = json.loads(files["training_state/trainer_state.json"])["files"]
@@ -498,8 +505,13 @@ def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_co
 def test_two_processes_train_to_the_end_beside_a_silent_hub(tmp_path: Path) -> None:
     with running_hub() as hub:
         hub.faults = [Fault(r".", "stall", times=1000)]
-        flags = f"{FLAGS} --push_to_hub --hub_strategy all_checkpoints --hub_max_wait 3 --output_dir out"
-        printed = pretrain(hub, tmp_path, flags, num_processes=2)
+        flags = f"{FLAGS} --push_to_hub --hub_strategy all_checkpoints --hub_max_wait 3"
+        flags += " --output_dir out"
+        done = call(
+            hub, tmp_path, command([*small_flags(tmp_path), *flags.split()], num_processes=2)[1:]
+        )
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
         assert "NOT pushed: step-000004" in printed and "bert-pretrain hub push" in printed
         assert (tmp_path / "out/final/model.safetensors").is_file()
         hub.faults = []
@@ -521,8 +533,11 @@ for revision in ("main", "step-000002", "step-000004"):
     model, info = AutoModelForImageClassification.from_pretrained(
         name, revision=revision, num_labels=10, output_loading_info=True
     )
-    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"} and not info["unexpected_keys"], info
-    states[revision] = {key: value for key, value in model.state_dict().items() if "classifier" not in key}
+    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}, info
+    assert not info["unexpected_keys"], info
+    states[revision] = {
+        key: value for key, value in model.state_dict().items() if "classifier" not in key
+    }
 equal = [all(torch.equal(states["main"][key], states[other][key]) for key in states["main"])
          for other in ("step-000002", "step-000004")]
 assert equal == [False, True], equal
@@ -538,9 +553,10 @@ def test_every_checkpoint_of_an_image_run_is_a_revision_for_stock_transformers(
 ) -> None:
     with running_hub() as hub:
         size = "vit-tiny" if "mask_ratio" in objective else "convnextv2-mini"
-        flags = f"--objective {objective} --config_name {size} --max_eval_rows 64 --mixed_precision no --eval_steps 2"
-        publish = "--push_to_hub --hub_model_id tester/digits --hub_strategy all_checkpoints --output_dir out"
-        flags += f" --max_steps 4 --save_steps 2 --save_total_limit 1 {publish}"
+        flags = f"--objective {objective} --config_name {size} --max_eval_rows 64 --output_dir out"
+        flags += " --mixed_precision no --eval_steps 2 --max_steps 4 --save_steps 2"
+        flags += " --save_total_limit 1 --push_to_hub --hub_model_id tester/digits"
+        flags += " --hub_strategy all_checkpoints"
         done = call(hub, tmp_path, command(flags.split())[1:])
         assert done.returncode == 0, done.stdout + done.stderr
         done = call(hub, tmp_path, ["-c", IMAGE_LOADER, "tester/digits"])

@@ -1,4 +1,4 @@
-"""`hub push` of a run that goes on: what is published is of one step, never older than what is there, and said."""
+"""`hub push` of a run that goes on: one step is published, never an older one, and it is said."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_export(folder: Path, *, step: int, started: str) -> None:
 
 
 def write_run(folder: Path, *, final_step: int, checkpoints: list[int], **config: Any) -> Path:
-    """Write a run that ended after `final_step` updates and was then continued, if there are later checkpoints."""
+    """Write a run that ended after `final_step` updates; later checkpoints continue it."""
     started = "later" if checkpoints[-1] > final_step else "noon"
     write_export(folder / "final", step=final_step, started="noon")
     for step in checkpoints:

@@ -1,4 +1,4 @@
-"""What is exported loads with stock transformers, where this package cannot be imported, and gives our tensors."""
+"""Exports load with stock transformers, without this package, and give our tensors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ for path in sys.argv[2:]:
     encoder, loading = AutoModel.from_pretrained(path, output_loading_info=True)
     assert not loading["unexpected_keys"] and not loading["mismatched_keys"], loading
     assert all(key.startswith("pooler") for key in loading["missing_keys"]), loading
-    classifier, loading = AutoModelForImageClassification.from_pretrained(path, num_labels=7, output_loading_info=True)
+    classifier, loading = AutoModelForImageClassification.from_pretrained(
+        path, num_labels=7, output_loading_info=True
+    )
     assert set(loading["missing_keys"]) == {"classifier.weight", "classifier.bias"}, loading
     assert not loading["unexpected_keys"] and not loading["mismatched_keys"], loading
     assert AutoModelForImageClassification.from_pretrained(path).config.num_labels == 2
@@ -61,11 +63,13 @@ for path in sys.argv[2:]:
         assert classifier.eval()(**inputs).logits.shape == (1, 7)
         hidden = encoder.eval()(**inputs).last_hidden_state
     assert type(encoder).__module__.startswith("transformers."), type(encoder)
-    result = {"pixel_values": inputs["pixel_values"], "embedding": fed[0], "model_type": encoder.config.model_type}
+    result = {"pixel_values": inputs["pixel_values"], "embedding": fed[0]}
+    result["model_type"] = encoder.config.model_type
     extractor = pipeline("image-feature-extraction", model=path)
     if picture.mode == "RGB":
         result["is_piped"] = torch.equal(extractor(picture, return_tensors=True), hidden)
-    code, *more = (block.split("```")[0] for block in open(path + "/card.md").read().split("```python")[1:])
+    blocks = open(path + "/card.md").read().split("```python")[1:]
+    code, *more = (block.split("```")[0] for block in blocks)
     assert 'path = "."' in code
     exec(code.replace('path = "."', f"path = {path!r}"), names := {})  # as the model card says
     assert names["embedding"].shape == fed[0].shape and names["classifier"].config.num_labels == 10

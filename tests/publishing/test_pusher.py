@@ -1,4 +1,4 @@
-"""Uploads beside a run against a Hub that fails: nothing is lost, nothing waits for ever, and what happened is said."""
+"""Uploads beside a run to a Hub that fails: nothing is lost, nothing hangs, and all is said."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def test_a_silent_hub_is_left_in_time(hub: LoopbackHub, tmp_path: Path) -> None:
     started = time.monotonic()
     run.pusher.submit(fill, "main")
     assert time.monotonic() - started < 1, "submitting waits for nobody"
-    assert not run.pusher.finish(4)
-    assert time.monotonic() - started < 15
+    assert not run.pusher.finish(2)
+    assert time.monotonic() - started < 12
     assert_kept(run)
     hub.faults = []
     finish_later(run, tmp_path, hub)
@@ -284,7 +284,11 @@ def test_an_upload_does_not_outlive_the_run_that_was_killed(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     hub.faults = [Fault(r".", "stall", times=100)]
-    script = "import sys, time, pathlib, test_pusher; test_pusher.Run(pathlib.Path(sys.argv[1])); time.sleep(60)"
+    script = (
+        "import sys, time, pathlib, test_pusher\n"
+        "test_pusher.Run(pathlib.Path(sys.argv[1]))\n"
+        "time.sleep(60)"
+    )
     folders = [str(Path(__file__).parents[i]) for i in range(3)]
     run = psutil.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
