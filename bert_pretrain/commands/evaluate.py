@@ -17,26 +17,26 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.config.flags import parse_flags
-from bert_pretrain.data.whole_files import write_json
-from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.suites.context import FLAG_GROUPS, Evaluation, SuiteResult
-from bert_pretrain.evaluation.suites.fill_mask import check_fill_mask_flags, evaluate_fill_mask
-from bert_pretrain.evaluation.suites.images import (
+from bert_pretrain.commands.suites.context import FLAG_GROUPS, Evaluation, SuiteResult
+from bert_pretrain.commands.suites.fill_mask import check_fill_mask_flags, evaluate_fill_mask
+from bert_pretrain.commands.suites.images import (
     check_image_flags,
     evaluate_knn,
     evaluate_linear_probe,
     open_labelled_images,
 )
-from bert_pretrain.evaluation.suites.label_efficiency import (
+from bert_pretrain.commands.suites.label_efficiency import (
     parse_options,
     run_label_efficiency,
 )
-from bert_pretrain.evaluation.suites.minimal_pairs import (
+from bert_pretrain.commands.suites.minimal_pairs import (
     check_minimal_pairs_flags,
     evaluate_minimal_pairs,
 )
-from bert_pretrain.evaluation.suites.nsp import check_nsp_flags, evaluate_nsp, refuse_untrained_head
+from bert_pretrain.commands.suites.nsp import check_nsp_flags, evaluate_nsp, refuse_untrained_head
+from bert_pretrain.config.flags import parse_flags
+from bert_pretrain.data.whole_files import write_json
+from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
 
 SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {

@@ -28,13 +28,13 @@ from transformers import (
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands import evaluate
+from bert_pretrain.commands.suites.context import run_flags
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import (
     compute_features,
     divide_labelled,
     read_processor,
 )
-from bert_pretrain.evaluation.suites.context import run_flags
 from bert_pretrain.images.corpus import open_images
 from bert_pretrain.text.tokenizers import load_tokenizer
 

@@ -213,7 +213,7 @@ def test_a_measurement_of_another_revision_of_a_model_on_the_hub_is_not_continue
             )
             return splits
 
-        monkeypatch.setattr("bert_pretrain.evaluation.suites.label_efficiency.open_splits", opened)
+        monkeypatch.setattr("bert_pretrain.commands.suites.label_efficiency.open_splits", opened)
         if revision == "a":
             assert main(command) == main(command) == 0
     with pytest.raises(SystemExit):

@@ -20,6 +20,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from bert_pretrain.commands.evaluate import main as evaluate
+from bert_pretrain.commands.suites.label_efficiency import ARMS
 from bert_pretrain.data import run_state
 from bert_pretrain.data.run_state import held, is_held
 from bert_pretrain.evaluation import label_efficiency_log
@@ -34,7 +35,6 @@ from bert_pretrain.evaluation.label_efficiency import (
 )
 from bert_pretrain.evaluation.label_efficiency_log import MeasurementLog
 from bert_pretrain.evaluation.linear_probe import PROBE_GRID
-from bert_pretrain.evaluation.suites.label_efficiency import ARMS
 
 
 @given(

@@ -7,6 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bert_pretrain.commands.suites.context import (
+    Evaluation,
+    EvaluationText,
+    SuiteResult,
+)
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.masked_language_model import load_masked_language_model
 from bert_pretrain.evaluation.minimal_pairs import (
@@ -19,11 +24,6 @@ from bert_pretrain.evaluation.minimal_pairs import (
     score_pairs,
 )
 from bert_pretrain.evaluation.pair_templates import template_pairs
-from bert_pretrain.evaluation.suites.context import (
-    Evaluation,
-    EvaluationText,
-    SuiteResult,
-)
 from bert_pretrain.hardware import native_precision
 
 

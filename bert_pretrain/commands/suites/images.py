@@ -10,6 +10,12 @@ from typing import Any, Literal
 
 from transformers import AutoConfig
 
+from bert_pretrain.commands.suites.context import (
+    Evaluation,
+    EvaluationImages,
+    SuiteResult,
+    source_flags,
+)
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.feature_scores import FeatureScores, format_table
 from bert_pretrain.evaluation.floors import majority_accuracy
@@ -23,12 +29,6 @@ from bert_pretrain.evaluation.image_features import (
 )
 from bert_pretrain.evaluation.knn import check_knn, knn_accuracy
 from bert_pretrain.evaluation.linear_probe import linear_probe
-from bert_pretrain.evaluation.suites.context import (
-    Evaluation,
-    EvaluationImages,
-    SuiteResult,
-    source_flags,
-)
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
 
 

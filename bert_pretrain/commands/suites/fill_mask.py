@@ -8,15 +8,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bert_pretrain.data.run_records import read_rows
-from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
-from bert_pretrain.evaluation.masked_language_model import load_masked_language_model, longest_row
-from bert_pretrain.evaluation.suites.context import (
+from bert_pretrain.commands.suites.context import (
     Evaluation,
     EvaluationText,
     SuiteResult,
 )
+from bert_pretrain.data.run_records import read_rows
+from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
+from bert_pretrain.evaluation.masked_language_model import load_masked_language_model, longest_row
 from bert_pretrain.training.checkpoint import list_checkpoints
 
 DEFAULT_SENTENCES = [

@@ -19,6 +19,8 @@ import numpy as np
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from bert_pretrain.commands.suites.context import SuiteResult
+from bert_pretrain.commands.suites.label_efficiency_arms import ARMS, CurveTask, make_arm
 from bert_pretrain.config.data_flags import TaskDataArguments
 from bert_pretrain.config.flags import flag, flags, parse_flags
 from bert_pretrain.data.random import Purpose, permutation
@@ -45,8 +47,6 @@ from bert_pretrain.evaluation.label_efficiency_report import (
     format_points,
     points_as_json,
 )
-from bert_pretrain.evaluation.suites.context import SuiteResult
-from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS, CurveTask, make_arm
 from bert_pretrain.models.positions import describe_excess
 
 

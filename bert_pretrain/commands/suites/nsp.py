@@ -17,6 +17,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.commands.prepare import open_corpus
+from bert_pretrain.commands.suites.context import (
+    SOURCE_FLAGS,
+    Evaluation,
+    EvaluationText,
+    SuiteResult,
+    source_flags,
+)
 from bert_pretrain.config.arguments import DataArguments, TextArguments
 from bert_pretrain.config.checks import check_data, check_text
 from bert_pretrain.errors import InputError
@@ -28,13 +35,6 @@ from bert_pretrain.evaluation.next_sentence import (
     judge_next_sentences,
     load_next_sentence_model,
     random_probabilities,
-)
-from bert_pretrain.evaluation.suites.context import (
-    SOURCE_FLAGS,
-    Evaluation,
-    EvaluationText,
-    SuiteResult,
-    source_flags,
 )
 from bert_pretrain.models.positions import describe_excess
 from bert_pretrain.text.neighbour_pairs import plan_neighbours
