@@ -8,29 +8,20 @@ image processor says.
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import Features, Labels, extract_features, normalised_rows
 from bert_pretrain.evaluation.floors import fit_pca
 from bert_pretrain.hardware import default_device
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
-
-
-class Preprocessing(NamedTuple):
-    """How an image processor prepares pixels in [0, 1]: side in pixels; mean and deviation, one or one per channel."""
-
-    image_size: int
-    mean: list[float]
-    std: list[float]
+from bert_pretrain.models.image_processor import Preprocessing
 
 
 class LabelledImages(NamedTuple):
@@ -49,48 +40,6 @@ class FeatureSet(NamedTuple):
     name: str
     train: Features
     test: Features
-
-
-def read_processor(model: str) -> Preprocessing:
-    """Return what the saved image processor of a model does.
-
-    Args:
-        model: folder or Hub id.
-
-    Raises:
-        InputError: there is none, or it makes no square images.
-    """
-    try:
-        processor = AutoImageProcessor.from_pretrained(model)
-    except (
-        Exception
-    ) as error:  # transformers raises whatever its parsers meet; all mean the same to the user
-        refuse_misnamed_model(model)
-        kind = (
-            "holds no usable image processor"
-            if Path(model).is_dir()
-            else "is neither a folder nor on the Hub"
-        )
-        raise InputError(
-            f"{model!r} {kind} ({type(error).__name__})",
-            advice="pass `model` the folder or Hub id of an image encoder with "
-            "preprocessor_config.json",
-        ) from error
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    sides = {size[name] for name in ("height", "width", "shortest_edge") if size.get(name)}
-    if len(sides) != 1:
-        raise InputError(
-            f"the image processor of {model!r} makes images of {dict(size)}, not squares",
-            advice="change `model`",
-        )
-    # The processor's factor is for bytes; mean and deviation here are for pixels in [0, 1].
-    factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
-    mean, std = (
-        (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    )
-    return Preprocessing(
-        sides.pop(), (np.atleast_1d(mean) / factor).tolist(), (np.atleast_1d(std) / factor).tolist()
-    )
 
 
 def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> LabelledImages:

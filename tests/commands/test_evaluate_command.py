@@ -33,9 +33,9 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.image_features import (
     compute_features,
     divide_labelled,
-    read_processor,
 )
 from bert_pretrain.images.corpus import open_images
+from bert_pretrain.models.image_processor import read_processor
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 MEAN, STD = 0.3, 0.37

@@ -22,14 +22,13 @@ from bert_pretrain.evaluation.floors import majority_accuracy
 from bert_pretrain.evaluation.image_features import (
     FeatureSet,
     LabelledImages,
-    Preprocessing,
     compute_features,
     divide_labelled,
-    read_processor,
 )
 from bert_pretrain.evaluation.knn import check_knn, knn_accuracy
 from bert_pretrain.evaluation.linear_probe import linear_probe
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
+from bert_pretrain.models.image_processor import Preprocessing, read_processor
 
 
 def check_image_flags(images: EvaluationImages) -> None:
