@@ -20,9 +20,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from results import write_results
 
-from bert_pretrain.commands.suites.label_efficiency_arms import ARMS
+from bert_pretrain.commands.suites.label_efficiency import plot_curve
 from bert_pretrain.evaluation.label_efficiency import Point
-from bert_pretrain.evaluation.label_efficiency_report import plot_curve
+from bert_pretrain.evaluation.label_efficiency_arms import ARMS
 
 
 def measure(

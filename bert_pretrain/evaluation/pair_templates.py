@@ -1,7 +1,7 @@
 """Six small groups of English minimal pairs from templates, for a first look without a download.
 
-Written for this package; they are not BLiMP and their figures do not compare with BLiMP's. The
-words are common both in prose and in documentation.
+They were written for this package, so their figures do not compare with BLiMP's. The words are
+common both in prose and in documentation.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def _determiner_noun() -> Iterator[tuple[str, str]]:
 
 def _reflexive() -> Iterator[tuple[str, str]]:
     for number, person in enumerate(_PERSONS):
-        # Each form is the right one as often as the wrong one, so that its frequency decides
-        # nothing.
+        # Each form is right as often as wrong, so that its frequency decides nothing.
         good, bad = _REFLEXIVES[number % 2], _REFLEXIVES[1 - number % 2]
         for verb in _PAST:
             yield f"the {person} {verb} {good} .", f"the {person} {verb} {bad} ."

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.random import Purpose, uniform
-from bert_pretrain.evaluation.features import normalised_rows
-from bert_pretrain.evaluation.floors import pca_reconstruction_error
+from bert_pretrain.evaluation.features import normalised_rows, pca_reconstruction_error
 from bert_pretrain.evaluation.pictures import reconstructions
 from bert_pretrain.images.collator import EVALUATION_EPOCH
 from bert_pretrain.images.corpus import ImageCorpus

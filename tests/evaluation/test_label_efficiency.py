@@ -20,21 +20,20 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from bert_pretrain.commands.evaluate import main as evaluate
-from bert_pretrain.commands.suites.label_efficiency import ARMS
 from bert_pretrain.data import run_state
 from bert_pretrain.data.run_state import held, is_held
-from bert_pretrain.evaluation import label_efficiency_log
+from bert_pretrain.evaluation import label_efficiency
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
+    MeasurementLog,
     default_counts,
     measure_curve,
     nested_subset,
-    probe_arm,
     summarize,
-    t_interval,
 )
-from bert_pretrain.evaluation.label_efficiency_log import MeasurementLog
+from bert_pretrain.evaluation.label_efficiency_arms import ARMS, probe_arm
 from bert_pretrain.evaluation.linear_probe import PROBE_GRID
+from bert_pretrain.evaluation.statistics import t_interval
 
 
 @given(
@@ -127,7 +126,7 @@ def test_the_probe_is_logistic_regression_with_c_chosen_among_the_labelled_rows(
     labels = (features[:, 0] + features[:, 2] > 0).astype(int) + (features[:, 3] > 1)
     test_features = generator.normal(size=(30, 6)) * [1, 5, 1, 1, 1, 20]
     places = nested_subset(labels, 8, seed=2)
-    predicted = probe_arm(features, labels, test_features, np.zeros(30, int))(places, 2)
+    predicted = probe_arm(features, labels, test_features)(places, 2)
 
     def fitted(rows: Any, targets: Any, strength: float) -> tuple[Any, Any]:
         scaler = StandardScaler().fit(rows)
@@ -150,7 +149,7 @@ def test_the_probe_is_logistic_regression_with_c_chosen_among_the_labelled_rows(
     assert predicted.tolist() == classifier.predict(scaler.transform(test_features)).tolist()
     one_each = nested_subset(labels, 1, seed=0)
     scaler, classifier = fitted(features[one_each], labels[one_each], 1.0)
-    single = probe_arm(features, labels, test_features, np.zeros(30, int))(one_each, 0)
+    single = probe_arm(features, labels, test_features)(one_each, 0)
     assert single.tolist() == classifier.predict(scaler.transform(test_features)).tolist()
 
 
@@ -301,7 +300,7 @@ def test_what_another_process_measured_while_this_one_got_ready_is_neither_lost_
         shutil.copytree("theirs", out, dirs_exist_ok=True)
         yield
 
-    monkeypatch.setattr(label_efficiency_log, "held", held_after_another)
+    monkeypatch.setattr(label_efficiency, "held", held_after_another)
     if is_the_same:
         measure(*flags, "--seeds", "0", "1", "2")
         rows = Path("out/rows.jsonl").read_text()

@@ -81,7 +81,7 @@ def test_both_formats_are_read_compressed_or_not(tmp_path: Path) -> None:
 def test_a_line_that_is_no_pair_is_named(tmp_path: Path, row: Any, expected: str) -> None:
     with pytest.raises(InputError, match=expected) as refused:
         read_pairs(write(tmp_path / "own.jsonl", [OURS, row]))
-    assert "--pairs_file" in str(refused.value)
+    assert "`pairs_file`" in str(refused.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.evaluation.language_models import load_next_sentence_model
 from bert_pretrain.evaluation.next_sentence import (
     balanced_rows,
     judge_next_sentences,
-    load_next_sentence_model,
     random_probabilities,
 )
 from bert_pretrain.text.neighbour_pairs import plan_neighbours

@@ -1,75 +1,69 @@
-"""The suites `knn` and `linear_probe`: how good an encoder's frozen features of images are, beside their floors."""
+"""The suites `knn` and `linear_probe`: how good an encoder's frozen features of images are."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from transformers import AutoConfig
 
-from bert_pretrain.commands.suites.context import (
-    Evaluation,
-    EvaluationImages,
-    SuiteResult,
-    source_flags,
-)
+from bert_pretrain.commands.suites.context import Evaluation, SuiteResult
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.feature_scores import FeatureScores, format_table
-from bert_pretrain.evaluation.floors import majority_accuracy
-from bert_pretrain.evaluation.image_features import (
+from bert_pretrain.evaluation.features import (
     FeatureSet,
     LabelledImages,
     compute_features,
     divide_labelled,
 )
-from bert_pretrain.evaluation.knn import check_knn, knn_accuracy
-from bert_pretrain.evaluation.linear_probe import linear_probe
+from bert_pretrain.evaluation.knn import KnnResult, knn_accuracy
+from bert_pretrain.evaluation.linear_probe import ProbeResult, linear_probe
+from bert_pretrain.evaluation.statistics import format_interval, majority_accuracy
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.models.image_processor import Preprocessing, read_processor
 
 
-def check_image_flags(images: EvaluationImages) -> None:
-    """Check what can be checked before anything is opened.
+@dataclass(frozen=True)
+class FeatureScores:
+    """One row of the table: a kind of features, its dimension, and what was measured on it."""
 
-    Raises:
-        InputError: names the flag, the value met and what is allowed.
-    """
-    check_knn(images.k, images.temperature)
+    name: str
+    dimension: int
+    result: KnnResult | ProbeResult
 
 
 def evaluate_knn(evaluation: Evaluation) -> SuiteResult:
     """Classify the evaluation images by their nearest neighbours in the bank."""
-    images = evaluation.images
+    images, labelled = evaluation.images, open_labelled_images(evaluation)
 
-    def score(features: FeatureSet) -> FeatureScores:
-        result = knn_accuracy(
+    def score(features: FeatureSet) -> KnnResult:
+        return knn_accuracy(
             features.train,
-            open_labelled_images(evaluation).train_labels,
+            labelled.train_labels,
             features.test,
-            open_labelled_images(evaluation).test_labels,
+            labelled.test_labels,
             k=images.k,
             temperature=images.temperature,
         )
-        return FeatureScores(features.name, features.train.shape[1], knn=result)
 
     return _judge_features(evaluation, "knn", score)
 
 
 def evaluate_linear_probe(evaluation: Evaluation) -> SuiteResult:
     """Classify the evaluation images by logistic regression on features of the bank."""
+    labelled = open_labelled_images(evaluation)
 
-    def score(features: FeatureSet) -> FeatureScores:
-        result = linear_probe(
+    def score(features: FeatureSet) -> ProbeResult:
+        return linear_probe(
             features.train,
-            open_labelled_images(evaluation).train_labels,
+            labelled.train_labels,
             features.test,
-            open_labelled_images(evaluation).test_labels,
+            labelled.test_labels,
             seed=evaluation.seed,
         )
-        return FeatureScores(features.name, features.train.shape[1], linear_probe=result)
 
     return _judge_features(evaluation, "linear_probe", score)
 
@@ -77,36 +71,44 @@ def evaluate_linear_probe(evaluation: Evaluation) -> SuiteResult:
 def _judge_features(
     evaluation: Evaluation,
     suite: Literal["knn", "linear_probe"],
-    score: Callable[[FeatureSet], FeatureScores],
+    score: Callable[[FeatureSet], KnnResult | ProbeResult],
 ) -> SuiteResult:
-    scores = {features.key: score(features) for features in _feature_sets(evaluation)}
-    results = {key: row.knn or row.linear_probe for key, row in scores.items()}
     labelled = open_labelled_images(evaluation)
+    figures, details, rows = {}, {}, []
+    for features in _feature_sets(evaluation):
+        result = score(features)
+        rows.append(FeatureScores(features.name, features.train.shape[1], result))
+        figures[f"{features.key}_{suite}_accuracy".removeprefix("encoder_")] = result.accuracy
+        details[features.key] = dataclasses.asdict(result)
+        del details[features.key]["predictions"]
     majority = majority_accuracy(labelled.train_labels, labelled.test_labels)
-    figures = {
-        f"{key}_{suite}_accuracy".removeprefix("encoder_"): r.accuracy
-        for key, r in results.items()
-        if r
-    }
-    details = {
-        key: {
-            name: value
-            for name, value in dataclasses.asdict(result).items()
-            if name != "predictions"
-        }
-        for key, result in results.items()
-        if result
-    }
-    text = "\n".join(
-        [
-            format_table(list(scores.values())),
-            f"always the largest class: {majority:.3f}; {len(labelled.train_labels):,} images with "
-            "labels learnt from, "
-            f"{len(labelled.test_labels):,} evaluated; intervals: 95 %, of the draw of these "
-            "images alone",
-        ]
+    note = (
+        f"always the largest class: {majority:.3f}; {len(labelled.train_labels):,} images with "
+        f"labels learnt from, {len(labelled.test_labels):,} evaluated; intervals: 95 %, of the "
+        "draw of these images alone"
     )
-    return SuiteResult(text, figures | {"majority_accuracy": majority}, details)
+    figures["majority_accuracy"] = majority
+    return SuiteResult(f"{format_table(rows)}\n{note}", figures, details)
+
+
+def format_table(scores: Sequence[FeatureScores]) -> str:
+    """Lay scores of one suite out as text: a line for each kind of features."""
+    width = max(len("features"), *(len(row.name) for row in scores))
+    has_penalty = any(isinstance(row.result, ProbeResult) for row in scores)
+    title = "linear probe" if has_penalty else "k-NN"
+    lines = [f"{'features':<{width}}  {'dim':>6}  {title:<22}" + f"  {'C':>6}" * has_penalty]
+    for row in scores:
+        result = row.result
+        accuracy = format_interval(result.accuracy, result.interval)
+        line = f"{row.name:<{width}}  {row.dimension:>6}  {accuracy:<22}"
+        if isinstance(result, ProbeResult):
+            line += f"  {result.C:>6g}" + "  not converged" * (not result.has_converged)
+        lines.append(line)
+    first = scores[0].result
+    if isinstance(first, KnnResult):
+        whole = f" (the whole bank; {first.requested_k} asked for)" * (first.k < first.requested_k)
+        lines.append(f"k-NN: cosine, k {first.k}{whole}, T {first.temperature:g}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 @lru_cache(maxsize=1)
@@ -117,13 +119,10 @@ def _processor(evaluation: Evaluation) -> Preprocessing:
 @lru_cache(maxsize=1)
 def _feature_sets(evaluation: Evaluation) -> list[FeatureSet]:
     """Return the encoder's features, and the floors."""
-    # The order in which bad input is reported: the processor first, then the images, then the
-    # weights.
-    processor, labelled = _processor(evaluation), open_labelled_images(evaluation)
     return compute_features(
         evaluation.model,
-        labelled,
-        processor,
+        open_labelled_images(evaluation),
+        _processor(evaluation),
         batch_size=evaluation.options.per_device_eval_batch_size,
         seed=evaluation.seed,
     )
@@ -131,12 +130,14 @@ def _feature_sets(evaluation: Evaluation) -> list[FeatureSet]:
 
 @lru_cache(maxsize=1)
 def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
-    """Open the images and print what they are: the run's own division of them, or all and `--test_files`.
+    """Open the images and print what they are.
+
+    They are divided as the run divided them, or `--test_files` are evaluated on.
 
     Raises:
         InputError: they cannot be opened, or have no labels.
     """
-    source = source_flags(evaluation)
+    source = evaluation.source
     if not source.keys() & {"dataset_name", "data_files"}:
         source["dataset_name"] = "digits"
     corpus, test_corpus = _open(evaluation, source), None
@@ -147,8 +148,7 @@ def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
     elif _differs_from_run(evaluation.run, source, corpus):
         sys.stdout.write(
             "note: the run that wrote this model held out other images (its seed or validation "
-            "share differ), so it "
-            "was pretrained on some that are evaluated here\n"
+            "share differ), so it was pretrained on some that are evaluated here\n"
         )
     return divide_labelled(corpus, test_corpus)
 
@@ -163,17 +163,14 @@ def _differs_from_run(run: dict[str, Any], source: dict[str, Any], corpus: Image
 
 def _open(evaluation: Evaluation, source: dict[str, Any]) -> ImageCorpus:
     images, run = evaluation.images, evaluation.run
+    given = {name: getattr(images, name) for name in ("image_column", "label_column", "image_size")}
+    given["validation_share"] = evaluation.data.validation_share
     settings: dict[str, Any] = {
         "image_size": _processor(evaluation).image_size,
         "validation_share": 0.2,
     }
-    for name in ("image_column", "label_column", "image_size", "validation_share"):
-        given = (
-            evaluation.data.validation_share
-            if name == "validation_share"
-            else getattr(images, name)
-        )
-        value = run.get(name) if given is None else given
+    for name, flag in given.items():
+        value = run.get(name) if flag is None else flag
         if value is not None:
             settings[name] = value
     return open_images(
