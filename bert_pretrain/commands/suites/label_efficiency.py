@@ -34,7 +34,7 @@ from bert_pretrain.downstream.row_digests import (
 from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import Recipe
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
@@ -87,7 +87,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     Raises:
         InputError: a flag, the model or the data cannot be used; nothing has been written then.
     """
-    curve, data = options.curve, options.data
+    curve = options.curve
     check_label_efficiency(curve, arms=ARMS)
     options.recipe.check()
     log = MeasurementLog(Path(curve.output_dir))
@@ -102,8 +102,13 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     log.require(
         {f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")}
     )
-    scratch = log.folder / "trainer.tmp"
-    task = CurveTask(curve.model, splits, options.recipe, data.augmentation, scratch)
+    task = CurveTask(
+        model=curve.model,
+        splits=splits,
+        recipe=options.recipe,
+        augmentation=options.data.augmentation,
+        scratch_folder=log.folder / "trainer.tmp",
+    )
     arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms)}
     overlap = overlap_with_training(splits)
     _print_notes(splits, overlap)
@@ -126,16 +131,19 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
         result = SuiteResult(
             format_points(points), figures_of(points), [dataclasses.asdict(p) for p in points]
         )
-        results = {"figures": result.figures, "points": result.details}
-        results |= {"test_rows": len(test_labels), "overlap_with_training": overlap}
-        results |= {"settings": log.settings} | describe_run()
-        write_json(log.folder / "label_efficiency.json", results)
-        source = data.train_file or data.dataset_name or data.task
-        title = curve.title or Path(source).name.split(".")[0]
+        record = {"test_rows": len(test_labels), "overlap_with_training": overlap}
+        record |= {"figures": result.figures, "points": result.details, "settings": log.settings}
+        write_json(log.folder / "label_efficiency.json", record | describe_run())
         floor = ("TF-IDF" if splits.texts else "pixels") + " + logistic regression"
         path = log.folder / "label_efficiency.png"
-        draw_curve(points, path, title=title, labels_of_arms=ARMS | {"floor": floor})
+        draw_curve(points, path, title=_title(options), labels_of_arms=ARMS | {"floor": floor})
     return result
+
+
+def _title(options: CurveOptions) -> str:
+    data = options.data
+    source = data.train_file or data.dataset_name or data.task
+    return options.curve.title or Path(source).name.split(".")[0]
 
 
 def _settings(options: CurveOptions) -> dict[str, Any]:
@@ -206,7 +214,7 @@ def _print_notes(splits: Splits, overlap: Any) -> None:
     excess = describe_excess(splits.max_seq_length, splits.processor) if splits.texts else None
     warnings = filter(None, (excess, describe_overlap(splits, overlap)))
     lines = [*splits.notes, *(f"WARNING: {warning}" for warning in warnings)]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{spell(line)}\n" for line in lines))
 
 
 def _print_measurement(row: Measurement) -> None:

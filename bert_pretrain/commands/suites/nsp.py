@@ -20,7 +20,7 @@ from bert_pretrain.commands.prepare import open_corpus
 from bert_pretrain.commands.suites.context import SOURCE_FLAGS, Evaluation, SuiteResult
 from bert_pretrain.config.arguments import DataArguments, TextArguments
 from bert_pretrain.config.checks import check_data, check_text
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.language_models import (
     load_next_sentence_model,
     load_word_tokenizer,
@@ -114,7 +114,7 @@ def _max_seq_length(
             advice="lower `max_seq_length`",
         )
     if excess := describe_excess(length, tokenizer):
-        sys.stdout.write(f"WARNING: {excess}\n")
+        sys.stdout.write(f"WARNING: {spell(excess)}\n")
     return length
 
 
