@@ -29,14 +29,10 @@ _EASIER_NEGATIVES = {
 
 @dataclass(frozen=True)
 class CollapseMeasures:
-    """How embeddings are spread.
+    """How embeddings of D dimensions are spread; see the functions of the same names.
 
     Attributes:
-        embedding_dim: D.
-        embedding_std: see `embedding_std`; 0 when all are equal.
-        effective_rank: see `effective_rank`, in [1, D].
-        uniformity: see `uniformity`; 0 when all are equal.
-        alignment: see `alignment`; None without second views.
+        alignment: None without second views.
         active_triplets: share of triplets with a loss above zero; None without triplets.
     """
 
@@ -64,8 +60,7 @@ def collapse_measures(
     """Measure how embeddings are spread.
 
     Args:
-        embeddings: floating point (N, D), N at least 2; one row for each image, as the encoder
-            gives them.
+        embeddings: floating point (N, D), N at least 2, not normalised.
         second_views: (N, D), embeddings of another view of the same images.
         active_triplets: share of active triplets, in [0, 1]; becomes part of the result.
         max_pairs: most pairs of images for the uniformity, at least 1; the first rows make them.

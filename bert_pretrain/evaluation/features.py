@@ -34,14 +34,7 @@ _EXACT_PCA_DIMENSIONS = 4096
 
 
 class LabelledImages(NamedTuple):
-    """Images with labels: those learnt from, and those evaluated on.
-
-    Attributes:
-        train_pixels: uint8 (N, H, W, C).
-        train_labels: int64 (N,).
-        test_pixels: uint8 (M, H, W, C).
-        test_labels: int64 (M,).
-    """
+    """Images uint8 (N, H, W, C) with labels int64 (N,), to learn from and to evaluate on."""
 
     train_pixels: NDArray[np.uint8]
     train_labels: Labels

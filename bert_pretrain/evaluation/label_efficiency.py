@@ -33,20 +33,18 @@ from bert_pretrain.evaluation.statistics import Interval, t_interval
 Arm: TypeAlias = Callable[[NDArray[np.int64], int], Labels]
 
 ALL = 0  # as a number of labels per class: every row there is
+# What to call a setting that is only the digest of something.
+_SETTING_NAMES = {
+    "model_sha256": "model",
+    "model_revision": "revision of the model",
+    "train_rows_sha256": "set of training rows",
+    "test_rows_sha256": "set of test rows",
+}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One training.
-
-    Attributes:
-        arm: name.
-        num_per_class: labels per class; 0 = all.
-        num_rows: rows learnt from.
-        seed: of the draw of rows and of training.
-        accuracy: on the test rows.
-        seconds: of training and prediction.
-    """
+    """One training: `num_per_class` labels (0 = all) and the accuracy on the test rows."""
 
     arm: str
     num_per_class: int
@@ -61,10 +59,8 @@ class Point:
     """An arm at a number of labels: its mean over seeds, and the difference to another arm.
 
     Attributes:
-        arm: name.
-        num_per_class: labels per class; 0 = all.
-        num_rows: rows learnt from, all classes together.
-        num_seeds: how many were measured.
+        num_per_class: 0 = all.
+        num_rows: of all classes together.
         mean: of the accuracy.
         interval: 95 % t-interval of that mean over seeds, which draw the rows, the head and the
             order; None for one seed.
@@ -198,14 +194,6 @@ class MeasurementLog:
         finished: what earlier processes measured; final once the folder is opened.
     """
 
-    # What to call a setting that is only the digest of something.
-    _NAMES = {
-        "model_sha256": "model",
-        "model_revision": "revision of the model",
-        "train_rows_sha256": "set of training rows",
-        "test_rows_sha256": "set of test rows",
-    }
-
     def __init__(self, folder: Path) -> None:
         """Read what was measured before; writes nothing.
 
@@ -238,7 +226,7 @@ class MeasurementLog:
         earlier = as_read if self._earlier is None else self._earlier
         changed = [name for name in settings if earlier.get(name) != as_read[name]]
         if changed:
-            listed = ", ".join(dict.fromkeys(self._NAMES.get(name, name) for name in changed))
+            listed = ", ".join(dict.fromkeys(_SETTING_NAMES.get(name, name) for name in changed))
             raise InputError(
                 f"{self.folder} holds a measurement with another {listed}",
                 advice="pass a new `output_dir`",

@@ -90,8 +90,8 @@ def probe_arm(features: Features, labels: Labels, test_features: Features) -> Ar
     """
 
     def learn(places: NDArray[np.int64], seed: int) -> Labels:
-        fit = fit_probe(features[places], labels[places], seed=seed)
-        return np.asarray(fit.pipeline.predict(test_features))
+        fitted, *_ = fit_probe(features[places], labels[places], seed=seed)
+        return np.asarray(fitted.predict(test_features))
 
     return learn
 
@@ -193,8 +193,9 @@ def _floor(task: CurveTask) -> Arm:
         words = TfidfVectorizer(
             ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"
         )
-        fit = fit_best_penalty([words], _TFIDF_GRID, texts[places], task.labels[places], seed=seed)
-        return np.asarray(fit.pipeline.predict(test_texts))
+        rows, labels = texts[places], task.labels[places]
+        fitted, *_ = fit_best_penalty([words], _TFIDF_GRID, rows, labels, seed=seed)
+        return np.asarray(fitted.predict(test_texts))
 
     return learn
 

@@ -28,13 +28,7 @@ def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTo
         InputError: it is no masked language model of transformers with trained weights and a fast
             tokenizer.
     """
-    model = _load(
-        AutoModelForMaskedLM,
-        name,
-        kind="masked language model",
-        head="masked-LM head",
-        advice="pass `model` a masked language model",
-    )
+    model = _load(AutoModelForMaskedLM, name, "masked-LM head", "pass another `model`")
     return model, load_word_tokenizer(name)
 
 
@@ -44,30 +38,24 @@ def load_next_sentence_model(name: str) -> PreTrainedModel:
     Raises:
         InputError: it has no trained next-sentence head.
     """
-    return _load(
-        AutoModelForNextSentencePrediction,
-        name,
-        kind="model with a next-sentence head",
-        head="next-sentence head",
-        advice="pass another `model`, or leave nsp out of `suite`",
-    )
+    advice = "pass another `model`, or leave nsp out of `suite`"
+    return _load(AutoModelForNextSentencePrediction, name, "next-sentence head", advice)
 
 
-def _load(auto_class: Any, name: str, *, kind: str, head: str, advice: str) -> PreTrainedModel:
+def _load(auto_class: Any, name: str, head: str, advice: str) -> PreTrainedModel:
     try:
         model, loading = auto_class.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         refuse_misnamed_model(name)
-        is_folder = Path(name).is_dir()
-        where = "holds no" if is_folder else "is neither a folder nor, on the Hub, a"
-        raise InputError(f"{name!r} {where} {kind} of transformers", advice=advice) from error
-    if loading["missing_keys"]:
+        where = "holds no" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a"
         raise InputError(
-            f"{name!r} has no trained {head} (it lacks {min(loading['missing_keys'])})",
-            advice=advice,
-        )
+            f"{name!r} {where} model of transformers with a {head}", advice=advice
+        ) from error
+    if loading["missing_keys"]:
+        lacking = min(loading["missing_keys"])
+        raise InputError(f"{name!r} has no trained {head} (it lacks {lacking})", advice=advice)
     loaded: PreTrainedModel = model.eval().to(default_device())
     return loaded
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,23 +29,6 @@ _MAX_CROSS_VALIDATED_ROWS = 1000  # above it one fold says as much, in a fifth o
 _MAX_ITERATIONS = 500
 
 
-class Fit(NamedTuple):
-    """A pipeline fitted on all rows with the best C of a grid.
-
-    Attributes:
-        pipeline: ends in logistic regression.
-        C: inverse strength of the squared penalty, as scikit-learn counts it.
-        validation_accuracy: at that C, on rows held out; None if every class has one row, and C
-            is 1.
-        has_converged: False if the final fit ran out of iterations.
-    """
-
-    pipeline: Pipeline
-    C: float
-    validation_accuracy: float | None
-    has_converged: bool
-
-
 @dataclass(frozen=True)
 class ProbeResult:
     """What a linear classifier got right.
@@ -53,9 +36,9 @@ class ProbeResult:
     Attributes:
         accuracy: share of test rows classified right, in [0, 1].
         interval: Wilson 95 % interval of the accuracy.
-        C: see `Fit`.
-        validation_accuracy: see `Fit`.
-        has_converged: see `Fit`.
+        C: inverse strength of the squared penalty, as scikit-learn counts it.
+        validation_accuracy: at that C, on training rows held out; None if there were none.
+        has_converged: False if the fit on all training rows ran out of iterations.
         predictions: int64 (num_test,), the predicted labels.
     """
 
@@ -95,27 +78,29 @@ def linear_probe(
             "needs two classes",
             advice="change `label_column` or the images",
         )
-    fit = fit_probe(train_features, train_labels, seed=seed)
-    predicted = np.asarray(fit.pipeline.predict(test_features))
+    fitted, strength, validation_accuracy = fit_probe(train_features, train_labels, seed=seed)
+    predicted = np.asarray(fitted.predict(test_features))
     num_correct = int((predicted == test_labels).sum())
     return ProbeResult(
         accuracy=num_correct / len(predicted),
         interval=wilson_interval(num_correct, len(predicted)),
-        C=fit.C,
-        validation_accuracy=fit.validation_accuracy,
-        has_converged=fit.has_converged,
+        C=strength,
+        validation_accuracy=validation_accuracy,
+        has_converged=bool(fitted[-1].n_iter_.max() < _MAX_ITERATIONS),
         predictions=predicted,
     )
 
 
-def fit_probe(features: Features, labels: Labels, *, seed: int) -> Fit:
+def fit_probe(
+    features: Features, labels: Labels, *, seed: int
+) -> tuple[Pipeline, float, float | None]:
     """Fit logistic regression on standardised features, with the best C of `PROBE_GRID`."""
     return fit_best_penalty([StandardScaler()], PROBE_GRID, features, labels, seed=seed)
 
 
 def fit_best_penalty(
     steps: Sequence[Any], grid: Sequence[float], rows: Any, labels: Labels, *, seed: int
-) -> Fit:
+) -> tuple[Pipeline, float, float | None]:
     """Fit transformations and logistic regression, with C chosen on training rows held out.
 
     C is the member of the grid with the best accuracy over `folds`, the smallest of equals. Each
@@ -127,20 +112,22 @@ def fit_best_penalty(
         rows: what the first step takes; an array, so that folds can be cut from it.
         labels: int (n,), at least two classes.
         seed: of the folds.
+
+    Returns:
+        The pipeline fitted on all rows, its C (1 if there is no fold) and its accuracy on the rows
+        held out.
     """
     pipeline = make_pipeline(*steps, LogisticRegression(C=1.0, max_iter=_MAX_ITERATIONS))
+    name = "logisticregression__C"
     splits = folds(labels, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         if not splits:
-            strength, accuracy, best = 1.0, None, pipeline.fit(rows, labels)
-        else:
-            name = "logisticregression__C"
-            search = GridSearchCV(pipeline, {name: list(grid)}, cv=splits, scoring="accuracy")
-            search.fit(rows, labels)
-            strength, accuracy = float(search.best_params_[name]), float(search.best_score_)
-            best = search.best_estimator_
-    return Fit(best, strength, accuracy, bool(best[-1].n_iter_.max() < _MAX_ITERATIONS))
+            return pipeline.fit(rows, labels), 1.0, None
+        search = GridSearchCV(pipeline, {name: list(grid)}, cv=splits, scoring="accuracy")
+        search.fit(rows, labels)
+    best: Pipeline = search.best_estimator_
+    return best, float(search.best_params_[name]), float(search.best_score_)
 
 
 def folds(labels: Labels, *, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

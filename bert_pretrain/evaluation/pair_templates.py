@@ -44,10 +44,8 @@ def template_pairs() -> list[MinimalPair]:
     for group, make in _GROUPS.items():
         pairs = list(dict.fromkeys(make()))
         # Evenly spread over all combinations, so that every word is used.
-        chosen = [
-            pairs[number * len(pairs) // PAIRS_PER_GROUP] for number in range(PAIRS_PER_GROUP)
-        ]
-        found += [MinimalPair(good, bad, group, f"template {group}") for good, bad in chosen]
+        places = [number * len(pairs) // PAIRS_PER_GROUP for number in range(PAIRS_PER_GROUP)]
+        found += [MinimalPair(*pairs[place], group, f"template {group}") for place in places]
     return found
 
 
@@ -59,14 +57,10 @@ def _agreement() -> Iterator[tuple[str, str]]:
 
 def _agreement_across_phrase() -> Iterator[tuple[str, str]]:
     for (one, many), (place, places), adjective in product(_THINGS, _PLACES, _ADJECTIVES):
-        yield (
-            f"the {one} in the {places} is {adjective} .",
-            f"the {one} in the {places} are {adjective} .",
-        )
-        yield (
-            f"the {many} in the {place} are {adjective} .",
-            f"the {many} in the {place} is {adjective} .",
-        )
+        subject = f"the {one} in the {places}"
+        yield f"{subject} is {adjective} .", f"{subject} are {adjective} ."
+        subject = f"the {many} in the {place}"
+        yield f"{subject} are {adjective} .", f"{subject} is {adjective} ."
 
 
 def _determiner_noun() -> Iterator[tuple[str, str]]:
@@ -90,15 +84,10 @@ def _participle() -> Iterator[tuple[str, str]]:
 
 
 def _negative_polarity() -> Iterator[tuple[str, str]]:
-    for none, some, (participle, _), (one, many) in product(_NONE, _SOME, _PARTICIPLES, _THINGS):
-        yield (
-            f"{none} has ever {participle} the {one} .",
-            f"{some} has ever {participle} the {one} .",
-        )
-        yield (
-            f"{none} has ever {participle} the {many} .",
-            f"{some} has ever {participle} the {many} .",
-        )
+    for none, some, (participle, _), things in product(_NONE, _SOME, _PARTICIPLES, _THINGS):
+        for thing in things:
+            ending = f"has ever {participle} the {thing} ."
+            yield f"{none} {ending}", f"{some} {ending}"
 
 
 _GROUPS = {

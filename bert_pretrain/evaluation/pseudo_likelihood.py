@@ -43,13 +43,7 @@ _SCORES_PER_CHUNK = 1 << 19  # 2 MiB in float32: what a processor's cache holds
 
 
 class Likelihoods(NamedTuple):
-    """Sums over the tokens of each sentence.
-
-    Attributes:
-        token: float64 (N,), nats, each token masked alone.
-        within_word: float64 (N,), nats, each masked with the later tokens of its word.
-        num_tokens: int64 (N,), how many tokens were scored.
-    """
+    """Both sums of each sentence in nats, float64 (N,), and its number of tokens, int64 (N,)."""
 
     token: NDArray[np.float64]
     within_word: NDArray[np.float64]
@@ -57,12 +51,7 @@ class Likelihoods(NamedTuple):
 
 
 class EncodedSentence(NamedTuple):
-    """A sentence as the model reads it.
-
-    Attributes:
-        input_ids: int64 (L,), with special tokens.
-        words: int64 (L,), the number of each token's word; -1 = special token, which is not scored.
-    """
+    """The ids and word numbers of a sentence, int64 (L,); -1 = special token, never scored."""
 
     input_ids: NDArray[np.int64]
     words: NDArray[np.int64]

@@ -531,7 +531,7 @@ BAD = {
     "unknown suite": ("--model vit --suite knn knnn", "linear_probe"),
     "unknown flag": ("--model vit --suite knn --neighbours 3", "--neighbours"),
     "text model": ("--model bert --suite knn", "image processor"),
-    "image model": ("--model vit --suite fill_mask", "masked language model"),
+    "image model": ("--model vit --suite fill_mask", "masked-LM head"),
     "no head": ("--model headless --suite fill_mask", "masked-LM head"),
     "weights missing": ("--model torn --suite knn", "; pass --model a complete checkpoint"),
     "damaged weights": ("--model damaged --suite fill_mask", "--model"),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from transformers import AutoConfig
 
@@ -26,8 +25,7 @@ from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.models.image_processor import Preprocessing, read_processor
 
 
-@dataclass(frozen=True)
-class FeatureScores:
+class FeatureScores(NamedTuple):
     """One row of the table: a kind of features, its dimension, and what was measured on it."""
 
     name: str
