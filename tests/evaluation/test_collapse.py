@@ -199,7 +199,7 @@ def test_equal_embeddings_are_reported_once_not_as_a_low_rank_too() -> None:
 
 
 def train(negatives: Negatives) -> list[str]:
-    """Train a small encoder on noisy vectors with a large rate and return the warnings at the end."""
+    """Train a small encoder on noisy vectors with a large rate; return the last warnings."""
     torch.manual_seed(0)
     images, ids, margin = rows(64, 20, seed=0), torch.arange(64), 0.5
     encoder = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 8))
@@ -234,7 +234,7 @@ def train(negatives: Negatives) -> list[str]:
 
 
 def test_a_provoked_collapse_is_noticed_and_the_advice_helps() -> None:
-    """The hardest negatives and a large rate drive all embeddings to one point; random negatives do not."""
+    """The hardest negatives and a large rate drive all embeddings to one point."""
     stuck, equal = train("hard")
     assert "stuck at its margin" in stuck and "`negatives` semi_hard or random" in stuck
     assert "same embedding" in equal

@@ -165,8 +165,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measure(*flags: str) -> dict[str, Any]:
-    command = ["--output_dir", "out", "--min_steps", "12", "--mixed_precision", "no", *flags]
-    assert evaluate(["--suite", "label_efficiency", *command]) == 0
+    common = "--suite label_efficiency --output_dir out --min_steps 12 --mixed_precision no"
+    assert evaluate([*common.split(), *flags]) == 0
     results: dict[str, Any] = json.loads(Path("out/label_efficiency.json").read_text())
     return results
 
@@ -175,17 +175,8 @@ def test_texts_are_measured_and_a_measurement_is_continued(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_text_model(folder / "model")
-    files = [
-        "--model",
-        model,
-        "--train_file",
-        "train.jsonl",
-        "--test_file",
-        "test.jsonl",
-        "--num_labels",
-        "1",
-        "8",
-    ]
+    command = f"--model {model} --train_file train.jsonl --test_file test.jsonl --num_labels 1 8"
+    files = command.split()
     arms = ["--arms", *ARMS]
     results = measure(*files, *arms, "--seeds", "0")
     rows = (folder / "out/rows.jsonl").read_text().splitlines(keepends=True)
@@ -219,32 +210,16 @@ def test_texts_are_measured_and_a_measurement_is_continued(
 
 def test_a_word_that_tells_the_classes_apart_is_found_by_the_floor(folder: Path) -> None:
     model = make_text_model(folder / "model")
-    flags = [
-        "--model",
-        model,
-        "--train_file",
-        "train.jsonl",
-        "--test_file",
-        "test.jsonl",
-        "--num_labels",
-        "all",
-    ]
-    results = measure(*flags, "--arms", "floor", "--seeds", "0")
+    flags = f"--model {model} --train_file train.jsonl --test_file test.jsonl --num_labels all"
+    results = measure(*flags.split(), "--arms", "floor", "--seeds", "0")
     assert (
         results["figures"]["floor_all_accuracy"] == 1.0 and results["points"][0]["num_rows"] == 60
     )
 
 
 def test_images_are_measured(folder: Path) -> None:
-    flags = [
-        "--model",
-        make_image_model(folder / "vit"),
-        "--dataset_name",
-        "digits",
-        "--num_labels",
-        "4",
-    ]
-    results = measure(*flags, "--arms", *ARMS, "--seeds", "0", "--max_test_rows", "100")
+    flags = f"--model {make_image_model(folder / 'vit')} --dataset_name digits --num_labels 4"
+    results = measure(*flags.split(), "--arms", *ARMS, "--seeds", "0", "--max_test_rows", "100")
     assert results["test_rows"] == 100
     assert {point["arm"] for point in results["points"]} == set(ARMS)
     assert results["figures"]["floor_4_accuracy"] > 0.5
@@ -252,15 +227,9 @@ def test_images_are_measured(folder: Path) -> None:
 
 def floor_of(folder: Path) -> list[str]:
     """Return the flags of a measurement of two rows that needs no training."""
-    flags = [
-        "--model",
-        make_text_model(folder / "model"),
-        "--train_file",
-        "train.jsonl",
-        "--num_labels",
-        "1",
-    ]
-    return [*flags, "--arms", "floor", "--seeds", "0", "1"]
+    model = make_text_model(folder / "model")
+    flags = f"--model {model} --train_file train.jsonl --num_labels 1 --arms floor --seeds 0 1"
+    return flags.split()
 
 
 def test_a_measurement_under_way_is_left_to_the_process_that_makes_it(
@@ -351,15 +320,7 @@ def test_bad_input_is_refused(
 def test_a_damaged_measurement_is_refused_and_left_alone(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, message: str
 ) -> None:
-    flags = [
-        "--model",
-        make_text_model(folder / "model"),
-        "--train_file",
-        "train.jsonl",
-        "--num_labels",
-        "1",
-    ]
-    flags += ["--arms", "floor", "--seeds", "0"]
+    flags = floor_of(folder)
     measure(*flags)
     (folder / "out" / name).write_text(content)
     with pytest.raises(SystemExit) as stopped:

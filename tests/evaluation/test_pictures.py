@@ -39,7 +39,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def panels(picture: np.ndarray, colour: tuple[int, ...]) -> list[tuple[float, float]]:
-    """Return the centres (row, column) of the connected regions of a colour, leaving out single pixels of text."""
+    """Return the centres (row, column) of the regions of a colour, without pixels of text."""
     regions, count = ndimage.label((picture == np.array(colour)).all(axis=2))
     sizes = ndimage.sum_labels(np.ones(regions.shape), regions, range(1, count + 1))
     kept = [number for number, size in enumerate(np.atleast_1d(sizes), 1) if size > 400]

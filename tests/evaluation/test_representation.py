@@ -221,7 +221,7 @@ def test_rows_held_out_for_c_are_a_fifth_of_every_class_and_follow_the_seed() ->
         assert sorted([*fitted, *held_out]) == list(range(len(labels)))
     assert sorted(np.concatenate([held_out for _, held_out in found])) == list(range(len(labels)))
     assert (found[0][1] == folds(labels, seed=0)[0][1]).all()
-    assert not set(found[0][1]) == set(folds(labels, seed=1)[0][1])
+    assert set(found[0][1]) != set(folds(labels, seed=1)[0][1])
 
 
 def test_of_many_rows_one_fifth_chooses_c() -> None:
