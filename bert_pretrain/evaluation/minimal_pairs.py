@@ -88,29 +88,23 @@ def read_pairs(path: Path) -> list[MinimalPair]:
 
 
 def _as_pair(row: dict[str, Any], place: str, default_group: str) -> MinimalPair:
-    for good, bad, group in _FIELDS:
-        if good in row and bad in row:
-            pair = MinimalPair(row[good], row[bad], str(row.get(group, default_group)), place)
-            break
+    names = next((names for names in _FIELDS if names[0] in row and names[1] in row), None)
+    if names is None:
+        raise InputError(
+            f"{place} has {', '.join(map(repr, row)) or 'nothing'} but must be an object with "
+            "'good' and 'bad', or BLiMP's 'sentence_good' and 'sentence_bad'",
+            advice="repair `pairs_file`",
+        )
+    good, bad, group = names
+    pair = MinimalPair(row[good], row[bad], str(row.get(group, default_group)), place)
+    unusable = [text for text in pair[:2] if not isinstance(text, str) or not text.strip()]
+    if unusable:
+        problem = f"{unusable[0]!r} for a sentence but must have text"
+    elif pair.good == pair.bad:
+        problem = f"{pair.good!r} twice but its sentences must differ"
     else:
-        has = ", ".join(map(repr, row))
-        raise InputError(
-            f"{place} has {has or 'nothing'} but must be an object with 'good' and 'bad', or "
-            "BLiMP's 'sentence_good' and 'sentence_bad'",
-            advice="repair `pairs_file`",
-        )
-    for sentence in pair[:2]:
-        if not isinstance(sentence, str) or not sentence.strip():
-            raise InputError(
-                f"{place} has {sentence!r} for a sentence but must have text",
-                advice="repair `pairs_file`",
-            )
-    if pair.good == pair.bad:
-        raise InputError(
-            f"{place} has {pair.good!r} twice but its sentences must differ",
-            advice="repair `pairs_file`",
-        )
-    return pair
+        return pair
+    raise InputError(f"{place} has {problem}", advice="repair `pairs_file`")
 
 
 def score_pairs(
@@ -172,23 +166,16 @@ def _check_sentences(
 ) -> None:
     for number, sentence in enumerate(sentences):
         pair = pairs[number // 2]
-        text = pair[number % 2]
+        text, length = pair[number % 2], len(sentence.input_ids)
         if mask_token_id in sentence.input_ids:
-            raise InputError(
-                f"{pair.source} has a [MASK] in {text!r}",
-                advice="minimal pairs are whole sentences",
-            )
-        if not (sentence.words >= 0).any():
-            raise InputError(
-                f"{pair.source} has {text!r}, of which the tokenizer leaves nothing",
-                advice="change `pairs_file`",
-            )
-        if len(sentence.input_ids) > max_length:
-            raise InputError(
-                f"{pair.source} has a sentence of {len(sentence.input_ids)} tokens but the model "
-                f"takes {max_length}",
-                advice="change `pairs_file`",
-            )
+            problem = f"a [MASK] in {text!r}, but minimal pairs are whole sentences"
+        elif not (sentence.words >= 0).any():
+            problem = f"{text!r}, of which the tokenizer leaves nothing"
+        elif length > max_length:
+            problem = f"a sentence of {length} tokens but the model takes {max_length}"
+        else:
+            continue
+        raise InputError(f"{pair.source} has {problem}", advice="change `pairs_file`")
 
 
 def accuracies(

@@ -12,6 +12,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +82,6 @@ def parse_options(arguments: Sequence[str]) -> CurveOptions:
 def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     """Measure, or go on measuring, and write the files.
 
-    Returns:
-        A table as text, figures by name, and the points of the curve as JSON takes them.
-
     Raises:
         InputError: a flag, the model or the data cannot be used; nothing has been written then.
     """
@@ -113,10 +111,6 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     overlap = overlap_with_training(splits)
     _print_notes(splits, overlap)
 
-    def keep(row: Measurement) -> None:
-        log.add(row)
-        _print_measurement(row)
-
     with log.opened():
         measurements = measure_curve(
             arms,
@@ -125,7 +119,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
             counts=curve.counts or default_counts(labels),
             seeds=curve.seeds,
             finished=log.finished,
-            on_measurement=keep,
+            on_measurement=partial(_keep, log),
         )
         points = summarize(measurements, reference="from_scratch")
         result = SuiteResult(
@@ -217,7 +211,8 @@ def _print_notes(splits: Splits, overlap: Any) -> None:
     sys.stdout.write("".join(f"{spell(line)}\n" for line in lines))
 
 
-def _print_measurement(row: Measurement) -> None:
+def _keep(log: MeasurementLog, row: Measurement) -> None:
+    log.add(row)
     name = f"{row.num_per_class or 'all':>6} {row.arm:<12} seed {row.seed}"
     sys.stdout.write(f"{name}: {row.accuracy:.4f}  {row.seconds:6.1f} s\n")
     sys.stdout.flush()
