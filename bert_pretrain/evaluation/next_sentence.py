@@ -89,26 +89,22 @@ def random_probabilities(
         batch_size: rows of one forward pass; rows of like length go together.
     """
     lengths = plan.a_length + plan.b_length + 3
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     found = np.zeros(len(plan))
     by_length = np.argsort(lengths, kind="stable")
     for start in range(0, len(plan), batch_size):
         rows = by_length[start : start + batch_size]
-        shape = len(rows), int(lengths[rows].max())
-        input_ids = np.full(shape, tokenizer.pad_token_id, dtype=np.int64)
-        for line, row in zip(input_ids, rows, strict=True):
-            a = store.read(int(plan.a_start[row]), int(plan.a_length[row]))
-            b = store.read(int(plan.b_start[row]), int(plan.b_length[row]))
-            sep = [tokenizer.sep_token_id]
-            line[: lengths[row]] = np.concatenate([[tokenizer.cls_token_id], a, sep, b, sep])
-        place = np.arange(shape[1])
-        is_real = place < lengths[rows][:, None]
-        is_second = is_real & (place >= plan.a_length[rows][:, None] + 2)
-        batch = {"input_ids": input_ids, "attention_mask": is_real, "token_type_ids": is_second}
-        tensors = {
-            key: torch.from_numpy(value.astype(np.int64)).to(model.device)
-            for key, value in batch.items()
-        }
-        probabilities = model(**tensors).logits.float().softmax(-1)
+        pairs = []
+        for row in rows:
+            first = store.read(int(plan.a_start[row]), int(plan.a_length[row])).tolist()
+            second = store.read(int(plan.b_start[row]), int(plan.b_length[row])).tolist()
+            types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+            pairs.append({"input_ids": [cls, *first, sep, *second, sep], "token_type_ids": types})
+        batch = tokenizer.pad(
+            pairs, padding_side="right", return_attention_mask=True, return_tensors="pt"
+        )
+        batch = batch.to(model.device)
+        probabilities = model(**batch).logits.float().softmax(-1)
         found[rows] = probabilities[:, IS_RANDOM].double().cpu().numpy()
     return found
 
