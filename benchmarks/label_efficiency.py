@@ -30,7 +30,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one task, or go on measuring; returns what its label_efficiency.json holds."""
     folder = arguments.work_dir / name
-    command = "-m bert_pretrain evaluate --suite label_efficiency".split()
+    command = ["-m", "bert_pretrain", "evaluate", "--suite", "label_efficiency"]
     command += ["--model", arguments.model, "--output_dir", str(folder), "--title", name]
     command += ["--train_file", train_file, "--test_file", test_file]
     command += ["--num_labels", *arguments.num_labels, "--arms", *ARMS, *arguments.flags]
