@@ -1,4 +1,4 @@
-"""What pretraining is worth with few labels: the label-efficiency curves of one model on several tasks.
+"""What pretraining is worth with few labels: the curves of one model on several tasks.
 
 Each task is `bert-pretrain evaluate --suite label_efficiency`, five seeds, in a process of its own;
 finished trainings in --work_dir are not repeated. A task is a name, a file to learn from and a file
@@ -20,9 +20,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from results import write_results
 
+from bert_pretrain.commands.suites.label_efficiency import plot_curve
 from bert_pretrain.evaluation.label_efficiency import Point
-from bert_pretrain.evaluation.label_efficiency_report import plot_curve
-from bert_pretrain.evaluation.suites.label_efficiency_arms import ARMS
+from bert_pretrain.evaluation.label_efficiency_arms import ARMS
 
 
 def measure(
@@ -30,25 +30,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one task, or go on measuring; returns what its label_efficiency.json holds."""
     folder = arguments.work_dir / name
-    command = [
-        "-m",
-        "bert_pretrain",
-        "evaluate",
-        "--suite",
-        "label_efficiency",
-        "--model",
-        arguments.model,
-    ]
-    command += [
-        "--train_file",
-        train_file,
-        "--test_file",
-        test_file,
-        "--output_dir",
-        str(folder),
-        "--title",
-        name,
-    ]
+    command = ["-m", "bert_pretrain", "evaluate", "--suite", "label_efficiency"]
+    command += ["--model", arguments.model, "--output_dir", str(folder), "--title", name]
+    command += ["--train_file", train_file, "--test_file", test_file]
     command += ["--num_labels", *arguments.num_labels, "--arms", *ARMS, *arguments.flags]
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads((folder / "label_efficiency.json").read_text()))
@@ -89,7 +73,8 @@ def main() -> None:
         measured = measure(name, train_file, test_file, arguments)
         figures |= {f"{name}_{key}": value for key, value in measured["figures"].items()}
         for point in measured["points"]:
-            line = f"{name:10} {point['num_per_class'] or 'all':>5}  {point['arm']:<13} {point['mean']:.3f}"
+            line = f"{name:10} {point['num_per_class'] or 'all':>5}  {point['arm']:<13} "
+            line += f"{point['mean']:.3f}"
             if point["difference_interval"]:
                 low, high = point["difference_interval"]
                 line += f"  to scratch {point['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"

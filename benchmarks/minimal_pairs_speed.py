@@ -159,7 +159,8 @@ def report(
         line = f"{way:5} {figures[f'{way}_pairs_per_second']:9,.2f} pairs/s"
         if way != "loop":
             figures[f"loop_to_{way}_time_ratio"] = statistics.median(ratios)
-            line += f"; the loop takes {statistics.median(ratios):.1f} times as long ({ratios[0]:.1f} to {ratios[-1]:.1f})"
+            line += f"; the loop takes {statistics.median(ratios):.1f} times as long "
+            line += f"({ratios[0]:.1f} to {ratios[-1]:.1f})"
         print(line)
     figures["fp32_largest_difference_to_loop"] = max(
         abs(scores["fp32"].good[0, row] - value) for row, value in sums.items()

@@ -1,8 +1,7 @@
 """`bert-pretrain evaluate`: judge a finished model by one or several suites.
 
-A model of this package or of anyone else enters, as a folder or Hub id that transformers loads;
-tables on standard output and figures in a JSON file leave. A suite is one function in `SUITES`,
-which is given an `Evaluation`.
+A model enters, as a folder or Hub id that transformers loads; tables on standard output and figures
+in a JSON file leave. A suite is one function in `SUITES`, which is given an `Evaluation`.
 """
 
 from __future__ import annotations
@@ -17,26 +16,23 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.config.flags import parse_flags
-from bert_pretrain.data.atomic import write_json
-from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.suites.context import FLAG_GROUPS, Evaluation, SuiteResult
-from bert_pretrain.evaluation.suites.fill_mask import check_fill_mask_flags, evaluate_fill_mask
-from bert_pretrain.evaluation.suites.images import (
-    check_image_flags,
+from bert_pretrain.commands.suites.context import FLAG_GROUPS, Evaluation, SuiteResult
+from bert_pretrain.commands.suites.images import (
     evaluate_knn,
     evaluate_linear_probe,
     open_labelled_images,
 )
-from bert_pretrain.evaluation.suites.label_efficiency import (
-    parse_options,
-    run_label_efficiency,
-)
-from bert_pretrain.evaluation.suites.minimal_pairs import (
-    check_minimal_pairs_flags,
+from bert_pretrain.commands.suites.label_efficiency import parse_options, run_label_efficiency
+from bert_pretrain.commands.suites.masked_language_model import (
+    evaluate_fill_mask,
     evaluate_minimal_pairs,
+    refuse_missing_pairs,
 )
-from bert_pretrain.evaluation.suites.nsp import check_nsp_flags, evaluate_nsp, refuse_untrained_head
+from bert_pretrain.commands.suites.nsp import evaluate_nsp, refuse_untrained_head
+from bert_pretrain.config.evaluating import check_evaluation
+from bert_pretrain.config.flags import parse_flags
+from bert_pretrain.data.atomic import write_json
+from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
 
 SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
@@ -46,15 +42,15 @@ SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
     "knn": evaluate_knn,
     "linear_probe": evaluate_linear_probe,
 }
-# What a suite refuses before any suite begins: what takes little to find out, or is kept and used
-# again.
+# What a suite checks before any suite begins: it is quick, or what it opens is used again.
 _PRECONDITIONS: dict[str, Callable[[Evaluation], object]] = {
+    "minimal_pairs": refuse_missing_pairs,
     "nsp": refuse_untrained_head,
     "knn": open_labelled_images,
     "linear_probe": open_labelled_images,
 }
 
-LABEL_EFFICIENCY = "label_efficiency"  # which trains, has flags of its own, and so is run alone
+LABEL_EFFICIENCY = "label_efficiency"  # it trains and has flags of its own, so it runs alone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         debug="--debug" in arguments, model_name_or_path="--model", tokenizer_name="--model"
     ):
         check_one_process()
-        suites = _suites_in(arguments)
+        suites, others = _suites_in(arguments)
         if LABEL_EFFICIENCY in suites:
-            _measure_curve(arguments, suites)
+            _measure_curve(suites, others)
         else:
             _judge(arguments)
     return 0
@@ -75,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write_results(
     path: str | None, results: dict[str, SuiteResult], missing: Sequence[str] = ()
 ) -> None:
-    """Write what suites found, and the names of those that did not get so far; None = no file is asked for."""
+    """Write what suites found, and which ones are missing; None = no file is asked for."""
     if path is None:
         return
     record: dict[str, object] = {
@@ -92,23 +88,21 @@ def _write_results(
 
 
 def _judge(arguments: Sequence[str]) -> None:
-    """Run suites that judge a model as it is, and write what each one found, also if a later one fails."""
+    """Run suites that judge a model as it is; if one fails, the others' figures are written."""
     parser = HfArgumentParser(
         FLAG_GROUPS,
         prog="bert-pretrain evaluate",
         description="Judge a model: what it expects behind [MASK], which of two sentences it finds "
-        "more likely, "
-        "whether it can tell the next passage from another, or how good its frozen image features "
-        "are beside "
-        "pixels, their principal components and the same encoder untrained. --suite "
-        "label_efficiency, accuracy against "
-        "the number of labels, has flags of its own: add --help.",
+        "more likely, whether it can tell the next passage from another, or how good its frozen "
+        "image features are beside pixels, their principal components and the same encoder "
+        "untrained. --suite label_efficiency, accuracy against the number of labels, has flags of "
+        "its own: add --help.",
         allow_abbrev=False,
     )
-    evaluation = Evaluation(*parse_flags(parser, arguments))
-    check_flags(evaluation)
-    # What does not fit is refused below with a message; transformers' own report would only be a
-    # second one.
+    groups = parse_flags(parser, arguments)
+    check_evaluation(*groups, suites=SUITES)
+    evaluation = Evaluation(*groups)
+    # A model that does not fit is refused with one message; transformers would add a report.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     names = list(dict.fromkeys(evaluation.options.suite))
@@ -126,78 +120,32 @@ def _judge(arguments: Sequence[str]) -> None:
             _write_results(evaluation.options.json, results, missing=names[len(results) :])
 
 
-def _measure_curve(arguments: Sequence[str], suites: list[str]) -> None:
-    """Measure the label-efficiency curve, and write it as `_judge` does."""
+def _measure_curve(suites: list[str], arguments: Sequence[str]) -> None:
+    """Measure the label-efficiency curve and write its figures."""
     if suites != [LABEL_EFFICIENCY]:
         raise InputError(
             f"suites are {' '.join(suites)} but {LABEL_EFFICIENCY} runs alone",
             advice="change `suite`",
         )
-    place = (
-        arguments.index("--suite")
-        if "--suite" in arguments
-        else arguments.index(f"--suite={LABEL_EFFICIENCY}")
-    )
-    num_words = 2 if arguments[place] == "--suite" else 1
-    options = parse_options([*arguments[:place], *arguments[place + num_words :]])
-    check_json_target(options.curve.json)
+    options = parse_options(arguments)
     result = run_label_efficiency(options)
     sys.stdout.write(f"{result.text}\n")
     _write_results(options.curve.json, {LABEL_EFFICIENCY: result})
 
 
-def _suites_in(arguments: Sequence[str]) -> list[str]:
+def _suites_in(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the suites that the command line names, and its other arguments."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--suite", nargs="*", default=[])
-    found: list[str] = finder.parse_known_args(arguments)[0].suite
-    return found
-
-
-def check_flags(evaluation: Evaluation) -> None:
-    """Check what can be checked before anything is opened.
-
-    Raises:
-        InputError: names the flag, the value met and what is allowed.
-    """
-    options, data = evaluation.options, evaluation.data
-    for name in options.suite:
-        if name not in SUITES:
-            allowed = f"one or more of {', '.join(SUITES)}, or {LABEL_EFFICIENCY}"
-            raise InputError(f"suite is {name!r} but must be {allowed}", advice="change `suite`")
-    check_image_flags(evaluation.images)
-    check_fill_mask_flags(evaluation.text)
-    check_minimal_pairs_flags(evaluation.text)
-    check_nsp_flags(evaluation.text)
-    if options.per_device_eval_batch_size < 1:
-        raise InputError(
-            f"per_device_eval_batch_size is {options.per_device_eval_batch_size} but must be at "
-            "least 1",
-            advice="change `per_device_eval_batch_size`",
-        )
-    if data.data_files and data.dataset_name:
-        raise InputError(
-            f"`data_files` and `dataset_name` {data.dataset_name!r} both name the data",
-            advice="pass one",
-        )
-    check_json_target(options.json)
+    named, others = finder.parse_known_args(arguments)
+    return named.suite, others
 
 
 def check_one_process() -> None:
-    """Raise `InputError` if a launcher started several processes, each of which would do and write all there is."""
+    """Raise `InputError` if a launcher started several processes: each would do all the work."""
     num_processes = os.environ.get("WORLD_SIZE", "1")
     if num_processes != "1":
         raise InputError(
             f"{num_processes} processes were started but evaluation is done by one process",
             advice="start it without torchrun or accelerate launch",
-        )
-
-
-def check_json_target(path: str | None) -> None:
-    """Raise `InputError` unless a file can be written there; None = none is asked for."""
-    if path is None:
-        return
-    target = Path(path).absolute()
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError(
-            f"{path} cannot be written: no such folder", advice="pass a file as `json`"
         )

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.checks import check_repo_id
-from bert_pretrain.config.data_flags import TaskDataArguments
+from bert_pretrain.config.finetuning import TaskDataArguments
 from bert_pretrain.config.flags import flag, flags, parse_flags
 from bert_pretrain.data.atomic import check_creatable, make_folder, write_json
 from bert_pretrain.data.locks import LOCK_FILE, held

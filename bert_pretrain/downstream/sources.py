@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, PreTrainedConfig
 
-from bert_pretrain.config.data_flags import (
+from bert_pretrain.config.finetuning import (
     TaskDataArguments,
     check_data_flags,
     refuse_flags_without_effect,
@@ -31,7 +31,7 @@ from bert_pretrain.downstream.models import (
 from bert_pretrain.downstream.tables import Table, open_dataset, read_file, table_of
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.image_features import read_processor
+from bert_pretrain.models.image_processor import read_processor
 
 SPLITS = ("train", "validation", "test")
 _DEFAULT_LENGTH = 128  # tokens

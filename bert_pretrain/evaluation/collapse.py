@@ -1,14 +1,15 @@
 """Measures of collapse: whether embeddings still tell images apart.
 
-Embeddings of held-out images enter, those of their second views too if there are any; a few numbers
-leave, and messages that name a cause and a flag. A contrastive loss alone does not show a collapse,
-and an autoencoder's hardly does.
+Embeddings of held-out images enter, and those of second views where there are any. A few numbers
+leave, and warnings that name a cause and what to change. The value of a contrastive loss alone does
+not show a collapse, and that of an autoencoder hardly does.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,18 +20,19 @@ _STUCK_TOLERANCE = 0.02
 _MIN_STD_RATIO = 0.1
 _MIN_EFFECTIVE_RANK = 2.0
 _MIN_ACTIVE_SHARE = 0.01
+_EASIER_NEGATIVES = {
+    None: "use `negatives` semi_hard or random",
+    "hard": "use `negatives` semi_hard or random",
+    "semi_hard": "use `negatives` random",
+}
 
 
 @dataclass(frozen=True)
 class CollapseMeasures:
-    """How embeddings are spread.
+    """How embeddings of D dimensions are spread; see the functions of the same names.
 
     Attributes:
-        embedding_dim: D.
-        embedding_std: see `embedding_std`; 0 when all are equal.
-        effective_rank: see `effective_rank`, in [1, D].
-        uniformity: see `uniformity`; 0 when all are equal.
-        alignment: see `alignment`; None without second views.
+        alignment: None without second views.
         active_triplets: share of triplets with a loss above zero; None without triplets.
     """
 
@@ -58,12 +60,10 @@ def collapse_measures(
     """Measure how embeddings are spread.
 
     Args:
-        embeddings: floating point (N, D), N at least 2; one row for each image, as the encoder
-            gives them.
+        embeddings: floating point (N, D), N at least 2, not normalised.
         second_views: (N, D), embeddings of another view of the same images.
-        active_triplets: share of active triplets, in [0, 1], passed on.
-        max_pairs: most pairs of images for the uniformity, which takes the first rows that make so
-            many; at least 1.
+        active_triplets: share of active triplets, in [0, 1]; becomes part of the result.
+        max_pairs: most pairs of images for the uniformity, at least 1; the first rows make them.
     """
     return CollapseMeasures(
         embedding_dim=embeddings.shape[1],
@@ -76,21 +76,21 @@ def collapse_measures(
 
 
 def embedding_std(embeddings: Tensor) -> float:
-    """Return the standard deviation of normalised embeddings (N, D) along a dimension, averaged over dimensions.
+    """Return the standard deviation of a dimension of normalised embeddings (N, D), on average.
 
-    It is 0 when all embeddings point the same way and 1 / sqrt(D) when directions are spread
-    evenly, the most there can be (Chen and He 2021, SimSiam, section 4.1). The deviation is that of
+    It is 0 when all embeddings point the same way. Its largest value, 1 / sqrt(D), means that
+    directions are spread evenly (Chen and He 2021, SimSiam, section 4.1). The deviation is that of
     the population (divided by N).
     """
     return float(_normalized(embeddings).std(dim=0, correction=0).mean())
 
 
 def effective_rank(embeddings: Tensor) -> float:
-    """Return over how many directions embeddings (N, D) are spread: exp of the entropy of their singular values.
+    """Return over how many directions embeddings (N, D) are spread.
 
-    Singular values are divided by their sum (Roy and Vetterli 2007); embeddings are neither centred
-    nor normalised (Garrido et al. 2023, RankMe). Equal embeddings have rank 1, embeddings that are
-    all zero have rank 0.
+    It is exp of the entropy of their singular values, divided by their sum (Roy and Vetterli 2007);
+    embeddings are neither centred nor normalised (Garrido et al. 2023, RankMe). Equal embeddings
+    have rank 1, embeddings that are all zero have rank 0.
     """
     matrix = _in_float64(embeddings)
     gram = matrix.T @ matrix if len(matrix) > matrix.shape[1] else matrix @ matrix.T
@@ -103,7 +103,9 @@ def effective_rank(embeddings: Tensor) -> float:
 
 
 def alignment(embeddings: Tensor, second_views: Tensor) -> float:
-    """Return the mean squared distance of two views (N, D) each, normalised: 0 when equal, 2 when unrelated.
+    """Return the mean squared distance of two views, (N, D) each, normalised.
+
+    It is 0 when they are equal and 2 when they are unrelated.
 
     Source: Wang and Isola 2020, section 4.1, with exponent 2.
     """
@@ -111,9 +113,10 @@ def alignment(embeddings: Tensor, second_views: Tensor) -> float:
 
 
 def uniformity(embeddings: Tensor, *, max_pairs: int = _MAX_PAIRS) -> float:
-    """Return log of the mean over pairs of images of exp(-2 d^2), d the distance of normalised embeddings (N, D).
+    """Return the log of the mean of exp(-2 d^2) over pairs of images.
 
-    It is 0 when all are equal and falls towards -4 as they spread over a sphere of many dimensions.
+    d is the distance of their normalised embeddings (N, D). The result is 0 when all are equal and
+    falls towards -4 as they spread over a sphere of many dimensions.
 
     Source: Wang and Isola 2020, section 4.1, with t = 2.
     """
@@ -137,19 +140,33 @@ def collapse_warnings(
     triplet_loss: float | None = None,
     negative_distance: float | None = None,
     margin: float | None = None,
+    loss: Literal["triplet", "nt_xent", "reconstruction"] | None = None,
+    negatives: str | None = None,
+    normalize: bool | None = None,
 ) -> list[str]:
-    """Return a message for each sign of collapse, with its cause and the flags to change.
+    """Return a message for each sign of collapse, with its cause and the parameters to change.
 
-    An untrained encoder may show the same signs: ask only once there were updates.
+    An untrained encoder may show the same signs, so ask only after some updates.
 
     Args:
         measures: of held-out images.
         triplet_loss: mean over all triplets, if that loss is trained.
-        negative_distance: mean distance of anchors from their negatives. A semi-hard negative is
-            chosen just behind the positive, so a loss near the margin is a collapse only if this is
-            small, too; taken to be so when not given.
+        negative_distance: mean distance of anchors from their negatives; None means small. A
+            semi-hard negative lies just behind the positive, so a loss near the margin is a sign of
+            collapse only if this distance is small too.
         margin: of the triplet loss; needed with it.
+        loss: what is trained, so that the advice fits it; None = unknown.
+        negatives: of the triplet loss, as they are chosen; None = unknown.
+        normalize: whether the triplet loss compares normalised embeddings; None = unknown.
     """
+    if triplet_loss is not None:
+        loss = "triplet"
+    # Advice is empty where it does not apply, or where it is followed already.
+    slower = "lower `learning_rate`"
+    normalized = "pass `normalize`" if loss in (None, "triplet") and not normalize else ""
+    easier = _EASIER_NEGATIVES.get(negatives, "") if loss == "triplet" else ""
+    nt_xent = "use `loss` nt_xent"
+    other_loss = {None: f"for a contrastive loss {nt_xent}", "triplet": nt_xent}.get(loss, "")
     messages = []
     if triplet_loss is not None:
         assert margin is not None
@@ -157,33 +174,32 @@ def collapse_warnings(
         if is_small and abs(triplet_loss - margin) <= _STUCK_TOLERANCE * margin:
             messages.append(
                 f"the triplet loss is {triplet_loss:.4g}, stuck at its margin {margin:g}: "
-                "positives and negatives are "
-                "equally far away, so all embeddings are nearly equal; use --negatives semi_hard "
-                "or random, lower "
-                "--learning_rate, or pass --normalize"
+                "positives and negatives are equally far away, so all embeddings are nearly equal; "
+                + _any_of(easier, slower, normalized)
             )
     std, isotropic = measures.embedding_std, measures.isotropic_std
     if std < _MIN_STD_RATIO * isotropic:
         messages.append(
             f"the standard deviation of the normalised embeddings is {std:.2g} (evenly spread: "
-            f"{isotropic:.2g}): all "
-            "images have nearly the same embedding; lower --learning_rate, or for a contrastive "
-            "loss use --loss "
-            "nt_xent or --negatives semi_hard"
+            f"{isotropic:.2g}): all images have nearly the same embedding; "
+            + _any_of(slower, easier, other_loss)
         )
     elif measures.effective_rank < min(_MIN_EFFECTIVE_RANK, measures.embedding_dim / 4):
         messages.append(
             f"the effective rank of the embeddings is {measures.effective_rank:.2f} of "
-            f"{measures.embedding_dim}: they "
-            "lie along one line (dimensional collapse); lower --learning_rate, or for a "
-            "contrastive loss use --loss "
-            "nt_xent, or pass --normalize"
+            f"{measures.embedding_dim}: they lie along one line (dimensional collapse); "
+            + _any_of(slower, other_loss, normalized)
         )
     active = measures.active_triplets
     if active is not None and active < _MIN_ACTIVE_SHARE:
+        harder = "use `negatives` semi_hard" if negatives in (None, "random", "all") else ""
         messages.append(
             f"{active:.1%} of the triplets have a loss above zero, so hardly anything is learnt "
-            "any more; raise "
-            "--margin or use --negatives semi_hard"
+            "any more; " + _any_of("raise `margin`", harder)
         )
     return messages
+
+
+def _any_of(*advice: str) -> str:
+    *others, last = filter(None, advice)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,19 +1,54 @@
-"""Images as arrays of features: an encoder's embeddings of them, or their pixels."""
+"""Frozen features of images: an encoder's embeddings, and the floors that they have to beat.
+
+Images enter as uint8 arrays; float arrays of features leave, one row for each image.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bert_pretrain.errors import InputError
+from bert_pretrain.hardware import default_device
+from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
+from bert_pretrain.models.image_processor import Preprocessing
+
+if TYPE_CHECKING:
+    from sklearn.decomposition import PCA
+
+    from bert_pretrain.images.corpus import ImageCorpus
 
 Features: TypeAlias = NDArray[np.floating[Any]]
 Labels: TypeAlias = NDArray[np.integer[Any]]
+
+# Up to here the covariance matrix is decomposed exactly, which takes seconds and 128 MB.
+_EXACT_PCA_DIMENSIONS = 4096
+
+
+class LabelledImages(NamedTuple):
+    """Images uint8 (N, H, W, C) with labels int64 (N,), to learn from and to evaluate on."""
+
+    train_pixels: NDArray[np.uint8]
+    train_labels: Labels
+    test_pixels: NDArray[np.uint8]
+    test_labels: Labels
+
+
+class FeatureSet(NamedTuple):
+    """One kind of features: a key for figures, a name for people, float (N, D) and (M, D)."""
+
+    key: str
+    name: str
+    train: Features
+    test: Features
 
 
 def extract_features(
@@ -29,8 +64,8 @@ def extract_features(
 
     Args:
         model: maps normalised `pixel_values` float32 (B, C, H, W) on `device` to embeddings (B, D).
-            A module is put into evaluation mode and afterwards back; of any other callable the mode
-            is the caller's business.
+            A module is put into evaluation mode and afterwards back; the caller sets the mode of
+            any other callable.
         pixels: uint8 (N, H, W, C), at least one image.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
@@ -46,26 +81,25 @@ def extract_features(
     was_training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
-    shape = (1, len(mean), 1, 1)
-    means = torch.tensor(mean, dtype=torch.float32, device=device).view(shape)
-    deviations = torch.tensor(std, dtype=torch.float32, device=device).view(shape)
+    means, deviations = (
+        torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        for values in (mean, std)
+    )
     batches = []
     with torch.no_grad():
         for first in range(0, len(pixels), batch_size):
-            # A copy: the array may be a read-only map of a file. (B, H, W, C) -> (B, C, H, W)
-            images = torch.from_numpy(np.array(pixels[first : first + batch_size])).permute(
-                0, 3, 1, 2
-            )
-            values = images.to(device).float() / 255
+            # A copy, because the array may be a read-only map of a file.
+            images = torch.from_numpy(np.array(pixels[first : first + batch_size]))
+            values = images.permute(0, 3, 1, 2).to(device).float() / 255  # to (B, C, H, W)
             batches.append(model((values - means) / deviations).float().cpu().numpy())
     if isinstance(model, nn.Module):
         model.train(was_training)
     features = np.concatenate(batches)
-    if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features).all(axis=1)).sum())
+    is_finite = np.isfinite(features).all(axis=1)
+    if not is_finite.all():
         raise InputError(
-            f"the embeddings of {bad:,} of {len(features):,} images are not finite: the encoder "
-            "has diverged",
+            f"the embeddings of {(~is_finite).sum():,} of {len(features):,} images are not finite: "
+            "the encoder has diverged",
             advice="pass an earlier checkpoint as `model`",
         )
     return features
@@ -84,3 +118,155 @@ def normalised_rows(
     scaled = pixels.astype(np.float32) / np.float32(255)
     normalised = (scaled - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
     return np.ascontiguousarray(normalised.reshape(len(pixels), -1))
+
+
+def fit_pca(rows: Features, dimension: int) -> PCA:
+    """Return the principal components of training rows.
+
+    Args:
+        rows: float (N, D).
+        dimension: components, at least 1; more than min(N, D) means that many.
+    """
+    from sklearn.decomposition import PCA
+
+    solver = "covariance_eigh" if rows.shape[1] <= _EXACT_PCA_DIMENSIONS else "randomized"
+    pca = PCA(min(dimension, *rows.shape), svd_solver=solver, iterated_power=10, random_state=0)
+    return pca.fit(rows)
+
+
+def pca_reconstruction_error(
+    train_rows: Features, test_rows: Features, dimension: int, kind: Literal["mse", "l1"]
+) -> float:
+    """Return the error of held-out rows reconstructed from as many components as an embedding has.
+
+    No linear autoencoder has a smaller squared error on the training rows. For `l1` PCA is the
+    usual linear reconstruction, though not the best one.
+
+    Args:
+        train_rows: float (N, D) in the space in which the autoencoder's loss is measured, see
+            `normalised_rows`.
+        test_rows: float (M, D), the same space.
+        dimension: of the embedding, at least 1.
+        kind: mean over all elements of the squared (`mse`) or the absolute (`l1`) difference.
+    """
+    pca = fit_pca(train_rows, dimension)
+    difference = test_rows - pca.inverse_transform(pca.transform(test_rows))
+    return float(np.square(difference).mean() if kind == "mse" else np.abs(difference).mean())
+
+
+def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> LabelledImages:
+    """Return the images to learn from and to evaluate on, leaving out those without a label.
+
+    Args:
+        corpus: divided as its manifest says if it stands alone; else all of it is learnt from.
+        test_corpus: evaluated on; its classes are matched by name.
+
+    Raises:
+        InputError: one of the two has no labels, or `test_corpus` has a class of its own.
+    """
+    if test_corpus is None:
+        return LabelledImages(
+            *_with_labels(corpus, corpus.train_images, "learn from"),
+            *_with_labels(corpus, corpus.validation_images, "evaluate on"),
+        )
+    train_pixels, train_labels = _with_labels(corpus, np.arange(len(corpus.pixels)), "learn from")
+    test_pixels, test_labels = _with_labels(
+        test_corpus, np.arange(len(test_corpus.pixels)), "evaluate on"
+    )
+    if test_pixels.shape[1:] != train_pixels.shape[1:]:
+        raise InputError(
+            f"the images of `test_files` have the shape {test_pixels.shape[1:]} (height, width, "
+            f"channels), the others {train_pixels.shape[1:]}",
+            advice="pass `image_size`",
+        )
+    number = {name: place for place, name in enumerate(corpus.label_names)}
+    unknown = [name for name in test_corpus.label_names if name not in number]
+    if unknown:
+        raise InputError(
+            f"`test_files` has the class {unknown[0]!r}, which the other images lack",
+            advice="pass files of the same data set, or change `label_column`",
+        )
+    matched = np.array([number[name] for name in test_corpus.label_names])
+    return LabelledImages(train_pixels, train_labels, test_pixels, matched[test_labels])
+
+
+def _with_labels(
+    corpus: ImageCorpus, rows: NDArray[np.int64], purpose: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    if corpus.labels is not None:
+        rows = rows[corpus.labels[rows] >= 0]
+    if corpus.labels is None or not len(rows):
+        raise InputError(
+            f"there is no image with a label to {purpose} in "
+            f"{corpus.manifest['source']['description']}",
+            advice="pass labelled images, or their `label_column`",
+        )
+    return corpus.pixels[rows], corpus.labels[rows]
+
+
+def compute_features(
+    model: str, images: LabelledImages, preprocessing: Preprocessing, *, batch_size: int, seed: int
+) -> list[FeatureSet]:
+    """Return the features of an encoder, and those that it has to beat.
+
+    The floors are an encoder of the same configuration before any training, the pixels themselves,
+    and as many of their principal components as the embedding has dimensions (fitted on the images
+    learnt from).
+
+    Args:
+        model: folder or Hub id.
+        images: what to embed.
+        preprocessing: the model's.
+        batch_size: images of one forward pass.
+        seed: of the untrained encoder.
+
+    Raises:
+        InputError: the model is no image encoder, does not fit the images, or gives embeddings that
+            are not finite.
+    """
+    _, height, _, num_channels = images.train_pixels.shape
+    mean, std = _for_each_channel(preprocessing, num_channels, model)
+    device, parts = default_device(), (images.train_pixels, images.test_pixels)
+    encoder = build_image_encoder(
+        config_name="",
+        model_name_or_path=model,
+        image_size=height,
+        num_channels=num_channels,
+        dropout=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        untrained = encoder_from_config(copy.deepcopy(encoder.config))
+
+    def embed_both(encoder: PreTrainedModel) -> list[NDArray[np.float32]]:
+        encoder.to(device).eval()
+        forward = lambda values: embed(encoder, values)  # noqa: E731
+        forward = partial(embed, encoder)
+        return [
+            extract_features(forward, part, mean, std, batch_size=batch_size, device=device)
+            for part in parts
+        ]
+
+    trained = embed_both(encoder)
+    rows = [normalised_rows(part, mean, std) for part in parts]
+    pca = fit_pca(rows[0], trained[0].shape[1])
+    return [
+        FeatureSet("encoder", "this encoder", *trained),
+        FeatureSet("random_encoder", "the same, untrained", *embed_both(untrained)),
+        FeatureSet("pixels", "raw pixels", *rows),
+        FeatureSet("pca", "PCA of the pixels", *(pca.transform(row) for row in rows)),
+    ]
+
+
+def _for_each_channel(
+    preprocessing: Preprocessing, num_channels: int, model: str
+) -> tuple[list[float], list[float]]:
+    """Return mean and deviation per channel, or raise `InputError` if they are for other images."""
+    if len(preprocessing.mean) not in (1, num_channels):
+        raise InputError(
+            f"the image processor of {model!r} is for {len(preprocessing.mean)} channels but the "
+            f"images have {num_channels}",
+            advice="change `model`",
+        )
+    mean, std = (np.broadcast_to(values, num_channels) for values in preprocessing[1:])
+    return mean.tolist(), std.tolist()

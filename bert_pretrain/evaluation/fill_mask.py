@@ -1,13 +1,12 @@
 """The [MASK] table: which words a masked language model expects, and how sure it is.
 
-Sentences with their masked words enter; the most probable words and the entropy of the distribution
-leave. Printed during training, it shows what masked language modelling learns: the distribution
+Sentences with masked words enter; the most probable words and the entropy of their distribution
+leave. During training the table shows what masked language modelling learns: the distribution
 sharpens.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,8 @@ class Probe:
 
     Attributes:
         input_ids: ids with special tokens, some replaced by [MASK].
-        positions: where, ascending.
-        original_ids: what stood there.
+        positions: of the [MASK]s, ascending.
+        original_ids: the tokens that they hide.
     """
 
     input_ids: list[int]
@@ -91,7 +90,7 @@ def fill_mask(
                     "position": position,
                     "original": tokenizer.decode([original_id]),
                     "probability": round(float(probabilities[original_id]), 6),
-                    "entropy": round(_entropy(probabilities), 4),
+                    "entropy": round(float(torch.special.entr(probabilities).sum()), 4),
                     "candidates": _candidates(tokenizer, probabilities, num_candidates),
                 }
             )
@@ -101,7 +100,7 @@ def fill_mask(
 
 @torch.no_grad()
 def most_probable(model: PreTrainedModel, probe: Probe) -> list[int]:
-    """Return the id of the most probable token at each of a probe's positions; the model is in evaluation mode."""
+    """Return the id of the most probable token at each position; the model must be in eval mode."""
     return _scores(model, probe)[probe.positions].argmax(-1).tolist()
 
 
@@ -113,47 +112,41 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         if row["sentence"] != sentence:
             sentence = row["sentence"]
             lines.append(f"  {sentence}")
-        words = "  ".join(f"{word} {probability:.3f}" for word, probability in row["candidates"])
         original = f"{row['original']} {row['probability']:.3f}"
-        lines.append(f"    {original:<20} entropy {row['entropy']:5.2f} |  {words}")
+        lines.append(f"    {original:<20} entropy {row['entropy']:5.2f} |  {_words(row)}")
     return "\n".join(lines)
 
 
 def format_over_time(rows: list[dict[str, Any]]) -> str:
-    """Lay rows of several models out as text: a block per [MASK], in it a line per model in their order.
+    """Lay rows of several models out as text: a block per [MASK], in it a line per model.
 
     Args:
-        rows: of `fill_mask`, each with the name of its `model`; `original` is the word whose
-            probability is followed.
+        rows: of `fill_mask`, each with the name of its `model`, in the order of the models;
+            `original` is the word whose probability is followed.
     """
     width = max(len(row["model"]) for row in rows)
     lines = []
-    for sentence, position in dict.fromkeys((row["sentence"], row["position"]) for row in rows):
-        lines.append(f"  {sentence}  (token {position})")
+    for mask in dict.fromkeys((row["sentence"], row["position"]) for row in rows):
+        lines.append(f"  {mask[0]}  (token {mask[1]})")
         for row in rows:
-            if (row["sentence"], row["position"]) == (sentence, position):
-                words = "  ".join(
-                    f"{word} {probability:.3f}" for word, probability in row["candidates"]
-                )
+            if (row["sentence"], row["position"]) == mask:
                 followed = f"p({row['original']}) {row['probability']:.3f}"
+                name = f"{row['model']:<{width}}"
                 lines.append(
-                    f"    {row['model']:<{width}}  entropy {row['entropy']:5.2f}  {followed} |  "
-                    f"{words}"
+                    f"    {name}  entropy {row['entropy']:5.2f}  {followed} |  {_words(row)}"
                 )
     return "\n".join(lines)
+
+
+def _words(row: dict[str, Any]) -> str:
+    return "  ".join(f"{word} {probability:.3f}" for word, probability in row["candidates"])
 
 
 def _scores(model: PreTrainedModel, probe: Probe) -> Tensor:
     """Return vocabulary scores (L, V)."""
     output = model(input_ids=torch.tensor([probe.input_ids], device=model.device))
-    scores: Tensor = (output.prediction_logits if "prediction_logits" in output else output.logits)[
-        0
-    ]
-    return scores
-
-
-def _entropy(probabilities: Tensor) -> float:
-    return float(-(probabilities * probabilities.clamp(min=math.exp(-80)).log()).sum())
+    scores: Tensor = output.prediction_logits if "prediction_logits" in output else output.logits
+    return scores[0]
 
 
 def _candidates(

@@ -1,7 +1,7 @@
-"""How good frozen features are, by the labels of their nearest neighbours.
+"""k nearest neighbours: how good frozen features are without learning anything on them.
 
-Feature arrays with labels enter; the accuracy with its interval leaves. Labels of queries are read
-once, to count hits.
+Feature arrays with labels enter; the accuracy with its interval leaves. Labels of queries are only
+read to count hits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import Features, Labels
-from bert_pretrain.evaluation.intervals import Interval, wilson_interval
+from bert_pretrain.evaluation.statistics import Interval, wilson_interval
 
-# Similarities held at once; with what is derived from them about 120 MB.
+# Similarities held at once; with the arrays derived from them about 120 MB.
 _SIMILARITIES_AT_ONCE = 2**23
 # Votes closer than this are equal: the order of a sum of float64 must not decide a class.
 _VOTE_TOLERANCE = 1e-9
@@ -43,17 +42,6 @@ class KnnResult:
     predictions: Labels = field(repr=False, compare=False)
 
 
-def check_knn(k: int, temperature: float) -> None:
-    """Raise `InputError` unless both are in the range that `knn_accuracy` allows."""
-    if k < 1:
-        raise InputError(f"k is {k} but must be at least 1", advice="change `k`")
-    if not 0 < temperature < math.inf:
-        raise InputError(
-            f"temperature is {temperature:g} but must be greater than 0",
-            advice="change `temperature`",
-        )
-
-
 def knn_accuracy(
     bank_features: Features,
     bank_labels: Labels,
@@ -76,18 +64,15 @@ def knn_accuracy(
         bank_features: float (N, D).
         bank_labels: int (N,).
         query_features: float (M, D).
-        query_labels: int (M,), read only to count what was right.
+        query_labels: int (M,), only read to count hits.
         k: neighbours, at least 1; more than N means N.
         temperature: T, greater than 0.
-
-    Raises:
-        InputError: `k` or `temperature` is out of range.
     """
-    check_knn(k, temperature)
+    assert k >= 1 and 0 < temperature < math.inf
     assert len(bank_features) == len(bank_labels) > 0
     assert len(query_features) == len(query_labels) > 0
     classes, bank_classes = np.unique(bank_labels, return_inverse=True)
-    bank, queries = _unit_rows(bank_features), _unit_rows(query_features)
+    bank, queries = unit_rows(bank_features), unit_rows(query_features)
     num_neighbours = min(k, len(bank))
     chunk = max(1, _SIMILARITIES_AT_ONCE // len(bank))
     predictions = []
@@ -112,14 +97,15 @@ def knn_accuracy(
     )
 
 
-def _unit_rows(features: Features) -> NDArray[np.float32]:
+def unit_rows(features: Features) -> NDArray[np.float32]:
+    """Return rows (N, D) of length 1 in float32; a row of zeros stays as it is."""
     rows = features.astype(np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.maximum(norms, np.finfo(np.float32).tiny))
 
 
 def _most_similar(similarities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the columns (B, k), ascending, of the k largest entries of each row; of equal ones the first columns."""
+    """Return the columns (B, k), ascending, of each row's k largest entries, first ones first."""
     position = similarities.shape[1] - k
     smallest = np.partition(similarities, position, axis=1)[:, position, None]
     is_above = similarities > smallest

@@ -1,45 +1,50 @@
 """Accuracy against the number of labels: what pretraining is worth to someone with few of them.
 
-Class numbers and arms, each of which learns from a list of rows and predicts the test rows, enter;
-a row for each arm, number of labels and seed leaves, with means, intervals and the paired
-difference that is the claim. Test labels are read to count hits alone: nothing is chosen on them.
+Labels and arms enter. An arm is a way to learn from some labelled rows and to predict the test
+rows. The accuracy of each arm, number of labels and seed leaves, and from it the points of the
+curve: means, intervals and paired differences between arms. Test labels are only read to count
+hits. Each training that is finished is kept in a folder, so that a measurement can be continued.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from bert_pretrain.data.atomic import check_creatable, make_folder, write_json, write_text
+from bert_pretrain.data.locks import LOCK_FILE, held
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.features import Features, Labels
-from bert_pretrain.evaluation.linear_probe import PROBE_GRID, linear_probe
+from bert_pretrain.evaluation.features import Labels
+from bert_pretrain.evaluation.statistics import Interval, t_interval
 
 # Learns from these rows, int64 (n,), with this seed; returns the predicted class of every test row,
 # int64 (M,).
 Arm: TypeAlias = Callable[[NDArray[np.int64], int], Labels]
 
 ALL = 0  # as a number of labels per class: every row there is
-_MAX_FOLDS = 5
-_MAX_CROSS_VALIDATED_ROWS = 1000  # above it a fifth held out says as much, in a ninth of the time
+# What to call a setting that is only the digest of something.
+_SETTING_NAMES = {
+    "model_sha256": "model",
+    "model_revision": "revision of the model",
+    "train_rows_sha256": "set of training rows",
+    "test_rows_sha256": "set of test rows",
+}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One training: an arm, labels per class (0 = all), rows learnt from, seed, accuracy on the test rows, seconds."""
+    """One training: `num_per_class` labels (0 = all) and the accuracy on the test rows."""
 
     arm: str
     num_per_class: int
@@ -51,19 +56,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Point:
-    """An arm at a number of labels: mean over seeds and its 95 % interval, and the difference to another arm.
+    """An arm at a number of labels: its mean over seeds, and the difference to another arm.
 
     Attributes:
-        arm: name.
-        num_per_class: labels per class; 0 = all.
-        num_rows: rows learnt from, all classes together.
-        num_seeds: how many were measured.
+        num_per_class: 0 = all.
+        num_rows: of all classes together.
         mean: of the accuracy.
         interval: 95 % t-interval of that mean over seeds, which draw the rows, the head and the
-            order; None for one.
-        versus: the arm compared with, None where there is none.
-        difference: mean over seeds of this arm's accuracy less the other's with the same seed and
-            rows.
+            order; None for one seed.
+        versus: the arm compared with; None for that arm itself.
+        difference: mean over seeds of this arm's accuracy less the other's on the same rows.
         difference_interval: its 95 % t-interval.
     """
 
@@ -72,20 +74,20 @@ class Point:
     num_rows: int
     num_seeds: int
     mean: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     versus: str | None
     difference: float | None
-    difference_interval: tuple[float, float] | None
+    difference_interval: Interval | None
 
 
 def nested_subset(labels: Labels, num_per_class: int, *, seed: int) -> NDArray[np.int64]:
     """Return the rows that are labelled: so many of each class, at random.
 
-    Of one seed the rows of a smaller number are among those of a larger one.
+    With the same seed, the rows of a smaller number are among those of a larger one.
 
     Args:
         labels: int (N,).
-        num_per_class: at least 1, a smaller class gives all it has; 0 = all rows.
+        num_per_class: at least 1, a smaller class gives all its rows; 0 = all rows.
         seed: of the draw.
 
     Returns:
@@ -97,9 +99,8 @@ def nested_subset(labels: Labels, num_per_class: int, *, seed: int) -> NDArray[n
     chosen = []
     for number, label in enumerate(np.unique(labels)):
         members = np.flatnonzero(labels == label)
-        chosen.append(
-            members[permutation(len(members), seed, Purpose.SPLIT, number)[:num_per_class]]
-        )
+        order = permutation(len(members), seed, Purpose.SPLIT, number)
+        chosen.append(members[order[:num_per_class]])
     return np.sort(np.concatenate(chosen))
 
 
@@ -128,7 +129,7 @@ def measure_curve(
         counts: labels per class; 0 = all.
         seeds: of the draw of rows and of training; all arms get the same rows.
         finished: what was measured before; not done again.
-        on_measurement: called with each new one as soon as it is there.
+        on_measurement: called with each new measurement at once.
 
     Returns:
         All measurements asked for, old and new, by number of labels (all comes last), seed and arm.
@@ -143,9 +144,8 @@ def measure_curve(
                 if row is None:
                     start = time.perf_counter()
                     accuracy = float((arm(places, seed) == test_labels).mean())
-                    row = Measurement(
-                        name, count, len(places), seed, accuracy, time.perf_counter() - start
-                    )
+                    seconds = time.perf_counter() - start
+                    row = Measurement(name, count, len(places), seed, accuracy, seconds)
                     on_measurement(row)
                 measured.append(row)
     return measured
@@ -163,107 +163,125 @@ def summarize(measurements: Sequence[Measurement], *, reference: str) -> list[Po
         groups.setdefault((row.num_per_class, row.arm), {})[row.seed] = row
     points = []
     for (count, arm), rows in groups.items():
-        mean, interval = t_interval([row.accuracy for row in rows.values()])
         other = groups.get((count, reference), {}) if arm != reference else {}
-        shared = [seed for seed in rows if seed in other]
-        difference, difference_interval = (
-            t_interval([rows[seed].accuracy - other[seed].accuracy for seed in shared])
-            if shared
-            else (None, None)
-        )
-        num_rows = max(row.num_rows for row in rows.values())
-        versus = reference if shared else None
+        differences = [
+            row.accuracy - other[seed].accuracy for seed, row in rows.items() if seed in other
+        ]
+        mean, interval = t_interval([row.accuracy for row in rows.values()])
+        gain, gain_interval = t_interval(differences) if differences else (None, None)
         points.append(
             Point(
-                arm,
-                count,
-                num_rows,
-                len(rows),
-                mean,
-                interval,
-                versus,
-                difference,
-                difference_interval,
+                arm=arm,
+                num_per_class=count,
+                num_rows=max(row.num_rows for row in rows.values()),
+                num_seeds=len(rows),
+                mean=mean,
+                interval=interval,
+                versus=reference if differences else None,
+                difference=gain,
+                difference_interval=gain_interval,
             )
         )
     return points
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Return the mean and its two-sided 95 % interval by Student's t with n - 1 degrees; None for one value."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
-    return mean, (mean - half, mean + half)
+class MeasurementLog:
+    """The folder of a measurement: a line of rows.jsonl for each finished training.
 
-
-def probe_arm(
-    features: Features, labels: Labels, test_features: Features, test_labels: Labels
-) -> Arm:
-    """Return the arm that fits logistic regression on frozen features.
-
-    C is chosen within the labelled rows alone: by stratified cross-validation, the smallest of
-    equals; above a thousand rows on a fifth held out (see `linear_probe`); with one row for each
-    class it is 1.
-
-    Args:
-        features: float (N, D).
-        labels: int (N,).
-        test_features: float (M, D).
-        test_labels: int (M,); counted, not learnt from.
+    Attributes:
+        folder: where it lies.
+        settings: what all measurements of the folder have in common.
+        finished: what earlier processes measured; final once the folder is opened.
     """
 
-    def learn(places: NDArray[np.int64], seed: int) -> Labels:
-        rows, targets = features[places], labels[places]
-        if len(places) > _MAX_CROSS_VALIDATED_ROWS:
-            return linear_probe(rows, targets, test_features, test_labels, seed=seed).predictions
-        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-        return fit_cross_validated(pipeline, PROBE_GRID, rows, targets, test_features, seed=seed)
+    def __init__(self, folder: Path) -> None:
+        """Read what was measured before; writes nothing.
 
-    return learn
+        Raises:
+            InputError: the folder cannot be used, or holds something else.
+        """
+        check_creatable(folder, parameter="output_dir")
+        self.folder, self.settings = folder, dict[str, Any]()
+        self.finished: list[Measurement] = []
+        self._earlier: dict[str, Any] | None = None
+        self._read()
 
-
-def fit_cross_validated(
-    pipeline: Any, grid: Sequence[float], rows: Any, labels: Labels, test_rows: Any, *, seed: int
-) -> Labels:
-    """Return the predictions of a pipeline that ends in logistic regression, with C chosen by cross-validation.
-
-    Args:
-        pipeline: of scikit-learn.
-        grid: values of C, ascending; of equally accurate ones the first is taken.
-        rows: what the pipeline learns from.
-        labels: int (n,).
-        test_rows: what it predicts.
-        seed: of the folds.
-    """
-    counts = np.unique(labels, return_counts=True)[1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds
-        if counts.max() < 2:
-            fitted = pipeline.set_params(logisticregression__C=1.0).fit(rows, labels)
-        else:
-            folds = StratifiedKFold(
-                int(np.clip(counts.min(), 2, _MAX_FOLDS)), shuffle=True, random_state=seed
+    def _read(self) -> None:
+        known = self.folder / "settings.json"
+        if known.exists():
+            self._earlier = _read_settings(known)
+            self.finished = _read_measurements(self.folder / "rows.jsonl")
+        elif self.folder.is_dir() and any(path.name != LOCK_FILE for path in self.folder.iterdir()):
+            raise InputError(
+                f"{self.folder} is not an empty folder", advice="pass a new one as `output_dir`"
             )
-            search = GridSearchCV(
-                pipeline, {"logisticregression__C": list(grid)}, cv=folds, scoring="accuracy"
+
+    def require(self, settings: dict[str, Any]) -> None:
+        """Add settings that all measurements of the folder must share.
+
+        Raises:
+            InputError: what was measured before had others.
+        """
+        as_read = json.loads(json.dumps(settings))
+        earlier = as_read if self._earlier is None else self._earlier
+        changed = [name for name in settings if earlier.get(name) != as_read[name]]
+        if changed:
+            listed = ", ".join(dict.fromkeys(_SETTING_NAMES.get(name, name) for name in changed))
+            raise InputError(
+                f"{self.folder} holds a measurement with another {listed}",
+                advice="pass a new `output_dir`",
             )
-            fitted = search.fit(rows, labels)
-    return np.asarray(fitted.predict(test_rows))
+        self.settings |= settings
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the folder for this process, and read once more what was measured there.
+
+        Raises:
+            InputError: another process is at work in it, or has measured something else there in
+                the meantime.
+        """
+        make_folder(self.folder, parameter="output_dir")
+        with held(self.folder):
+            self._read()
+            self.require(self.settings)
+            write_json(self.folder / "settings.json", self.settings)
+            # A line that was cut off when the process ended is dropped before the next one.
+            write_text(self.folder / "rows.jsonl", "".join(_line(row) for row in self.finished))
+            yield
+
+    def add(self, row: Measurement) -> None:
+        """Write a training that is finished."""
+        with (self.folder / "rows.jsonl").open("a") as file:
+            file.write(_line(row))
 
 
-def check_curve(counts: Sequence[int], seeds: Sequence[int]) -> None:
-    """Raise `InputError` unless the numbers of labels and the seeds can be measured."""
-    if any(count < 0 for count in counts):
+def _line(row: Measurement) -> str:
+    return json.dumps(dataclasses.asdict(row)) + "\n"
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
         raise InputError(
-            f"num_labels are {list(counts)} but must be at least 1, or 0 for all",
-            advice="change `num_labels`",
-        )
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
-        raise InputError(
-            f"seeds are {list(seeds)} but must be different numbers in 0..{2**32 - 1}",
-            advice="change `seeds`",
-        )
+            f"{path} is damaged ({error})", advice="pass a new `output_dir`"
+        ) from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _read_measurements(path: Path) -> list[Measurement]:
+    """Return the lines that are complete."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            found.append(Measurement(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number}, is no measurement",
+                advice="remove the line, or pass a new `output_dir`",
+            ) from error
+    return found

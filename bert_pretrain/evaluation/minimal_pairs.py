@@ -1,8 +1,7 @@
-"""Minimal pairs: two sentences that differ in what makes one of them acceptable; which does a model find more likely?
+"""Minimal pairs: which of two sentences, one of them unacceptable, a model finds more likely.
 
-Files of pairs enter, or a model with a tokenizer and pairs; pairs, or scores, judgements and
-accuracies leave. The formats are our own {good, bad, group} and BLiMP's (Warstadt et al. 2020)
-{sentence_good, sentence_bad, UID}.
+Files of pairs and a model with its tokenizer enter; scores and accuracies leave. A line of a file
+is our own {good, bad, group}, or BLiMP's {sentence_good, sentence_bad, UID} (Warstadt et al. 2020).
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.row_files import read_json_lines
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.intervals import Interval, wilson_interval
-from bert_pretrain.evaluation.masked_language_model import longest_row
+from bert_pretrain.evaluation.language_models import longest_row
 from bert_pretrain.evaluation.pseudo_likelihood import (
     EncodedSentence,
     encode_sentences,
     pseudo_log_likelihoods,
 )
+from bert_pretrain.evaluation.statistics import Interval, wilson_interval
 
 VARIANTS = ("token", "within_word")
 _FIELDS = (("good", "bad", "group"), ("sentence_good", "sentence_bad", "UID"))
@@ -33,7 +32,7 @@ _SIGMAS = 3.0
 
 
 class MinimalPair(NamedTuple):
-    """An acceptable and an unacceptable sentence, the phenomenon that they test, and where they come from."""
+    """An acceptable and an unacceptable sentence, what they test, and where they come from."""
 
     good: str
     bad: str
@@ -46,8 +45,8 @@ class PairScores:
     """Scores of N pairs.
 
     Attributes:
-        good: float64 (2, N), pseudo-log-likelihood in nats of the acceptable sentences by variant,
-            as `VARIANTS` has them.
+        good: float64 (2, N), pseudo-log-likelihood in nats of the acceptable sentences, a row for
+            each of `VARIANTS`.
         bad: float64 (2, N), of the others.
         num_tokens: int64 (2, N), tokens scored of the acceptable sentences and of the others.
         is_rescored: bool (N,), True where bfloat16 was too coarse to decide and float32 was used.
@@ -63,7 +62,7 @@ class PairScores:
 
 
 class GroupAccuracy(NamedTuple):
-    """How many pairs of a group are judged right, a tie counting half, with the Wilson 95 % interval."""
+    """The share of a group's pairs that is judged right (a tie is half), and its interval."""
 
     group: str
     accuracy: float
@@ -76,7 +75,7 @@ def read_pairs(path: Path) -> list[MinimalPair]:
     """Read pairs from a .jsonl file, or a .jsonl.gz; the group defaults to the file's name.
 
     Raises:
-        InputError: the file cannot be read, or a line is no pair.
+        InputError: the file cannot be read, or a line holds no pair.
     """
     default_group = path.name.split(".jsonl")[0]
     pairs = [
@@ -89,29 +88,23 @@ def read_pairs(path: Path) -> list[MinimalPair]:
 
 
 def _as_pair(row: dict[str, Any], place: str, default_group: str) -> MinimalPair:
-    for good, bad, group in _FIELDS:
-        if good in row and bad in row:
-            pair = MinimalPair(row[good], row[bad], str(row.get(group, default_group)), place)
-            break
+    names = next((names for names in _FIELDS if names[0] in row and names[1] in row), None)
+    if names is None:
+        raise InputError(
+            f"{place} has {', '.join(map(repr, row)) or 'nothing'} but must be an object with "
+            "'good' and 'bad', or BLiMP's 'sentence_good' and 'sentence_bad'",
+            advice="repair `pairs_file`",
+        )
+    good, bad, group = names
+    pair = MinimalPair(row[good], row[bad], str(row.get(group, default_group)), place)
+    unusable = [text for text in pair[:2] if not isinstance(text, str) or not text.strip()]
+    if unusable:
+        problem = f"{unusable[0]!r} for a sentence but must have text"
+    elif pair.good == pair.bad:
+        problem = f"{pair.good!r} twice but its sentences must differ"
     else:
-        has = ", ".join(map(repr, row))
-        raise InputError(
-            f"{place} has {has or 'nothing'} but must be an object with 'good' and 'bad', or "
-            "BLiMP's 'sentence_good' and 'sentence_bad'",
-            advice="repair `pairs_file`",
-        )
-    for sentence in pair[:2]:
-        if not isinstance(sentence, str) or not sentence.strip():
-            raise InputError(
-                f"{place} has {sentence!r} for a sentence but must have text",
-                advice="repair `pairs_file`",
-            )
-    if pair.good == pair.bad:
-        raise InputError(
-            f"{place} has {pair.good!r} twice but its sentences must differ",
-            advice="repair `pairs_file`",
-        )
-    return pair
+        return pair
+    raise InputError(f"{place} has {problem}", advice="repair `pairs_file`")
 
 
 def score_pairs(
@@ -127,9 +120,8 @@ def score_pairs(
         model: a masked language model in evaluation mode.
         tokenizer: the model's.
         pairs: at least one.
-        bf16: whether to compute in bfloat16. Its error is then measured on some pairs, and pairs
-            closer than three standard deviations of it are scored again in float32, so that the
-            judgement is float32's.
+        bf16: whether to compute in bfloat16. Its error is measured on some pairs, and pairs closer
+            than three standard deviations of it are scored again in float32.
 
     Raises:
         InputError: a sentence is too long, has a [MASK], or has no token.
@@ -140,7 +132,7 @@ def score_pairs(
     def score(
         rows: NDArray[np.int64], *, bf16: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return sums (2 variants, len(rows), 2 sentences) and numbers of tokens (len(rows), 2)."""
+        """Return sums (2 variants, N, 2 sentences) and numbers of tokens (N, 2)."""
         chosen = [sentences[2 * row + side] for row in rows for side in (0, 1)]
         found = pseudo_log_likelihoods(
             model, chosen, mask_token_id=tokenizer.mask_token_id, bf16=bf16
@@ -174,23 +166,16 @@ def _check_sentences(
 ) -> None:
     for number, sentence in enumerate(sentences):
         pair = pairs[number // 2]
-        text = pair[number % 2]
+        text, length = pair[number % 2], len(sentence.input_ids)
         if mask_token_id in sentence.input_ids:
-            raise InputError(
-                f"{pair.source} has a [MASK] in {text!r}",
-                advice="minimal pairs are whole sentences",
-            )
-        if not (sentence.words >= 0).any():
-            raise InputError(
-                f"{pair.source} has {text!r}, of which the tokenizer leaves nothing",
-                advice="change `pairs_file`",
-            )
-        if len(sentence.input_ids) > max_length:
-            raise InputError(
-                f"{pair.source} has a sentence of {len(sentence.input_ids)} tokens but the model "
-                f"takes {max_length}",
-                advice="change `pairs_file`",
-            )
+            problem = f"a [MASK] in {text!r}, but minimal pairs are whole sentences"
+        elif not (sentence.words >= 0).any():
+            problem = f"{text!r}, of which the tokenizer leaves nothing"
+        elif length > max_length:
+            problem = f"a sentence of {length} tokens but the model takes {max_length}"
+        else:
+            continue
+        raise InputError(f"{pair.source} has {problem}", advice="change `pairs_file`")
 
 
 def accuracies(
@@ -200,8 +185,7 @@ def accuracies(
 
     Args:
         groups: of N pairs.
-        good: float64 (N,), scores of the acceptable sentences; the higher one of a pair wins, equal
-            ones are a tie.
+        good: float64 (N,), scores of the acceptable sentences; the higher score of a pair wins.
         bad: float64 (N,), of the others.
     """
 

@@ -1,34 +1,36 @@
-"""Next-sentence prediction judged: pairs enter; probabilities, accuracy and calibration leave."""
+"""Next-sentence prediction: whether a model tells the next passage from another.
+
+A model and pairs of passages enter; probabilities, accuracy and calibration leave.
+"""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForNextSentencePrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.data.random import permutation
-from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.intervals import Interval, wilson_interval
-from bert_pretrain.hardware import default_device
-from bert_pretrain.text.pairs import IS_NEXT, IS_RANDOM, EpochPlan
+from bert_pretrain.evaluation.statistics import Interval, wilson_interval
 from bert_pretrain.text.prepared import TokenStore
 
 NUM_BINS = 10
 
 
 class CalibrationBin(NamedTuple):
-    """Pairs whose confidence lies in one bin: how many, their mean confidence, and the share judged right."""
+    """Pairs whose confidence lies in [lower, upper); the means are None for an empty bin.
+
+    Attributes:
+        lower: edge of the bin.
+        upper: edge of the bin; it belongs to the last one.
+        num_pairs: how many there are.
+        confidence: their mean confidence.
+        accuracy: share of them judged right.
+    """
 
     lower: float
     upper: float
@@ -45,11 +47,10 @@ class NextSentenceScores:
         accuracy: share of pairs judged right.
         interval: its Wilson 95 % interval.
         confidence: mean probability of what was judged, in [0.5, 1].
-        calibration_error: expected calibration error (Guo et al. 2017, equation 3): mean over the
-            pairs of the distance between accuracy and confidence of their bin, of `NUM_BINS` equal
-            ones of the confidence from 0.5 to 1.
+        calibration_error: expected calibration error (Guo et al. 2017, equation 3): the distance
+            between accuracy and confidence of a bin, averaged over the pairs.
         brier: mean square of the distance between P(random) and the label.
-        bins: what it is made of.
+        bins: `NUM_BINS` bins of equal width, from 0.5 to 1.
     """
 
     accuracy: float
@@ -60,37 +61,8 @@ class NextSentenceScores:
     bins: list[CalibrationBin]
 
 
-def load_next_sentence_model(name: str) -> PreTrainedModel:
-    """Load a folder or Hub id in float32, in evaluation mode, on the accelerator if there is one.
-
-    Raises:
-        InputError: it has no trained next-sentence head.
-    """
-    try:
-        model, loading = AutoModelForNextSentencePrediction.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        refuse_misnamed_model(name)
-        kind = (
-            "holds no model"
-            if Path(name).is_dir()
-            else "is neither a folder nor, on the Hub, a model"
-        )
-        raise InputError(
-            f"{name!r} {kind} of transformers with a next-sentence head",
-            advice="pass another `model`, or leave nsp out of `suite`",
-        ) from error
-    if loading["missing_keys"]:
-        raise InputError(
-            f"{name!r} has no trained next-sentence head (it lacks {min(loading['missing_keys'])})",
-            advice="pass another `model`, or leave nsp out of `suite`",
-        )
-    return model.eval().to(default_device())
-
-
 def balanced_rows(labels: NDArray[np.int8], *, max_rows: int, seed: int) -> NDArray[np.int64]:
-    """Return as many rows of each label, a random subset of at most `max_rows`, ascending, int64."""
+    """Return a random subset of at most `max_rows` rows, half of either label, ascending, int64."""
     order = permutation(len(labels), seed)
     of_each = [order[labels[order] == label] for label in (IS_NEXT, IS_RANDOM)]
     size = min(max_rows // 2, *(len(rows) for rows in of_each))
@@ -116,28 +88,23 @@ def random_probabilities(
         batch_size: rows of one forward pass; rows of like length go together.
     """
     lengths = plan.a_length + plan.b_length + 3
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     found = np.zeros(len(plan))
     by_length = np.argsort(lengths, kind="stable")
     for start in range(0, len(plan), batch_size):
         rows = by_length[start : start + batch_size]
-        shape = (len(rows), int(lengths[rows].max()))
-        input_ids = np.full(shape, tokenizer.pad_token_id, dtype=np.int64)
-        for line, row in zip(input_ids, rows, strict=True):
-            a = store.read(int(plan.a_start[row]), int(plan.a_length[row]))
-            b = store.read(int(plan.b_start[row]), int(plan.b_length[row]))
-            sep = [tokenizer.sep_token_id]
-            line[: lengths[row]] = np.concatenate([[tokenizer.cls_token_id], a, sep, b, sep])
-        place = np.arange(shape[1])
-        is_real = place < lengths[rows][:, None]
-        is_second = is_real & (place >= plan.a_length[rows][:, None] + 2)
-        batch = {"input_ids": input_ids, "attention_mask": is_real, "token_type_ids": is_second}
-        tensors = {
-            key: torch.from_numpy(value.astype(np.int64)).to(model.device)
-            for key, value in batch.items()
-        }
-        found[rows] = (
-            model(**tensors).logits.float().softmax(-1)[:, IS_RANDOM].double().cpu().numpy()
+        pairs = []
+        for row in rows:
+            first = store.read(int(plan.a_start[row]), int(plan.a_length[row])).tolist()
+            second = store.read(int(plan.b_start[row]), int(plan.b_length[row])).tolist()
+            types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+            pairs.append({"input_ids": [cls, *first, sep, *second, sep], "token_type_ids": types})
+        batch = tokenizer.pad(
+            pairs, padding_side="right", return_attention_mask=True, return_tensors="pt"
         )
+        batch = batch.to(model.device)
+        probabilities = model(**batch).logits.float().softmax(-1)
+        found[rows] = probabilities[:, IS_RANDOM].double().cpu().numpy()
     return found
 
 
@@ -154,29 +121,22 @@ def judge_next_sentences(
     confidence = np.where(judged == IS_RANDOM, probabilities, 1 - probabilities)
     is_right = judged == labels
     edges = np.linspace(0.5, 1.0, NUM_BINS + 1)
-    # The upper edge belongs to the last bin.
     bin_of = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, NUM_BINS - 1)
     bins = []
-    for number in range(NUM_BINS):
+    error = 0.0
+    for number, (lower, upper) in enumerate(itertools.pairwise(edges.tolist())):
         rows = bin_of == number
-        means = (
-            (float(confidence[rows].mean()), float(is_right[rows].mean()))
-            if rows.any()
-            else (None, None)
-        )
-        bins.append(
-            CalibrationBin(float(edges[number]), float(edges[number + 1]), int(rows.sum()), *means)
-        )
-    gaps = [
-        b.num_pairs * abs(b.accuracy - b.confidence)
-        for b in bins
-        if b.accuracy is not None and b.confidence
-    ]
+        if not rows.any():
+            bins.append(CalibrationBin(lower, upper, 0, None, None))
+            continue
+        means = float(confidence[rows].mean()), float(is_right[rows].mean())
+        bins.append(CalibrationBin(lower, upper, int(rows.sum()), *means))
+        error += rows.sum() * abs(means[1] - means[0])
     return NextSentenceScores(
         accuracy=float(is_right.mean()),
         interval=wilson_interval(int(is_right.sum()), len(labels)),
         confidence=float(confidence.mean()),
-        calibration_error=sum(gaps) / len(labels),
+        calibration_error=float(error / len(labels)),
         brier=float(np.square(probabilities - labels).mean()),
         bins=bins,
     )

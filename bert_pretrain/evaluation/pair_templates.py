@@ -1,7 +1,7 @@
 """Six small groups of English minimal pairs from templates, for a first look without a download.
 
-Written for this package; they are not BLiMP and their figures do not compare with BLiMP's. The
-words are common both in prose and in documentation.
+They were written for this package, so their figures do not compare with BLiMP's. The words are
+common both in prose and in documentation.
 """
 
 from __future__ import annotations
@@ -44,10 +44,8 @@ def template_pairs() -> list[MinimalPair]:
     for group, make in _GROUPS.items():
         pairs = list(dict.fromkeys(make()))
         # Evenly spread over all combinations, so that every word is used.
-        chosen = [
-            pairs[number * len(pairs) // PAIRS_PER_GROUP] for number in range(PAIRS_PER_GROUP)
-        ]
-        found += [MinimalPair(good, bad, group, f"template {group}") for good, bad in chosen]
+        places = [number * len(pairs) // PAIRS_PER_GROUP for number in range(PAIRS_PER_GROUP)]
+        found += [MinimalPair(*pairs[place], group, f"template {group}") for place in places]
     return found
 
 
@@ -59,14 +57,10 @@ def _agreement() -> Iterator[tuple[str, str]]:
 
 def _agreement_across_phrase() -> Iterator[tuple[str, str]]:
     for (one, many), (place, places), adjective in product(_THINGS, _PLACES, _ADJECTIVES):
-        yield (
-            f"the {one} in the {places} is {adjective} .",
-            f"the {one} in the {places} are {adjective} .",
-        )
-        yield (
-            f"the {many} in the {place} are {adjective} .",
-            f"the {many} in the {place} is {adjective} .",
-        )
+        subject = f"the {one} in the {places}"
+        yield f"{subject} is {adjective} .", f"{subject} are {adjective} ."
+        subject = f"the {many} in the {place}"
+        yield f"{subject} are {adjective} .", f"{subject} is {adjective} ."
 
 
 def _determiner_noun() -> Iterator[tuple[str, str]]:
@@ -77,8 +71,7 @@ def _determiner_noun() -> Iterator[tuple[str, str]]:
 
 def _reflexive() -> Iterator[tuple[str, str]]:
     for number, person in enumerate(_PERSONS):
-        # Each form is the right one as often as the wrong one, so that its frequency decides
-        # nothing.
+        # Each form is right as often as wrong, so that its frequency decides nothing.
         good, bad = _REFLEXIVES[number % 2], _REFLEXIVES[1 - number % 2]
         for verb in _PAST:
             yield f"the {person} {verb} {good} .", f"the {person} {verb} {bad} ."
@@ -91,15 +84,10 @@ def _participle() -> Iterator[tuple[str, str]]:
 
 
 def _negative_polarity() -> Iterator[tuple[str, str]]:
-    for none, some, (participle, _), (one, many) in product(_NONE, _SOME, _PARTICIPLES, _THINGS):
-        yield (
-            f"{none} has ever {participle} the {one} .",
-            f"{some} has ever {participle} the {one} .",
-        )
-        yield (
-            f"{none} has ever {participle} the {many} .",
-            f"{some} has ever {participle} the {many} .",
-        )
+    for none, some, (participle, _), things in product(_NONE, _SOME, _PARTICIPLES, _THINGS):
+        for thing in things:
+            ending = f"has ever {participle} the {thing} ."
+            yield f"{none} {ending}", f"{some} {ending}"
 
 
 _GROUPS = {

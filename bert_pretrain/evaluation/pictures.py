@@ -1,22 +1,22 @@
-"""Pictures of what was learnt: reconstructions, augmented views, maps of embeddings, neighbours, loss curves.
+"""Pictures of what was learnt: reconstructions, views, maps of embeddings, nearest neighbours.
 
-Arrays and rows of metrics enter; PNG files leave, each whole or not at all, and the same for the
-same input. Images are uint8, or float in [0, 1] (beyond it they are clipped), of shape (N, H, W, C)
-with 1 channel (gray), 3 (RGB) or 4 (RGBA).
+Arrays enter; PNG files leave. A file appears whole, and its bytes depend on the arrays alone.
+Images are uint8, or float that is clipped to [0, 1], of shape (N, H, W, C) with 1 channel (gray),
+3 (RGB) or 4 (RGBA).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.atomic import atomic_file
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.evaluation.knn import unit_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,13 @@ _MAX_LEGEND = 20
 _PANEL_INCHES = 1.0
 _MAP_INCHES = 5.0
 _DOTS_PER_INCH = 120
+
+
+class _Projection(NamedTuple):
+    """Points (N, 2), and what their two axes are called."""
+
+    points: NDArray[np.floating[Any]]
+    axes: tuple[str, str] = ("", "")
 
 
 def reconstructions(originals: NDArray[Any], reconstructed: NDArray[Any], path: Path) -> None:
@@ -43,7 +50,7 @@ def reconstructions(originals: NDArray[Any], reconstructed: NDArray[Any], path: 
 def augmented_views(
     originals: NDArray[Any], first_views: NDArray[Any], second_views: NDArray[Any], path: Path
 ) -> None:
-    """Draw originals above the two augmented views that a contrastive loss compares, ten side by side.
+    """Draw originals above the two views that a contrastive loss compares, ten side by side.
 
     Args:
         originals: images (N, H, W, C).
@@ -63,7 +70,7 @@ def nearest_neighbours(
     *,
     num_neighbours: int = 8,
 ) -> NDArray[np.int64]:
-    """Draw each query with the bank images whose embeddings are closest to its own by cosine, closest first.
+    """Draw each query with the bank images whose embeddings are closest by cosine, closest first.
 
     Args:
         query_images: images (M, H, W, C), a few.
@@ -77,7 +84,7 @@ def nearest_neighbours(
         Rows of the bank, int64 (M, num_neighbours).
     """
     assert len(query_images) == len(query_features) and len(bank_images) == len(bank_features)
-    similarities = _unit_rows(query_features) @ _unit_rows(bank_features).T
+    similarities = unit_rows(query_features) @ unit_rows(bank_features).T
     neighbours = np.argsort(-similarities, axis=1, kind="stable")[:, :num_neighbours]
     num_queries, num_columns = neighbours.shape
     figure = _figure((num_columns + 1.6) * _PANEL_INCHES, (num_queries + 0.3) * _PANEL_INCHES)
@@ -96,16 +103,19 @@ def embedding_map(
     embeddings: NDArray[np.floating[Any]],
     path: Path,
     *,
+    method: Literal["pca", "tsne"] = "tsne",
     labels: NDArray[np.integer[Any]] | None = None,
     label_names: Sequence[str] | None = None,
     seed: int = 0,
     max_points: int = 2000,
 ) -> None:
-    """Draw embeddings on the plane: by PCA, by t-SNE, and by UMAP where the package umap-learn is installed.
+    """Draw embeddings on the plane.
 
     Args:
         embeddings: float (N, D), at least three rows.
         path: PNG to write.
+        method: `pca` draws the first two principal components, which takes milliseconds. `tsne`
+            draws them beside t-SNE, which takes seconds.
         labels: int (N,), the colours, -1 where an image has none; None = one colour.
         label_names: what the legend calls label 0, 1, ...
         seed: of the methods and of the rows drawn.
@@ -114,13 +124,13 @@ def embedding_map(
     assert len(embeddings) >= 3
     shown = np.sort(permutation(len(embeddings), seed, Purpose.EVALUATION_ROW)[:max_points])
     rows = embeddings[shown].astype(np.float32)
-    maps = _projections(rows, seed=seed)
+    maps = _projections(rows, method, seed=seed)
     figure = _figure((len(maps) + 0.3) * _MAP_INCHES, _MAP_INCHES)
     (axes,) = figure.subplots(1, len(maps), squeeze=False)
-    for panel, (title, points) in zip(axes, maps.items(), strict=True):
-        _scatter(panel, points, None if labels is None else labels[shown], label_names)
-        panel.set_title(title)
-        panel.set(xticks=[], yticks=[])
+    for panel, (title, projection) in zip(axes, maps.items(), strict=True):
+        _scatter(panel, projection.points, None if labels is None else labels[shown], label_names)
+        x_label, y_label = projection.axes
+        panel.set(title=title, xlabel=x_label, ylabel=y_label, xticks=[], yticks=[])
     handles, names = axes[-1].get_legend_handles_labels()
     if handles:
         axes[-1].legend(
@@ -170,36 +180,42 @@ def _as_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray((np.clip(image, 0, 1) * 255).round(), dtype=np.uint8)
 
 
-def _projections(rows: NDArray[np.float32], *, seed: int) -> dict[str, NDArray[np.floating[Any]]]:
-    """Return the points (N, 2) of every method by name."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
+def _projections(
+    rows: NDArray[np.float32], method: Literal["pca", "tsne"], *, seed: int
+) -> dict[str, _Projection]:
+    """Return the projection of every method by name."""
     if rows.shape[1] == 1:
         rows = np.hstack([rows, np.zeros_like(rows)])
-    # Starting from the principal components keeps the large-scale order; embeddings that are all
-    # equal have none.
+    # Embeddings that are all equal have no principal components.
     has_collapsed = np.allclose(rows, rows[0])
-    # Below a third of the points, as the method demands; 30 is its authors' usual value.
+    principal = _Projection(np.zeros((len(rows), 2))) if has_collapsed else _components(rows, seed)
+    maps = {"PCA": principal}
+    if method == "pca":
+        return maps
+    from sklearn.manifold import TSNE
+
     tsne = TSNE(
         2,
+        # Below a third of the points, as the method demands; 30 is its authors' usual value.
         perplexity=min(30.0, (len(rows) - 1) / 3),
+        # A start from the principal components keeps the large-scale order.
         init="random" if has_collapsed else "pca",
         random_state=seed,
     )
-    maps = {
-        "PCA": np.zeros((len(rows), 2))
-        if has_collapsed
-        else PCA(2, random_state=seed).fit_transform(rows),
-        "t-SNE": tsne.fit_transform(rows),
-    }
-    if importlib.util.find_spec("umap") is not None:
-        from umap import UMAP
-
-        maps["UMAP"] = UMAP(n_neighbors=min(15, len(rows) - 1), random_state=seed).fit_transform(
-            rows
-        )
+    maps["t-SNE"] = _Projection(tsne.fit_transform(rows))
     return maps
+
+
+def _components(rows: NDArray[np.float32], seed: int) -> _Projection:
+    """Return the first two principal components, each named with its share of the variance."""
+    from sklearn.decomposition import PCA
+
+    pca = PCA(2, random_state=seed)
+    points = pca.fit_transform(rows)
+    first, second = (f"{100 * share:.0f} %" for share in pca.explained_variance_ratio_)
+    return _Projection(
+        points, (f"component 1, {first} of the variance", f"component 2, {second} of the variance")
+    )
 
 
 def _scatter(
@@ -212,37 +228,26 @@ def _scatter(
 
     style: dict[str, Any] = {"s": 6, "linewidths": 0}
     if labels is None:
-        panel.scatter(points[:, 0], points[:, 1], **style)
+        panel.scatter(*points.T, **style)
         return
-    is_unlabelled = labels < 0
-    if is_unlabelled.any():
-        panel.scatter(
-            points[is_unlabelled, 0],
-            points[is_unlabelled, 1],
-            color="lightgray",
-            label="no label",
-            **style,
-        )
-        points, labels = points[~is_unlabelled], labels[~is_unlabelled]
+    unlabelled = points[labels < 0]
+    if len(unlabelled):
+        panel.scatter(*unlabelled.T, color="lightgray", label="no label", **style)
+    points, labels = points[labels >= 0], labels[labels >= 0]
     classes = np.unique(labels)
     if len(classes) > _MAX_LEGEND:
-        panel.scatter(points[:, 0], points[:, 1], c=labels, cmap="viridis", **style)
+        x, y = points.T
+        panel.scatter(x, y, c=labels, cmap="viridis", **style)
         return
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for number, label in enumerate(classes.tolist()):
         members = points[labels == label]
         name = label_names[label] if label_names else str(label)
-        panel.scatter(members[:, 0], members[:, 1], color=palette(number), label=name, **style)
-
-
-def _unit_rows(features: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.maximum(norms, np.finfo(np.float32).tiny))
+        panel.scatter(*members.T, color=palette(number), label=name, **style)
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
-    # Matplotlib takes most of a second to import, and a figure of its own leaves the user's pyplot
-    # state alone.
+    # Matplotlib takes most of a second to import. A figure without pyplot leaves the user's alone.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), dpi=_DOTS_PER_INCH, layout="constrained")
@@ -250,7 +255,6 @@ def _figure(width_inches: float, height_inches: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the software's name the bytes depend on the picture alone. Agg is what draws PNG, with
-    # no display.
+    # Without the software's name the bytes depend on the picture alone.
     with atomic_file(path) as aside:
         figure.savefig(aside, format="png", metadata={"Software": None})

@@ -1,16 +1,17 @@
-"""Pseudo-log-likelihood of sentences under a masked language model, and how to compute it fast.
+"""Pseudo-log-likelihood of sentences under a masked language model, computed fast.
 
-Sentences enter; for each, the sum over its tokens of the log-probability of the token when it alone
-is masked leaves (Salazar et al. 2020, "Masked Language Model Scoring", equation 3), and the same
-with the later tokens of its word masked too, so that the rest of a word cannot give it away (Kauf &
-Ivanova 2023, "A Better Way to Do Masked Language Model Scoring", PLL-word-l2r).
+Sentences enter. Two sums over the tokens of each sentence leave: of the log-probability of a token
+that alone is masked (Salazar et al. 2020, "Masked Language Model Scoring", equation 3), and of one
+that is masked with the later tokens of its word, so that the rest of a word cannot give it away
+(Kauf & Ivanova 2023, "A Better Way to Do Masked Language Model Scoring", PLL-word-l2r).
 
-A sentence of n tokens needs n forward passes. Five savings make them cheap, none an approximation:
-rows of equal length go together, so that nothing is padded; each different masked row is computed
-once, whatever sentences and variants need it (the two sentences of a minimal pair share the row in
-which the word that they differ in is masked); the vocabulary is scored at the masked position
-alone; so are, in BERT's last layer, queries and feed-forward; and there keys and values, which one
-query per row reads, are not computed either: q (W h) = (q W) h.
+A sentence of n tokens needs n forward passes. Five savings make them cheap; all are exact:
+- Rows of equal length go together, so that nothing is padded.
+- Each different masked row is computed once. The two sentences of a minimal pair share the row in
+  which the word that they differ in is masked.
+- The vocabulary is scored at the masked position alone.
+- BERT's last layer computes queries and feed-forward at that position alone.
+- It computes no keys and values either, since one query per row reads them: q (W h) = (q W) h.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _SCORES_PER_CHUNK = 1 << 19  # 2 MiB in float32: what a processor's cache holds
 
 
 class Likelihoods(NamedTuple):
-    """Sums over the tokens of each sentence in nats, float64 (N,), and int64 (N,) how many tokens these are."""
+    """Both sums of each sentence in nats, float64 (N,), and its number of tokens, int64 (N,)."""
 
     token: NDArray[np.float64]
     within_word: NDArray[np.float64]
@@ -50,14 +51,14 @@ class Likelihoods(NamedTuple):
 
 
 class EncodedSentence(NamedTuple):
-    """A sentence as the model reads it, int64 (L,) each; `words` numbers the words, -1 = special token, not scored."""
+    """The ids and word numbers of a sentence, int64 (L,); -1 = special token, never scored."""
 
     input_ids: NDArray[np.int64]
     words: NDArray[np.int64]
 
 
 class _Targets(NamedTuple):
-    """Tokens to score: their masked rows (M, L), where and what they are (M,), and of which sentence and variant."""
+    """M tokens to score: rows with masks, int64 (M, L); all else of each token, (M,)."""
 
     rows: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -76,7 +77,7 @@ def encode_sentences(
         words = np.array(
             [-1 if word is None else word for word in encoding.word_ids], dtype=np.int64
         )
-        # A token of the text that the tokenizer counts to no word is a word of its own.
+        # A token outside all words counts as a word of its own.
         words = np.where(words < 0, len(words) + np.arange(len(words)), words)
         encoded.append(
             EncodedSentence(np.array(encoding.ids, dtype=np.int64), np.where(is_special, -1, words))
@@ -96,30 +97,27 @@ def pseudo_log_likelihoods(
     """Score sentences with one mask at a time.
 
     Args:
-        model: a masked language model of transformers in evaluation mode. A BERT takes the fast way
-            through its last layer; another one whose head treats positions one by one still scores
-            the vocabulary once a row.
+        model: a masked language model of transformers in evaluation mode. All five savings are for
+            a BERT; the last two are not for other models.
         sentences: none longer than the model takes.
         mask_token_id: id of [MASK].
-        bf16: whether to compute in bfloat16, log-probabilities in float32 as ever.
+        bf16: whether to compute in bfloat16; log-probabilities are always of float32.
         tokens_per_batch: of one forward pass.
 
     Returns:
         Both variants' sums, in the order of `sentences`.
     """
     read_scores = score_reader(copy.deepcopy(model).to(torch.bfloat16) if bf16 else model)
-    distinct = {(len(s.input_ids), s.input_ids.tobytes(), s.words.tobytes()): s for s in sentences}
+    identities = [(len(s.words), s.input_ids.tobytes(), s.words.tobytes()) for s in sentences]
+    distinct = dict(zip(identities, sentences, strict=True))
     keys = sorted(distinct)  # by length first
     totals = np.zeros((2, len(keys)))
     for first, targets in _targets([distinct[key] for key in keys], mask_token_id):
         log_probabilities = _score_targets(read_scores, targets, model.device, tokens_per_batch)
-        np.add.at(
-            totals,
-            (targets.is_within_word.astype(np.int64), first + targets.sentences),
-            log_probabilities,
-        )
+        cells = targets.is_within_word.astype(np.int64), first + targets.sentences
+        np.add.at(totals, cells, log_probabilities)
     number = {key: row for row, key in enumerate(keys)}
-    order = [number[len(s.input_ids), s.input_ids.tobytes(), s.words.tobytes()] for s in sentences]
+    order = [number[identity] for identity in identities]
     num_tokens = np.array([(s.words >= 0).sum() for s in sentences], dtype=np.int64)
     return Likelihoods(totals[0, order], totals[1, order], num_tokens)
 
@@ -127,7 +125,7 @@ def pseudo_log_likelihoods(
 def _targets(
     sentences: list[EncodedSentence], mask_token_id: int
 ) -> Iterator[tuple[int, _Targets]]:
-    """Yield runs of sentences of one length as the number of the first and what is to be scored in them."""
+    """Yield runs of sentences of one length: the number of the first one, and what to score."""
     first = 0
     while first < len(sentences):
         length = len(sentences[first].input_ids)
@@ -156,10 +154,10 @@ def _targets(
 def _score_targets(
     read_scores: ReadScores, targets: _Targets, device: torch.device, tokens_per_batch: int
 ) -> NDArray[np.float64]:
-    """Return the log-probability of every target, computing each different row and position once."""
+    """Return the log-probability of every target; each different row is computed once."""
     keyed = np.concatenate([targets.rows, targets.positions[:, None]], axis=1)
     distinct, row_of = np.unique(keyed, axis=0, return_inverse=True)
-    row_of = row_of.reshape(-1)
+    row_of = row_of.reshape(-1)  # numpy 2.0 returns (M, 1)
     order = np.argsort(row_of, kind="stable")
     found = np.zeros(len(order))
     size = max(1, tokens_per_batch // targets.rows.shape[1])
@@ -190,7 +188,7 @@ def _log_probabilities(
 
 
 def score_reader(model: PreTrainedModel) -> ReadScores:
-    """Return the cheapest function that gives a model's vocabulary scores at one position per row."""
+    """Return the cheapest function from rows to vocabulary scores at one position of each."""
     if isinstance(model, BertPreTrainedModel) and isinstance(model.base_model, BertModel):
         return _bert_reader(model)
     return _head_reader(model)
@@ -203,12 +201,16 @@ def _bert_reader(model: BertForMaskedLM) -> ReadScores:
         hidden = bert.embeddings(input_ids=input_ids)
         for layer in bert.encoder.layer[:-1]:
             hidden = layer(hidden, None)
-        scores: Tensor = model.cls.predictions(
-            _last_layer(bert.encoder.layer[-1], hidden, positions)
-        )
+        hidden = _last_layer(bert.encoder.layer[-1], hidden, positions)
+        scores: Tensor = model.cls.predictions(hidden)
         return scores
 
     return read
+
+
+def _at(states: Tensor, positions: Tensor) -> Tensor:
+    """Return the state of each row at its position, (N, L, D) -> (N, D)."""
+    return states[torch.arange(len(states), device=states.device), positions]
 
 
 def _last_layer(layer: BertLayer, hidden: Tensor, positions: Tensor) -> Tensor:
@@ -228,16 +230,16 @@ def _last_layer(layer: BertLayer, hidden: Tensor, positions: Tensor) -> Tensor:
     def by_head(states: Tensor) -> Tensor:  # (N, D) -> (heads, N, D / heads)
         return states.view(len(states), num_heads, -1).transpose(0, 1)
 
-    queried = hidden[torch.arange(len(hidden), device=hidden.device), positions]  # (N, D)
+    queried = _at(hidden, positions)  # (N, D)
     key_weight = attention.key.weight.view(num_heads, -1, width)  # (heads, D / heads, D)
     value_weight = attention.value.weight.view(num_heads, -1, width)
-    # The key's bias adds the same to all scores of a query, which the softmax does not see.
+    # The key's bias adds the same to all scores of a query, which the softmax cancels.
     queries = (by_head(attention.query(queried)) @ key_weight).transpose(0, 1)  # (N, heads, D)
     scores = queries @ hidden.transpose(1, 2) * attention.scaling  # (N, heads, L)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(hidden.dtype)
     mixed = (weights @ hidden).transpose(0, 1)  # (heads, N, D)
     context = (mixed @ value_weight.transpose(1, 2)).transpose(0, 1).flatten(1)  # (N, D)
-    # The weights add up to one, so that the value's bias comes through whole.
+    # The weights add up to one, so the value's bias is added once.
     output: Tensor = layer.feed_forward_chunk(
         layer.attention.output(context + attention.value.bias, queried)
     )
@@ -245,24 +247,20 @@ def _last_layer(layer: BertLayer, hidden: Tensor, positions: Tensor) -> Tensor:
 
 
 def _head_reader(model: PreTrainedModel) -> ReadScores:
-    """Return a reader for any architecture: between encoder and head, states are cut to the wanted position.
+    """Return a reader for any architecture: the head gets the states of the wanted position alone.
 
-    A head that does not work position by position gets what it expects instead, all positions.
+    A head that does not work position by position gets all positions, as it expects.
     """
     wanted: list[Tensor] = []
 
     def cut(
         _module: Module, _arguments: tuple[object, ...], output: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        hidden = output["last_hidden_state"]
-        output["last_hidden_state"] = hidden[
-            torch.arange(len(hidden), device=hidden.device), wanted[0]
-        ][:, None]
+        output["last_hidden_state"] = _at(output["last_hidden_state"], wanted[0])[:, None]
         return output
 
     def read_all(input_ids: Tensor, positions: Tensor) -> Tensor:
-        scores: Tensor = model(input_ids=input_ids).logits
-        return scores[torch.arange(len(scores), device=scores.device), positions]
+        return _at(model(input_ids=input_ids).logits, positions)
 
     def read_cut(input_ids: Tensor, positions: Tensor) -> Tensor:
         wanted[:] = [positions]
@@ -279,15 +277,10 @@ def _head_reader(model: PreTrainedModel) -> ReadScores:
 def _head_is_positionwise(
     model: PreTrainedModel, read_cut: ReadScores, read_all: ReadScores
 ) -> bool:
-    """Try it: whether the head gives the same for one position as for all."""
+    """Return whether the head gives the same for one position as for all, found by trying."""
     trial = torch.arange(3, 11, device=model.device)[None] % model.config.vocab_size
     place = torch.tensor([4], device=model.device)
     try:
         return torch.allclose(read_cut(trial, place), read_all(trial, place), rtol=1e-3, atol=1e-3)
-    except (
-        KeyError,
-        TypeError,
-        RuntimeError,
-        ValueError,
-    ):  # whatever a head does that needs all positions
+    except (KeyError, TypeError, RuntimeError, ValueError):  # a head that needs all positions
         return False

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from bert_pretrain.data.loader import Batch
 from bert_pretrain.data.random import Purpose, uniform
-from bert_pretrain.evaluation.features import normalised_rows
+from bert_pretrain.evaluation.features import normalised_rows, pca_reconstruction_error
 from bert_pretrain.evaluation.pictures import reconstructions
 from bert_pretrain.images.collator import EVALUATION_EPOCH
 from bert_pretrain.images.corpus import ImageCorpus
@@ -276,7 +276,6 @@ def pca_loss(
     """Return the error of as many principal components as an embedding has, on evaluated images."""
 
     def compute() -> float:
-        from bert_pretrain.evaluation.floors import pca_reconstruction_error
 
         bank, held_out = (
             normalised_rows(corpus.pixels[images], corpus.mean.tolist(), corpus.std.tolist())

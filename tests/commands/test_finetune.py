@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from bert_pretrain.config.finetuning import TaskDataArguments
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as DatasetImage
 from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
@@ -38,7 +39,6 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.config.data_flags import TaskDataArguments
 from bert_pretrain.downstream.results import model_card, summarize_seeds
 from bert_pretrain.downstream.sources import open_splits
 from bert_pretrain.downstream.tasks import GLUE, find_task

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bert_pretrain.config.finetuning import TaskDataArguments
 from datasets import ClassLabel, Dataset, Features, Value
 from downstream_models import make_image_model, make_text_model, sentences
 from PIL import Image
@@ -27,7 +28,6 @@ from transformers import (
     ResNetModel,
 )
 
-from bert_pretrain.config.data_flags import TaskDataArguments
 from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDataset, Texts, tokenize
 from bert_pretrain.downstream.image_data import augmentation_of
 from bert_pretrain.downstream.labels import LabelSpace, find_labels

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bert_pretrain.config.finetuning import TaskDataArguments
 from downstream_models import make_image_model, make_text_model, sentences, write_rows
 from PIL import Image
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.config.data_flags import TaskDataArguments
 from bert_pretrain.downstream.row_digests import (
     describe_overlap,
     labelled_rows_sha256,
@@ -202,19 +203,16 @@ def test_a_measurement_of_other_rows_under_the_same_name_is_not_continued(
 def test_a_measurement_of_another_revision_of_a_model_on_the_hub_is_not_continued(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
     write_rows(folder / "train.jsonl", sentences(40))
-    command = ["evaluate", *CURVE, "--model", model, "--train_file", "train.jsonl"]
-    for revision in ("a", "b"):
-
-        def opened(*arguments: Any, revision: str = revision, **flags: Any) -> Splits:
-            splits = open_splits(*arguments, **flags)
-            splits.config._commit_hash = (
-                revision  # as transformers sets it for what came from the Hub
-            )
-            return splits
-
-        monkeypatch.setattr("bert_pretrain.evaluation.suites.label_efficiency.open_splits", opened)
-        if revision == "a":
+    command = ["evaluate", *CURVE, "--model", "someone/model", "--train_file", "train.jsonl"]
+    for revision in ("a" * 40, "b" * 40):
+        # As a download leaves it: the model is in the cache, and main points to this revision.
+        cached = folder / "hub/models--someone--model"
+        shutil.copytree(model, cached / "snapshots" / revision)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs/main").write_text(revision)
+        if revision.startswith("a"):
             assert main(command) == main(command) == 0
     with pytest.raises(SystemExit):
         main(command)

@@ -1,10 +1,11 @@
-"""Claims about the measures of collapse: closed forms, independent formulas, and when there is a warning."""
+"""The measures of collapse: closed forms, independent formulas, and when there is a warning."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,31 +139,58 @@ def test_embeddings_that_are_spread_cause_no_warning() -> None:
         (
             HEALTHY,
             {"triplet_loss": 0.4995, "margin": 0.5},
-            ["margin 0.5", "--negatives semi_hard", "--normalize"],
+            ["margin 0.5", "`negatives` semi_hard", "`normalize`"],
         ),
         (
             HEALTHY,
             {"triplet_loss": 0.505, "negative_distance": 0.1, "margin": 0.5},
-            ["margin 0.5", "--learning_rate"],
+            ["margin 0.5", "`learning_rate`"],
         ),
         (
             replace(HEALTHY, embedding_std=0.001),
             {},
-            ["same embedding", "--learning_rate", "nt_xent"],
+            ["same embedding", "`learning_rate`", "nt_xent"],
         ),
-        (replace(HEALTHY, effective_rank=1.2), {}, ["effective rank", "--normalize"]),
+        (replace(HEALTHY, effective_rank=1.2), {}, ["effective rank", "`normalize`"]),
         (
             replace(HEALTHY, active_triplets=0.001),
             {},
-            ["0.1%", "--margin", "--negatives semi_hard"],
+            ["0.1%", "`margin`", "`negatives` semi_hard"],
         ),
     ],
 )
 def test_each_sign_has_its_own_message_with_flags(
-    measures: CollapseMeasures, options: dict[str, float], words: list[str]
+    measures: CollapseMeasures, options: dict[str, Any], words: list[str]
 ) -> None:
     (message,) = collapse_warnings(measures, **options)
     assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said", "unsaid"),
+    [
+        ({"loss": "reconstruction"}, "`learning_rate`", ["`loss`", "`negatives`", "`normalize`"]),
+        ({"loss": "nt_xent"}, "`learning_rate`", ["`loss`", "`negatives`", "`normalize`"]),
+        ({"loss": "triplet", "negatives": "semi_hard"}, "`negatives` random", ["semi_hard"]),
+        ({"loss": "triplet", "negatives": "random"}, "`loss` nt_xent", ["`negatives`"]),
+        ({"loss": "triplet", "normalize": True}, "`loss` nt_xent", ["`normalize`"]),
+        ({}, "for a contrastive loss use `loss` nt_xent", ["`negatives`"]),
+    ],
+)
+def test_what_is_so_already_is_not_advised(
+    setting: dict[str, Any], said: str, unsaid: list[str]
+) -> None:
+    equal, flat = replace(HEALTHY, embedding_std=0.001), replace(HEALTHY, effective_rank=1.2)
+    messages = [collapse_warnings(measures, **setting)[0] for measures in (equal, flat)]
+    assert any(said in message for message in messages)
+    assert not any(word in message for message in messages for word in unsaid)
+
+
+def test_harder_negatives_are_advised_unless_they_are_hard_already() -> None:
+    idle = replace(HEALTHY, active_triplets=0.001)
+    for negatives, is_advised in (("random", True), ("all", True), ("semi_hard", False)):
+        (message,) = collapse_warnings(idle, negatives=negatives)
+        assert "raise `margin`" in message and ("`negatives`" in message) is is_advised
 
 
 def test_equal_embeddings_are_reported_once_not_as_a_low_rank_too() -> None:
@@ -171,7 +199,7 @@ def test_equal_embeddings_are_reported_once_not_as_a_low_rank_too() -> None:
 
 
 def train(negatives: Negatives) -> list[str]:
-    """Train a small encoder on noisy vectors with a large rate and return the warnings at the end."""
+    """Train a small encoder on noisy vectors with a large rate; return the last warnings."""
     torch.manual_seed(0)
     images, ids, margin = rows(64, 20, seed=0), torch.arange(64), 0.5
     encoder = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 8))
@@ -206,8 +234,8 @@ def train(negatives: Negatives) -> list[str]:
 
 
 def test_a_provoked_collapse_is_noticed_and_the_advice_helps() -> None:
-    """The hardest negatives and a large rate drive all embeddings to one point; random negatives do not."""
+    """The hardest negatives and a large rate drive all embeddings to one point."""
     stuck, equal = train("hard")
-    assert "stuck at its margin" in stuck and "--negatives semi_hard or random" in stuck
+    assert "stuck at its margin" in stuck and "`negatives` semi_hard or random" in stuck
     assert "same embedding" in equal
     assert train("random") == []

@@ -22,19 +22,18 @@ from sklearn.preprocessing import StandardScaler
 from bert_pretrain.commands.evaluate import main as evaluate
 from bert_pretrain.data import locks
 from bert_pretrain.data.locks import held, is_held
-from bert_pretrain.evaluation import label_efficiency_log
+from bert_pretrain.evaluation import label_efficiency
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
+    MeasurementLog,
     default_counts,
     measure_curve,
     nested_subset,
-    probe_arm,
     summarize,
-    t_interval,
 )
-from bert_pretrain.evaluation.label_efficiency_log import MeasurementLog
+from bert_pretrain.evaluation.label_efficiency_arms import ARMS, probe_arm
 from bert_pretrain.evaluation.linear_probe import PROBE_GRID
-from bert_pretrain.evaluation.suites.label_efficiency import ARMS
+from bert_pretrain.evaluation.statistics import t_interval
 
 
 @given(
@@ -127,7 +126,7 @@ def test_the_probe_is_logistic_regression_with_c_chosen_among_the_labelled_rows(
     labels = (features[:, 0] + features[:, 2] > 0).astype(int) + (features[:, 3] > 1)
     test_features = generator.normal(size=(30, 6)) * [1, 5, 1, 1, 1, 20]
     places = nested_subset(labels, 8, seed=2)
-    predicted = probe_arm(features, labels, test_features, np.zeros(30, int))(places, 2)
+    predicted = probe_arm(features, labels, test_features)(places, 2)
 
     def fitted(rows: Any, targets: Any, strength: float) -> tuple[Any, Any]:
         scaler = StandardScaler().fit(rows)
@@ -150,7 +149,7 @@ def test_the_probe_is_logistic_regression_with_c_chosen_among_the_labelled_rows(
     assert predicted.tolist() == classifier.predict(scaler.transform(test_features)).tolist()
     one_each = nested_subset(labels, 1, seed=0)
     scaler, classifier = fitted(features[one_each], labels[one_each], 1.0)
-    single = probe_arm(features, labels, test_features, np.zeros(30, int))(one_each, 0)
+    single = probe_arm(features, labels, test_features)(one_each, 0)
     assert single.tolist() == classifier.predict(scaler.transform(test_features)).tolist()
 
 
@@ -166,8 +165,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measure(*flags: str) -> dict[str, Any]:
-    command = ["--output_dir", "out", "--min_steps", "12", "--mixed_precision", "no", *flags]
-    assert evaluate(["--suite", "label_efficiency", *command]) == 0
+    common = "--suite label_efficiency --output_dir out --min_steps 12 --mixed_precision no"
+    assert evaluate([*common.split(), *flags]) == 0
     results: dict[str, Any] = json.loads(Path("out/label_efficiency.json").read_text())
     return results
 
@@ -176,17 +175,8 @@ def test_texts_are_measured_and_a_measurement_is_continued(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_text_model(folder / "model")
-    files = [
-        "--model",
-        model,
-        "--train_file",
-        "train.jsonl",
-        "--test_file",
-        "test.jsonl",
-        "--num_labels",
-        "1",
-        "8",
-    ]
+    command = f"--model {model} --train_file train.jsonl --test_file test.jsonl --num_labels 1 8"
+    files = command.split()
     arms = ["--arms", *ARMS]
     results = measure(*files, *arms, "--seeds", "0")
     rows = (folder / "out/rows.jsonl").read_text().splitlines(keepends=True)
@@ -220,32 +210,16 @@ def test_texts_are_measured_and_a_measurement_is_continued(
 
 def test_a_word_that_tells_the_classes_apart_is_found_by_the_floor(folder: Path) -> None:
     model = make_text_model(folder / "model")
-    flags = [
-        "--model",
-        model,
-        "--train_file",
-        "train.jsonl",
-        "--test_file",
-        "test.jsonl",
-        "--num_labels",
-        "all",
-    ]
-    results = measure(*flags, "--arms", "floor", "--seeds", "0")
+    flags = f"--model {model} --train_file train.jsonl --test_file test.jsonl --num_labels all"
+    results = measure(*flags.split(), "--arms", "floor", "--seeds", "0")
     assert (
         results["figures"]["floor_all_accuracy"] == 1.0 and results["points"][0]["num_rows"] == 60
     )
 
 
 def test_images_are_measured(folder: Path) -> None:
-    flags = [
-        "--model",
-        make_image_model(folder / "vit"),
-        "--dataset_name",
-        "digits",
-        "--num_labels",
-        "4",
-    ]
-    results = measure(*flags, "--arms", *ARMS, "--seeds", "0", "--max_test_rows", "100")
+    flags = f"--model {make_image_model(folder / 'vit')} --dataset_name digits --num_labels 4"
+    results = measure(*flags.split(), "--arms", *ARMS, "--seeds", "0", "--max_test_rows", "100")
     assert results["test_rows"] == 100
     assert {point["arm"] for point in results["points"]} == set(ARMS)
     assert results["figures"]["floor_4_accuracy"] > 0.5
@@ -253,15 +227,9 @@ def test_images_are_measured(folder: Path) -> None:
 
 def floor_of(folder: Path) -> list[str]:
     """Return the flags of a measurement of two rows that needs no training."""
-    flags = [
-        "--model",
-        make_text_model(folder / "model"),
-        "--train_file",
-        "train.jsonl",
-        "--num_labels",
-        "1",
-    ]
-    return [*flags, "--arms", "floor", "--seeds", "0", "1"]
+    model = make_text_model(folder / "model")
+    flags = f"--model {model} --train_file train.jsonl --num_labels 1 --arms floor --seeds 0 1"
+    return flags.split()
 
 
 def test_a_measurement_under_way_is_left_to_the_process_that_makes_it(
@@ -301,7 +269,7 @@ def test_what_another_process_measured_while_this_one_got_ready_is_neither_lost_
         shutil.copytree("theirs", out, dirs_exist_ok=True)
         yield
 
-    monkeypatch.setattr(label_efficiency_log, "held", held_after_another)
+    monkeypatch.setattr(label_efficiency, "held", held_after_another)
     if is_the_same:
         measure(*flags, "--seeds", "0", "1", "2")
         rows = Path("out/rows.jsonl").read_text()
@@ -352,15 +320,7 @@ def test_bad_input_is_refused(
 def test_a_damaged_measurement_is_refused_and_left_alone(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, message: str
 ) -> None:
-    flags = [
-        "--model",
-        make_text_model(folder / "model"),
-        "--train_file",
-        "train.jsonl",
-        "--num_labels",
-        "1",
-    ]
-    flags += ["--arms", "floor", "--seeds", "0"]
+    flags = floor_of(folder)
     measure(*flags)
     (folder / "out" / name).write_text(content)
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""Claims about minimal pairs: how they are read, judged and counted, and what the command says of them."""
+"""Minimal pairs: how they are read, judged and counted, and what the command says of them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_both_formats_are_read_compressed_or_not(tmp_path: Path) -> None:
 def test_a_line_that_is_no_pair_is_named(tmp_path: Path, row: Any, expected: str) -> None:
     with pytest.raises(InputError, match=expected) as refused:
         read_pairs(write(tmp_path / "own.jsonl", [OURS, row]))
-    assert "--pairs_file" in str(refused.value)
+    assert "`pairs_file`" in str(refused.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -162,18 +162,9 @@ def test_the_command_counts_by_group_over_all_files(
         tmp_path / "a.jsonl", [OURS, {"good": "The Files are old .", "bad": "the files are old ."}]
     )
     write(tmp_path / "b.jsonl.gz", [BLIMP])
-    flags = [
-        "--model",
-        str(bert),
-        "--suite",
-        "minimal_pairs",
-        "--pairs_file",
-        str(tmp_path / "*.jsonl*"),
-    ]
-    assert (
-        main(["evaluate", *flags, "--mixed_precision", "no", "--json", str(tmp_path / "out.json")])
-        == 0
-    )
+    flags = f"--model {bert} --suite minimal_pairs --pairs_file {tmp_path}/*.jsonl*"
+    flags += f" --mixed_precision no --json {tmp_path}/out.json"
+    assert main(["evaluate", *flags.split()]) == 0
     record = json.loads((tmp_path / "out.json").read_text())
     details = record["details"]["minimal_pairs"]
     assert [group["group"] for group in details["token"]["groups"]] == [
@@ -211,16 +202,6 @@ def test_without_a_file_the_command_judges_its_own_templates_and_says_so(
 
 def test_a_missing_file_of_pairs_is_refused(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                "evaluate",
-                "--model",
-                str(bert),
-                "--suite",
-                "minimal_pairs",
-                "--pairs_file",
-                "no*.jsonl",
-            ]
-        )
+        main(f"evaluate --model {bert} --suite minimal_pairs --pairs_file no*.jsonl".split())
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: no*.jsonl is no file")

@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.evaluation.language_models import load_next_sentence_model
 from bert_pretrain.evaluation.next_sentence import (
     balanced_rows,
     judge_next_sentences,
-    load_next_sentence_model,
     random_probabilities,
 )
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch, plan_neighbours
@@ -85,7 +85,7 @@ def test_hard_pairs_are_of_one_document_and_random_ones_neither_follow_nor_overl
 
 
 def test_hard_pairs_do_not_give_themselves_away() -> None:
-    """Each B stands once after a true A or once after a wrong one of the same lengths; the other seed swaps others."""
+    """Each B stands once, after its A or after another of the same length, by the seed."""
     store = make_store(num_documents=300)
     documents = np.arange(store.num_documents)
     plan, _ = plan_neighbours(store, documents, max_seq_length=32, seed=0)
@@ -326,14 +326,8 @@ def test_bad_input_is_refused(
     (mlm_run / "run.json").write_text(json.dumps({"config": {"objective": "mlm"}}))
     flags, expected = BAD[case]
     with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                "evaluate",
-                "--suite",
-                "nsp",
-                *flags.format(models=models, run=run, mlm_run=mlm_run).split(),
-            ]
-        )
+        given = flags.format(models=models, run=run, mlm_run=mlm_run).split()
+        main(["evaluate", "--suite", "nsp", *given])
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and expected in message

@@ -1,4 +1,4 @@
-"""Claims about pictures: every image has its panel in its place, in its own colours, and files are whole."""
+"""Pictures: every image has its panel in its place, in its own colours, and files are whole."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
+from bert_pretrain.evaluation import pictures
 from bert_pretrain.evaluation.pictures import (
     augmented_views,
     embedding_map,
@@ -37,7 +39,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def panels(picture: np.ndarray, colour: tuple[int, ...]) -> list[tuple[float, float]]:
-    """Return the centres (row, column) of the connected regions of a colour, leaving out single pixels of text."""
+    """Return the centres (row, column) of the regions of a colour, without pixels of text."""
     regions, count = ndimage.label((picture == np.array(colour)).all(axis=2))
     sizes = ndimage.sum_labels(np.ones(regions.shape), regions, range(1, count + 1))
     kept = [number for number, size in enumerate(np.atleast_1d(sizes), 1) if size > 400]
@@ -181,6 +183,25 @@ def test_the_map_has_a_panel_per_method_and_a_colour_per_label(tmp_path: Path) -
     # The frames of two panels: columns that are black from top to bottom of the axes.
     is_black = (picture < 40).all(axis=2).sum(axis=0) > 0.6 * len(picture)
     assert ndimage.label(is_black)[1] == 4
+
+
+def test_the_quick_map_is_one_panel_whose_axes_name_their_share_of_the_variance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sklearn.manifold.TSNE", lambda *_, **__: pytest.fail("t-SNE is slow"))
+    titles: list[tuple[str, str, str]] = []
+    save = pictures._save
+
+    def read_titles(figure: Figure, path: Path) -> None:
+        titles.extend((a.get_title(), a.get_xlabel(), a.get_ylabel()) for a in figure.axes)
+        save(figure, path)
+
+    monkeypatch.setattr(pictures, "_save", read_titles)
+    # Two uncorrelated columns, the first with three times the deviation: 9 parts of 10.
+    embeddings = np.array([[-3.0, 1.0], [3.0, 1.0], [-3.0, -1.0], [3.0, -1.0]])
+    embedding_map(embeddings, tmp_path / "map.png", method="pca")
+    shares = ("component 1, 90 % of the variance", "component 2, 10 % of the variance")
+    assert titles == [("PCA", *shares)]
 
 
 def test_a_random_subset_is_drawn_in_its_own_colours(tmp_path: Path) -> None:

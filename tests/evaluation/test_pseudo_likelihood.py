@@ -1,4 +1,4 @@
-"""Claims about pseudo-log-likelihood: its numbers are those of a loop that masks one position at a time."""
+"""Pseudo-log-likelihood: its numbers are those of a loop that masks one position at a time."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def sentences() -> list[EncodedSentence]:
 
 @torch.no_grad()
 def naive(model: PreTrainedModel, sentence: EncodedSentence, *, within_word: bool) -> float:
-    """Add up log-probabilities by one stock forward per position, with all scores of the vocabulary everywhere."""
+    """Add up log-probabilities by one stock forward per position, with all scores everywhere."""
     total = 0.0
     ids, words = sentence.input_ids.tolist(), sentence.words.tolist()
     for position in range(len(ids)):
@@ -189,7 +189,7 @@ def test_neither_batches_nor_company_change_the_numbers(
 
 
 def test_the_row_that_two_sentences_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six words, of which one differs: 6 + 6 masked rows, one of them the same; one word has two pieces."""
+    """Six words, one of them different: 6 + 6 masked rows, of which one is shared."""
     rows = []
     original = pseudo_likelihood.score_reader
 

@@ -1,9 +1,8 @@
-"""Claims about the judges of frozen features: k-NN, linear probe, PCA, and what they are compared with."""
+"""The judges of frozen features: k-NN, linear probe, PCA, and what they are compared with."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +15,23 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from bert_pretrain.commands.suites.images import FeatureScores, format_table
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation import floors, knn
-from bert_pretrain.evaluation.feature_scores import FeatureScores, format_table
-from bert_pretrain.evaluation.features import extract_features, normalised_rows
-from bert_pretrain.evaluation.floors import fit_pca, majority_accuracy, pca_reconstruction_error
-from bert_pretrain.evaluation.intervals import wilson_interval
+from bert_pretrain.evaluation import features as feature_module
+from bert_pretrain.evaluation import knn
+from bert_pretrain.evaluation.features import (
+    extract_features,
+    fit_pca,
+    normalised_rows,
+    pca_reconstruction_error,
+)
 from bert_pretrain.evaluation.knn import knn_accuracy
-from bert_pretrain.evaluation.linear_probe import PROBE_GRID, _held_out_rows, linear_probe
+from bert_pretrain.evaluation.linear_probe import PROBE_GRID, folds, linear_probe
+from bert_pretrain.evaluation.statistics import (
+    format_interval,
+    majority_accuracy,
+    wilson_interval,
+)
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -118,7 +126,7 @@ def test_k_is_clamped_to_the_bank_and_the_table_says_so() -> None:
     result = knn_accuracy(*data, k=200, temperature=0.07)
     assert (result.k, result.requested_k) == (12, 200)
     assert (result.predictions == knn_accuracy(*data, k=12, temperature=0.07).predictions).all()
-    table = format_table([FeatureScores("encoder", 6, knn=result)])
+    table = format_table([FeatureScores("encoder", 6, result)])
     assert "k 12 (the whole bank; 200 asked for)" in table
 
 
@@ -159,16 +167,6 @@ def test_a_row_of_zeros_is_similar_to_nothing_and_harmless() -> None:
     assert set(result.predictions.tolist()) <= set(bank_labels.tolist())
 
 
-@pytest.mark.parametrize(
-    ("options", "flag"), [({"k": 0}, "--k"), ({"temperature": 0.0}, "--temperature")]
-)
-def test_impossible_knn_settings_are_refused_by_the_name_of_the_flag(
-    options: dict[str, Any], flag: str
-) -> None:
-    with pytest.raises(InputError, match=flag):
-        knn_accuracy(*clusters(), **({"k": 5, "temperature": 0.1} | options))
-
-
 def test_the_probe_is_scikit_learns_classifier_on_standardised_features() -> None:
     train, train_labels, test, test_labels = clusters(noise=2.0)
     result = linear_probe(
@@ -187,21 +185,22 @@ def test_the_probe_is_scikit_learns_classifier_on_standardised_features() -> Non
     assert result.has_converged
 
 
-def test_c_is_the_best_of_the_grid_on_training_rows_held_out() -> None:
-    """Fits every C anew and on the same rows, without the warm start and without giving up early."""
-    train, train_labels, test, test_labels = clusters(num_train=80, dimension=60, noise=3.0)
+@pytest.mark.parametrize("num_train", [80, 1200])
+def test_c_is_the_best_of_the_grid_on_training_rows_held_out(num_train: int) -> None:
+    train, train_labels, test, test_labels = clusters(num_train=num_train, dimension=60, noise=3.0)
     result = linear_probe(train, train_labels, test, test_labels, seed=3)
-    held_out = _held_out_rows(train_labels, seed=3)
-    scaler = StandardScaler().fit(train[~held_out])
     accuracies = []
     for strength in PROBE_GRID:
-        classifier = LogisticRegression(C=strength, max_iter=1000)
-        classifier.fit(scaler.transform(train[~held_out]), train_labels[~held_out])
-        accuracies.append(
-            classifier.score(scaler.transform(train[held_out]), train_labels[held_out])
-        )
+        hits = []
+        for fitted, held_out in folds(train_labels, seed=3):
+            scaler = StandardScaler().fit(train[fitted])
+            classifier = LogisticRegression(C=strength, max_iter=500)
+            classifier.fit(scaler.transform(train[fitted]), train_labels[fitted])
+            rows = scaler.transform(train[held_out])
+            hits.append(classifier.score(rows, train_labels[held_out]))
+        accuracies.append(np.mean(hits))
     assert PROBE_GRID[int(np.argmax(accuracies))] == result.C
-    assert result.validation_accuracy == max(accuracies)
+    assert result.validation_accuracy == pytest.approx(max(accuracies))
 
 
 def test_the_test_labels_decide_nothing() -> None:
@@ -215,11 +214,27 @@ def test_the_test_labels_decide_nothing() -> None:
 
 
 def test_rows_held_out_for_c_are_a_fifth_of_every_class_and_follow_the_seed() -> None:
-    labels = np.repeat([5, 6, 7, 8], [100, 10, 2, 1])
-    held_out = _held_out_rows(labels, seed=0)
-    assert [int(held_out[labels == label].sum()) for label in (5, 6, 7, 8)] == [20, 2, 1, 0]
-    assert (held_out == _held_out_rows(labels, seed=0)).all()
-    assert (held_out != _held_out_rows(labels, seed=1)).any()
+    labels = np.repeat([5, 6, 7], [100, 10, 5])
+    found = folds(labels, seed=0)
+    for fitted, held_out in found:
+        assert [int((labels[held_out] == label).sum()) for label in (5, 6, 7)] == [20, 2, 1]
+        assert sorted([*fitted, *held_out]) == list(range(len(labels)))
+    assert sorted(np.concatenate([held_out for _, held_out in found])) == list(range(len(labels)))
+    assert (found[0][1] == folds(labels, seed=0)[0][1]).all()
+    assert set(found[0][1]) != set(folds(labels, seed=1)[0][1])
+
+
+def test_of_many_rows_one_fifth_chooses_c() -> None:
+    labels = np.repeat([5, 6, 7], [900, 95, 6])
+    ((fitted, held_out),) = folds(labels, seed=0)
+    counts = [int((labels[held_out] == label).sum()) for label in (5, 6, 7)]
+    assert counts[:2] == [180, 19] and counts[2] in (1, 2) and len(fitted) + len(held_out) == 1001
+
+
+def test_the_only_row_of_a_class_is_never_held_out() -> None:
+    labels = np.repeat([5, 6, 7], [1, 30, 3])
+    found = folds(labels, seed=0)
+    assert len(found) == 3 and all(0 in fitted and 0 not in held_out for fitted, held_out in found)
 
 
 def test_one_row_per_class_leaves_none_to_choose_c_on() -> None:
@@ -263,10 +278,10 @@ def test_a_single_class_is_refused_by_the_probe() -> None:
 
 
 def test_a_probe_that_ran_out_of_iterations_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bert_pretrain.evaluation.linear_probe._PROBE_MAX_ITERATIONS", 2)
+    monkeypatch.setattr("bert_pretrain.evaluation.linear_probe._MAX_ITERATIONS", 2)
     result = linear_probe(*clusters(), seed=0)
     assert not result.has_converged
-    assert "not converged" in format_table([FeatureScores("encoder", 6, linear_probe=result)])
+    assert "not converged" in format_table([FeatureScores("encoder", 6, result)])
 
 
 @pytest.mark.parametrize("shape", [(60, 20), (15, 40)])
@@ -307,7 +322,7 @@ def test_a_pca_as_wide_as_the_rows_loses_nothing() -> None:
 def test_the_pca_of_large_images_is_close_to_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(3).normal(size=(200, 300)) / np.arange(1, 301)
     exact = pca_reconstruction_error(rows, rows, 8, "mse")
-    monkeypatch.setattr(floors, "_EXACT_PCA_DIMENSIONS", 100)
+    monkeypatch.setattr(feature_module, "_EXACT_PCA_DIMENSIONS", 100)
     assert pca_reconstruction_error(rows, rows, 8, "mse") == pytest.approx(exact, rel=1e-6)
     assert (fit_pca(rows, 8).transform(rows) == fit_pca(rows, 8).transform(rows)).all()
 
@@ -391,18 +406,21 @@ def test_the_majority_is_that_of_the_training_labels() -> None:
     assert majority_accuracy(np.array([2, 2, 5]), np.array([5, 5, 5, 2])) == 0.25
 
 
-def test_the_table_has_a_line_per_kind_of_features_and_only_the_columns_measured() -> None:
+def test_an_interval_is_shown_behind_its_number() -> None:
+    assert format_interval(0.8125, (0.79, 0.8321)) == "0.812 [0.790, 0.832]"
+    assert format_interval(0.1, (-0.02, 0.3), sign="+") == "+0.100 [-0.020, +0.300]"
+    assert format_interval(0.5, None) == "0.500"
+
+
+def test_the_table_has_a_line_per_kind_of_features() -> None:
     data = clusters()
     knn, probe = knn_accuracy(*data, k=5, temperature=0.1), linear_probe(*data, seed=0)
-    both = format_table([FeatureScores("encoder", 6, knn, probe), FeatureScores("pixels", 64, knn)])
-    header, encoder, pixels, note = both.splitlines()
-    assert header.split() == ["features", "dim", "k-NN", "linear", "probe", "C"]
-    assert (
-        encoder.startswith("encoder")
-        and f"{knn.accuracy:.3f} [" in encoder
-        and encoder.endswith(f"{probe.C:g}")
-    )
+    rows = [FeatureScores("encoder", 6, knn), FeatureScores("pixels", 64, knn)]
+    header, encoder, pixels, note = format_table(rows).splitlines()
+    assert header.split() == ["features", "dim", "k-NN"]
+    assert encoder.startswith("encoder") and f"{knn.accuracy:.3f} [" in encoder
     assert pixels.split()[:2] == ["pixels", "64"]
     assert note == "k-NN: cosine, k 5, T 0.1"
-    alone = format_table([FeatureScores("encoder", 6, linear_probe=probe)])
-    assert "k-NN" not in alone
+    header, encoder = format_table([FeatureScores("encoder", 6, probe)]).splitlines()
+    assert header.split() == ["features", "dim", "linear", "probe", "C"]
+    assert encoder.endswith(f"{probe.C:g}")

@@ -1,4 +1,8 @@
-"""The arms of the label-efficiency curve: what learns from labelled rows of a task and predicts its test rows."""
+"""The arms of the label-efficiency curve: ways to learn from labelled rows of a task.
+
+A pretrained model and the rows of a task enter; functions that learn from some of the rows and
+predict the test rows leave.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from torch import Tensor
 from transformers import AutoModel
 
@@ -22,11 +25,15 @@ from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits
 from bert_pretrain.downstream.training import Recipe, predict_logits, train
 from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.evaluation.features import Labels
-from bert_pretrain.evaluation.label_efficiency import Arm, fit_cross_validated, probe_arm
+from bert_pretrain.evaluation.features import Features, Labels
+from bert_pretrain.evaluation.label_efficiency import Arm
+from bert_pretrain.evaluation.linear_probe import fit_best_penalty, fit_probe
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
+
+# Maps a batch of rows to features (B, D).
+Embedder: TypeAlias = Callable[[dict[str, Tensor]], Tensor]
 
 ARMS = {
     "fine_tuned": "pretrained, fine-tuned",
@@ -34,7 +41,7 @@ ARMS = {
     "from_scratch": "from scratch",
     "floor": "TF-IDF or pixels + logistic regression",
 }
-_TFIDF_GRID = tuple(10.0**exponent for exponent in range(-1, 4))
+_TFIDF_GRID = tuple(10.0**exponent for exponent in range(-1, 4))  # of C
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ class CurveTask:
         splits: `train`, the rows that may be learnt from, and `test`, those that are predicted;
             both have labels.
         recipe: of the arms that train.
-        augmentation: as the flag says.
-        scratch_folder: for what a training leaves behind while it runs.
+        augmentation: of training images: none, crop or crop_flip.
+        scratch_folder: for files that a training needs while it runs.
     """
 
     model: str
@@ -55,6 +62,13 @@ class CurveTask:
     recipe: Recipe
     augmentation: str
     scratch_folder: Path
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of the rows that may be learnt from, int64 (N,)."""
+        labels: Labels | None = self.splits.rows["train"].labels
+        assert labels is not None
+        return labels
 
 
 def make_arm(name: str, task: CurveTask) -> Arm:
@@ -64,6 +78,22 @@ def make_arm(name: str, task: CurveTask) -> Arm:
         InputError: the weights cannot be used.
     """
     return _MAKERS[name](task)
+
+
+def probe_arm(features: Features, labels: Labels, test_features: Features) -> Arm:
+    """Return the arm that fits logistic regression on frozen features; see `fit_probe`.
+
+    Args:
+        features: float (N, D).
+        labels: int (N,).
+        test_features: float (M, D).
+    """
+
+    def learn(places: NDArray[np.int64], seed: int) -> Labels:
+        fitted, *_ = fit_probe(features[places], labels[places], seed=seed)
+        return np.asarray(fitted.predict(test_features))
+
+    return learn
 
 
 def _trained(task: CurveTask, *, from_scratch: bool) -> Arm:
@@ -80,27 +110,24 @@ def _trained(task: CurveTask, *, from_scratch: bool) -> Arm:
         rows: LabelledDataset = splits.rows["train"].subset(places)
         if isinstance(rows, ImageDataset):
             rows.augmentation = augmentation_of(task.augmentation, rows.pixels.shape[1:], seed=seed)
-        trainer = train(
-            source.build(seed), rows, task.recipe, seed=seed, scratch_folder=task.scratch_folder
-        )
+        model = source.build(seed)
+        trainer = train(model, rows, task.recipe, seed=seed, scratch_folder=task.scratch_folder)
         return np.asarray(predict_logits(trainer, splits.rows["test"]).argmax(axis=1))
 
     return learn
 
 
 def _frozen(task: CurveTask) -> Arm:
-    embed_rows = _text_embedder if task.splits.texts else _image_embedder
-    embedder = embed_rows(task)
+    embedder = (_text_embedder if task.splits.texts else _image_embedder)(task)
     features, test_features = (
         _embedded(embedder, task.splits.rows[name], task.recipe.per_device_eval_batch_size)
         for name in ("train", "test")
     )
-    labels, test_labels = _labels(task)
-    return probe_arm(features, labels, test_features, test_labels)
+    return probe_arm(features, task.labels, test_features)
 
 
-def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return what maps a batch to the mean of the last layer over the tokens of each row, (B, D)."""
+def _text_embedder(task: CurveTask) -> Embedder:
+    """Return what maps a batch to the mean of the last layer over a row's tokens, (B, D)."""
     try:
         encoder = AutoModel.from_pretrained(task.model, dtype=torch.float32)
     except Exception as error:  # transformers raises whatever its parsers meet
@@ -122,8 +149,8 @@ def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     return embed_batch
 
 
-def _image_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return what maps a batch to what the architecture's own classifier is fed, (B, D)."""
+def _image_embedder(task: CurveTask) -> Embedder:
+    """Return what maps a batch to the input of the architecture's own classifier, (B, D)."""
     pool = task.splits.rows["train"]
     assert isinstance(pool, ImageDataset)
     _, num_channels, height, _ = pool.pixels.shape
@@ -138,31 +165,25 @@ def _image_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     return lambda batch: embed(encoder, batch["pixel_values"])
 
 
-def _embedded(
-    embedder: Callable[[dict[str, Tensor]], Tensor], rows: LabelledDataset, batch_size: int
-) -> NDArray[np.float32]:
-    features: list[NDArray[np.float32]] = []
+def _embedded(embedder: Embedder, rows: LabelledDataset, batch_size: int) -> NDArray[np.float32]:
+    """Return the features of all rows, float32 (N, D); rows of like length go together."""
     device = default_device()
     order = np.argsort(rows.lengths, kind="stable")
     plain = rows.subset(np.arange(len(rows)))  # images without augmentation
     plain.labels = None
+    features = []
     with torch.no_grad():
         for first in range(0, len(order), batch_size):
             batch = plain.__getitems__(order[first : first + batch_size].tolist())
-            features.append(
-                embedder({name: values.to(device) for name, values in batch.items()}).cpu().numpy()
-            )
-    ordered = np.concatenate(features)
-    result = np.empty_like(ordered)
-    result[order] = ordered
-    return result
+            on_device = {name: values.to(device) for name, values in batch.items()}
+            features.append(embedder(on_device).cpu().numpy())
+    return np.asarray(np.concatenate(features)[np.argsort(order)])
 
 
 def _floor(task: CurveTask) -> Arm:
-    labels, test_labels = _labels(task)
     if not task.splits.texts:
-        rows = [_pixel_rows(task.splits.rows[name]) for name in ("train", "test")]
-        return probe_arm(rows[0], labels, rows[1], test_labels)
+        rows, test_rows = (_pixel_rows(task.splits.rows[name]) for name in ("train", "test"))
+        return probe_arm(rows, task.labels, test_rows)
     texts, test_texts = (
         np.array(task.splits.texts[name].joined(), dtype=object) for name in ("train", "test")
     )
@@ -172,10 +193,9 @@ def _floor(task: CurveTask) -> Arm:
         words = TfidfVectorizer(
             ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"
         )
-        pipeline = make_pipeline(words, LogisticRegression(max_iter=500))
-        return fit_cross_validated(
-            pipeline, _TFIDF_GRID, texts[places], labels[places], test_texts, seed=seed
-        )
+        rows, labels = texts[places], task.labels[places]
+        fitted, *_ = fit_best_penalty([words], _TFIDF_GRID, rows, labels, seed=seed)
+        return np.asarray(fitted.predict(test_texts))
 
     return learn
 
@@ -184,12 +204,6 @@ def _pixel_rows(rows: LabelledDataset) -> NDArray[np.float32]:
     """Return pixels in [0, 1], float32 (N, C * H * W)."""
     assert isinstance(rows, ImageDataset)
     return rows.pixels.reshape(len(rows), -1).astype(np.float32) / np.float32(255)
-
-
-def _labels(task: CurveTask) -> tuple[Labels, Labels]:
-    labels, test_labels = (task.splits.rows[name].labels for name in ("train", "test"))
-    assert labels is not None and test_labels is not None
-    return labels, test_labels
 
 
 _MAKERS: dict[str, Callable[[CurveTask], Arm]] = {

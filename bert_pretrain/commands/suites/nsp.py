@@ -1,8 +1,8 @@
-"""The suite `nsp`: whether a model tells the next passage from another one, and knows how sure it may be.
+"""The suite `nsp`: whether a model tells the next passage from another, and how sure it is.
 
-Easy pairs have their random B from another document, as in pretraining; hard ones from a
-neighbouring passage of the same. Half of either kind is random, both labels have the same lengths,
-and nothing is masked.
+The random B of an easy pair is of another document, as in pretraining; that of a hard pair is a
+neighbouring passage of the same document. Half of either kind is random, both labels have the same
+lengths, and nothing is masked.
 """
 
 from __future__ import annotations
@@ -16,23 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.masked_language_model import load_word_tokenizer, longest_row
+from bert_pretrain.commands.suites.context import SOURCE_FLAGS, Evaluation, SuiteResult
+from bert_pretrain.errors import InputError, spell
+from bert_pretrain.evaluation.language_models import (
+    load_next_sentence_model,
+    load_word_tokenizer,
+    longest_row,
+)
 from bert_pretrain.evaluation.next_sentence import (
     NUM_BINS,
     NextSentenceScores,
     balanced_rows,
     judge_next_sentences,
-    load_next_sentence_model,
     random_probabilities,
 )
-from bert_pretrain.evaluation.suites.context import (
-    SOURCE_FLAGS,
-    Evaluation,
-    EvaluationText,
-    SuiteResult,
-    source_flags,
-)
+from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.models.positions import describe_excess
 from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.text.documents import TextSource
@@ -47,25 +45,8 @@ class _Text(NamedTuple):
     description: str
 
 
-def check_nsp_flags(text: EvaluationText) -> None:
-    """Check what can be checked before anything is opened.
-
-    Raises:
-        InputError: names the flag, the value met and what is allowed.
-    """
-    if text.max_pairs < 2:
-        raise InputError(
-            f"max_pairs is {text.max_pairs} but must be at least 2", advice="change `max_pairs`"
-        )
-    if text.max_seq_length is not None and text.max_seq_length < 8:
-        raise InputError(
-            f"max_seq_length is {text.max_seq_length} but must be at least 8",
-            advice="change `max_seq_length`",
-        )
-
-
 def refuse_untrained_head(evaluation: Evaluation) -> None:
-    """Raise `InputError` if the run that wrote the model says that it trained no next-sentence head."""
+    """Raise `InputError` if the run that wrote the model trained no next-sentence head."""
     if evaluation.run.get("objective") == "mlm":
         raise InputError(
             f"the run that wrote {evaluation.options.model!r} had `objective` mlm, so its "
@@ -122,7 +103,7 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
 def _max_seq_length(
     evaluation: Evaluation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> int:
-    """Return the tokens of a pair: as asked for, as the run had, or 128, or fewer if the model was trained on fewer."""
+    """Return the tokens of a pair: as asked for, else as in the run, else at most 128."""
     longest = longest_row(model)
     asked = evaluation.text.max_seq_length or evaluation.run.get("max_seq_length")
     length = int(asked or min(128, longest, tokenizer.model_max_length))
@@ -132,14 +113,14 @@ def _max_seq_length(
             advice="lower `max_seq_length`",
         )
     if excess := describe_excess(length, tokenizer):
-        sys.stdout.write(f"WARNING: {excess}\n")
+        sys.stdout.write(f"WARNING: {spell(excess)}\n")
     return length
 
 
 def _plan_easy(
     store: TokenStore, documents: NDArray[np.int64], *, max_seq_length: int, seed: int
 ) -> EpochPlan | None:
-    """Return pairs whose random B is of another document, or None if the documents allow none: if there is only one."""
+    """Return pairs whose random B is of another document; None if there is only one document."""
     try:
         return plan_epoch(
             store,
@@ -150,12 +131,12 @@ def _plan_easy(
             seed=seed,
             epoch=0,
         )
-    except InputError:  # the length is checked before, so that it is the documents, and hard pairs may be had of them
+    except InputError:  # of the documents, because the length has been checked
         return None
 
 
 def _balanced(plan: EpochPlan | None, evaluation: Evaluation) -> EpochPlan | None:
-    """Return as many pairs of either label, at most as many as asked for; None if there are none."""
+    """Return at most as many pairs as asked for, half of either label; None if there are none."""
     if plan is None:
         return None
     rows = balanced_rows(
@@ -165,10 +146,10 @@ def _balanced(plan: EpochPlan | None, evaluation: Evaluation) -> EpochPlan | Non
 
 
 def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _Text:
-    """Open the run's own corpus, or the text that was named, and say which documents of it are judged."""
+    """Open the run's own corpus, or the named text, and choose the documents that are judged."""
     run, given = evaluation.run, evaluation.text
-    source = source_flags(evaluation)
-    settings = {name: value for name, value in run.items() if name not in SOURCE_FLAGS} | source
+    settings = {name: value for name, value in run.items() if name not in SOURCE_FLAGS}
+    settings |= evaluation.source
     for name in ("text_column", "document_boundary"):
         if getattr(given, name) is not None:
             settings[name] = getattr(given, name)
@@ -196,28 +177,27 @@ def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _T
     return _Text(corpus, documents, f"{what}: all {len(documents):,} documents")
 
 
-_HEADER = f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  tokens of B"
+_HEADER = (
+    f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  "
+    "tokens of B"
+)
 
 
 def _line(name: str, scores: NextSentenceScores, plan: EpochPlan) -> str:
-    low, high = scores.interval
-    accuracy = f"{scores.accuracy:.3f} [{low:.3f}, {high:.3f}]"
     return (
-        f"{name:<5} {len(plan):>7,}  {accuracy:<22}  {scores.confidence:>10.3f}  "
-        f"{scores.calibration_error:>17.3f}  "
-        f"{scores.brier:>6.3f}  {plan.b_length.mean():>11.1f}"
+        f"{name:<5} {len(plan):>7,}  {format_interval(scores.accuracy, scores.interval):<22}  "
+        f"{scores.confidence:>10.3f}  {scores.calibration_error:>17.3f}  {scores.brier:>6.3f}  "
+        f"{plan.b_length.mean():>11.1f}"
     )
 
 
 def _notes(num_short: int, num_documents: int, length: int) -> list[str]:
+    short = f"{num_short:,} of {num_documents:,} documents are too short for two passages of "
+    short += f"{length} tokens and have no hard pair"
     return [
         "easy: the random B is of another document; hard: a neighbouring passage of the same. Half "
-        "of the pairs are "
-        "random: guessing reaches 0.500",
+        "of the pairs are random: guessing reaches 0.500",
         f"calibration error: expected, {NUM_BINS} equal bins of the confidence from 0.5 to 1; "
-        "Brier of always saying "
-        "0.5: 0.250; intervals: 95 %, of the draw of these pairs alone",
-        f"{num_short:,} of {num_documents:,} documents are too short for two passages of {length} "
-        "tokens and have no "
-        "hard pair" + ("; a lower --max_seq_length makes more of them usable" if num_short else ""),
+        "Brier of always saying 0.5: 0.250; intervals: 95 %, of the draw of these pairs alone",
+        short + ("; a lower --max_seq_length makes more of them usable" if num_short else ""),
     ]

@@ -1,0 +1,200 @@
+"""The suites of masked language models: `fill_mask` and `minimal_pairs`."""
+
+from __future__ import annotations
+
+import glob
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from bert_pretrain.commands.suites.context import Evaluation, SuiteResult
+from bert_pretrain.data.run_folder import list_checkpoints, read_rows
+from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
+from bert_pretrain.evaluation.language_models import load_masked_language_model, longest_row
+from bert_pretrain.evaluation.minimal_pairs import (
+    VARIANTS,
+    GroupAccuracy,
+    MinimalPair,
+    PairScores,
+    accuracies,
+    read_pairs,
+    score_pairs,
+)
+from bert_pretrain.evaluation.pair_templates import template_pairs
+from bert_pretrain.evaluation.statistics import format_interval
+from bert_pretrain.hardware import native_precision
+
+DEFAULT_SENTENCES = [
+    "The quick brown fox jumped over the lazy [MASK].",
+    "The function returns a [MASK].",
+    "If the file does not [MASK], an error is raised.",
+]
+_PAIRS_HEADER = f"{'group':<42} {'pairs':>7}  {'token by token':<22}  {'within words':<22}  ties"
+
+
+def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
+    """Show what a model expects behind [MASK]; of a run directory, at every checkpoint too.
+
+    Every row carries the probability of the word that the last model finds most probable, so that
+    one column tells when it was learnt. A run keeps few checkpoints, but has recorded the table of
+    its own sentences at every evaluation. That record is shown too, unless other sentences are
+    given.
+    """
+    models = models_over_time(evaluation.options.model)
+    sentences = evaluation.text.sentences or DEFAULT_SENTENCES
+    num_candidates = evaluation.text.num_candidates
+    rows: list[dict[str, Any]] = []
+    answers: list[list[int]] = []
+    for label, name in reversed(models.items()):
+        model, tokenizer = load_masked_language_model(name)
+        if num_candidates > model.config.vocab_size:
+            raise InputError(
+                f"num_candidates is {num_candidates:,} but the model knows "
+                f"{model.config.vocab_size:,} tokens",
+                advice="lower `num_candidates`",
+            )
+        probes = [_probe(sentence, tokenizer, longest_row(model)) for sentence in sentences]
+        # The words behind the masks are unknown: the last model's own answers stand in for them.
+        answers = answers or [most_probable(model, probe) for probe in probes]
+        probes = [
+            replace(probe, original_ids=ids) for probe, ids in zip(probes, answers, strict=True)
+        ]
+        found = fill_mask(model, tokenizer, probes, num_candidates=num_candidates)
+        rows = [{"model": label} | row for row in found] + rows
+    last = [row["entropy"] for row in rows if row["model"] == next(reversed(models))]
+    text = format_over_time(rows)
+    recorded = [] if evaluation.text.sentences else recorded_rows(Path(evaluation.options.model))
+    if recorded:
+        earlier = format_over_time(recorded)
+        text = f"as recorded while training:\n{earlier}\nat the checkpoints:\n{text}"
+    return SuiteResult(text, {"fill_mask_entropy": sum(last) / len(last)}, rows + recorded)
+
+
+def models_over_time(model: str) -> dict[str, str]:
+    """Return what to load, by name; of a run directory its checkpoints and its final model."""
+    run = Path(model)
+    is_run = (run / "checkpoints").is_dir() or (run / "run.json").is_file()
+    if is_run and not (run / "config.json").is_file():
+        final = [run / "final"] if (run / "final").is_dir() else []
+        if found := [*list_checkpoints(run / "checkpoints"), *final]:
+            return {folder.name: str(folder) for folder in found}
+    return {run.name: model}  # loading refuses a run without any model
+
+
+def recorded_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's fill_mask.jsonl, named by step; none if there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = run_dir / "fill_mask.jsonl"
+    if not path.is_file():
+        return []
+    return [{"model": f"step-{row['step']:06d}"} | row for row in read_rows(path)]
+
+
+def _probe(sentence: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Probe:
+    input_ids = tokenizer(sentence.replace("[MASK]", tokenizer.mask_token))["input_ids"]
+    mask = tokenizer.mask_token_id
+    positions = [place for place, token_id in enumerate(input_ids) if token_id == mask]
+    if not positions:
+        raise InputError(
+            f"the sentence {sentence!r} has no [MASK]", advice="put one into each of `sentences`"
+        )
+    if len(input_ids) > max_length:
+        raise InputError(
+            f"the sentence {sentence[:40]!r}... has {len(input_ids)} tokens but the model takes "
+            f"{max_length}",
+            advice="shorten `sentences`",
+        )
+    return Probe(input_ids, positions, [mask] * len(positions))
+
+
+def refuse_missing_pairs(evaluation: Evaluation) -> None:
+    """Raise `InputError` if a file of pairs is not there."""
+    for pattern in evaluation.text.pairs_file or []:
+        if not _paths(pattern):
+            raise InputError(f"{pattern} is no file", advice="change `pairs_file`")
+
+
+def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
+    """Judge every pair by pseudo-log-likelihood, token by token and within words, by group."""
+    patterns, precision = evaluation.text.pairs_file, evaluation.text.mixed_precision
+    pairs = template_pairs() if patterns is None else _read_all(patterns)
+    model, tokenizer = load_masked_language_model(evaluation.model)
+    bf16 = precision == "bf16" or (precision == "auto" and native_precision() == "bf16")
+    scores = score_pairs(model, tokenizer, pairs, bf16=bf16)
+    groups = [pair.group for pair in pairs]
+    (token, token_groups), (word, word_groups) = (
+        accuracies(groups, good, bad) for good, bad in zip(scores.good, scores.bad, strict=True)
+    )
+    mean, bad_mean = (
+        float(sums[0].sum() / num_tokens.sum())
+        for sums, num_tokens in zip((scores.good, scores.bad), scores.num_tokens, strict=True)
+    )
+    lines = [
+        _PAIRS_HEADER,
+        *(_line(*both) for both in zip(token_groups, word_groups, strict=True)),
+        _line(token, word),
+        f"pseudo-log-likelihood of the good sentences {mean:.3f} nats a token, of the bad "
+        f"{bad_mean:.3f} (pseudo-perplexity of the good {math.exp(min(-mean, 700)):,.1f})",
+        *_notes(scores, patterns is None, bf16=bf16),
+    ]
+    figures = {
+        "minimal_pairs_accuracy": token.accuracy,
+        "minimal_pairs_within_word_accuracy": word.accuracy,
+        "minimal_pairs_mean_token_log_likelihood": mean,
+        "minimal_pairs_tie_share": token.num_ties / token.num_pairs,
+    }
+    details: dict[str, Any] = {
+        variant: {"all": overall._asdict(), "groups": [group._asdict() for group in by_group]}
+        for variant, overall, by_group in zip(
+            VARIANTS, (token, word), (token_groups, word_groups), strict=True
+        )
+    }
+    details["pairs"] = _pair_details(pairs, scores)
+    return SuiteResult("\n".join(lines), figures, details)
+
+
+def _paths(pattern: str) -> list[str]:
+    return [pattern] if Path(pattern).is_file() else glob.glob(pattern)
+
+
+def _read_all(patterns: list[str]) -> list[MinimalPair]:
+    paths = {path for pattern in patterns for path in _paths(pattern)}
+    return [pair for path in sorted(paths) for pair in read_pairs(Path(path))]
+
+
+def _line(token: GroupAccuracy, word: GroupAccuracy) -> str:
+    cells = [f"{format_interval(found.accuracy, found.interval):<22}" for found in (token, word)]
+    return f"{token.group:<42} {token.num_pairs:>7,}  {cells[0]}  {cells[1]}  {token.num_ties:,}"
+
+
+def _notes(scores: PairScores, is_ours: bool, *, bf16: bool) -> list[str]:
+    notes = ["intervals: 95 %, of the draw of these pairs alone; a tie counts half"]
+    if bf16:
+        notes.append(
+            f"computed in bfloat16 (good - bad off by {scores.error:.3f} nats, standard "
+            f"deviation); the {scores.is_rescored.sum():,} pairs too close for that in float32"
+        )
+    if is_ours:
+        notes.append(
+            "these pairs are templates of this package, not BLiMP; pass others as --pairs_file"
+        )
+    return notes
+
+
+def _pair_details(pairs: list[MinimalPair], scores: PairScores) -> list[dict[str, Any]]:
+    return [
+        {"good": pair.good, "bad": pair.bad, "group": pair.group}
+        | {
+            f"{variant}_{side}": round(float(values[number]), 5)
+            for variant, good, bad in zip(VARIANTS, scores.good, scores.bad, strict=True)
+            for side, values in (("good", good), ("bad", bad))
+        }
+        for number, pair in enumerate(pairs)
+    ]

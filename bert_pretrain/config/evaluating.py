@@ -1,0 +1,241 @@
+"""The flags of `evaluate`, grouped as `--help` shows them, and the ranges of their values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from bert_pretrain.config.flags import flag, flags
+from bert_pretrain.errors import InputError
+
+
+@dataclass
+class EvaluateArguments:
+    """What is judged, and by what."""
+
+    _argument_group_name: ClassVar[str] = "evaluate"
+
+    model: str = field(
+        metadata={
+            "help": "Folder or Hub id of a transformers model, or a run directory: its final model."
+        }
+    )
+    suite: list[str] = field(
+        metadata={
+            "help": "One or more of: fill_mask, minimal_pairs, nsp (text), knn, linear_probe "
+            "(images)."
+        }
+    )
+    json: str | None = flag(
+        None,
+        "File that gets figures, details, versions and hardware; if a suite fails, those of the "
+        "suites before it.",
+    )
+    seed: int | None = flag(
+        None,
+        "Seed of the division into bank and evaluation images, of the probe's choice of C, of the "
+        "random encoder and of held-out pairs. Default: that of the run that wrote --model, else "
+        "42.",
+    )
+    per_device_eval_batch_size: int = flag(256, "Rows of one forward pass, at least 1.")
+    debug: bool = flag(False, "Show the traceback of an input error.")
+
+
+@dataclass
+class EvaluationData:
+    """Images for knn and linear_probe, text for nsp; by default those of the run of --model."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    dataset_name: str | None = flag(
+        None,
+        "'digits', a folder of images, 'docs', a prepared corpus, a data set saved by datasets, or "
+        "a Hub id.",
+    )
+    dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
+    dataset_split: str | None = flag(None, "Split of the data set to read.")
+    data_files: list[str] | None = flags(
+        "Own images (.parquet) or text (.txt, .jsonl, .csv, .parquet); globs allowed."
+    )
+    validation_share: float | None = flag(
+        None,
+        "Share of images or documents to evaluate on, in (0, 1). Without a run: 0.2 of images, "
+        "0.05 of documents.",
+    )
+
+
+@dataclass
+class EvaluationImages:
+    """How images are read, for knn and linear_probe."""
+
+    _argument_group_name: ClassVar[str] = "images"
+
+    test_files: list[str] | None = flags(
+        "Evaluation images: .parquet. The bank is then all of the other images."
+    )
+    image_column: str | None = flag(None, "Column that holds the images.")
+    label_column: str | None = flag(None, "Column that holds the labels.")
+    image_size: int | None = flag(
+        None, "Height and width in pixels. Without a run: that of --model's processor."
+    )
+    on_bad_image: Literal["error", "skip"] = flag(
+        "error", "What to do with an image that cannot be decoded."
+    )
+    k: int = flag(20, "Neighbours that vote, at least 1.")
+    temperature: float = flag(0.07, "T of their weights exp(cosine / T), > 0.")
+
+
+@dataclass
+class EvaluationText:
+    """Sentences and text, for fill_mask, minimal_pairs and nsp."""
+
+    _argument_group_name: ClassVar[str] = "text"
+
+    sentences: list[str] | None = flags(
+        "fill_mask: sentences with [MASK]; default: three of our own."
+    )
+    num_candidates: int = flag(
+        5, "fill_mask: most probable words shown for each [MASK], at least 1."
+    )
+    pairs_file: list[str] | None = flags(
+        "minimal_pairs: .jsonl, also .gz, of {good, bad, group} or BLiMP's {sentence_good, "
+        "sentence_bad, UID}; globs allowed. Default: six small groups written for this package, "
+        "not BLiMP."
+    )
+    mixed_precision: Literal["auto", "no", "bf16"] = flag(
+        "auto",
+        "minimal_pairs: auto = bf16 where processor or GPU computes in it natively; pairs that it "
+        "cannot decide are scored in float32 all the same.",
+    )
+    text_column: str | None = flag(
+        None, "nsp: column of .jsonl, .csv, .parquet or a data set that holds the text."
+    )
+    document_boundary: Literal["blank_line", "file"] | None = flag(
+        None, "nsp: what ends a document in .txt: a blank line or the end of the file."
+    )
+    max_pairs: int = flag(2000, "nsp: most held-out pairs judged, easy and hard each, at least 2.")
+    max_seq_length: int | None = flag(
+        None,
+        "nsp: tokens of a pair with its three special ones, at least 8. Default: the run's, else "
+        "128, or the tokenizer's model_max_length if that is less.",
+    )
+
+
+@dataclass
+class LabelEfficiencyArguments:
+    """The curve. Its test rows: --test_file, else --validation_file, else rows held out."""
+
+    _argument_group_name: ClassVar[str] = "label efficiency"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a pretrained text or image encoder."})
+    output_dir: str = field(
+        metadata={"help": "Folder of rows.jsonl, label_efficiency.json and .png."}
+    )
+    num_labels: list[str] | None = flags(
+        "Labels per class, such as 1 4 16 64 all. Default: powers of 4 as long as every class has "
+        "more, then all."
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2, 3, 4],
+        metadata={
+            "help": "Each draws its own labelled rows, head and order; the interval is over them."
+        },
+    )
+    arms: list[str] = field(
+        default_factory=lambda: ["fine_tuned", "frozen_probe", "from_scratch"],
+        metadata={"help": "Of fine_tuned, frozen_probe, from_scratch, floor."},
+    )
+    max_test_rows: int = flag(2000, "Test rows, a fixed random subset; 0 = all.")
+    title: str | None = flag(None, "Above the curve. Default: the name of the training rows.")
+    json: str | None = flag(None, "File that gets figures, details, versions and hardware.")
+    debug: bool = flag(False, "Show the traceback of an input error.")
+
+    @property
+    def counts(self) -> list[int] | None:
+        """`num_labels` as numbers, 0 for all; None = the default."""
+        if self.num_labels is None:
+            return None
+        return [0 if word == "all" else int(word) for word in self.num_labels]
+
+
+def check_evaluation(
+    options: EvaluateArguments,
+    data: EvaluationData,
+    images: EvaluationImages,
+    text: EvaluationText,
+    *,
+    suites: Collection[str],
+) -> None:
+    """Check what can be told without opening a file.
+
+    Args:
+        options: the first group of flags.
+        data: the second group.
+        images: the third group.
+        text: the fourth group.
+        suites: names of those that there are.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    for name in options.suite:
+        if name not in suites:
+            raise InputError.out_of_range(
+                "suite", name, f"one or more of {', '.join(suites)}, or label_efficiency"
+            )
+    _require(options, "per_device_eval_batch_size", at_least=1)
+    _require(images, "k", at_least=1)
+    _require(text, "num_candidates", at_least=1)
+    _require(text, "max_pairs", at_least=2)
+    if text.max_seq_length is not None:
+        _require(text, "max_seq_length", at_least=8)
+    if not 0 < images.temperature < math.inf:
+        raise InputError.out_of_range("temperature", images.temperature, "a number above 0")
+    if data.data_files and data.dataset_name:
+        raise InputError(
+            f"`data_files` and `dataset_name` {data.dataset_name!r} both name the data",
+            advice="pass one",
+        )
+    check_json_target(options.json)
+
+
+def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[str]) -> None:
+    """Check what can be told without opening a file.
+
+    Args:
+        curve: the flags.
+        arms: names of those that there are.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    words = curve.num_labels or []
+    if any(word != "all" and not (word.isdecimal() and int(word)) for word in words):
+        raise InputError.out_of_range("num_labels", " ".join(words), "numbers from 1, or all")
+    seeds = curve.seeds
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise InputError.out_of_range("seeds", seeds, f"different numbers in 0..{2**32 - 1}")
+    if not curve.arms or not set(curve.arms) <= set(arms):
+        raise InputError.out_of_range("arms", curve.arms, f"of {', '.join(arms)}")
+    _require(curve, "max_test_rows", at_least=0)
+    check_json_target(curve.json)
+
+
+def check_json_target(path: str | None) -> None:
+    """Raise `InputError` unless a file can be written there; None = no file is asked for."""
+    if path is None:
+        return
+    target = Path(path).absolute()
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(
+            f"{path} cannot be written: no such folder", advice="pass a file as `json`"
+        )
+
+
+def _require(group: Any, name: str, *, at_least: int) -> None:
+    value = getattr(group, name)
+    if value < at_least:
+        raise InputError.out_of_range(name, value, f"at least {at_least}")

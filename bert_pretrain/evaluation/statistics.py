@@ -1,0 +1,58 @@
+"""Small statistics: how sure a measured number is, and what guessing reaches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from bert_pretrain.evaluation.features import Labels
+
+Interval: TypeAlias = tuple[float, float]
+
+
+def wilson_interval(num_correct: float, num_rows: int) -> Interval:
+    """Return the 95 % interval of a proportion (Wilson 1927), in [0, 1].
+
+    It covers the draw of the evaluated rows alone, not the seed of training. scipy's is the same
+    for whole numbers, but a tie of a minimal pair counts one half.
+    """
+    z = 1.959963984540054
+    share = num_correct / num_rows
+    centre = share + z * z / (2 * num_rows)
+    half = z * math.sqrt(share * (1 - share) / num_rows + z * z / (4 * num_rows * num_rows))
+    scale = 1 + z * z / num_rows
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
+    """Return the mean and its 95 % interval by Student's t; a single value has no interval."""
+    from scipy import stats
+
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, (mean - half, mean + half)
+
+
+def format_interval(value: float, interval: Interval | None, *, sign: str = "") -> str:
+    """Return a number and its interval for a table, such as `0.812 [0.790, 0.832]`.
+
+    Args:
+        value: the number.
+        interval: around it; None shows the number alone.
+        sign: "+" shows the sign of positive numbers too.
+    """
+    text = format(value, f"{sign}.3f")
+    if interval is None:
+        return text
+    return f"{text} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+
+
+def majority_accuracy(train_labels: Labels, test_labels: Labels) -> float:
+    """Return the accuracy of always answering the most frequent training label."""
+    classes, counts = np.unique(train_labels, return_counts=True)
+    return float((test_labels == classes[counts.argmax()]).mean())
