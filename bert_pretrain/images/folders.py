@@ -33,7 +33,9 @@ def visible_files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
-def open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
+def open_folder(
+    folder: Path, files: list[Path], split: str, split_parameter: str = "dataset_split"
+) -> ImageSource:
     """Open a folder of image files, labelled by the rule of `datasets`' image folders.
 
     The folder that an image lies in names its class, if there are several such folders and all are
@@ -41,7 +43,7 @@ def open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
     """
     known = PIL.Image.registered_extensions()
     files = [path for path in files if known.get(path.suffix.lower()) in PIL.Image.OPEN]
-    root = _split_folder(folder, files, split)
+    root = _split_folder(folder, files, split, split_parameter)
     files = [path for path in files if path.is_relative_to(root)]
     if not files:
         raise InputError(
@@ -68,7 +70,7 @@ def open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
     )
 
 
-def _split_folder(folder: Path, files: list[Path], split: str) -> Path:
+def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -> Path:
     """Return the subfolder of a split, or the folder itself unless all its subfolders are named like splits.
 
     A class may be called `train`, but hardly all classes are called like splits.
@@ -78,12 +80,12 @@ def _split_folder(folder: Path, files: list[Path], split: str) -> Path:
         if split != "train":  # else what is asked for as test images would be the training images
             raise InputError(
                 f"{folder} has no subfolders of splits, so no {split!r}",
-                advice="leave out `dataset_split`",
+                advice=f"leave out `{parameter}`",
             )
         return folder
     if split not in subfolders:
         raise InputError(
             f"{folder} has no split {split!r}",
-            advice=f"it has {', '.join(sorted(subfolders))}; change `dataset_split`",
+            advice=f"it has {', '.join(sorted(subfolders))}; change `{parameter}`",
         )
     return folder / split

@@ -32,6 +32,8 @@ def open_image_source(
     data_files: list[str] | None,
     image_column: str,
     label_column: str,
+    files_parameter: str = "data_files",
+    split_parameter: str = "dataset_split",
 ) -> ImageSource:
     """Find the images that the data flags name.
 
@@ -47,18 +49,20 @@ def open_image_source(
             path, or paths.
         label_column: column of class numbers, class names or the `ClassLabel` feature; only the
             default one may be missing.
+        files_parameter: that gave `data_files`, for messages.
+        split_parameter: that gave `dataset_split`, for messages.
 
     Raises:
         InputError: there are no images, a file or data set cannot be read, a column is missing or
             of another type.
     """
     if data_files:
-        return open_parquet(data_files, image_column, label_column)
+        return open_parquet(data_files, image_column, label_column, parameter=files_parameter)
     if dataset_name in (None, "digits"):
         if dataset_split != "train":
             raise InputError(
                 f"'digits' has no split {dataset_split!r}, only train",
-                advice="leave out `dataset_split`",
+                advice=f"leave out `{split_parameter}`",
             )
         return _open_digits()
     assert dataset_name is not None
@@ -66,9 +70,14 @@ def open_image_source(
     if folder.is_dir() and not is_saved_dataset(folder):
         files = sorted(visible_files(folder))
         if not any(path.suffix.lower() in _DATASET_EXTENSIONS for path in files):
-            return open_folder(folder, files, dataset_split)
+            return open_folder(folder, files, dataset_split, split_parameter)
     return open_dataset(
-        dataset_name, dataset_config_name, dataset_split, image_column, label_column
+        dataset_name,
+        dataset_config_name,
+        dataset_split,
+        image_column,
+        label_column,
+        split_parameter=split_parameter,
     )
 
 
