@@ -1,8 +1,7 @@
 """Classifiers on a pretrained encoder, or on an untrained one of the same architecture.
 
-The folder or Hub id of a model enters once; as many models as there are seeds leave, without
-reading it again. They are the stock classes that `AutoModelForSequenceClassification` and
-`AutoModelForImageClassification` choose.
+The folder or Hub id of a model enters and is read once; a model for each seed leaves, of the stock
+class that `AutoModelForSequenceClassification` or `AutoModelForImageClassification` chooses.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def read_model_config(model: str) -> PreTrainedConfig:
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the classifier of a configuration on the device `meta`: its modules and shapes alone."""
+    """Return the classifier of a configuration on the device `meta`, which holds no numbers."""
     with torch.device("meta"):
         model: PreTrainedModel = classifier_class(config).from_config(copy.deepcopy(config))
     return model
@@ -151,7 +150,7 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
 
 
 def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a row may have: what the model computes, or without a limit of its own the tokenizer's."""
+    """Return the tokens that a row may have: as many as the model takes, else the tokenizer."""
     return int(num_positions(_without_weights(config)) or tokenizer.model_max_length)
 
 

@@ -15,7 +15,14 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as DatasetImage
-from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
+from downstream_models import (
+    make_image_model,
+    make_text_model,
+    read_rows,
+    sentences,
+    source_of,
+    write_rows,
+)
 from huggingface_hub import ModelCard
 from PIL import Image
 from runs import environment
@@ -38,10 +45,10 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.config.data_flags import TaskDataArguments
+from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.results import model_card, summarize_seeds
 from bert_pretrain.downstream.sources import open_splits
-from bert_pretrain.downstream.tasks import GLUE, find_task
+from bert_pretrain.downstream.tasks import GLUE, Task, find_labels, find_task
 
 SHORT = ["--max_steps", "3", "--mixed_precision", "no"]
 LOADED_ELSEWHERE = """
@@ -186,9 +193,7 @@ def test_several_labels_a_row_and_test_rows_without_labels(model: str, folder: P
         ]
 
 
-def test_multi_hot_labels_are_named_in_the_predictions_and_said_to_be_read_so(
-    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_multi_hot_labels_are_named_in_the_predictions(model: str, folder: Path) -> None:
     def multi_hot(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
             row | {"label": [1.0, float(row["label"] == "good"), float(len(row["text"]) > 30)]}
@@ -200,15 +205,13 @@ def test_multi_hot_labels_are_named_in_the_predictions_and_said_to_be_read_so(
         ("test", multi_hot(sentences(6, seed=1))[1:2]),
     ):
         write_rows(folder / f"{name}.jsonl", rows)
-    files = ["--train_file", "train.jsonl", "--test_file", "test.jsonl"]
+    files = ["--train_file", "train.jsonl", "--test_file", "test.jsonl", "--task", "multi_hot"]
     finetune(model, *files, "--label_names", "any", "good", "long", *SHORT)
     config = json.loads((folder / "out/final/config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
     assert list(config["id2label"].values()) == ["any", "good", "long"]
     (row,) = read_rows(folder / "out/seed-42/predictions_test.jsonl")
     assert row["label"] == ["any", "good"] + ["long"] * (len(row["text"]) > 30)
-    printed = capsys.readouterr().out
-    assert printed.count("\nlabels: lists of 3 zeros and ones, one for each class (multi-hot)") == 1
 
 
 def test_cells_with_the_separator_of_labels_are_pointed_out_where_the_task_was_guessed(
@@ -353,7 +356,7 @@ def test_the_card_says_what_was_trained_in_the_forms_of_the_hub(
 def test_the_card_names_the_model_on_the_hub_that_weights_or_architecture_are_of(
     model: str, folder: Path, from_scratch: bool
 ) -> None:
-    data = TaskDataArguments(train_file="train.jsonl")
+    data = source_of(train_file="train.jsonl")
     splits = open_splits(model, data, find_task("auto"), seed=0)
     results = summarize_seeds({1: {"metrics": {"validation": {"accuracy": 0.5}}}})
     how: dict[str, Any] = {"from_scratch": from_scratch, "freeze_encoder": False, "overlap": None}
@@ -372,7 +375,7 @@ def test_rows_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
     for flags, cut_at in (([], 24), (["--max_seq_length", "40"], 40)):
         finetune(model, "--train_file", "train.jsonl", *SHORT, *flags)
         printed = capsys.readouterr().out
-        assert f"20 of them have {cut_at} tokens or more and end there" in printed
+        assert f"20 of the 20 have {cut_at} tokens or more and end there" in printed
         assert AutoTokenizer.from_pretrained("out/final").model_max_length == cut_at
         assert printed.count(
             "WARNING: max_seq_length is 40 but the tokenizer's model_max_length is 24"
@@ -390,7 +393,7 @@ def test_texts_that_are_cut_are_counted(
     write_rows(folder / "train.jsonl", rows)
     finetune(model, "--train_file", "train.jsonl", *SHORT)
     assert (
-        "; 5 of them have 64 tokens or more and end there (--max_seq_length)"
+        "5 of the 20 have 64 tokens or more and end there (--max_seq_length)"
         in capsys.readouterr().out
     )
 
@@ -466,8 +469,6 @@ def test_two_processes_train_what_one_does(folder: Path) -> None:
 
 
 def test_from_scratch_reads_no_weights(model: str, folder: Path) -> None:
-    import shutil
-
     shutil.copytree(model, folder / "bare")
     (folder / "bare/model.safetensors").unlink()
     finetune("bare", "--from_scratch", *FILES, *SHORT)
@@ -547,11 +548,9 @@ def test_a_decoder_without_padding_takes_the_tokenizers_and_one_without_a_start_
 
 
 def test_the_head_of_other_classes_is_not_taken_over(model: str, folder: Path) -> None:
-    from bert_pretrain.downstream.labels import find_labels
-    from bert_pretrain.downstream.models import ClassifierSource
 
     def heads(*names: str) -> list[torch.Tensor]:
-        labels = find_labels(list(names), problem_type=None, names=None, description="labels")
+        labels = find_labels(list(names), Task(), description="labels")
         source = ClassifierSource("classifier", labels)
         return [source.build(seed).classifier.weight for seed in (1, 2)]
 
@@ -669,6 +668,16 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
     "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
     "label is an object": (rows_with(label={"a": 1}), [], "row 3"),
+    "lists of zeros and ones": (
+        [row | {"label": [number % 2, 1, 0]} for number, row in enumerate(sentences(8))],
+        [],
+        "pass --task multi_hot if a 1 in place i means the class i, --task multi_label if",
+    ),
+    "quotes of no file": (
+        sentences(8),
+        ["--tsv_quotes", "minimal", "--dataset_name", "x", "--train_file="],
+        "--tsv_quotes goes with --train_file",
+    ),
     "label is a list of lists": (rows_with(label=[["a"]]), [], "row 3"),
     "label among others is an object": (
         rows_with(label=["a", {"b": 1}]),
@@ -756,8 +765,6 @@ def test_bad_input_is_refused_before_anything_is_written(
 def test_a_model_that_cannot_classify_is_refused(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     files = ["--train_file", "train.jsonl"]
     assert "neither a folder nor" in refusal(["--model", "nowhere", *files], capsys)
     (folder / "empty").mkdir()

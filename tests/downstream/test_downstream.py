@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from downstream_models import make_image_model, make_text_model, sentences
+from downstream_models import make_image_model, make_text_model, recipe_of, sentences, source_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -27,11 +27,20 @@ from transformers import (
     ResNetModel,
 )
 
-from bert_pretrain.config.data_flags import TaskDataArguments
-from bert_pretrain.downstream.data import ImageDataset, LengthSampler, TextDataset, Texts, tokenize
-from bert_pretrain.downstream.image_data import augmentation_of
-from bert_pretrain.downstream.labels import LabelSpace, find_labels
-from bert_pretrain.downstream.metrics import METRICS, compute_metrics, is_better, load_metrics
+from bert_pretrain.downstream.data import (
+    ImageDataset,
+    LengthSampler,
+    TextDataset,
+    augmentation_of,
+    tokenize,
+)
+from bert_pretrain.downstream.labels import LabelSpace
+from bert_pretrain.downstream.metrics import (
+    compute_metrics,
+    is_better,
+    load_metrics,
+    offline_metric,
+)
 from bert_pretrain.downstream.models import (
     ClassifierSource,
     default_learning_rate,
@@ -39,13 +48,12 @@ from bert_pretrain.downstream.models import (
     read_model_config,
 )
 from bert_pretrain.downstream.sources import open_splits
-from bert_pretrain.downstream.tables import read_file
-from bert_pretrain.downstream.tasks import find_task
+from bert_pretrain.downstream.tables import Texts, read_table
+from bert_pretrain.downstream.tasks import Task, find_labels, find_task
 from bert_pretrain.downstream.training import (
     ClassifierTrainer,
-    Recipe,
     Validation,
-    _as_is,
+    as_is,
     predict_logits,
     train,
     training_arguments,
@@ -62,7 +70,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def of(name: str, predictions: list[Any], references: list[Any], **options: Any) -> float:
-    metric = METRICS[name](**options)
+    metric = offline_metric(name, **options)
     assert isinstance(metric, evaluate.Metric)
     return float(metric.compute(predictions=predictions, references=references)[name])
 
@@ -124,7 +132,7 @@ def test_correlations_equal_hand_computations() -> None:
 
 
 def test_our_metrics_combine_and_accumulate_like_those_of_evaluate() -> None:
-    both = evaluate.combine([METRICS["accuracy"](), METRICS["f1_macro"]()])
+    both = evaluate.combine([offline_metric("accuracy"), offline_metric("f1_macro")])
     both.add_batch(predictions=[0, 1], references=[0, 0])
     both.add_batch(predictions=[1], references=[1])
     assert both.compute()["accuracy"] == pytest.approx(2 / 3)
@@ -170,11 +178,15 @@ def test_no_number_beats_nothing_and_an_error_is_better_when_smaller() -> None:
 
 
 def space(
-    labels: list[Any], problem_type: Any = None, names: Any = None, *, is_typed: bool = True
+    labels: list[Any],
+    problem_type: Any = None,
+    names: Any = None,
+    *,
+    is_typed: bool = True,
+    is_multi_hot: bool = False,
 ) -> LabelSpace:
-    return find_labels(
-        labels, problem_type=problem_type, names=names, description="train.csv", is_typed=is_typed
-    )
+    task = Task(problem_type, is_multi_hot=is_multi_hot)
+    return find_labels(labels, task, names=names, description="train.csv", is_typed=is_typed)
 
 
 @pytest.mark.parametrize(
@@ -279,55 +291,63 @@ def test_several_labels_in_one_cell_are_divided() -> None:
     assert found.encode(["y|x", "", "x"], description="d").tolist() == [[1, 1], [0, 0], [1, 0]]
 
 
-@pytest.mark.parametrize(
-    ("labels", "names"),
-    [
-        ([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]], ("0", "1", "2")),
-        ([[True, False], [True, True]], ("0", "1")),
-        ([[1, 0], [0, 1]], ("0", "1")),  # as class numbers these rows would be alike
-        ([np.array([0, 1, 0]), np.array([0, 0, 0])], ("0", "1", "2")),
-    ],
-)
-def test_lists_of_as_many_zeros_and_ones_as_there_are_classes_are_multi_hot(
-    labels: list[Any], names: tuple[str, ...]
-) -> None:
-    for problem_type in (None, MULTI):
-        found = space(labels, problem_type)
-        assert (found.problem_type, found.names, found.is_multi_hot) == (MULTI, names, True)
-        assert found.encode(labels, description="d").tolist() == [
-            [float(value) for value in row] for row in labels
-        ]
-    other = [
-        float(place == 1) for place in range(len(names))
-    ]  # by itself it could be the classes 0 and 1
+MULTI_HOT = [
+    ([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]], ("0", "1", "2")),
+    ([[True, False], [True, True]], ("0", "1")),
+    ([[1, 0], [0, 1]], ("0", "1")),
+    ([np.array([0, 1, 0]), np.array([0, 0, 1])], ("0", "1", "2")),
+]
+
+
+@pytest.mark.parametrize(("labels", "names"), [*MULTI_HOT, ([[1], [0]], ("0",))])
+def test_multi_hot_lists_have_a_place_for_each_class(labels: list[Any], names: Any) -> None:
+    found = find_labels(labels, find_task("multi_hot"), description="d")
+    assert (found.problem_type, found.names, found.is_multi_hot) == (MULTI, names, True)
+    assert found.encode(labels, description="d").tolist() == [
+        [float(value) for value in row] for row in labels
+    ]
+    other = [float(place == 1) for place in range(len(names))]
     assert found.encode([other], description="dev.jsonl").tolist() == [other]
     letters = tuple("abc"[: len(names)])
-    assert space(labels, names=letters).names == letters
+    assert space(labels, MULTI, letters, is_multi_hot=True).names == letters
 
 
-def test_lists_of_class_numbers_are_not_multi_hot() -> None:
+@pytest.mark.parametrize(("labels", "_"), MULTI_HOT)
+def test_lists_that_may_be_multi_hot_or_class_numbers_are_not_guessed(labels: Any, _: Any) -> None:
+    with pytest.raises(InputError, match=r"`task` multi_hot .* `task` multi_label"):
+        space(labels)
+
+
+def test_lists_are_sets_of_classes_where_that_is_said_or_the_only_reading() -> None:
     for labels in ([[0], [1], [1, 0]], [[0, 2], [1, 0]], [["0", "1"], ["1", "0"]], [[0], [1]]):
-        found = space(labels)
-        assert not found.is_multi_hot
-        assert found.encode([labels[0]], description="d").sum() == len(labels[0])
-    numbered = find_labels(
-        [[0, 1], [1, 0]],
-        problem_type=None,
-        names=("a", "b", "c"),
-        description="d",
-        are_class_numbers=True,
+        for problem_type in (None, MULTI):
+            found = space(labels, problem_type)
+            assert not found.is_multi_hot
+            assert found.encode([labels[0]], description="d").sum() == len(labels[0])
+    assert space([[0, 1], [1, 0]], MULTI).encode([[1]], description="d").tolist() == [[0, 1]]
+    with pytest.raises(InputError, match="`task` multi_hot"):  # a set has no class twice
+        space([[1, 0, 1], [0, 1, 0]], MULTI)
+    declared = find_labels(
+        [[0, 1], [1, 0]], Task(), names=("a", "b", "c"), description="d", are_class_numbers=True
     )
-    assert numbered.encode([[1]], description="d").tolist() == [[0, 1, 0]]
+    assert declared.encode([[1]], description="d").tolist() == [[0, 1, 0]]
 
 
 @pytest.mark.parametrize(
     ("labels", "names", "other", "message"),
     [
-        ([[1, 0, 1], [0, 0]], None, None, "row 2 of train.csv has a list of 2 .* row 1 one of 3"),
-        ([[1, 0, 1], []], None, None, "row 2 of train.csv has a list of 0"),
+        (
+            [[1, 0, 1], [0, 0]],
+            None,
+            None,
+            r"row 2 of train.csv has the label \[0, 0\], .* 3 places",
+        ),
+        ([[1, 0, 1], []], None, None, "row 2 of train.csv has the label .* 3 places"),
         ([[1, 0, 1], None], None, None, "row 2 of train.csv has no label"),
         ([[0, 0, 0], [0, 0, 0]], None, None, "none of the 2 rows"),
         ([[1, 0, 1]], ("a", "b"), None, "lists of 3 .*`label_names`"),
+        ([[1, 0, 1]], ("a", "b", ""), None, "not all there"),
+        (["a|b"], None, None, "'a|b', are not the lists"),
         ([[1, 0, 1]], None, [1, 0], "row 1 of dev.csv has the label .* 3 places"),
         ([[1, 0, 1]], None, [1, 0, 2], "row 1 of dev.csv has the label .* 0 or 1"),
         ([[1, 0, 1]], None, "0|2", "row 1 of dev.csv has the label '0|2'"),
@@ -338,7 +358,7 @@ def test_multi_hot_lists_that_do_not_fit_are_refused(
     labels: Any, names: Any, other: Any, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        space(labels, names=names).encode([other], description="dev.csv")
+        space(labels, MULTI, names, is_multi_hot=True).encode([other], description="dev.csv")
 
 
 def test_names_of_class_numbers_are_kept() -> None:
@@ -386,60 +406,68 @@ def test_all_file_formats_give_the_same_rows(tmp_path: Path) -> None:
     for name in ("a.csv", "a.tsv", "a.parquet", "a.jsonl"):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
         for path in (tmp_path / name, tmp_path / f"{name}.gz"):
-            assert read_file(str(path), parameter="train_file").columns == {
-                key: [row[key] for row in rows] for key in ("text", "label")
-            }
+            table = read_table(str(path), parameter="train_file", tsv_quotes="minimal")
+            assert table.columns == {key: [row[key] for row in rows] for key in ("text", "label")}
 
 
-def test_quotes_of_a_tsv_file_are_letters_unless_they_were_put_around_cells(tmp_path: Path) -> None:
-    def read(content: str) -> list[str]:
-        (tmp_path / "a.tsv").write_text(content)
-        return read_file(str(tmp_path / "a.tsv"), parameter="train_file").columns["text"]
+def tsv(folder: Path, content: str, quotes: Any = "none") -> dict[str, list[str]]:
+    (folder / "a.tsv").write_text(content)
+    path = str(folder / "a.tsv")
+    return read_table(path, parameter="train_file", tsv_quotes=quotes).columns
 
-    # As GLUE writes them: nothing is quoted.
+
+def test_quotes_of_a_tsv_file_are_letters(tmp_path: Path) -> None:
     for texts in (
         ['"It opens here', "and goes on", 'and closes"'],
         ['"All of it"', '"Both of them"'],
         ['a 5" disc', '"", he wrote', '"'],
-        ['"She said ""no"""', '"" is empty', 'say "yes"'],
+        ['"She said ""no"""', "", 'say "yes"'],
     ):
         rows = "".join(f"{text}\t{number % 2}\n" for number, text in enumerate(texts))
-        assert read("text\tlabel\n" + rows) == texts
-        assert read("label\ttext\r\n\r\n" + "".join(f"0\t{text}\r\n" for text in texts)) == texts
-    # As pandas and csv write them: cells with a tab, a quote or a line end are quoted, or all are.
+        assert tsv(tmp_path, "text\tlabel\n" + rows)["text"] == texts
+        rows = "".join(f"0\t{text}\r\n" for text in texts)
+        assert tsv(tmp_path, "label\ttext\r\n\r\n" + rows)["text"] == texts
+    assert list(tsv(tmp_path, "a\ta\tb\n1\t2\t3\n")) == ["a", "a.1", "b"]
+
+
+def test_quotes_around_the_cells_of_a_tsv_file_are_read_where_that_is_said(tmp_path: Path) -> None:
     for texts in (
         ['He said "no"', "plain"],
         ["a\ttab", 'a "quote"'],
         ["two\n\nlines", '"'],
         ["plain", '5" disc'],
+        ["", "NA"],
     ):
         frame = pd.DataFrame({"text": texts, "label": ["0"] * len(texts)})
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC):
-            assert read(frame.to_csv(index=False, sep="\t", quoting=quoting)) == texts
+            content = frame.to_csv(index=False, sep="\t", quoting=quoting)
+            assert tsv(tmp_path, content, "minimal")["text"] == texts
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("quotes", "content", "message"),
     [
-        ("text\tlabel\na\t0\nb\tc\t1\n", "a.tsv, line 3, has 3 cells but its header has 2; "),
-        ("text\tlabel\na\t0\nb\n", "a.tsv, line 3, has 1 cells but its header has 2; "),
-        # Stray quotes that would swallow lines, and one tab too many.
-        (
-            'text\tlabel\n"a\t0\nb\tc\t1\n"d\t1\n',
-            r"line 3, has 3 cells .* \(with cells in quotes line 2 does not fit\)",
-        ),
-        (
-            'text\tlabel\n"a\t0\nb\tc\t1\n',
-            r"line 3, has 3 cells .* \(with cells in quotes line 2 does not fit\)",
-        ),
+        ("none", "text\tlabel\na\t0\nb\tc\t1\n", "line 3, has 3 cells but its header has 2; "),
+        ("none", "text\tlabel\na\t0\nb\n", "line 3, has 1 cells but its header has 2; "),
+        ("none", 'text\tlabel\n"two\nlines"\t1\n', "line 2, has 1 cells but its header has 2; "),
+        ("minimal", "text\tlabel\na\t0\nb\tc\t1\n", "line 3, has 3 cells but its header has 2; "),
+        ("minimal", "text\tlabel\na\t0\nb\n", "line 3, has 1 cells but its header has 2; "),
+        # A stray quote would swallow all lines up to the next one.
+        ("minimal", 'text\tlabel\n"a\t0\nb\t1\n"d\t1\n', "after line 1"),
+        ("minimal", 'text\tlabel\na\t0\n"b\t1\n', "unexpected end of data, after line 2"),
     ],
 )
-def test_a_line_of_a_tsv_file_that_fits_its_header_in_no_way_is_named(
-    tmp_path: Path, content: str, message: str
+def test_a_line_of_a_tsv_file_that_does_not_fit_its_header_is_named(
+    tmp_path: Path, quotes: str, content: str, message: str
 ) -> None:
-    (tmp_path / "a.tsv").write_text(content)
-    with pytest.raises(InputError, match=f"{message}.*`train_file`"):
-        read_file(str(tmp_path / "a.tsv"), parameter="train_file")
+    with pytest.raises(InputError, match=f"a.tsv.*{message}.*`tsv_quotes`.*`train_file`"):
+        tsv(tmp_path, content, quotes)
+
+
+def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
+    for content in ("", "\n", "text\tlabel\n"):
+        with pytest.raises(InputError, match="has no rows"):
+            tsv(tmp_path, content)
 
 
 def test_class_names_of_a_parquet_file_are_found(tmp_path: Path) -> None:
@@ -447,7 +475,7 @@ def test_class_names_of_a_parquet_file_are_found(tmp_path: Path) -> None:
     Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(
         tmp_path / "a.parquet"
     )
-    assert read_file(str(tmp_path / "a.parquet"), parameter="f").class_names == {
+    assert read_table(str(tmp_path / "a.parquet"), parameter="f").class_names == {
         "label": ("no", "yes")
     }
 
@@ -459,14 +487,14 @@ def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_sep
         "text,label\nwell, yes,1\nwell, no,0\n"
     )  # pandas would take "well" for row names
     with pytest.raises(InputError, match="more cells in row 1"):
-        read_file(str(tmp_path / "a.csv"), parameter="train_file")
+        read_table(str(tmp_path / "a.csv"), parameter="train_file")
     (tmp_path / "a.tsv.csv").write_text("text,label\nyes,1\n")
-    assert read_file(str(tmp_path / "a.tsv.csv"), parameter="train_file").columns == {
+    assert read_table(str(tmp_path / "a.tsv.csv"), parameter="train_file").columns == {
         "text": ["yes"],
         "label": ["1"],
     }
     (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbftext;label\r\n"well; yes, so";1\r\nno;0\r\n')
-    assert read_file(str(tmp_path / "a.csv"), parameter="train_file").columns == {
+    assert read_table(str(tmp_path / "a.csv"), parameter="train_file").columns == {
         "text": ["well; yes, so", "no"],
         "label": ["1", "0"],
     }
@@ -530,12 +558,12 @@ def test_the_loss_of_one_batch_is_that_of_the_stock_head(model: str, problem_typ
 
 
 def updated(model: str, rows: TextDataset, folder: Path, **sizes: int) -> torch.nn.Module:
-    labels = find_labels(["a", "b"], problem_type=None, names=None, description="d")
+    labels = find_labels(["a", "b"], Task(), description="d")
     classifier = ClassifierSource(model, labels).build(0)
     for module in classifier.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    recipe = Recipe(
+    recipe = recipe_of(
         learning_rate=0.5, mixed_precision="no", warmup_ratio=0.0, max_grad_norm=0.0, **sizes
     )
     arguments = training_arguments(recipe, classifier, folder, num_updates=3, seed=1)
@@ -544,7 +572,7 @@ def updated(model: str, rows: TextDataset, folder: Path, **sizes: int) -> torch.
         classifier,
         arguments,
         train_dataset=rows,
-        data_collator=_as_is,
+        data_collator=as_is,
         compute_loss_func=window_loss,
     )
     trainer.train()
@@ -575,7 +603,7 @@ def test_an_update_does_not_depend_on_how_its_rows_are_cut(model: str, tmp_path:
 
 
 def test_a_head_is_new_for_each_seed_and_the_encoder_is_the_pretrained_one(model: str) -> None:
-    labels = find_labels(["a", "b"], problem_type=None, names=None, description="d")
+    labels = find_labels(["a", "b"], Task(), description="d")
     first, again, other = (ClassifierSource(model, labels).build(seed) for seed in (1, 1, 2))
     plain = AutoModelForSequenceClassification.from_pretrained(model)
     assert torch.equal(first.classifier.weight, again.classifier.weight)
@@ -591,7 +619,7 @@ def test_a_frozen_encoder_stays_and_what_it_lacks_is_trained(model: str, tmp_pat
     from transformers import BertForMaskedLM
 
     BertForMaskedLM.from_pretrained(model).save_pretrained(tmp_path / "mlm")  # has no pooler
-    labels = find_labels(["a", "b"], problem_type=None, names=None, description="d")
+    labels = find_labels(["a", "b"], Task(), description="d")
     frozen = ClassifierSource(str(tmp_path / "mlm"), labels, freeze_encoder=True).build(0)
     trained = {name for name, parameter in frozen.named_parameters() if parameter.requires_grad}
     assert trained == {
@@ -614,7 +642,7 @@ def test_what_a_frozen_encoder_lacks_learns_its_statistics_and_dropout_acts(
     lacking = "embedder.embedder.normalization"
     kept = {name: values for name, values in state.items() if not name.startswith(lacking)}
     save_file(kept, tmp_path / "resnet/model.safetensors", metadata={"format": "pt"})
-    labels = find_labels([0, 1], problem_type=None, names=None, description="d")
+    labels = find_labels([0, 1], Task(), description="d")
     frozen = ClassifierSource(str(tmp_path / "resnet"), labels, freeze_encoder=True).build(0)
     before = {name: values.clone() for name, values in frozen.state_dict().items()}
     frozen.train()
@@ -668,11 +696,12 @@ def test_the_rate_falls_with_the_width(model: str) -> None:
 
 
 def test_training_has_a_least_and_a_largest_length() -> None:
-    assert Recipe(num_train_epochs=3, min_steps=10).num_updates(100) == 3 * 7
-    assert Recipe(num_train_epochs=3, min_steps=100).num_updates(100) == 100
-    assert Recipe(num_train_epochs=3, max_steps=5, min_steps=0).num_updates(100) == 5
+    assert recipe_of(num_train_epochs=3, min_steps=10).num_updates(100) == 3 * 7
+    assert recipe_of(num_train_epochs=3, min_steps=100).num_updates(100) == 100
+    assert recipe_of(num_train_epochs=3, max_steps=5, min_steps=0).num_updates(100) == 5
     assert (
-        Recipe(num_train_epochs=3, min_steps=0, gradient_accumulation_steps=7).num_updates(100) == 3
+        recipe_of(num_train_epochs=3, min_steps=0, gradient_accumulation_steps=7).num_updates(100)
+        == 3
     )
 
 
@@ -694,10 +723,8 @@ def test_there_are_at_most_as_many_evaluations_as_asked_for_and_one_at_the_end(
     rows = tokenize(
         Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32
     )
-    source = ClassifierSource(
-        model, find_labels(["a", "b"], problem_type=None, names=None, description="d")
-    )
-    recipe = Recipe(max_steps=updates, num_evaluations=asked, mixed_precision="no")
+    source = ClassifierSource(model, find_labels(["a", "b"], Task(), description="d"))
+    recipe = recipe_of(max_steps=updates, num_evaluations=asked, mixed_precision="no")
     validation = Validation(
         rows, lambda logits, references: {"accuracy": 0.5}, "accuracy", greater_is_better=True
     )
@@ -719,10 +746,8 @@ def test_a_tiny_task_is_learnt_and_nothing_is_left_on_disk(model: str, tmp_path:
     rows = tokenize(
         Texts([row["text"] for row in texts], None), labels, tokenizer, max_seq_length=32
     )
-    source = ClassifierSource(
-        model, find_labels(["a", "b"], problem_type=None, names=None, description="d")
-    )
-    recipe = Recipe(learning_rate=5e-3, min_steps=60, mixed_precision="no")
+    source = ClassifierSource(model, find_labels(["a", "b"], Task(), description="d"))
+    recipe = recipe_of(learning_rate=5e-3, min_steps=60, mixed_precision="no")
     trainer = train(source.build(0), rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
     assert trainer.evaluate(rows)["eval_loss"] < 0.1
     assert not (tmp_path / "scratch").exists()
@@ -736,7 +761,7 @@ def test_classes_of_image_folders_are_matched_by_name(tmp_path: Path) -> None:
             for number in range(4):
                 path = tmp_path / "images" / split / name / f"{number}.png"
                 Image.fromarray(np.full((8, 8), 60 * number, np.uint8)).save(path)
-    data = TaskDataArguments(
+    data = source_of(
         dataset_name=str(tmp_path / "images"), test_split="test", validation_share=0.25
     )
     splits = open_splits(model, data, find_task("auto"), seed=0)
@@ -763,9 +788,9 @@ def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path:
     augmentation.draw = recorded  # type: ignore[method-assign]
     source = ClassifierSource(
         make_image_model(tmp_path / "vit"),
-        find_labels([0, 1], problem_type=None, names=None, description="d"),
+        find_labels([0, 1], Task(), description="d"),
     )
-    recipe = Recipe(
+    recipe = recipe_of(
         num_train_epochs=3, min_steps=0, per_device_train_batch_size=4, mixed_precision="no"
     )
     for seed in (0, 1):
@@ -779,12 +804,10 @@ def test_a_model_that_diverged_has_no_predictions(model: str, tmp_path: Path) ->
     rows = tokenize(
         Texts(["a value", "the list"], None), np.array([0, 1]), tokenizer, max_seq_length=32
     )
-    source = ClassifierSource(
-        model, find_labels(["a", "b"], problem_type=None, names=None, description="d")
-    )
+    source = ClassifierSource(model, find_labels(["a", "b"], Task(), description="d"))
     broken = source.build(0)
     torch.nn.init.constant_(broken.classifier.weight, math.nan)
-    recipe = Recipe(min_steps=1, num_train_epochs=1, mixed_precision="no")
+    recipe = recipe_of(min_steps=1, num_train_epochs=1, mixed_precision="no")
     trainer = train(broken, rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
     with pytest.raises(TrainingError, match="`learning_rate`"):
         predict_logits(trainer, rows)

@@ -19,9 +19,11 @@ import numpy as np
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from bert_pretrain.config.data_flags import TaskDataArguments
+from bert_pretrain.config.finetuning import RecipeArguments, TaskDataArguments
 from bert_pretrain.config.flags import flag, flags, parse_flags
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.downstream.labelled_rows import LabelledSource
+from bert_pretrain.downstream.models import is_image_config, read_model_config
 from bert_pretrain.downstream.row_digests import (
     describe_overlap,
     labelled_rows_sha256,
@@ -29,8 +31,8 @@ from bert_pretrain.downstream.row_digests import (
 )
 from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
-from bert_pretrain.downstream.training import Recipe
-from bert_pretrain.errors import InputError
+from bert_pretrain.downstream.training import FinetuningRecipe
+from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import (
     check_curve,
@@ -86,7 +88,7 @@ class CurveOptions:
 
     curve: LabelEfficiencyArguments
     data: TaskDataArguments
-    recipe: Recipe
+    recipe: RecipeArguments
 
 
 def parse_options(arguments: Sequence[str]) -> CurveOptions:
@@ -96,7 +98,7 @@ def parse_options(arguments: Sequence[str]) -> CurveOptions:
         InputError: there is a flag that the parser does not know.
     """
     parser = HfArgumentParser(
-        (LabelEfficiencyArguments, TaskDataArguments, Recipe),
+        (LabelEfficiencyArguments, TaskDataArguments, RecipeArguments),
         prog="bert-pretrain evaluate --suite label_efficiency",
         description="Accuracy against the number of labels: pretrained and fine-tuned, pretrained "
         "and frozen, and from "
@@ -133,10 +135,14 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
         {f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")}
     )
     task = CurveTask(
-        curve.model, splits, options.recipe, data.augmentation, log.folder / "trainer.tmp"
+        curve.model,
+        splits,
+        FinetuningRecipe(**dataclasses.asdict(options.recipe)),
+        data.augmentation,
+        log.folder / "trainer.tmp",
     )
     arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms)}
-    sys.stdout.write("".join(f"{note}\n" for note in splits.notes))
+    sys.stdout.write("".join(f"{spell(note)}\n" for note in splits.notes))
     overlap = overlap_with_training(splits)
     excess = describe_excess(splits.max_seq_length, splits.processor) if splits.texts else None
     for warning in filter(None, (excess, describe_overlap(splits, overlap))):
@@ -210,7 +216,12 @@ def _check_classes_have(counts: list[int], labels: Labels) -> None:
 def _open_splits(options: CurveOptions) -> Splits:
     """Return the rows that may be learnt from, `train`, and those that are predicted, `test`."""
     curve, data = options.curve, options.data
-    splits = open_splits(curve.model, data, find_task(data.task), seed=0, needs_validation=False)
+    task = find_task(data.task)
+    is_image = is_image_config(read_model_config(curve.model))
+    data.check(is_image=is_image, has_dataset=task.dataset is not None)
+    names = [field.name for field in dataclasses.fields(LabelledSource)]
+    source = LabelledSource(**{name: getattr(data, name) for name in names})
+    splits = open_splits(curve.model, source, task, seed=0, needs_validation=False)
     if splits.labels.problem_type != "single_label_classification":
         raise InputError(
             f"the labels are those of {splits.labels.problem_type.replace('_', ' ')}, but labels "
