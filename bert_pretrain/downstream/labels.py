@@ -98,6 +98,22 @@ def check_label(label: Any, row: str) -> None:
         raise InputError(f"{row} has no label ({label!r})", advice="remove the row or repair it")
 
 
+def check_class(label: Any, row: str) -> Any:
+    """Return a tidy label after checking that it is one class.
+
+    Raises:
+        InputError: as for `check_label`, or it is a list.
+    """
+    check_label(label, row)
+    if isinstance(label, list):
+        raise InputError(
+            f"{row} has the label {label!r}, a list where one class was expected",
+            advice="pass `task` multi_label or multi_hot for lists of labels, or flatten lists "
+            "within lists",
+        )
+    return label
+
+
 def members_of(label: Any, row: str) -> list[Any]:
     """Return the classes of a row that may have several; an empty list or text has none of them.
 
@@ -107,14 +123,7 @@ def members_of(label: Any, row: str) -> list[Any]:
     if isinstance(label, str):
         return [member.strip() for member in label.split(LABEL_SEPARATOR) if member.strip()]
     members = label if isinstance(label, list) else [label]
-    for member in members:
-        check_label(member, row)
-        if isinstance(member, list):
-            raise InputError(
-                f"{row} has the label {label!r}, a list within a list",
-                advice="flatten it or change `label_column`",
-            )
-    return members
+    return [check_class(member, row) for member in members]
 
 
 def guess_problem_type(labels: Sequence[Any], *, is_typed: bool) -> ProblemType:
@@ -178,6 +187,14 @@ class LabelSpace:
     are_numbers: bool = False
     is_multi_hot: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse names that are empty or not all different."""
+        if len(set(self.names)) < len(self.names) or not all(map(str.strip, self.names)):
+            raise InputError(
+                f"the label names {list(self.names)} are not all different, or not all there",
+                advice="change `label_names`",
+            )
+
     @property
     def num_outputs(self) -> int:
         """Return the width of the model's last layer."""
@@ -214,7 +231,7 @@ class LabelSpace:
         return encoded
 
     def _class_number(self, label: Any, row: str) -> int:
-        check_label(label, row)
+        check_class(label, row)
         number = self.numbers.get(text_of(label))
         if number is None and (self.are_numbers or not isinstance(label, str)):
             value = value_of(label)

@@ -15,7 +15,7 @@ from bert_pretrain.downstream.labels import (
     LabelSpace,
     ProblemType,
     as_number,
-    check_label,
+    check_class,
     guess_problem_type,
     is_missing,
     is_zero_or_one,
@@ -150,14 +150,7 @@ def find_labels(
     found = []
     for number, value in enumerate(values, start=1):
         row = f"row {number} of {description}"
-        if isinstance(value, list) and not is_multi_label:
-            raise InputError(
-                f"{row} has a list of labels",
-                advice="pass `task` multi_label or multi_hot for several labels",
-            )
-        found += members_of(value, row) if is_multi_label else [value]
-        if not is_multi_label:
-            check_label(value, row)
+        found += members_of(value, row) if is_multi_label else [check_class(value, row)]
     if names is None:
         space = _named_as_found(found, problem_type, description)
     else:
@@ -208,20 +201,15 @@ def _multi_hot_space(
         )
     _refuse_too_many(width, description)
     names = tuple(names or map(str, range(width)))
-    _check_names(names)
+    space = LabelSpace("multi_label_classification", names, {}, is_multi_hot=True)
     if len(names) != width:
         raise InputError(
             f"the labels of {description} are lists of {width} zeros and ones, one for each class, "
             f"but there are {len(names)} label names ({', '.join(names)})",
             advice="change `label_names` or `label_column`",
         )
-    space = LabelSpace("multi_label_classification", names, {}, is_multi_hot=True)
-    if not space.encode(values, description=description).any():
-        raise InputError(
-            f"none of the {len(values):,} rows of {description} has a label: their lists hold "
-            "zeros alone",
-            advice="change `train_file` or `label_column`",
-        )
+    classes = space.encode(values, description=description).any(axis=0).nonzero()[0].tolist()
+    _refuse_too_few(classes, len(values), description, at_least=1)
     return space
 
 
@@ -258,17 +246,17 @@ def _named_by_number(
     labels: Sequence[Any], problem_type: ProblemType, names: Sequence[str], description: str
 ) -> LabelSpace:
     """Return the classes of these names, where the labels are either the names or their numbers."""
-    _check_names(names)
     by_name: dict[str | float, int] = {name: number for number, name in enumerate(names)}
     by_number: dict[str | float, int] = {number: number for number in range(len(names))}
     is_named = all(isinstance(label, str) for label in labels) and (
         all(label in by_name for label in labels)
         or all(as_number(label) is None for label in labels)
     )
-    if is_named:
-        unknown = [label for label in labels if label not in by_name]
-    else:
-        unknown = [label for label in labels if as_number(label) not in by_number]
+    numbers = by_name if is_named else by_number
+    space = LabelSpace(problem_type, tuple(names), numbers, are_numbers=not is_named)
+    unknown = [
+        label for label in labels if (label if is_named else as_number(label)) not in numbers
+    ]
     if unknown:
         numbered = "" if is_named else f", numbered from 0 to {len(names) - 1}"
         raise InputError(
@@ -276,16 +264,7 @@ def _named_by_number(
             f"{', '.join(names)}{numbered}",
             advice="change `label_names`, `task` or `label_column`",
         )
-    numbers = by_name if is_named else by_number
-    return LabelSpace(problem_type, tuple(names), numbers, are_numbers=not is_named)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if len(set(names)) < len(names) or not all(name.strip() for name in names):
-        raise InputError(
-            f"the label names {list(names)} are not all different, or not all there",
-            advice="change `label_names`",
-        )
+    return space
 
 
 def _refuse_one_value(values: list[Any], description: str) -> None:
@@ -293,13 +272,13 @@ def _refuse_one_value(values: list[Any], description: str) -> None:
     numbers = set(map(as_number, values))
     if len(numbers) > 1 or None in numbers or is_missing(values[0]):
         return
-    is_written_alike = len(set(map(text_of, values))) == 1
+    how, otherwise = "", ""
+    if len(set(map(text_of, values))) > 1:
+        how, otherwise = " as a number", ", or pass `task` classification"
     raise InputError(
-        f"all {len(values):,} rows of {description} have the label {values[0]!r}"
-        + ("" if is_written_alike else " as a number")
-        + ", from which nothing can be learnt",
-        advice="change `train_file` or `label_column`"
-        + ("" if is_written_alike else ", or pass `task` classification"),
+        f"all {len(values):,} rows of {description} have the label {values[0]!r}{how}, from which "
+        "nothing can be learnt",
+        advice=f"change `train_file` or `label_column`{otherwise}",
     )
 
 
