@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bert_pretrain.downstream.labels import (
     LabelSpace,
     ProblemType,
@@ -208,7 +210,8 @@ def _multi_hot_space(
             f"but there are {len(names)} label names ({', '.join(names)})",
             advice="change `label_names` or `label_column`",
         )
-    classes = space.encode(values, description=description).any(axis=0).nonzero()[0].tolist()
+    encoded = space.encode(values, description=description)
+    classes = np.flatnonzero(encoded.any(axis=0)).tolist()
     _refuse_too_few(classes, len(values), description, at_least=1)
     return space
 

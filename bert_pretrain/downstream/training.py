@@ -103,7 +103,7 @@ class OneDeviceArguments(TrainingArguments):  # type: ignore[misc]
     @property
     def n_gpu(self) -> int:
         """Return the GPUs that this process uses: 0 or 1."""
-        return min(super().n_gpu, 1)
+        return min(int(super().n_gpu), 1)
 
 
 class ClassifierTrainer(Trainer):  # type: ignore[misc]

@@ -23,8 +23,10 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForMaskedLM,
     ResNetConfig,
     ResNetModel,
+    TrainingArguments,
 )
 
 from bert_pretrain.downstream.data import (
@@ -216,9 +218,7 @@ def test_labels_are_recognised(
     assert found.encode(labels, description="train.csv").tolist() == encoded
 
 
-def test_cells_of_a_text_file_that_are_fractions_are_values_unless_they_are_said_to_be_classes() -> (
-    None
-):
+def test_fractions_in_a_text_file_are_values_unless_they_are_said_to_be_classes() -> None:
     cells = ["0.50", "2", "0.5"]
     found = space(cells, is_typed=False)
     assert (found.problem_type, found.encode(cells, description="d").tolist()) == (
@@ -616,8 +616,6 @@ def test_a_head_is_new_for_each_seed_and_the_encoder_is_the_pretrained_one(model
 
 
 def test_a_frozen_encoder_stays_and_what_it_lacks_is_trained(model: str, tmp_path: Path) -> None:
-    from transformers import BertForMaskedLM
-
     BertForMaskedLM.from_pretrained(model).save_pretrained(tmp_path / "mlm")  # has no pooler
     labels = find_labels(["a", "b"], Task(), description="d")
     frozen = ClassifierSource(str(tmp_path / "mlm"), labels, freeze_encoder=True).build(0)
@@ -737,6 +735,15 @@ def test_there_are_at_most_as_many_evaluations_as_asked_for_and_one_at_the_end(
         validation=validation,
     )
     assert [row["step"] for row in trainer.state.log_history if "eval_accuracy" in row] == expected
+
+
+def test_several_gpus_without_a_launcher_do_not_share_a_batch(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = ClassifierSource(model, find_labels(["a", "b"], Task(), description="d")).build(0)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 4))
+    arguments = training_arguments(recipe_of(), classifier, tmp_path, num_updates=1, seed=0)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 16)
 
 
 def test_a_tiny_task_is_learnt_and_nothing_is_left_on_disk(model: str, tmp_path: Path) -> None:

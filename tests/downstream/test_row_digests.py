@@ -1,4 +1,4 @@
-"""Rows that are trained and evaluated on alike are counted and said; a file whose rows changed is noticed."""
+"""Rows that are trained and evaluated on alike are counted; a changed file is noticed."""
 
 from __future__ import annotations
 
