@@ -1,31 +1,109 @@
-"""How flags are declared and parsed; every command uses it."""
+"""How flags are declared, parsed and kept in their ranges; every command uses it."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import math
 from collections.abc import Sequence
-from dataclasses import field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
 from bert_pretrain.errors import InputError
 
+AnyDataclass = TypeVar("AnyDataclass")
 
-def flag(default: Any, help_text: str, *, aliases: Sequence[str] = ()) -> Any:
-    """Declare a flag as a dataclass field with its default, help and other spellings."""
-    return field(default=default, metadata={"help": help_text, "aliases": list(aliases)})
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a flag may be.
+
+    Attributes:
+        low: the smallest.
+        high: the largest.
+        low_included: whether `low` itself is allowed.
+        high_included: whether `high` itself is allowed.
+    """
+
+    low: float
+    high: float = math.inf
+    low_included: bool = True
+    high_included: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        is_above = value >= self.low if self.low_included else value > self.low
+        return is_above and (value <= self.high if self.high_included else value < self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'at least' if self.low_included else 'greater than'} {self.low}"
+        left, right = "[" if self.low_included else "(", "]" if self.high_included else ")"
+        return f"in {left}{self.low}, {self.high}{right}"
+
+
+def at_least(low: float) -> Range:
+    """Return the range of `low` and all above it."""
+    return Range(low)
+
+
+def above(low: float) -> Range:
+    """Return the range of all above `low`."""
+    return Range(low, low_included=False)
+
+
+def between(
+    low: float, high: float, *, low_included: bool = True, high_included: bool = True
+) -> Range:
+    """Return the range from `low` to `high`."""
+    return Range(low, high, low_included, high_included)
+
+
+SEEDS = between(0, 2**32 - 1)  # what NumPy takes as a seed
+
+
+def flag(
+    default: Any, help_text: str, allowed: Range | None = None, *, aliases: Sequence[str] = ()
+) -> Any:
+    """Declare a flag as a field of a dataclass.
+
+    Args:
+        default: its default; `dataclasses.MISSING` = it must be given.
+        help_text: what `--help` says of it; the range is added.
+        allowed: the range of a number; `check_ranges` checks it.
+        aliases: other spellings.
+    """
+    metadata: dict[str, Any] = {"help": help_text, "aliases": list(aliases)}
+    if allowed is not None:
+        metadata |= {"help": f"{help_text} Must be {allowed}.", "allowed": allowed}
+        metadata["action"] = _StoreInRange
+    return field(default=default, metadata=metadata)
 
 
 def flags(help_text: str) -> Any:
-    """Declare a flag that takes a list; not given it is None."""
+    """Declare a flag that takes a list; without it the value is None."""
     return field(default=None, metadata={"help": help_text, "nargs": "+"})
 
 
+class _StoreInRange(argparse.Action):
+    """Store a value; takes the range because the parser gives all metadata of a field to it."""
+
+    def __init__(self, *args: Any, allowed: Range, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allowed = allowed
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+
+
 def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any, ...]:
-    """Return the parser's dataclasses, filled from the command line.
+    """Return the parser's dataclasses, filled from the command line, with every value in its range.
 
     Raises:
-        InputError: there is a flag that the parser does not know.
+        InputError: the parser does not know a flag, or a value is out of range.
     """
     *groups, unknown = parser.parse_args_into_dataclasses(
         args=list(arguments), return_remaining_strings=True, look_for_args_file=False
@@ -34,4 +112,41 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
         raise InputError(
             f"unknown arguments {' '.join(unknown)}", advice="--help lists what is allowed"
         )
+    check_ranges(*groups)
     return tuple(groups)
+
+
+def check_ranges(*groups: Any) -> None:
+    """Check every number of some groups of flags against the range it was declared with.
+
+    Raises:
+        InputError: a value is out of its range, or not finite.
+    """
+    for group in groups:
+        for entry in dataclasses.fields(group):
+            value, allowed = getattr(group, entry.name), entry.metadata.get("allowed")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError.out_of_range(entry.name, value, "a finite number")
+            if allowed is None or value is None or value in allowed:
+                continue
+            advice = ""
+            if allowed.high <= 1 < value < 100 and value / 100 in allowed:
+                advice = f"for {value:g} % pass `{entry.name}` {value / 100:g}"
+            raise InputError.out_of_range(entry.name, value, str(allowed), advice)
+
+
+def pick(target: type[AnyDataclass], *groups: Any, **others: Any) -> AnyDataclass:
+    """Fill a dataclass of another room with the flags that have the names of its fields.
+
+    Args:
+        target: the dataclass.
+        groups: of flags; each field is looked for in all of them.
+        others: fields that are no flags, or that differ from them.
+    """
+    values = {
+        entry.name: getattr(group, entry.name)
+        for group in groups
+        for entry in dataclasses.fields(target)  # type: ignore[arg-type]  # it is a dataclass
+        if hasattr(group, entry.name)
+    }
+    return target(**values | others)
