@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import (
 )
 
 from bert_pretrain.config.finetuning import RecipeArguments, TaskDataArguments
+from bert_pretrain.config.flags import pick
 from bert_pretrain.downstream.labelled_rows import LabelledSource
 from bert_pretrain.downstream.training import FinetuningRecipe
 from bert_pretrain.text.tokenizers import default_tokenizer_folder
@@ -66,15 +66,12 @@ def make_image_model(folder: Path) -> str:
 
 def source_of(**flags: Any) -> LabelledSource:
     """Return the source that flags name, all others at their defaults."""
-    values = dataclasses.asdict(TaskDataArguments(**flags))
-    del values["task"]
-    return LabelledSource(**values)
+    return pick(LabelledSource, TaskDataArguments(**flags))
 
 
 def recipe_of(**flags: Any) -> FinetuningRecipe:
     """Return the recipe of flags, in float32 and all others at their defaults."""
-    values = dataclasses.asdict(RecipeArguments(mixed_precision="no"))
-    return FinetuningRecipe(**(values | flags))
+    return pick(FinetuningRecipe, RecipeArguments(mixed_precision="no"), **flags)
 
 
 def sentences(count: int, *, seed: int = 0) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.finetuning import FinetuneArguments, RecipeArguments, TaskDataArguments
-from bert_pretrain.config.flags import parse_flags
+from bert_pretrain.config.flags import parse_flags, pick
 from bert_pretrain.data.run_state import held
 from bert_pretrain.data.whole_files import check_creatable, make_folder, write_json
 from bert_pretrain.downstream.labelled_rows import LabelledSource
@@ -94,14 +94,13 @@ def run(
         TrainingError: the model diverged.
     """
     options.check()
-    recipe.check()
     output_dir = Path(options.output_dir)
     _check_empty(output_dir)
     check_creatable(output_dir, parameter="output_dir")
     task = find_task(data.task)
     is_image = is_image_config(read_model_config(options.model))
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
-    splits = open_splits(options.model, _source(data), task, seed=options.seeds[0])
+    splits = open_splits(options.model, pick(LabelledSource, data), task, seed=options.seeds[0])
     labels = splits.labels
     metrics = load_metrics(
         options.metrics or task.metrics or DEFAULT_METRICS[labels.problem_type],
@@ -123,16 +122,12 @@ def run(
             _check_empty(output_dir)  # another process may have begun there since it was checked
         pusher = stack.enter_context(_open_pusher(options))
         flags = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
-        plain_recipe = FinetuningRecipe(**dataclasses.asdict(recipe))
-        results = _train_all(options, flags, plain_recipe, source, splits, metrics)
+        results = _train_all(
+            options, flags, pick(FinetuningRecipe, recipe), source, splits, metrics
+        )
         if pusher is not None:
             _push(pusher, output_dir)
     return results
-
-
-def _source(data: TaskDataArguments) -> LabelledSource:
-    names = [field.name for field in dataclasses.fields(LabelledSource)]
-    return LabelledSource(**{name: getattr(data, name) for name in names})
 
 
 def _train_all(

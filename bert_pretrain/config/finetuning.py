@@ -1,17 +1,16 @@
 """The flags of fine-tuning: what is trained, on which labelled rows, and how.
 
-The label-efficiency curve shares the groups `TaskDataArguments` and `RecipeArguments`. Each range
-and each combination of flags is checked here, once.
+The label-efficiency curve shares the groups `TaskDataArguments` and `RecipeArguments`. `config.flags`
+checks the ranges of numbers, the methods here which flags go together.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from bert_pretrain.config.checks import check_repo_id
-from bert_pretrain.config.flags import flag, flags
+from bert_pretrain.config.flags import above, at_least, between, flag, flags
 from bert_pretrain.errors import InputError
 
 
@@ -59,7 +58,7 @@ class FinetuneArguments:
     debug: bool = flag(False, "Show the traceback of an input error.")
 
     def check(self) -> None:
-        """Raise `InputError` unless the values are in range and go together."""
+        """Raise `InputError` unless the flags go together."""
         seeds = self.seeds
         if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
             raise InputError.out_of_range("seeds", seeds, f"different numbers in 0..{2**32 - 1}")
@@ -125,8 +124,8 @@ class TaskDataArguments:
         "label",
         "Column of the labels. With --task auto, fractions are values (regression), lists are the "
         "classes of a row (multi_label), all else is one class. --task multi_hot: lists of one 0 "
-        "or 1 for each class; a 1 in place i is class i, named by --label_names (auto refuses lists "
-        "of equal length that hold zeros and ones alone). Texts are names whatever they look like, "
+        "or 1 for each class; a 1 in place i is class i, named by --label_names (auto refuses "
+        "lists of equal length that hold zeros and ones alone). Texts are names whatever they look like, "
         "but in CSV and TSV all is text: there fractions are names with --task classification "
         "only, and '|' divides the classes in a cell with --task multi_label only.",
     )
@@ -134,7 +133,9 @@ class TaskDataArguments:
         "Names of the class numbers 0, 1, ...; default: as found."
     )
     validation_share: float = flag(
-        0.1, "Share of training rows held out where nothing else is validated on, (0, 1)."
+        0.1,
+        "Share of training rows held out where nothing else is validated on.",
+        between(0, 1, low_included=False, high_included=False),
     )
     max_seq_length: int = flag(
         0,
@@ -146,7 +147,7 @@ class TaskDataArguments:
     )
 
     def check(self, *, is_image: bool, has_dataset: bool) -> None:
-        """Raise `InputError` unless the values are in range, go together and have an effect.
+        """Raise `InputError` unless the flags go together and have an effect.
 
         Args:
             is_image: whether `model` is an image encoder.
@@ -163,8 +164,6 @@ class TaskDataArguments:
                 "there is nothing to train on",
                 advice="pass `train_file`, `dataset_name` or a `task` of GLUE",
             )
-        if not 0 < self.validation_share < 1:
-            raise InputError.out_of_range("validation_share", self.validation_share, "in (0, 1)")
         if self.label_column in (self.text_column, self.text_pair_column):
             raise InputError(
                 f"the column {self.label_column!r} cannot be both text and label",
@@ -218,44 +217,29 @@ class RecipeArguments:
         0.0,
         "Peak; 0 = by the encoder's width: 5e-5 at 768, growing with the inverse square of the "
         "width up to 5e-4.",
+        at_least(0),
     )
-    num_train_epochs: float = flag(4.0, "Passes over the training rows, > 0.")
-    min_steps: int = flag(200, "Updates at least, however few rows there are.")
-    max_steps: int = flag(0, "Updates at most; 0 = no limit.")
-    per_device_train_batch_size: int = flag(16, "Rows of a forward pass.")
+    num_train_epochs: float = flag(4.0, "Passes over the training rows.", above(0))
+    min_steps: int = flag(200, "Updates at least, however few rows there are.", at_least(0))
+    max_steps: int = flag(0, "Updates at most; 0 = no limit.", at_least(0))
+    per_device_train_batch_size: int = flag(16, "Rows of a forward pass.", at_least(1))
     gradient_accumulation_steps: int = flag(
-        1, "Forward passes of an update; a sum over all their rows, not a mean."
+        1, "Forward passes of an update; a sum over all their rows, not a mean.", at_least(1)
     )
-    per_device_eval_batch_size: int = flag(64, "Rows of a forward pass without gradient.")
-    weight_decay: float = flag(0.01, "Of matrices.")
-    warmup_ratio: float = flag(0.1, "Share of the updates over which the rate rises, in [0, 1).")
-    max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.")
+    per_device_eval_batch_size: int = flag(
+        64, "Rows of a forward pass without gradient.", at_least(1)
+    )
+    weight_decay: float = flag(0.01, "Of matrices.", at_least(0))
+    warmup_ratio: float = flag(
+        0.1, "Share of the updates over which the rate rises.", between(0, 1, high_included=False)
+    )
+    max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.", at_least(0))
     num_evaluations: int = flag(
         4,
         "Evaluations on validation rows at most, after every so many updates and after the last "
         "one; the best is kept.",
+        at_least(1),
     )
     mixed_precision: Literal["auto", "bf16", "no"] = flag(
         "auto", "bf16, no, or auto = bf16 where it is native."
     )
-
-    def check(self) -> None:
-        """Raise `InputError` unless every value is in range."""
-        at_least = {
-            "min_steps": 0,
-            "max_steps": 0,
-            "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": 1,
-            "per_device_eval_batch_size": 1,
-            "num_evaluations": 1,
-            "learning_rate": 0,
-            "weight_decay": 0,
-            "max_grad_norm": 0,
-        }
-        for name, smallest in at_least.items():
-            if not smallest <= getattr(self, name) < math.inf:
-                raise InputError.out_of_range(name, getattr(self, name), f"at least {smallest}")
-        if not 0 < self.num_train_epochs < math.inf:
-            raise InputError.out_of_range("num_train_epochs", self.num_train_epochs, "above 0")
-        if not 0 <= self.warmup_ratio < 1:
-            raise InputError.out_of_range("warmup_ratio", self.warmup_ratio, "in [0, 1)")

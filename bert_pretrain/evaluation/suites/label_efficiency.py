@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.config.finetuning import RecipeArguments, TaskDataArguments
-from bert_pretrain.config.flags import flag, flags, parse_flags
+from bert_pretrain.config.flags import flag, flags, parse_flags, pick
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.labelled_rows import LabelledSource
 from bert_pretrain.downstream.models import is_image_config, read_model_config
@@ -137,7 +137,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     task = CurveTask(
         curve.model,
         splits,
-        FinetuningRecipe(**dataclasses.asdict(options.recipe)),
+        pick(FinetuningRecipe, options.recipe),
         data.augmentation,
         log.folder / "trainer.tmp",
     )
@@ -179,7 +179,6 @@ def _check(options: CurveOptions, counts: list[int]) -> None:
     """Check what can be checked before anything is opened."""
     curve = options.curve
     check_curve(counts, curve.seeds)
-    options.recipe.check()
     unknown = [name for name in curve.arms if name not in ARMS]
     if unknown or not curve.arms:
         raise InputError(
@@ -219,8 +218,7 @@ def _open_splits(options: CurveOptions) -> Splits:
     task = find_task(data.task)
     is_image = is_image_config(read_model_config(curve.model))
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
-    names = [field.name for field in dataclasses.fields(LabelledSource)]
-    source = LabelledSource(**{name: getattr(data, name) for name in names})
+    source = pick(LabelledSource, data)
     splits = open_splits(curve.model, source, task, seed=0, needs_validation=False)
     if splits.labels.problem_type != "single_label_classification":
         raise InputError(
