@@ -1,7 +1,7 @@
 """The flags of fine-tuning: what is trained, on which labelled rows, and how.
 
-The label-efficiency curve shares the groups `TaskDataArguments` and `RecipeArguments`. `config.flags`
-checks the ranges of numbers, the methods here which flags go together.
+The label-efficiency curve shares the groups `TaskDataArguments` and `RecipeArguments`. Ranges of
+numbers are checked by `config.flags`, what goes together by the methods here.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ class TaskDataArguments:
         "Column of the labels. With --task auto, fractions are values (regression), lists are the "
         "classes of a row (multi_label), all else is one class. --task multi_hot: lists of one 0 "
         "or 1 for each class; a 1 in place i is class i, named by --label_names (auto refuses "
-        "lists of equal length that hold zeros and ones alone). Texts are names whatever they look like, "
-        "but in CSV and TSV all is text: there fractions are names with --task classification "
-        "only, and '|' divides the classes in a cell with --task multi_label only.",
+        "lists of equal length that hold zeros and ones alone). Texts are names whatever they look "
+        "like, but in CSV and TSV all is text: there fractions are names with --task "
+        "classification only, and '|' divides the classes in a cell with --task multi_label only.",
     )
     label_names: list[str] | None = flags(
         "Names of the class numbers 0, 1, ...; default: as found."
