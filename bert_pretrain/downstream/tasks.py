@@ -121,19 +121,16 @@ def find_labels(
     """Return the label space of the training labels.
 
     Args:
-        labels: of the training rows: class numbers or names; numbers for regression; for several
-            labels a row, lists of classes or one text with `LABEL_SEPARATOR` between them; lists
-            of zeros and ones if the task is multi-hot.
+        labels: of the training rows: class numbers or names; values; lists of classes, or texts with
+            `LABEL_SEPARATOR` between them; lists of zeros and ones if the task is multi-hot.
         task: where its problem type is None, `guess_problem_type` decides.
         description: names the file or split in messages.
         names: of the class numbers 0, 1, ..., where the labels may be numbers only.
-        is_typed: the data tell texts from numbers, as JSON does and CSV does not, so that "0.5" is
-            a name.
+        is_typed: the data tell texts from numbers, so that the text "0.5" is a name.
         are_class_numbers: the data declare their numbers as class numbers.
 
     Raises:
-        InputError: a label is missing, there is one class only, or lists of zeros and ones may be
-            class numbers as well as multi-hot.
+        InputError: a label is missing, there is one class only, or lists have two readings.
     """
     values = [tidy(label) for label in labels]
     problem_type = task.problem_type
@@ -169,10 +166,7 @@ def _as_numbers(cells: list[Any]) -> list[Any]:
 
 
 def _refuse_ambiguous_lists(values: list[Any], description: str, *, is_asked_for: bool) -> None:
-    """Refuse lists that may be class numbers as well as multi-hot.
-
-    Where class numbers are asked for, refuse those that can only be multi-hot: one of them twice.
-    """
+    """Refuse lists of class numbers that may be multi-hot; if asked for, those that must be."""
     lists = [value for value in values if isinstance(value, list)]
     widths = {len(row) for row in lists}
     if (
