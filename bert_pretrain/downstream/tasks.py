@@ -121,8 +121,8 @@ def find_labels(
     """Return the label space of the training labels.
 
     Args:
-        labels: of the training rows: class numbers or names; values; lists of classes, or texts with
-            `LABEL_SEPARATOR` between them; lists of zeros and ones if the task is multi-hot.
+        labels: of the training rows: class numbers or names; values; lists of classes, or texts
+            with `LABEL_SEPARATOR` between them; zeros and ones if the task is multi-hot.
         task: where its problem type is None, `guess_problem_type` decides.
         description: names the file or split in messages.
         names: of the class numbers 0, 1, ..., where the labels may be numbers only.
