@@ -17,6 +17,10 @@ from transformers import (
     ViTModel,
 )
 
+from bert_pretrain.config.finetuning import RecipeArguments, TaskDataArguments
+from bert_pretrain.config.flags import pick
+from bert_pretrain.downstream.labelled_rows import LabelledSource
+from bert_pretrain.downstream.training import FinetuningRecipe
 from bert_pretrain.text.tokenizers import default_tokenizer_folder
 
 GOOD, BAD = ["value", "list", "array"], ["error", "fault", "warning"]
@@ -58,6 +62,16 @@ def make_image_model(folder: Path) -> str:
     )
     processor.save_pretrained(folder)
     return str(folder)
+
+
+def source_of(**flags: Any) -> LabelledSource:
+    """Return the source that flags name, all others at their defaults."""
+    return pick(LabelledSource, TaskDataArguments(**flags))
+
+
+def recipe_of(**flags: Any) -> FinetuningRecipe:
+    """Return the recipe of flags, in float32 and all others at their defaults."""
+    return pick(FinetuningRecipe, RecipeArguments(mixed_precision="no"), **flags)
 
 
 def sentences(count: int, *, seed: int = 0) -> list[dict[str, Any]]:

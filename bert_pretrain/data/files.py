@@ -1,4 +1,4 @@
-"""Which files the data flags mean: paths, globs and folders of data sets."""
+"""Files that paths and globs name, what tells that they changed, and folders of data sets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from pathlib import Path
 from bert_pretrain.errors import InputError
 
 
-def existing_files(pattern: str) -> list[Path]:
+def existing_files(pattern: str, *, parameter: str = "data_files") -> list[Path]:
     """Return the files that a path or a glob means, sorted.
+
+    Args:
+        pattern: path or glob.
+        parameter: that gave it.
 
     Raises:
         InputError: there is none.
@@ -25,18 +29,17 @@ def existing_files(pattern: str) -> list[Path]:
     if not found:
         raise InputError(
             f"there is no file {pattern!r}",
-            advice="`data_files` takes paths and globs of existing files",
+            advice=f"`{parameter}` takes paths and globs of existing files",
         )
     return found
 
 
 def files_fingerprint(files: Iterable[Path], *more: str) -> str:
-    """Return a hash of paths, sizes and times of files and of `more`; it tells when what they hold may have changed."""
+    """Return a hash of `more` and of the paths, sizes and times of files: it tells of changes."""
     sha256 = hashlib.sha256()
     for path in files:
-        status = (
-            path.stat() if path.exists() else path.lstat()
-        )  # a dangling link is a bad image, no reason to stop
+        # A dangling link is a bad image, which whoever reads it reports.
+        status = path.stat() if path.exists() else path.lstat()
         sha256.update(
             json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns]).encode()
         )
@@ -45,5 +48,5 @@ def files_fingerprint(files: Iterable[Path], *more: str) -> str:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether `datasets` itself saved a data set in a folder."""
+    """Return whether a folder holds a data set that `datasets` saved."""
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()

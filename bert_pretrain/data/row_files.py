@@ -1,7 +1,12 @@
-"""Files of lines and of rows, plain or compressed, read piece by piece.
+"""Readers of files of text, JSON lines, CSV, TSV and Parquet, plain or compressed.
 
-A path and the flag that named it enter; lines, JSON objects, blocks of CSV rows or a Parquet file
-leave. What is wrong with a file is one `InputError`, with its name and the flag to change.
+A path and the name of the parameter that gave it enter; lines, objects or rows leave. Whatever is
+wrong with a file is one `InputError` that names both.
+
+pandas splits CSV and pyarrow reads Parquet. Lines, JSON and TSV are read here: the messages give
+the line, .gz and .zst files stream, NUL bytes are refused, and texts stay as they are written.
+`datasets.load_dataset` infers types, copies all rows to a cache and gives no line; pandas fills the
+missing cells of a short TSV row without a word.
 """
 
 from __future__ import annotations
@@ -14,15 +19,17 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bert_pretrain.data.tsv_quotes import has_quoted_cells
 from bert_pretrain.errors import InputError, first_line
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+Quotes = Literal["none", "minimal"]  # of TSV files, see `read_tsv`
 _COMPRESSED = (".gz", ".zst")
 # Of a .csv the first one that its header has: where a comma is decimal, ";" is usual.
 _CSV_SEPARATORS = (",", ";", "\t")
@@ -30,7 +37,7 @@ _ROWS_PER_BLOCK = 10_000
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be written in UTF-8: it holds no half of a surrogate pair, as JSON may."""
+    """Return whether UTF-8 can write a text: half of a surrogate pair, as in JSON, it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -39,7 +46,7 @@ def is_unicode(text: str) -> bool:
 
 
 def file_kind(path: Path) -> str:
-    """Return the extension in lower case, below the one of a compression."""
+    """Return the extension in lower case, without that of the compression."""
     return Path(path.stem).suffix.lower() if path.suffix in _COMPRESSED else path.suffix.lower()
 
 
@@ -47,7 +54,7 @@ def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, with or without byte order mark, each with its end.
 
     Raises:
-        InputError: the file cannot be read, is not UTF-8, or binary.
+        InputError: the file cannot be read, is not UTF-8, or is binary.
     """
     with _opened(path, parameter) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
         for line in file:
@@ -59,20 +66,18 @@ def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
 
 
 def read_json_lines(path: Path, *, parameter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a file that has one on each line, with the number of the line; empty lines are left out.
+    """Yield line number and object of each line of a file; empty lines are skipped.
 
     Raises:
-        InputError: as for `read_lines`, or a line is no object.
+        InputError: as for `read_lines`, or a line is not an object.
     """
     for number, line in enumerate(read_lines(path, parameter=parameter), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # a number of thousands of digits is no JSONDecodeError
+        except (ValueError, RecursionError) as error:
+            # A number of thousands of digits is a ValueError but not a JSONDecodeError.
             reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
             raise InputError(
                 f"{path}, line {number}, is not JSON ({reason})",
@@ -87,21 +92,18 @@ def read_json_lines(path: Path, *, parameter: str) -> Iterator[tuple[int, dict[s
 
 
 def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
-    """Yield blocks of rows of a CSV or TSV file with a header; a file without rows gives one empty block.
+    """Yield blocks of rows of a CSV file with a header; without rows it gives one empty block.
 
-    Cells stay what is written: "NA", "null" and "01" are texts as well as any other. The quotes of
-    a TSV file are letters unless its lines tell that they were put around cells.
+    Cells stay as they are written: "NA", "null" and "01" are texts like any other.
 
     Raises:
         InputError: as for `read_lines`, or the rows do not fit the header.
     """
-    is_tsv = file_kind(path) == ".tsv"
-    separator = "\t" if is_tsv else _separator_in(next(read_lines(path, parameter=parameter), ""))
-    is_quoted = not is_tsv or has_quoted_cells(
-        lambda: read_lines(path, parameter=parameter), name=str(path), parameter=parameter
-    )
-    quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
-    options = {"dtype": str, "keep_default_na": False, "na_filter": False, "quoting": quoting}
+    import pandas as pd
+
+    header = next(read_lines(path, parameter=parameter), "")
+    separator = next((mark for mark in _CSV_SEPARATORS if mark in header), ",")
+    options = {"dtype": str, "keep_default_na": False, "na_filter": False}
     with (
         _opened(path, parameter) as binary,
         io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
@@ -123,8 +125,45 @@ def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
             ) from error
 
 
-def _separator_in(header: str) -> str:
-    return next((separator for separator in _CSV_SEPARATORS if separator in header), ",")
+def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator[list[str]]:
+    """Yield the header and the rows of a TSV file, all with as many cells; empty lines are skipped.
+
+    Args:
+        path: of the file.
+        parameter: that named it.
+        quotes: `none` = quotes are letters, as in GLUE's files; `minimal` = they surround cells
+            that hold a tab, a quote or a line end, as pandas and csv write them.
+
+    Raises:
+        InputError: as for `read_lines`, or a row has another number of cells than the header.
+    """
+    advice = f"put one tab between cells, or change `tsv_quotes` ({quotes}) or `{parameter}`"
+    lines = read_lines(path, parameter=parameter)
+    number, width = 0, 0
+    if quotes == "minimal":
+        rows = csv.reader(lines, delimiter="\t", strict=True)
+        numbered = ((rows.line_num, cells) for cells in rows)
+    else:
+        numbered = (
+            (number, line.removesuffix("\n").split("\t"))
+            for number, line in enumerate(lines, start=1)
+        )
+    try:
+        for number, cells in numbered:
+            if not "".join(cells).strip(" ") and len(cells) < 2:
+                continue
+            width = width or len(cells)
+            if len(cells) != width:
+                raise InputError(
+                    f"{path}, line {number}, has {len(cells)} cells but its header has {width}",
+                    advice=advice,
+                )
+            yield cells
+    except csv.Error as error:
+        raise InputError(
+            f"{path} has cells that are not quoted as a TSV file's ({error}, after line {number})",
+            advice=advice,
+        ) from error
 
 
 @contextlib.contextmanager
@@ -132,7 +171,7 @@ def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file.
 
     Raises:
-        InputError: it cannot be read, or is none.
+        InputError: it cannot be read, or is not a Parquet file.
     """
     with _opened(path, parameter) as file:
         try:
@@ -150,7 +189,7 @@ def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
 
 @contextlib.contextmanager
 def _opened(path: Path, parameter: str) -> Iterator[IO[bytes]]:
-    """Open a file to be read, decompressed, and turn what goes wrong on the way into an `InputError`."""
+    """Open a file for reading, decompressed; errors on the way become one `InputError`."""
     try:
         with _open_binary(path) as file:
             yield file
@@ -173,5 +212,6 @@ def _open_binary(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path)  # type: ignore[return-value]  # a GzipFile reads like a binary file
     if path.suffix == ".zst":
-        return pa.input_stream(str(path), compression="zstd")  # type: ignore[no-any-return]  # it reads like a file
+        stream: IO[bytes] = pa.input_stream(str(path), compression="zstd")
+        return stream
     return path.open("rb")

@@ -1,36 +1,170 @@
-"""From the labels of a file to what a model is trained on, and the names of the classes on the way.
+"""Labels: from the cells of a file to the numbers that a model is trained on.
 
-A `LabelSpace` is made from the training labels alone and then encodes those of every split, so that
-a class that only the evaluation data have is found before anything is trained.
+Texts, numbers, booleans and lists enter. A `LabelSpace`, which `tasks.find_labels` makes from the
+training rows alone, encodes the labels of every split, so that a class that only the evaluation
+rows have is found before anything is trained.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pretrain.downstream.label_values import (
-    as_number,
-    is_missing,
-    members_of,
-    refuse_missing,
-    regression_value,
-    text_of,
-    tidy,
-    value_of,
-)
-from bert_pretrain.downstream.multi_hot import encode_multi_hot, multi_hot_width
-from bert_pretrain.downstream.tasks import ProblemType
+from bert_pretrain.data.row_files import is_unicode
 from bert_pretrain.errors import InputError
 
-_MAX_CLASSES = 10_000
+# As transformers' configurations call them, so that the stock heads choose the stock loss.
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+LABEL_SEPARATOR = "|"  # between the labels of a row in one cell, as in a CSV file
+_LARGEST_VALUE = float(np.finfo(np.float32).max)
+# "007" is a name that happens to consist of digits.
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")
+# As JSON writes them, and pandas, with a capital, in a CSV file.
+_TRUTH_VALUES = {"false": 0, "true": 1}
+
+
+def tidy(label: Any) -> Any:
+    """Return a label as Python has it: texts stripped, whole numbers as int, arrays as lists."""
+    if isinstance(label, str):
+        return label.strip()
+    if isinstance(label, bool | np.bool_):
+        return bool(label)
+    if isinstance(label, int | np.integer):
+        return int(label)
+    if isinstance(label, float | np.floating):
+        return int(label) if float(label).is_integer() else float(label)
+    if isinstance(label, list | tuple | np.ndarray):
+        return [tidy(member) for member in label]
+    return label
+
+
+def as_number(label: Any) -> int | float | None:
+    """Return the number that a tidy label is or writes, whole ones as int; None for others."""
+    if isinstance(label, str):
+        return tidy(float(label)) if _NUMBER.fullmatch(label) else None
+    if isinstance(label, int):
+        return int(label)
+    return label if isinstance(label, float) else None
+
+
+def value_of(label: Any) -> int | float | None:
+    """Return the number that a tidy label means to a file of numbers or of booleans."""
+    truth = _TRUTH_VALUES.get(label.lower()) if isinstance(label, str) else None
+    return as_number(label) if truth is None else truth
+
+
+def text_of(label: Any) -> str:
+    """Return a tidy label as a file of texts writes it, which is the name of its class."""
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
+def is_missing(label: Any) -> bool:
+    """Return whether a row has no label: None, an empty text, or NaN."""
+    return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
+
+
+def is_zero_or_one(label: Any) -> bool:
+    """Return whether a tidy label is 0, 1, false or true."""
+    return isinstance(label, int) and label in (0, 1)
+
+
+def check_label(label: Any, row: str) -> None:
+    """Check that a tidy label is a text, a number or a list.
+
+    Args:
+        label: of one row.
+        row: says which row it is, such as "row 3 of train.csv".
+
+    Raises:
+        InputError: the row has no label, or one of another kind.
+    """
+    if label is not None and not isinstance(label, str | int | float | list):
+        raise InputError(
+            f"{row} has the label {label!r}, which is neither a text nor a number",
+            advice="change `label_column` or convert it",
+        )
+    if isinstance(label, str) and not is_unicode(label):
+        raise InputError(
+            f"{row} has the label {label!r}, which is not valid Unicode", advice="repair the row"
+        )
+    if is_missing(label):
+        raise InputError(f"{row} has no label ({label!r})", advice="remove the row or repair it")
+
+
+def check_class(label: Any, row: str) -> Any:
+    """Return a tidy label after checking that it is one class.
+
+    Raises:
+        InputError: as for `check_label`, or it is a list.
+    """
+    check_label(label, row)
+    if isinstance(label, list):
+        raise InputError(
+            f"{row} has the label {label!r}, a list where one class was expected",
+            advice="pass `task` multi_label or multi_hot for lists of labels, or flatten lists "
+            "within lists",
+        )
+    return label
+
+
+def members_of(label: Any, row: str) -> list[Any]:
+    """Return the classes of a row that may have several; an empty list or text has none of them.
+
+    Raises:
+        InputError: the row has no label, or a member is not a label.
+    """
+    if isinstance(label, str):
+        return [member.strip() for member in label.split(LABEL_SEPARATOR) if member.strip()]
+    members = label if isinstance(label, list) else [label]
+    return [check_class(member, row) for member in members]
+
+
+def guess_problem_type(labels: Sequence[Any], *, is_typed: bool) -> ProblemType:
+    """Return the kind of tidy labels: lists are several classes, fractions values, others a class.
+
+    Args:
+        labels: of the training rows.
+        is_typed: the data tell texts from numbers, so that the text "0.5" is a name.
+    """
+    if any(isinstance(label, list) for label in labels):
+        return "multi_label_classification"
+    numbers = (label if is_typed else as_number(label) for label in labels)
+    if any(isinstance(number, float) and not math.isnan(number) for number in numbers):
+        return "regression"
+    return "single_label_classification"
+
+
+def describe_guess(labels: Sequence[Any], *, description: str, is_typed: bool) -> str | None:
+    """Return a note for people if labels guessed to be classes may be meant in another way.
+
+    Args:
+        labels: of the training rows, as in the data.
+        description: names the file or split.
+        is_typed: as for `guess_problem_type`.
+    """
+    if is_typed:
+        numbers = [as_number(tidy(label)) if isinstance(label, str) else None for label in labels]
+        if None in numbers or not any(isinstance(number, float) for number in numbers):
+            return None
+        return (
+            f"labels: those of {description} are texts that look like numbers and are read as "
+            "names of classes; if they are values, pass `task` regression"
+        )
+    num_divided = sum(LABEL_SEPARATOR in str(label) for label in labels)
+    if not num_divided:
+        return None
+    return (
+        f"labels: {num_divided:,} of the {len(labels):,} labels of {description} contain "
+        f"{LABEL_SEPARATOR!r} and are read as names of classes; if it divides several labels of a "
+        "row, pass `task` multi_label"
+    )
 
 
 @dataclass(frozen=True)
@@ -42,9 +176,9 @@ class LabelSpace:
         names: of the classes in the order of their numbers; empty for regression.
         numbers: class number of each text, and of each numerical value, that labels have in the
             data.
-        are_numbers: the classes are numbers to the data, so that a text means the number which it
+        are_numbers: the classes are numbers in the data, so that a text means the number which it
             writes; otherwise texts of equal value, such as "3.1" and "3.10", are different classes.
-        is_multi_hot: the labels of a row are a list of one 0 or 1 for each class.
+        is_multi_hot: the label of a row is a list of one 0 or 1 for each class.
     """
 
     problem_type: ProblemType
@@ -52,6 +186,14 @@ class LabelSpace:
     numbers: dict[str | float, int]
     are_numbers: bool = False
     is_multi_hot: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse names that are empty or not all different."""
+        if len(set(self.names)) < len(self.names) or not all(map(str.strip, self.names)):
+            raise InputError(
+                f"the label names {list(self.names)} are not all different, or not all there",
+                advice="change `label_names`",
+            )
 
     @property
     def num_outputs(self) -> int:
@@ -63,242 +205,77 @@ class LabelSpace:
 
         Args:
             labels: as in the data.
-            description: where they come from.
+            description: names the file or split in messages.
 
         Returns:
             int64 (N,) class numbers; float32 (N,) values; or float32 (N, num_classes) of 0 and 1.
 
         Raises:
-            InputError: a label is missing, or none of the training labels.
+            InputError: a label is missing, or was not among the training labels.
         """
-        values = [tidy(label) for label in labels]
+        rows = [
+            (tidy(label), f"row {number} of {description}")
+            for number, label in enumerate(labels, start=1)
+        ]
         if self.problem_type == "regression":
-            return np.array(
-                [regression_value(value, place, description) for place, value in enumerate(values)],
-                np.float32,
-            )
+            return np.array([_regression_value(*row) for row in rows], np.float32)
         if self.problem_type == "single_label_classification":
-            return np.array(
-                [self._number_of(value, place, description) for place, value in enumerate(values)],
-                np.int64,
-            )
-        if self.is_multi_hot:
-            return encode_multi_hot(values, len(self.names), description=description)
-        encoded = np.zeros((len(values), len(self.names)), np.float32)
-        for place, value in enumerate(values):
-            for member in members_of(value, place, description):
-                encoded[place, self._number_of(member, place, description)] = 1
+            return np.array([self._class_number(*row) for row in rows], np.int64)
+        encoded = np.zeros((len(rows), len(self.names)), np.float32)
+        for place, (label, row) in enumerate(rows):
+            if self.is_multi_hot:
+                encoded[place] = self._multi_hot(label, row)
+            else:
+                classes = [self._class_number(member, row) for member in members_of(label, row)]
+                encoded[place, classes] = 1
         return encoded
 
-    def _number_of(self, value: Any, place: int, description: str) -> int:
-        refuse_missing(value, place, description)
-        number = self.numbers.get(text_of(value))
-        if number is None and (self.are_numbers or not isinstance(value, str)):
-            numerical = value_of(value)
-            number = None if numerical is None else self.numbers.get(numerical)
+    def _class_number(self, label: Any, row: str) -> int:
+        check_class(label, row)
+        number = self.numbers.get(text_of(label))
+        if number is None and (self.are_numbers or not isinstance(label, str)):
+            value = value_of(label)
+            number = None if value is None else self.numbers.get(value)
         if number is None:
-            known: list[Any] = [key for key in self.numbers if isinstance(key, str)] or list(
-                self.numbers
-            )
-            listed = ", ".join(map(repr, known[:12])) + (", ..." * (len(known) > 12))
+            texts = [key for key in self.numbers if isinstance(key, str)]
+            known = [repr(key) for key in texts or self.numbers]
+            listed = ", ".join(known[:12]) + (", ..." * (len(known) > 12))
             raise InputError(
-                f"row {place + 1} of {description} has the label {value!r}, which is not among "
-                f"those of the training data ({listed})",
+                f"{row} has the label {label!r}, which is not among those of the training data "
+                f"({listed})",
                 advice="repair the row, or change `label_column`",
             )
         return number
 
-
-def find_labels(
-    labels: Sequence[Any],
-    *,
-    problem_type: ProblemType | None,
-    names: Sequence[str] | None,
-    description: str,
-    is_typed: bool = True,
-    are_class_numbers: bool = False,
-) -> LabelSpace:
-    """Return the label space of the training labels.
-
-    Args:
-        labels: of the training rows: class numbers or names; numbers for regression; for several
-            labels a row lists of classes, one string with `label_values.LABEL_SEPARATOR` between
-            them, or lists of one 0 or 1 for each class.
-        problem_type: None = lists are several labels, fractions are regression, anything else is
-            classes.
-        names: of the class numbers 0, 1, ..., where the labels may be numbers only.
-        description: where they come from.
-        is_typed: the data tell texts from numbers, as JSON does and CSV does not, so that "0.5" is
-            a name.
-        are_class_numbers: the data say themselves that numbers are those of classes, so that no
-            list is multi-hot.
-
-    Raises:
-        InputError: a label is missing, or there is one class only.
-    """
-    values = [tidy(label) for label in labels]
-    if problem_type is None:
-        problem_type = _guess(values, is_typed=is_typed)
-        if not is_typed and names is None and problem_type == "single_label_classification":
-            values = _as_numbers(values)
-    if problem_type == "regression":
-        _refuse_one_value(values, description)
-        return LabelSpace(problem_type, (), {})
-    if problem_type == "multi_label_classification":
-        width = 0 if are_class_numbers else multi_hot_width(values, description=description)
-        if width:
-            return _multi_hot_space(values, width, names, description)
-        found = [
-            member
-            for place, value in enumerate(values)
-            for member in members_of(value, place, description)
-        ]
-    else:
-        for place, value in enumerate(values):
-            refuse_missing(value, place, description)
-            if isinstance(value, list):
-                raise InputError(
-                    f"row {place + 1} of {description} has a list of labels",
-                    advice="pass `task` multi_label for several labels",
-                )
-        found = values
-    if names is None:
-        space = _named_as_found(found, problem_type, description)
-    else:
-        space = _named(found, problem_type, names, description)
-    smallest = 1 if problem_type == "multi_label_classification" else 2
-    if len(set(map(text_of, found))) < smallest:
-        what = (
-            f"all {len(values):,} rows of {description} have the label {values[0]!r}, but there "
-            "must be two classes to "
-            "tell apart"
-            if found
-            else f"none of the {len(values):,} rows of {description} has a label"
-        )
-        raise InputError(f"{what}", advice="change `train_file` or `label_column`")
-    _refuse_too_many(len(space.names), description)
-    return space
+    def _multi_hot(self, label: Any, row: str) -> list[int]:
+        check_label(label, row)
+        width = len(self.names)
+        if (
+            not isinstance(label, list)
+            or len(label) != width
+            or not all(map(is_zero_or_one, label))
+        ):
+            raise InputError(
+                f"{row} has the label {label!r}, but multi-hot labels of these training rows are "
+                f"lists of {width} places, each 0 or 1 for one class",
+                advice="repair the row, or change `label_column` or `task`",
+            )
+        return label
 
 
-def _refuse_one_value(values: list[Any], description: str) -> None:
-    """Raise `InputError` if all rows have the same number, however it is written."""
-    numbers = set(map(as_number, values))
-    if len(numbers) > 1 or None in numbers or is_missing(values[0]):
-        return
-    are_written_alike = len(set(map(text_of, values))) == 1
-    where = "`train_file` or `label_column`" + (
-        "" if are_written_alike else ", or pass `task` classification"
-    )
-    value = repr(values[0]) + ("" if are_written_alike else " as a number")
-    raise InputError(
-        f"all {len(values):,} rows of {description} have the label {value}, from which nothing can "
-        "be learnt",
-        advice=f"change {where}",
-    )
-
-
-def _multi_hot_space(
-    values: list[Any], width: int, names: Sequence[str] | None, description: str
-) -> LabelSpace:
-    """Return the classes of lists of so many zeros and ones: the i-th place is the class i."""
-    if names is not None and len(names) != width:
+def _regression_value(label: Any, row: str) -> float:
+    check_label(label, row)
+    number = as_number(label)
+    if number is None or not abs(number) <= _LARGEST_VALUE:
         raise InputError(
-            f"the labels of {description} are lists of {width} zeros and ones, one for each class, "
-            f"but there are {len(names)} label names ({', '.join(names)})",
-            advice="change `label_names` or `label_column`",
+            f"{row} has the label {label!r} but regression needs numbers of at most "
+            f"{_LARGEST_VALUE:.1e}",
+            advice="change `task` or `label_column`",
         )
-    if not any(map(any, values)):
+    if number == -100:
+        # transformers would not count such a row, and divide the loss by too few.
         raise InputError(
-            f"none of the {len(values):,} rows of {description} has a label: their lists hold "
-            "zeros alone",
-            advice="change `train_file` or `label_column`",
+            f"{row} has the label -100, which means 'no label' to transformers",
+            advice="rescale the labels",
         )
-    _refuse_too_many(width, description)
-    places = list(range(width))
-    space = _named(
-        places, "multi_label_classification", names or tuple(map(str, places)), description
-    )
-    return dataclasses.replace(space, is_multi_hot=True)
-
-
-def _refuse_too_many(num_classes: int, description: str) -> None:
-    if num_classes > _MAX_CLASSES:
-        raise InputError(
-            f"{description} has {num_classes:,} different labels, more than {_MAX_CLASSES:,}",
-            advice="change `label_column`, or pass `task` regression",
-        )
-
-
-def _as_numbers(cells: list[Any]) -> list[Any]:
-    """Return cells that are all numbers as such, unless different ones such as "1.0" and "1.00" would become one."""
-    numbers = list(map(as_number, cells))
-    return cells if None in numbers or len(set(numbers)) < len(set(cells)) else numbers
-
-
-def _named_as_found(
-    labels: Sequence[Any], problem_type: ProblemType, description: str
-) -> LabelSpace:
-    """Return the classes of these labels by the texts that they are: numbers in their order, then words."""
-    found = {text_of(label): label for label in labels}
-    typed = [label for label in found.values() if not isinstance(label, str)]
-    if len(set(typed)) < len(typed):
-        raise InputError(
-            f"{description} has labels that differ by type alone, such as 1 and true",
-            advice="make them equal",
-        )
-
-    def place_in_order(text: str) -> tuple[bool, float, str]:
-        number = as_number(found[text])
-        return number is None, number or 0, text
-
-    names = tuple(sorted(found, key=place_in_order))
-    numbers_of: dict[str | float, int] = {name: number for number, name in enumerate(names)}
-    values = [value_of(found[name]) for name in names]
-    how_often = Counter(values)
-    numbers_of |= {
-        value: n for n, value in enumerate(values) if value is not None and how_often[value] == 1
-    }
-    are_numbers = not any(isinstance(label, str) for label in labels)
-    return LabelSpace(problem_type, names, numbers_of, are_numbers)
-
-
-def _named(
-    labels: Sequence[Any], problem_type: ProblemType, names: Sequence[str], description: str
-) -> LabelSpace:
-    """Return the classes of these names, where the labels are either names or numbers of them."""
-    by_name: dict[str | float, int] = {name: number for number, name in enumerate(names)}
-    if len(by_name) < len(names) or not all(name.strip() for name in names):
-        raise InputError(
-            f"the label names {list(names)} are not all different, or not all there",
-            advice="change `label_names`",
-        )
-    are_texts = all(isinstance(label, str) for label in labels)
-    is_named = are_texts and (
-        all(label in by_name for label in labels)
-        or all(as_number(label) is None for label in labels)
-    )
-    by_number: dict[str | float, int] = {number: number for number in range(len(names))}
-    unknown = [
-        label
-        for label in labels
-        if (label if is_named else as_number(label)) not in (by_name if is_named else by_number)
-    ]
-    if unknown:
-        raise InputError(
-            f"{description} has the label {min(map(text_of, unknown))!r} but the classes are "
-            f"{', '.join(names)}"
-            + ("" if is_named else f", numbered from 0 to {len(names) - 1}")
-            + "; change `label_names`, `task` or `label_column`"
-        )
-    return LabelSpace(
-        problem_type, tuple(names), by_name if is_named else by_number, are_numbers=not is_named
-    )
-
-
-def _guess(values: Sequence[Any], *, is_typed: bool) -> ProblemType:
-    if any(isinstance(value, list) for value in values):
-        return "multi_label_classification"
-    numbers = (value if is_typed else as_number(value) for value in values)
-    if any(isinstance(number, float) and not math.isnan(number) for number in numbers):
-        return "regression"
-    return "single_label_classification"
+    return float(number)

@@ -1,8 +1,7 @@
 """Classifiers on a pretrained encoder, or on an untrained one of the same architecture.
 
-The folder or Hub id of a model enters once; as many models as there are seeds leave, without
-reading it again. They are the stock classes that `AutoModelForSequenceClassification` and
-`AutoModelForImageClassification` choose.
+The folder or Hub id of a model enters and is read once; a model for each seed leaves, of the stock
+class that `AutoModelForSequenceClassification` or `AutoModelForImageClassification` chooses.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def read_model_config(model: str) -> PreTrainedConfig:
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the classifier of a configuration on the device `meta`: its modules and shapes alone."""
+    """Return the classifier of a configuration on the device `meta`, which holds no numbers."""
     with torch.device("meta"):
         model: PreTrainedModel = classifier_class(config).from_config(copy.deepcopy(config))
     return model
@@ -109,10 +108,8 @@ def classifier_class(config: PreTrainedConfig) -> Any:
 
 def default_learning_rate(config: PreTrainedConfig) -> float:
     """Return the peak learning rate of AdamW that the recipe takes for an encoder of this width."""
-    width = (
-        getattr(config, "hidden_size", None)
-        or getattr(config, "hidden_sizes", [_REFERENCE_WIDTH])[-1]
-    )
+    widths = getattr(config, "hidden_sizes", [_REFERENCE_WIDTH])
+    width = getattr(config, "hidden_size", None) or widths[-1]
     return min(_LARGEST_RATE, float(_REFERENCE_RATE * (_REFERENCE_WIDTH / width) ** 2))
 
 
@@ -151,12 +148,12 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
 
 
 def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a row may have: what the model computes, or without a limit of its own the tokenizer's."""
+    """Return the tokens that a row may have: as many as the model takes, else the tokenizer."""
     return int(num_positions(_without_weights(config)) or tokenizer.model_max_length)
 
 
 class ClassifierSource:
-    """Makes classifiers with one head and one encoder, a new head for each seed."""
+    """Builds classifiers of one encoder, with a new head for each seed."""
 
     def __init__(
         self,
@@ -176,10 +173,9 @@ class ClassifierSource:
             from_scratch: leave the weights unread: every model starts from random ones.
             freeze_encoder: train the head alone, and what else the model's weights lack, such as a
                 pooler; running means and variances of the encoder stay too.
-            max_seq_length: longest row in tokens, which decides the implementation of attention on
-                a processor; 0 for images.
-            pad_token_id: the tokenizer's, for a decoder whose configuration has none and could not
-                find a row's end.
+            max_seq_length: longest row in tokens, by which attention is chosen; 0 for images.
+            pad_token_id: the tokenizer's; a decoder whose configuration has none finds the end of
+                a row by it.
 
         Raises:
             InputError: the weights are not those of the configuration.
@@ -190,8 +186,7 @@ class ClassifierSource:
         earlier_names = (
             () if config.problem_type == "regression" else tuple(config.id2label.values())
         )
-        # A head that fits by its size alone would start from classes that have nothing to do with
-        # these.
+        # A head for other classes may fit by its size, but knows nothing of these.
         self.has_foreign_head = was_classifier and earlier_names != labels.names
         config.num_labels = labels.num_outputs
         config.problem_type = labels.problem_type
@@ -220,37 +215,29 @@ class ClassifierSource:
                 f"{first_line(error)})",
                 advice="change `model`",
             ) from error
-        misfits = {
-            str(key): (list(found), list(wanted))
-            for key, found, wanted in loading["mismatched_keys"]
-        }
-        new = set(loading["missing_keys"]) | misfits.keys()
-        state: dict[str, Tensor] = {
-            key: value for key, value in loaded.state_dict().items() if key not in new
-        }
-        encoder_keys = {
-            key for key in loaded.state_dict() if key.startswith(loaded.base_model_prefix + ".")
-        }
+        values: dict[str, Tensor] = loaded.state_dict()
+        encoder_keys = {key for key in values if key.startswith(f"{loaded.base_model_prefix}.")}
+        misfits = {str(key): shapes for key, *shapes in loading["mismatched_keys"]}
         for key in sorted(encoder_keys & misfits.keys()):
-            found, wanted = misfits[key]
+            found, wanted = map(list, misfits[key])
             raise InputError(
                 f"the weights of {model!r} do not fit its config.json: {key} has the shape "
                 f"{found}, not {wanted}",
                 advice="change `model`",
             )
-        if self.has_foreign_head:
-            state = {key: value for key, value in state.items() if key in encoder_keys}
+        new = {*loading["missing_keys"], *misfits}
         lacking = encoder_keys & new
-        if encoder_keys and len(lacking) > len(encoder_keys) / 2:
+        if len(lacking) > len(encoder_keys) / 2:
             raise InputError(
                 f"{model!r} lacks {len(lacking)} of {len(encoder_keys)} weights of its encoder, "
                 f"such as {min(lacking)}",
                 advice="pass `model` a pretrained one, or `from_scratch`",
             )
-        return state
+        kept = encoder_keys if self.has_foreign_head else values.keys()
+        return {key: value for key, value in values.items() if key in kept and key not in new}
 
     def build(self, seed: int) -> PreTrainedModel:
-        """Return a model; what it does not have from the pretrained one is drawn from the seed."""
+        """Return a model; the seed draws the weights that the pretrained one does not have."""
         torch.manual_seed(seed)
         model: PreTrainedModel = self.auto_class.from_config(
             copy.deepcopy(self.config), dtype=torch.float32
@@ -263,9 +250,8 @@ class ClassifierSource:
                 parameter.requires_grad_(name not in self.state)
             for name, module in model.base_model.named_modules(prefix=model.base_model_prefix):
                 if f"{name}.running_mean" in self.state:
-                    # `Trainer` puts the whole model into training mode at each step, in which these
-                    # layers would normalise by the batch and go on averaging. Dropout has no state
-                    # and acts as in training.
+                    # `Trainer` sets the training mode at each step, in which these layers would
+                    # normalise by the batch and go on averaging. Dropout acts as in training.
                     module.register_forward_pre_hook(_put_into_evaluation_mode)
         if self.max_seq_length:
             choose_attention(model, self.max_seq_length)

@@ -1,13 +1,22 @@
-"""What fine-tuning with several seeds found: the summary of results.json, its table, and the card of the model."""
+"""What fine-tuning leaves for people: predictions, the summary of several seeds, the model card.
+
+Logits and the metrics of each seed enter; files of JSON lines, the content of results.json, lines
+of text and the README.md of the model leave.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import ModelCardData
+from numpy.typing import NDArray
 
-from bert_pretrain.downstream.metrics import is_better
+from bert_pretrain.downstream.labels import LabelSpace
+from bert_pretrain.downstream.metrics import is_better, predict
 from bert_pretrain.downstream.sources import Splits
 
 _NAME_WIDTH = 60  # characters of a class name in one line about all of them
@@ -18,7 +27,7 @@ CARD = """\
 
 # {title}
 
-A classifier made with `bert-pretrain finetune` and transformers' `Trainer`. {trained}It is a plain transformers model:
+{made}:
 
 ```python
 from transformers import pipeline
@@ -34,12 +43,59 @@ Labels: {labels}.
 {overlap}"""
 
 
-def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Return the best seed by validation, the mean and the standard deviation of each metric, and the outcomes.
+def write_predictions(path: Path, logits: NDArray[np.float32], splits: Splits, name: str) -> None:
+    """Write JSON lines: of each row the text, the label if known, prediction and probabilities.
 
     Args:
-        outcomes: by seed; `metrics` holds by split the numbers by name, of which the first of
-            validation decides.
+        path: of the file.
+        logits: float32 (N, num_labels), in the order of the rows.
+        splits: that they belong to.
+        name: of the split.
+    """
+    from scipy.special import expit, softmax
+
+    labels, rows, texts = splits.labels, splits.rows[name], splits.texts.get(name)
+    is_classes = labels.problem_type == "single_label_classification"
+    probabilities = softmax(logits, axis=1) if is_classes else expit(logits)
+    predictions = predict(logits, labels.problem_type)
+    lines = []
+    for place in range(len(logits)):
+        line: dict[str, Any] = {"row": place}
+        if texts is not None:
+            line |= {"text": texts.first[place]} | (
+                {"text_pair": texts.second[place]} if texts.second else {}
+            )
+        if rows.labels is not None:
+            line["label"] = _named(rows.labels[place], labels)
+        line["prediction"] = _named(predictions[place], labels)
+        if labels.names:
+            shares = (round(float(value), 6) for value in probabilities[place])
+            line["probabilities"] = dict(zip(labels.names, shares, strict=True))
+        lines.append(line)
+    write_lines(path, lines)
+
+
+def _named(value: Any, labels: LabelSpace) -> Any:
+    if labels.problem_type == "regression":
+        return float(value)
+    if labels.problem_type == "single_label_classification":
+        return labels.names[int(value)]
+    return [name for name, is_on in zip(labels.names, value, strict=True) if is_on]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write JSON lines."""
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+
+
+def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Return what results.json says of all seeds: the best one, mean and deviation of each metric.
+
+    Args:
+        outcomes: by seed; `metrics` holds, by split and name, the numbers. The first one of
+            validation chooses the best seed.
     """
     first = next(iter(outcomes.values()))["metrics"]
     decisive = next(iter(first["validation"]))
@@ -65,7 +121,7 @@ def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def format_results(results: dict[str, Any]) -> str:
-    """Lay out what `summarize_seeds` returns: a line for each split and metric."""
+    """Return a table of what `summarize_seeds` returns: a line for each split and metric."""
     lines = [
         f"{'split':<11} {'metric':<21} {'mean':>8} {'std':>8}   over {len(results['seeds'])} "
         "seed(s)"
@@ -78,7 +134,7 @@ def format_results(results: dict[str, Any]) -> str:
 
 
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
-    """Lay the numbers of one seed out in one line."""
+    """Return the numbers of one seed in one line."""
     return "; ".join(
         f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         for split, values in metrics.items()
@@ -86,7 +142,7 @@ def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
 
 
 def describe_splits(splits: Splits) -> str:
-    """Return the sizes of the splits, how many texts are cut, and the names of the classes, in one line."""
+    """Return the sizes of the splits and the names of the classes in one line."""
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.rows.items())
     names = [_shown(name) for name in splits.labels.names]
     names = [name if len(name) <= _NAME_WIDTH else name[:_NAME_WIDTH] + "..." for name in names]
@@ -95,15 +151,11 @@ def describe_splits(splits: Splits) -> str:
         if names
         else "regression"
     )
-    num_long = sum(
-        int((rows.lengths >= splits.max_seq_length).sum()) for rows in splits.rows.values()
-    )
-    cut = f"; {num_long:,} of them have {splits.max_seq_length} tokens or more and end there (--max_seq_length)"
-    return f"rows: {sizes}{cut if splits.texts and num_long else ''}; {classes}"
+    return f"rows: {sizes}; {classes}"
 
 
 def _shown(name: str) -> str:
-    """Return a class name for a line of text or a table: what would break it is written as Python writes it."""
+    """Return a class name with control characters escaped, so that it fits a line or a table."""
     return name if name.isprintable() else repr(name)[1:-1]
 
 
@@ -120,13 +172,13 @@ def model_card(
     """Return the README.md of the best seed's model.
 
     Args:
-        splits: what was trained and measured on.
+        splits: that it was trained and measured on.
         results: of `summarize_seeds`.
         repo_id: owner/name or name on the Hub, or the folder's name.
-        model_id: Hub id of the model that it was made of; None = nothing that is on the Hub.
+        model_id: Hub id of the model that it was made from; None = it is not on the Hub.
         from_scratch: whether it began with random weights.
         freeze_encoder: whether the encoder kept its weights.
-        overlap: says which rows are trained and evaluated on alike; None = none are.
+        overlap: of `row_digests.describe_overlap`.
     """
     pipeline_tag = "text-classification" if splits.texts else "image-classification"
     metadata = ModelCardData(
@@ -137,12 +189,18 @@ def model_card(
         base_model=None if from_scratch else model_id,
     )
     origin = f"`{model_id}`" if model_id else "another model"
-    trained = ""
+    made = "A classifier made with `bert-pretrain finetune` and transformers' `Trainer`. "
     if from_scratch:
         prepared_by = "tokenizer" if splits.texts else "image processor"
-        trained = f"It was trained from random weights: only architecture and {prepared_by} are those of {origin}. "
+        made += (
+            f"It was trained from random weights: only architecture and {prepared_by} are those of "
+            f"{origin}. "
+        )
     elif freeze_encoder:
-        trained = f"Its encoder is that of {origin}, frozen: only the head, and what that model lacks, was trained. "
+        made += (
+            f"Its encoder is that of {origin}, frozen: only the head, and what that model lacks, "
+            "was trained. "
+        )
     names = splits.labels.names
     best = results["seeds"][str(results["best_seed"])]["metrics"]
     rows = [
@@ -156,7 +214,7 @@ def model_card(
         metadata=metadata.to_yaml(),
         pipeline_tag=pipeline_tag,
         title=repo_id.rpartition("/")[2],
-        trained=trained,
+        made=made + "It is a plain transformers model",
         path=repo_id if "/" in repo_id else ".",
         path_comment="" if "/" in repo_id else "  # this folder, or its name on the Hub",
         labels=", ".join(f"`{_shown(name)}`" for name in names[:50])

@@ -1,8 +1,7 @@
-"""Which rows of different splits are the same, and whether a file still holds the rows that it held.
+"""Which rows of different splits are the same, and a digest that tells when rows have changed.
 
-Rows as they were read enter: texts before they are cut into tokens, images as the model's processor
-resized them. A digest of each leaves, equal for equal rows alone; from these, how many rows are
-trained and evaluated on alike.
+`Splits` enter: texts before they are cut into tokens, images as the model's processor resized them.
+Equal rows have equal digests; counts of rows that are trained and evaluated on alike leave.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from typing import TypedDict
 from bert_pretrain.downstream.data import ImageDataset
 from bert_pretrain.downstream.sources import Splits
 
-_DIGEST_SIZE = (
-    16  # bytes; among a billion rows two different ones are alike with a probability of 1e-21
-)
+# Bytes; among a billion different rows two have the same digest with a probability of 1e-21.
+_DIGEST_SIZE = 16
 
 
 class Overlap(TypedDict):
@@ -28,10 +26,10 @@ class Overlap(TypedDict):
 
 
 def overlap_with_training(splits: Splits) -> dict[str, Overlap]:
-    """Return for every other split how many of its rows are training rows too, whatever their labels are.
+    """Return for every other split how many of its rows are training rows too.
 
     Texts are the same if they are equal letter for letter, pairs if both texts are, images if all
-    pixels are.
+    pixels are; labels do not count.
     """
     trained = set(_row_digests(splits, "train"))
     return {
@@ -45,7 +43,7 @@ def overlap_with_training(splits: Splits) -> dict[str, Overlap]:
 
 
 def describe_overlap(splits: Splits, overlap: dict[str, Overlap]) -> str | None:
-    """Return one sentence that says which scores are partly memory; None if there is no overlap."""
+    """Return a warning that scores on some rows are partly memory; None without overlap."""
     pairs = any(texts.second is not None for texts in splits.texts.values())
     kind = ("text pairs" if pairs else "texts") if splits.texts else "images"
     found = [
@@ -57,13 +55,12 @@ def describe_overlap(splits: Splits, overlap: dict[str, Overlap]) -> str | None:
         return None
     return (
         f"{' and '.join(found)} are training rows too, exactly the same: scores on them are partly "
-        "memory; leave them "
-        "out of one of the two for a score on unseen rows."
+        "memory; leave them out of one of the two for a score on unseen rows."
     )
 
 
 def labelled_rows_sha256(splits: Splits, name: str) -> str:
-    """Return a digest of the rows of a split in their order, with their labels and the names of the classes."""
+    """Return a digest of the rows of a split in their order, their labels and the class names."""
     labels = splits.rows[name].labels
     sha256 = hashlib.sha256(json.dumps(splits.labels.names).encode())
     sha256.update(b"" if labels is None else labels.tobytes())
@@ -75,9 +72,8 @@ def labelled_rows_sha256(splits: Splits, name: str) -> str:
 def _row_digests(splits: Splits, name: str) -> Iterator[bytes]:
     rows = splits.rows[name]
     if isinstance(rows, ImageDataset):
-        contents = (
-            image.tobytes() for image in rows.pixels
-        )  # all images of a model have one shape
+        # Without their shape, which all images of a model share.
+        contents = (image.tobytes() for image in rows.pixels)
     else:
         texts = splits.texts[name]
         # As JSON, so that ("a b", "c") and ("a", "b c") differ.

@@ -1,7 +1,7 @@
-"""Read labelled rows: CSV, TSV, JSON lines and Parquet files, also compressed, and splits of data sets.
+"""Tables of labelled rows, and the texts in their columns.
 
-A path or the name of a data set enters; a `Table` of columns leaves. What a cell means is decided
-in `labels`.
+A file or a split of a data set enters; a `Table` of columns leaves, and `Texts` from it. What the
+cells of the label column mean is decided in `labels`.
 """
 
 from __future__ import annotations
@@ -9,23 +9,28 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    Sequence,
-    load_dataset,
-    load_from_disk,
-)
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from bert_pretrain.data.files import is_saved_dataset
 from bert_pretrain.data.names import refuse_missing_folder
-from bert_pretrain.data.row_files import file_kind, open_parquet, read_csv, read_json_lines
+from bert_pretrain.data.row_files import (
+    Quotes,
+    file_kind,
+    is_unicode,
+    open_parquet,
+    read_csv,
+    read_json_lines,
+    read_tsv,
+)
+from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    import datasets
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -35,9 +40,9 @@ class Table:
     """Rows as columns of equal length.
 
     Attributes:
-        description: what it is, for messages.
-        columns: cells by column name; those of CSV and TSV files are strings.
-        class_names: names of the class numbers of columns whose file or data set tells them.
+        description: names the file or split in messages.
+        columns: cells by column name; those of CSV and TSV files are texts.
+        class_names: names of the class numbers of columns whose file or data set declares them.
         is_typed: texts and numbers are told apart; in CSV and TSV files all cells are texts.
     """
 
@@ -65,21 +70,22 @@ class Table:
         return self.columns[name]
 
 
-def read_file(path: str, *, parameter: str) -> Table:
-    """Read a file; its extension tells the format.
+def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Table:
+    """Read a whole file; its extension tells the format.
 
     Args:
         path: .csv, .tsv, .jsonl (or .json of one object a line) or .parquet, each also with .gz or
             .zst.
-        parameter: that named it, for messages.
+        parameter: that named it.
+        tsv_quotes: as for `read_tsv`.
 
     Raises:
-        InputError: there is no such file, or it cannot be read, or has no rows.
+        InputError: there is no such file, it cannot be read, or it has no rows.
     """
     file = Path(path)
     if not file.is_file():
         what = f"{path!r} is a folder" if file.is_dir() else f"there is no file {path!r}"
-        raise InputError(f"{what}", advice=f"change `{parameter}`")
+        raise InputError(what, advice=f"change `{parameter}`")
     kind = file_kind(file)
     if kind not in EXTENSIONS:
         raise InputError(
@@ -87,21 +93,29 @@ def read_file(path: str, *, parameter: str) -> Table:
             advice=f"`{parameter}` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
         )
     class_names: dict[str, tuple[str, ...]] = {}
-    if kind in (".csv", ".tsv"):
-        frame = pd.concat(read_csv(file, parameter=parameter))
-        columns = {str(name): frame[name].tolist() for name in frame.columns}
-    elif kind in (".jsonl", ".json"):
-        rows = [row for _, row in read_json_lines(file, parameter=parameter)]
+    if kind == ".csv":
+        blocks = list(read_csv(file, parameter=parameter))
         columns = {
-            name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))
+            str(name): [cell for block in blocks for cell in block[name].tolist()]
+            for name in blocks[0].columns
         }
-    else:
+    elif kind == ".tsv":
+        header, *rows = list(read_tsv(file, parameter=parameter, quotes=tsv_quotes)) or [[]]
+        names = [  # a name that comes again gets a number, as pandas does it
+            f"{name}.{count}" if (count := header[:place].count(name)) else name
+            for place, name in enumerate(header)
+        ]
+        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=False))
+    elif kind == ".parquet":
         with open_parquet(file, parameter=parameter) as parquet:
             content = parquet.read()
-        class_names = _class_names(Features.from_arrow_schema(content.schema))
+        columns = _columns_of(content)
+        class_names = _class_names(content.schema)
+    else:
+        objects = [row for _, row in read_json_lines(file, parameter=parameter)]
         columns = {
-            name: cells.to_pylist()
-            for name, cells in zip(content.column_names, content.columns, strict=True)
+            name: [row.get(name) for row in objects]
+            for name in dict.fromkeys(itertools.chain(*objects))
         }
     table = Table(path, columns, class_names, is_typed=kind not in (".csv", ".tsv"))
     if not len(table):
@@ -109,38 +123,103 @@ def read_file(path: str, *, parameter: str) -> Table:
     return table
 
 
-def _class_names(features: Features) -> dict[str, tuple[str, ...]]:
-    inner = {
-        name: item.feature if isinstance(item, Sequence) else item
-        for name, item in features.items()
-    }
-    return {name: tuple(item.names) for name, item in inner.items() if isinstance(item, ClassLabel)}
-
-
-def open_dataset(name: str, config_name: str | None) -> dict[str, Dataset]:
-    """Return the splits of a data set: a folder saved by `datasets`, or what `load_dataset` finds there or on the Hub.
+def open_dataset(name: str, config_name: str | None) -> dict[str, datasets.Dataset]:
+    """Return the splits of a data set: of a folder that `datasets` saved, or of `load_dataset`.
 
     Raises:
         InputError: it cannot be loaded.
     """
+    import datasets
+
     try:
-        loaded = (
-            load_from_disk(name)
-            if is_saved_dataset(Path(name))
-            else load_dataset(name, config_name)
-        )
+        if is_saved_dataset(Path(name)):
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, config_name)
     except Exception as error:  # datasets raises whatever its builders and the network raise
         refuse_missing_folder(name, what="a data set", parameter="dataset_name")
         raise InputError(
             f"the data set {name!r} cannot be loaded ({first_line(error)})",
             advice="`dataset_name` takes a folder or a Hub id",
         ) from error
-    return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
 
 
-def table_of(dataset: Dataset, description: str) -> Table:
+def table_of(dataset: datasets.Dataset, description: str) -> Table:
     """Return the rows of a data set."""
     # As Arrow, so that images or sounds beside the texts are not decoded.
     content = dataset.with_format("arrow")[:]
-    columns = {name: content.column(name).to_pylist() for name in content.column_names}
-    return Table(description, columns, _class_names(dataset.features))
+    return Table(description, _columns_of(content), _class_names(dataset.features.arrow_schema))
+
+
+def _columns_of(content: pa.Table) -> dict[str, list[Any]]:
+    return {name: content.column(name).to_pylist() for name in content.column_names}
+
+
+def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """Return the class names of columns, which `datasets` keeps in the schema's metadata."""
+    import datasets
+
+    names = {}
+    for name, feature in datasets.Features.from_arrow_schema(schema).items():
+        inner = feature.feature if isinstance(feature, datasets.Sequence) else feature
+        if isinstance(inner, datasets.ClassLabel):
+            names[name] = tuple(inner.names)
+    return names
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts, or pairs of them, of one split."""
+
+    first: list[str]
+    second: list[str] | None
+
+    def subset(self, places: NDArray[np.integer[Any]]) -> Texts:
+        """Return these texts, in this order."""
+        second = None if self.second is None else [self.second[place] for place in places]
+        return Texts([self.first[place] for place in places], second)
+
+    def joined(self) -> list[str]:
+        """Return each text, or pair of texts, as one."""
+        if self.second is None:
+            return self.first
+        return [" ".join(pair) for pair in zip(self.first, self.second, strict=True)]
+
+
+def read_texts(
+    table: Table, task: Task, *, text_column: str | None, text_pair_column: str | None
+) -> Texts:
+    """Return the texts of the columns given, else the task's, else `text` and `text_pair` if there.
+
+    Raises:
+        InputError: a column is missing, or holds something other than text.
+    """
+    columns = task.text_columns or ()
+    has_columns = all(name in table.columns for name in columns)
+    first = text_column or (columns[0] if columns and has_columns else "text")
+    second = text_pair_column or (columns[1] if len(columns) > 1 and has_columns else None)
+    if second is None and ((not columns and "text_pair" in table.columns) or len(columns) > 1):
+        second = "text_pair"
+    texts = Texts(
+        _strings(table, first, "text_column"),
+        _strings(table, second, "text_pair_column") if second else None,
+    )
+    if not any(text.strip() for text in texts.first):
+        raise InputError(
+            f"the column {first!r} of {table.description} is empty", advice="change `text_column`"
+        )
+    return texts
+
+
+def _strings(table: Table, name: str, parameter: str) -> list[str]:
+    cells = table.column(name, parameter=parameter)
+    for place, cell in enumerate(cells):
+        # A JSON file may hold half a character, such as \ud83d, which no tokenizer accepts.
+        if not isinstance(cell, str) or not is_unicode(cell):
+            raise InputError(
+                f"the column {name!r} of {table.description} holds {cell!r:.80} in row "
+                f"{place + 1}, which is not a text",
+                advice=f"repair the row, or pass another column as `{parameter}`",
+            )
+    return cells

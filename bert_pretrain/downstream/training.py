@@ -1,7 +1,7 @@
-"""Train a classifier with transformers' `Trainer`, at one fixed recipe for all tasks.
+"""Train a classifier with transformers' `Trainer`, by one recipe for all tasks.
 
-A model from `ClassifierSource` and data sets from `data` enter; the trained model and its logits
-leave. Used by the command `finetune` and by the label-efficiency curve.
+A model of `ClassifierSource`, data sets of `data` and a `FinetuningRecipe` enter; the trained model
+and its logits leave, for the command `finetune` and for the label-efficiency curve.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,75 +28,43 @@ from transformers import (
     TrainingArguments,
 )
 
-from bert_pretrain.config.flags import flag
 from bert_pretrain.downstream.data import LabelledDataset, LengthSampler
 from bert_pretrain.downstream.models import default_learning_rate
-from bert_pretrain.errors import InputError, TrainingError
+from bert_pretrain.errors import TrainingError
 from bert_pretrain.hardware import native_precision
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a classifier is trained: AdamW, warm-up and linear decay; the same for all tasks and models."""
+class FinetuningRecipe:
+    """How a classifier is trained: AdamW with warm-up and linear decay.
 
-    _argument_group_name: ClassVar[str] = "training"
+    Attributes:
+        learning_rate: peak; 0 = by the encoder's width, see `default_learning_rate`.
+        num_train_epochs: passes over the training rows, > 0.
+        min_steps: updates at least.
+        max_steps: updates at most; 0 = no limit.
+        per_device_train_batch_size: rows of a forward pass.
+        gradient_accumulation_steps: forward passes of an update.
+        per_device_eval_batch_size: rows of a forward pass without gradient.
+        weight_decay: of matrices.
+        warmup_ratio: share of the updates over which the rate rises, in [0, 1).
+        max_grad_norm: the gradient's norm is cut to it; 0 = not.
+        num_evaluations: on validation rows, at most; the last one comes after the last update.
+        mixed_precision: `bf16`, `no`, or `auto` = bf16 where it is native.
+    """
 
-    learning_rate: float = flag(
-        0.0,
-        "Peak; 0 = by the encoder's width: 5e-5 at 768, growing with the inverse square of the "
-        "width up to 5e-4.",
-    )
-    num_train_epochs: float = flag(4.0, "Passes over the training rows, > 0.")
-    min_steps: int = flag(200, "Updates at least, however few rows there are.")
-    max_steps: int = flag(0, "Updates at most; 0 = no limit.")
-    per_device_train_batch_size: int = flag(16, "Rows of a forward pass.")
-    gradient_accumulation_steps: int = flag(
-        1, "Forward passes of an update; a sum over all their rows, not a mean."
-    )
-    per_device_eval_batch_size: int = flag(64, "Rows of a forward pass without gradient.")
-    weight_decay: float = flag(0.01, "Of matrices.")
-    warmup_ratio: float = flag(0.1, "Share of the updates over which the rate rises, in [0, 1).")
-    max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.")
-    num_evaluations: int = flag(
-        4,
-        "Evaluations on validation rows at most, after every so many updates and after the last "
-        "one; the best is kept.",
-    )
-    mixed_precision: Literal["auto", "bf16", "no"] = flag(
-        "auto", "bf16, no, or auto = bf16 where it is native."
-    )
-
-    def check(self) -> None:
-        """Raise `InputError` unless every value is in range."""
-        for name, smallest in (
-            ("min_steps", 0),
-            ("max_steps", 0),
-            ("per_device_train_batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-            ("per_device_eval_batch_size", 1),
-            ("num_evaluations", 1),
-        ):
-            if getattr(self, name) < smallest:
-                raise InputError(
-                    f"{name} is {getattr(self, name)} but must be at least {smallest}",
-                    advice=f"change `{name}`",
-                )
-        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(
-                    f"{name} is {getattr(self, name)} but must be at least 0",
-                    advice=f"change `{name}`",
-                )
-        if not 0 < self.num_train_epochs < math.inf:
-            raise InputError(
-                f"num_train_epochs is {self.num_train_epochs} but must be above 0",
-                advice="change it",
-            )
-        if not 0 <= self.warmup_ratio < 1:
-            raise InputError(
-                f"warmup_ratio is {self.warmup_ratio} but must lie in [0, 1)",
-                advice="change `warmup_ratio`",
-            )
+    learning_rate: float
+    num_train_epochs: float
+    min_steps: int
+    max_steps: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    per_device_eval_batch_size: int
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float
+    num_evaluations: int
+    mixed_precision: str
 
     def num_updates(self, num_rows: int) -> int:
         """Return the length of training on so many rows."""
@@ -110,7 +78,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Validation:
-    """What chooses the checkpoint: rows, what to measure of their logits, and which of it decides."""
+    """What chooses the checkpoint.
+
+    Attributes:
+        rows: to evaluate on.
+        measure: returns numbers by name of logits (N, num_labels) and labels.
+        decisive: name of the number that decides.
+        greater_is_better: whether a greater one is better.
+    """
 
     rows: LabelledDataset
     measure: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]
@@ -118,37 +93,47 @@ class Validation:
     greater_is_better: bool
 
 
-class ClassifierTrainer(Trainer):  # type: ignore[misc]
-    """A `Trainer` whose batches hold rows of like length, in an order that the seed and the epoch decide."""
+class OneDeviceArguments(TrainingArguments):  # type: ignore[misc]
+    """Arguments of `Trainer` for processes that use one device each.
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: the sum is not shown, and to count all parameters again would slow small models down."""
-        return 0
+    Several GPUs without a launcher would otherwise be used by DataParallel, which gathers logits
+    and divides the loss by other counts.
+    """
 
     @property
-    def rows_of_update(self) -> int:
-        """Return how many rows an update learns from, over accumulation steps and processes."""
-        args = self.args
-        return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+    def n_gpu(self) -> int:
+        """Return the GPUs that this process uses: 0 or 1."""
+        return min(int(super().n_gpu), 1)
+
+
+class ClassifierTrainer(Trainer):  # type: ignore[misc]
+    """A `Trainer` whose batches hold rows of like length; seed and epoch decide their order."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: nobody shows the sum, and to count parameters at each step takes time."""
+        return 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the training rows; what an update learns from does not depend on how it is cut."""
-        sampler = LengthSampler(
-            self.train_dataset.lengths,
-            batch_size=self.rows_of_update,
-            seed=self.args.seed,
-        )
+        """Return the loader of the training rows.
+
+        The rows of an update do not depend on how it is cut into batches and over processes.
+        """
+        args = self.args
+        rows_of_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            sampler=sampler,
-            collate_fn=_as_is,
+            batch_size=args.train_batch_size,
+            sampler=LengthSampler(
+                self.train_dataset.lengths, batch_size=rows_of_update, seed=args.seed
+            ),
+            collate_fn=as_is,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
+    """Return what a data set of `data` gives: a batch already."""
     return batch
 
 
@@ -157,11 +142,11 @@ def window_loss(
 ) -> Tensor:
     """Return the loss of a micro-batch as its share of the mean over the whole update.
 
-    `Trainer` believes that every class with `**kwargs` in its signature divides its loss by
+    `Trainer` expects that a class with `**kwargs` in its signature divides its loss by
     `num_items_in_batch`. The stock classifiers do not, so that their gradient is multiplied by
     accumulation steps and processes (transformers#47688). Here the sum is divided by the labels of
     all micro-batches and processes together, so that an update does not depend on how its rows are
-    cut, also where the pieces are uneven.
+    cut, even into uneven pieces.
 
     Args:
         outputs: of the model, with logits (B, num_labels).
@@ -179,11 +164,11 @@ def window_loss(
 
 
 def training_arguments(
-    recipe: Recipe, model: PreTrainedModel, folder: Path, *, num_updates: int, seed: int
-) -> Any:
-    """Return the arguments of `Trainer` that the recipe means."""
+    recipe: FinetuningRecipe, model: PreTrainedModel, folder: Path, *, num_updates: int, seed: int
+) -> OneDeviceArguments:
+    """Return the arguments of `Trainer` that a recipe means; `folder` takes checkpoints."""
     precision = native_precision() if recipe.mixed_precision == "auto" else recipe.mixed_precision
-    arguments = TrainingArguments(
+    return OneDeviceArguments(
         output_dir=str(folder),
         max_steps=num_updates,
         per_device_train_batch_size=recipe.per_device_train_batch_size,
@@ -191,7 +176,7 @@ def training_arguments(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate or default_learning_rate(model.config),
         weight_decay=recipe.weight_decay,
-        warmup_steps=recipe.warmup_ratio,  # below 1 transformers 5 takes it for a share
+        warmup_steps=recipe.warmup_ratio,  # transformers 5 reads a number below 1 as a share
         max_grad_norm=recipe.max_grad_norm,
         lr_scheduler_type="linear",
         seed=seed,
@@ -205,16 +190,12 @@ def training_arguments(
         eval_strategy="no",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    # Several GPUs without a launcher would be used by DataParallel, which gathers logits and
-    # divides by other counts.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
 
 
 def train(
     model: PreTrainedModel,
     rows: LabelledDataset,
-    recipe: Recipe,
+    recipe: FinetuningRecipe,
     *,
     seed: int,
     scratch_folder: Path,
@@ -227,14 +208,14 @@ def train(
         rows: to train on.
         recipe: how.
         seed: of the order of rows and of dropout.
-        scratch_folder: where checkpoints lie until training ends; removed.
-        validation: chooses the checkpoint that the model is left at; None = the last state.
+        scratch_folder: for checkpoints until training ends; it is removed.
+        validation: chooses the checkpoint that is kept; None = the last state.
 
     Returns:
         The trainer, whose `predict` gives logits and whose `state.log_history` has the evaluations.
 
     Raises:
-        TrainingError: it diverged, and there are validation rows to see it on.
+        TrainingError: it diverged, as the validation rows show.
     """
     num_updates = recipe.num_updates(len(rows))
     arguments = training_arguments(
@@ -261,7 +242,7 @@ def train(
         arguments,
         train_dataset=rows,
         eval_dataset=None if validation is None else _by_length(validation.rows)[0],
-        data_collator=_as_is,
+        data_collator=as_is,
         compute_loss_func=window_loss,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=_logits_alone,
@@ -269,7 +250,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train()
-        trainer.accelerator.wait_for_everyone()  # the other processes may be reading the best checkpoint
+        # The other processes may still be reading the best checkpoint.
+        trainer.accelerator.wait_for_everyone()
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(scratch_folder, ignore_errors=True)
@@ -280,7 +262,7 @@ def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray
     """Return the logits (N, num_labels) of rows, in their order.
 
     Raises:
-        TrainingError: they are no numbers: the training diverged.
+        TrainingError: they are not finite: the training diverged.
     """
     ordered, order = _by_length(rows)
     found = _finite(trainer.predict(ordered).predictions, trainer.args)
@@ -290,7 +272,7 @@ def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray
 
 
 def _logits_alone(outputs: Any, _: Tensor) -> Tensor:
-    """Return the logits of outputs that have more, as those of an encoder-decoder: its encoder's states."""
+    """Return the logits alone; an encoder-decoder's outputs have its encoder's states as well."""
     logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
     return logits
 
@@ -298,14 +280,13 @@ def _logits_alone(outputs: Any, _: Tensor) -> Tensor:
 def _finite(logits: NDArray[Any], arguments: Any) -> NDArray[Any]:
     if not np.isfinite(logits).all():
         raise TrainingError(
-            f"the training of seed {arguments.seed} diverged: the model predicts what is no "
-            "number; pass a lower "
-            f"`learning_rate` than {arguments.learning_rate:g}, and a new `output_dir`"
+            f"the training of seed {arguments.seed} diverged: the model predicts NaN or infinity; "
+            f"pass a lower `learning_rate` than {arguments.learning_rate:g}, and a new `output_dir`"
         )
     return logits
 
 
 def _by_length(rows: LabelledDataset) -> tuple[LabelledDataset, NDArray[np.int64]]:
-    """Return the rows from short to long, which leaves little padding, and their places."""
+    """Return the rows from short to long, so that there is little padding, and their places."""
     order = np.argsort(rows.lengths, kind="stable")
     return rows.subset(order), order

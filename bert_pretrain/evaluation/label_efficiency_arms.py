@@ -19,11 +19,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 from transformers import AutoModel
 
-from bert_pretrain.downstream.data import ImageDataset, LabelledDataset
-from bert_pretrain.downstream.image_data import augmentation_of
+from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, augmentation_of
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits
-from bert_pretrain.downstream.training import Recipe, predict_logits, train
+from bert_pretrain.downstream.training import FinetuningRecipe, predict_logits, train
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.evaluation.features import Features, Labels
 from bert_pretrain.evaluation.label_efficiency import Arm
@@ -59,7 +58,7 @@ class CurveTask:
 
     model: str
     splits: Splits
-    recipe: Recipe
+    recipe: FinetuningRecipe
     augmentation: str
     scratch_folder: Path
 

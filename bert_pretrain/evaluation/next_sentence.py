@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.random import permutation
 from bert_pretrain.evaluation.statistics import Interval, wilson_interval
+from bert_pretrain.text.pairs import IS_NEXT, IS_RANDOM, EpochPlan
 from bert_pretrain.text.prepared import TokenStore
 
 NUM_BINS = 10

@@ -46,6 +46,8 @@ def open_image_source(
     data_files: list[str] | None,
     image_column: str,
     label_column: str,
+    files_parameter: str = "data_files",
+    split_parameter: str = "dataset_split",
 ) -> ImageSource:
     """Find the images that the data flags name.
 
@@ -61,18 +63,20 @@ def open_image_source(
             path, or paths.
         label_column: column of class numbers, class names or the `ClassLabel` feature; only the
             default one may be missing.
+        files_parameter: that gave `data_files`, for messages.
+        split_parameter: that gave `dataset_split`, for messages.
 
     Raises:
         InputError: there are no images, a file or data set cannot be read, a column is missing or
             of another type.
     """
     if data_files:
-        return open_parquet(data_files, image_column, label_column)
+        return open_parquet(data_files, image_column, label_column, parameter=files_parameter)
     if dataset_name in (None, "digits"):
         if dataset_split != "train":
             raise InputError(
                 f"'digits' has no split {dataset_split!r}, only train",
-                advice="leave out `dataset_split`",
+                advice=f"leave out `{split_parameter}`",
             )
         return _open_digits()
     assert dataset_name is not None
@@ -80,9 +84,14 @@ def open_image_source(
     if folder.is_dir() and not is_saved_dataset(folder):
         files = sorted(_visible_files(folder))
         if not any(path.suffix.lower() in _DATASET_EXTENSIONS for path in files):
-            return _open_folder(folder, files, dataset_split)
+            return _open_folder(folder, files, dataset_split, split_parameter)
     return open_dataset(
-        dataset_name, dataset_config_name, dataset_split, image_column, label_column
+        dataset_name,
+        dataset_config_name,
+        dataset_split,
+        image_column,
+        label_column,
+        split_parameter=split_parameter,
     )
 
 
@@ -93,7 +102,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
-def _open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
+def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: str) -> ImageSource:
     """Open a folder of image files, labelled by the rule of `datasets`' image folders.
 
     The folder that an image lies in names its class, if there are several such folders and all are
@@ -101,7 +110,7 @@ def _open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
     """
     known = PIL.Image.registered_extensions()
     files = [path for path in files if known.get(path.suffix.lower()) in PIL.Image.OPEN]
-    root = _split_folder(folder, files, split)
+    root = _split_folder(folder, files, split, split_parameter)
     files = [path for path in files if path.is_relative_to(root)]
     if not files:
         raise InputError(
@@ -128,7 +137,7 @@ def _open_folder(folder: Path, files: list[Path], split: str) -> ImageSource:
     )
 
 
-def _split_folder(folder: Path, files: list[Path], split: str) -> Path:
+def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -> Path:
     """Return the subfolder of a split, or the folder itself where it has no splits.
 
     Its subfolders are splits if all of them are named so: a class may be called `train`, but hardly
@@ -139,13 +148,13 @@ def _split_folder(folder: Path, files: list[Path], split: str) -> Path:
         if split != "train":  # else what is asked for as test images would be the training images
             raise InputError(
                 f"{folder} has no subfolders of splits, so no {split!r}",
-                advice="leave out `dataset_split`",
+                advice="leave out `{parameter}`",
             )
         return folder
     if split not in subfolders:
         raise InputError(
             f"{folder} has no split {split!r}",
-            advice=f"it has {', '.join(sorted(subfolders))}; change `dataset_split`",
+            advice=f"it has {', '.join(sorted(subfolders))}; change `{parameter}`",
         )
     return folder / split
 

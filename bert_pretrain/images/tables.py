@@ -22,13 +22,16 @@ _ROWS_PER_READ = 64
 _MAX_CLASS_NUMBER = 99_999
 
 
-def open_parquet(patterns: list[str], image_column: str, label_column: str) -> ImageSource:
+def open_parquet(
+    patterns: list[str], image_column: str, label_column: str, *, parameter: str = "data_files"
+) -> ImageSource:
     """Open Parquet files; the arguments are those of `open_image_source`."""
-    paths = list(dict.fromkeys(path for pattern in patterns for path in existing_files(pattern)))
+    found = (path for pattern in patterns for path in existing_files(pattern, parameter=parameter))
+    paths = list(dict.fromkeys(found))
     num_rows = 0
     label_features: list[Any] = []
     for path in paths:
-        with _open_parquet_file(path) as file:
+        with _open_parquet_file(path, parameter) as file:
             schema = file.schema_arrow
             num_rows += file.metadata.num_rows
         label = _check_columns(str(path), schema, image_column, label_column)
@@ -36,13 +39,13 @@ def open_parquet(patterns: list[str], image_column: str, label_column: str) -> I
         if label != label_features[0]:
             raise InputError(
                 f"the labels of {path} are {label}, those of {paths[0]} {label_features[0]}",
-                advice="they must agree in all `data_files`",
+                advice=f"they must agree in all `{parameter}`",
             )
     columns = [image_column] if label_features[0] is None else [image_column, label_column]
 
     def read() -> Iterator[ImageRow]:
         for path in paths:
-            with _open_parquet_file(path) as file:
+            with _open_parquet_file(path, parameter) as file:
                 batches = file.iter_batches(batch_size=_ROWS_PER_READ, columns=columns)
                 yield from _rows_of(batches, str(path), columns)
 
@@ -57,19 +60,25 @@ def open_parquet(patterns: list[str], image_column: str, label_column: str) -> I
     )
 
 
-def _open_parquet_file(path: Path) -> pq.ParquetFile:
+def _open_parquet_file(path: Path, parameter: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a Parquet file ({error})",
-            advice="`data_files` takes Parquet files with a column of images, `dataset_name` a "
+            advice=f"`{parameter}` takes Parquet files with a column of images, `dataset_name` a "
             "folder of images",
         ) from error
 
 
 def open_dataset(
-    name: str, config_name: str | None, split: str, image_column: str, label_column: str
+    name: str,
+    config_name: str | None,
+    split: str,
+    image_column: str,
+    label_column: str,
+    *,
+    split_parameter: str = "dataset_split",
 ) -> ImageSource:
     """Open a data set that `datasets` saved in a folder, or loads from a folder or the Hub."""
     from datasets import DatasetDict, load_dataset, load_from_disk
@@ -92,7 +101,7 @@ def open_dataset(
         if split not in dataset:
             raise InputError(
                 f"the data set {name!r} has no split {split!r}",
-                advice=f"it has {', '.join(map(str, dataset))}; change `dataset_split`",
+                advice=f"it has {', '.join(map(str, dataset))}; change `{split_parameter}`",
             )
         dataset = dataset[split]
     schema = dataset.features.arrow_schema

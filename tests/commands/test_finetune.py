@@ -1,4 +1,4 @@
-"""`bert-pretrain finetune` end to end: what it writes, what others can load, and what it refuses."""
+"""`bert-pretrain finetune` end to end: what it writes, what others load, what it refuses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from bert_pretrain.config.finetuning import TaskDataArguments
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as DatasetImage
-from downstream_models import make_image_model, make_text_model, read_rows, sentences, write_rows
+from downstream_models import (
+    make_image_model,
+    make_text_model,
+    read_rows,
+    sentences,
+    source_of,
+    write_rows,
+)
 from huggingface_hub import ModelCard
 from PIL import Image
 from runs import environment
@@ -39,17 +45,18 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.results import model_card, summarize_seeds
 from bert_pretrain.downstream.sources import open_splits
-from bert_pretrain.downstream.tasks import GLUE, find_task
+from bert_pretrain.downstream.tasks import GLUE, Task, find_labels, find_task
 
-SHORT = ["--max_steps", "3", "--mixed_precision", "no"]
+SHORT = ["--max_steps", "2", "--num_evaluations", "1", "--mixed_precision", "no"]
 LOADED_ELSEWHERE = """
 import sys
 sys.modules["bert_pretrain"] = None  # importing it fails
 from transformers import pipeline
-found = pipeline("text-classification", model=sys.argv[1])(["the value of a list", "a fault of the file"])
-print([row["label"] for row in found])
+texts = ["the value of a list", "a fault of the file"]
+print([row["label"] for row in pipeline("text-classification", model=sys.argv[1])(texts)])
 """
 
 
@@ -120,7 +127,7 @@ def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(
         "bad": 0,
         "good": 1,
     }
-    assert sorted(path.name for path in (folder / "out").glob("[!.]*")) == [
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
         "final",
         "results.json",
         "seed-1",
@@ -186,9 +193,7 @@ def test_several_labels_a_row_and_test_rows_without_labels(model: str, folder: P
         ]
 
 
-def test_multi_hot_labels_are_named_in_the_predictions_and_said_to_be_read_so(
-    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_multi_hot_labels_are_named_in_the_predictions(model: str, folder: Path) -> None:
     def multi_hot(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
             row | {"label": [1.0, float(row["label"] == "good"), float(len(row["text"]) > 30)]}
@@ -200,15 +205,18 @@ def test_multi_hot_labels_are_named_in_the_predictions_and_said_to_be_read_so(
         ("test", multi_hot(sentences(6, seed=1))[1:2]),
     ):
         write_rows(folder / f"{name}.jsonl", rows)
-    files = ["--train_file", "train.jsonl", "--test_file", "test.jsonl"]
+    files = ["--train_file", "train.jsonl", "--test_file", "test.jsonl", "--task", "multi_hot"]
     finetune(model, *files, "--label_names", "any", "good", "long", *SHORT)
     config = json.loads((folder / "out/final/config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
     assert list(config["id2label"].values()) == ["any", "good", "long"]
     (row,) = read_rows(folder / "out/seed-42/predictions_test.jsonl")
     assert row["label"] == ["any", "good"] + ["long"] * (len(row["text"]) > 30)
-    printed = capsys.readouterr().out
-    assert printed.count("\nlabels: lists of 3 zeros and ones, one for each class (multi-hot)") == 1
+
+
+def notes(model: str, file: str, task: str) -> str:
+    """Return what is said of the rows of a file before training."""
+    return "\n".join(open_splits(model, source_of(train_file=file), find_task(task), seed=0).notes)
 
 
 def test_cells_with_the_separator_of_labels_are_pointed_out_where_the_task_was_guessed(
@@ -217,31 +225,25 @@ def test_cells_with_the_separator_of_labels_are_pointed_out_where_the_task_was_g
     labels = ["x", "y|x", "y"]
     lines = [f"{row['text']},{labels[number % 3]}\n" for number, row in enumerate(sentences(30))]
     (folder / "train.csv").write_text("text,label\n" + "".join(lines))
-    for flags, count in (
-        ([], 1),
-        (["--task", "classification"], 0),
-        (["--task", "multi_label"], 0),
-    ):
-        finetune(model, "--train_file", "train.csv", *flags, *SHORT)
-        printed = capsys.readouterr().out
-        assert printed.count("10 of the 30 labels of train.csv contain '|'") == count
-        assert printed.count("--task multi_label") == count
-        (folder / "out").rename(f"out-{len(flags)}-{count}-{flags[-1] if flags else ''}")
+    for task in ("classification", "multi_label"):
+        assert "contain '|'" not in notes(model, "train.csv", task)
+    finetune(model, "--train_file", "train.csv", *SHORT)
+    printed = capsys.readouterr().out
+    assert printed.count("10 of the 30 labels of train.csv contain '|'") == 1
+    assert printed.count("--task multi_label") == 1
 
 
 def test_texts_that_look_like_fractions_are_pointed_out_where_the_task_was_guessed(
-    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    model: str, folder: Path
 ) -> None:
-    for labels, flags, count in (
-        (("3.5", "4.0"), [], 1),
-        (("3", "4"), [], 0),
-        (("3.5", "4.0"), ["--task", "classification"], 0),
+    for labels, task, count in (
+        (("3.5", "4.0"), "auto", 1),
+        (("3", "4"), "auto", 0),
+        (("3.5", "4.0"), "classification", 0),
     ):
         rows = [row | {"label": labels[row["label"] == "good"]} for row in sentences(30)]
         write_rows(folder / "train.jsonl", rows)
-        finetune(model, "--train_file", "train.jsonl", *flags, *SHORT)
-        assert capsys.readouterr().out.count("look like numbers") == count
-        shutil.rmtree(folder / "out")
+        assert notes(model, "train.jsonl", task).count("look like numbers") == count
 
 
 @pytest.mark.parametrize(
@@ -261,17 +263,9 @@ def test_test_rows_are_unlabelled_if_all_labels_are_empty_or_minus_one_without_s
     (folder / "test.csv").write_text(
         "text,label\n" + "\n".join(f"a {i},{x}" for i, x in enumerate(test_labels))
     )
-    flags = [
-        "--train_file",
-        "train.csv",
-        "--test_file",
-        "test.csv",
-        "--max_steps",
-        "1",
-        "--mixed_precision",
-        "no",
-    ]
-    assert ("test" in finetune(model, *flags)["metrics"]) == is_measured
+    files = source_of(train_file="train.csv", test_file="test.csv")
+    rows = open_splits(model, files, find_task("auto"), seed=0).rows["test"]
+    assert len(rows) == 2 and (rows.labels is not None) == is_measured
 
 
 def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
@@ -353,7 +347,7 @@ def test_the_card_says_what_was_trained_in_the_forms_of_the_hub(
 def test_the_card_names_the_model_on_the_hub_that_weights_or_architecture_are_of(
     model: str, folder: Path, from_scratch: bool
 ) -> None:
-    data = TaskDataArguments(train_file="train.jsonl")
+    data = source_of(train_file="train.jsonl")
     splits = open_splits(model, data, find_task("auto"), seed=0)
     results = summarize_seeds({1: {"metrics": {"validation": {"accuracy": 0.5}}}})
     how: dict[str, Any] = {"from_scratch": from_scratch, "freeze_encoder": False, "overlap": None}
@@ -372,7 +366,7 @@ def test_rows_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
     for flags, cut_at in (([], 24), (["--max_seq_length", "40"], 40)):
         finetune(model, "--train_file", "train.jsonl", *SHORT, *flags)
         printed = capsys.readouterr().out
-        assert f"20 of them have {cut_at} tokens or more and end there" in printed
+        assert f"20 of the 20 have {cut_at} tokens or more and end there" in printed
         assert AutoTokenizer.from_pretrained("out/final").model_max_length == cut_at
         assert printed.count(
             "WARNING: max_seq_length is 40 but the tokenizer's model_max_length is 24"
@@ -390,7 +384,7 @@ def test_texts_that_are_cut_are_counted(
     write_rows(folder / "train.jsonl", rows)
     finetune(model, "--train_file", "train.jsonl", *SHORT)
     assert (
-        "; 5 of them have 64 tokens or more and end there (--max_seq_length)"
+        "5 of the 20 have 64 tokens or more and end there (--max_seq_length)"
         in capsys.readouterr().out
     )
 
@@ -430,7 +424,7 @@ def test_a_data_set_with_splits_whose_test_rows_are_unlabelled(model: str, folde
 def test_two_processes_train_what_one_does(folder: Path) -> None:
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = make_text_model(folder / "still", **still)
-    flags = ["--model", model, *FILES, *SHORT, "--num_evaluations", "1", "--learning_rate", "5e-3"]
+    flags = ["--model", model, *FILES, *SHORT, "--learning_rate", "5e-3"]
     finetune(*flags[1:], "--per_device_train_batch_size", "16")
     words = [
         "-m",
@@ -466,8 +460,6 @@ def test_two_processes_train_what_one_does(folder: Path) -> None:
 
 
 def test_from_scratch_reads_no_weights(model: str, folder: Path) -> None:
-    import shutil
-
     shutil.copytree(model, folder / "bare")
     (folder / "bare/model.safetensors").unlink()
     finetune("bare", "--from_scratch", *FILES, *SHORT)
@@ -547,11 +539,9 @@ def test_a_decoder_without_padding_takes_the_tokenizers_and_one_without_a_start_
 
 
 def test_the_head_of_other_classes_is_not_taken_over(model: str, folder: Path) -> None:
-    from bert_pretrain.downstream.labels import find_labels
-    from bert_pretrain.downstream.models import ClassifierSource
 
     def heads(*names: str) -> list[torch.Tensor]:
-        labels = find_labels(list(names), problem_type=None, names=None, description="labels")
+        labels = find_labels(list(names), Task(), description="labels")
         source = ClassifierSource("classifier", labels)
         return [source.build(seed).classifier.weight for seed in (1, 2)]
 
@@ -669,6 +659,16 @@ BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
     "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
     "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
     "label is an object": (rows_with(label={"a": 1}), [], "row 3"),
+    "lists of zeros and ones": (
+        [row | {"label": [number % 2, 1, 0]} for number, row in enumerate(sentences(8))],
+        [],
+        "pass --task multi_hot if a 1 in place i means the class i, --task multi_label if",
+    ),
+    "quotes of no file": (
+        sentences(8),
+        ["--tsv_quotes", "minimal", "--dataset_name", "x", "--train_file="],
+        "--tsv_quotes goes with --train_file",
+    ),
     "label is a list of lists": (rows_with(label=[["a"]]), [], "row 3"),
     "label among others is an object": (
         rows_with(label=["a", {"b": 1}]),
@@ -756,8 +756,6 @@ def test_bad_input_is_refused_before_anything_is_written(
 def test_a_model_that_cannot_classify_is_refused(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     files = ["--train_file", "train.jsonl"]
     assert "neither a folder nor" in refusal(["--model", "nowhere", *files], capsys)
     (folder / "empty").mkdir()
@@ -909,5 +907,5 @@ def test_what_was_interrupted_can_be_started_again(
         patched.setattr("bert_pretrain.downstream.training.ClassifierTrainer.train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             finetune(model, *FILES, *SHORT)
-    assert not list((folder / "out").glob("[!.]*"))
+    assert not list((folder / "out").iterdir())
     finetune(model, *FILES, *SHORT)

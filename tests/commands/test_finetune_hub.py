@@ -1,4 +1,4 @@
-"""`bert-pretrain finetune --push_to_hub` against a loopback Hub that works, is full of others' things, or refuses."""
+"""`bert-pretrain finetune --push_to_hub` against a loopback Hub that works or refuses."""
 
 from __future__ import annotations
 

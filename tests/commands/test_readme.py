@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from runs import ROOT, environment, python_command, write_corpus
-from transformers import AutoModelForPreTraining, AutoTokenizer
+from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig
 
 from bert_pretrain.__main__ import COMMANDS
 from bert_pretrain.commands.evaluate import SUITES
@@ -64,6 +64,7 @@ def test_the_flags_of_every_other_command_are_valid(
         name = Path(name).stem
     module = import_module(f"bert_pretrain.commands.{name.replace('-', '_')}")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bert_pretrain.commands.finetune.read_model_config", lambda _: BertConfig())
     monkeypatch.setattr("bert_pretrain.commands.finetune.open_splits", reached)
     monkeypatch.setattr("bert_pretrain.commands.evaluate.run_label_efficiency", reached)
     monkeypatch.setattr("bert_pretrain.commands.report.write_report", reached)

@@ -1,4 +1,4 @@
-"""Rows that are trained and evaluated on alike are counted and said; a file whose rows changed is noticed."""
+"""Rows that are trained and evaluated on alike are counted; a changed file is noticed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bert_pretrain.config.finetuning import TaskDataArguments
-from downstream_models import make_image_model, make_text_model, sentences, write_rows
+from downstream_models import make_image_model, make_text_model, sentences, source_of, write_rows
 from PIL import Image
 
 from bert_pretrain.__main__ import main
@@ -35,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def open_rows(model: str, **flags: Any) -> Splits:
-    return open_splits(model, TaskDataArguments(**flags), find_task("auto"), seed=0)
+    return open_splits(model, source_of(**flags), find_task("auto"), seed=0)
 
 
 def test_texts_are_the_same_only_letter_for_letter_and_pairs_only_in_both_columns(

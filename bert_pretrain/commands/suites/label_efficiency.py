@@ -23,10 +23,12 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.suites.context import SuiteResult
 from bert_pretrain.config.evaluating import LabelEfficiencyArguments, check_label_efficiency
-from bert_pretrain.config.finetuning import TaskDataArguments
-from bert_pretrain.config.flags import parse_flags
+from bert_pretrain.config.finetuning import RecipeArguments, TaskDataArguments
+from bert_pretrain.config.flags import parse_flags, pick
 from bert_pretrain.data.atomic import atomic_file, write_json
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.downstream.labelled_rows import LabelledSource
+from bert_pretrain.downstream.models import is_image_config, read_model_config
 from bert_pretrain.downstream.row_digests import (
     describe_overlap,
     labelled_rows_sha256,
@@ -34,7 +36,7 @@ from bert_pretrain.downstream.row_digests import (
 )
 from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
-from bert_pretrain.downstream.training import Recipe
+from bert_pretrain.downstream.training import FinetuningRecipe
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import (
@@ -60,7 +62,7 @@ class CurveOptions:
 
     curve: LabelEfficiencyArguments
     data: TaskDataArguments
-    recipe: Recipe
+    recipe: RecipeArguments
 
 
 def parse_options(arguments: Sequence[str]) -> CurveOptions:
@@ -70,7 +72,7 @@ def parse_options(arguments: Sequence[str]) -> CurveOptions:
         InputError: there is a flag that the parser does not know.
     """
     parser = HfArgumentParser(
-        (LabelEfficiencyArguments, TaskDataArguments, Recipe),
+        (LabelEfficiencyArguments, TaskDataArguments, RecipeArguments),
         prog="bert-pretrain evaluate --suite label_efficiency",
         description="Accuracy against the number of labels: pretrained and fine-tuned, pretrained "
         "and frozen, and from scratch.",
@@ -87,7 +89,6 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     """
     curve = options.curve
     check_label_efficiency(curve, arms=ARMS)
-    options.recipe.check()
     log = MeasurementLog(Path(curve.output_dir))
     log.require(_settings(options))
     transformers_logging.set_verbosity_error()
@@ -103,7 +104,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     task = CurveTask(
         model=curve.model,
         splits=splits,
-        recipe=options.recipe,
+        recipe=pick(FinetuningRecipe, options.recipe),
         augmentation=options.data.augmentation,
         scratch_folder=log.folder / "trainer.tmp",
     )
@@ -170,7 +171,11 @@ def _revision(model: str) -> str | None:
 def _open_splits(options: CurveOptions) -> Splits:
     """Return the rows that may be learnt from, `train`, and those that are predicted, `test`."""
     curve, data = options.curve, options.data
-    splits = open_splits(curve.model, data, find_task(data.task), seed=0, needs_validation=False)
+    task = find_task(data.task)
+    is_image = is_image_config(read_model_config(curve.model))
+    data.check(is_image=is_image, has_dataset=task.dataset is not None)
+    source = pick(LabelledSource, data)
+    splits = open_splits(curve.model, source, task, seed=0, needs_validation=False)
     if splits.labels.problem_type != "single_label_classification":
         raise InputError(
             f"the labels are those of {splits.labels.problem_type.replace('_', ' ')}, but labels "

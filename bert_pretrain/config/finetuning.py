@@ -1,0 +1,245 @@
+"""The flags of fine-tuning: what is trained, on which labelled rows, and how.
+
+The label-efficiency curve shares the groups `TaskDataArguments` and `RecipeArguments`. Ranges of
+numbers are checked by `config.flags`, what goes together by the methods here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from bert_pretrain.config.checks import check_repo_id
+from bert_pretrain.config.flags import above, at_least, between, flag, flags
+from bert_pretrain.errors import InputError
+
+
+@dataclass
+class FinetuneArguments:
+    """What is trained and where it goes."""
+
+    _argument_group_name: ClassVar[str] = "fine-tune"
+
+    model: str = field(
+        metadata={"help": "Folder or Hub id of any text or image encoder of transformers."}
+    )
+    output_dir: str = field(
+        metadata={"help": "New folder: results.json, final/, and a folder for each seed."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [42],
+        metadata={
+            "help": "Seeds of the head, of dropout and of the order of rows; one training for each."
+        },
+    )
+    from_scratch: bool = flag(
+        False, "Leave the weights of --model unread: the baseline of the same architecture."
+    )
+    freeze_encoder: bool = flag(
+        False,
+        "Train the head alone; the encoder stays as it is, running means of normalisation "
+        "included. Its dropout acts.",
+    )
+    metrics: list[str] | None = flags(
+        "accuracy, f1 (of class 1), f1_macro, f1_micro, matthews_correlation, pearson, spearman, "
+        "mse, or any other name on the Hub. The first one chooses checkpoint and seed, on "
+        "validation rows. Default: by the task."
+    )
+    push_to_hub: bool = flag(
+        False,
+        "Upload final/ when done. If the Hub refuses, the folder stays complete, the reason is "
+        "printed and the exit status is 0; `bert-pretrain hub push OUTPUT_DIR` uploads it later "
+        "(0 or 1).",
+    )
+    hub_model_id: str | None = flag(None, "Repository to upload to, user/name.")
+    hub_private_repo: bool = flag(
+        False, "Make the repository private; one that is public is then refused."
+    )
+    debug: bool = flag(False, "Show the traceback of an input error.")
+
+    def check(self) -> None:
+        """Raise `InputError` unless the flags go together."""
+        seeds = self.seeds
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+            raise InputError.out_of_range("seeds", seeds, f"different numbers in 0..{2**32 - 1}")
+        if self.push_to_hub and not self.hub_model_id:
+            raise InputError(
+                "`push_to_hub` needs a repository", advice="pass `hub_model_id` user/name"
+            )
+        if self.push_to_hub:
+            check_repo_id(str(self.hub_model_id), parameter="hub_model_id")
+        elif self.hub_model_id or self.hub_private_repo:
+            raise InputError(
+                "flags of the Hub without `push_to_hub` would publish nothing",
+                advice="add it or leave them out",
+            )
+        if self.from_scratch and self.freeze_encoder:
+            raise InputError(
+                "`from_scratch` with `freeze_encoder` would train a head on random features",
+                advice="pass one of them",
+            )
+
+
+@dataclass
+class TaskDataArguments:
+    """Labelled texts or images."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    train_file: str | None = flag(
+        None, "Rows to learn from: .csv, .tsv, .jsonl or .parquet, also with .gz or .zst."
+    )
+    validation_file: str | None = flag(
+        None, "Rows that choose the checkpoint. Default: a share of the training rows."
+    )
+    test_file: str | None = flag(None, "Rows that are only predicted and scored; may lack labels.")
+    tsv_quotes: Literal["none", "minimal"] = flag(
+        "none",
+        "Quotes in .tsv files: none = they are letters, as in GLUE's files; minimal = they "
+        "surround cells with a tab, a quote or a line end, as pandas and csv write them.",
+    )
+    dataset_name: str | None = flag(
+        None,
+        "In place of files: a data set saved by datasets, a Hub id; of images also 'digits' or a "
+        "folder.",
+    )
+    dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
+    validation_split: str | None = flag(
+        None, "Its split to validate on. Default: of texts validation, if it is there."
+    )
+    test_split: str | None = flag(
+        None, "Its split to test on. Default: of texts test, if it is there."
+    )
+    task: str = flag(
+        "auto",
+        "auto (what the labels look like), classification, multi_label, multi_hot, regression, or "
+        "of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.",
+    )
+    text_column: str | None = flag(None, "Column of the text. Default: that of --task, else text.")
+    text_pair_column: str | None = flag(
+        None, "Column of the second text. Default: of --task, else text_pair if there."
+    )
+    image_column: str = flag("image", "Column of the images.")
+    label_column: str = flag(
+        "label",
+        "Column of the labels. With --task auto, fractions are values (regression), lists are the "
+        "classes of a row (multi_label), all else is one class. --task multi_hot: lists of one 0 "
+        "or 1 for each class; a 1 in place i is class i, named by --label_names (auto refuses "
+        "lists of equal length that hold zeros and ones alone). Texts are names whatever they look "
+        "like, but in CSV and TSV all is text: there fractions are names with --task "
+        "classification only, and '|' divides the classes in a cell with --task multi_label only.",
+    )
+    label_names: list[str] | None = flags(
+        "Names of the class numbers 0, 1, ...; default: as found."
+    )
+    validation_share: float = flag(
+        0.1,
+        "Share of training rows held out where nothing else is validated on.",
+        between(0, 1, low_included=False, high_included=False),
+    )
+    max_seq_length: int = flag(
+        0,
+        "Tokens of a row; longer texts are cut. 0 = 128, or the tokenizer's model_max_length if "
+        "that is less.",
+    )
+    augmentation: Literal["none", "crop", "crop_flip"] = flag(
+        "none", "What is done to training images at random."
+    )
+
+    def check(self, *, is_image: bool, has_dataset: bool) -> None:
+        """Raise `InputError` unless the flags go together and have an effect.
+
+        Args:
+            is_image: whether `model` is an image encoder.
+            has_dataset: whether `task` has a data set of its own, as those of GLUE have.
+        """
+        if self.train_file and self.dataset_name:
+            raise InputError(
+                f"`train_file` and `dataset_name` {self.dataset_name!r} both name the training "
+                "rows",
+                advice="pass one",
+            )
+        if not (self.train_file or self.dataset_name or has_dataset):
+            raise InputError(
+                "there is nothing to train on",
+                advice="pass `train_file`, `dataset_name` or a `task` of GLUE",
+            )
+        if self.label_column in (self.text_column, self.text_pair_column):
+            raise InputError(
+                f"the column {self.label_column!r} cannot be both text and label",
+                advice="change `text_column` or `label_column`",
+            )
+        self._refuse_without_effect(is_image=is_image)
+
+    def _refuse_without_effect(self, *, is_image: bool) -> None:
+        """Raise `InputError` for a flag that this kind of model or source of rows would ignore."""
+        of_others = (
+            ("text_column", "text_pair_column", "max_seq_length", "tsv_quotes")
+            if is_image
+            else ("image_column", "augmentation")
+        )
+        for name in of_others:
+            if getattr(self, name) != getattr(TaskDataArguments, name):
+                raise InputError(
+                    f"`{name}` means nothing for {'an image' if is_image else 'a text'} encoder",
+                    advice="leave it out or change `model`",
+                )
+        if not is_image and self.dataset_name == "digits":
+            raise InputError(
+                "'digits' are images but `model` is a text encoder",
+                advice="change `dataset_name` or `model`",
+            )
+        if self.train_file:
+            for name in ("dataset_config_name", "validation_split", "test_split"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"`{name}` goes with `dataset_name`",
+                        advice="leave it out, or pass the data set instead of files",
+                    )
+            return
+        for name in ("validation_file", "test_file"):
+            if getattr(self, name):
+                raise InputError(
+                    f"`{name}` goes with `train_file`",
+                    advice=f"of a data set choose a split with `{name[:-4]}split`",
+                )
+        if self.tsv_quotes != "none":
+            raise InputError("`tsv_quotes` goes with `train_file`", advice="leave it out")
+
+
+@dataclass
+class RecipeArguments:
+    """How it is trained: AdamW, warm-up and linear decay; the same for all tasks and models."""
+
+    _argument_group_name: ClassVar[str] = "training"
+
+    learning_rate: float = flag(
+        0.0,
+        "Peak; 0 = by the encoder's width: 5e-5 at 768, growing with the inverse square of the "
+        "width up to 5e-4.",
+        at_least(0),
+    )
+    num_train_epochs: float = flag(4.0, "Passes over the training rows.", above(0))
+    min_steps: int = flag(200, "Updates at least, however few rows there are.", at_least(0))
+    max_steps: int = flag(0, "Updates at most; 0 = no limit.", at_least(0))
+    per_device_train_batch_size: int = flag(16, "Rows of a forward pass.", at_least(1))
+    gradient_accumulation_steps: int = flag(
+        1, "Forward passes of an update; a sum over all their rows, not a mean.", at_least(1)
+    )
+    per_device_eval_batch_size: int = flag(
+        64, "Rows of a forward pass without gradient.", at_least(1)
+    )
+    weight_decay: float = flag(0.01, "Of matrices.", at_least(0))
+    warmup_ratio: float = flag(
+        0.1, "Share of the updates over which the rate rises.", between(0, 1, high_included=False)
+    )
+    max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.", at_least(0))
+    num_evaluations: int = flag(
+        4,
+        "Evaluations on validation rows at most, after every so many updates and after the last "
+        "one; the best is kept.",
+        at_least(1),
+    )
+    mixed_precision: Literal["auto", "bf16", "no"] = flag(
+        "auto", "bf16, no, or auto = bf16 where it is native."
+    )

@@ -1,0 +1,220 @@
+"""Labelled rows as they are read: texts or pixels of each split, with the labels of the data.
+
+A `LabelledSource` enters; `LabelledRows` by the name of the split leave: train, and of validation
+and test what the source has.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bert_pretrain.data.names import refuse_missing_folder
+from bert_pretrain.data.row_files import Quotes
+from bert_pretrain.downstream.tables import (
+    Table,
+    open_dataset,
+    read_table,
+    read_texts,
+    table_of,
+)
+from bert_pretrain.downstream.tasks import Task
+from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.images.decoding import ImageRow, converted_image, load_image
+from bert_pretrain.images.sources import open_image_source
+
+SPLITS = ("train", "validation", "test")
+_IMAGES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class LabelledSource:
+    """Where labelled rows come from, and how they are read.
+
+    Files (`train_file`; also `validation_file`, `test_file`), a data set (`dataset_name`, a folder,
+    a Hub id, or of images `digits`) with its splits, or the data set of the task.
+
+    Attributes:
+        tsv_quotes: of .tsv files, see `bert_pretrain.data.row_files.read_tsv`.
+        text_column: None = that of the task, or `text`.
+        text_pair_column: None = that of the task, or `text_pair` if there is one.
+        label_names: names of the class numbers 0, 1, ...; None = those of the data.
+        validation_share: of the training rows, held out where nothing else is validated on, (0, 1).
+        max_seq_length: tokens of a row; 0 = 128, or what the tokenizer allows if that is less.
+        augmentation: `none` or one of `bert_pretrain.downstream.data.AUGMENTATIONS`.
+    """
+
+    train_file: str | None
+    validation_file: str | None
+    test_file: str | None
+    tsv_quotes: Quotes
+    dataset_name: str | None
+    dataset_config_name: str | None
+    validation_split: str | None
+    test_split: str | None
+    text_column: str | None
+    text_pair_column: str | None
+    image_column: str
+    label_column: str
+    label_names: list[str] | None
+    validation_share: float
+    max_seq_length: int
+    augmentation: str
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Return the paths that are given, by split."""
+        paths = {name: getattr(self, f"{name}_file") for name in SPLITS}
+        return {name: path for name, path in paths.items() if path}
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The rows of a split.
+
+    Attributes:
+        description: names the file or split in messages.
+        content: `Texts`, or pixels uint8 (N, C, H, W).
+        labels: as in the data; None = there are none.
+        class_names: names of the class numbers, where the data declare them.
+        is_typed: the data tell texts from numbers.
+    """
+
+    description: str
+    content: Any
+    labels: list[Any] | None
+    class_names: tuple[str, ...] | None
+    is_typed: bool = True
+
+
+def read_text_splits(source: LabelledSource, task: Task) -> dict[str, LabelledRows]:
+    """Read texts or pairs of texts.
+
+    Raises:
+        InputError: something cannot be read, a column is missing or of another type, or one split
+            has pairs and another has not.
+    """
+    found = {}
+    for name, table in _open_tables(source, task).items():
+        if name != "test":
+            table.column(source.label_column, parameter="label_column")
+        texts = read_texts(
+            table, task, text_column=source.text_column, text_pair_column=source.text_pair_column
+        )
+        found[name] = LabelledRows(
+            table.description,
+            texts,
+            table.columns.get(source.label_column),
+            table.class_names.get(source.label_column),
+            table.is_typed,
+        )
+    _check_pairs(list(found.values()))
+    return found
+
+
+def _open_tables(source: LabelledSource, task: Task) -> dict[str, Table]:
+    if source.train_file:
+        return {
+            name: read_table(path, parameter=f"{name}_file", tsv_quotes=source.tsv_quotes)
+            for name, path in source.files.items()
+        }
+    name, config_name = source.dataset_name, source.dataset_config_name
+    if not name:
+        name, config_name = task.dataset or ("", "")
+    splits = open_dataset(name, config_name)
+    usual = dict(zip(("validation", "test"), task.evaluation_splits, strict=True))
+    asked = {"train": "train", "validation": source.validation_split, "test": source.test_split}
+    for role, split in asked.items():
+        if split and split not in splits:
+            change = "" if role == "train" else f"`{role}_split` or "
+            raise InputError(
+                f"the data set {name!r} has no split {split!r}",
+                advice=f"it has {', '.join(map(str, splits))}; change {change}`dataset_name`",
+            )
+    wanted = {role: split or usual[role] for role, split in asked.items()}
+    return {
+        role: table_of(splits[split], f"{name} ({split})")
+        for role, split in wanted.items()
+        if split in splits
+    }
+
+
+def _check_pairs(splits: list[LabelledRows]) -> None:
+    """Raise `InputError` unless all splits have pairs of texts, or none has."""
+    pairs = [rows for rows in splits if rows.content.second is not None]
+    single = [rows for rows in splits if rows.content.second is None]
+    if pairs and single:
+        raise InputError(
+            f"{pairs[0].description} has pairs of texts but {single[0].description} has single "
+            "ones",
+            advice="give all the same columns, or name what both have as `text_column` and "
+            "`text_pair_column`",
+        )
+
+
+def read_image_splits(
+    source: LabelledSource, processor: Any, *, num_channels: int
+) -> dict[str, LabelledRows]:
+    """Decode images and let an image processor resize and crop them.
+
+    Args:
+        source: of the images.
+        processor: the model's; it rescales and normalises later, batch by batch.
+        num_channels: of the model's input.
+
+    Raises:
+        InputError: there are none, one cannot be decoded, or they are not all of one size.
+    """
+
+    def read(role: str, *, split: str = "train", file: str | None = None) -> LabelledRows:
+        try:
+            images = open_image_source(
+                dataset_name=source.dataset_name,
+                dataset_config_name=source.dataset_config_name,
+                dataset_split=split,
+                data_files=[file] if file else None,
+                image_column=source.image_column,
+                label_column=source.label_column,
+                files_parameter=f"{role}_file",
+                split_parameter=f"{role}_split",
+            )
+            labels, pixels = [], []
+            rows = images.read()
+            while block := list(itertools.islice(rows, _IMAGES_AT_ONCE)):
+                pixels.append(_resized(block, processor, num_channels))
+                labels += [None if row.label == -1 else row.label for row in block]
+        except InputError:
+            if source.dataset_name:
+                refuse_missing_folder(
+                    source.dataset_name, what="a data set of images", parameter="dataset_name"
+                )
+            raise
+        if not pixels:
+            raise InputError(f"{images.description} has no images", advice="change `dataset_name`")
+        return LabelledRows(images.description, np.concatenate(pixels), labels, images.label_names)
+
+    if source.train_file:
+        return {role: read(role, file=path) for role, path in source.files.items()}
+    splits = {"train": "train", "validation": source.validation_split, "test": source.test_split}
+    return {role: read(role, split=split) for role, split in splits.items() if split}
+
+
+def _resized(rows: list[ImageRow], processor: Any, num_channels: int) -> NDArray[np.uint8]:
+    """Return images as uint8 (N, C, H, W)."""
+    images = [_decoded(row, num_channels) for row in rows]
+    resized = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
+    return np.asarray(resized["pixel_values"]).round().clip(0, 255).astype(np.uint8)
+
+
+def _decoded(row: ImageRow, num_channels: int) -> Image.Image:
+    try:
+        return converted_image(load_image(row), num_channels)
+    except Exception as error:  # the decoders raise whatever a broken file leads to
+        raise InputError(
+            f"{row.name} cannot be decoded ({first_line(error)})", advice="repair or remove it"
+        ) from error
