@@ -1,4 +1,4 @@
-"""From flags to what is learnt: each objective is built here, by name, from the data that the flags describe."""
+"""From flags to what is learnt: each objective is built here, by name, from its data."""
 
 from __future__ import annotations
 

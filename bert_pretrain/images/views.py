@@ -1,4 +1,4 @@
-"""Random views of images, for a whole batch at once on its device, each image by its own parameters.
+"""Random views of images, for a whole batch at once on its device, each by its own parameters.
 
 `Augmentation.draw` turns (epoch, image, view) into a table of parameters on the CPU, for instance
 in a data worker. `Augmentation.apply` turns images and that table into views, wherever the images
@@ -149,10 +149,10 @@ def crop_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _bicubic_weights(start: Tensor, extent: Tensor, size: int) -> Tensor:
-    """Return float32 (B, S, S): the weight of pixel j in pixel i of the stretch that begins at `start` (B,).
+    """Return float32 (B, S, S): the weight of pixel j in pixel i of a stretch of the side.
 
-    `start` and `extent` are shares of the side; a negative extent runs backwards. Weights of pixels
-    past the edge are shared out over the others.
+    `start` and `extent` float32 (B,) are shares of the side; a negative extent runs backwards.
+    Weights of pixels past the edge are shared out over the others.
     """
     pixels = torch.arange(size, dtype=start.dtype, device=start.device)
     centres = (start[:, None] + extent[:, None] * ((pixels + 0.5) / size)) * size - 0.5

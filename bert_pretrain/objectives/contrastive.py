@@ -118,8 +118,10 @@ class TwoViews(Pretext):
 
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above their two views."""
-        shown = (unit_range(batch["pixels"]), *self.views(batch))
-        augmented_views(*map(channels_last, shown), folder / "views.png")
+        images, first, second = map(
+            channels_last, (unit_range(batch["pixels"]), *self.views(batch))
+        )
+        augmented_views(images, first, second, folder / "views.png")
 
 
 @dataclass(frozen=True)

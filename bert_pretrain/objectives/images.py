@@ -167,7 +167,7 @@ def model_shape(corpus: ImageCorpus) -> dict[str, int]:
     _, height, width, num_channels = corpus.pixels.shape
     if height != width:
         raise InputError(
-            f"the images have {width} x {height} pixels (width x height), but a model reads squares",
+            f"the images have {width} x {height} pixels (width x height), but models read squares",
             advice=f"pass `image_size`, such as {min(height, width)}",
         )
     return {"image_size": height, "num_channels": num_channels}

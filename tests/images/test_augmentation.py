@@ -1,4 +1,4 @@
-"""Augmentation of images: operations against Pillow, colorsys, SciPy and kornia; draws against their distributions."""
+"""Views of images against Pillow, colorsys, SciPy and kornia; draws against distributions."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ BOXES = [
 
 
 def pillow_crop(images: Tensor, box: tuple[float, float, float, float]) -> Tensor:
-    """Cut `box` (left, top, width, height as shares) out of each image; resize it bicubically, channel by channel."""
+    """Cut `box` (left, top, width, height as shares) out of each image; resize each channel."""
     size = images.shape[-1]
     left, top, width, height = (share * size for share in box)
     planes = [
@@ -156,7 +156,7 @@ def test_flip_mirrors_left_and_right_of_the_images_that_are_flipped() -> None:
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_the_view_is_cropped_then_flipped_then_rotated_counter_clockwise(quarters: int) -> None:
-    """A quarter turn maps pixels on pixels, so that the order of the three shows without interpolation error."""
+    """A quarter turn maps pixels on pixels: the order of the three shows without error."""
     images, box = random_images(3), BOXES[1]
     angle = 90.0 * quarters - (360 if quarters == 3 else 0)
     rule = AugmentationRule(
@@ -190,7 +190,7 @@ def test_past_the_edge_a_rotated_image_is_mirrored_not_black() -> None:
 def reference_jitter(
     image: np.ndarray, order: tuple[int, ...], values: dict[Parameter, float]
 ) -> np.ndarray:
-    """Operation after operation on one image (3, H, W), hue by the standard library, pixel by pixel."""
+    """Operation after operation on one image (3, H, W), hue by colorsys, pixel by pixel."""
     image = image.astype(np.float64)
     for operation in (OPERATIONS[i] for i in order):
         value = values[operation]

@@ -246,5 +246,5 @@ def test_one_evaluated_image_is_refused(corpus: ImageCorpus) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_that_are_not_square_are_refused(corpus: ImageCorpus, kind: str) -> None:
     narrow = replace(corpus, pixels=corpus.pixels[:, :, :6])
-    with pytest.raises(InputError, match="6 x 8 pixels.*`image_size`, such as 6"):
+    with pytest.raises(InputError, match=r"6 x 8 pixels.*`image_size`, such as 6"):
         make_task(kind, narrow)

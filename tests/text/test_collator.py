@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from bert_pretrain.data.loader import TrainingStream
 from bert_pretrain.text.collator import PretrainingCollator
@@ -210,3 +211,20 @@ def test_stream_keeps_two_plans_and_makes_each_once() -> None:
             stream.plan(epoch)
     assert made == list(range(6))
     assert len(stream._plans) <= 2
+
+
+def test_a_spawned_worker_makes_the_same_batch(store: TokenStore) -> None:
+    collator, plan = make_collator(store), make_plan(store)
+    rows = np.arange(6)
+    parts = [(epoch, rows, plan.take(rows)) for epoch in (0, 1)]
+    loader = DataLoader(
+        [parts],  # type: ignore[arg-type]  # a list is a data set
+        batch_size=None,
+        collate_fn=collator.collate,
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    (batch,), expected = list(loader), collator.collate(parts)
+    assert batch.keys() == expected.keys()
+    for name, value in batch.items():
+        assert torch.equal(value, expected[name]), name
