@@ -5,10 +5,10 @@ in a data worker. `Augmentation.apply` turns images and that table into views, w
 are. The parameters are a pure function of seed, epoch, image and view, so that an image looks the
 same in any batch, on any number of processes and after a restart.
 
-Crop, flip, rotation, jitter, grey, blur, solarisation and inversion follow each other in this
-order. A crop is never larger than the image and the view has the image's size, so pixels are only
-ever magnified and nothing aliases. Crop, rotation and jitter are Pillow's (and torchvision's
-ColorJitter's) without rounding to whole pixels and 8 bits; blur and solarisation are kornia's.
+Crop, flip, rotation, jitter, grey, blur and inversion follow each other in this order. A crop is
+never larger than the image and the view has the image's size, so pixels are only ever magnified and
+nothing aliases. Crop, rotation and jitter are Pillow's (and torchvision's ColorJitter's) without
+rounding to whole pixels and 8 bits; the blur is kornia's.
 """
 
 from __future__ import annotations
@@ -95,8 +95,6 @@ class Augmentation:
             return self._apply(images, parameters)
 
     def _apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        from kornia.enhance import solarize
-
         rule = self.rule
         if rule.crops_or_flips:
             images = crop_and_flip(images, parameters)
@@ -110,8 +108,6 @@ class Augmentation:
         radius = self.image_size // 20
         if rule.blur_prob > 0 and radius > 0:
             colours = blur(colours, parameters[:, Parameter.BLUR_SIGMA], radius=radius)
-        if rule.solarize_prob > 0:
-            colours = solarize(colours, parameters[:, Parameter.SOLARIZE_THRESHOLD])
         if rule.inversion_prob > 0:
             # |1 - x| or |0 - x|
             colours = (_column(parameters, Parameter.INVERSION) - colours).abs_()
