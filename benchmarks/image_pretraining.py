@@ -1,4 +1,4 @@
-"""What image encoders learn without labels: k-NN and linear probe of several recipes and seeds, beside the floors.
+"""What image encoders learn without labels: k-NN and linear probe, beside the floors.
 
 Each arm and seed is the command that a user would type, in a process of its own, followed by
 `bert-pretrain evaluate` on images that pretraining never saw. The autoencoder is also judged by

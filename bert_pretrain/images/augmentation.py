@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from bert_pretrain.errors import InputError
 
 _NUM_CROP_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
-_NO_SOLARIZATION = 2.0  # a threshold that no pixel in [0, 1] reaches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,6 @@ class AugmentationRule:
         blur_prob: Probability of a Gaussian blur; its kernel is about a tenth of the image wide, so
             images of less than 20 pixels are not blurred.
         blur_sigma: Smallest and largest standard deviation of the blur, pixels.
-        solarize_prob: Probability of inverting bright values.
-        solarize_threshold: Values of at least this are inverted, in [0, 1].
         inversion_prob: Probability of inverting all colours.
 
     Raises:
@@ -66,15 +63,12 @@ class AugmentationRule:
     grayscale_prob: float = 0.0
     blur_prob: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_prob: float = 0.0
-    solarize_threshold: float = 0.5
     inversion_prob: float = 0.0
 
     def __post_init__(self) -> None:
         """Check probabilities and ranges."""
         largest = {
             **{name: 1.0 for name in vars(self) if name.endswith("_prob")},
-            "solarize_threshold": 1.0,
             "hue": 0.5,
             "rotation_degrees": 180.0,
             **{name: float("inf") for name in ("brightness", "contrast", "saturation")},
@@ -134,8 +128,7 @@ class Parameter(IntEnum):
 
     Crops are in shares of the image, `FLIP`, `GRAYSCALE` and `INVERSION` are 0 or 1, `ANGLE` is in
     degrees counter-clockwise, `HUE` in turns, `*_RANK` the place 0..3 of an operation in the
-    jitter, `BLUR_SIGMA` in pixels (0 = no blur); the factors leave an image unchanged at 1, the
-    threshold at 2.
+    jitter, `BLUR_SIGMA` in pixels (0 = no blur); the factors leave an image unchanged at 1.
     """
 
     CROP_LEFT = 0
@@ -154,8 +147,7 @@ class Parameter(IntEnum):
     HUE_RANK = 13
     GRAYSCALE = 14
     BLUR_SIGMA = 15
-    SOLARIZE_THRESHOLD = 16
-    INVERSION = 17
+    INVERSION = 16
 
 
 class _Number(IntEnum):
@@ -175,8 +167,7 @@ class _Number(IntEnum):
     GRAYSCALE = 14
     IS_BLURRED = 15
     BLUR_SIGMA = 16
-    SOLARIZE = 17
-    INVERSION = 18
+    INVERSION = 18  # 17 is free
     CROP_ATTEMPTS = 19  # pairs of area and aspect, to the end
 
 
@@ -200,10 +191,6 @@ def draw_parameters(rule: AugmentationRule, draws: NDArray[np.float64]) -> NDArr
     sigma = _scaled(draws[:, _Number.BLUR_SIGMA], *rule.blur_sigma)
     is_blurred = draws[:, _Number.IS_BLURRED] < rule.blur_prob
     table[:, Parameter.BLUR_SIGMA] = np.where(is_blurred, sigma, 0.0)
-    is_solarized = draws[:, _Number.SOLARIZE] < rule.solarize_prob
-    table[:, Parameter.SOLARIZE_THRESHOLD] = np.where(
-        is_solarized, rule.solarize_threshold, _NO_SOLARIZATION
-    )
     table[:, Parameter.INVERSION] = draws[:, _Number.INVERSION] < rule.inversion_prob
     return table
 

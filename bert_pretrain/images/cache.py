@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -33,18 +33,14 @@ from bert_pretrain.images.decoding import (
 OnBadImage: TypeAlias = Literal["error", "skip"]
 
 FORMAT_VERSION = 1  # raised whenever what is written changes
-PIXELS_FILE, LABELS_FILE, MOMENTS_FILE, MANIFEST = (
-    "pixels.npy",
-    "labels.npy",
-    "moments.npy",
-    "manifest.json",
-)
+PIXELS_FILE, LABELS_FILE, MOMENTS_FILE = "pixels.npy", "labels.npy", "moments.npy"
+MANIFEST = "manifest.json"
 _NAMED_BAD_IMAGES = 5
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How images are decoded; the fields are flags of the same names, see `open_images`."""
+class DecodingRule:
+    """How images are decoded; see the arguments of `open_images`."""
 
     image_size: int
     num_channels: int
@@ -53,7 +49,14 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class DecodedImages:
-    """A corpus before its division; `moments` is int64 (N, 2, C), sums of an image's pixels and of their squares."""
+    """A corpus before its division.
+
+    Attributes:
+        pixels: uint8 (N, H, W, C).
+        labels: int64 (N,), -1 where an image has none; None if none has one.
+        moments: int64 (N, 2, C), sums of an image's pixels and of their squares.
+        manifest: what was decoded.
+    """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
@@ -61,10 +64,10 @@ class DecodedImages:
     manifest: dict[str, Any]
 
 
-def decode_in_memory(source: ImageSource, recipe: Recipe) -> DecodedImages:
+def decode_in_memory(source: ImageSource, rule: DecodingRule) -> DecodedImages:
     """Decode all images of a source that is small."""
     file = io.BytesIO()
-    decoded = _decode(source, recipe, file, show_progress=False)
+    decoded = _decode(source, rule, file, show_progress=False)
     file.seek(0)
     decoded = replace(decoded, pixels=np.load(file))
     decoded.pixels.flags.writeable = False
@@ -72,9 +75,9 @@ def decode_in_memory(source: ImageSource, recipe: Recipe) -> DecodedImages:
 
 
 def decode_once(
-    source: ImageSource, recipe: Recipe, cache_dir: Path, *, show_progress: bool
+    source: ImageSource, rule: DecodingRule, cache_dir: Path, *, show_progress: bool
 ) -> DecodedImages:
-    """Decode all images of a source into a folder below `cache_dir`, unless they are there, and map them.
+    """Decode all images of a source into a folder, unless they are there, and map them.
 
     Processes that call this at once do the work once. One that is killed leaves nothing that looks
     whole.
@@ -82,13 +85,13 @@ def decode_once(
     Raises:
         InputError: an image cannot be used, or what is there is damaged.
     """
-    folder = cache_dir.absolute() / _cache_key(source, recipe)[:20]
+    folder = cache_dir.absolute() / _cache_key(source, rule)[:20]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with atomic_folder(folder) as aside:
                 with (aside / PIXELS_FILE).open("wb") as file:
-                    decoded = _decode(source, recipe, file, show_progress=show_progress)
+                    decoded = _decode(source, rule, file, show_progress=show_progress)
                 np.save(aside / MOMENTS_FILE, decoded.moments)
                 if decoded.labels is not None:
                     np.save(aside / LABELS_FILE, decoded.labels)
@@ -106,24 +109,20 @@ def decode_once(
     return DecodedImages(pixels, labels, moments, manifest)
 
 
-def _cache_key(source: ImageSource, recipe: Recipe) -> str:
-    determinants = [
-        FORMAT_VERSION,
-        source.fingerprint,
-        [getattr(recipe, field.name) for field in fields(recipe)],
-        metadata.version("pillow"),
-    ]
+def _cache_key(source: ImageSource, rule: DecodingRule) -> str:
+    versions = metadata.version("pillow")
+    determinants = [FORMAT_VERSION, source.fingerprint, list(astuple(rule)), versions]
     return hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
 
 
 def _decode(
-    source: ImageSource, recipe: Recipe, file: IO[bytes], *, show_progress: bool
+    source: ImageSource, rule: DecodingRule, file: IO[bytes], *, show_progress: bool
 ) -> DecodedImages:
-    """Decode all rows into `file`, an .npy of (N, H, W, C), and return the rest; its `pixels` are empty."""
-    num_channels = recipe.num_channels or channels_of_first(source)
+    """Decode all rows into `file`, an .npy; the `pixels` of what is returned are empty."""
+    num_channels = rule.num_channels or channels_of_first(source)
     writer = _Writer(file, source.num_rows)
     bad: list[str] = []
-    outcomes = decode_rows(source.read(), image_size=recipe.image_size, num_channels=num_channels)
+    outcomes = decode_rows(source.read(), image_size=rule.image_size, num_channels=num_channels)
     progress = tqdm(
         outcomes, total=source.num_rows, desc="decoding", unit=" images", disable=not show_progress
     )
@@ -131,7 +130,7 @@ def _decode(
         if outcome.pixels is not None:
             writer.add(outcome, outcome.pixels)
             continue
-        if recipe.on_bad_image == "error":
+        if rule.on_bad_image == "error":
             raise InputError(
                 f"{outcome.name} cannot be decoded ({outcome.reason})",
                 advice="repair or remove it, or pass `on_bad_image` skip",
@@ -152,7 +151,7 @@ def _decode(
         "content": hashlib.sha256(
             writer.digests + (b"" if labels is None else labels.tobytes())
         ).hexdigest(),
-        "image_size": recipe.image_size,
+        "image_size": rule.image_size,
         "label_names": label_names,
         "modes": dict(writer.modes),
         "counts": {
@@ -228,17 +227,18 @@ def _size(shape: tuple[int, ...]) -> str:
 def _numbered(
     labels: list[Label], names: tuple[str, ...] | None
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Return the class number of each label (N,), -1 where there is none, and the names; None and () without labels."""
+    """Return the class number of each label (N,), -1 without one, and the names of the classes.
+
+    They are None and () where no image has a label.
+    """
     distinct = {label for label in labels if label not in (None, -1)}
     if not distinct:
         return None, ()
-    number: dict[Label, int] = {}
+    texts = sorted(label for label in distinct if isinstance(label, str))
     if names is None:
-        texts = sorted(label for label in distinct if isinstance(label, str))
-        number = {text: place for place, text in enumerate(texts)}
-        names = tuple(texts) or tuple(
-            map(str, range(max(label for label in distinct if isinstance(label, int)) + 1))
-        )
-    if not number:
+        largest = max((label for label in distinct if isinstance(label, int)), default=-1)
+        names = tuple(texts) or tuple(map(str, range(largest + 1)))
+    number: dict[Label, int] = {text: place for place, text in enumerate(texts)}
+    if not texts:
         number = {place: place for place in range(len(names))}
     return np.array([number.get(label, -1) for label in labels], dtype=np.int64), names

@@ -108,3 +108,40 @@ class ImageCollator:
             "image_ids": torch.from_numpy(images),
             **{name: torch.cat([part[name] for part in drawn]) for name in drawn[0]},
         }
+
+
+@dataclass(frozen=True, eq=False)
+class PixelScale:
+    """From stored pixels to what a model reads, and back.
+
+    Attributes:
+        mean: float32 (C,), of pixels in [0, 1].
+        std: float32 (C,), above 0.
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images float (B, C, H, W) in [0, 1] as `pixel_values`."""
+        mean, std = self._on(images.device)
+        return (images - mean) / std
+
+    def denormalize(self, pixel_values: Tensor) -> NDArray[np.float32]:
+        """Return `pixel_values` as images for a picture, float32 (B, H, W, C) in [0, 1]."""
+        mean, std = self._on(pixel_values.device)
+        return channels_last((pixel_values.detach().float() * std + mean).clamp(0, 1))
+
+    def _on(self, device: torch.device) -> list[Tensor]:
+        values = (self.mean, self.std)
+        return [torch.as_tensor(value, device=device)[:, None, None] for value in values]
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """Return uint8 pixels as float32 in [0, 1]."""
+    return pixels.float() / 255
+
+
+def channels_last(images: Tensor) -> NDArray[np.float32]:
+    """Return float (B, C, H, W) in [0, 1] as an array (B, H, W, C) for pictures."""
+    return np.asarray(images.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,8 +1,7 @@
-"""Images decoded once to uint8 and kept: in memory if they are embedded, else in a mapped file that later runs reuse.
+"""Images decoded once to uint8, divided into those to train on and those held out.
 
-Flags that name a data set enter; an `ImageCorpus` leaves, which loaders, evaluation and the
-exported image processor read. Resizing and cropping happen here, so that an epoch costs a copy of
-bytes and no decoder.
+Names of a data set enter; an `ImageCorpus` leaves, which loaders, evaluation and the exported image
+processor read.
 """
 
 from __future__ import annotations
@@ -26,18 +25,16 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.images.cache import (
     FORMAT_VERSION,
     DecodedImages,
+    DecodingRule,
     OnBadImage,
-    Recipe,
     decode_in_memory,
     decode_once,
 )
 from bert_pretrain.images.decoding import MODES
 from bert_pretrain.images.sources import open_image_source
-from bert_pretrain.images.tables import DEFAULT_LABEL_COLUMN
 
-MIN_STD = (
-    1 / 255
-)  # one grey level; a constant channel, such as opaque alpha, must not divide by zero
+# One grey level: a constant channel, such as opaque alpha, must not divide by zero.
+MIN_STD = 1 / 255
 _NAMED_CLASSES = 20
 
 
@@ -101,21 +98,16 @@ def _unpickle(values: dict[str, Any]) -> ImageCorpus:
 
 def open_images(
     *,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    dataset_split: str = "train",
-    data_files: list[str] | None = None,
-    image_column: str = "image",
-    label_column: str = DEFAULT_LABEL_COLUMN,
+    validation_share: float,
+    seed: int,
     image_size: int = 0,
     num_channels: int = 0,
     on_bad_image: OnBadImage = "error",
-    validation_share: float,
-    seed: int,
     cache_dir: Path | None = None,
     show_progress: bool = True,
+    **source: Any,
 ) -> ImageCorpus:
-    """Open the images that the data flags name, decoding them unless that was done before.
+    """Open images, decoding them unless that was done before.
 
     Images that are equal after decoding are kept once, so that none is both trained on and held
     out. Processes that call this at once do the work once: the first decodes, the others wait.
@@ -123,54 +115,34 @@ def open_images(
     one.
 
     Args:
-        dataset_name: `digits` (default) for scikit-learn's 1,797 handwritten digits of 8 x 8
-            pixels, whose grey levels v in 0..16 become round(v * 255 / 16); a folder of images; a
-            folder saved by `datasets`; or a Hub id.
-        dataset_config_name: configuration of a Hub data set.
-        dataset_split: split of a data set that has several.
-        data_files: paths or globs of Parquet files, in place of a data set.
-        image_column: column that holds the images.
-        label_column: column that holds the labels: class numbers, names (numbered in sorted order)
-            or a `ClassLabel`. Only the default one may be missing.
+        validation_share: share of images held out, in (0, 1), drawn at random; at least 2.
+        seed: of that draw.
         image_size: side in pixels of the square that every image becomes: its shorter side is
             resized to that (bicubic, antialiased), its centre cropped. 0 = the images' own size,
             which must be the same for all.
         num_channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 = as in the first image.
         on_bad_image: what to do about an image that is corrupt, truncated or missing: stop, or skip
             and count it.
-        validation_share: share of images held out, in (0, 1), drawn at random; at least 2.
-        seed: of that draw.
         cache_dir: where decoded images are kept; default a folder under the Hugging Face cache.
         show_progress: whether to draw a progress bar.
+        source: which images; see `open_image_source`.
 
     Raises:
         InputError: the images cannot be used, or a value is out of range.
     """
     if image_size < 0:
-        raise InputError(
-            f"image_size is {image_size} but must be at least 0 (the images' own size)",
-            advice="pass `image_size`",
-        )
+        allowed = "at least 0 (the images' own size)"
+        raise InputError.out_of_range("image_size", image_size, allowed)
     if num_channels not in (0, *MODES):
-        raise InputError(
-            f"num_channels is {num_channels} but must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 (as in "
-            "the first image)",
-            advice="pass `num_channels`",
-        )
-    source = open_image_source(
-        dataset_name=dataset_name,
-        dataset_config_name=dataset_config_name,
-        dataset_split=dataset_split,
-        data_files=data_files,
-        image_column=image_column,
-        label_column=label_column,
-    )
-    recipe = Recipe(image_size, num_channels, on_bad_image)
-    if source.is_embedded:
-        decoded = decode_in_memory(source, recipe)
+        allowed = "1 (grey), 3 (RGB), 4 (RGBA) or 0 (as in the first image)"
+        raise InputError.out_of_range("num_channels", num_channels, allowed)
+    images = open_image_source(**source)
+    rule = DecodingRule(image_size, num_channels, on_bad_image)
+    if images.is_embedded:
+        decoded = decode_in_memory(images, rule)
     else:
         cache_dir = cache_dir or Path(HF_HOME) / "bert_pretrain" / "images"
-        decoded = decode_once(source, recipe, cache_dir, show_progress=show_progress)
+        decoded = decode_once(images, rule, cache_dir, show_progress=show_progress)
     return _divide(decoded, validation_share, seed)
 
 
@@ -187,13 +159,8 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
     order = permutation(num_images, seed, Purpose.IMAGE_SPLIT)
     train_images = np.sort(order[num_validation:])
     mean, std = _mean_and_std(decoded.moments[train_images], math.prod(decoded.pixels.shape[1:3]))
-    determinants = [
-        FORMAT_VERSION,
-        decoded.pixels.shape,
-        decoded.manifest["content"],
-        validation_share,
-        seed,
-    ]
+    content = decoded.manifest["content"]
+    determinants = [FORMAT_VERSION, decoded.pixels.shape, content, validation_share, seed]
     counts = {"training": len(train_images), "validation": num_validation}
     return ImageCorpus(
         pixels=decoded.pixels,
@@ -216,9 +183,10 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
 def _mean_and_std(
     moments: NDArray[np.int64], pixels_per_image: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and standard deviation of each channel, pixels in [0, 1], from the moments int64 (N, 2, C).
+    """Return mean and standard deviation of each channel, pixels in [0, 1].
 
-    The difference of squares is taken between Python integers, where nothing cancels or overflows.
+    They come from the moments int64 (N, 2, C) of all pixels. The difference of squares is taken
+    between Python integers, where nothing cancels or overflows.
     """
     count = len(moments) * pixels_per_image
     mean, std = [], []
@@ -229,7 +197,7 @@ def _mean_and_std(
 
 
 def image_card(corpus: ImageCorpus) -> str:
-    """Describe a corpus as text: what it holds, what was left out and why, and where its pixels are."""
+    """Describe a corpus as text: what it holds, what was left out and where its pixels are."""
     manifest = corpus.manifest
     counts = manifest["counts"]
     _, height, width, num_channels = corpus.pixels.shape
@@ -238,20 +206,18 @@ def image_card(corpus: ImageCorpus) -> str:
         more = ", ..." if counts["skipped"] > len(manifest["skipped"]) else ""
         skipped += ": " + ", ".join(manifest["skipped"]) + more
     modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(manifest["modes"].items()))
-    fit = f"from {modes}" + (
-        ", shorter side resized, centre cropped" if manifest["image_size"] else ""
-    )
-    place = (
-        f"mapped from {corpus.pixels.filename}"
-        if isinstance(corpus.pixels, np.memmap)
-        else "in memory"
-    )
+    fit = f"from {modes}"
+    if manifest["image_size"]:
+        fit += ", shorter side resized, centre cropped"
+    place = "in memory"
+    if isinstance(corpus.pixels, np.memmap):
+        place = f"mapped from {corpus.pixels.filename}"
     return "\n".join(
         [
             f"images           {manifest['source']['description']}",
             f"number           {counts['images']:,} ({counts['training']:,} training, "
-            f"{counts['validation']:,} held "
-            f"out); duplicates dropped: {counts['duplicates']:,}; skipped: {skipped}",
+            f"{counts['validation']:,} held out); duplicates dropped: {counts['duplicates']:,}; "
+            f"skipped: {skipped}",
             f"size             {width} x {height} pixels (width x height), {MODES[num_channels]} "
             f"({fit})",
             f"classes          {_classes(corpus)}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,22 +18,9 @@ import PIL.Image
 from bert_pretrain.data.files import files_fingerprint, is_saved_dataset
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource
-from bert_pretrain.images.tables import open_dataset, open_parquet
+from bert_pretrain.images.tables import DEFAULT_LABEL_COLUMN, open_dataset, open_parquet
 
-_SPLIT_FOLDERS = set(
-    [
-        "train",
-        "training",
-        "validation",
-        "valid",
-        "val",
-        "dev",
-        "test",
-        "testing",
-        "eval",
-        "evaluation",
-    ]
-)
+_SPLIT_FOLDER = re.compile("train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?")
 # A folder with such files is a data set of its own format, or says more about its images than their
 # folders do.
 _DATASET_EXTENSIONS = {".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", ".gz"}
@@ -40,29 +28,29 @@ _DATASET_EXTENSIONS = {".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", "
 
 def open_image_source(
     *,
-    dataset_name: str | None,
-    dataset_config_name: str | None,
-    dataset_split: str,
-    data_files: list[str] | None,
-    image_column: str,
-    label_column: str,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    dataset_split: str = "train",
+    data_files: list[str] | None = None,
+    image_column: str = "image",
+    label_column: str = DEFAULT_LABEL_COLUMN,
     files_parameter: str = "data_files",
     split_parameter: str = "dataset_split",
 ) -> ImageSource:
-    """Find the images that the data flags name.
+    """Find the images of a data set or of files.
 
     Args:
-        dataset_name: `digits` for scikit-learn's handwritten digits (also None); a folder of
-            images, flat or with a subfolder for each class, below subfolders named by split if
-            there are any; a folder saved by `datasets`; or another data set that
-            `datasets.load_dataset` knows, by folder or Hub id.
+        dataset_name: `digits` (also None) for scikit-learn's 1,797 handwritten digits of 8 x 8
+            pixels, whose grey levels v in 0..16 become round(v * 255 / 16); a folder of images,
+            flat or with a subfolder for each class, below subfolders named by split if there are
+            any; a folder saved by `datasets`; or what `datasets.load_dataset` takes.
         dataset_config_name: configuration of a data set that `load_dataset` loads.
         dataset_split: split of a data set that has several.
         data_files: paths or globs of Parquet files, in place of a data set.
         image_column: column of encoded images: of the `Image` feature, bytes, a struct of bytes and
             path, or paths.
-        label_column: column of class numbers, class names or the `ClassLabel` feature; only the
-            default one may be missing.
+        label_column: column of class numbers, class names (numbered in sorted order) or the
+            `ClassLabel` feature; only the default one may be missing.
         files_parameter: that gave `data_files`, for messages.
         split_parameter: that gave `dataset_split`, for messages.
 
@@ -144,7 +132,7 @@ def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -
     all classes are.
     """
     subfolders = {parts[0] for path in files if len(parts := path.relative_to(folder).parts) > 1}
-    if not subfolders or not subfolders <= _SPLIT_FOLDERS:
+    if not subfolders or not all(map(_SPLIT_FOLDER.fullmatch, subfolders)):
         if split != "train":  # else what is asked for as test images would be the training images
             raise InputError(
                 f"{folder} has no subfolders of splits, so no {split!r}",

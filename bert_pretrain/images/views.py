@@ -1,14 +1,14 @@
-"""Random views of images, for a whole batch at once on its device, each image by its own parameters.
+"""Random views of images, for a whole batch at once on its device, each by its own parameters.
 
 `Augmentation.draw` turns (epoch, image, view) into a table of parameters on the CPU, for instance
 in a data worker. `Augmentation.apply` turns images and that table into views, wherever the images
 are. The parameters are a pure function of seed, epoch, image and view, so that an image looks the
 same in any batch, on any number of processes and after a restart.
 
-Crop, flip, rotation, jitter, grey, blur, solarisation and inversion follow each other in this
-order. A crop is never larger than the image and the view has the image's size, so pixels are only
-ever magnified and nothing aliases. Crop, rotation and jitter are Pillow's (and torchvision's
-ColorJitter's) without rounding to whole pixels and 8 bits; blur and solarisation are kornia's.
+Crop, flip, rotation, jitter, grey, blur and inversion follow each other in this order. A crop is
+never larger than the image and the view has the image's size, so pixels are only ever magnified and
+nothing aliases. Crop, rotation and jitter are Pillow's (and torchvision's ColorJitter's) without
+rounding to whole pixels and 8 bits; the blur is kornia's.
 """
 
 from __future__ import annotations
@@ -95,8 +95,6 @@ class Augmentation:
             return self._apply(images, parameters)
 
     def _apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        from kornia.enhance import solarize
-
         rule = self.rule
         if rule.crops_or_flips:
             images = crop_and_flip(images, parameters)
@@ -110,8 +108,6 @@ class Augmentation:
         radius = self.image_size // 20
         if rule.blur_prob > 0 and radius > 0:
             colours = blur(colours, parameters[:, Parameter.BLUR_SIGMA], radius=radius)
-        if rule.solarize_prob > 0:
-            colours = solarize(colours, parameters[:, Parameter.SOLARIZE_THRESHOLD])
         if rule.inversion_prob > 0:
             # |1 - x| or |0 - x|
             colours = (_column(parameters, Parameter.INVERSION) - colours).abs_()
@@ -149,10 +145,10 @@ def crop_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _bicubic_weights(start: Tensor, extent: Tensor, size: int) -> Tensor:
-    """Return float32 (B, S, S): the weight of pixel j in pixel i of the stretch that begins at `start` (B,).
+    """Return float32 (B, S, S): the weight of pixel j in pixel i of a stretch of the side.
 
-    `start` and `extent` are shares of the side; a negative extent runs backwards. Weights of pixels
-    past the edge are shared out over the others.
+    `start` and `extent` float32 (B,) are shares of the side; a negative extent runs backwards.
+    Weights of pixels past the edge are shared out over the others.
     """
     pixels = torch.arange(size, dtype=start.dtype, device=start.device)
     centres = (start[:, None] + extent[:, None] * ((pixels + 0.5) / size)) * size - 0.5

@@ -163,7 +163,8 @@ class Decoder(nn.Module):
 def default_decoder_channels(image_size: int) -> list[int]:
     """Return the widths of the decoder's maps, from 7 pixels a side at most to the image's size.
 
-    The last map may be a little larger than the image. 32 pixels give [128, 64, 32, 32]: maps of 4, 8, 16 and 32 pixels.
+    The last map may be a little larger than the image. 32 pixels give [128, 64, 32, 32]: maps of 4,
+    8, 16 and 32 pixels.
     """
     num_doublings = max(0, math.ceil(math.log2(image_size / MAX_FIRST_GRID)))
     return [max(MIN_CHANNELS, FIRST_CHANNELS >> i) for i in range(num_doublings + 1)]
@@ -184,9 +185,8 @@ def build_autoencoder(
         InputError: as `build_with_head`.
     """
     images = {"image_size": image_size, "num_channels": num_channels}
-    model: ImageAutoencoder = build_with_head(
-        ImageAutoencoder, head={"embedding_dim": embedding_dim, **images}, **images, **encoder
-    )
+    head = {"embedding_dim": embedding_dim, **images}
+    model: ImageAutoencoder = build_with_head(ImageAutoencoder, head=head, **(images | encoder))
     return model
 
 

@@ -76,7 +76,7 @@ def build_image_encoder(
 def prepare_encoder(
     encoder: PreTrainedModel, *, source: str, image_size: int, num_channels: int, dropout: float
 ) -> PreTrainedModel:
-    """Check that an encoder suits the images and can be exported, set its dropout and freeze what nothing reads.
+    """Check that an encoder suits the images and the export, set dropout, freeze what is unread.
 
     Args:
         encoder: changed in place.
@@ -114,14 +114,14 @@ def prepare_encoder(
 
 
 def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return transformers' image classification class of `config` with `num_labels=0`, initialised."""
+    """Return transformers' image classifier of `config` with `num_labels=0`, initialised."""
     config.num_labels = 0
     config.architectures = [_classifier_class(config).__name__]
     return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
-    """Return two-dimensional position embeddings of a square of patches (He et al. 2022, appendix A.1).
+    """Return two-dimensional position embeddings of a square of patches.
 
     Half of a vector encodes the column, half the row; each half holds the sines, then the cosines,
     of the coordinate times width / 4 frequencies from 1 down towards 1/10000 (the order of the
@@ -133,6 +133,8 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 
     Returns:
         float32 (1, 1 + grid * grid, width), row by row; the first, for [CLS], is zero.
+
+    Source: He et al. 2022, appendix A.1.
     """
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
@@ -254,7 +256,7 @@ def _classifier_class(config: PreTrainedConfig) -> Any:
 
 
 def _refuse_parameters_outside_base(encoder: PreTrainedModel) -> None:
-    """Raise `InputError` unless the headless model, which the export saves, holds all there is to train."""
+    """Raise `InputError` unless the headless model, which is exported, holds all weights."""
     base = encoder.base_model
     held = {id(parameter) for parameter in base.parameters()}
     outside = [name for name, parameter in encoder.named_parameters() if id(parameter) not in held]

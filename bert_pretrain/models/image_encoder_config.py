@@ -38,9 +38,8 @@ IMAGE_SIZES: dict[str, dict[str, Any]] = {
 }
 LAYER_NORM_EPS = 1e-6  # Dosovitskiy et al. and He et al. 2022; transformers' default is 1e-12
 MAX_PATCH_SIZE = 16
-MIN_GRID = (
-    8  # patches along a side that a ViT has at least, where the image allows patches of 2 pixels
-)
+# Patches along a side that a ViT has at least, where the image allows patches of 2 pixels.
+MIN_GRID = 8
 
 
 def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
@@ -58,28 +57,24 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
     Raises:
         InputError: no ViT patch divides the image.
     """
-    fields = dict(IMAGE_SIZES[name])
-    common = {
+    fields = IMAGE_SIZES[name] | {
         "image_size": image_size,
         "num_channels": num_channels,
         "layer_norm_eps": LAYER_NORM_EPS,
     }
-    if "depths" in fields:
+    is_convolutional = "depths" in fields
+    if is_convolutional and fields.pop("stem", "") != "vit":
         # The published stem of 4 pixels leaves too small a map of small images; stages halve it
         # further.
         patch_size = 1 if image_size < 16 else 2 if image_size < 96 else 4
-        if fields.pop("stem", None) == "vit":
-            patch_size = vit_patch_size(image_size)
-        return ConvNextV2Config(
-            num_stages=len(fields["depths"]), patch_size=patch_size, **fields, **common
-        )
-    patch_size = vit_patch_size(image_size)
+    else:
+        patch_size = vit_patch_size(image_size)
+    if is_convolutional:
+        num_stages = len(fields["depths"])
+        return ConvNextV2Config(num_stages=num_stages, patch_size=patch_size, **fields)
+    width = 4 * fields["hidden_size"]
     return ViTConfig(
-        intermediate_size=4 * fields["hidden_size"],
-        patch_size=patch_size,
-        encoder_stride=patch_size,
-        **fields,
-        **common,
+        intermediate_size=width, patch_size=patch_size, encoder_stride=patch_size, **fields
     )
 
 
@@ -135,18 +130,14 @@ def read_config(name: str, *, parameter: str) -> PreTrainedConfig:
         refuse_misnamed_model(
             name, parameter=parameter, sizes=IMAGE_SIZES if parameter == "config_name" else ()
         )
-        where = (
-            "has no config.json of transformers"
-            if Path(name).is_dir()
-            else "is neither a folder nor on the Hub"
-        )
+        has_none = "has no config.json of transformers"
+        where = has_none if Path(name).is_dir() else "is neither a folder nor on the Hub"
+        other = "such as a run's final/"
+        if parameter == "config_name":
+            other = f"or one of {', '.join(IMAGE_SIZES)}"
         raise InputError(
-            f"{name!r} {where}; pass `{parameter}` the folder or Hub id of an image encoder"
-            + (
-                f", or one of {', '.join(IMAGE_SIZES)}"
-                if parameter == "config_name"
-                else ", such as a run's final/"
-            )
+            f"{name!r} {where}",
+            advice=f"pass `{parameter}` the folder or Hub id of an image encoder, {other}",
         ) from error
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or not hasattr(
         config, "num_channels"

@@ -1,4 +1,4 @@
-"""The masked autoencoder: transformers' `ViTMAEForPreTraining` with given masks and without its own loss.
+"""The masked autoencoder: transformers' `ViTMAEForPreTraining` with given masks.
 
 Enters: normalised images and, for every image, numbers whose order decides which patches are
 removed. Leaves: the predicted patches and the mask (1 = removed, the opposite of an attention
@@ -115,7 +115,7 @@ class MaskedAutoencoder(LoadsFromExport, ViTMAEForPreTraining):  # type: ignore[
         )
 
     def plain_encoder(self) -> PreTrainedModel:
-        """Return a copy of the encoder as a plain ViT, which removes no patch; `embed` reads it.
+        """Return a copy of the encoder as a plain ViT, which removes no patch.
 
         Its embedding is the [CLS] state, which the decoder reads beside the patches. The position
         embeddings, fixed here, are an ordinary parameter there.
@@ -138,7 +138,7 @@ def build_masked_autoencoder(
     """Return the model to pretrain, in training mode.
 
     Args:
-        config_name: a ViT's name in `IMAGE_SIZES`, or the folder or Hub id of a ViT's configuration.
+        config_name: a ViT's name in `IMAGE_SIZES`, or the folder or Hub id of its configuration.
         model_name_or_path: weights to continue from: a ViT, to which a fresh decoder is added, or a
             masked autoencoder with its decoder (a run's `final`, a checkpoint, or a published
             ViTMAE).

@@ -17,7 +17,12 @@ from bert_pretrain.data.loader import Batch
 from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.evaluation.features import normalised_rows, pca_reconstruction_error
 from bert_pretrain.evaluation.pictures import reconstructions
-from bert_pretrain.images.collator import EVALUATION_EPOCH
+from bert_pretrain.images.collator import (
+    EVALUATION_EPOCH,
+    PixelScale,
+    channels_last,
+    unit_range,
+)
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.losses.reconstruction import (
     ReconstructionKind,
@@ -31,13 +36,11 @@ from bert_pretrain.models.masked_autoencoder import (
     count_patches,
 )
 from bert_pretrain.objectives.images import (
-    PixelScale,
     Pretext,
     bank_images,
-    channels_last,
     evaluated_images,
     image_task,
-    unit_range,
+    model_shape,
 )
 from bert_pretrain.objectives.interface import LossTerm, Task
 
@@ -181,44 +184,32 @@ class MaskedReconstruction(Pretext):
 def autoencoder_task(
     corpus: ImageCorpus,
     *,
-    config_name: str,
-    model_name_or_path: str | None,
-    dropout: float,
     embedding_dim: int,
     kind: ReconstructionKind,
     noise_std: float,
     seed: int,
     max_eval_rows: int,
+    **encoder: Any,
 ) -> Task:
     """Return the task of reconstructing images from a narrow embedding.
 
     Args:
         corpus: the decoded images.
-        config_name: see `build_autoencoder`, as the next three.
-        model_name_or_path: weights to continue from.
-        dropout: of the encoder.
         embedding_dim: width of the embedding.
         kind: distance between image and reconstruction.
         noise_std: deviation of Gaussian noise on training inputs, in normalised pixels; 0 = none.
         seed: of order and noise.
         max_eval_rows: most held-out images evaluated; 0 = all.
+        encoder: `config_name`, `model_name_or_path` and `dropout` of `build_autoencoder`.
     """
-    _, height, width, num_channels = corpus.pixels.shape
-    make_model = partial(
-        build_autoencoder,
-        config_name=config_name,
-        model_name_or_path=model_name_or_path,
-        image_size=height,
-        num_channels=num_channels,
-        dropout=dropout,
-        embedding_dim=embedding_dim,
-    )
+    shape = model_shape(corpus)
+    size, num_channels = shape.values()
     floor = pca_loss(corpus, embedding_dim, kind, seed=seed, max_eval_rows=max_eval_rows)
     return image_task(
         corpus,
         Reconstruction(PixelScale(corpus.mean, corpus.std), kind, noise_std),
-        make_model,
-        NoiseDraw(seed, (num_channels, height, width)) if noise_std else draw_nothing,
+        partial(build_autoencoder, embedding_dim=embedding_dim, **shape, **encoder),
+        NoiseDraw(seed, (num_channels, size, size)) if noise_std else draw_nothing,
         seed=seed,
         max_eval_rows=max_eval_rows,
         baselines={f"pca_{Reconstruction.term}_loss": floor},
@@ -228,38 +219,35 @@ def autoencoder_task(
 def masked_autoencoder_task(
     corpus: ImageCorpus,
     *,
-    config_name: str,
-    model_name_or_path: str | None,
-    dropout: float,
     mask_ratio: float,
     normalize_target: bool,
     seed: int,
     max_eval_rows: int,
+    config_name: str,
+    model_name_or_path: str | None,
+    dropout: float,
 ) -> Task:
     """Return the task of predicting hidden patches.
 
     Args:
         corpus: the decoded images.
-        config_name: see `build_masked_autoencoder`, as the next three.
-        model_name_or_path: weights to continue from.
-        dropout: of encoder and decoder.
         mask_ratio: share of the patches hidden.
         normalize_target: see `MaskedReconstruction`.
         seed: of order and masks.
         max_eval_rows: most held-out images evaluated; 0 = all.
+        config_name: see `build_masked_autoencoder`, as the next two.
+        model_name_or_path: weights to continue from.
+        dropout: of encoder and decoder.
     """
-    _, image_size, _, num_channels = corpus.pixels.shape
-    encoder: dict[str, Any] = {
+    model: dict[str, Any] = model_shape(corpus) | {
         "config_name": config_name,
         "model_name_or_path": model_name_or_path,
-        "image_size": image_size,
-        "num_channels": num_channels,
     }
     return image_task(
         corpus,
         MaskedReconstruction(PixelScale(corpus.mean, corpus.std), normalize_target),
-        partial(build_masked_autoencoder, **encoder, dropout=dropout, mask_ratio=mask_ratio),
-        PatchDraw(seed, count_patches(**encoder)),
+        partial(build_masked_autoencoder, mask_ratio=mask_ratio, dropout=dropout, **model),
+        PatchDraw(seed, count_patches(**model)),
         seed=seed,
         max_eval_rows=max_eval_rows,
     )

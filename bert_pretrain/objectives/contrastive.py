@@ -26,6 +26,7 @@ from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_proce
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.evaluation.pictures import augmented_views
 from bert_pretrain.images.augmentation import AugmentationRule
+from bert_pretrain.images.collator import PixelScale, channels_last, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.images.views import Augmentation
 from bert_pretrain.losses.contrastive import (
@@ -37,13 +38,7 @@ from bert_pretrain.losses.contrastive import (
 )
 from bert_pretrain.losses.distances import Distance, normalize_rows
 from bert_pretrain.models.contrastive import build_contrastive
-from bert_pretrain.objectives.images import (
-    PixelScale,
-    Pretext,
-    channels_last,
-    image_task,
-    unit_range,
-)
+from bert_pretrain.objectives.images import Pretext, image_task, model_shape
 from bert_pretrain.objectives.interface import LossTerm, Task
 
 LossKind: TypeAlias = Literal["triplet", "nt_xent"]
@@ -123,8 +118,10 @@ class TwoViews(Pretext):
 
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above their two views."""
-        shown = (unit_range(batch["pixels"]), *self.views(batch))
-        augmented_views(*map(channels_last, shown), folder / "views.png")
+        images, first, second = map(
+            channels_last, (unit_range(batch["pixels"]), *self.views(batch))
+        )
+        augmented_views(images, first, second, folder / "views.png")
 
 
 @dataclass(frozen=True)
@@ -216,10 +213,6 @@ def contrastive_task(
     corpus: ImageCorpus,
     rule: AugmentationRule,
     *,
-    config_name: str,
-    model_name_or_path: str | None,
-    dropout: float,
-    projection_dim: int,
     loss: LossKind,
     margin: float,
     distance: Distance,
@@ -227,18 +220,16 @@ def contrastive_task(
     negatives: Negatives,
     reduction: Reduction,
     temperature: float,
+    projection_dim: int,
     seed: int,
     max_eval_rows: int,
+    **encoder: Any,
 ) -> Task:
     """Return the task of telling images apart.
 
     Args:
         corpus: the decoded images.
         rule: how views are made.
-        config_name: see `build_contrastive`, as the next three.
-        model_name_or_path: weights to continue from.
-        dropout: of the encoder.
-        projection_dim: width of the projection.
         loss: which loss.
         margin: see `Triplet`, as the next four; the triplet loss reads them.
         distance: of embeddings.
@@ -246,30 +237,23 @@ def contrastive_task(
         negatives: which make triplets.
         reduction: which triplets the mean is over.
         temperature: of NT-Xent, whose embeddings always have length 1.
+        projection_dim: width of the projection.
         seed: of order, views and random negatives.
         max_eval_rows: most held-out images evaluated; 0 = all.
+        encoder: `config_name`, `model_name_or_path` and `dropout` of `build_contrastive`.
     """
-    _, image_size, _, num_channels = corpus.pixels.shape
+    shape = model_shape(corpus)
     scale = PixelScale(corpus.mean, corpus.std)
-    augmentation = Augmentation(rule, num_channels=num_channels, image_size=image_size, seed=seed)
+    augmentation = Augmentation(rule, **shape, seed=seed)
     pretext: TwoViews
     if loss == "nt_xent":
         pretext = NTXent(scale, augmentation, temperature)
     else:
         pretext = Triplet(scale, augmentation, margin, distance, normalize, negatives, reduction)
-    make_model = partial(
-        build_contrastive,
-        config_name=config_name,
-        model_name_or_path=model_name_or_path,
-        image_size=image_size,
-        num_channels=num_channels,
-        dropout=dropout,
-        projection_dim=projection_dim,
-    )
     return image_task(
         corpus,
         pretext,
-        make_model,
+        partial(build_contrastive, projection_dim=projection_dim, **shape, **encoder),
         ViewDraw(augmentation),
         seed=seed,
         max_eval_rows=max_eval_rows,

@@ -1,6 +1,6 @@
-"""What the objectives for images share: rows, normalisation, measures, pictures and the export.
+"""What the objectives for images share: the loop's three interfaces, over a `Pretext`.
 
-A corpus and a `Pretext` (one file each: autoencoder, contrastive) enter; a `Task` leaves.
+A corpus and a `Pretext` (see autoencoder, contrastive) enter; a `Task` leaves.
 """
 
 from __future__ import annotations
@@ -12,21 +12,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
-from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream, evaluation_batches
-from bert_pretrain.data.processes import compute_shared
+from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.errors import InputError, TrainingError
-from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
-from bert_pretrain.evaluation.knn import knn_accuracy
-from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
+from bert_pretrain.errors import InputError
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan, plan_images
 from bert_pretrain.images.corpus import ImageCorpus, image_card
-from bert_pretrain.models.image_encoder import embed
+from bert_pretrain.objectives.image_monitor import ImageMonitor
 from bert_pretrain.objectives.interface import LossTerm, Task
 from bert_pretrain.publishing.export import (
     export_image_model,
@@ -35,50 +30,7 @@ from bert_pretrain.publishing.export import (
     write_image_config,
 )
 
-# The k-NN accuracy during training is a thermometer, not a result: bank and queries are bounded,
-# and k and T are those of Caron et al. 2021 (DINO, appendix).
-KNN_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
 MAX_BANK_IMAGES = 5000
-NUM_SHOWN = 10  # images in a picture
-MIN_MAP_POINTS = 3
-EMBEDDED_AT_ONCE = 256  # images of a forward pass in evaluation
-
-
-@dataclass(frozen=True, eq=False)
-class PixelScale:
-    """From stored pixels to what a model reads, and back.
-
-    Attributes:
-        mean: float32 (C,), of pixels in [0, 1].
-        std: float32 (C,), above 0.
-    """
-
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return images float (B, C, H, W) in [0, 1] as `pixel_values`."""
-        mean, std = self._on(images.device)
-        return (images - mean) / std
-
-    def denormalize(self, pixel_values: Tensor) -> NDArray[np.float32]:
-        """Return `pixel_values` as images for a picture, float32 (B, H, W, C) in [0, 1]."""
-        mean, std = self._on(pixel_values.device)
-        return channels_last((pixel_values.detach().float() * std + mean).clamp(0, 1))
-
-    def _on(self, device: torch.device) -> list[Tensor]:
-        values = (self.mean, self.std)
-        return [torch.as_tensor(value, device=device)[:, None, None] for value in values]
-
-
-def unit_range(pixels: Tensor) -> Tensor:
-    """Return uint8 pixels as float32 in [0, 1]."""
-    return pixels.float() / 255
-
-
-def channels_last(images: Tensor) -> NDArray[np.float32]:
-    """Return float (B, C, H, W) in [0, 1] as an array (B, H, W, C) for pictures."""
-    return np.asarray(images.permute(0, 2, 3, 1).cpu().numpy())
 
 
 class Pretext(ABC):
@@ -123,143 +75,6 @@ class ImageObjective:
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         """Return the one loss of a batch."""
         return {self.pretext.term: self.pretext.loss(model, batch)}
-
-
-class ImageMonitor:
-    """How embeddings of held-out images are spread, their k-NN accuracy, and pictures."""
-
-    shown_file = "pictures.jsonl"
-
-    def __init__(
-        self,
-        corpus: ImageCorpus,
-        held_out: HeldOutRows,
-        pretext: Pretext,
-        *,
-        seed: int,
-        baselines: Mapping[str, float],
-        second_views: Callable[[Batch], Tensor] | None,
-    ) -> None:
-        """Keep what is measured.
-
-        Args:
-            corpus: the decoded images.
-            held_out: all rows of its plan are evaluated.
-            pretext: draws the picture.
-            seed: of the choice of the k-NN's bank and of the maps.
-            baselines: numbers to compare the measures with.
-            second_views: returns `pixel_values` of another view of the images of a held-out batch;
-                None = there are no other views.
-        """
-        self._corpus = corpus
-        self._held_out = held_out
-        assert isinstance(held_out.plan, ImagePlan)
-        self._images = held_out.plan.images[held_out.rows]
-        self._bank = bank_images(corpus, seed)
-        self._pretext = pretext
-        self._seed = seed
-        self._baselines = dict(baselines)
-        self._second_views = second_views
-
-    def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return baselines, measures of collapse, and k-NN accuracy if images have labels."""
-        encoder = model.plain_encoder()
-        features = self._features(encoder, self._images)
-        second = None
-        if self._second_views is not None:
-            second = torch.from_numpy(self._second_features(encoder, self._second_views))
-        found = collapse_measures(torch.from_numpy(features), second_views=second)
-        spread = {name: value for name, value in vars(found).items() if value is not None}
-        return self._baselines | spread | self._knn(encoder, features)
-
-    def warnings(self, row: dict[str, Any]) -> list[str]:
-        """Return signs of collapse, once there were updates."""
-        if row["step"] == 0:
-            return []
-        known = {
-            name: row[name] for name in CollapseMeasures.__dataclass_fields__ if name in row
-        } | {"active_triplets": row.get(f"{self._pretext.term}_active_share")}
-        return collapse_warnings(CollapseMeasures(**known), **self._pretext.triplet_figures(row))
-
-    def show(
-        self, model: PreTrainedModel, run_dir: Path, *, step: int, is_last: bool
-    ) -> tuple[str, list[dict[str, Any]]]:
-        """Draw the pretext's picture, a map of the embeddings, and nearest neighbours."""
-        folder = run_dir / "pictures" / f"step-{step:06d}"
-        few = next(evaluation_batches(self._held_out, batch_size=NUM_SHOWN))
-        self._pretext.draw_picture(
-            model, {name: value.to(model.device) for name, value in few.items()}, folder
-        )
-        features = self._features(model.plain_encoder(), self._images, is_shared=False)
-        self._draw_map(features, folder / "embeddings.png", is_last=is_last)
-        num_queries = min(NUM_SHOWN, len(self._images) // 2)
-        pixels = self._corpus.pixels
-        nearest_neighbours(
-            pixels[self._images[:num_queries]],
-            features[:num_queries],
-            pixels[self._images[num_queries:]],
-            features[num_queries:],
-            folder / "neighbours.png",
-        )
-        return f"  pictures in {folder}", [{"folder": str(folder.relative_to(run_dir))}]
-
-    def _draw_map(self, features: NDArray[np.float32], path: Path, *, is_last: bool) -> None:
-        if len(features) < MIN_MAP_POINTS:
-            return
-        labels = self._corpus.labels
-        # The map that takes long (method="tsne") belongs to the last evaluation alone (is_last).
-        embedding_map(
-            features,
-            path,
-            labels=None if labels is None else labels[self._images],
-            label_names=self._corpus.label_names,
-            seed=self._seed,
-        )
-
-    def _features(
-        self, encoder: PreTrainedModel, images: NDArray[np.int64], *, is_shared: bool = True
-    ) -> NDArray[np.float32]:
-        """Return embeddings of images by number, float32 (N, D), without augmentation."""
-        scale = PixelScale(self._corpus.mean, self._corpus.std)
-
-        def pixel_values(begin: int, end: int) -> Tensor:
-            pixels = torch.from_numpy(np.asarray(self._corpus.pixels[images[begin:end]]))
-            return scale.normalize(unit_range(pixels.permute(0, 3, 1, 2).to(encoder.device)))
-
-        return embed_all(encoder, len(images), pixel_values, is_shared=is_shared)
-
-    def _second_features(
-        self, encoder: PreTrainedModel, second_views: Callable[[Batch], Tensor]
-    ) -> NDArray[np.float32]:
-        """Return embeddings of other views of the held-out images, float32 (N, D)."""
-        held_out = self._held_out
-
-        def pixel_values(begin: int, end: int) -> Tensor:
-            chunk = held_out.rows[begin:end]
-            batch = held_out.collator.collate([(0, chunk, held_out.plan.take(chunk))])
-            return second_views({name: value.to(encoder.device) for name, value in batch.items()})
-
-        return embed_all(encoder, len(held_out.rows), pixel_values, is_shared=True)
-
-    def _knn(self, encoder: PreTrainedModel, features: NDArray[np.float32]) -> dict[str, float]:
-        """Return the k-NN accuracy of held-out images with labels, if there are any."""
-        labels = self._corpus.labels
-        if labels is None:
-            return {}
-        bank = self._bank[labels[self._bank] >= 0]
-        query_labels = labels[self._images]
-        is_labelled = query_labels >= 0
-        if len(bank) == 0 or not is_labelled.any():
-            return {}
-        result = knn_accuracy(
-            self._features(encoder, bank),
-            labels[bank],
-            features[is_labelled],
-            query_labels[is_labelled],
-            k=KNN_NEIGHBOURS,
-            temperature=KNN_TEMPERATURE,
-        )
-        return {"knn_accuracy": result.accuracy}
 
 
 @dataclass
@@ -334,12 +149,28 @@ def image_task(
             corpus,
             held_out,
             pretext,
+            bank=bank_images(corpus, seed),
             seed=seed,
             baselines=baselines or {},
             second_views=second_views,
         ),
         ImageExporter(processor, image_card(corpus)),
     )
+
+
+def model_shape(corpus: ImageCorpus) -> dict[str, int]:
+    """Return `image_size` and `num_channels` of the model for a corpus.
+
+    Raises:
+        InputError: the images are not square.
+    """
+    _, height, width, num_channels = corpus.pixels.shape
+    if height != width:
+        raise InputError(
+            f"the images have {width} x {height} pixels (width x height), but models read squares",
+            advice=f"pass `image_size`, such as {min(height, width)}",
+        )
+    return {"image_size": height, "num_channels": num_channels}
 
 
 def evaluated_images(corpus: ImageCorpus, max_eval_rows: int, seed: int) -> NDArray[np.int64]:
@@ -356,46 +187,3 @@ def _subset(images: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int6
     """Return at most `limit` images in random order, all of them if it is 0."""
     order = permutation(len(images), seed, Purpose.EVALUATION_ROW)
     return images[order[: limit or len(order)]]
-
-
-@torch.no_grad()
-def embed_all(
-    encoder: PreTrainedModel,
-    num_images: int,
-    pixel_values: Callable[[int, int], Tensor],
-    *,
-    is_shared: bool,
-) -> NDArray[np.float32]:
-    """Return the embeddings of images in evaluation mode, float32 (N, D).
-
-    Args:
-        encoder: as `embed` takes it; its mode is put back.
-        num_images: N, at least 1.
-        pixel_values: returns the input for images from a number to before another, on the device.
-        is_shared: whether all processes call this and share the work. The result is the same, since
-            the same images are together in a forward pass.
-
-    Raises:
-        TrainingError: an embedding is not finite.
-    """
-
-    def compute(begin: int, end: int) -> Tensor:
-        starts = range(begin, end, EMBEDDED_AT_ONCE)
-        inputs = (pixel_values(first, min(first + EMBEDDED_AT_ONCE, end)) for first in starts)
-        return torch.cat([embed(encoder, values).float() for values in inputs])
-
-    was_training = encoder.training
-    encoder.eval()
-    if is_shared:
-        rows = compute_shared(compute, num_images, rows_per_block=EMBEDDED_AT_ONCE)
-    else:
-        rows = compute(0, num_images)
-    encoder.train(was_training)
-    features: NDArray[np.float32] = rows.cpu().numpy()
-    num_bad = int((~np.isfinite(features).all(axis=1)).sum())
-    if num_bad:
-        raise TrainingError(
-            f"the embeddings of {num_bad:,} of {num_images:,} images are not finite: the encoder "
-            "has diverged; lower `learning_rate`"
-        )
-    return features

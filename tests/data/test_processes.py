@@ -1,4 +1,4 @@
-"""Gradients of contrastive losses on several processes are those of one process on the joint batch."""
+"""Losses and shared work of several processes are those of one process on the joint batch."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def detached_gather_with_own_rows(rows: Tensor) -> Tensor:
 
 
 def check_gather_alone(rank: int, counts: list[int]) -> dict[str, Any]:
-    """Gather numbered rows with and without known counts, and differentiate a weighted sum that ranks weigh in."""
+    """Gather numbered rows with and without known counts, and differentiate a weighted sum."""
     begin = sum(counts[:rank])
     own = torch.arange(begin, begin + counts[rank])
     rows = own[:, None, None].expand(-1, 2, 3).double().requires_grad_()
@@ -116,7 +116,7 @@ def check_gather_alone(rank: int, counts: list[int]) -> dict[str, Any]:
 
 
 def check_shared_work() -> dict[int, tuple[list[tuple[int, int]], Tensor]]:
-    """Share out rows in blocks of 4, by number of rows: what this process computed, and all rows."""
+    """Share out rows in blocks of 4; by number of rows: what this process did, and all rows."""
     found = {}
     for num_rows in (1, 4, 6, 41):
         calls = []

@@ -1,4 +1,4 @@
-"""Augmentation of images: operations against Pillow, colorsys, SciPy and kornia; draws against their distributions."""
+"""Views of images against Pillow, colorsys, SciPy and kornia; draws against distributions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ EVERYTHING = AugmentationRule(
     hue=0.5,
     grayscale_prob=0.3,
     blur_prob=0.5,
-    solarize_prob=0.3,
     inversion_prob=0.3,
 )
 RULES = {**PRESETS, "everything": EVERYTHING}
@@ -110,7 +109,7 @@ BOXES = [
 
 
 def pillow_crop(images: Tensor, box: tuple[float, float, float, float]) -> Tensor:
-    """Cut `box` (left, top, width, height as shares) out of each image; resize it bicubically, channel by channel."""
+    """Cut `box` (left, top, width, height as shares) out of each image; resize each channel."""
     size = images.shape[-1]
     left, top, width, height = (share * size for share in box)
     planes = [
@@ -156,7 +155,7 @@ def test_flip_mirrors_left_and_right_of_the_images_that_are_flipped() -> None:
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_the_view_is_cropped_then_flipped_then_rotated_counter_clockwise(quarters: int) -> None:
-    """A quarter turn maps pixels on pixels, so that the order of the three shows without interpolation error."""
+    """A quarter turn maps pixels on pixels: the order of the three shows without error."""
     images, box = random_images(3), BOXES[1]
     angle = 90.0 * quarters - (360 if quarters == 3 else 0)
     rule = AugmentationRule(
@@ -190,7 +189,7 @@ def test_past_the_edge_a_rotated_image_is_mirrored_not_black() -> None:
 def reference_jitter(
     image: np.ndarray, order: tuple[int, ...], values: dict[Parameter, float]
 ) -> np.ndarray:
-    """Operation after operation on one image (3, H, W), hue by the standard library, pixel by pixel."""
+    """Operation after operation on one image (3, H, W), hue by colorsys, pixel by pixel."""
     image = image.astype(np.float64)
     for operation in (OPERATIONS[i] for i in order):
         value = values[operation]
@@ -301,7 +300,7 @@ def test_on_one_channel_the_jitter_is_brightness_and_contrast() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=ATOL)
 
 
-def test_grayscale_solarisation_and_inversion_are_pillows() -> None:
+def test_grayscale_and_inversion_are_pillows() -> None:
     images = (random_images(4, size=16) * 255).round() / 255
     half = torch.tensor([1.0, 0, 1, 0])
     grey = apply(
@@ -310,12 +309,6 @@ def test_grayscale_solarisation_and_inversion_are_pillows() -> None:
     inverted = apply(
         AugmentationRule(inversion_prob=0.5), images, neutral_parameters(4, inversion=half)
     )
-    threshold = torch.tensor([128 / 255, 2.0, 30 / 255, 2.0])
-    solarized = apply(
-        AugmentationRule(solarize_prob=0.5),
-        images,
-        neutral_parameters(4, solarize_threshold=threshold),
-    )
     for row in (0, 2):
         picture = as_pillow(images[row])
         expected_grey = from_pillow(ImageOps.grayscale(picture)).expand(3, -1, -1)
@@ -323,11 +316,7 @@ def test_grayscale_solarisation_and_inversion_are_pillows() -> None:
         torch.testing.assert_close(
             inverted[row], from_pillow(ImageOps.invert(picture)), rtol=0, atol=ATOL
         )
-        expected = from_pillow(
-            ImageOps.solarize(picture, threshold=round(float(threshold[row]) * 255))
-        )
-        torch.testing.assert_close(solarized[row], expected, rtol=0, atol=ATOL)
-    for found in (grey, inverted, solarized):
+    for found in (grey, inverted):
         assert torch.equal(found[1::2], images[1::2])
 
 
@@ -470,7 +459,6 @@ def test_things_happen_as_often_as_the_rule_says() -> None:
         (EVERYTHING.jitter_prob, parameters[:, Parameter.BRIGHTNESS] != 1),
         (EVERYTHING.grayscale_prob, parameters[:, Parameter.GRAYSCALE] == 1),
         (EVERYTHING.blur_prob, parameters[:, Parameter.BLUR_SIGMA] > 0),
-        (EVERYTHING.solarize_prob, parameters[:, Parameter.SOLARIZE_THRESHOLD] == 0.5),
         (EVERYTHING.inversion_prob, parameters[:, Parameter.INVERSION] == 1),
     ]
     for share, events in happened:

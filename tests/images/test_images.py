@@ -1,4 +1,4 @@
-"""Decoded images against the arrays they were written from, and against Pillow, datasets and transformers."""
+"""Decoded images against their arrays, and against Pillow, datasets and transformers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def png(pixels: np.ndarray) -> bytes:
 def write_folder(
     folder: Path, pixels: np.ndarray, classes: tuple[str, ...] = ("dog", "cat")
 ) -> Path:
-    """Write PNG files whose sorted order is that of `pixels` within each class, classes taken in turn."""
+    """Write PNG files in the order of `pixels` within each class, classes taken in turn."""
     for number, image in enumerate(pixels):
         path = folder / classes[number % len(classes)] / f"{number:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -692,9 +692,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "num_channels": (
         {"dataset_name": "digits", "num_channels": 2},
-        "num_channels is 2.*`num_channels`",
+        "`num_channels` is 2 but must be 1",
     ),
-    "image_size": ({"dataset_name": "digits", "image_size": -1}, "image_size is -1.*`image_size`"),
+    "image_size": (
+        {"dataset_name": "digits", "image_size": -1},
+        "`image_size` is -1 but must be at least 0",
+    ),
     "no file": ({"data_files": ["nowhere*.parquet"]}, r"nowhere\*.*`data_files`"),
     "no parquet": (
         {"data_files": ["text.parquet"]},

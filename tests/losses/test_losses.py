@@ -1,4 +1,4 @@
-"""Claims about the losses: their formulas, which rows are negatives, their gradients, and their float32."""
+"""Claims about the losses: formulas, which rows are negatives, gradients, and float32."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def offsets_for(num_anchors: int, *, seed: int = 0) -> Tensor:
 
 
 def triplet(anchors: Tensor, positives: Tensor, candidates: Tensor, **options: Any) -> TripletTerms:
-    """All images differ and the candidates begin with the anchors' images, unless told otherwise."""
+    """All images differ and candidates begin with the anchors' images, unless told otherwise."""
     defaults: dict[str, Any] = {
         "anchor_ids": torch.arange(len(anchors)),
         "candidate_ids": torch.arange(len(candidates)),
@@ -236,7 +236,7 @@ def test_triplets_follow_the_formula_when_images_repeat(
 def test_an_image_that_is_twice_in_the_batch_is_never_its_own_negative(
     negatives: Negatives,
 ) -> None:
-    """The copy lies nearest, so that every rule would take it; no gradient may reach it as a candidate."""
+    """The copy lies nearest: every rule would take it, but no gradient may reach it."""
     anchors = rows(3, 6, seed=0)
     copy = anchors[:1] + 1e-3
     candidates = torch.cat([anchors, copy]).requires_grad_()
@@ -281,7 +281,7 @@ def test_random_offsets_reach_every_negative_equally_often() -> None:
 def test_without_negatives_nothing_is_counted_and_the_graph_stays_whole(
     negatives: Negatives, num_anchors: int
 ) -> None:
-    """A process without rows, or with one image alone, must still take part in the gradient exchange."""
+    """A process without rows, or with one image, must still take part in the exchange."""
     candidates = rows(2, 4, seed=0).requires_grad_()
     positives = rows(num_anchors, 4, seed=1).requires_grad_()
     ids = torch.zeros(2, dtype=torch.int64)

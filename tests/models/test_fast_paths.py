@@ -48,9 +48,13 @@ def test_response_norm_has_the_outputs_and_gradients_of_transformers(
 
 
 def test_response_norm_keeps_names_and_stays_in_bfloat16(model: ConvNextV2Model) -> None:
-    keys = set(model.state_dict())
+    keys, parameters = set(model.state_dict()), dict(model.named_parameters())
+    stock = [module for module in model.modules() if isinstance(module, ConvNextV2GRN)]
     use_fast_response_norm(model)
     assert set(model.state_dict()) == keys
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name]
+    assert all(type(module) is ConvNextV2GRN for module in stock)  # replaced, not changed
     norm = next(module for module in model.modules() if isinstance(module, GlobalResponseNorm))
     states = torch.randn(2, 4, 4, norm.weight.shape[-1]).bfloat16()
     assert norm(states).dtype is torch.bfloat16

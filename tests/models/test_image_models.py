@@ -1,4 +1,4 @@
-"""Image models: one embedding for every architecture, a decoder that sees e alone, masks that are given."""
+"""Image models: one embedding for every architecture, a decoder that sees e alone, masks."""
 
 from __future__ import annotations
 

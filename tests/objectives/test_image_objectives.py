@@ -241,3 +241,10 @@ def test_pictures_of_few_images_and_of_images_without_labels(
 def test_one_evaluated_image_is_refused(corpus: ImageCorpus) -> None:
     with pytest.raises(InputError, match="`max_eval_rows` is 1 but must be"):
         make_task("triplet", corpus, max_eval_rows=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_that_are_not_square_are_refused(corpus: ImageCorpus, kind: str) -> None:
+    narrow = replace(corpus, pixels=corpus.pixels[:, :, :6])
+    with pytest.raises(InputError, match=r"6 x 8 pixels.*`image_size`, such as 6"):
+        make_task(kind, narrow)

@@ -1,4 +1,4 @@
-"""Image objectives through the loop, as real runs: any layout, any interruption, and what stock transformers loads."""
+"""Image objectives as real runs: any layout, any interruption, and the exported encoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from runs import metrics, run
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-SMALL = "--config_name convnextv2-mini --max_eval_rows 64 --max_steps 12 --logging_steps 1 --eval_steps 8"
+SMALL = (
+    "--config_name convnextv2-mini --max_eval_rows 64 --max_steps 12 --logging_steps 1 "
+    "--eval_steps 8"
+)
 COMMON = [
     *SMALL.split(),
     "--mixed_precision",
@@ -143,7 +146,10 @@ def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> 
 @pytest.mark.slow
 def test_a_collapse_is_announced_with_its_cause(folder: Path) -> None:
     # The hardest negatives, squared distances and too high a rate: the way to the trivial solution.
-    flags = "--objective contrastive --negatives hard --distance l2_squared --learning_rate 0.03 --max_steps 40"
+    flags = (
+        "--objective contrastive --negatives hard --distance l2_squared --learning_rate 0.03 "
+        "--max_steps 40"
+    )
     printed = run(
         folder, [*COMMON, *flags.split(), "--global_batch_size", "64", "--output_dir", "collapsed"]
     )
