@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from bert_pretrain.data.loader import Batch, evaluation_batches
 from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.errors import InputError, TrainingError
-from bert_pretrain.evaluation import floors
+from bert_pretrain.evaluation import features
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.collator import EVALUATION_EPOCH
 from bert_pretrain.images.corpus import ImageCorpus, open_images
@@ -184,7 +184,7 @@ def test_the_floor_of_an_autoencoder_is_computed_once_for_a_corpus(
     corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = []
-    original = floors.pca_reconstruction_error
+    original = features.pca_reconstruction_error
     monkeypatch.setattr(
         floors,
         "pca_reconstruction_error",
