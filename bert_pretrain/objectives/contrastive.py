@@ -198,7 +198,7 @@ class Triplet(TwoViews):
         }
         return LossTerm(terms.sum * factor, metrics=metrics)
 
-    def triplet_figures(self, row: dict[str, Any]) -> dict[str, float]:
+    def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the loss beside its margin, unless it is a mean over positive triplets alone."""
         if self.reduction != "mean":  # such a mean says nothing about the others
             return {}

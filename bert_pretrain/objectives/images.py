@@ -50,8 +50,12 @@ class Pretext(ABC):
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw what the model makes of a few held-out images."""
 
-    def triplet_figures(self, row: dict[str, Any]) -> dict[str, float]:
-        """Return what `collapse_warnings` is told of a triplet loss, if there is one."""
+    def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return what `collapse_warnings` is told of the loss, by name of its argument.
+
+        Args:
+            row: of an evaluation.
+        """
         return {}
 
 
