@@ -110,11 +110,13 @@ def _contrastive(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         rule,
         projection_dim=contrastive.projection_dim,
         loss=contrastive.loss,
-        margin=contrastive.margin,
-        distance=contrastive.distance,
-        normalize=contrastive.normalize,
-        negatives=contrastive.negatives,
-        reduction=contrastive.reduction,
+        triplet={
+            "margin": contrastive.margin,
+            "distance": contrastive.distance,
+            "normalize": contrastive.normalize,
+            "negatives": contrastive.negatives,
+            "reduction": contrastive.reduction,
+        },
         temperature=contrastive.temperature,
         **_common_image_values(config),
     )

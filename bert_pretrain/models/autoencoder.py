@@ -186,7 +186,7 @@ def build_autoencoder(
     """
     images = {"image_size": image_size, "num_channels": num_channels}
     head = {"embedding_dim": embedding_dim, **images}
-    model: ImageAutoencoder = build_with_head(ImageAutoencoder, head=head, **(images | encoder))
+    model: ImageAutoencoder = build_with_head(ImageAutoencoder, head=head, **images, **encoder)
     return model
 
 
