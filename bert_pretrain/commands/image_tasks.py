@@ -46,11 +46,13 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
         rule,
         projection_dim=contrastive.projection_dim,
         loss=contrastive.loss,
-        margin=contrastive.margin,
-        distance=contrastive.distance,
-        normalize=contrastive.normalize,
-        negatives=contrastive.negatives,
-        reduction=contrastive.reduction,
+        triplet={
+            "margin": contrastive.margin,
+            "distance": contrastive.distance,
+            "normalize": contrastive.normalize,
+            "negatives": contrastive.negatives,
+            "reduction": contrastive.reduction,
+        },
         temperature=contrastive.temperature,
         **_common_image_values(config),
     )

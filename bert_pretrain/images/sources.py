@@ -136,7 +136,7 @@ def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -
         if split != "train":  # else what is asked for as test images would be the training images
             raise InputError(
                 f"{folder} has no subfolders of splits, so no {split!r}",
-                advice="leave out `{parameter}`",
+                advice=f"leave out `{parameter}`",
             )
         return folder
     if split not in subfolders:

@@ -184,9 +184,9 @@ def build_autoencoder(
     Raises:
         InputError: as `build_with_head`.
     """
-    images = {"image_size": image_size, "num_channels": num_channels}
+    images: dict[str, Any] = {"image_size": image_size, "num_channels": num_channels}
     head = {"embedding_dim": embedding_dim, **images}
-    model: ImageAutoencoder = build_with_head(ImageAutoencoder, head=head, **(images | encoder))
+    model: ImageAutoencoder = build_with_head(ImageAutoencoder, head=head, **images, **encoder)
     return model
 
 

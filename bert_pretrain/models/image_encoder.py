@@ -78,18 +78,8 @@ def prepare_encoder(
 ) -> PreTrainedModel:
     """Check that an encoder suits the images and the export, set dropout, freeze what is unread.
 
-    Args:
-        encoder: changed in place.
-        source: where it comes from, for messages.
-        image_size: height and width, pixels.
-        num_channels: channels of an image.
-        dropout: probability of all dropout modules.
-
-    Returns:
-        `encoder`, in training mode.
-
-    Raises:
-        InputError: as `build_image_encoder`.
+    The encoder is changed in place and returned in training mode. Messages call it `source`; the
+    other arguments and errors are those of `build_image_encoder`.
     """
     if encoder.config.num_channels != num_channels:
         raise InputError(

@@ -137,15 +137,10 @@ def build_masked_autoencoder(
 ) -> MaskedAutoencoder:
     """Return the model to pretrain, in training mode.
 
-    Args:
-        config_name: a ViT's name in `IMAGE_SIZES`, or the folder or Hub id of its configuration.
-        model_name_or_path: weights to continue from: a ViT, to which a fresh decoder is added, or a
-            masked autoencoder with its decoder (a run's `final`, a checkpoint, or a published
-            ViTMAE).
-        image_size: height and width, pixels.
-        num_channels: channels of an image.
-        dropout: probability of the dropout modules while pretraining.
-        mask_ratio: share of the patches removed.
+    `mask_ratio` is the share of the patches that is removed. The encoder is a ViT. Weights to
+    continue from are a ViT's, to which a fresh decoder is added, or a masked autoencoder's with its
+    decoder (a run's `final`, a checkpoint, or a published ViTMAE). The other arguments are those of
+    `build_image_encoder`.
 
     Raises:
         InputError: not a ViT, patches that do not divide the image, a ratio that leaves or removes

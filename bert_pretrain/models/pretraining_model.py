@@ -114,9 +114,8 @@ def build_with_head(
     head: dict[str, int],
     config_name: str,
     model_name_or_path: str | None,
-    image_size: int,
-    num_channels: int,
     dropout: float,
+    **images: int,
 ) -> Any:
     """Return a model to pretrain, in training mode.
 
@@ -126,14 +125,12 @@ def build_with_head(
         config_name: see `build_image_encoder`.
         model_name_or_path: weights to continue from: an image encoder, to which a fresh head is
             added, or a model of this class with its head (a run's `final`, or a checkpoint).
-        image_size: height and width, pixels.
-        num_channels: channels of an image.
         dropout: probability of the encoder's dropout modules while pretraining.
+        images: `image_size` (height and width, pixels) and `num_channels`.
 
     Raises:
         InputError: as `build_image_encoder`, or the head to continue is another.
     """
-    images = {"image_size": image_size, "num_channels": num_channels}
     model_type = model_class.config_class.model_type
     source, subfolder = model_name_or_path, None
     if source is not None:

@@ -36,6 +36,7 @@ from bert_pretrain.models.masked_autoencoder import (
     count_patches,
 )
 from bert_pretrain.objectives.images import (
+    MAX_BANK_IMAGES,
     Pretext,
     bank_images,
     evaluated_images,
@@ -113,6 +114,7 @@ class Reconstruction(Pretext):
     """
 
     term = "reconstruction"
+    loss_kind = "reconstruction"
     scale: PixelScale
     kind: ReconstructionKind
     noise_std: float
@@ -145,6 +147,7 @@ class MaskedReconstruction(Pretext):
     """
 
     term = "reconstruction"
+    loss_kind = "reconstruction"
     scale: PixelScale
     normalize_target: bool
 
@@ -191,16 +194,10 @@ def autoencoder_task(
     max_eval_rows: int,
     **encoder: Any,
 ) -> Task:
-    """Return the task of reconstructing images from a narrow embedding.
+    """Return the task of reconstructing images from an embedding of `embedding_dim` numbers.
 
-    Args:
-        corpus: the decoded images.
-        embedding_dim: width of the embedding.
-        kind: distance between image and reconstruction.
-        noise_std: deviation of Gaussian noise on training inputs, in normalised pixels; 0 = none.
-        seed: of order and noise.
-        max_eval_rows: most held-out images evaluated; 0 = all.
-        encoder: `config_name`, `model_name_or_path` and `dropout` of `build_autoencoder`.
+    For `kind` and `noise_std` (0 = none) see `Reconstruction`, for `seed` and `max_eval_rows`
+    `image_task`; `encoder` is what else `build_autoencoder` takes.
     """
     shape = model_shape(corpus)
     size, num_channels = shape.values()
@@ -229,15 +226,8 @@ def masked_autoencoder_task(
 ) -> Task:
     """Return the task of predicting hidden patches.
 
-    Args:
-        corpus: the decoded images.
-        mask_ratio: share of the patches hidden.
-        normalize_target: see `MaskedReconstruction`.
-        seed: of order and masks.
-        max_eval_rows: most held-out images evaluated; 0 = all.
-        config_name: see `build_masked_autoencoder`, as the next two.
-        model_name_or_path: weights to continue from.
-        dropout: of encoder and decoder.
+    For `normalize_target` see `MaskedReconstruction`, for `seed` and `max_eval_rows` `image_task`,
+    for the rest `build_masked_autoencoder`.
     """
     model: dict[str, Any] = model_shape(corpus) | {
         "config_name": config_name,
@@ -265,14 +255,12 @@ def pca_loss(
 
     def compute() -> float:
 
+        chosen = bank_images(corpus, seed), evaluated_images(corpus, max_eval_rows, seed)
         bank, held_out = (
             normalised_rows(corpus.pixels[images], corpus.mean.tolist(), corpus.std.tolist())
-            for images in (
-                bank_images(corpus, seed),
-                evaluated_images(corpus, max_eval_rows, seed),
-            )
+            for images in chosen
         )
         return pca_reconstruction_error(bank, held_out, embedding_dim, kind)
 
-    name = f"pca-{embedding_dim}-{kind}-{seed}-{max_eval_rows}"
-    return corpus.remembered(name, compute)
+    names = (embedding_dim, kind, seed, max_eval_rows, MAX_BANK_IMAGES)
+    return corpus.remembered("pca-" + "-".join(map(str, names)), compute)

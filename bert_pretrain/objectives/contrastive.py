@@ -128,6 +128,8 @@ class TwoViews(Pretext):
 class NTXent(TwoViews):
     """Find the other view of an image among views of others; see `nt_xent_loss`."""
 
+    loss_kind = "nt_xent"
+
     temperature: float
 
     def compare(
@@ -154,6 +156,8 @@ class Triplet(TwoViews):
         normalize: whether embeddings are scaled to length 1.
         reduction: see `reduction_factor`.
     """
+
+    loss_kind = "triplet"
 
     margin: float
     distance: Distance
@@ -198,11 +202,15 @@ class Triplet(TwoViews):
         }
         return LossTerm(terms.sum * factor, metrics=metrics)
 
-    def triplet_figures(self, row: dict[str, Any]) -> dict[str, float]:
-        """Return the loss beside its margin, unless it is a mean over positive triplets alone."""
-        if self.reduction != "mean":  # such a mean says nothing about the others
-            return {}
-        return {
+    def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return how triplets are formed, and the loss where it is a mean over all of them."""
+        formed = super().collapse_context(row) | {
+            "negatives": self.negatives,
+            "normalize": self.normalize,
+        }
+        if self.reduction != "mean":  # a mean over positive triplets says nothing about the others
+            return formed
+        return formed | {
             "triplet_loss": row[f"{self.term}_loss"],
             "negative_distance": row[f"{self.term}_negative_distance"],
             "margin": self.margin,
@@ -214,16 +222,11 @@ def contrastive_task(
     rule: AugmentationRule,
     *,
     loss: LossKind,
-    margin: float,
-    distance: Distance,
-    normalize: bool,
-    negatives: Negatives,
-    reduction: Reduction,
+    triplet: dict[str, Any],
     temperature: float,
-    projection_dim: int,
     seed: int,
     max_eval_rows: int,
-    **encoder: Any,
+    **model: Any,
 ) -> Task:
     """Return the task of telling images apart.
 
@@ -231,29 +234,23 @@ def contrastive_task(
         corpus: the decoded images.
         rule: how views are made.
         loss: which loss.
-        margin: see `Triplet`, as the next four; the triplet loss reads them.
-        distance: of embeddings.
-        normalize: whether embeddings are scaled to length 1.
-        negatives: which make triplets.
-        reduction: which triplets the mean is over.
+        triplet: what the triplet loss reads: margin, distance, normalize, negatives and reduction
+            of a `Triplet`.
         temperature: of NT-Xent, whose embeddings always have length 1.
-        projection_dim: width of the projection.
         seed: of order, views and random negatives.
-        max_eval_rows: most held-out images evaluated; 0 = all.
-        encoder: `config_name`, `model_name_or_path` and `dropout` of `build_contrastive`.
+        max_eval_rows: see `image_task`.
+        model: what else `build_contrastive` takes.
     """
     shape = model_shape(corpus)
     scale = PixelScale(corpus.mean, corpus.std)
     augmentation = Augmentation(rule, **shape, seed=seed)
-    pretext: TwoViews
-    if loss == "nt_xent":
-        pretext = NTXent(scale, augmentation, temperature)
-    else:
-        pretext = Triplet(scale, augmentation, margin, distance, normalize, negatives, reduction)
+    pretext: TwoViews = NTXent(scale, augmentation, temperature)
+    if loss == "triplet":
+        pretext = Triplet(scale, augmentation, **triplet)
     return image_task(
         corpus,
         pretext,
-        partial(build_contrastive, projection_dim=projection_dim, **shape, **encoder),
+        partial(build_contrastive, **shape, **model),
         ViewDraw(augmentation),
         seed=seed,
         max_eval_rows=max_eval_rows,

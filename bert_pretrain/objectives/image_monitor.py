@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +87,10 @@ class ImageMonitor:
         """Return signs of collapse, once there were updates."""
         if row["step"] == 0:
             return []
-        known = {
-            name: row[name] for name in CollapseMeasures.__dataclass_fields__ if name in row
-        } | {"active_triplets": row.get(f"{self._pretext.term}_active_share")}
-        return collapse_warnings(CollapseMeasures(**known), **self._pretext.triplet_figures(row))
+        names = [field.name for field in fields(CollapseMeasures)]
+        known = {name: row[name] for name in names if name in row}
+        known["active_triplets"] = row.get(f"{self._pretext.term}_active_share")
+        return collapse_warnings(CollapseMeasures(**known), **self._pretext.collapse_context(row))
 
     def show(
         self, model: PreTrainedModel, run_dir: Path, *, step: int, is_last: bool
@@ -117,13 +118,13 @@ class ImageMonitor:
         if len(features) < MIN_MAP_POINTS:
             return
         labels = self._corpus.labels
-        # The map that takes long (method="tsne") belongs to the last evaluation alone (is_last).
         embedding_map(
             features,
             path,
             labels=None if labels is None else labels[self._images],
             label_names=self._corpus.label_names,
             seed=self._seed,
+            method="tsne" if is_last else "pca",  # the first takes long
         )
 
     def _features(

@@ -38,9 +38,11 @@ class Pretext(ABC):
 
     Attributes:
         term: name of its loss.
+        loss_kind: how `collapse_warnings` calls it.
     """
 
     term: ClassVar[str]
+    loss_kind: ClassVar[str]
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
@@ -50,9 +52,13 @@ class Pretext(ABC):
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw what the model makes of a few held-out images."""
 
-    def triplet_figures(self, row: dict[str, Any]) -> dict[str, float]:
-        """Return what `collapse_warnings` is told of a triplet loss, if there is one."""
-        return {}
+    def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return what `collapse_warnings` is told of the loss, by name of its argument.
+
+        Args:
+            row: of an evaluation.
+        """
+        return {"loss": self.loss_kind}
 
 
 @dataclass

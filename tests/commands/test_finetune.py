@@ -127,7 +127,7 @@ def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(
         "bad": 0,
         "good": 1,
     }
-    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+    assert sorted(path.name for path in (folder / "out").glob("[!.]*")) == [
         "final",
         "results.json",
         "seed-1",
@@ -369,7 +369,7 @@ def test_rows_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
         assert f"20 of the 20 have {cut_at} tokens or more and end there" in printed
         assert AutoTokenizer.from_pretrained("out/final").model_max_length == cut_at
         assert printed.count(
-            "WARNING: max_seq_length is 40 but the tokenizer's model_max_length is 24"
+            "WARNING: --max_seq_length is 40 but the tokenizer's model_max_length is 24"
         ) == (cut_at > 24)
         shutil.rmtree("out")
 
@@ -907,5 +907,5 @@ def test_what_was_interrupted_can_be_started_again(
         patched.setattr("bert_pretrain.downstream.training.ClassifierTrainer.train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             finetune(model, *FILES, *SHORT)
-    assert not list((folder / "out").iterdir())
+    assert not list((folder / "out").glob("[!.]*"))
     finetune(model, *FILES, *SHORT)

@@ -28,11 +28,11 @@ def test_a_word_that_is_a_line_separator_cuts_no_row(tmp_path: Path) -> None:
     rows = [
         {"step": step, "candidates": [["\u2028", 0.5], ["\u0085", 0.25]]} for step in (0, 10, 20)
     ]
-    written = JsonLines(path, keep_until_step=-1)
+    written = JsonLines(path)
     for row in rows:
         written.write(row)
     assert read_rows(path) == rows
-    JsonLines(path, keep_until_step=10)
+    written.cut_back(keep_until_step=10)
     assert read_rows(path) == rows[:2]
 
 

@@ -250,7 +250,7 @@ def test_pairs_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
         == 30
     )
     assert (
-        "WARNING: max_seq_length is 30 but the tokenizer's model_max_length is 24"
+        "WARNING: --max_seq_length is 30 but the tokenizer's model_max_length is 24"
         in capsys.readouterr().out
     )
 

@@ -30,14 +30,12 @@ from bert_pretrain.objectives.interface import Task
 
 ENCODER = {"config_name": "vit-tiny", "model_name_or_path": None, "dropout": 0.0}
 ROWS = {"seed": 3, "max_eval_rows": 0}
-LOSS = {
+TRIPLET = {
     "margin": 1.0,
     "distance": "l2",
     "normalize": True,
     "negatives": "random",
     "reduction": "mean",
-    "temperature": 0.2,
-    "projection_dim": 8,
 }
 KINDS = ("denoising", "masked", "triplet", "nt_xent")
 
@@ -68,7 +66,7 @@ def make_task(kind: str, corpus: ImageCorpus, **overrides: Any) -> Task:
     if kind == "masked":
         own = {"mask_ratio": 0.5, "normalize_target": True}
         return masked_autoencoder_task(corpus, **(common | own | overrides))
-    own = LOSS | {"loss": kind}
+    own = {"loss": kind, "triplet": TRIPLET, "temperature": 0.2, "projection_dim": 8}
     return contrastive_task(corpus, PRESETS["simclr_small"], **(common | own | overrides))
 
 
@@ -140,7 +138,8 @@ def test_patch_ranks_are_float32_and_order_patches_as_float64_keys_do() -> None:
 def test_a_batch_of_one_image_has_a_finite_loss_and_gradient(
     corpus: ImageCorpus, kind: str, reduction: str
 ) -> None:
-    overrides = {"reduction": reduction} if kind in ("triplet", "nt_xent") else {}
+    is_contrastive = kind in ("triplet", "nt_xent")
+    overrides = {"triplet": TRIPLET | {"reduction": reduction}} if is_contrastive else {}
     objective = make_task(kind, corpus, **overrides).objective
     model = objective.build_model()
     (part,), _ = objective.training.take((0, 0), 1)
@@ -153,12 +152,14 @@ def test_a_batch_of_one_image_has_a_finite_loss_and_gradient(
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             assert torch.isfinite(parameter.grad).all(), name
-    if kind in ("triplet", "nt_xent"):  # without another image there is nothing to compare with
+    if is_contrastive:  # without another image there is nothing to compare with
         assert term.sum == 0
 
 
 def test_a_mean_over_active_triplets_is_zero_where_none_is(corpus: ImageCorpus) -> None:
-    objective = make_task("triplet", corpus, reduction="mean_positive").objective
+    objective = make_task(
+        "triplet", corpus, triplet=TRIPLET | {"reduction": "mean_positive"}
+    ).objective
     objective.pretext = replace(objective.pretext, margin=1e-9)
     torch.manual_seed(0)
     model = objective.build_model().train()
@@ -186,7 +187,7 @@ def test_the_floor_of_an_autoencoder_is_computed_once_for_a_corpus(
     computed = []
     original = features.pca_reconstruction_error
     monkeypatch.setattr(
-        floors,
+        features,
         "pca_reconstruction_error",
         lambda *arguments: computed.append(arguments) or original(*arguments),
     )

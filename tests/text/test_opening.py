@@ -101,7 +101,7 @@ def test_documents_of_one_word_make_rows_with_one_prediction_each(
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad")
     }
     collator = PretrainingCollator(corpus.store, rule, **ids, max_seq_length=16, seed=1)
-    batch = collator.collate(plan, np.arange(len(plan)), 0)
+    batch = collator.collate([(0, np.arange(len(plan)), plan)])
     assert (batch["labels"] != -100).sum(dim=1).tolist() == [1] * 8
     assert (batch["attention_mask"].sum(dim=1) == 3).all()
 
