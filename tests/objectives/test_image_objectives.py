@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from bert_pretrain.data.loader import Batch, evaluation_batches
 from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.errors import InputError, TrainingError
-from bert_pretrain.evaluation import features
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.collator import EVALUATION_EPOCH
 from bert_pretrain.images.corpus import ImageCorpus, open_images
+from bert_pretrain.objectives import autoencoder
 from bert_pretrain.objectives.autoencoder import (
     PatchDraw,
     autoencoder_task,
@@ -185,9 +185,9 @@ def test_the_floor_of_an_autoencoder_is_computed_once_for_a_corpus(
     corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = []
-    original = features.pca_reconstruction_error
+    original = autoencoder.pca_reconstruction_error
     monkeypatch.setattr(
-        features,
+        autoencoder,
         "pca_reconstruction_error",
         lambda *arguments: computed.append(arguments) or original(*arguments),
     )
