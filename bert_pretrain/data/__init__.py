@@ -1,1 +1,6 @@
-"""What text and images share: random numbers without state, the loader, files that appear whole, processes."""
+"""What text and images share.
+
+Random numbers without state, the stream of rows and its loader, work shared over processes, readers
+of row files, files that appear whole, locks, and what lies in a run directory. Nothing here knows
+a modality.
+"""

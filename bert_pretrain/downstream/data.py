@@ -175,7 +175,7 @@ def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmenta
         )
     return Augmentation(
         AUGMENTATIONS[name],
-        num_channels=num_channels,  # type: ignore[arg-type]  # checked above
+        num_channels=num_channels,
         image_size=height,
         seed=seed,
     )

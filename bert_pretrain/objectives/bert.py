@@ -122,7 +122,7 @@ class BertMonitor:
         self._probes = self._make_probes(corpus)
 
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return pseudo-perplexity, the training tokens' unigram entropy (nats), and NSP's floor."""
+        """Return pseudo-perplexity, the training text's unigram entropy (nats), and NSP's floor."""
         derived = {}
         if "mlm_loss" in means:
             derived["pseudo_perplexity"] = math.exp(means["mlm_loss"])

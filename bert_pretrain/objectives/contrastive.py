@@ -38,8 +38,9 @@ from bert_pretrain.losses.contrastive import (
 )
 from bert_pretrain.losses.distances import Distance, normalize_rows
 from bert_pretrain.models.contrastive import build_contrastive
-from bert_pretrain.objectives.images import Pretext, image_task, model_shape
+from bert_pretrain.objectives.images import image_task, model_shape
 from bert_pretrain.objectives.interface import LossTerm, Task
+from bert_pretrain.objectives.pretext import Pretext
 
 LossKind: TypeAlias = Literal["triplet", "nt_xent"]
 Joint: TypeAlias = Callable[[Tensor], Tensor]  # brings together what the processes hold

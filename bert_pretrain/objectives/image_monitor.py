@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.models.image_encoder import embed
-
-if TYPE_CHECKING:
-    from bert_pretrain.objectives.images import Pretext
+from bert_pretrain.objectives.pretext import Pretext
 
 # The k-NN accuracy during training is a thermometer, not a result: bank and queries are bounded,
 # and k and T are those of Caron et al. 2021 (DINO, appendix).
@@ -42,7 +40,7 @@ class ImageMonitor:
     def __init__(
         self,
         corpus: ImageCorpus,
-        held_out: HeldOutRows,
+        held_out: HeldOutRows[ImagePlan],
         pretext: Pretext,
         *,
         bank: NDArray[np.int64],
@@ -64,7 +62,6 @@ class ImageMonitor:
         """
         self._corpus = corpus
         self._held_out = held_out
-        assert isinstance(held_out.plan, ImagePlan)
         self._images = held_out.plan.images[held_out.rows]
         self._bank = bank
         self._pretext = pretext

@@ -5,11 +5,10 @@ A corpus and a `Pretext` (see autoencoder, contrastive) enter; a `Task` leaves.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan, p
 from bert_pretrain.images.corpus import ImageCorpus, image_card
 from bert_pretrain.objectives.image_monitor import ImageMonitor
 from bert_pretrain.objectives.interface import LossTerm, Task
+from bert_pretrain.objectives.pretext import Pretext
 from bert_pretrain.publishing.export import (
     export_image_model,
     image_card_fields,
@@ -33,40 +33,12 @@ from bert_pretrain.publishing.export import (
 MAX_BANK_IMAGES = 5000
 
 
-class Pretext(ABC):
-    """What a model does with images while nobody gives it labels (a pretext task).
-
-    Attributes:
-        term: name of its loss.
-        loss_kind: how `collapse_warnings` calls it.
-    """
-
-    term: ClassVar[str]
-    loss_kind: ClassVar[str]
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
-        """Run the model once and return the loss of a batch, a sum over images."""
-
-    @abstractmethod
-    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
-        """Draw what the model makes of a few held-out images."""
-
-    def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return what `collapse_warnings` is told of the loss, by name of its argument.
-
-        Args:
-            row: of an evaluation.
-        """
-        return {"loss": self.loss_kind}
-
-
 @dataclass
 class ImageObjective:
     """An `Objective` with one loss term, counted in images."""
 
     training: TrainingStream[ImagePlan]
-    held_out: HeldOutRows
+    held_out: HeldOutRows[ImagePlan]
     make_model: Callable[[], PreTrainedModel]
     pretext: Pretext
 

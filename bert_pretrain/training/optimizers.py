@@ -72,7 +72,7 @@ class Schedule:
     decay_share: float
 
     def num_steps(self, step: int, elapsed: float) -> float:
-        """Return the run's length in updates, as `step` updates in `elapsed` seconds foretell it."""
+        """Return the run's length in updates, as `step` of them in `elapsed` seconds foretell."""
         length = float(self.max_steps) if self.max_steps else math.inf
         if self.max_seconds and elapsed > 0:
             length = min(length, step * self.max_seconds / elapsed) if step else length

@@ -1,4 +1,4 @@
-"""Bad input gets one message with the flag to change, status 2, no traceback, and nothing is written."""
+"""Bad input ends with one message, status 2, no traceback, and nothing on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims about the report of a run: one page that needs no other file, also of an unfinished run."""
+"""The report of a run, finished or not: what stands in it, and when it is refused."""
 
 from __future__ import annotations
 
