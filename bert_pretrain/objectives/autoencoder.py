@@ -37,13 +37,13 @@ from bert_pretrain.models.masked_autoencoder import (
 )
 from bert_pretrain.objectives.images import (
     MAX_BANK_IMAGES,
-    Pretext,
     bank_images,
     evaluated_images,
     image_task,
     model_shape,
 )
 from bert_pretrain.objectives.interface import LossTerm, Task
+from bert_pretrain.objectives.pretext import Pretext
 
 
 @dataclass(frozen=True)
