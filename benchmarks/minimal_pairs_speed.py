@@ -21,8 +21,12 @@ import torch
 from results import write_results
 from transformers import BertForMaskedLM
 
-from bert_pretrain.evaluation.minimal_pairs import MinimalPair, PairScores, score_pairs
-from bert_pretrain.evaluation.pair_templates import template_pairs
+from bert_pretrain.evaluation.minimal_pairs import (
+    MinimalPair,
+    PairScores,
+    score_pairs,
+    template_pairs,
+)
 from bert_pretrain.evaluation.pseudo_likelihood import encode_sentences
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.models.bert import SIZES, bert_config

@@ -26,7 +26,7 @@ from bert_pretrain.commands.suites.label_efficiency import parse_options, run_la
 from bert_pretrain.commands.suites.masked_language_model import (
     evaluate_fill_mask,
     evaluate_minimal_pairs,
-    refuse_missing_pairs,
+    find_pair_files,
 )
 from bert_pretrain.commands.suites.nsp import evaluate_nsp, refuse_untrained_head
 from bert_pretrain.config.evaluating import check_evaluation
@@ -44,13 +44,11 @@ SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
 }
 # What a suite checks before any suite begins: it is quick, or what it opens is used again.
 _PRECONDITIONS: dict[str, Callable[[Evaluation], object]] = {
-    "minimal_pairs": refuse_missing_pairs,
+    "minimal_pairs": find_pair_files,
     "nsp": refuse_untrained_head,
     "knn": open_labelled_images,
     "linear_probe": open_labelled_images,
 }
-
-LABEL_EFFICIENCY = "label_efficiency"  # it trains and has flags of its own, so it runs alone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,10 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with reporting_input_errors(
         debug="--debug" in arguments, model_name_or_path="--model", tokenizer_name="--model"
     ):
-        check_one_process()
-        suites, others = _suites_in(arguments)
-        if LABEL_EFFICIENCY in suites:
-            _measure_curve(suites, others)
+        if (num_processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise InputError(
+                f"{num_processes} processes were started but evaluation is done by one process",
+                advice="start it without torchrun or accelerate launch",
+            )
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--suite", nargs="*", default=[])
+        named, others = finder.parse_known_args(arguments)
+        # It trains and has flags of its own, so it runs alone.
+        if "label_efficiency" in named.suite:
+            _measure_curve(named.suite, others)
         else:
             _judge(arguments)
     return 0
@@ -74,13 +79,11 @@ def _write_results(
     """Write what suites found, and which ones are missing; None = no file is asked for."""
     if path is None:
         return
-    record: dict[str, object] = {
-        "figures": {
-            key: value for result in results.values() for key, value in result.figures.items()
-        },
-        "details": {name: result.details for name, result in results.items()},
-        "runs": 1,
-    }
+    figures: dict[str, float] = {}
+    for result in results.values():
+        figures |= result.figures
+    details = {name: result.details for name, result in results.items()}
+    record: dict[str, object] = {"figures": figures, "details": details, "runs": 1}
     if missing:
         record["missing"] = list(missing)
         sys.stdout.write(f"\n{path} has what was found before {missing[0]}\n")
@@ -100,8 +103,8 @@ def _judge(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     groups = parse_flags(parser, arguments)
-    check_evaluation(*groups, suites=SUITES)
     evaluation = Evaluation(*groups)
+    check_evaluation(evaluation.options, evaluation.data, suites=SUITES)
     # A model that does not fit is refused with one message; transformers would add a report.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -122,30 +125,12 @@ def _judge(arguments: Sequence[str]) -> None:
 
 def _measure_curve(suites: list[str], arguments: Sequence[str]) -> None:
     """Measure the label-efficiency curve and write its figures."""
-    if suites != [LABEL_EFFICIENCY]:
+    if suites != ["label_efficiency"]:
         raise InputError(
-            f"suites are {' '.join(suites)} but {LABEL_EFFICIENCY} runs alone",
+            f"suites are {' '.join(suites)} but label_efficiency runs alone",
             advice="change `suite`",
         )
     options = parse_options(arguments)
     result = run_label_efficiency(options)
     sys.stdout.write(f"{result.text}\n")
-    _write_results(options.curve.json, {LABEL_EFFICIENCY: result})
-
-
-def _suites_in(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the suites that the command line names, and its other arguments."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--suite", nargs="*", default=[])
-    named, others = finder.parse_known_args(arguments)
-    return named.suite, others
-
-
-def check_one_process() -> None:
-    """Raise `InputError` if a launcher started several processes: each would do all the work."""
-    num_processes = os.environ.get("WORLD_SIZE", "1")
-    if num_processes != "1":
-        raise InputError(
-            f"{num_processes} processes were started but evaluation is done by one process",
-            advice="start it without torchrun or accelerate launch",
-        )
+    _write_results(options.curve.json, {"label_efficiency": result})

@@ -1,14 +1,13 @@
-"""The flags of `evaluate`, grouped as `--help` shows them, and the ranges of their values."""
+"""The flags of `evaluate`, grouped as `--help` shows them, and what they may be."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import flag, flags
+from bert_pretrain.config.flags import above, at_least, flag, flags
 from bert_pretrain.errors import InputError
 
 
@@ -18,16 +17,11 @@ class EvaluateArguments:
 
     _argument_group_name: ClassVar[str] = "evaluate"
 
-    model: str = field(
-        metadata={
-            "help": "Folder or Hub id of a transformers model, or a run directory: its final model."
-        }
+    model: str = flag(
+        MISSING, "Folder or Hub id of a transformers model, or a run directory: its final model."
     )
-    suite: list[str] = field(
-        metadata={
-            "help": "One or more of: fill_mask, minimal_pairs, nsp (text), knn, linear_probe "
-            "(images)."
-        }
+    suite: list[str] = flag(
+        MISSING, "One or more of: fill_mask, minimal_pairs, nsp (text), knn, linear_probe (images)."
     )
     json: str | None = flag(
         None,
@@ -40,7 +34,7 @@ class EvaluateArguments:
         "random encoder and of held-out pairs. Default: that of the run that wrote --model, else "
         "42.",
     )
-    per_device_eval_batch_size: int = flag(256, "Rows of one forward pass, at least 1.")
+    per_device_eval_batch_size: int = flag(256, "Rows of one forward pass.", at_least(1))
     debug: bool = flag(False, "Show the traceback of an input error.")
 
 
@@ -84,8 +78,8 @@ class EvaluationImages:
     on_bad_image: Literal["error", "skip"] = flag(
         "error", "What to do with an image that cannot be decoded."
     )
-    k: int = flag(20, "Neighbours that vote, at least 1.")
-    temperature: float = flag(0.07, "T of their weights exp(cosine / T), > 0.")
+    k: int = flag(20, "Neighbours that vote.", at_least(1))
+    temperature: float = flag(0.07, "T of their weights exp(cosine / T).", above(0))
 
 
 @dataclass
@@ -98,7 +92,7 @@ class EvaluationText:
         "fill_mask: sentences with [MASK]; default: three of our own."
     )
     num_candidates: int = flag(
-        5, "fill_mask: most probable words shown for each [MASK], at least 1."
+        5, "fill_mask: most probable words shown for each [MASK].", at_least(1)
     )
     pairs_file: list[str] | None = flags(
         "minimal_pairs: .jsonl, also .gz, of {good, bad, group} or BLiMP's {sentence_good, "
@@ -116,11 +110,12 @@ class EvaluationText:
     document_boundary: Literal["blank_line", "file"] | None = flag(
         None, "nsp: what ends a document in .txt: a blank line or the end of the file."
     )
-    max_pairs: int = flag(2000, "nsp: most held-out pairs judged, easy and hard each, at least 2.")
+    max_pairs: int = flag(2000, "nsp: most held-out pairs judged, easy and hard each.", at_least(2))
     max_seq_length: int | None = flag(
         None,
-        "nsp: tokens of a pair with its three special ones, at least 8. Default: the run's, else "
-        "128, or the tokenizer's model_max_length if that is less.",
+        "nsp: tokens of a pair with its three special ones. Default: the run's, else 128, or the "
+        "tokenizer's model_max_length if that is less.",
+        at_least(8),
     )
 
 
@@ -130,10 +125,8 @@ class LabelEfficiencyArguments:
 
     _argument_group_name: ClassVar[str] = "label efficiency"
 
-    model: str = field(metadata={"help": "Folder or Hub id of a pretrained text or image encoder."})
-    output_dir: str = field(
-        metadata={"help": "Folder of rows.jsonl, label_efficiency.json and .png."}
-    )
+    model: str = flag(MISSING, "Folder or Hub id of a pretrained text or image encoder.")
+    output_dir: str = flag(MISSING, "Folder of rows.jsonl, label_efficiency.json and .png.")
     num_labels: list[str] | None = flags(
         "Labels per class, such as 1 4 16 64 all. Default: powers of 4 as long as every class has "
         "more, then all."
@@ -148,7 +141,7 @@ class LabelEfficiencyArguments:
         default_factory=lambda: ["fine_tuned", "frozen_probe", "from_scratch"],
         metadata={"help": "Of fine_tuned, frozen_probe, from_scratch, floor."},
     )
-    max_test_rows: int = flag(2000, "Test rows, a fixed random subset; 0 = all.")
+    max_test_rows: int = flag(2000, "Test rows, a fixed random subset; 0 = all.", at_least(0))
     title: str | None = flag(None, "Above the curve. Default: the name of the training rows.")
     json: str | None = flag(None, "File that gets figures, details, versions and hardware.")
     debug: bool = flag(False, "Show the traceback of an input error.")
@@ -162,55 +155,32 @@ class LabelEfficiencyArguments:
 
 
 def check_evaluation(
-    options: EvaluateArguments,
-    data: EvaluationData,
-    images: EvaluationImages,
-    text: EvaluationText,
-    *,
-    suites: Collection[str],
+    options: EvaluateArguments, data: EvaluationData, *, suites: Collection[str]
 ) -> None:
-    """Check what can be told without opening a file.
-
-    Args:
-        options: the first group of flags.
-        data: the second group.
-        images: the third group.
-        text: the fourth group.
-        suites: names of those that there are.
+    """Check what can be told without opening a file, beside the ranges of numbers.
 
     Raises:
-        InputError: a value is not allowed.
+        InputError: a suite is none of `suites`, the data have two names, or `json` is no file.
     """
     for name in options.suite:
         if name not in suites:
             raise InputError.out_of_range(
                 "suite", name, f"one or more of {', '.join(suites)}, or label_efficiency"
             )
-    _require(options, "per_device_eval_batch_size", at_least=1)
-    _require(images, "k", at_least=1)
-    _require(text, "num_candidates", at_least=1)
-    _require(text, "max_pairs", at_least=2)
-    if text.max_seq_length is not None:
-        _require(text, "max_seq_length", at_least=8)
-    if not 0 < images.temperature < math.inf:
-        raise InputError.out_of_range("temperature", images.temperature, "a number above 0")
     if data.data_files and data.dataset_name:
         raise InputError(
             f"`data_files` and `dataset_name` {data.dataset_name!r} both name the data",
             advice="pass one",
         )
-    check_json_target(options.json)
+    _check_json_target(options.json)
 
 
 def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[str]) -> None:
-    """Check what can be told without opening a file.
-
-    Args:
-        curve: the flags.
-        arms: names of those that there are.
+    """Check what can be told without opening a file, beside the ranges of numbers.
 
     Raises:
-        InputError: a value is not allowed.
+        InputError: a number of labels, a seed, or an arm that is none of `arms`, is not allowed, or
+            `json` is no file.
     """
     words = curve.num_labels or []
     if any(word != "all" and not (word.isdecimal() and int(word)) for word in words):
@@ -220,12 +190,10 @@ def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[
         raise InputError.out_of_range("seeds", seeds, f"different numbers in 0..{2**32 - 1}")
     if not curve.arms or not set(curve.arms) <= set(arms):
         raise InputError.out_of_range("arms", curve.arms, f"of {', '.join(arms)}")
-    _require(curve, "max_test_rows", at_least=0)
-    check_json_target(curve.json)
+    _check_json_target(curve.json)
 
 
-def check_json_target(path: str | None) -> None:
-    """Raise `InputError` unless a file can be written there; None = no file is asked for."""
+def _check_json_target(path: str | None) -> None:
     if path is None:
         return
     target = Path(path).absolute()
@@ -233,9 +201,3 @@ def check_json_target(path: str | None) -> None:
         raise InputError(
             f"{path} cannot be written: no such folder", advice="pass a file as `json`"
         )
-
-
-def _require(group: Any, name: str, *, at_least: int) -> None:
-    value = getattr(group, name)
-    if value < at_least:
-        raise InputError.out_of_range(name, value, f"at least {at_least}")

@@ -26,7 +26,7 @@ from bert_pretrain.downstream.training import FinetuningRecipe, predict_logits, 
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.evaluation.features import Features, Labels
 from bert_pretrain.evaluation.label_efficiency import Arm
-from bert_pretrain.evaluation.linear_probe import fit_best_penalty, fit_probe
+from bert_pretrain.evaluation.probes import fit_best_penalty, fit_probe
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed

@@ -1,13 +1,15 @@
 """Minimal pairs: which of two sentences, one of them unacceptable, a model finds more likely.
 
-Files of pairs and a model with its tokenizer enter; scores and accuracies leave. A line of a file
-is our own {good, bad, group}, or BLiMP's {sentence_good, sentence_bad, UID} (Warstadt et al. 2020).
+Files of pairs, or our own templates, and a model with its tokenizer enter; scores and accuracies
+leave. A line of a file is our own {good, bad, group}, or BLiMP's {sentence_good, sentence_bad, UID}
+(Warstadt et al. 2020).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.row_files import read_json_lines
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.language_models import longest_row
 from bert_pretrain.evaluation.pseudo_likelihood import (
     EncodedSentence,
     encode_sentences,
+    longest_row,
     pseudo_log_likelihoods,
 )
 from bert_pretrain.evaluation.statistics import Interval, wilson_interval
 
 VARIANTS = ("token", "within_word")
+PAIRS_PER_GROUP = 50  # of our own
 _FIELDS = (("good", "bad", "group"), ("sentence_good", "sentence_bad", "UID"))
 _NUM_TRIALS = 16  # pairs on which the error of bfloat16 is measured
 _SIGMAS = 3.0
@@ -47,9 +50,9 @@ class PairScores:
     Attributes:
         good: float64 (2, N), pseudo-log-likelihood in nats of the acceptable sentences, a row for
             each of `VARIANTS`.
-        bad: float64 (2, N), of the others.
+        bad: float64 (2, N), of the unacceptable ones.
         num_tokens: int64 (2, N), tokens scored of the acceptable sentences and of the others.
-        is_rescored: bool (N,), True where bfloat16 was too coarse to decide and float32 was used.
+        is_rescored: bool (N,), True where bfloat16 was asked for and float32 was used.
         error: standard deviation of good - bad in bfloat16 against float32, nats; 0.0 where all is
             float32.
     """
@@ -127,7 +130,8 @@ def score_pairs(
         InputError: a sentence is too long, has a [MASK], or has no token.
     """
     sentences = encode_sentences(tokenizer, [sentence for pair in pairs for sentence in pair[:2]])
-    _check_sentences(sentences, pairs, tokenizer.mask_token_id, longest_row(model))
+    for number, sentence in enumerate(sentences):
+        _check_sentence(sentence, pairs[number // 2], number % 2, tokenizer, longest_row(model))
 
     def score(
         rows: NDArray[np.int64], *, bf16: bool
@@ -140,16 +144,14 @@ def score_pairs(
         sums = np.stack([found.token, found.within_word]).reshape(2, len(rows), 2)
         return sums, found.num_tokens.reshape(len(rows), 2)
 
-    everything = np.arange(len(pairs))
-    sums, num_tokens = score(everything, bf16=bf16)
+    sums, num_tokens = score(np.arange(len(pairs)), bf16=bf16)
     is_rescored = np.zeros(len(pairs), dtype=bool)
     error = 0.0
     if bf16:
         trials = np.unique(np.linspace(0, len(pairs) - 1, _NUM_TRIALS).round().astype(np.int64))
         exact, _ = score(trials, bf16=False)
         error = float(np.sqrt(np.square(np.diff(exact - sums[:, trials], axis=2)).mean()))
-        is_close = np.abs(np.diff(sums, axis=2)[:, :, 0]) < _SIGMAS * error
-        is_rescored |= is_close.any(axis=0)
+        is_rescored = (np.abs(np.diff(sums, axis=2)[:, :, 0]) < _SIGMAS * error).any(axis=0)
         is_rescored[trials] = False
         sums[:, trials] = exact
         if is_rescored.any():
@@ -158,24 +160,22 @@ def score_pairs(
     return PairScores(sums[:, :, 0], sums[:, :, 1], num_tokens.T, is_rescored, error)
 
 
-def _check_sentences(
-    sentences: list[EncodedSentence],
-    pairs: Sequence[MinimalPair],
-    mask_token_id: int,
+def _check_sentence(
+    sentence: EncodedSentence,
+    pair: MinimalPair,
+    side: int,
+    tokenizer: PreTrainedTokenizerFast,
     max_length: int,
 ) -> None:
-    for number, sentence in enumerate(sentences):
-        pair = pairs[number // 2]
-        text, length = pair[number % 2], len(sentence.input_ids)
-        if mask_token_id in sentence.input_ids:
-            problem = f"a [MASK] in {text!r}, but minimal pairs are whole sentences"
-        elif not (sentence.words >= 0).any():
-            problem = f"{text!r}, of which the tokenizer leaves nothing"
-        elif length > max_length:
-            problem = f"a sentence of {length} tokens but the model takes {max_length}"
-        else:
-            continue
-        raise InputError(f"{pair.source} has {problem}", advice="change `pairs_file`")
+    if tokenizer.mask_token_id in sentence.input_ids:
+        problem = f"a [MASK] in {pair[side]!r}, but minimal pairs are whole sentences"
+    elif not (sentence.words >= 0).any():
+        problem = f"{pair[side]!r}, of which the tokenizer leaves nothing"
+    elif len(sentence.input_ids) > max_length:
+        problem = f"a sentence of {len(sentence.input_ids)} tokens but the model takes {max_length}"
+    else:
+        return
+    raise InputError(f"{pair.source} has {problem}", advice="change `pairs_file`")
 
 
 def accuracies(
@@ -190,13 +190,77 @@ def accuracies(
     """
 
     def judge(name: str, rows: NDArray[np.bool_]) -> GroupAccuracy:
-        num_ties = int((good == bad)[rows].sum())
+        num_pairs, num_ties = int(rows.sum()), int((good == bad)[rows].sum())
         num_right = float((good > bad)[rows].sum() + num_ties / 2)
-        num_pairs = int(rows.sum())
-        return GroupAccuracy(
-            name, num_right / num_pairs, wilson_interval(num_right, num_pairs), num_pairs, num_ties
-        )
+        interval = wilson_interval(num_right, num_pairs)
+        return GroupAccuracy(name, num_right / num_pairs, interval, num_pairs, num_ties)
 
     names = np.array(groups)
     by_group = [judge(name, names == name) for name in dict.fromkeys(groups)]
     return judge("all", np.ones(len(names), dtype=bool)), by_group
+
+
+# Words that are common both in prose and in documentation.
+_THINGS = ("file", "list", "name", "model", "table", "image", "number", "method")
+_PLACES = ("group", "page", "set")
+_ADJECTIVES = ("new", "small", "different", "valid", "simple", "large")
+_PERSONS = ("man", "woman", "boy", "girl", "king", "queen")
+_PAST = ("found", "helped", "saw", "called", "lost", "asked", "taught", "hid", "stopped", "changed")
+_PARTICIPLES = {
+    "given": "give",
+    "taken": "take",
+    "written": "write",
+    "seen": "see",
+    "known": "know",
+}
+_SOME, _NONE = ("everyone", "somebody", "someone"), ("nobody", "no one", "no user")
+
+
+def template_pairs() -> list[MinimalPair]:
+    """Return `PAIRS_PER_GROUP` English pairs of each of six groups, for a look without a download.
+
+    They are this package's own, so their figures do not compare with BLiMP's.
+    """
+    groups: dict[str, list[MinimalPair]] = {}
+    for group, good, bad in _templates():
+        groups.setdefault(group, []).append(MinimalPair(good, bad, group, f"template {group}"))
+    found = []
+    for pairs in groups.values():
+        distinct = list(dict.fromkeys(pairs))
+        # Evenly spread over all combinations, so that every word is used.
+        places = [number * len(distinct) // PAIRS_PER_GROUP for number in range(PAIRS_PER_GROUP)]
+        found += [distinct[place] for place in places]
+    return found
+
+
+def _templates() -> Iterator[tuple[str, str, str]]:
+    """Yield the group, the good and the bad sentence of every combination of words."""
+    group = "subject-verb agreement"
+    for thing, adjective in product(_THINGS, _ADJECTIVES):
+        yield group, f"the {thing} is {adjective} .", f"the {thing} are {adjective} ."
+        yield group, f"the {thing}s are {adjective} .", f"the {thing}s is {adjective} ."
+    group = "agreement across a phrase"
+    for thing, place, adjective in product(_THINGS, _PLACES, _ADJECTIVES):
+        subject = f"the {thing} in the {place}s"
+        yield group, f"{subject} is {adjective} .", f"{subject} are {adjective} ."
+        subject = f"the {thing}s in the {place}"
+        yield group, f"{subject} are {adjective} .", f"{subject} is {adjective} ."
+    group = "determiner-noun agreement"
+    for thing, adjective in product(_THINGS, _ADJECTIVES):
+        yield group, f"we use this {adjective} {thing} .", f"we use this {adjective} {thing}s ."
+        yield group, f"we use these {adjective} {thing}s .", f"we use these {adjective} {thing} ."
+    group = "reflexive pronoun"
+    for number, person in enumerate(_PERSONS):
+        # Each form is right as often as wrong, so that its frequency decides nothing.
+        good, bad = ("herself", "himself") if number % 2 else ("himself", "herself")
+        for verb in _PAST:
+            yield group, f"the {person} {verb} {good} .", f"the {person} {verb} {bad} ."
+    group = "participle"
+    for thing, (good, bad) in product(_THINGS, _PARTICIPLES.items()):
+        yield group, f"the {thing} has been {good} .", f"the {thing} has been {bad} ."
+        yield group, f"the {thing}s have been {good} .", f"the {thing}s have been {bad} ."
+    group = "negative polarity"
+    for none, some, participle, thing in product(_NONE, _SOME, _PARTICIPLES, _THINGS):
+        for noun in (thing, f"{thing}s"):
+            ending = f"has ever {participle} the {noun} ."
+            yield group, f"{none} {ending}", f"{some} {ending}"

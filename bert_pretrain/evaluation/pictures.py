@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bert_pretrain.data.atomic import atomic_file
 from bert_pretrain.data.random import Purpose, permutation
-from bert_pretrain.evaluation.knn import unit_rows
+from bert_pretrain.evaluation.probes import unit_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -34,6 +34,8 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertLayer
 
+from bert_pretrain.models.positions import num_positions
+
 # int64 (N, L), one position per row (N,) -> vocabulary scores there, (N, V)
 ReadScores: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -65,6 +67,11 @@ class _Targets(NamedTuple):
     token_ids: NDArray[np.int64]
     sentences: NDArray[np.int64]
     is_within_word: NDArray[np.bool_]
+
+
+def longest_row(model: PreTrainedModel) -> int:
+    """Return the most tokens of a row, special ones included; 512 if the model sets no limit."""
+    return num_positions(model) or 512
 
 
 def encode_sentences(

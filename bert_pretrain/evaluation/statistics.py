@@ -1,14 +1,10 @@
-"""Small statistics: how sure a measured number is, and what guessing reaches."""
+"""How sure a measured number is: its 95 % interval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import TypeAlias
-
-import numpy as np
-
-from bert_pretrain.evaluation.features import Labels
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -39,20 +35,8 @@ def t_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
 
 
 def format_interval(value: float, interval: Interval | None, *, sign: str = "") -> str:
-    """Return a number and its interval for a table, such as `0.812 [0.790, 0.832]`.
-
-    Args:
-        value: the number.
-        interval: around it; None shows the number alone.
-        sign: "+" shows the sign of positive numbers too.
-    """
-    text = format(value, f"{sign}.3f")
-    if interval is None:
-        return text
-    return f"{text} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
-
-
-def majority_accuracy(train_labels: Labels, test_labels: Labels) -> float:
-    """Return the accuracy of always answering the most frequent training label."""
-    classes, counts = np.unique(train_labels, return_counts=True)
-    return float((test_labels == classes[counts.argmax()]).mean())
+    """Return `0.812 [0.790, 0.832]`; `sign` "+" shows the sign of positive numbers too."""
+    text = f"{value:{sign}.3f}"
+    if interval is not None:
+        text += f" [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+    return text

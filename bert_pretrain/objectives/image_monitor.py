@@ -17,8 +17,8 @@ from bert_pretrain.data.loader import Batch, HeldOutRows, evaluation_batches
 from bert_pretrain.data.processes import compute_shared
 from bert_pretrain.errors import TrainingError
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
-from bert_pretrain.evaluation.knn import knn_accuracy
 from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
+from bert_pretrain.evaluation.probes import knn_accuracy
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.models.image_encoder import embed

@@ -600,7 +600,7 @@ def test_what_trains_on_a_model_asks_for_that_of_a_run(
         assert message.endswith(f", run/{folder}, as --model")
 
 
-@pytest.mark.parametrize("suite", [*evaluate.SUITES, evaluate.LABEL_EFFICIENCY])
+@pytest.mark.parametrize("suite", [*evaluate.SUITES, "label_efficiency"])
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_several_processes_are_refused_with_one_message_and_none_writes(
     suite: str,

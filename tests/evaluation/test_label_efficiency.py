@@ -32,7 +32,7 @@ from bert_pretrain.evaluation.label_efficiency import (
     summarize,
 )
 from bert_pretrain.evaluation.label_efficiency_arms import ARMS, probe_arm
-from bert_pretrain.evaluation.linear_probe import PROBE_GRID
+from bert_pretrain.evaluation.probes import PROBE_GRID
 from bert_pretrain.evaluation.statistics import t_interval
 
 

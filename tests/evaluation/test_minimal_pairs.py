@@ -17,8 +17,14 @@ from transformers import BertConfig, BertForMaskedLM
 from bert_pretrain.__main__ import main
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation import minimal_pairs
-from bert_pretrain.evaluation.minimal_pairs import MinimalPair, accuracies, read_pairs, score_pairs
-from bert_pretrain.evaluation.pair_templates import PAIRS_PER_GROUP, template_pairs
+from bert_pretrain.evaluation.minimal_pairs import (
+    PAIRS_PER_GROUP,
+    MinimalPair,
+    accuracies,
+    read_pairs,
+    score_pairs,
+    template_pairs,
+)
 from bert_pretrain.evaluation.pseudo_likelihood import encode_sentences
 from bert_pretrain.text.tokenizers import load_tokenizer
 

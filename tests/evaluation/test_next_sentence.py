@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.evaluation.language_models import load_next_sentence_model
+from bert_pretrain.commands.suites.context import load_next_sentence_model
 from bert_pretrain.evaluation.next_sentence import (
     balanced_rows,
     judge_next_sentences,

@@ -18,18 +18,22 @@ from torch import Tensor, nn
 from bert_pretrain.commands.suites.images import FeatureScores, format_table
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation import features as feature_module
-from bert_pretrain.evaluation import knn
+from bert_pretrain.evaluation import probes
 from bert_pretrain.evaluation.features import (
     extract_features,
     fit_pca,
     normalised_rows,
     pca_reconstruction_error,
 )
-from bert_pretrain.evaluation.knn import knn_accuracy
-from bert_pretrain.evaluation.linear_probe import PROBE_GRID, folds, linear_probe
+from bert_pretrain.evaluation.probes import (
+    PROBE_GRID,
+    folds,
+    knn_accuracy,
+    linear_probe,
+    majority_accuracy,
+)
 from bert_pretrain.evaluation.statistics import (
     format_interval,
-    majority_accuracy,
     wilson_interval,
 )
 
@@ -115,9 +119,9 @@ def test_knn_does_not_see_the_length_of_features() -> None:
 def test_the_memory_bound_changes_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     data = clusters()
     whole = knn_accuracy(*data, k=7, temperature=0.2)
-    monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", 3 * len(data[0]))
+    monkeypatch.setattr(probes, "_SIMILARITIES_AT_ONCE", 3 * len(data[0]))
     assert (knn_accuracy(*data, k=7, temperature=0.2).predictions == whole.predictions).all()
-    monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", 1)
+    monkeypatch.setattr(probes, "_SIMILARITIES_AT_ONCE", 1)
     assert (knn_accuracy(*data, k=7, temperature=0.2).predictions == whole.predictions).all()
 
 
@@ -142,7 +146,7 @@ def test_equal_votes_go_to_the_lowest_class() -> None:
 def test_votes_are_equal_whatever_the_order_of_their_sum() -> None:
     weights = np.array([[0.1, 0.2, 0.3, 0.3, 0.2, 0.1]])
     assert 0.1 + 0.2 + 0.3 > 0.3 + 0.2 + 0.1
-    assert knn._vote(np.array([[1, 1, 1, 0, 0, 0]]), weights, num_classes=2).tolist() == [0]
+    assert probes._vote(np.array([[1, 1, 1, 0, 0, 0]]), weights, num_classes=2).tolist() == [0]
 
 
 @given(st.integers(0, 1000), st.integers(1, 12))
@@ -150,7 +154,7 @@ def test_votes_are_equal_whatever_the_order_of_their_sum() -> None:
 def test_of_equally_similar_rows_the_first_are_the_neighbours(seed: int, k: int) -> None:
     similarities = np.random.default_rng(seed).integers(0, 4, size=(5, 12)).astype(np.float32)
     expected = np.sort(np.argsort(-similarities, axis=1, kind="stable")[:, :k], axis=1)
-    assert (knn._most_similar(similarities, k) == expected).all()
+    assert (probes._most_similar(similarities, k) == expected).all()
 
 
 def test_a_low_temperature_overflows_nowhere_and_means_the_nearest() -> None:
@@ -278,7 +282,7 @@ def test_a_single_class_is_refused_by_the_probe() -> None:
 
 
 def test_a_probe_that_ran_out_of_iterations_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bert_pretrain.evaluation.linear_probe._MAX_ITERATIONS", 2)
+    monkeypatch.setattr("bert_pretrain.evaluation.probes._MAX_ITERATIONS", 2)
     result = linear_probe(*clusters(), seed=0)
     assert not result.has_converged
     assert "not converged" in format_table([FeatureScores("encoder", 6, result)])

@@ -1,4 +1,4 @@
-"""What every suite is given: the flags, and the run that wrote the model."""
+"""What every suite is given: the flags, the run that wrote the model, and the model itself."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForNextSentencePrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
 from bert_pretrain.config.evaluating import (
     EvaluateArguments,
     EvaluationData,
     EvaluationImages,
     EvaluationText,
 )
+from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.data.run_folder import list_checkpoints, read_run_json
+from bert_pretrain.errors import InputError
+from bert_pretrain.hardware import default_device
+from bert_pretrain.text.tokenizers import load_tokenizer
 
 FLAG_GROUPS = (EvaluateArguments, EvaluationData, EvaluationImages, EvaluationText)
 SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "data_files")
@@ -48,8 +61,14 @@ class Evaluation:
 
     @cached_property
     def model(self) -> str:
-        """What to load: the named model; of a run directory the final or the newest one."""
-        return newest_model(self.options.model)
+        """The named model; of a run directory its `final`, else its newest checkpoint."""
+        folder = Path(self.options.model)
+        if (folder / "config.json").is_file() or not folder.is_dir():
+            return self.options.model
+        if (folder / "final/config.json").is_file():
+            return str(folder / "final")
+        checkpoints = list_checkpoints(folder / "checkpoints")
+        return str(checkpoints[-1]) if checkpoints else self.options.model
 
     @property
     def source(self) -> dict[str, Any]:
@@ -61,35 +80,69 @@ class Evaluation:
         return {name: value for name, value in pairs if value is not None}
 
 
-def run_folder(model: str) -> Path | None:
-    """Return the run directory that a model folder is or belongs to; None if there is none."""
-    folder = Path(model).absolute()
-    owner = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
-    # An exported model has a run.json too: the public one, without the paths of this machine.
-    is_model = (folder / "config.json").is_file()
-    for candidate in (owner, folder) if is_model else (folder, owner):
-        if (candidate / "run.json").is_file():
-            return candidate
-    return None
-
-
 def run_flags(model: str) -> dict[str, Any]:
     """Return the flags of the run that a model folder is or belongs to; {} if there is none.
 
     Raises:
         InputError: its run.json is damaged, so that what was held out is unknown.
     """
-    folder = run_folder(model)
-    config: dict[str, Any] = read_run_json(folder)["config"] if folder else {}
-    return config
+    folder = Path(model).absolute()
+    owner = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    # An exported model has a run.json too: the public one, without the paths of this machine.
+    is_model = (folder / "config.json").is_file()
+    for candidate in (owner, folder) if is_model else (folder, owner):
+        if (candidate / "run.json").is_file():
+            config: dict[str, Any] = read_run_json(candidate)["config"]
+            return config
+    return {}
 
 
-def newest_model(model: str) -> str:
-    """Return `model`, or of a run directory its `final`, else its newest checkpoint."""
-    folder = Path(model)
-    if (folder / "config.json").is_file() or not folder.is_dir():
-        return model
-    if (folder / "final/config.json").is_file():
-        return str(folder / "final")
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    return str(checkpoints[-1]) if checkpoints else model
+def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a folder or Hub id in float32, in evaluation mode, on the accelerator if there is one.
+
+    Raises:
+        InputError: it is no masked language model of transformers with trained weights and a fast
+            tokenizer.
+    """
+    model = _load(AutoModelForMaskedLM, name, "masked-LM head", "pass another `model`")
+    return model, load_word_tokenizer(name)
+
+
+def load_next_sentence_model(name: str) -> PreTrainedModel:
+    """Load a folder or Hub id in float32, in evaluation mode, on the accelerator if there is one.
+
+    Raises:
+        InputError: it has no trained next-sentence head.
+    """
+    advice = "pass another `model`, or leave nsp out of `suite`"
+    return _load(AutoModelForNextSentencePrediction, name, "next-sentence head", advice)
+
+
+def _load(auto_class: Any, name: str, head: str, advice: str) -> PreTrainedModel:
+    try:
+        model, loading = auto_class.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        refuse_misnamed_model(name)
+        where = "holds no" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a"
+        raise InputError(
+            f"{name!r} {where} model of transformers with a {head}", advice=advice
+        ) from error
+    if loading["missing_keys"]:
+        lacking = min(loading["missing_keys"])
+        raise InputError(f"{name!r} has no trained {head} (it lacks {lacking})", advice=advice)
+    loaded: PreTrainedModel = model.eval().to(default_device())
+    return loaded
+
+
+def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a model, or raise `InputError` if there is none or it has no words."""
+    tokenizer = load_tokenizer(name)
+    # For a model without tokenizer files, transformers 5 makes one of its special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(
+            f"{name!r} holds no tokenizer with words",
+            advice="pass `model` a folder or Hub id with tokenizer.json",
+        )
+    return tokenizer

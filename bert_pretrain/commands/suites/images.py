@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 from transformers import AutoConfig
 
@@ -18,9 +18,14 @@ from bert_pretrain.evaluation.features import (
     compute_features,
     divide_labelled,
 )
-from bert_pretrain.evaluation.knn import KnnResult, knn_accuracy
-from bert_pretrain.evaluation.linear_probe import ProbeResult, linear_probe
-from bert_pretrain.evaluation.statistics import format_interval, majority_accuracy
+from bert_pretrain.evaluation.probes import (
+    KnnResult,
+    ProbeResult,
+    knn_accuracy,
+    linear_probe,
+    majority_accuracy,
+)
+from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.models.image_processor import Preprocessing, read_processor
 
@@ -35,57 +40,34 @@ class FeatureScores(NamedTuple):
 
 def evaluate_knn(evaluation: Evaluation) -> SuiteResult:
     """Classify the evaluation images by their nearest neighbours in the bank."""
-    images, labelled = evaluation.images, open_labelled_images(evaluation)
-
-    def score(features: FeatureSet) -> KnnResult:
-        return knn_accuracy(
-            features.train,
-            labelled.train_labels,
-            features.test,
-            labelled.test_labels,
-            k=images.k,
-            temperature=images.temperature,
-        )
-
+    images = evaluation.images
+    score = partial(knn_accuracy, k=images.k, temperature=images.temperature)
     return _judge_features(evaluation, "knn", score)
 
 
 def evaluate_linear_probe(evaluation: Evaluation) -> SuiteResult:
     """Classify the evaluation images by logistic regression on features of the bank."""
-    labelled = open_labelled_images(evaluation)
-
-    def score(features: FeatureSet) -> ProbeResult:
-        return linear_probe(
-            features.train,
-            labelled.train_labels,
-            features.test,
-            labelled.test_labels,
-            seed=evaluation.seed,
-        )
-
-    return _judge_features(evaluation, "linear_probe", score)
+    return _judge_features(evaluation, "linear_probe", partial(linear_probe, seed=evaluation.seed))
 
 
 def _judge_features(
-    evaluation: Evaluation,
-    suite: Literal["knn", "linear_probe"],
-    score: Callable[[FeatureSet], KnnResult | ProbeResult],
+    evaluation: Evaluation, suite: str, score: Callable[..., KnnResult | ProbeResult]
 ) -> SuiteResult:
     labelled = open_labelled_images(evaluation)
+    train_labels, test_labels = labelled.train_labels, labelled.test_labels
     figures, details, rows = {}, {}, []
     for features in _feature_sets(evaluation):
-        result = score(features)
+        result = score(features.train, train_labels, features.test, test_labels)
         rows.append(FeatureScores(features.name, features.train.shape[1], result))
         figures[f"{features.key}_{suite}_accuracy".removeprefix("encoder_")] = result.accuracy
         details[features.key] = dataclasses.asdict(result)
         del details[features.key]["predictions"]
-    majority = majority_accuracy(labelled.train_labels, labelled.test_labels)
+    figures["majority_accuracy"] = majority = majority_accuracy(train_labels, test_labels)
     note = (
-        f"always the largest class: {majority:.3f}; {len(labelled.train_labels):,} images with "
-        f"labels learnt from, {len(labelled.test_labels):,} evaluated; intervals: 95 %, of the "
-        "draw of these images alone"
+        f"always the largest class: {majority:.3f}; {len(train_labels):,} images with labels "
+        f"learnt from, {len(test_labels):,} evaluated; intervals: 95 %, of the draw of these "
+        "images alone"
     )
-    figures["majority_accuracy"] = majority
     return SuiteResult(f"{format_table(rows)}\n{note}", figures, details)
 
 
@@ -143,7 +125,9 @@ def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
     if evaluation.images.test_files:
         test_corpus = _open(evaluation, {"data_files": evaluation.images.test_files})
         sys.stdout.write(image_card(test_corpus) + "\n")
-    elif _differs_from_run(evaluation.run, source, corpus):
+    elif all(evaluation.run.get(name) == value for name, value in source.items()) and any(
+        evaluation.run[name] != corpus.manifest[name] for name in ("seed", "validation_share")
+    ):
         sys.stdout.write(
             "note: the run that wrote this model held out other images (its seed or validation "
             "share differ), so it was pretrained on some that are evaluated here\n"
@@ -151,39 +135,28 @@ def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
     return divide_labelled(corpus, test_corpus)
 
 
-def _differs_from_run(run: dict[str, Any], source: dict[str, Any], corpus: ImageCorpus) -> bool:
-    """Return whether the images are the run's, but divided otherwise."""
-    is_same_source = all(run.get(name) == value for name, value in source.items())
-    return is_same_source and any(
-        run[name] != corpus.manifest[name] for name in ("seed", "validation_share")
-    )
-
-
 def _open(evaluation: Evaluation, source: dict[str, Any]) -> ImageCorpus:
     images, run = evaluation.images, evaluation.run
     given = {name: getattr(images, name) for name in ("image_column", "label_column", "image_size")}
     given["validation_share"] = evaluation.data.validation_share
+    chosen = {name: run.get(name) if flag is None else flag for name, flag in given.items()}
     settings: dict[str, Any] = {
         "image_size": _processor(evaluation).image_size,
         "validation_share": 0.2,
     }
-    for name, flag in given.items():
-        value = run.get(name) if flag is None else flag
-        if value is not None:
-            settings[name] = value
+    settings |= {name: value for name, value in chosen.items() if value is not None}
+    num_channels = run.get("num_channels")
+    if not num_channels:
+        try:
+            num_channels = int(AutoConfig.from_pretrained(evaluation.model).num_channels)
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{evaluation.model!r} is no image encoder of transformers", advice="change `model`"
+            ) from error
     return open_images(
         **source,
         **settings,
-        num_channels=run.get("num_channels") or _num_channels(evaluation.model),
+        num_channels=num_channels,
         on_bad_image=images.on_bad_image,
         seed=evaluation.seed,
     )
-
-
-def _num_channels(model: str) -> int:
-    try:
-        return int(AutoConfig.from_pretrained(model).num_channels)
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{model!r} is no image encoder of transformers", advice="change `model`"
-        ) from error

@@ -11,10 +11,9 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
@@ -38,7 +37,6 @@ from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import FinetuningRecipe
 from bert_pretrain.errors import InputError, spell
-from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
     MeasurementLog,
@@ -56,8 +54,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
-class CurveOptions:
+class CurveOptions(NamedTuple):
     """All flags of a measurement."""
 
     curve: LabelEfficiencyArguments
@@ -66,11 +63,7 @@ class CurveOptions:
 
 
 def parse_options(arguments: Sequence[str]) -> CurveOptions:
-    """Return the flags of the curve.
-
-    Raises:
-        InputError: there is a flag that the parser does not know.
-    """
+    """Return the flags of the curve, or raise `InputError` if the parser does not know one."""
     parser = HfArgumentParser(
         (LabelEfficiencyArguments, TaskDataArguments, RecipeArguments),
         prog="bert-pretrain evaluate --suite label_efficiency",
@@ -96,10 +89,16 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     splits = _open_splits(options)
     labels, test_labels = (splits.rows[name].labels for name in ("train", "test"))
     assert labels is not None and test_labels is not None
-    _check_classes_have(curve.counts or [], labels)
-    log.require({"model_revision": _revision(curve.model)})
+    largest = int(np.unique(labels, return_counts=True)[1].max())
+    counts = curve.counts or default_counts(labels)
+    if max(counts) > largest:  # the point would be that of all rows
+        raise InputError(
+            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows",
+            advice="pass all for all of them as `num_labels`",
+        )
     log.require(
-        {f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")}
+        {"model_revision": _revision(curve.model)}
+        | {f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")}
     )
     task = CurveTask(
         model=curve.model,
@@ -111,34 +110,31 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms)}
     overlap = overlap_with_training(splits)
     _print_notes(splits, overlap)
-
     with log.opened():
         measurements = measure_curve(
             arms,
             labels,
             test_labels,
-            counts=curve.counts or default_counts(labels),
+            counts=counts,
             seeds=curve.seeds,
             finished=log.finished,
             on_measurement=partial(_keep, log),
         )
         points = summarize(measurements, reference="from_scratch")
-        result = SuiteResult(
-            format_points(points), figures_of(points), [dataclasses.asdict(p) for p in points]
-        )
+        details = [dataclasses.asdict(point) for point in points]
+        result = SuiteResult(format_points(points), figures_of(points), details)
         record = {"test_rows": len(test_labels), "overlap_with_training": overlap}
         record |= {"figures": result.figures, "points": result.details, "settings": log.settings}
         write_json(log.folder / "label_efficiency.json", record | describe_run())
         floor = ("TF-IDF" if splits.texts else "pixels") + " + logistic regression"
-        path = log.folder / "label_efficiency.png"
-        draw_curve(points, path, title=_title(options), labels_of_arms=ARMS | {"floor": floor})
+        source = options.data.train_file or options.data.dataset_name or options.data.task
+        _draw_curve(
+            points,
+            log.folder / "label_efficiency.png",
+            title=curve.title or Path(source).name.split(".")[0],
+            labels_of_arms=ARMS | {"floor": floor},
+        )
     return result
-
-
-def _title(options: CurveOptions) -> str:
-    data = options.data
-    source = data.train_file or data.dataset_name or data.task
-    return options.curve.title or Path(source).name.split(".")[0]
 
 
 def _settings(options: CurveOptions) -> dict[str, Any]:
@@ -153,8 +149,8 @@ def _settings(options: CurveOptions) -> dict[str, Any]:
 
 
 def _sha256_of_weights(folder: Path) -> str | None:
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest() if files else None
@@ -189,31 +185,21 @@ def _open_splits(options: CurveOptions) -> Splits:
             "the test rows have no labels, so no accuracy can be measured",
             advice="change `test_file` or `test_split`",
         )
-    places = np.arange(len(test))
-    if curve.max_test_rows and len(test) > curve.max_test_rows:
-        places = np.sort(permutation(len(test), 0, Purpose.EVALUATION_ROW)[: curve.max_test_rows])
+    order = permutation(len(test), 0, Purpose.EVALUATION_ROW)
+    places = np.sort(order[: curve.max_test_rows or None])
     rows = {"train": splits.rows["train"], "test": test.subset(places)}
-    texts = splits.texts
-    if texts:
-        texts = {"train": texts["train"], "test": texts[name].subset(places)}
+    texts = splits.texts and {
+        "train": splits.texts["train"],
+        "test": splits.texts[name].subset(places),
+    }
     return dataclasses.replace(splits, rows=rows, texts=texts)
-
-
-def _check_classes_have(counts: list[int], labels: Labels) -> None:
-    """Raise `InputError` if no class has so many labels: the point would be that of all rows."""
-    largest = int(np.unique(labels, return_counts=True)[1].max())
-    if max(counts, default=0) > largest:
-        raise InputError(
-            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows",
-            advice="pass all for all of them as `num_labels`",
-        )
 
 
 def _print_notes(splits: Splits, overlap: Any) -> None:
     excess = describe_excess(splits.max_seq_length, splits.processor) if splits.texts else None
     warnings = filter(None, (excess, describe_overlap(splits, overlap)))
-    lines = [*splits.notes, *(f"WARNING: {warning}" for warning in warnings)]
-    sys.stdout.write("".join(f"{spell(line)}\n" for line in lines))
+    for line in (*splits.notes, *(f"WARNING: {warning}" for warning in warnings)):
+        sys.stdout.write(f"{spell(line)}\n")
 
 
 def _keep(log: MeasurementLog, row: Measurement) -> None:
@@ -253,10 +239,9 @@ def figures_of(points: Sequence[Point]) -> dict[str, float]:
     return figures
 
 
-def draw_curve(
+def _draw_curve(
     points: Sequence[Point], path: Path, *, title: str, labels_of_arms: dict[str, str]
 ) -> None:
-    """Write the curve as a PNG that appears whole; for the arguments see `plot_curve`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -270,28 +255,20 @@ def draw_curve(
 def plot_curve(
     axes: Axes, points: Sequence[Point], *, title: str, labels_of_arms: dict[str, str]
 ) -> None:
-    """Draw accuracy with its intervals against labels per class, without a legend.
-
-    Args:
-        axes: of a figure.
-        points: of `summarize`.
-        title: above the curve.
-        labels_of_arms: what to call the arms in the legend.
-    """
+    """Draw accuracy with its intervals against labels per class; a legend is left to the caller."""
     colours = ["#0072B2", "#009E73", "#D55E00", "#7F7F7F"]  # told apart with any colour vision
     counts = list(dict.fromkeys(point.num_per_class for point in points))
     largest = max((count for count in counts if count), default=1)
     place = {count: float(count or largest * 4) for count in counts}
-    arms = zip(labels_of_arms.items(), colours, strict=False)
-    for number, ((arm, label), colour) in enumerate(arms):
+    for number, (arm, label) in enumerate(labels_of_arms.items()):
         own = [point for point in points if point.arm == arm]
         if not own:
             continue
         # Beside one another, so that no interval hides another one.
         x = [place[point.num_per_class] * 1.06 ** (number - 1.5) for point in own]
         half = [(point.interval[1] - point.mean) if point.interval else 0.0 for point in own]
-        style: dict[str, Any] = {"color": colour, "label": label, "capsize": 3, "markersize": 4}
-        style["fmt"] = "o--" if arm == "floor" else "o-"
+        style: dict[str, Any] = {"color": colours[number], "label": label, "capsize": 3}
+        style |= {"markersize": 4, "fmt": "o--" if arm == "floor" else "o-"}
         axes.errorbar(x, [point.mean for point in own], half, **style)
     axes.set_xscale("log")
     axes.set_xticks(list(place.values()), [str(count or "all") for count in counts])

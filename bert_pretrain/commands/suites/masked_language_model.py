@@ -10,11 +10,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bert_pretrain.commands.suites.context import Evaluation, SuiteResult
+from bert_pretrain.commands.suites.context import (
+    Evaluation,
+    SuiteResult,
+    load_masked_language_model,
+)
 from bert_pretrain.data.run_folder import list_checkpoints, read_rows
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
-from bert_pretrain.evaluation.language_models import load_masked_language_model, longest_row
 from bert_pretrain.evaluation.minimal_pairs import (
     VARIANTS,
     GroupAccuracy,
@@ -23,8 +26,9 @@ from bert_pretrain.evaluation.minimal_pairs import (
     accuracies,
     read_pairs,
     score_pairs,
+    template_pairs,
 )
-from bert_pretrain.evaluation.pair_templates import template_pairs
+from bert_pretrain.evaluation.pseudo_likelihood import longest_row
 from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.hardware import native_precision
 
@@ -33,7 +37,6 @@ DEFAULT_SENTENCES = [
     "The function returns a [MASK].",
     "If the file does not [MASK], an error is raised.",
 ]
-_PAIRS_HEADER = f"{'group':<42} {'pairs':>7}  {'token by token':<22}  {'within words':<22}  ties"
 
 
 def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
@@ -44,37 +47,43 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
     its own sentences at every evaluation. That record is shown too, unless other sentences are
     given.
     """
-    models = models_over_time(evaluation.options.model)
-    sentences = evaluation.text.sentences or DEFAULT_SENTENCES
-    num_candidates = evaluation.text.num_candidates
+    run, given = Path(evaluation.options.model), evaluation.text
+    models = _models_over_time(evaluation.options.model)
     rows: list[dict[str, Any]] = []
     answers: list[list[int]] = []
     for label, name in reversed(models.items()):
         model, tokenizer = load_masked_language_model(name)
-        if num_candidates > model.config.vocab_size:
+        if given.num_candidates > model.config.vocab_size:
             raise InputError(
-                f"num_candidates is {num_candidates:,} but the model knows "
+                f"num_candidates is {given.num_candidates:,} but the model knows "
                 f"{model.config.vocab_size:,} tokens",
                 advice="lower `num_candidates`",
             )
-        probes = [_probe(sentence, tokenizer, longest_row(model)) for sentence in sentences]
+        probes = [
+            _probe(sentence, tokenizer, longest_row(model))
+            for sentence in given.sentences or DEFAULT_SENTENCES
+        ]
         # The words behind the masks are unknown: the last model's own answers stand in for them.
         answers = answers or [most_probable(model, probe) for probe in probes]
         probes = [
             replace(probe, original_ids=ids) for probe, ids in zip(probes, answers, strict=True)
         ]
-        found = fill_mask(model, tokenizer, probes, num_candidates=num_candidates)
+        found = fill_mask(model, tokenizer, probes, num_candidates=given.num_candidates)
         rows = [{"model": label} | row for row in found] + rows
-    last = [row["entropy"] for row in rows if row["model"] == next(reversed(models))]
-    text = format_over_time(rows)
-    recorded = [] if evaluation.text.sentences else recorded_rows(Path(evaluation.options.model))
+    entropies = [row["entropy"] for row in rows if row["model"] == next(reversed(models))]
+    text, recorded = format_over_time(rows), list[dict[str, Any]]()
+    if not given.sentences and (run / "fill_mask.jsonl").is_file():
+        recorded = [
+            {"model": f"step-{row['step']:06d}"} | row for row in read_rows(run / "fill_mask.jsonl")
+        ]
     if recorded:
         earlier = format_over_time(recorded)
         text = f"as recorded while training:\n{earlier}\nat the checkpoints:\n{text}"
-    return SuiteResult(text, {"fill_mask_entropy": sum(last) / len(last)}, rows + recorded)
+    figures = {"fill_mask_entropy": sum(entropies) / len(entropies)}
+    return SuiteResult(text, figures, rows + recorded)
 
 
-def models_over_time(model: str) -> dict[str, str]:
+def _models_over_time(model: str) -> dict[str, str]:
     """Return what to load, by name; of a run directory its checkpoints and its final model."""
     run = Path(model)
     is_run = (run / "checkpoints").is_dir() or (run / "run.json").is_file()
@@ -83,18 +92,6 @@ def models_over_time(model: str) -> dict[str, str]:
         if found := [*list_checkpoints(run / "checkpoints"), *final]:
             return {folder.name: str(folder) for folder in found}
     return {run.name: model}  # loading refuses a run without any model
-
-
-def recorded_rows(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's fill_mask.jsonl, named by step; none if there is no such file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = run_dir / "fill_mask.jsonl"
-    if not path.is_file():
-        return []
-    return [{"model": f"step-{row['step']:06d}"} | row for row in read_rows(path)]
 
 
 def _probe(sentence: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Probe:
@@ -114,36 +111,50 @@ def _probe(sentence: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     return Probe(input_ids, positions, [mask] * len(positions))
 
 
-def refuse_missing_pairs(evaluation: Evaluation) -> None:
-    """Raise `InputError` if a file of pairs is not there."""
+def find_pair_files(evaluation: Evaluation) -> list[Path]:
+    """Return the files of pairs, sorted, or raise `InputError` if one is not there."""
+    found = set()
     for pattern in evaluation.text.pairs_file or []:
-        if not _paths(pattern):
+        paths = [pattern] if Path(pattern).is_file() else glob.glob(pattern)
+        if not paths:
             raise InputError(f"{pattern} is no file", advice="change `pairs_file`")
+        found.update(paths)
+    return [Path(path) for path in sorted(found)]
 
 
 def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
     """Judge every pair by pseudo-log-likelihood, token by token and within words, by group."""
-    patterns, precision = evaluation.text.pairs_file, evaluation.text.mixed_precision
-    pairs = template_pairs() if patterns is None else _read_all(patterns)
+    files, precision = find_pair_files(evaluation), evaluation.text.mixed_precision
+    pairs = [pair for file in files for pair in read_pairs(file)] if files else template_pairs()
     model, tokenizer = load_masked_language_model(evaluation.model)
     bf16 = precision == "bf16" or (precision == "auto" and native_precision() == "bf16")
     scores = score_pairs(model, tokenizer, pairs, bf16=bf16)
     groups = [pair.group for pair in pairs]
-    (token, token_groups), (word, word_groups) = (
+    judged = [
         accuracies(groups, good, bad) for good, bad in zip(scores.good, scores.bad, strict=True)
-    )
+    ]
+    (token, token_groups), (word, word_groups) = judged
     mean, bad_mean = (
         float(sums[0].sum() / num_tokens.sum())
         for sums, num_tokens in zip((scores.good, scores.bad), scores.num_tokens, strict=True)
     )
     lines = [
-        _PAIRS_HEADER,
+        f"{'group':<42} {'pairs':>7}  {'token by token':<22}  {'within words':<22}  ties",
         *(_line(*both) for both in zip(token_groups, word_groups, strict=True)),
         _line(token, word),
         f"pseudo-log-likelihood of the good sentences {mean:.3f} nats a token, of the bad "
         f"{bad_mean:.3f} (pseudo-perplexity of the good {math.exp(min(-mean, 700)):,.1f})",
-        *_notes(scores, patterns is None, bf16=bf16),
+        "intervals: 95 %, of the draw of these pairs alone; a tie counts half",
     ]
+    if bf16:
+        lines.append(
+            f"computed in bfloat16 (good - bad off by {scores.error:.3f} nats, standard "
+            f"deviation); the {scores.is_rescored.sum():,} pairs too close for that in float32"
+        )
+    if not files:
+        lines.append(
+            "these pairs are templates of this package, not BLiMP; pass others as --pairs_file"
+        )
     figures = {
         "minimal_pairs_accuracy": token.accuracy,
         "minimal_pairs_within_word_accuracy": word.accuracy,
@@ -152,40 +163,15 @@ def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
     }
     details: dict[str, Any] = {
         variant: {"all": overall._asdict(), "groups": [group._asdict() for group in by_group]}
-        for variant, overall, by_group in zip(
-            VARIANTS, (token, word), (token_groups, word_groups), strict=True
-        )
+        for variant, (overall, by_group) in zip(VARIANTS, judged, strict=True)
     }
     details["pairs"] = _pair_details(pairs, scores)
     return SuiteResult("\n".join(lines), figures, details)
 
 
-def _paths(pattern: str) -> list[str]:
-    return [pattern] if Path(pattern).is_file() else glob.glob(pattern)
-
-
-def _read_all(patterns: list[str]) -> list[MinimalPair]:
-    paths = {path for pattern in patterns for path in _paths(pattern)}
-    return [pair for path in sorted(paths) for pair in read_pairs(Path(path))]
-
-
 def _line(token: GroupAccuracy, word: GroupAccuracy) -> str:
     cells = [f"{format_interval(found.accuracy, found.interval):<22}" for found in (token, word)]
     return f"{token.group:<42} {token.num_pairs:>7,}  {cells[0]}  {cells[1]}  {token.num_ties:,}"
-
-
-def _notes(scores: PairScores, is_ours: bool, *, bf16: bool) -> list[str]:
-    notes = ["intervals: 95 %, of the draw of these pairs alone; a tie counts half"]
-    if bf16:
-        notes.append(
-            f"computed in bfloat16 (good - bad off by {scores.error:.3f} nats, standard "
-            f"deviation); the {scores.is_rescored.sum():,} pairs too close for that in float32"
-        )
-    if is_ours:
-        notes.append(
-            "these pairs are templates of this package, not BLiMP; pass others as --pairs_file"
-        )
-    return notes
 
 
 def _pair_details(pairs: list[MinimalPair], scores: PairScores) -> list[dict[str, Any]]:

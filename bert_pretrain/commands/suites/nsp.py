@@ -16,20 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.commands.suites.context import SOURCE_FLAGS, Evaluation, SuiteResult
-from bert_pretrain.errors import InputError, spell
-from bert_pretrain.evaluation.language_models import (
+from bert_pretrain.commands.suites.context import (
+    SOURCE_FLAGS,
+    Evaluation,
+    SuiteResult,
     load_next_sentence_model,
     load_word_tokenizer,
-    longest_row,
 )
+from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.next_sentence import (
     NUM_BINS,
-    NextSentenceScores,
     balanced_rows,
     judge_next_sentences,
     random_probabilities,
 )
+from bert_pretrain.evaluation.pseudo_likelihood import longest_row
 from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.models.positions import describe_excess
 from bert_pretrain.publishing.download import download_corpus
@@ -61,42 +62,49 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     model = load_next_sentence_model(evaluation.model)
     tokenizer = load_word_tokenizer(evaluation.model)
     length = _max_seq_length(evaluation, model, tokenizer)
-    text = _open_text(evaluation, tokenizer)
-    store, seed = text.corpus.store, evaluation.seed
-    hard, num_short = plan_neighbours(store, text.documents, max_seq_length=length, seed=seed)
-    plans = {
-        "easy": _plan_easy(store, text.documents, max_seq_length=length, seed=seed),
-        "hard": hard,
-    }
-    chosen = {name: _balanced(plan, evaluation) for name, plan in plans.items()}
-    if all(pairs is None for pairs in chosen.values()):
+    text, seed = _open_text(evaluation, tokenizer), evaluation.seed
+    store, documents = text.corpus.store, text.documents
+    hard, num_short = plan_neighbours(store, documents, max_seq_length=length, seed=seed)
+    plans = {"easy": _plan_easy(store, documents, length, seed), "hard": hard}
+    lines = [
+        text.description,
+        f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  "
+        "tokens of B",
+    ]
+    figures: dict[str, float] = {}
+    details: dict[str, Any] = {"max_seq_length": length, "documents_without_hard_pair": num_short}
+    for name, plan in plans.items():
+        max_rows = evaluation.text.max_pairs
+        if plan is None or not len(
+            rows := balanced_rows(plan.next_sentence_label, max_rows=max_rows, seed=seed)
+        ):
+            lines.append(f"{name:<5} no pairs: too few documents of two passages")
+            continue
+        pairs = plan.take(rows)
+        probabilities = random_probabilities(
+            model, tokenizer, store, pairs, batch_size=evaluation.options.per_device_eval_batch_size
+        )
+        scores = judge_next_sentences(probabilities, pairs.next_sentence_label)
+        mean_b_length = float(pairs.b_length.mean())
+        lines.append(
+            f"{name:<5} {len(pairs):>7,}  {format_interval(scores.accuracy, scores.interval):<22}  "
+            f"{scores.confidence:>10.3f}  {scores.calibration_error:>17.3f}  {scores.brier:>6.3f}  "
+            f"{mean_b_length:>11.1f}"
+        )
+        keys = ("accuracy", "confidence", "calibration_error", "brier")
+        figures |= {f"nsp_{name}_{key}": getattr(scores, key) for key in keys}
+        details[name] = dataclasses.asdict(scores) | {
+            "num_pairs": len(pairs),
+            "mean_b_length": mean_b_length,
+            "bins": [found._asdict() for found in scores.bins],
+        }
+    if not figures:
         raise InputError(
             f"{text.corpus.manifest['source']['description']} allows no pair of passages of "
             f"{length} tokens, neither of two documents nor within one",
             advice="give more text with `data_files`, or lower `max_seq_length`",
         )
-    lines = [text.description, _HEADER]
-    figures: dict[str, float] = {}
-    details: dict[str, Any] = {"max_seq_length": length, "documents_without_hard_pair": num_short}
-    for name, pairs in chosen.items():
-        if pairs is None:
-            lines.append(f"{name:<5} no pairs: too few documents of two passages")
-            continue
-        probabilities = random_probabilities(
-            model, tokenizer, store, pairs, batch_size=evaluation.options.per_device_eval_batch_size
-        )
-        scores = judge_next_sentences(probabilities, pairs.next_sentence_label)
-        lines.append(_line(name, scores, pairs))
-        figures |= {
-            f"nsp_{name}_{key}": getattr(scores, key)
-            for key in ("accuracy", "confidence", "calibration_error", "brier")
-        }
-        details[name] = dataclasses.asdict(scores) | {
-            "num_pairs": len(pairs),
-            "mean_b_length": float(pairs.b_length.mean()),
-            "bins": [found._asdict() for found in scores.bins],
-        }
-    lines += _notes(num_short, len(text.documents), length)
+    lines += _notes(num_short, len(documents), length)
     return SuiteResult("\n".join(lines), figures, details)
 
 
@@ -118,7 +126,7 @@ def _max_seq_length(
 
 
 def _plan_easy(
-    store: TokenStore, documents: NDArray[np.int64], *, max_seq_length: int, seed: int
+    store: TokenStore, documents: NDArray[np.int64], max_seq_length: int, seed: int
 ) -> EpochPlan | None:
     """Return pairs whose random B is of another document; None if there is only one document."""
     try:
@@ -135,16 +143,6 @@ def _plan_easy(
         return None
 
 
-def _balanced(plan: EpochPlan | None, evaluation: Evaluation) -> EpochPlan | None:
-    """Return at most as many pairs as asked for, half of either label; None if there are none."""
-    if plan is None:
-        return None
-    rows = balanced_rows(
-        plan.next_sentence_label, max_rows=evaluation.text.max_pairs, seed=evaluation.seed
-    )
-    return plan.take(rows) if len(rows) else None
-
-
 def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _Text:
     """Open the run's own corpus, or the named text, and choose the documents that are judged."""
     run, given = evaluation.run, evaluation.text
@@ -157,12 +155,10 @@ def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _T
         if not 0 < share < 0.5:
             raise InputError.out_of_range("validation_share", share, "in (0, 0.5)")
         settings["validation_share"] = share
-    fields = [field.name for field in dataclasses.fields(TextSource)]
-    text = TextSource(**{name: settings[name] for name in fields if name in settings})
+    fields = {field.name for field in dataclasses.fields(TextSource)}
+    text = TextSource(**{name: settings[name] for name in fields & settings.keys()})
     is_runs_own = bool(run) and all(run.get(name) == getattr(text, name) for name in SOURCE_FLAGS)
-    is_prepared = (
-        bool(text.dataset_name) and (Path(str(text.dataset_name)) / "manifest.json").is_file()
-    )
+    is_prepared = (Path(text.dataset_name or "") / "manifest.json").is_file()
     is_divided = is_runs_own or is_prepared or evaluation.data.validation_share is not None
     # The run's seed, whatever is drawn here: it decides which documents were held out.
     seed = run.get("seed", evaluation.seed)
@@ -171,24 +167,10 @@ def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _T
     )
     what = corpus.manifest["source"]["description"]
     if is_divided:
-        documents = corpus.validation_documents
-        return _Text(corpus, documents, f"{what}: the {len(documents):,} held-out documents")
-    documents = np.arange(corpus.store.num_documents, dtype=np.int64)
-    return _Text(corpus, documents, f"{what}: all {len(documents):,} documents")
-
-
-_HEADER = (
-    f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  "
-    "tokens of B"
-)
-
-
-def _line(name: str, scores: NextSentenceScores, plan: EpochPlan) -> str:
-    return (
-        f"{name:<5} {len(plan):>7,}  {format_interval(scores.accuracy, scores.interval):<22}  "
-        f"{scores.confidence:>10.3f}  {scores.calibration_error:>17.3f}  {scores.brier:>6.3f}  "
-        f"{plan.b_length.mean():>11.1f}"
-    )
+        documents, which = corpus.validation_documents, "the {:,} held-out documents"
+    else:
+        documents, which = np.arange(corpus.store.num_documents), "all {:,} documents"
+    return _Text(corpus, documents, f"{what}: {which.format(len(documents))}")
 
 
 def _notes(num_short: int, num_documents: int, length: int) -> list[str]:
