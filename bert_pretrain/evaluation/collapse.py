@@ -1,8 +1,7 @@
 """Measures of collapse: whether embeddings still tell images apart.
 
 Embeddings of held-out images enter, and those of second views where there are any. A few numbers
-leave, and warnings that name a cause and what to change. The value of a contrastive loss alone does
-not show a collapse, and that of an autoencoder hardly does.
+leave, and warnings that name a cause and what to change. The loss alone hardly shows a collapse.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class CollapseMeasures:
 
     Attributes:
         alignment: None without second views.
-        active_triplets: share of triplets with a loss above zero; None without triplets.
+        active_triplets: share of triplets with a loss above zero, in [0, 1]; None without triplets.
     """
 
     embedding_dim: int
@@ -43,35 +42,23 @@ class CollapseMeasures:
     alignment: float | None = None
     active_triplets: float | None = None
 
-    @property
-    def isotropic_std(self) -> float:
-        """The `embedding_std` of directions that are spread evenly: 1 / sqrt(D)."""
-        return 1 / math.sqrt(self.embedding_dim)
-
 
 @torch.no_grad()
 def collapse_measures(
-    embeddings: Tensor,
-    *,
-    second_views: Tensor | None = None,
-    active_triplets: float | None = None,
-    max_pairs: int = _MAX_PAIRS,
+    embeddings: Tensor, *, second_views: Tensor | None = None
 ) -> CollapseMeasures:
     """Measure how embeddings are spread.
 
     Args:
         embeddings: floating point (N, D), N at least 2, not normalised.
         second_views: (N, D), embeddings of another view of the same images.
-        active_triplets: share of active triplets, in [0, 1]; becomes part of the result.
-        max_pairs: most pairs of images for the uniformity, at least 1; the first rows make them.
     """
     return CollapseMeasures(
         embedding_dim=embeddings.shape[1],
         embedding_std=embedding_std(embeddings),
         effective_rank=effective_rank(embeddings),
-        uniformity=uniformity(embeddings, max_pairs=max_pairs),
+        uniformity=uniformity(embeddings),
         alignment=None if second_views is None else alignment(embeddings, second_views),
-        active_triplets=active_triplets,
     )
 
 
@@ -79,8 +66,9 @@ def embedding_std(embeddings: Tensor) -> float:
     """Return the standard deviation of a dimension of normalised embeddings (N, D), on average.
 
     It is 0 when all embeddings point the same way. Its largest value, 1 / sqrt(D), means that
-    directions are spread evenly (Chen and He 2021, SimSiam, section 4.1). The deviation is that of
-    the population (divided by N).
+    directions are spread evenly. The deviation is that of the population (divided by N).
+
+    Source: Chen and He 2021, SimSiam, section 4.1.
     """
     return float(_normalized(embeddings).std(dim=0, correction=0).mean())
 
@@ -88,9 +76,11 @@ def embedding_std(embeddings: Tensor) -> float:
 def effective_rank(embeddings: Tensor) -> float:
     """Return over how many directions embeddings (N, D) are spread.
 
-    It is exp of the entropy of their singular values, divided by their sum (Roy and Vetterli 2007);
-    embeddings are neither centred nor normalised (Garrido et al. 2023, RankMe). Equal embeddings
-    have rank 1, embeddings that are all zero have rank 0.
+    It is exp of the entropy of their singular values, divided by their sum. Equal embeddings have
+    rank 1, embeddings that are all zero have rank 0.
+
+    Source: Roy and Vetterli 2007; neither centred nor normalised, as in RankMe (Garrido et al.
+    2023).
     """
     matrix = _in_float64(embeddings)
     gram = matrix.T @ matrix if len(matrix) > matrix.shape[1] else matrix @ matrix.T
@@ -167,6 +157,7 @@ def collapse_warnings(
     easier = _EASIER_NEGATIVES.get(negatives, "") if loss == "triplet" else ""
     nt_xent = "use `loss` nt_xent"
     other_loss = {None: f"for a contrastive loss {nt_xent}", "triplet": nt_xent}.get(loss, "")
+    harder = "use `negatives` semi_hard" if negatives in (None, "random", "all") else ""
     messages = []
     if triplet_loss is not None:
         assert margin is not None
@@ -177,11 +168,11 @@ def collapse_warnings(
                 "positives and negatives are equally far away, so all embeddings are nearly equal; "
                 + _any_of(easier, slower, normalized)
             )
-    std, isotropic = measures.embedding_std, measures.isotropic_std
-    if std < _MIN_STD_RATIO * isotropic:
+    std, evenly_spread = measures.embedding_std, 1 / math.sqrt(measures.embedding_dim)
+    if std < _MIN_STD_RATIO * evenly_spread:
         messages.append(
             f"the standard deviation of the normalised embeddings is {std:.2g} (evenly spread: "
-            f"{isotropic:.2g}): all images have nearly the same embedding; "
+            f"{evenly_spread:.2g}): all images have nearly the same embedding; "
             + _any_of(slower, easier, other_loss)
         )
     elif measures.effective_rank < min(_MIN_EFFECTIVE_RANK, measures.embedding_dim / 4):
@@ -192,7 +183,6 @@ def collapse_warnings(
         )
     active = measures.active_triplets
     if active is not None and active < _MIN_ACTIVE_SHARE:
-        harder = "use `negatives` semi_hard" if negatives in (None, "random", "all") else ""
         messages.append(
             f"{active:.1%} of the triplets have a loss above zero, so hardly anything is learnt "
             "any more; " + _any_of("raise `margin`", harder)

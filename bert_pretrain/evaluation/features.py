@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bert_pretrain.errors import InputError
@@ -60,27 +60,20 @@ def extract_features(
     batch_size: int,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """Return the embedding of every image, without augmentation, in evaluation mode.
+    """Return the embedding of every image, without augmentation, float32 (N, D).
 
     Args:
-        model: maps normalised `pixel_values` float32 (B, C, H, W) on `device` to embeddings (B, D).
-            A module is put into evaluation mode and afterwards back; the caller sets the mode of
-            any other callable.
+        model: in evaluation mode; maps normalised `pixel_values` float32 (B, C, H, W) on `device`
+            to embeddings (B, D).
         pixels: uint8 (N, H, W, C), at least one image.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         batch_size: images of one forward pass.
         device: where `model` computes.
 
-    Returns:
-        float32 (N, D).
-
     Raises:
         InputError: an embedding is not finite.
     """
-    was_training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
     means, deviations = (
         torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         for values in (mean, std)
@@ -92,8 +85,6 @@ def extract_features(
             images = torch.from_numpy(np.array(pixels[first : first + batch_size]))
             values = images.permute(0, 3, 1, 2).to(device).float() / 255  # to (B, C, H, W)
             batches.append(model((values - means) / deviations).float().cpu().numpy())
-    if isinstance(model, nn.Module):
-        model.train(was_training)
     features = np.concatenate(batches)
     is_finite = np.isfinite(features).all(axis=1)
     if not is_finite.all():
@@ -108,12 +99,9 @@ def extract_features(
 def normalised_rows(
     pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.float32]:
-    """Return images as float32 rows (N, H * W * C), normalised exactly as an encoder's input.
+    """Return images uint8 (N, H, W, C) as rows (N, H * W * C), normalised as an encoder's input.
 
-    Args:
-        pixels: uint8 (N, H, W, C).
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1].
+    Mean and deviation are per channel, of pixels in [0, 1].
     """
     scaled = pixels.astype(np.float32) / np.float32(255)
     normalised = (scaled - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
@@ -121,12 +109,7 @@ def normalised_rows(
 
 
 def fit_pca(rows: Features, dimension: int) -> PCA:
-    """Return the principal components of training rows.
-
-    Args:
-        rows: float (N, D).
-        dimension: components, at least 1; more than min(N, D) means that many.
-    """
+    """Return at most `dimension` principal components of training rows, float (N, D)."""
     from sklearn.decomposition import PCA
 
     solver = "covariance_eigh" if rows.shape[1] <= _EXACT_PCA_DIMENSIONS else "randomized"
@@ -169,10 +152,9 @@ def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> Lab
             *_with_labels(corpus, corpus.train_images, "learn from"),
             *_with_labels(corpus, corpus.validation_images, "evaluate on"),
         )
-    train_pixels, train_labels = _with_labels(corpus, np.arange(len(corpus.pixels)), "learn from")
-    test_pixels, test_labels = _with_labels(
-        test_corpus, np.arange(len(test_corpus.pixels)), "evaluate on"
-    )
+    everything, all_tests = np.arange(len(corpus.pixels)), np.arange(len(test_corpus.pixels))
+    train_pixels, train_labels = _with_labels(corpus, everything, "learn from")
+    test_pixels, test_labels = _with_labels(test_corpus, all_tests, "evaluate on")
     if test_pixels.shape[1:] != train_pixels.shape[1:]:
         raise InputError(
             f"the images of `test_files` have the shape {test_pixels.shape[1:]} (height, width, "
@@ -225,7 +207,16 @@ def compute_features(
             are not finite.
     """
     _, height, _, num_channels = images.train_pixels.shape
-    mean, std = _for_each_channel(preprocessing, num_channels, model)
+    if len(preprocessing.mean) not in (1, num_channels):
+        raise InputError(
+            f"the image processor of {model!r} is for {len(preprocessing.mean)} channels but the "
+            f"images have {num_channels}",
+            advice="change `model`",
+        )
+    mean, std = (
+        np.broadcast_to(values, num_channels).tolist()
+        for values in (preprocessing.mean, preprocessing.std)
+    )
     device, parts = default_device(), (images.train_pixels, images.test_pixels)
     encoder = build_image_encoder(
         config_name="",
@@ -239,9 +230,7 @@ def compute_features(
         untrained = encoder_from_config(copy.deepcopy(encoder.config))
 
     def embed_both(encoder: PreTrainedModel) -> list[NDArray[np.float32]]:
-        encoder.to(device).eval()
-        forward = lambda values: embed(encoder, values)  # noqa: E731
-        forward = partial(embed, encoder)
+        forward = partial(embed, encoder.to(device).eval())
         return [
             extract_features(forward, part, mean, std, batch_size=batch_size, device=device)
             for part in parts
@@ -256,17 +245,3 @@ def compute_features(
         FeatureSet("pixels", "raw pixels", *rows),
         FeatureSet("pca", "PCA of the pixels", *(pca.transform(row) for row in rows)),
     ]
-
-
-def _for_each_channel(
-    preprocessing: Preprocessing, num_channels: int, model: str
-) -> tuple[list[float], list[float]]:
-    """Return mean and deviation per channel, or raise `InputError` if they are for other images."""
-    if len(preprocessing.mean) not in (1, num_channels):
-        raise InputError(
-            f"the image processor of {model!r} is for {len(preprocessing.mean)} channels but the "
-            f"images have {num_channels}",
-            advice="change `model`",
-        )
-    mean, std = (np.broadcast_to(values, num_channels) for values in preprocessing[1:])
-    return mean.tolist(), std.tolist()

@@ -1,8 +1,7 @@
 """The [MASK] table: which words a masked language model expects, and how sure it is.
 
 Sentences with masked words enter; the most probable words and the entropy of their distribution
-leave. During training the table shows what masked language modelling learns: the distribution
-sharpens.
+leave. During training the table shows what is learnt: the distribution sharpens.
 """
 
 from __future__ import annotations
@@ -33,13 +32,7 @@ class Probe:
 def make_probe(
     tokenizer: PreTrainedTokenizerBase, token_ids: list[int], positions: list[int]
 ) -> Probe:
-    """Hide tokens of a sentence.
-
-    Args:
-        tokenizer: has cls, sep and mask tokens.
-        token_ids: ids of the sentence without special tokens.
-        positions: indices into `token_ids`.
-    """
+    """Hide the tokens of a sentence, given without special tokens, that stand at `positions`."""
     hidden = list(token_ids)
     for position in positions:
         hidden[position] = tokenizer.mask_token_id
@@ -70,7 +63,7 @@ def fill_mask(
         model: returns vocabulary scores as `prediction_logits` or `logits` (B, L, V).
         tokenizer: the model's.
         probes: sentences with hidden words.
-        num_candidates: most probable words to list.
+        num_candidates: most probable words to list, at most V.
 
     Returns:
         Rows with `sentence` (with [MASK]), `position`, `original`, `probability` (of the original
@@ -84,6 +77,7 @@ def fill_mask(
         scores = _scores(model, probe)
         for position, original_id in zip(probe.positions, probe.original_ids, strict=True):
             probabilities = scores[position].float().softmax(-1)
+            top_values, top_ids = (found.tolist() for found in probabilities.topk(num_candidates))
             rows.append(
                 {
                     "sentence": tokenizer.decode(probe.input_ids[1:-1]),
@@ -91,7 +85,10 @@ def fill_mask(
                     "original": tokenizer.decode([original_id]),
                     "probability": round(float(probabilities[original_id]), 6),
                     "entropy": round(float(torch.special.entr(probabilities).sum()), 4),
-                    "candidates": _candidates(tokenizer, probabilities, num_candidates),
+                    "candidates": [
+                        [tokenizer.decode([token_id]), round(probability, 6)]
+                        for token_id, probability in zip(top_ids, top_values, strict=True)
+                    ],
                 }
             )
     model.train(was_training)
@@ -102,6 +99,13 @@ def fill_mask(
 def most_probable(model: PreTrainedModel, probe: Probe) -> list[int]:
     """Return the id of the most probable token at each position; the model must be in eval mode."""
     return _scores(model, probe)[probe.positions].argmax(-1).tolist()
+
+
+def _scores(model: PreTrainedModel, probe: Probe) -> Tensor:
+    """Return vocabulary scores (L, V)."""
+    output = model(input_ids=torch.tensor([probe.input_ids], device=model.device))
+    scores: Tensor = output.prediction_logits if "prediction_logits" in output else output.logits
+    return scores[0]
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
@@ -125,35 +129,17 @@ def format_over_time(rows: list[dict[str, Any]]) -> str:
             `original` is the word whose probability is followed.
     """
     width = max(len(row["model"]) for row in rows)
-    lines = []
-    for mask in dict.fromkeys((row["sentence"], row["position"]) for row in rows):
-        lines.append(f"  {mask[0]}  (token {mask[1]})")
-        for row in rows:
-            if (row["sentence"], row["position"]) == mask:
-                followed = f"p({row['original']}) {row['probability']:.3f}"
-                name = f"{row['model']:<{width}}"
-                lines.append(
-                    f"    {name}  entropy {row['entropy']:5.2f}  {followed} |  {_words(row)}"
-                )
-    return "\n".join(lines)
+    blocks: dict[tuple[str, int], list[str]] = {}
+    for row in rows:
+        sentence, position = row["sentence"], row["position"]
+        lines = blocks.setdefault((sentence, position), [f"  {sentence}  (token {position})"])
+        name, followed = (
+            f"{row['model']:<{width}}",
+            f"p({row['original']}) {row['probability']:.3f}",
+        )
+        lines.append(f"    {name}  entropy {row['entropy']:5.2f}  {followed} |  {_words(row)}")
+    return "\n".join(line for lines in blocks.values() for line in lines)
 
 
 def _words(row: dict[str, Any]) -> str:
     return "  ".join(f"{word} {probability:.3f}" for word, probability in row["candidates"])
-
-
-def _scores(model: PreTrainedModel, probe: Probe) -> Tensor:
-    """Return vocabulary scores (L, V)."""
-    output = model(input_ids=torch.tensor([probe.input_ids], device=model.device))
-    scores: Tensor = output.prediction_logits if "prediction_logits" in output else output.logits
-    return scores[0]
-
-
-def _candidates(
-    tokenizer: PreTrainedTokenizerBase, probabilities: Tensor, num_candidates: int
-) -> list[list[Any]]:
-    top = probabilities.topk(min(num_candidates, len(probabilities)))
-    return [
-        [tokenizer.decode([int(token_id)]), round(float(probability), 6)]
-        for token_id, probability in zip(top.indices, top.values, strict=True)
-    ]

@@ -1,9 +1,8 @@
 """Accuracy against the number of labels: what pretraining is worth to someone with few of them.
 
-Labels and arms enter. An arm is a way to learn from some labelled rows and to predict the test
-rows. The accuracy of each arm, number of labels and seed leaves, and from it the points of the
-curve: means, intervals and paired differences between arms. Test labels are only read to count
-hits. Each training that is finished is kept in a folder, so that a measurement can be continued.
+Labels and arms (ways to learn from some rows) enter; accuracies and the points of the curve leave:
+means, intervals and paired differences. Test labels are only read to count hits. Each training that
+is finished is kept in a folder, so that a measurement can be continued.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.statistics import Interval, t_interval
 
-# Learns from these rows, int64 (n,), with this seed; returns the predicted class of every test row,
-# int64 (M,).
+# Learns from these rows, int64 (n,), with this seed; predicts the class of every test row, (M,).
 Arm: TypeAlias = Callable[[NDArray[np.int64], int], Labels]
 
 ALL = 0  # as a number of labels per class: every row there is
@@ -62,8 +60,8 @@ class Point:
         num_per_class: 0 = all.
         num_rows: of all classes together.
         mean: of the accuracy.
-        interval: 95 % t-interval of that mean over seeds, which draw the rows, the head and the
-            order; None for one seed.
+        interval: its 95 % t-interval over seeds, which draw the rows, the head and the order; None
+            for one seed.
         versus: the arm compared with; None for that arm itself.
         difference: mean over seeds of this arm's accuracy less the other's on the same rows.
         difference_interval: its 95 % t-interval.
@@ -81,17 +79,10 @@ class Point:
 
 
 def nested_subset(labels: Labels, num_per_class: int, *, seed: int) -> NDArray[np.int64]:
-    """Return the rows that are labelled: so many of each class, at random.
+    """Return the rows that are labelled, int64, sorted: so many of each class, at random.
 
-    With the same seed, the rows of a smaller number are among those of a larger one.
-
-    Args:
-        labels: int (N,).
-        num_per_class: at least 1, a smaller class gives all its rows; 0 = all rows.
-        seed: of the draw.
-
-    Returns:
-        int64, sorted.
+    With the same seed, the rows of a smaller number are among those of a larger one. A smaller
+    class gives all its rows; 0 means all rows.
     """
     assert num_per_class >= 0
     if num_per_class == ALL:
@@ -126,7 +117,7 @@ def measure_curve(
         arms: by name.
         labels: int (N,) of the rows that may be learnt from.
         test_labels: int (M,).
-        counts: labels per class; 0 = all.
+        counts: of labels per class; 0 = all.
         seeds: of the draw of rows and of training; all arms get the same rows.
         finished: what was measured before; not done again.
         on_measurement: called with each new measurement at once.
@@ -152,12 +143,7 @@ def measure_curve(
 
 
 def summarize(measurements: Sequence[Measurement], *, reference: str) -> list[Point]:
-    """Return the points of the curve.
-
-    Args:
-        measurements: of `measure_curve`.
-        reference: the arm with which the others are compared, seed by seed.
-    """
+    """Return the points of the curve, each compared, seed by seed, with the arm `reference`."""
     groups: dict[tuple[int, str], dict[int, Measurement]] = {}
     for row in measurements:
         groups.setdefault((row.num_per_class, row.arm), {})[row.seed] = row
@@ -169,19 +155,18 @@ def summarize(measurements: Sequence[Measurement], *, reference: str) -> list[Po
         ]
         mean, interval = t_interval([row.accuracy for row in rows.values()])
         gain, gain_interval = t_interval(differences) if differences else (None, None)
-        points.append(
-            Point(
-                arm=arm,
-                num_per_class=count,
-                num_rows=max(row.num_rows for row in rows.values()),
-                num_seeds=len(rows),
-                mean=mean,
-                interval=interval,
-                versus=reference if differences else None,
-                difference=gain,
-                difference_interval=gain_interval,
-            )
+        point = Point(
+            arm=arm,
+            num_per_class=count,
+            num_rows=max(row.num_rows for row in rows.values()),
+            num_seeds=len(rows),
+            mean=mean,
+            interval=interval,
+            versus=reference if differences else None,
+            difference=gain,
+            difference_interval=gain_interval,
         )
+        points.append(point)
     return points
 
 
@@ -209,7 +194,13 @@ class MeasurementLog:
     def _read(self) -> None:
         known = self.folder / "settings.json"
         if known.exists():
-            self._earlier = _read_settings(known)
+            try:
+                settings = json.loads(known.read_text())
+            except ValueError as error:
+                raise InputError(
+                    f"{known} is damaged ({error})", advice="pass a new `output_dir`"
+                ) from error
+            self._earlier = settings if isinstance(settings, dict) else {}
             self.finished = _read_measurements(self.folder / "rows.jsonl")
         elif self.folder.is_dir() and any(path.name != LOCK_FILE for path in self.folder.iterdir()):
             raise InputError(
@@ -258,16 +249,6 @@ class MeasurementLog:
 
 def _line(row: Measurement) -> str:
     return json.dumps(dataclasses.asdict(row)) + "\n"
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(
-            f"{path} is damaged ({error})", advice="pass a new `output_dir`"
-        ) from error
-    return settings if isinstance(settings, dict) else {}
 
 
 def _read_measurements(path: Path) -> list[Measurement]:

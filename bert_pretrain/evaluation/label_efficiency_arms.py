@@ -10,12 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 from transformers import AutoModel
 
@@ -30,9 +28,6 @@ from bert_pretrain.evaluation.probes import fit_best_penalty, fit_probe
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
-
-# Maps a batch of rows to features (B, D).
-Embedder: TypeAlias = Callable[[dict[str, Tensor]], Tensor]
 
 ARMS = {
     "fine_tuned": "pretrained, fine-tuned",
@@ -80,13 +75,7 @@ def make_arm(name: str, task: CurveTask) -> Arm:
 
 
 def probe_arm(features: Features, labels: Labels, test_features: Features) -> Arm:
-    """Return the arm that fits logistic regression on frozen features; see `fit_probe`.
-
-    Args:
-        features: float (N, D).
-        labels: int (N,).
-        test_features: float (M, D).
-    """
+    """Return the arm that fits logistic regression on features (N, D), (M, D); see `fit_probe`."""
 
     def learn(places: NDArray[np.int64], seed: int) -> Labels:
         fitted, *_ = fit_probe(features[places], labels[places], seed=seed)
@@ -117,15 +106,27 @@ def _trained(task: CurveTask, *, from_scratch: bool) -> Arm:
 
 
 def _frozen(task: CurveTask) -> Arm:
-    embedder = (_text_embedder if task.splits.texts else _image_embedder)(task)
-    features, test_features = (
-        _embedded(embedder, task.splits.rows[name], task.recipe.per_device_eval_batch_size)
-        for name in ("train", "test")
-    )
+    """Return a probe of the mean of the last layer, or of what an image classifier would be fed."""
+    embed_batch = (_text_embedder if task.splits.texts else _image_embedder)(task)
+    device, batch_size = default_device(), task.recipe.per_device_eval_batch_size
+
+    def embedded(rows: LabelledDataset) -> NDArray[np.float32]:
+        order = np.argsort(rows.lengths, kind="stable")  # rows of like length go together
+        plain = rows.subset(np.arange(len(rows)))  # images without augmentation
+        plain.labels = None
+        features = []
+        with torch.no_grad():
+            for first in range(0, len(order), batch_size):
+                batch = plain.__getitems__(order[first : first + batch_size].tolist())
+                on_device = {name: values.to(device) for name, values in batch.items()}
+                features.append(embed_batch(on_device).cpu().numpy())
+        return np.asarray(np.concatenate(features)[np.argsort(order)])
+
+    features, test_features = (embedded(task.splits.rows[name]) for name in ("train", "test"))
     return probe_arm(features, task.labels, test_features)
 
 
-def _text_embedder(task: CurveTask) -> Embedder:
+def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the mean of the last layer over a row's tokens, (B, D)."""
     try:
         encoder = AutoModel.from_pretrained(task.model, dtype=torch.float32)
@@ -148,7 +149,7 @@ def _text_embedder(task: CurveTask) -> Embedder:
     return embed_batch
 
 
-def _image_embedder(task: CurveTask) -> Embedder:
+def _image_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the input of the architecture's own classifier, (B, D)."""
     pool = task.splits.rows["train"]
     assert isinstance(pool, ImageDataset)
@@ -164,21 +165,6 @@ def _image_embedder(task: CurveTask) -> Embedder:
     return lambda batch: embed(encoder, batch["pixel_values"])
 
 
-def _embedded(embedder: Embedder, rows: LabelledDataset, batch_size: int) -> NDArray[np.float32]:
-    """Return the features of all rows, float32 (N, D); rows of like length go together."""
-    device = default_device()
-    order = np.argsort(rows.lengths, kind="stable")
-    plain = rows.subset(np.arange(len(rows)))  # images without augmentation
-    plain.labels = None
-    features = []
-    with torch.no_grad():
-        for first in range(0, len(order), batch_size):
-            batch = plain.__getitems__(order[first : first + batch_size].tolist())
-            on_device = {name: values.to(device) for name, values in batch.items()}
-            features.append(embedder(on_device).cpu().numpy())
-    return np.asarray(np.concatenate(features)[np.argsort(order)])
-
-
 def _floor(task: CurveTask) -> Arm:
     if not task.splits.texts:
         rows, test_rows = (_pixel_rows(task.splits.rows[name]) for name in ("train", "test"))
@@ -188,6 +174,8 @@ def _floor(task: CurveTask) -> Arm:
     )
 
     def learn(places: NDArray[np.int64], seed: int) -> Labels:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         # Words and pairs of words; their weights too come from the labelled rows alone.
         words = TfidfVectorizer(
             ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"

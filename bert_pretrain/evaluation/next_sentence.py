@@ -23,14 +23,14 @@ NUM_BINS = 10
 
 
 class CalibrationBin(NamedTuple):
-    """Pairs whose confidence lies in [lower, upper); the means are None for an empty bin.
+    """Pairs whose confidence lies in [lower, upper), of the last bin in [lower, upper].
 
     Attributes:
-        lower: edge of the bin.
-        upper: edge of the bin; it belongs to the last one.
+        lower: edge.
+        upper: edge.
         num_pairs: how many there are.
-        confidence: their mean confidence.
-        accuracy: share of them judged right.
+        confidence: their mean confidence; None for an empty bin.
+        accuracy: share of them judged right; None for an empty bin.
     """
 
     lower: float
@@ -84,8 +84,8 @@ def random_probabilities(
     Args:
         model: returns `logits` (N, 2): is next, is random.
         tokenizer: the model's.
-        store: the prepared corpus of the plan.
-        plan: pairs of two segments.
+        store: the prepared corpus.
+        plan: its pairs of two segments.
         batch_size: rows of one forward pass; rows of like length go together.
     """
     lengths = plan.a_length + plan.b_length + 3
@@ -103,8 +103,7 @@ def random_probabilities(
         batch = tokenizer.pad(
             pairs, padding_side="right", return_attention_mask=True, return_tensors="pt"
         )
-        batch = batch.to(model.device)
-        probabilities = model(**batch).logits.float().softmax(-1)
+        probabilities = model(**batch.to(model.device)).logits.float().softmax(-1)
         found[rows] = probabilities[:, IS_RANDOM].double().cpu().numpy()
     return found
 
@@ -127,12 +126,11 @@ def judge_next_sentences(
     error = 0.0
     for number, (lower, upper) in enumerate(itertools.pairwise(edges.tolist())):
         rows = bin_of == number
-        if not rows.any():
-            bins.append(CalibrationBin(lower, upper, 0, None, None))
-            continue
-        means = float(confidence[rows].mean()), float(is_right[rows].mean())
+        means: tuple[float, float] | tuple[None, None] = (None, None)
+        if rows.any():
+            means = float(confidence[rows].mean()), float(is_right[rows].mean())
+            error += rows.sum() * abs(means[1] - means[0])
         bins.append(CalibrationBin(lower, upper, int(rows.sum()), *means))
-        error += rows.sum() * abs(means[1] - means[0])
     return NextSentenceScores(
         accuracy=float(is_right.mean()),
         interval=wilson_interval(int(is_right.sum()), len(labels)),

