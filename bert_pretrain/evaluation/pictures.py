@@ -37,7 +37,7 @@ def reconstructions(originals: NDArray[Any], reconstructed: NDArray[Any], path: 
 def augmented_views(
     originals: NDArray[Any], first_views: NDArray[Any], second_views: NDArray[Any], path: Path
 ) -> None:
-    """Draw images (N, H, W, C) above the two views (N, h, w, C) that a loss compares, into a PNG."""
+    """Draw images (N, H, W, C) above the two views (N, h, w, C) that are compared, into a PNG."""
     _stacked({"original": originals, "first view": first_views, "second view": second_views}, path)
 
 
