@@ -17,7 +17,7 @@ from transformers import (
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
-from bert_pretrain.models.positions import num_positions
+from bert_pretrain.models.loading import num_positions
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 
