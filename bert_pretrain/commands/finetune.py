@@ -52,7 +52,7 @@ from bert_pretrain.downstream.tasks import DEFAULT_METRICS, find_task
 from bert_pretrain.downstream.training import FinetuningRecipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.hardware import describe_run
-from bert_pretrain.models.positions import describe_excess
+from bert_pretrain.models.loading import describe_excess
 from bert_pretrain.publishing.publication import open_pusher, submit_final
 from bert_pretrain.publishing.pusher import HubPusher
 

@@ -34,7 +34,7 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertLayer
 
-from bert_pretrain.models.positions import num_positions
+from bert_pretrain.models.loading import num_positions
 
 # int64 (N, L), one position per row (N,) -> vocabulary scores there, (N, V)
 ReadScores: TypeAlias = Callable[[Tensor, Tensor], Tensor]

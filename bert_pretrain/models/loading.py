@@ -1,4 +1,4 @@
-"""Build the BERT that the model flags ask for, or continue from an existing checkpoint."""
+"""Build the BERT to pretrain, new or continued; and how long the rows of a text model may be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
@@ -75,12 +75,44 @@ def build_bert(
 
 def check_length(max_seq_length: int, config: BertConfig) -> None:
     """Raise `InputError` unless rows fit the model's position table."""
-    if max_seq_length > config.max_position_embeddings:
+    longest = config.max_position_embeddings
+    if max_seq_length > longest:
         raise InputError(
-            f"max_seq_length is {max_seq_length} but the model has "
-            f"{config.max_position_embeddings} positions",
-            advice=f"pass `max_seq_length` of at most {config.max_position_embeddings}",
+            f"`max_seq_length` is {max_seq_length} but the model has {longest} positions",
+            advice=f"pass `max_seq_length` of at most {longest}",
         )
+
+
+def num_positions(model: PreTrainedModel) -> int | None:
+    """Return the most tokens of a row, special ones included; None where nothing limits them.
+
+    Args:
+        model: of transformers; its weights are not looked at and may be on the device `meta`.
+    """
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return None
+    # RoBERTa and its kin count positions from the padding id on, and leave those up to it unused.
+    embeddings = getattr(model.base_model, "embeddings", None)
+    padding_idx = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    return positions if padding_idx is None else positions - padding_idx - 1
+
+
+def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Say that rows are longer than a model was trained on; None if its tokenizer allows them.
+
+    Args:
+        max_seq_length: tokens of the longest row.
+        tokenizer: the model's; our exports and many others say by `model_max_length` how long rows
+            were in training.
+    """
+    if max_seq_length <= tokenizer.model_max_length:
+        return None
+    return (
+        f"`max_seq_length` is {max_seq_length} but the tokenizer's model_max_length is "
+        f"{tokenizer.model_max_length}; positions from there on may be untrained; a lower "
+        "`max_seq_length` avoids them"
+    )
 
 
 def _read_config(name: str, *, parameter: str) -> BertConfig:

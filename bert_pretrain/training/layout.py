@@ -5,7 +5,9 @@ A launcher's wishes for precision and accumulation come through the environment.
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +104,10 @@ def launched_accumulation() -> int:
 
 
 def _says_mixed_precision(words: Sequence[str]) -> bool:
-    return any(word.replace("-", "_").startswith("__mixed_precision") for word in words)
+    """Return whether a launcher's command line has the flag; those of the program come later."""
+    program = {Path(sys.argv[0]).name, "bert_pretrain"}
+    own = itertools.takewhile(lambda word: Path(word).name not in program, words)
+    return any(word.replace("-", "_").startswith("__mixed_precision") for word in own)
 
 
 def _parent_command_line() -> list[str]:

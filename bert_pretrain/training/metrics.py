@@ -1,4 +1,4 @@
-"""Sums over micro-batches and processes, the rows of metrics.jsonl, and a watch over their course.
+"""Sums over micro-batches and processes, the rows of metrics.jsonl, their course, and the clock.
 
 Enters: loss terms with their counts. Leaves: means that do not depend on how the rows were divided
 up.
@@ -6,9 +6,11 @@ up.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +172,36 @@ class CourseWatch:
                 )
             self._best[key] = min(best, value)
         return messages
+
+
+class Clock:
+    """Seconds of a run, and of training since the last log."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        self.seconds_before = 0.0  # of earlier sessions of the run
+        self.start()
+
+    def start(self) -> None:
+        """Start it anew."""
+        self._started = self._lap_started = time.perf_counter()
+        self._paused_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all sessions so far."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block out of the lap."""
+        begin = time.perf_counter()
+        yield
+        self._paused_seconds += time.perf_counter() - begin
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap, without pauses, and begin the next one."""
+        now = time.perf_counter()
+        seconds = now - self._lap_started - self._paused_seconds
+        self._lap_started, self._paused_seconds = now, 0.0
+        return seconds

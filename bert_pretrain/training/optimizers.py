@@ -1,15 +1,13 @@
 """Optimisers, parameter groups and the learning-rate schedule.
 
 Enters: a model's named parameters and the recipe's rates. Leaves: torch optimisers for the trainer,
-which sets their rates at every step from `learning_rate_at`, a pure function: nothing about the
-schedule needs saving.
+which sets their rates at every step from a `Schedule`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,48 +18,19 @@ OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "stable_decay"]
 
 
-def learning_rate_at(
-    step: float,
-    *,
-    num_steps: float,
-    warmup_steps: int,
-    schedule: ScheduleName,
-    decay_share: float = 0.4,
-    peak: float = 1.0,
-) -> float:
-    """Return the learning rate of an update.
-
-    Args:
-        step: updates done before this one, in [0, num_steps); a real number when a clock sets the
-            pace.
-        num_steps: length of the run in updates; the rate reaches 0 there.
-        warmup_steps: updates over which the rate rises linearly from peak / warmup_steps to peak.
-        schedule: `linear` falls from the end of the warm-up to 0 at `num_steps` (Devlin et al.
-            2019); `stable_decay` stays at the peak and falls linearly over the last `decay_share`
-            (Hagele et al. 2024).
-        decay_share: share of the run that `stable_decay` spends falling, in (0, 1].
-        peak: the highest rate.
-
-    Returns:
-        A rate in [0, peak].
-    """
-    decay_start = float(warmup_steps)
-    if schedule == "stable_decay":
-        decay_start = max(warmup_steps, num_steps * (1 - decay_share))
-    warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
-    decay = (num_steps - step) / max(num_steps - decay_start, 1e-9) if step > decay_start else 1.0
-    return peak * max(0.0, min(warmup, decay, 1.0))
-
-
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run is, and its learning rate.
+    """How long a run is, and its learning rate: a pure function, of which nothing is saved.
 
     Attributes:
         max_steps: updates; 0 = as many as `max_seconds` allows.
         max_seconds: wall-clock budget over all sessions of the run; 0 = none.
         peak: highest learning rate.
-        warmup_steps, name, decay_share: see `learning_rate_at`.
+        warmup_steps: updates over which the rate rises linearly from peak / warmup_steps to peak.
+        name: `linear` falls from the end of the warm-up to 0 at the end of the run (Devlin et al.
+            2019); `stable_decay` stays at the peak and falls linearly over the last `decay_share`
+            (Hagele et al. 2024).
+        decay_share: share of the run that `stable_decay` spends falling, in (0, 1].
     """
 
     max_steps: int
@@ -71,28 +40,29 @@ class Schedule:
     name: ScheduleName
     decay_share: float
 
-    def num_steps(self, step: int, elapsed: float) -> float:
-        """Return the run's length in updates, as `step` of them in `elapsed` seconds foretell."""
-        length = float(self.max_steps) if self.max_steps else math.inf
-        if self.max_seconds and elapsed > 0:
-            length = min(length, step * self.max_seconds / elapsed) if step else length
-        return length
-
     def is_over(self, step: int, elapsed: float) -> bool:
         """Return whether no further update is to be made."""
         out_of_time = self.max_seconds > 0 and elapsed >= self.max_seconds
         return out_of_time or (self.max_steps > 0 and step >= self.max_steps)
 
     def learning_rate(self, step: int, elapsed: float) -> float:
-        """Return the rate of the update that follows `step` others."""
-        return learning_rate_at(
-            step,
-            num_steps=self.num_steps(step, elapsed),
-            warmup_steps=self.warmup_steps,
-            schedule=self.name,
-            decay_share=self.decay_share,
-            peak=self.peak,
-        )
+        """Return the rate of the update that follows `step` others, in [0, peak]."""
+        num_steps = self._num_steps(step, elapsed)
+        decay_start = float(self.warmup_steps)
+        if self.name == "stable_decay":
+            decay_start = max(self.warmup_steps, num_steps * (1 - self.decay_share))
+        warmup = (step + 1) / self.warmup_steps if step < self.warmup_steps else 1.0
+        decay = 1.0
+        if step > decay_start:
+            decay = (num_steps - step) / max(num_steps - decay_start, 1e-9)
+        return self.peak * max(0.0, min(warmup, decay, 1.0))
+
+    def _num_steps(self, step: int, elapsed: float) -> float:
+        """Return the run's length in updates, as `step` of them in `elapsed` seconds foretell."""
+        length = float(self.max_steps) if self.max_steps else math.inf
+        if self.max_seconds and elapsed > 0 and step:
+            length = min(length, step * self.max_seconds / elapsed)
+        return length
 
 
 class Muon(torch.optim.Muon):
@@ -173,8 +143,6 @@ def orthogonalize(
 
     Returns:
         (N, R, C) in the same dtype: U S V^T with the singular values S in about [0.7, 1.2].
-
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
     a, b, c = coefficients
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -226,7 +194,9 @@ def build_optimizers(
     # A head with a handful of rows has no spectrum worth equalising; 16 is far below any hidden
     # width.
     hidden, matrices, vectors = [], [], []
-    for parameter in _trainable(model.parameters()):
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim < 2:
             vectors.append(parameter)
         elif parameter.ndim == 2 and id(parameter) not in tables and min(parameter.shape) >= 16:
@@ -254,7 +224,3 @@ def build_optimizers(
             Muon([group], lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype)
         )
     return optimizers
-
-
-def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -11,7 +11,6 @@ on whatever process and in whatever micro-batch they are, divided by the count o
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from bert_pretrain.errors import TrainingError, spell
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.training.checkpoint import save_checkpoint
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.metrics import CourseWatch, JsonLines, RunningSums
+from bert_pretrain.training.metrics import Clock, CourseWatch, JsonLines, RunningSums
 from bert_pretrain.training.optimizers import Schedule
 
 
@@ -103,7 +102,7 @@ class Trainer:
         self.num_units = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
-        self._clock = _Clock()
+        self._clock = Clock()
         self._units_last_logged = 0
         # On the device and sticky, so that no step waits for it: 0 while every gradient norm was
         # finite, else the number of the first update that was not made.
@@ -357,36 +356,6 @@ class Trainer:
     def _print(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)  # above the progress bar
-
-
-class _Clock:
-    """Seconds of a run, and of training since the last log."""
-
-    def __init__(self) -> None:
-        self.seconds_before = 0.0  # of earlier sessions of the run
-        self.start()
-
-    def start(self) -> None:
-        self._started = self._lap_started = time.perf_counter()
-        self._paused_seconds = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self._started
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time of a block out of the lap."""
-        begin = time.perf_counter()
-        yield
-        self._paused_seconds += time.perf_counter() - begin
-
-    def lap(self) -> float:
-        """Return the seconds since the last lap, without pauses, and begin the next one."""
-        now = time.perf_counter()
-        seconds = now - self._lap_started - self._paused_seconds
-        self._lap_started, self._paused_seconds = now, 0.0
-        return seconds
 
 
 def _is_due(step: int, interval: int) -> bool:

@@ -52,6 +52,7 @@ def test_without_a_global_size_the_parts_are_multiplied() -> None:
         ("no", ["accelerate", "launch", "--mixed_precision", "no", "x.py"], "no"),
         ("no", ["accelerate", "launch", "--mixed-precision=no", "x.py"], "no"),
         ("no", ["accelerate", "launch", "x.py"], None),
+        ("no", ["accelerate", "launch", "x.py", "--mixed_precision", "auto"], None),
         (None, [], None),
     ],
 )
@@ -62,6 +63,7 @@ def test_no_precision_is_told_from_none_asked_for(
     if variable:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", variable)
     monkeypatch.setattr(layout, "_parent_command_line", lambda: command)
+    monkeypatch.setattr("sys.argv", ["/somewhere/x.py"])
     assert launched_precision() == expected
 
 

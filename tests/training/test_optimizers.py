@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
 from bert_pretrain.training.optimizers import (
     Muon,
+    Schedule,
     build_optimizers,
-    learning_rate_at,
     orthogonalize,
 )
 
@@ -80,28 +80,36 @@ def test_every_parameter_is_optimised_once_and_only_matrices_decay() -> None:
     assert id(model.cls.seq_relationship.weight) not in muon
 
 
+def make_schedule(name: str, *, length: int, **overrides: float) -> Schedule:
+    fields = {"warmup_steps": 10, "decay_share": 0.4, "peak": 2.0, "max_seconds": 0.0}
+    return Schedule(max_steps=length, name=name, **(fields | overrides))
+
+
 def test_the_schedules_reach_their_corners() -> None:
-    linear = {"num_steps": 100, "warmup_steps": 10, "schedule": "linear", "peak": 2.0}
-    assert learning_rate_at(0, **linear) == pytest.approx(0.2)
-    assert learning_rate_at(9, **linear) == learning_rate_at(10, **linear) == 2.0
-    assert learning_rate_at(55, **linear) == pytest.approx(1.0)
-    stable = {"num_steps": 100, "warmup_steps": 10, "schedule": "stable_decay", "decay_share": 0.4}
-    assert learning_rate_at(60, **stable) == 1.0
-    assert learning_rate_at(80, **stable) == pytest.approx(0.5)
-    assert learning_rate_at(100, **stable) == 0.0
+    linear = make_schedule("linear", length=100)
+    assert linear.learning_rate(0, 0.0) == pytest.approx(0.2)
+    assert linear.learning_rate(9, 0.0) == linear.learning_rate(10, 0.0) == 2.0
+    assert linear.learning_rate(55, 0.0) == pytest.approx(1.0)
+    stable = make_schedule("stable_decay", length=100)
+    assert stable.learning_rate(60, 0.0) == 2.0
+    assert stable.learning_rate(80, 0.0) == pytest.approx(1.0)
+    assert stable.learning_rate(100, 0.0) == 0.0
+
+
+def test_a_clock_sets_the_length_where_it_ends_first() -> None:
+    # After 20 updates in 10 seconds a budget of 50 seconds holds 100.
+    by_clock = make_schedule("linear", length=0, max_seconds=50.0)
+    by_number = make_schedule("linear", length=100)
+    assert by_clock.learning_rate(20, 10.0) == by_number.learning_rate(20, 10.0)
+    assert by_clock.is_over(20, 50.0) and not by_clock.is_over(20, 49.9)
+    both = make_schedule("linear", length=60, max_seconds=50.0)
+    assert both.learning_rate(20, 10.0) == make_schedule("linear", length=60).learning_rate(20, 0)
 
 
 @given(st.floats(0, 1), st.integers(1, 500), st.integers(0, 50), st.floats(0.01, 1))
 def test_rates_lie_between_zero_and_the_peak(
     place: float, length: int, warmup: int, share: float
 ) -> None:
-    for schedule in ("linear", "stable_decay"):
-        rate = learning_rate_at(
-            place * length,
-            num_steps=length,
-            warmup_steps=warmup,
-            schedule=schedule,
-            decay_share=share,
-            peak=3.0,
-        )
-        assert 0 <= rate <= 3.0
+    for name in ("linear", "stable_decay"):
+        schedule = make_schedule(name, length=length, warmup_steps=warmup, decay_share=share)
+        assert 0 <= schedule.learning_rate(place * length, 0.0) <= 2.0

@@ -48,7 +48,7 @@ from bert_pretrain.evaluation.label_efficiency import (
 from bert_pretrain.evaluation.label_efficiency_arms import ARMS, CurveTask, make_arm
 from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.hardware import describe_run
-from bert_pretrain.models.positions import describe_excess
+from bert_pretrain.models.loading import describe_excess
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
