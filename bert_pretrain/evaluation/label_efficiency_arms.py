@@ -65,15 +65,6 @@ class CurveTask:
         return labels
 
 
-def make_arm(name: str, task: CurveTask) -> Arm:
-    """Return an arm of `ARMS`, with its model read.
-
-    Raises:
-        InputError: the weights cannot be used.
-    """
-    return _MAKERS[name](task)
-
-
 def probe_arm(features: Features, labels: Labels, test_features: Features) -> Arm:
     """Return the arm that fits logistic regression on features (N, D), (M, D); see `fit_probe`."""
 
@@ -193,9 +184,12 @@ def _pixel_rows(rows: LabelledDataset) -> NDArray[np.float32]:
     return rows.pixels.reshape(len(rows), -1).astype(np.float32) / np.float32(255)
 
 
-_MAKERS: dict[str, Callable[[CurveTask], Arm]] = {
-    "fine_tuned": partial(_trained, from_scratch=False),
-    "frozen_probe": _frozen,
-    "from_scratch": partial(_trained, from_scratch=True),
-    "floor": _floor,
-}
+def make_arm(name: str, task: CurveTask) -> Arm:
+    """Return an arm of `ARMS`, with its model read, or raise `InputError` if it cannot be used."""
+    makers: dict[str, Callable[[CurveTask], Arm]] = {
+        "fine_tuned": partial(_trained, from_scratch=False),
+        "frozen_probe": _frozen,
+        "from_scratch": partial(_trained, from_scratch=True),
+        "floor": _floor,
+    }
+    return makers[name](task)

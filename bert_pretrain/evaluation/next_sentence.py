@@ -25,12 +25,7 @@ NUM_BINS = 10
 class CalibrationBin(NamedTuple):
     """Pairs whose confidence lies in [lower, upper), of the last bin in [lower, upper].
 
-    Attributes:
-        lower: edge.
-        upper: edge.
-        num_pairs: how many there are.
-        confidence: their mean confidence; None for an empty bin.
-        accuracy: share of them judged right; None for an empty bin.
+    `confidence` is their mean, `accuracy` the share judged right; None where there is no pair.
     """
 
     lower: float

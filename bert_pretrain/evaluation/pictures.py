@@ -119,11 +119,8 @@ def embedding_map(
         _scatter(panel, points, None if labels is None else labels[shown], label_names)
         panel.set(title=title, xticks=[], yticks=[])
     axes[0].set(xlabel=names[0], ylabel=names[1])
-    handles, names = axes[-1].get_legend_handles_labels()
-    if handles:
-        axes[-1].legend(
-            handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3
-        )
+    if axes[-1].get_legend_handles_labels()[0]:
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3)
     if len(shown) < len(embeddings):
         figure.suptitle(f"{len(shown):,} of {len(embeddings):,} embeddings", fontsize=9)
     _save(figure, path)

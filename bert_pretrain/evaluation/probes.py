@@ -34,13 +34,11 @@ _MAX_ITERATIONS = 500
 
 @dataclass(frozen=True)
 class KnnResult:
-    """What k nearest neighbours got right.
+    """The share of queries that k nearest neighbours classified right, and its Wilson interval.
 
     Attributes:
-        accuracy: share of queries classified right, in [0, 1].
-        interval: its Wilson 95 % interval.
         k: neighbours that voted: `requested_k`, or the whole bank where that is smaller.
-        predictions: int64 (M,), the predicted labels.
+        predictions: the predicted labels, int (M,).
     """
 
     accuracy: float
@@ -53,15 +51,13 @@ class KnnResult:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a linear classifier got right.
+    """The share of test rows that a linear classifier got right, and its Wilson interval.
 
     Attributes:
-        accuracy: share of test rows classified right, in [0, 1].
-        interval: its Wilson 95 % interval.
         C: inverse strength of the squared penalty, as scikit-learn counts it.
         validation_accuracy: at that C, on training rows held out; None if there were none.
         has_converged: False if the fit on all training rows ran out of iterations.
-        predictions: int64 (M,), the predicted labels.
+        predictions: the predicted labels, int (M,).
     """
 
     accuracy: float

@@ -17,6 +17,7 @@ A sentence of n tokens needs n forward passes. Five savings make them cheap; all
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -60,13 +61,13 @@ class EncodedSentence(NamedTuple):
 
 
 class _Targets(NamedTuple):
-    """M tokens to score: rows with masks, int64 (M, L); all else of each token, (M,)."""
+    """M tokens to score: rows with masks, int64 (M, L); all else int64 (M,), variants 0 or 1."""
 
     rows: NDArray[np.int64]
     positions: NDArray[np.int64]
     token_ids: NDArray[np.int64]
     sentences: NDArray[np.int64]
-    is_within_word: NDArray[np.bool_]
+    variants: NDArray[np.int64]
 
 
 def longest_row(model: PreTrainedModel) -> int:
@@ -80,14 +81,15 @@ def encode_sentences(
     """Tokenise sentences, each with its special tokens; words are the tokenizer's own."""
     encoded = []
     for encoding in tokenizer(list(sentences)).encodings:
-        is_special = np.array(encoding.special_tokens_mask, dtype=bool)
-        words = np.array(
-            [-1 if word is None else word for word in encoding.word_ids], dtype=np.int64
-        )
-        # A token outside all words counts as a word of its own.
-        words = np.where(words < 0, len(words) + np.arange(len(words)), words)
+        own = itertools.count(len(encoding))  # a token outside all words is a word of its own
+        words = [
+            -1 if is_special else next(own) if word is None else word
+            for word, is_special in zip(
+                encoding.word_ids, encoding.special_tokens_mask, strict=True
+            )
+        ]
         encoded.append(
-            EncodedSentence(np.array(encoding.ids, dtype=np.int64), np.where(is_special, -1, words))
+            EncodedSentence(np.array(encoding.ids, dtype=np.int64), np.array(words, dtype=np.int64))
         )
     return encoded
 
@@ -110,29 +112,23 @@ def pseudo_log_likelihoods(
         mask_token_id: id of [MASK].
         bf16: whether to compute in bfloat16; log-probabilities are always of float32.
         tokens_per_batch: of one forward pass.
-
-    Returns:
-        Both variants' sums, in the order of `sentences`.
     """
     read_scores = score_reader(copy.deepcopy(model).to(torch.bfloat16) if bf16 else model)
     identities = [(len(s.words), s.input_ids.tobytes(), s.words.tobytes()) for s in sentences]
     distinct = dict(zip(identities, sentences, strict=True))
     keys = sorted(distinct)  # by length first
     totals = np.zeros((2, len(keys)))
-    for first, targets in _targets([distinct[key] for key in keys], mask_token_id):
+    for targets in _targets([distinct[key] for key in keys], mask_token_id):
         log_probabilities = _score_targets(read_scores, targets, model.device, tokens_per_batch)
-        cells = targets.is_within_word.astype(np.int64), first + targets.sentences
-        np.add.at(totals, cells, log_probabilities)
+        np.add.at(totals, (targets.variants, targets.sentences), log_probabilities)
     number = {key: row for row, key in enumerate(keys)}
     order = [number[identity] for identity in identities]
     num_tokens = np.array([(s.words >= 0).sum() for s in sentences], dtype=np.int64)
     return Likelihoods(totals[0, order], totals[1, order], num_tokens)
 
 
-def _targets(
-    sentences: list[EncodedSentence], mask_token_id: int
-) -> Iterator[tuple[int, _Targets]]:
-    """Yield runs of sentences of one length: the number of the first one, and what to score."""
+def _targets(sentences: list[EncodedSentence], mask_token_id: int) -> Iterator[_Targets]:
+    """Yield what to score, a run of sentences of one length at a time."""
     first = 0
     while first < len(sentences):
         length = len(sentences[first].input_ids)
@@ -145,15 +141,12 @@ def _targets(
         same_word = words[sentence] == words[sentence, position][:, None]
         is_masked = np.concatenate([is_target, same_word & (place >= position[:, None])])
         both = np.tile(sentence, 2)
-        yield (
-            first,
-            _Targets(
-                rows=np.where(is_masked, mask_token_id, input_ids[both]),
-                positions=np.tile(position, 2),
-                token_ids=np.tile(input_ids[sentence, position], 2),
-                sentences=both,
-                is_within_word=np.repeat([False, True], len(sentence)),
-            ),
+        yield _Targets(
+            rows=np.where(is_masked, mask_token_id, input_ids[both]),
+            positions=np.tile(position, 2),
+            token_ids=np.tile(input_ids[sentence, position], 2),
+            sentences=first + both,
+            variants=np.repeat([0, 1], len(sentence)),
         )
         first += len(run)
 
@@ -173,9 +166,8 @@ def _score_targets(
         low, high = np.searchsorted(row_of[order], [start, start + size])
         wanted = order[low:high]
         scores = read_scores(batch[:, :-1], batch[:, -1])
-        found[wanted] = _log_probabilities(
-            scores, row_of[wanted] - start, targets.token_ids[wanted]
-        )
+        rows, token_ids = row_of[wanted] - start, targets.token_ids[wanted]
+        found[wanted] = _log_probabilities(scores, rows, token_ids)
     return found
 
 
@@ -183,11 +175,10 @@ def _log_probabilities(
     scores: Tensor, rows: NDArray[np.int64], token_ids: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the log-probability of `token_ids` under the scores (N, V) of `rows` (ascending)."""
-    chunk = (
-        max(1, _SCORES_PER_CHUNK // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
-    )
+    is_cpu, (num_rows, vocabulary) = scores.device.type == "cpu", scores.shape
+    chunk = max(1, _SCORES_PER_CHUNK // vocabulary) if is_cpu else num_rows
     found = []
-    for start in range(0, len(scores), chunk):
+    for start in range(0, num_rows, chunk):
         low, high = np.searchsorted(rows, [start, start + chunk])
         log_probabilities = scores[start : start + chunk].float().log_softmax(-1)
         found.append(log_probabilities[rows[low:high] - start, token_ids[low:high]])
@@ -256,21 +247,19 @@ def _last_layer(layer: BertLayer, hidden: Tensor, positions: Tensor) -> Tensor:
 def _head_reader(model: PreTrainedModel) -> ReadScores:
     """Return a reader for any architecture: the head gets the states of the wanted position alone.
 
-    A head that does not work position by position gets all positions, as it expects.
+    A head that does not work position by position, which is found by trying, gets all positions.
     """
-    wanted: list[Tensor] = []
-
-    def cut(
-        _module: Module, _arguments: tuple[object, ...], output: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        output["last_hidden_state"] = _at(output["last_hidden_state"], wanted[0])[:, None]
-        return output
 
     def read_all(input_ids: Tensor, positions: Tensor) -> Tensor:
         return _at(model(input_ids=input_ids).logits, positions)
 
     def read_cut(input_ids: Tensor, positions: Tensor) -> Tensor:
-        wanted[:] = [positions]
+        def cut(
+            _module: Module, _arguments: object, output: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
+            output["last_hidden_state"] = _at(output["last_hidden_state"], positions)[:, None]
+            return output
+
         handle = model.base_model.register_forward_hook(cut)
         try:
             scores: Tensor = model(input_ids=input_ids).logits
@@ -278,16 +267,11 @@ def _head_reader(model: PreTrainedModel) -> ReadScores:
             handle.remove()
         return scores[:, 0]
 
-    return read_cut if _head_is_positionwise(model, read_cut, read_all) else read_all
-
-
-def _head_is_positionwise(
-    model: PreTrainedModel, read_cut: ReadScores, read_all: ReadScores
-) -> bool:
-    """Return whether the head gives the same for one position as for all, found by trying."""
     trial = torch.arange(3, 11, device=model.device)[None] % model.config.vocab_size
     place = torch.tensor([4], device=model.device)
     try:
-        return torch.allclose(read_cut(trial, place), read_all(trial, place), rtol=1e-3, atol=1e-3)
+        if torch.allclose(read_cut(trial, place), read_all(trial, place), rtol=1e-3, atol=1e-3):
+            return read_cut
     except (KeyError, TypeError, RuntimeError, ValueError):  # a head that needs all positions
-        return False
+        pass
+    return read_all

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.commands.suites.context import load_next_sentence_model
+from bert_pretrain.commands.suites.context import load_language_model
 from bert_pretrain.evaluation.next_sentence import (
     balanced_rows,
     judge_next_sentences,
@@ -166,7 +166,7 @@ def test_probabilities_are_those_of_stock_transformers_one_pair_at_a_time(models
         store, documents, max_seq_length=48, short_seq_prob=0.0, pair_mode="exact", seed=0, epoch=0
     )
     plan = plan.take(np.arange(0, len(plan), 3))
-    model = load_next_sentence_model(str(models / "both"))
+    model = load_language_model(str(models / "both"), "next-sentence")[0]
     found = random_probabilities(model, tokenizer, store, plan, batch_size=4)
     stock = BertForNextSentencePrediction.from_pretrained(models / "both").eval()
     for (a, b, _), probability in zip(spans(plan), found, strict=True):

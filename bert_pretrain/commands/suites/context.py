@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +30,10 @@ from bert_pretrain.text.tokenizers import load_tokenizer
 
 FLAG_GROUPS = (EvaluateArguments, EvaluationData, EvaluationImages, EvaluationText)
 SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "data_files")
+_AUTO_CLASSES: dict[str, Any] = {
+    "masked-LM": AutoModelForMaskedLM,
+    "next-sentence": AutoModelForNextSentencePrediction,
+}
 
 
 class SuiteResult(NamedTuple):
@@ -97,47 +101,31 @@ def run_flags(model: str) -> dict[str, Any]:
     return {}
 
 
-def load_masked_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_language_model(
+    name: str, head: Literal["masked-LM", "next-sentence"]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load a folder or Hub id in float32, in evaluation mode, on the accelerator if there is one.
 
     Raises:
-        InputError: it is no masked language model of transformers with trained weights and a fast
-            tokenizer.
+        InputError: it is no model of transformers with such a head, trained, and a fast tokenizer
+            that has words.
     """
-    model = _load(AutoModelForMaskedLM, name, "masked-LM head", "pass another `model`")
-    return model, load_word_tokenizer(name)
-
-
-def load_next_sentence_model(name: str) -> PreTrainedModel:
-    """Load a folder or Hub id in float32, in evaluation mode, on the accelerator if there is one.
-
-    Raises:
-        InputError: it has no trained next-sentence head.
-    """
-    advice = "pass another `model`, or leave nsp out of `suite`"
-    return _load(AutoModelForNextSentencePrediction, name, "next-sentence head", advice)
-
-
-def _load(auto_class: Any, name: str, head: str, advice: str) -> PreTrainedModel:
+    advice = "pass another `model`"
+    if head == "next-sentence":
+        advice += ", or leave nsp out of `suite`"
     try:
-        model, loading = auto_class.from_pretrained(
+        model, loading = _AUTO_CLASSES[head].from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         refuse_misnamed_model(name)
         where = "holds no" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a"
         raise InputError(
-            f"{name!r} {where} model of transformers with a {head}", advice=advice
+            f"{name!r} {where} model of transformers with a {head} head", advice=advice
         ) from error
     if loading["missing_keys"]:
         lacking = min(loading["missing_keys"])
-        raise InputError(f"{name!r} has no trained {head} (it lacks {lacking})", advice=advice)
-    loaded: PreTrainedModel = model.eval().to(default_device())
-    return loaded
-
-
-def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a model, or raise `InputError` if there is none or it has no words."""
+        raise InputError(f"{name!r} has no trained {head} head (it lacks {lacking})", advice=advice)
     tokenizer = load_tokenizer(name)
     # For a model without tokenizer files, transformers 5 makes one of its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -145,4 +133,4 @@ def load_word_tokenizer(name: str) -> PreTrainedTokenizerFast:
             f"{name!r} holds no tokenizer with words",
             advice="pass `model` a folder or Hub id with tokenizer.json",
         )
-    return tokenizer
+    return model.eval().to(default_device()), tokenizer

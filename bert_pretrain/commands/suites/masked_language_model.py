@@ -10,11 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bert_pretrain.commands.suites.context import (
-    Evaluation,
-    SuiteResult,
-    load_masked_language_model,
-)
+from bert_pretrain.commands.suites.context import Evaluation, SuiteResult, load_language_model
 from bert_pretrain.data.run_folder import list_checkpoints, read_rows
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
@@ -52,7 +48,7 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
     rows: list[dict[str, Any]] = []
     answers: list[list[int]] = []
     for label, name in reversed(models.items()):
-        model, tokenizer = load_masked_language_model(name)
+        model, tokenizer = load_language_model(name, "masked-LM")
         if given.num_candidates > model.config.vocab_size:
             raise InputError(
                 f"num_candidates is {given.num_candidates:,} but the model knows "
@@ -126,7 +122,7 @@ def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
     """Judge every pair by pseudo-log-likelihood, token by token and within words, by group."""
     files, precision = find_pair_files(evaluation), evaluation.text.mixed_precision
     pairs = [pair for file in files for pair in read_pairs(file)] if files else template_pairs()
-    model, tokenizer = load_masked_language_model(evaluation.model)
+    model, tokenizer = load_language_model(evaluation.model, "masked-LM")
     bf16 = precision == "bf16" or (precision == "auto" and native_precision() == "bf16")
     scores = score_pairs(model, tokenizer, pairs, bf16=bf16)
     groups = [pair.group for pair in pairs]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,7 @@ from bert_pretrain.commands.suites.context import (
     SOURCE_FLAGS,
     Evaluation,
     SuiteResult,
-    load_next_sentence_model,
-    load_word_tokenizer,
+    load_language_model,
 )
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.next_sentence import (
@@ -40,12 +39,6 @@ from bert_pretrain.text.pairs import EpochPlan, plan_epoch, plan_neighbours
 from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
 
 
-class _Text(NamedTuple):
-    corpus: PreparedCorpus
-    documents: NDArray[np.int64]
-    description: str
-
-
 def refuse_untrained_head(evaluation: Evaluation) -> None:
     """Raise `InputError` if the run that wrote the model trained no next-sentence head."""
     if evaluation.run.get("objective") == "mlm":
@@ -59,15 +52,14 @@ def refuse_untrained_head(evaluation: Evaluation) -> None:
 def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     """Judge easy and hard pairs of held-out documents."""
     refuse_untrained_head(evaluation)
-    model = load_next_sentence_model(evaluation.model)
-    tokenizer = load_word_tokenizer(evaluation.model)
-    length = _max_seq_length(evaluation, model, tokenizer)
-    text, seed = _open_text(evaluation, tokenizer), evaluation.seed
-    store, documents = text.corpus.store, text.documents
+    model, tokenizer = load_language_model(evaluation.model, "next-sentence")
+    length, seed = _max_seq_length(evaluation, model, tokenizer), evaluation.seed
+    corpus, documents, which = _open_text(evaluation, tokenizer)
+    store, source = corpus.store, corpus.manifest["source"]["description"]
     hard, num_short = plan_neighbours(store, documents, max_seq_length=length, seed=seed)
     plans = {"easy": _plan_easy(store, documents, length, seed), "hard": hard}
     lines = [
-        text.description,
+        f"{source}: {which}",
         f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  "
         "tokens of B",
     ]
@@ -100,8 +92,8 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
         }
     if not figures:
         raise InputError(
-            f"{text.corpus.manifest['source']['description']} allows no pair of passages of "
-            f"{length} tokens, neither of two documents nor within one",
+            f"{source} allows no pair of passages of {length} tokens, neither of two documents nor "
+            "within one",
             advice="give more text with `data_files`, or lower `max_seq_length`",
         )
     lines += _notes(num_short, len(documents), length)
@@ -143,34 +135,36 @@ def _plan_easy(
         return None
 
 
-def _open_text(evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast) -> _Text:
-    """Open the run's own corpus, or the named text, and choose the documents that are judged."""
+def _open_text(
+    evaluation: Evaluation, tokenizer: PreTrainedTokenizerFast
+) -> tuple[PreparedCorpus, NDArray[np.int64], str]:
+    """Open the run's own corpus, or the named text; say which documents of it are judged."""
     run, given = evaluation.run, evaluation.text
     settings = {name: value for name, value in run.items() if name not in SOURCE_FLAGS}
     settings |= evaluation.source
-    for name in ("text_column", "document_boundary"):
-        if getattr(given, name) is not None:
-            settings[name] = getattr(given, name)
+    for flag in ("text_column", "document_boundary"):
+        if getattr(given, flag) is not None:
+            settings[flag] = getattr(given, flag)
     if (share := evaluation.data.validation_share) is not None:
         if not 0 < share < 0.5:
             raise InputError.out_of_range("validation_share", share, "in (0, 0.5)")
         settings["validation_share"] = share
     fields = {field.name for field in dataclasses.fields(TextSource)}
     text = TextSource(**{name: settings[name] for name in fields & settings.keys()})
-    is_runs_own = bool(run) and all(run.get(name) == getattr(text, name) for name in SOURCE_FLAGS)
-    is_prepared = (Path(text.dataset_name or "") / "manifest.json").is_file()
+    is_runs_own = bool(run) and all(run.get(flag) == getattr(text, flag) for flag in SOURCE_FLAGS)
+    name = text.dataset_name
+    is_prepared = name is not None and (Path(name) / "manifest.json").is_file()
     is_divided = is_runs_own or is_prepared or evaluation.data.validation_share is not None
     # The run's seed, whatever is drawn here: it decides which documents were held out.
     seed = run.get("seed", evaluation.seed)
     corpus = open_corpus(
         text, tokenizer, seed=seed, download=download_corpus, needs_division=is_divided
     )
-    what = corpus.manifest["source"]["description"]
     if is_divided:
-        documents, which = corpus.validation_documents, "the {:,} held-out documents"
-    else:
-        documents, which = np.arange(corpus.store.num_documents), "all {:,} documents"
-    return _Text(corpus, documents, f"{what}: {which.format(len(documents))}")
+        documents = corpus.validation_documents
+        return corpus, documents, f"the {len(documents):,} held-out documents"
+    documents = np.arange(corpus.store.num_documents)
+    return corpus, documents, f"all {len(documents):,} documents"
 
 
 def _notes(num_short: int, num_documents: int, length: int) -> list[str]:
