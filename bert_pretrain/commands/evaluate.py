@@ -65,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--suite", nargs="*", default=[])
         named, others = finder.parse_known_args(arguments)
+        # A model that does not fit is refused with one message; transformers would add a report.
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         # It trains and has flags of its own, so it runs alone.
         if "label_efficiency" in named.suite:
             _measure_curve(named.suite, others)
@@ -105,9 +108,6 @@ def _judge(arguments: Sequence[str]) -> None:
     groups = parse_flags(parser, arguments)
     evaluation = Evaluation(*groups)
     check_evaluation(evaluation.options, evaluation.data, suites=SUITES)
-    # A model that does not fit is refused with one message; transformers would add a report.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     names = list(dict.fromkeys(evaluation.options.suite))
     for name in names:
         if name in _PRECONDITIONS:

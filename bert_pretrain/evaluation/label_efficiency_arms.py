@@ -44,8 +44,8 @@ class CurveTask:
 
     Attributes:
         model: folder or Hub id of the pretrained encoder.
-        splits: `train`, the rows that may be learnt from, and `test`, those that are predicted;
-            both have labels.
+        splits: `train`, the rows that may be learnt from, and `test`, those that are predicted.
+        labels: of the rows that may be learnt from, int (N,).
         recipe: of the arms that train.
         augmentation: of training images: none, crop or crop_flip.
         scratch_folder: for files that a training needs while it runs.
@@ -53,16 +53,10 @@ class CurveTask:
 
     model: str
     splits: Splits
+    labels: Labels
     recipe: FinetuningRecipe
     augmentation: str
     scratch_folder: Path
-
-    @property
-    def labels(self) -> Labels:
-        """The labels of the rows that may be learnt from, int64 (N,)."""
-        labels: Labels | None = self.splits.rows["train"].labels
-        assert labels is not None
-        return labels
 
 
 def probe_arm(features: Features, labels: Labels, test_features: Features) -> Arm:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from bert_pretrain.data.row_files import read_json_lines
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.pseudo_likelihood import (
+    VARIANTS,
     EncodedSentence,
     encode_sentences,
     longest_row,
@@ -27,7 +28,6 @@ from bert_pretrain.evaluation.pseudo_likelihood import (
 )
 from bert_pretrain.evaluation.statistics import Interval, wilson_interval
 
-VARIANTS = ("token", "within_word")
 PAIRS_PER_GROUP = 50  # of our own
 _FIELDS = (("good", "bad", "group"), ("sentence_good", "sentence_bad", "UID"))
 _NUM_TRIALS = 16  # pairs on which the error of bfloat16 is measured
@@ -133,31 +133,31 @@ def score_pairs(
     for number, sentence in enumerate(sentences):
         _check_sentence(sentence, pairs[number // 2], number % 2, tokenizer, longest_row(model))
 
-    def score(
-        rows: NDArray[np.int64], *, bf16: bool
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return sums (2 variants, N, 2 sentences) and numbers of tokens (N, 2)."""
-        chosen = [sentences[2 * row + side] for row in rows for side in (0, 1)]
+    def score(rows: NDArray[np.int64], *, bf16: bool) -> NDArray[np.float64]:
+        """Return sums (2 variants, N, 2 sentences)."""
         found = pseudo_log_likelihoods(
-            model, chosen, mask_token_id=tokenizer.mask_token_id, bf16=bf16
+            model,
+            [sentences[2 * row + side] for row in rows for side in (0, 1)],
+            mask_token_id=tokenizer.mask_token_id,
+            bf16=bf16,
         )
-        sums = np.stack([found.token, found.within_word]).reshape(2, len(rows), 2)
-        return sums, found.num_tokens.reshape(len(rows), 2)
+        return found.reshape(len(VARIANTS), len(rows), 2)
 
-    sums, num_tokens = score(np.arange(len(pairs)), bf16=bf16)
+    sums = score(np.arange(len(pairs)), bf16=bf16)
     is_rescored = np.zeros(len(pairs), dtype=bool)
     error = 0.0
     if bf16:
         trials = np.unique(np.linspace(0, len(pairs) - 1, _NUM_TRIALS).round().astype(np.int64))
-        exact, _ = score(trials, bf16=False)
+        exact = score(trials, bf16=False)
         error = float(np.sqrt(np.square(np.diff(exact - sums[:, trials], axis=2)).mean()))
         is_rescored = (np.abs(np.diff(sums, axis=2)[:, :, 0]) < _SIGMAS * error).any(axis=0)
         is_rescored[trials] = False
         sums[:, trials] = exact
         if is_rescored.any():
-            sums[:, is_rescored], _ = score(np.flatnonzero(is_rescored), bf16=False)
+            sums[:, is_rescored] = score(np.flatnonzero(is_rescored), bf16=False)
         is_rescored[trials] = True
-    return PairScores(sums[:, :, 0], sums[:, :, 1], num_tokens.T, is_rescored, error)
+    num_tokens = np.array([(sentence.words >= 0).sum() for sentence in sentences]).reshape(-1, 2).T
+    return PairScores(sums[:, :, 0], sums[:, :, 1], num_tokens, is_rescored, error)
 
 
 def _check_sentence(

@@ -40,17 +40,10 @@ from bert_pretrain.models.loading import num_positions
 # int64 (N, L), one position per row (N,) -> vocabulary scores there, (N, V)
 ReadScores: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
+VARIANTS = ("token", "within_word")
 TOKENS_PER_BATCH = 2048  # so that the activations of a layer stay near a processor's cache
 _TOKENS_PER_CHUNK = 1 << 22  # of masked rows held at a time
 _SCORES_PER_CHUNK = 1 << 19  # 2 MiB in float32: what a processor's cache holds
-
-
-class Likelihoods(NamedTuple):
-    """Both sums of each sentence in nats, float64 (N,), and its number of tokens, int64 (N,)."""
-
-    token: NDArray[np.float64]
-    within_word: NDArray[np.float64]
-    num_tokens: NDArray[np.int64]
 
 
 class EncodedSentence(NamedTuple):
@@ -102,8 +95,8 @@ def pseudo_log_likelihoods(
     mask_token_id: int,
     bf16: bool = False,
     tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> Likelihoods:
-    """Score sentences with one mask at a time.
+) -> NDArray[np.float64]:
+    """Return both sums of each sentence in nats, float64 (2, N), a row for each of `VARIANTS`.
 
     Args:
         model: a masked language model of transformers in evaluation mode. All five savings are for
@@ -122,9 +115,7 @@ def pseudo_log_likelihoods(
         log_probabilities = _score_targets(read_scores, targets, model.device, tokens_per_batch)
         np.add.at(totals, (targets.variants, targets.sentences), log_probabilities)
     number = {key: row for row, key in enumerate(keys)}
-    order = [number[identity] for identity in identities]
-    num_tokens = np.array([(s.words >= 0).sum() for s in sentences], dtype=np.int64)
-    return Likelihoods(totals[0, order], totals[1, order], num_tokens)
+    return totals[:, [number[identity] for identity in identities]]
 
 
 def _targets(sentences: list[EncodedSentence], mask_token_id: int) -> Iterator[_Targets]:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from transformers import HfArgumentParser
-from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.suites.context import SuiteResult
 from bert_pretrain.config.evaluating import LabelEfficiencyArguments, check_label_efficiency
@@ -37,6 +36,7 @@ from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import FinetuningRecipe
 from bert_pretrain.errors import InputError, spell
+from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
     MeasurementLog,
@@ -78,24 +78,16 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     """Measure, or go on measuring, and write the files.
 
     Raises:
-        InputError: a flag, the model or the data cannot be used; nothing has been written then.
+        InputError: something cannot be used; nothing has been written then.
     """
     curve = options.curve
     check_label_efficiency(curve, arms=ARMS)
     log = MeasurementLog(Path(curve.output_dir))
     log.require(_settings(options))
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     splits = _open_splits(options)
     labels, test_labels = (splits.rows[name].labels for name in ("train", "test"))
     assert labels is not None and test_labels is not None
-    largest = int(np.unique(labels, return_counts=True)[1].max())
-    counts = curve.counts or default_counts(labels)
-    if max(counts) > largest:  # the point would be that of all rows
-        raise InputError(
-            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows",
-            advice="pass all for all of them as `num_labels`",
-        )
+    counts = _counts(curve, labels)
     log.require(
         {"model_revision": _revision(curve.model)}
         | {f"{name}_rows_sha256": labelled_rows_sha256(splits, name) for name in ("train", "test")}
@@ -103,6 +95,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
     task = CurveTask(
         model=curve.model,
         splits=splits,
+        labels=labels,
         recipe=pick(FinetuningRecipe, options.recipe),
         augmentation=options.data.augmentation,
         scratch_folder=log.folder / "trainer.tmp",
@@ -193,6 +186,17 @@ def _open_splits(options: CurveOptions) -> Splits:
         "test": splits.texts[name].subset(places),
     }
     return dataclasses.replace(splits, rows=rows, texts=texts)
+
+
+def _counts(curve: LabelEfficiencyArguments, labels: Labels) -> list[int]:
+    counts = curve.counts or default_counts(labels)
+    largest = int(np.unique(labels, return_counts=True)[1].max())
+    if max(counts) > largest:  # the point would be that of all rows
+        raise InputError(
+            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows",
+            advice="pass all for all of them as `num_labels`",
+        )
+    return counts
 
 
 def _print_notes(splits: Splits, overlap: Any) -> None:

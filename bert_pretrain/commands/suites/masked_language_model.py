@@ -15,7 +15,6 @@ from bert_pretrain.data.run_folder import list_checkpoints, read_rows
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
 from bert_pretrain.evaluation.minimal_pairs import (
-    VARIANTS,
     GroupAccuracy,
     MinimalPair,
     PairScores,
@@ -24,7 +23,7 @@ from bert_pretrain.evaluation.minimal_pairs import (
     score_pairs,
     template_pairs,
 )
-from bert_pretrain.evaluation.pseudo_likelihood import longest_row
+from bert_pretrain.evaluation.pseudo_likelihood import VARIANTS, longest_row
 from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.hardware import native_precision
 
