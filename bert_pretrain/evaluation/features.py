@@ -126,8 +126,7 @@ def pca_reconstruction_error(
     usual linear reconstruction, though not the best one.
 
     Args:
-        train_rows: float (N, D) in the space in which the autoencoder's loss is measured, see
-            `normalised_rows`.
+        train_rows: float (N, D) in the space of the autoencoder's loss, see `normalised_rows`.
         test_rows: float (M, D), the same space.
         dimension: of the embedding, at least 1.
         kind: mean over all elements of the squared (`mse`) or the absolute (`l1`) difference.
@@ -191,16 +190,9 @@ def compute_features(
 ) -> list[FeatureSet]:
     """Return the features of an encoder, and those that it has to beat.
 
-    The floors are an encoder of the same configuration before any training, the pixels themselves,
-    and as many of their principal components as the embedding has dimensions (fitted on the images
-    learnt from).
-
-    Args:
-        model: folder or Hub id.
-        images: what to embed.
-        preprocessing: the model's.
-        batch_size: images of one forward pass.
-        seed: of the untrained encoder.
+    The floors are an encoder of the same configuration before any training (drawn with `seed`), the
+    pixels themselves, and as many of their principal components as the embedding has dimensions
+    (fitted on the images learnt from). `model` is a folder or Hub id.
 
     Raises:
         InputError: the model is no image encoder, does not fit the images, or gives embeddings that

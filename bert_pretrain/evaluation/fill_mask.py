@@ -6,6 +6,7 @@ leave. During training the table shows what is learnt: the distribution sharpens
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,13 +112,11 @@ def _scores(model: PreTrainedModel, probe: Probe) -> Tensor:
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Lay rows of `fill_mask` out as text: a line per sentence, below it a line per hidden word."""
     lines = []
-    sentence = None
-    for row in rows:
-        if row["sentence"] != sentence:
-            sentence = row["sentence"]
-            lines.append(f"  {sentence}")
-        original = f"{row['original']} {row['probability']:.3f}"
-        lines.append(f"    {original:<20} entropy {row['entropy']:5.2f} |  {_words(row)}")
+    for sentence, group in itertools.groupby(rows, key=lambda row: row["sentence"]):
+        lines.append(f"  {sentence}")
+        for row in group:
+            original = f"{row['original']} {row['probability']:.3f}"
+            lines.append(f"    {original:<20} entropy {row['entropy']:5.2f} |  {_words(row)}")
     return "\n".join(lines)
 
 

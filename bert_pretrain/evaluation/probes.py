@@ -155,12 +155,8 @@ def linear_probe(
 ) -> ProbeResult:
     """Classify by multinomial logistic regression on standardised features; see `fit_probe`.
 
-    Args:
-        train_features: float (N, D).
-        train_labels: int (N,), at least two classes.
-        test_features: float (M, D).
-        test_labels: int (M,).
-        seed: of the rows held out to choose C.
+    Features are float (N, D) and (M, D), labels int. The seed is that of the rows held out to
+    choose C.
 
     Raises:
         InputError: the training labels are all the same.
