@@ -108,9 +108,9 @@ def embedding_map(
         rows = np.hstack([rows, np.zeros_like(rows)])
     # Embeddings that are all equal have no principal components.
     has_collapsed = np.allclose(rows, rows[0])
-    principal = np.zeros((len(rows), 2)), ["", ""]
-    components, names = principal if has_collapsed else _principal_components(rows, seed)
-    maps = {"PCA": components}
+    maps, axis_names = {"PCA": np.zeros((len(rows), 2))}, ["", ""]
+    if not has_collapsed:
+        maps["PCA"], axis_names = _principal_components(rows, seed)
     if method == "tsne":
         maps["t-SNE"] = _tsne(rows, "random" if has_collapsed else "pca", seed)
     figure = _figure((len(maps) + 0.3) * _MAP_INCHES, _MAP_INCHES)
@@ -118,7 +118,7 @@ def embedding_map(
     for panel, (title, points) in zip(axes, maps.items(), strict=True):
         _scatter(panel, points, None if labels is None else labels[shown], label_names)
         panel.set(title=title, xticks=[], yticks=[])
-    axes[0].set(xlabel=names[0], ylabel=names[1])
+    axes[0].set(xlabel=axis_names[0], ylabel=axis_names[1])
     if axes[-1].get_legend_handles_labels()[0]:
         axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3)
     if len(shown) < len(embeddings):

@@ -166,8 +166,8 @@ def _log_probabilities(
     scores: Tensor, rows: NDArray[np.int64], token_ids: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the log-probability of `token_ids` under the scores (N, V) of `rows` (ascending)."""
-    is_cpu, (num_rows, vocabulary) = scores.device.type == "cpu", scores.shape
-    chunk = max(1, _SCORES_PER_CHUNK // vocabulary) if is_cpu else num_rows
+    num_rows, vocabulary = scores.shape
+    chunk = max(1, _SCORES_PER_CHUNK // vocabulary) if scores.device.type == "cpu" else num_rows
     found = []
     for start in range(0, num_rows, chunk):
         low, high = np.searchsorted(rows, [start, start + chunk])

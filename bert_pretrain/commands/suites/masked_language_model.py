@@ -66,7 +66,8 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
         found = fill_mask(model, tokenizer, probes, num_candidates=given.num_candidates)
         rows = [{"model": label} | row for row in found] + rows
     entropies = [row["entropy"] for row in rows if row["model"] == next(reversed(models))]
-    text, recorded = format_over_time(rows), list[dict[str, Any]]()
+    text = format_over_time(rows)
+    recorded: list[dict[str, Any]] = []
     if not given.sentences and (run / "fill_mask.jsonl").is_file():
         recorded = [
             {"model": f"step-{row['step']:06d}"} | row for row in read_rows(run / "fill_mask.jsonl")

