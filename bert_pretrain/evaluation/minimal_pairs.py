@@ -150,7 +150,7 @@ def score_pairs(
         trials = np.unique(np.linspace(0, len(pairs) - 1, _NUM_TRIALS).round().astype(np.int64))
         exact = score(trials, bf16=False)
         error = float(np.sqrt(np.square(np.diff(exact - sums[:, trials], axis=2)).mean()))
-        is_rescored = (np.abs(np.diff(sums, axis=2)[:, :, 0]) < _SIGMAS * error).any(axis=0)
+        is_rescored |= (np.abs(np.diff(sums, axis=2)[:, :, 0]) < _SIGMAS * error).any(axis=0)
         is_rescored[trials] = False
         sums[:, trials] = exact
         if is_rescored.any():

@@ -108,7 +108,8 @@ def embedding_map(
         rows = np.hstack([rows, np.zeros_like(rows)])
     # Embeddings that are all equal have no principal components.
     has_collapsed = np.allclose(rows, rows[0])
-    maps, axis_names = {"PCA": np.zeros((len(rows), 2))}, ["", ""]
+    maps: dict[str, NDArray[np.floating[Any]]] = {"PCA": np.zeros((len(rows), 2))}
+    axis_names = ["", ""]
     if not has_collapsed:
         maps["PCA"], axis_names = _principal_components(rows, seed)
     if method == "tsne":
@@ -201,7 +202,8 @@ def _scatter(
     points, labels = points[labels >= 0], labels[labels >= 0]
     classes = np.unique(labels)
     if len(classes) > _MAX_LEGEND:
-        panel.scatter(*points.T, c=labels, cmap="viridis", **style)
+        x, y = points.T
+        panel.scatter(x, y, c=labels, cmap="viridis", **style)
         return
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for number, label in enumerate(classes.tolist()):
