@@ -141,12 +141,11 @@ def _stacked(kinds: Mapping[str, NDArray[Any]], path: Path) -> None:
     for place, (kind, images) in enumerate(kinds.items()):
         for number, image in enumerate(images):
             block, column = divmod(number, num_columns)
-            _draw(grid[block * len(kinds) + place, column], image)
-        for block in range(num_blocks):
-            panel = grid[block * len(kinds) + place, 0]
-            panel.text(
-                -0.1, 0.5, kind, transform=panel.transAxes, ha="right", va="center", fontsize=8
-            )
+            panel = grid[block * len(kinds) + place, column]
+            _draw(panel, image)
+            if column == 0:
+                style = {"ha": "right", "va": "center", "fontsize": 8}
+                panel.text(-0.1, 0.5, kind, transform=panel.transAxes, **style)
     _save(figure, path)
 
 
