@@ -93,6 +93,13 @@ def test_every_command_and_script_that_is_named_exists() -> None:
         assert (ROOT / script).is_file(), script
 
 
+def test_the_picture_of_the_house_has_every_room() -> None:
+    picture = README[README.index("    bert_pretrain/\n") :].split("\n\n")[0]
+    shown = re.findall(r"^      (\w+)/ ", picture, flags=re.MULTILINE)
+    rooms = [path.parent.name for path in (ROOT / "bert_pretrain").glob("*/__init__.py")]
+    assert sorted(shown) == sorted(rooms)
+
+
 @pytest.mark.slow
 def test_the_chain_for_own_text_runs(tmp_path: Path) -> None:
     (block,) = [block for block in BLOCKS if "bert-pretrain prepare" in block]
