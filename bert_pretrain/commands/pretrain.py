@@ -49,10 +49,12 @@ from bert_pretrain.training.trainer import Intervals, Trainer
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Pretrain as the command line says; returns the exit status."""
+    # run_pretraining.py gives no arguments, `bert-pretrain pretrain` does.
+    prog = "run_pretraining.py" if arguments is None else "bert-pretrain pretrain"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     reporting = reporting_input_errors(debug="--debug" in arguments)
     with reporting, contextlib.ExitStack() as stack:
-        config = parse_config(arguments, prog="run_pretraining.py")
+        config = parse_config(arguments, prog=prog)
         run_dir, resume_from = Path(config.run.output_dir), config.run.resume_from_checkpoint
         fetch = download_checkpoint if is_hub_checkpoint(resume_from or "") else None
         checkpoint = claim_run_dir(run_dir, resume_from, fetch=fetch)

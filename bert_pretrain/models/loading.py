@@ -122,14 +122,11 @@ def _read_config(name: str, *, parameter: str) -> BertConfig:
         refuse_misnamed_model(
             name, parameter=parameter, sizes=SIZES if parameter == "config_name" else ()
         )
-        where = (
-            "has no usable config.json"
-            if Path(name).is_dir()
-            else "is neither a folder nor found on the Hub"
-        )
+        is_folder = Path(name).is_dir()
+        where = "has no usable config.json" if is_folder else "is neither a folder nor on the Hub"
+        sizes = f", or one of {', '.join(SIZES)}" if parameter == "config_name" else ""
         raise InputError(
-            f"{name!r} {where}; pass `{parameter}` a BERT folder or Hub id"
-            + (f", or one of {', '.join(SIZES)}" if parameter == "config_name" else "")
+            f"{name!r} {where}", advice=f"pass `{parameter}` a BERT folder or Hub id{sizes}"
         ) from error
     if config.model_type != "bert":
         raise InputError(

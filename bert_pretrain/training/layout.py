@@ -53,7 +53,7 @@ def divide_rows(
     accumulation = accumulation or needed
     if accumulation < needed:
         raise InputError(
-            f"`gradient_accumulation_steps` is {accumulation}, so that {num_processes} processes "
+            f"`gradient_accumulation_steps` (or the launcher's) is {accumulation}, so that {num_processes} processes "
             f"would compute {-(-global_batch_size // (accumulation * num_processes))} rows at "
             f"once, but `per_device_train_batch_size` allows {per_device}",
             advice=f"pass `gradient_accumulation_steps` {needed} or leave it out, or raise "

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import check_creatable, write_json
 from bert_pretrain.data.locks import LOCK_FILE
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, spell
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state
 from bert_pretrain.training.trainer import Trainer
@@ -116,19 +116,22 @@ def fingerprint(
         noted: what may change, but not in silence.
         model_config: of the model in training, which must be equal too.
     """
-    model = _without_origin(json.loads(model_config.to_json_string(use_diff=False)))
+    model = _without_bookkeeping(json.loads(model_config.to_json_string(use_diff=False)))
     return {"defining": defining, "noted": noted, "model": model}
 
 
-def _without_origin(config: Any) -> Any:
-    """Return a configuration without the paths that it and its parts were read from.
+# What a configuration says of its file, not of its model; a path is nobody else's business.
+_BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "transformers_version")
 
-    They do not change the model, and nobody else should see them.
-    """
+
+def _without_bookkeeping(config: Any) -> Any:
+    """Return a configuration, and its parts, without what does not change the model."""
     if not isinstance(config, dict):
         return config
     return {
-        name: _without_origin(value) for name, value in config.items() if name != "_name_or_path"
+        name: _without_bookkeeping(value)
+        for name, value in config.items()
+        if name not in _BOOKKEEPING
     }
 
 
@@ -137,27 +140,58 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
 
     Raises:
         InputError: the checkpoint is damaged, of another model, or of a run with other defining
-            flags.
+            flags or data.
     """
     state = read_state(checkpoint)
     theirs, ours = state["fingerprint"], trainer.fingerprint
-    details = [_differences(theirs["defining"], ours["defining"])]
-    if model_details := _differences(theirs["model"], ours["model"]):
-        details.append(f"it is a checkpoint of another model ({model_details})")
-    if any(details):
+    changed = _differences(theirs["defining"], ours["defining"])
+    if "objective" in changed:  # it explains all others
+        changed = {"objective": changed["objective"]}
+    details = list(changed.values())
+    models = (_flat(theirs["model"]), _flat(ours["model"]))
+    if model := list(_differences(*models, is_flags=False).values()):
+        more = f" and {len(model) - 3} more" if len(model) > 3 else ""
+        details.append(f"it is a checkpoint of another model ({', '.join(model[:3])}{more})")
+    if details:
         raise InputError(
-            f"{checkpoint} cannot be continued with these flags: "
-            f"{'; '.join(filter(None, details))}. Pass the flags of that run (its run.json has "
-            "them), or another `resume_from_checkpoint`"
+            f"{checkpoint} cannot be continued with these flags: {'; '.join(details)}",
+            advice="pass the flags of that run (its run.json has them), or another "
+            "`resume_from_checkpoint`",
         )
     trainer.load_checkpoint(checkpoint, state)
     trainer.accelerator.print(f"continuing from {checkpoint} after {trainer.step:,} updates")
-    if changed := _differences(theirs.get("noted", {}), ours["noted"]):
+    if noted := _differences(theirs.get("noted", {}), ours["noted"]):
+        listed = spell(", ".join(noted.values()))
         trainer.accelerator.print(
-            f"NOTE: from here on the run differs from an uninterrupted one: {changed}"
+            f"NOTE: from here on the run differs from an uninterrupted one: {listed}"
         )
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    names = [name for name in ours if theirs.get(name) != ours[name]]
-    return ", ".join(f"{name} was {theirs.get(name)!r}, is {ours[name]!r}" for name in names)
+def _differences(
+    theirs: dict[str, Any], ours: dict[str, Any], *, is_flags: bool = True
+) -> dict[str, str]:
+    """Return a sentence for each value that is not as it was, by its name."""
+    found = {}
+    for name in ours:
+        if theirs.get(name) == ours[name]:
+            continue
+        shown = f"`{name}`" if is_flags else name
+        found[name] = f"{shown} was {theirs.get(name)!r}, is {ours[name]!r}"
+        if name in ("corpus", "images"):  # their keys are hashes, which tell a reader nothing
+            found[name] = (
+                f"its {name} {'is' if name == 'corpus' else 'are'} not that run's: other data, or "
+                "read, divided or tokenised otherwise (`data_files`, `dataset_name`, "
+                "`validation_share`, `tokenizer_name`, ...)"
+            )
+    return found
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested configuration as one dict, with names such as encoder.hidden_size."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -208,7 +208,7 @@ def test_a_changed_rate_is_allowed_on_resuming_and_said(
     shutil.rmtree(folder / "out/checkpoints/step-000004")
     capfd.readouterr()
     pretrain(folder, *flags, "--learning_rate", "1e-4", "--resume_from_checkpoint", "latest")
-    assert "learning_rate was 0.0015, is 0.0001" in capfd.readouterr().out
+    assert "--learning_rate was 0.0015, is 0.0001" in capfd.readouterr().out
 
 
 def test_tensorboard_gets_both_curves(folder: Path) -> None:
