@@ -25,6 +25,7 @@ from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
 from bert_pretrain.config.resuming import flags_to_compare
 from bert_pretrain.data.atomic import make_folder
 from bert_pretrain.data.locks import held
+from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.download import download_checkpoint, is_hub_checkpoint
@@ -222,6 +223,11 @@ def batch_layout(config: PretrainingConfig, num_processes: int) -> BatchLayout:
         accumulation=optimization.gradient_accumulation_steps or launched_accumulation(),
         num_processes=num_processes,
     )
+    if config.run.objective == "contrastive" and global_batch_size // num_micro_batches < 2:
+        raise InputError(
+            "an image would meet no other one: the forward passes have a single row",
+            advice="raise `per_device_train_batch_size` or `global_batch_size`",
+        )
     return BatchLayout(
         global_batch_size=global_batch_size,
         num_micro_batches=num_micro_batches,

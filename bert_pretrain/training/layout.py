@@ -53,9 +53,10 @@ def divide_rows(
     accumulation = accumulation or needed
     if accumulation < needed:
         raise InputError(
-            f"`gradient_accumulation_steps` (or the launcher's) is {accumulation}, so that {num_processes} processes "
-            f"would compute {-(-global_batch_size // (accumulation * num_processes))} rows at "
-            f"once, but `per_device_train_batch_size` allows {per_device}",
+            f"`gradient_accumulation_steps` (or the launcher's) is {accumulation}, so that each of "
+            f"{num_processes} process(es) would compute "
+            f"{-(-global_batch_size // (accumulation * num_processes))} rows at once, but "
+            f"`per_device_train_batch_size` allows {per_device}",
             advice=f"pass `gradient_accumulation_steps` {needed} or leave it out, or raise "
             "`per_device_train_batch_size`",
             parameter="gradient_accumulation_steps",
