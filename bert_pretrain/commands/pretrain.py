@@ -21,8 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_task
-from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
-from bert_pretrain.config.resuming import flags_to_compare
+from bert_pretrain.config.pretraining import PretrainingConfig, flags_to_compare, parse_config
 from bert_pretrain.data.atomic import make_folder
 from bert_pretrain.data.locks import held
 from bert_pretrain.hardware import cpu_threads, native_precision

@@ -5,6 +5,7 @@ from __future__ import annotations
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.models.loading import build_bert
 from bert_pretrain.objectives.bert import (
@@ -32,7 +33,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
     )
     corpus = open_corpus(
-        config.values_of(TextSource),
+        pick(TextSource, data, text),
         tokenizer,
         seed=seed,
         download=download_corpus,

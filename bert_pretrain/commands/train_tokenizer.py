@@ -12,8 +12,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.config.checks import check_source
-from bert_pretrain.config.flags import at_least, flag, flags, parse_flags, pick
+from bert_pretrain.config.flags import at_least, check_source, flag, flags, parse_flags, pick
 from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import TextSource, open_documents

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.checks import check_repo_id
-from bert_pretrain.config.flags import above, at_least, between, flag, flags
+from bert_pretrain.config.flags import above, at_least, between, check_repo_id, flag, flags
 from bert_pretrain.errors import InputError
 
 
