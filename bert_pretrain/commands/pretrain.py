@@ -23,7 +23,7 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_task
 from bert_pretrain.config.pretraining import PretrainingConfig, flags_to_compare, parse_config
 from bert_pretrain.data.atomic import make_folder
-from bert_pretrain.data.locks import held
+from bert_pretrain.data.run_folder import held
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.download import download_checkpoint, is_hub_checkpoint

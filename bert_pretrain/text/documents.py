@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from bert_pretrain.data.files import existing_files, is_saved_dataset
+from bert_pretrain.data.names import existing_files, is_saved_dataset
 from bert_pretrain.data.row_files import (
     file_kind,
     is_unicode,

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import check_creatable, write_json
-from bert_pretrain.data.locks import LOCK_FILE
+from bert_pretrain.data.run_folder import LOCK_FILE
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state
