@@ -20,7 +20,7 @@ from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus
-from bert_pretrain.text.pairs import pair_mode_for
+from bert_pretrain.text.pairs import PairMode
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 
@@ -47,7 +47,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         mask_token_id=tokenizer.mask_token_id,
         ordinary_ids=ordinary_token_ids(tokenizer),
     )
-    pair_mode = pair_mode_for(config.run.objective, text.pair_mode)
+    pair_mode: PairMode = text.pair_mode if config.run.objective == "mlm_nsp" else "none"
     training, held_out = text_rows(
         corpus,
         tokenizer,

@@ -1,9 +1,8 @@
 """Plan the sentence pairs of an epoch: the tokens of A and B of every row, and its label.
 
-A `TokenStore` enters; an `EpochPlan` leaves, which holds token positions in training order. No
-token is read here; the collator reads them when it makes a batch. A plan is a pure function of the
-corpus, the settings, the seed and the epoch: every process computes the same one, and every epoch
-has new pairs.
+A plan is a pure function of the corpus, the settings, the seed and the epoch: every process
+computes the same one, and every epoch has new pairs. No token is read here; the collator reads
+them when it makes a batch.
 
 Why `exact` pairs are exact
 ---------------------------
@@ -80,24 +79,17 @@ class EpochPlan:
 
     @classmethod
     def of(
-        cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], *, num_unpaired: int = 0
+        cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], num_unpaired: int
     ) -> EpochPlan:
         """Return the plan of some columns in an order, int64 (N,)."""
-        a_start, a_length, b_start, b_length, label = (column[order] for column in columns)
-        lengths = a_length.astype(np.int32), b_length.astype(np.int32)
-        return cls(a_start, lengths[0], b_start, lengths[1], label.astype(np.int8), num_unpaired)
+        dtypes = (np.int64, np.int32, np.int64, np.int32, np.int8)
+        typed = (column[order].astype(dtype) for column, dtype in zip(columns, dtypes, strict=True))
+        return cls(*typed, num_unpaired)
 
     def take(self, rows: NDArray[np.int64]) -> EpochPlan:
         """Return the given rows, in that order, as a small plan to send to a worker process."""
         columns = (self.a_start, self.a_length, self.b_start, self.b_length)
-        return EpochPlan.of(
-            (*columns, self.next_sentence_label), rows, num_unpaired=self.num_unpaired
-        )
-
-
-def pair_mode_for(objective: str, pair_mode: PairMode) -> PairMode:
-    """Return how pairs are drawn for an objective: not at all for masked words alone."""
-    return pair_mode if objective == "mlm_nsp" else "none"
+        return EpochPlan.of((*columns, self.next_sentence_label), rows, self.num_unpaired)
 
 
 def plan_epoch(
@@ -121,7 +113,7 @@ def plan_epoch(
         pair_mode: `exact`: matched pairs, see the module. `google`: the published algorithm.
             `none`: single segments for masked-language modelling alone.
         seed: of the run.
-        epoch: another epoch has other windows, splits and pairs.
+        epoch: its number.
 
     Returns:
         The plan, never empty.
@@ -149,7 +141,7 @@ def plan_epoch(
         no_pair = np.full(len(windows.document), NO_PAIR)
         columns = (windows.a_start, windows.a_length, windows.b_start, windows.b_length, no_pair)
     order = permutation(len(columns[0]), seed, epoch, Purpose.TRAINING_ORDER)
-    return EpochPlan.of(columns, order, num_unpaired=num_unpaired)
+    return EpochPlan.of(columns, order, num_unpaired)
 
 
 def plan_neighbours(
@@ -163,7 +155,7 @@ def plan_neighbours(
     Args:
         store: the prepared corpus.
         documents: int64 (D,), sorted global indices.
-        max_seq_length: tokens of a row with its three special tokens, at least 8.
+        max_seq_length: as for `plan_epoch`.
         seed: of windows and coins.
 
     Returns:
@@ -179,7 +171,7 @@ def plan_neighbours(
     windows.b_length[first] = np.minimum(windows.b_length[first], room[first])
     columns = _keep_or_swap(store, windows, first, first + 1, settings)
     order = np.argsort(columns[0], kind="stable")
-    plan = EpochPlan.of(columns, order, num_unpaired=len(windows.document) - len(order))
+    plan = EpochPlan.of(columns, order, len(windows.document) - len(order))
     used = np.unique(windows.document[np.searchsorted(windows.a_start, plan.a_start)])
     return plan, len(documents) - len(used)
 
@@ -196,11 +188,7 @@ def _every_second(is_followed: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _exact_pairs(
     store: TokenStore, windows: Windows, settings: EpochSettings, *, num_documents: int
 ) -> Columns:
-    """Return the columns of a plan in which partners come from different documents.
-
-    Raises:
-        InputError: no window has a partner.
-    """
+    """Return the columns of a plan in which partners come from different documents."""
     num_usable = len(np.unique(windows.document))
     if num_usable < 2:
         raise InputError(
@@ -209,7 +197,7 @@ def _exact_pairs(
             advice="put a blank line between the documents of a text file (`document_boundary`), "
             "or train without pairs: `objective` mlm",
         )
-    first, second = _match_partners(windows, seed=settings.seed, epoch=settings.epoch)
+    first, second = _match_partners(windows, settings)
     columns = _keep_or_swap(store, windows, first, second, settings)
     if len(columns[0]) == 0:
         raise InputError(
@@ -230,9 +218,7 @@ def _keep_or_swap(
 ) -> Columns:
     """Let partners, int64 rows (P,) of windows, keep or swap their Bs, cut to a common length.
 
-    Returns:
-        The columns of the first partners, then of the second. Pairs whose Bs have no common length
-        are left out.
+    Pairs whose Bs have no common length are left out.
     """
     length = _common_length(store, windows, first, second)
     kept = length > 0
@@ -252,7 +238,7 @@ def _keep_or_swap(
 
 
 def _match_partners(
-    windows: Windows, *, seed: int, epoch: int
+    windows: Windows, settings: EpochSettings
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Match windows of different documents whose Bs are alike in length and in how they end.
 
@@ -265,8 +251,9 @@ def _match_partners(
     Returns:
         int64 rows of the first and of the second partner of each pair; no row occurs twice.
     """
-    tie = hash_uint64(seed, epoch, Purpose.MATCH_TIE, windows.document, windows.index)
-    rank = hash_uint64(seed, epoch, Purpose.DOCUMENT_RANK, windows.document)
+    keys = (settings.seed, settings.epoch)
+    tie = hash_uint64(*keys, Purpose.MATCH_TIE, windows.document, windows.index)
+    rank = hash_uint64(*keys, Purpose.DOCUMENT_RANK, windows.document)
     rest = np.lexsort((tie, windows.b_length, windows.ends_sentence))
     block_size = int(np.clip(len(rest) // 64, 8, 256))
     matches = [np.zeros((2, 0), dtype=np.int64)]
