@@ -1,7 +1,7 @@
 """Raw text: where documents come from, and how they are split into sentences.
 
-The name of a source enters; documents (`str`, paragraphs separated by newlines) leave, one at a
-time, so that no corpus is ever held in memory.
+A document is a `str`, its paragraphs separated by newlines. Documents are read one at a time, so
+that no corpus is ever held in memory.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ class TextSource:
         dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
             `datasets`, or a data set on the Hub or in a local folder; for `open_corpus` also a
             prepared corpus. None = `docs`, unless there are `data_files`.
-        dataset_config_name: configuration of that data set.
-        dataset_split: its split.
         data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst,
             in place of a data set.
         text_column: column that holds the text; a row is a document.
@@ -97,12 +95,11 @@ class DocumentSource:
         for text in self.read():
             if not isinstance(text, str) or not is_unicode(text):
                 self.skipped["not text"] += 1
-                continue
-            if not text.strip():
+            elif not text.strip():
                 self.skipped["empty"] += 1
-                continue
-            is_empty = False
-            yield text
+            else:
+                is_empty = False
+                yield text
         if is_empty:
             raise InputError(
                 f"{self.description} holds no text",
@@ -119,12 +116,11 @@ def open_documents(text: TextSource) -> DocumentSource:
     """
     if text.data_files:
         return _open_files(text.data_files, text.text_column, text.document_boundary)
-    if text.dataset_name in (None, "docs"):
-        description = "docs: the documentation inside this Python"
-        return DocumentSource(
-            description, embedded_key(), lambda: iter(embedded_documents()), language="en"
-        )
-    return _open_dataset(text)
+    if text.dataset_name not in (None, "docs"):
+        return _open_dataset(text)
+    description = "docs: the documentation inside this Python"
+    key = embedded_key()
+    return DocumentSource(description, key, lambda: iter(embedded_documents()), language="en")
 
 
 def check_language(language: str) -> None:
@@ -149,13 +145,9 @@ def split_sentences(text: str, language: str) -> list[str]:
     from sentencex import segment
 
     check_language(language)
-    return [
-        sentence
-        for paragraph in text.splitlines()
-        if (stripped := paragraph.strip())
-        for piece in segment(language, stripped)
-        if (sentence := piece.strip())
-    ]
+    paragraphs = filter(None, map(str.strip, text.splitlines()))
+    pieces = (piece.strip() for paragraph in paragraphs for piece in segment(language, paragraph))
+    return [sentence for sentence in pieces if sentence]
 
 
 def _open_files(
@@ -255,9 +247,6 @@ def _open_dataset(text: TextSource) -> DocumentSource:
         identity = [Path(file["filename"]).parts[-4:] for file in files]
     else:
         identity = f"{name} {config_name} {dataset.info.version}"
-    described = json.dumps([identity, split, column])
-
-    def read() -> Iterator[str]:
-        return (row[column] for row in dataset.select_columns([column]))
-
-    return DocumentSource(f"{name} ({split})", hashlib.sha256(described.encode()).hexdigest(), read)
+    fingerprint = hashlib.sha256(json.dumps([identity, split, column]).encode()).hexdigest()
+    texts = dataset.select_columns([column])
+    return DocumentSource(f"{name} ({split})", fingerprint, lambda: (row[column] for row in texts))

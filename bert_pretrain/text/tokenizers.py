@@ -36,6 +36,7 @@ def train_wordpiece(
         lowercase: whether to fold case and strip accents (uncased).
         model_max_length: longest row the model will take, in tokens.
         min_frequency: occurrences that a merged pair needs.
+        show_progress: whether to draw a progress bar.
 
     Returns:
         A BERT tokenizer: `[CLS] A [SEP] B [SEP]`, token types 0 up to the first [SEP] and 1 after
