@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from accelerate import Accelerator
-from transformers import PreTrainedModel
 
 from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.models.loading import build_bert
-from bert_pretrain.objectives.bert import (
-    BertExporter,
-    BertMonitor,
-    BertObjective,
-    text_rows,
-)
+from bert_pretrain.objectives.bert import BertExporter, BertMonitor, BertObjective, text_rows
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.publishing.export import trained_length
@@ -59,34 +55,28 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         max_eval_rows=data.max_eval_rows,
     )
 
-    def describe_data() -> str:
-        # Any epoch's plan will do: a resumed run need not make the first one's for it.
-        return data_card(corpus, training.any_plan(), max_seq_length=text.max_seq_length)
-
-    def make_model() -> PreTrainedModel:
-        return build_bert(
-            config_name=model.config_name,
-            model_name_or_path=model.model_name_or_path,
-            tokenizer=tokenizer,
-            max_seq_length=text.max_seq_length,
-            dropout=model.dropout,
-        )
-
-    return Task(
-        BertObjective(
-            training,
-            held_out,
-            make_model,
-            with_pairs=pair_mode != "none",
-            token_counts=corpus.token_counts if is_from_scratch else None,
-        ),
-        BertMonitor(corpus, tokenizer, held_out),
-        BertExporter(
-            tokenizer,
-            describe_data=describe_data,
-            with_nsp=pair_mode != "none",
-            language=text.language or corpus.language,
-            max_seq_length=text.max_seq_length,
-            is_from_scratch=is_from_scratch,
-        ),
+    make_model = partial(
+        build_bert,
+        config_name=model.config_name,
+        model_name_or_path=model.model_name_or_path,
+        tokenizer=tokenizer,
+        max_seq_length=text.max_seq_length,
+        dropout=model.dropout,
     )
+    objective = BertObjective(
+        training,
+        held_out,
+        make_model,
+        with_pairs=pair_mode != "none",
+        token_counts=corpus.token_counts if is_from_scratch else None,
+    )
+    exporter = BertExporter(
+        tokenizer,
+        # Any epoch's plan will do: a resumed run need not make the first one's for it.
+        describe_data=lambda: data_card(corpus, training.any_plan(), text.max_seq_length),
+        with_nsp=pair_mode != "none",
+        language=text.language or corpus.language,
+        max_seq_length=text.max_seq_length,
+        is_from_scratch=is_from_scratch,
+    )
+    return Task(objective, BertMonitor(corpus, tokenizer, held_out), exporter)

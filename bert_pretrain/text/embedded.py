@@ -35,12 +35,7 @@ PACKAGES = re.findall(
     "huggingface_hub safetensors matplotlib PIL kornia pyarrow sympy networkx joblib jinja2 fsspec "
     "aiohttp httpx requests dill multiprocess dateutil regex tqdm yaml psutil",
 )
-_DISTRIBUTIONS = {
-    "sklearn": "scikit-learn",
-    "PIL": "pillow",
-    "dateutil": "python-dateutil",
-    "yaml": "PyYAML",
-}
+_PROJECTS = dict(sklearn="scikit-learn", dateutil="python-dateutil", yaml="PyYAML", PIL="pillow")
 
 MIN_SENTENCES = 2  # a document of one sentence has no next sentence
 _SKIPPED_FOLDERS = re.findall(
@@ -75,7 +70,7 @@ def embedded_key() -> str:
 
 def _version(package: str) -> str:
     try:
-        return metadata.version(_DISTRIBUTIONS.get(package, package))
+        return metadata.version(_PROJECTS.get(package, package))
     except metadata.PackageNotFoundError:
         return "unknown"
 

@@ -81,7 +81,7 @@ def open_corpus(
     return corpus
 
 
-def data_card(corpus: PreparedCorpus, plan: EpochPlan, *, max_seq_length: int) -> str:
+def data_card(corpus: PreparedCorpus, plan: EpochPlan, max_seq_length: int) -> str:
     """Describe a corpus, and the rows that a plan of its training documents makes, as text."""
     manifest = corpus.manifest
     counts = manifest["counts"]
