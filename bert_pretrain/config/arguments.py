@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import SEEDS, above, at_least, between, flag, flags
+from bert_pretrain.config.flags import SEEDS, Range, above, at_least, flag, flags
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
-SHARE = between(0, 1)
-SHARE_BELOW_ONE = between(0, 1, high_included=False)
+SHARE = Range(0, 1)
+SHARE_BELOW_ONE = Range(0, 1, high_included=False)
 
 
 @dataclass
@@ -64,11 +64,9 @@ class DataArguments:
     validation_share: float = flag(
         0.05,
         "Share of documents or images held out for evaluation.",
-        between(0, 0.5, low_included=False, high_included=False),
+        Range(0, 0.5, low_included=False, high_included=False),
     )
-    max_eval_rows: int = flag(
-        2000, "Most held-out rows evaluated, a fixed random subset; 0 = all.", NON_NEGATIVE
-    )
+    max_eval_rows: int = flag(2000, "Evaluated rows at most, drawn once; 0 = all.", NON_NEGATIVE)
     dataloader_num_workers: int = flag(
         0, "Worker processes per process that make batches; 0 = none.", NON_NEGATIVE
     )
@@ -104,7 +102,7 @@ class TextArguments:
         "exact", "How sentence pairs are drawn: unbiased, or as google-research/bert does."
     )
     mlm_probability: float = flag(
-        0.15, "Share of tokens to predict.", between(0, 1, low_included=False, high_included=False)
+        0.15, "Share of tokens to predict.", Range(0, 1, low_included=False, high_included=False)
     )
     mask_replace_prob: float = flag(0.8, "Share of those that become [MASK].", SHARE)
     random_replace_prob: float = flag(0.1, "Share of those that become a random token.", SHARE)
@@ -117,9 +115,7 @@ class ImageArguments:
 
     _argument_group_name: ClassVar[str] = "images"
     image_column: str = flag("image", "Column that holds the images.")
-    label_column: str = flag(
-        "label", "Column of class labels, for evaluation and pictures only; may be absent."
-    )
+    label_column: str = flag("label", "Column of labels, for evaluation and pictures; optional.")
     image_size: int = flag(
         0,
         "Height and width in pixels, by resizing and cropping; 0 = the images' own.",
@@ -185,16 +181,12 @@ class ContrastiveArguments:
     margin: float = flag(1.0, "Alpha of the triplet loss.", POSITIVE)
     distance: Literal["l2", "l2_squared", "cosine"] = flag("l2", "Distance of the triplet loss.")
     normalize: bool = flag(True, "Scale embeddings to unit length before the triplet loss.")
-    negatives: Literal["random", "semi_hard", "hard", "all"] = flag(
-        "random", "Which other image is e2."
-    )
+    negatives: Literal["random", "semi_hard", "hard", "all"] = flag("random", "Which image is e2.")
     reduction: Literal["mean", "mean_positive"] = flag(
         "mean", "Over all triplets, or those above 0."
     )
     temperature: float = flag(0.5, "Temperature of NT-Xent.", POSITIVE)
-    projection_dim: int = flag(
-        128, "Width of the embedding that the loss sees; 0 = the encoder's own.", NON_NEGATIVE
-    )
+    projection_dim: int = flag(128, "Width that the loss sees; 0 = the encoder's.", NON_NEGATIVE)
 
 
 @dataclass
@@ -202,9 +194,7 @@ class OptimizationArguments:
     """The update and its schedule."""
 
     _argument_group_name: ClassVar[str] = "optimization"
-    max_steps: int = flag(
-        1800, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.", NON_NEGATIVE
-    )
+    max_steps: int = flag(1800, "Updates; 0 = by --num_train_epochs or --max_hours.", NON_NEGATIVE)
     num_train_epochs: float = flag(
         0.0, "Passes over the data, in place of --max_steps.", NON_NEGATIVE
     )
@@ -247,15 +237,13 @@ class OptimizationArguments:
     )
     warmup_steps: int = flag(30, "Updates over which the rate rises.", NON_NEGATIVE)
     decay_share: float = flag(
-        0.5, "Share of the run over which stable_decay falls.", between(0, 1, low_included=False)
+        0.5, "Share of the run over which stable_decay falls.", Range(0, 1, low_included=False)
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )
     gradient_checkpointing: bool = flag(False, "Recompute activations in backward to save memory.")
-    num_cpu_threads: int = flag(
-        0, "Threads per process on CPU; 0 = cores divided by local processes.", NON_NEGATIVE
-    )
+    num_cpu_threads: int = flag(0, "CPU threads per process; 0 = its share of cores.", NON_NEGATIVE)
 
 
 @dataclass
@@ -283,9 +271,7 @@ class HubArguments:
         "Publish the checkpoint itself too, for --resume_from_checkpoint owner/name@revision "
         "elsewhere.",
     )
-    hub_max_wait: int = flag(
-        600, "Seconds that the end of the run waits for what is not published yet.", NON_NEGATIVE
-    )
+    hub_max_wait: int = flag(600, "Seconds that the run's end waits for publishing.", NON_NEGATIVE)
     hub_license: str | None = flag(
         None, "The Hub's identifier of the model's licence, for its card."
     )

@@ -49,14 +49,7 @@ def above(low: float) -> Range:
     return Range(low, low_included=False)
 
 
-def between(
-    low: float, high: float, *, low_included: bool = True, high_included: bool = True
-) -> Range:
-    """Return the range from `low` to `high`."""
-    return Range(low, high, low_included, high_included)
-
-
-SEEDS = between(0, 2**32 - 1)  # what NumPy takes as a seed
+SEEDS = Range(0, 2**32 - 1)  # what NumPy takes as a seed
 
 
 def flag(
@@ -67,7 +60,7 @@ def flag(
     Args:
         default: its default; `dataclasses.MISSING` = it must be given.
         help_text: what `--help` says of it; the range is added.
-        allowed: the range of a number; `check_ranges` checks it.
+        allowed: the range of a number.
         aliases: other spellings.
     """
     metadata: dict[str, Any] = {"help": help_text, "aliases": list(aliases)}

@@ -45,13 +45,12 @@ class PretrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every flag of this objective by name; names are unique over the groups."""
-        groups = (getattr(self, entry.name) for entry in dataclasses.fields(self))
-        return {
-            name: value
-            for group in groups
-            if type(group) not in _unused_groups(self.run.objective)
-            for name, value in dataclasses.asdict(group).items()
-        }
+        flags: dict[str, Any] = {}
+        for entry in dataclasses.fields(self):
+            group = getattr(self, entry.name)
+            if self.run.objective in _OBJECTIVES_OF.get(type(group), RECIPES):
+                flags |= dataclasses.asdict(group)
+        return flags
 
 
 GROUPS = tuple(get_type_hints(PretrainingConfig).values())
@@ -127,19 +126,15 @@ def _recipe_in(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return found.objective, recipes[found.recipe]
 
 
-def _unused_groups(objective: str) -> set[type]:
-    return {group for group, objectives in _OBJECTIVES_OF.items() if objective not in objectives}
-
-
 def _refuse_unused(given: set[str], objective: str) -> None:
     """Raise `InputError` for a flag on the command line that an objective does not use."""
-    for group in _unused_groups(objective):
-        for entry in dataclasses.fields(group):
+    for group, objectives in _OBJECTIVES_OF.items():
+        for entry in dataclasses.fields(group) if objective not in objectives else ():
             aliases = (alias.lstrip("-") for alias in entry.metadata.get("aliases", ()))
             if given & {entry.name, f"no_{entry.name}", *aliases}:
                 raise InputError(
                     f"`{entry.name}` means nothing to `objective` {objective} (it is for "
-                    f"{', '.join(_OBJECTIVES_OF[group])})",
+                    f"{', '.join(objectives)})",
                     advice="leave it out, or change `objective`",
                 )
 

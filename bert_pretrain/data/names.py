@@ -51,12 +51,8 @@ def refuse_misnamed_model(
 ) -> None:
     """Explain why no model was found under a name, if the name itself tells why.
 
-    To be called when loading has failed, since a Hub id may look like a path.
-
-    Args:
-        name: folder or Hub id, as given.
-        parameter: the parameter that gave it.
-        sizes: named sizes that the parameter takes too.
+    To be called when loading has failed, since a Hub id may look like a path. `parameter` gave the
+    name, and takes named `sizes` too.
 
     Raises:
         InputError: the name is a run's folder, a file, or a path that does not exist.
@@ -77,11 +73,7 @@ def refuse_missing_folder(
 ) -> None:
     """Raise `InputError` if a name looks like a path, not like a Hub id, and nothing is there.
 
-    Args:
-        name: folder or Hub id, as given.
-        what: is expected there.
-        parameter: the parameter that gave it.
-        sizes: named sizes that the parameter takes too.
+    `what` is expected there; for the others see `refuse_misnamed_model`.
     """
     parent = name.rpartition("/")[0]
     looks_like_path = (

@@ -67,9 +67,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_run_json(run_dir: Path, *, name: str = "run.json") -> dict[str, Any]:
     """Return the record of a run: `config`, `started`, `command`, `versions`, `hardware`.
 
-    Args:
-        run_dir: the run's folder.
-        name: the record's file; fine-tuning writes another one.
+    Fine-tuning writes it under another `name`.
 
     Raises:
         InputError: the folder holds no run.

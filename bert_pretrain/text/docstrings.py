@@ -115,8 +115,13 @@ def _call_docstrings(call: ast.Call) -> Iterator[str]:
 
 def prose_paragraphs(docstring: str) -> list[str]:
     """Return the paragraphs of one docstring that read as English prose, one line each."""
-    texts = (_strip_markup(text) for text in _paragraphs(docstring) if _is_candidate(text))
-    return [text for text in texts if is_prose(text)]
+    # Two thirds of the paragraphs cannot become prose, which is told cheaply.
+    candidates = (
+        text
+        for text in _paragraphs(docstring)
+        if text.count(" ") >= MIN_WORDS - 1 and text.rstrip(")\"'`*_ ").endswith((".", "!", "?"))
+    )
+    return [text for text in map(_strip_markup, candidates) if is_prose(text)]
 
 
 def _paragraphs(docstring: str) -> Iterator[str]:
@@ -171,11 +176,6 @@ def _without_code(lines: list[str]) -> Iterator[str]:
             if text.endswith("::") and not text.startswith(".."):
                 skip_below = indent
             yield line[:indent] + _KEPT_DIRECTIVE.sub("", text)
-
-
-def _is_candidate(text: str) -> bool:
-    """Tell cheaply what can still become prose: two thirds of the paragraphs cannot."""
-    return text.count(" ") >= MIN_WORDS - 1 and text.rstrip(")\"'`*_ ").endswith((".", "!", "?"))
 
 
 def _strip_markup(text: str) -> str:

@@ -42,8 +42,7 @@ class TextSource:
         dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
             `datasets`, or a data set on the Hub or in a local folder; for `open_corpus` also a
             prepared corpus. None = `docs`, unless there are `data_files`.
-        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst,
-            in place of a data set.
+        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst.
         text_column: column that holds the text; a row is a document.
         document_boundary: what ends a document of a .txt: a blank line, or the file. In the first
             case the lines of a document are joined by spaces, because they are usually wrapped; in
@@ -74,7 +73,7 @@ class DocumentSource:
         description: what the source is, for people.
         fingerprint: changes when the documents may have changed.
         read: starts a new pass over the documents.
-        skipped: what the last pass left out, by reason.
+        skipped: how many the last pass left out, by reason.
         language: code of its language; None = not known.
     """
 
@@ -124,7 +123,7 @@ def open_documents(text: TextSource) -> DocumentSource:
 
 
 def check_language(language: str) -> None:
-    """Raise `InputError` unless a language is named by a code."""
+    """Raise `InputError` unless a language is named by a code: sentencex takes all as English."""
     if not _LANGUAGE_CODE.fullmatch(language):
         raise InputError.out_of_range(
             "language", language, "a code such as en or pt-br", "pass the code as `language`"
@@ -134,17 +133,10 @@ def check_language(language: str) -> None:
 def split_sentences(text: str, language: str) -> list[str]:
     """Split a document into stripped, non-empty sentences; a newline always ends one.
 
-    Args:
-        text: paragraphs separated by newlines.
-        language: code such as `en` or `pt-br`; a language without rules of its own gets those of a
-            related one.
-
-    Raises:
-        InputError: `language` is not a code (sentencex itself takes any word as English).
+    A language without rules of its own gets those of a related one.
     """
     from sentencex import segment
 
-    check_language(language)
     paragraphs = filter(None, map(str.strip, text.splitlines()))
     pieces = (piece.strip() for paragraph in paragraphs for piece in segment(language, paragraph))
     return [sentence for sentence in pieces if sentence]

@@ -6,11 +6,9 @@ them when it makes a batch.
 
 Why `exact` pairs are exact
 ---------------------------
-The original algorithm draws a random B whenever a chunk is one sentence, stops at the end of
-whichever document B comes from, and gives up finding another document after ten draws. On real
-corpora 50 to 63 % of its pairs are then random, and the lengths of A and B tell part of the answer
-before a word is read. Here every window (A followed by its true B, see `windows`) gets a partner
-window of another document instead:
+In the original algorithm 50 to 63 % of the pairs are random on real corpora, and the lengths of A
+and B tell part of the answer before a word is read. Here every window (A followed by its true B,
+see `windows`) gets a partner window of another document instead:
 
 1. Partners are matched by the length of B and by whether B ends with a sentence, before there is
    any label.
@@ -19,10 +17,9 @@ window of another document instead:
 3. One fair coin per pair: both windows keep their B (labels 0, 0), or they swap Bs (labels 1, 1).
 
 Whatever the coin says, a row has the same A, a B of the same length with the same kind of end, and
-each B is used once. So neither A alone, nor B alone, nor their lengths and ends tell the label:
-only whether A and B belong together does. Half of the pairs are random in expectation. The price is
-the tokens cut in step 2, which are few because partners have similar lengths, and the windows
-without a partner, which are counted.
+each B is used once: only whether A and B belong together tells the label. The price is the tokens
+cut in step 2, few because partners have similar lengths, and the windows without a partner, which
+are counted.
 """
 
 from __future__ import annotations
@@ -82,9 +79,9 @@ class EpochPlan:
         cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], num_unpaired: int
     ) -> EpochPlan:
         """Return the plan of some columns in an order, int64 (N,)."""
-        dtypes = (np.int64, np.int32, np.int64, np.int32, np.int8)
-        typed = (column[order].astype(dtype) for column, dtype in zip(columns, dtypes, strict=True))
-        return cls(*typed, num_unpaired)
+        a_start, a_length, b_start, b_length, label = (column[order] for column in columns)
+        lengths = a_length.astype(np.int32), b_length.astype(np.int32)
+        return cls(a_start, lengths[0], b_start, lengths[1], label.astype(np.int8), num_unpaired)
 
     def take(self, rows: NDArray[np.int64]) -> EpochPlan:
         """Return the given rows, in that order, as a small plan to send to a worker process."""
@@ -149,14 +146,8 @@ def plan_neighbours(
 ) -> tuple[EpochPlan, int]:
     """Plan hard pairs, for evaluation: the random B is a neighbouring passage of the same document.
 
-    Passages of different documents can be told apart by their topic alone. Here the partners of
-    `exact` pairs are neighbouring windows, so only what follows what tells the label.
-
-    Args:
-        store: the prepared corpus.
-        documents: int64 (D,), sorted global indices.
-        max_seq_length: as for `plan_epoch`.
-        seed: of windows and coins.
+    The topic alone tells passages of different documents apart. Here the partners of `exact` pairs
+    are neighbouring windows. For the arguments see `plan_epoch`.
 
     Returns:
         The plan, in the order of the text, perhaps empty; and the number of documents without a
@@ -164,8 +155,7 @@ def plan_neighbours(
     """
     settings = EpochSettings(max_seq_length - 3, short_seq_prob=0.0, seed=seed, epoch=0)
     windows = Windows.chain([cut_pairs(part, settings) for part in outlines(store, documents)])
-    # A window begins with the sentence that the end of the one before cuts. Without that piece the
-    # two do not overlap.
+    # A window begins with the sentence that the end of the one before cuts: that piece is dropped.
     room = windows.a_start[1:] - windows.b_start[:-1]
     first = _every_second((windows.document[1:] == windows.document[:-1]) & (room > 0))
     windows.b_length[first] = np.minimum(windows.b_length[first], room[first])
@@ -245,11 +235,8 @@ def _match_partners(
     Windows are sorted by the kind of end and the length of B and cut into small blocks. A block is
     sorted by document, in a random order of documents, and window i is matched with the window half
     a block further. Windows whose match would be of their own document try again among themselves
-    in larger blocks, at last in one block. There only those fail that one document holds beyond
-    half of the rest.
-
-    Returns:
-        int64 rows of the first and of the second partner of each pair; no row occurs twice.
+    in larger blocks, at last in one. There only those fail that one document holds beyond half of
+    the rest. Returns int64 rows of the first and of the second partner of each pair.
     """
     keys = (settings.seed, settings.epoch)
     tie = hash_uint64(*keys, Purpose.MATCH_TIE, windows.document, windows.index)
@@ -280,10 +267,9 @@ def _match_partners(
 def _common_length(
     store: TokenStore, windows: Windows, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the largest length (P,) at which both Bs of a pair end alike, or 0.
+    """Return the largest length (P,) at which both Bs of a pair end with a sentence or both do not.
 
-    Alike means both with a sentence or both not. A B that was cut ends in mid-sentence. If its
-    partner ended with a sentence, the end of B and the lengths would tell which row kept its B.
+    Otherwise the end of B would tell which row kept its B. Without such a length it is 0.
     """
     length = np.minimum(windows.b_length[first], windows.b_length[second])
     unlike = np.arange(len(length))

@@ -70,8 +70,7 @@ def prepare_corpus(
     Args:
         source: the documents; exact duplicates are dropped.
         tokenizer: cuts sentences into tokens, without special ones.
-        output_dir: target folder; a corpus of other content in it is replaced. None = a folder in
-            the Hugging Face cache, named by what determines the content.
+        output_dir: target folder; another corpus in it is replaced. None = a folder in the cache.
         language: code of the text's language, whose rules split sentences; None = not stated, then
             the rules are those of English. Where only what is stated differs from a corpus that is
             there, its manifest changes.

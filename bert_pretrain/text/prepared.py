@@ -126,10 +126,7 @@ def grouped(
 def count_tokens(
     store: TokenStore, documents: NDArray[np.int64], vocab_size: int
 ) -> NDArray[np.int64]:
-    """Return how often each token id occurs in `documents`, int64 (vocab_size,).
-
-    It is longer where a vocabulary with gaps has an id beyond its size.
-    """
+    """Return how often each token id occurs in `documents`, int64 (at least vocab_size,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     is_wanted = np.zeros(store.num_documents, dtype=bool)
     is_wanted[documents] = True
@@ -186,7 +183,7 @@ class PreparedCorpus:
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """How often each token id occurs in the training documents, int64 (vocab_size,).
+        """How often each token id occurs in the training documents, int64 (at least vocab_size,).
 
         Corpora of earlier versions lack the counts; they are counted once and kept beside the
         corpus if its folder can be written to.

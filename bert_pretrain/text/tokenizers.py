@@ -38,10 +38,6 @@ def train_wordpiece(
         min_frequency: occurrences that a merged pair needs.
         show_progress: whether to draw a progress bar.
 
-    Returns:
-        A BERT tokenizer: `[CLS] A [SEP] B [SEP]`, token types 0 up to the first [SEP] and 1 after
-        it.
-
     Raises:
         InputError: there is no text.
     """
@@ -133,11 +129,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def bare_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """Return a copy of the Rust tokenizer that neither truncates nor pads.
-
-    Both are state of the original: a file may come with them, and each call with `truncation=True`
-    leaves them behind.
-    """
+    """Return a copy of the Rust tokenizer that neither truncates nor pads."""
+    # Both are state: a file may come with them, and a call with `truncation=True` leaves them.
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()

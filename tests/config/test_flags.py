@@ -13,9 +13,9 @@ from transformers import HfArgumentParser
 
 from bert_pretrain.config.arguments import ModelArguments
 from bert_pretrain.config.flags import (
+    Range,
     above,
     at_least,
-    between,
     check_ranges,
     flag,
     parse_flags,
@@ -36,7 +36,7 @@ from bert_pretrain.models.image_encoder_config import IMAGE_SIZES
 
 @dataclass
 class Group:
-    share: float = flag(0.5, "A share.", allowed=between(0, 1, low_included=False))
+    share: float = flag(0.5, "A share.", allowed=Range(0, 1, low_included=False))
     count: int | None = flag(None, "A count.", allowed=at_least(1))
     rate: float = flag(1.0, "A rate.", allowed=above(0))
     free: float = flag(0.0, "Any number.")
