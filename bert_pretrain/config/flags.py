@@ -80,11 +80,8 @@ class _StoreInRange(argparse.Action):
 
     def __init__(self, *args: Any, allowed: Range, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.allowed = allowed
 
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         setattr(namespace, self.dest, values)
 
 

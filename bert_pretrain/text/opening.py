@@ -29,15 +29,9 @@ def open_corpus(
 ) -> PreparedCorpus:
     """Return the prepared corpus of a text; if several processes ask for it, one prepares it.
 
-    Args:
-        text: where it comes from.
-        tokenizer: the model's.
-        seed: of the split into training and validation documents.
-        download: fetches the folder of a prepared corpus of that name from the Hub; returns None if
-            there is none.
-        output_dir: where the corpus goes; default a folder in the Hugging Face cache.
-        show_progress: whether to draw a progress bar.
-        needs_division: whether there must be both training and validation documents.
+    `download` fetches the folder of a prepared corpus of that name from the Hub, and returns None
+    if there is none. With `needs_division` there must be training and validation documents. For
+    the other arguments see `prepare_corpus`.
 
     Raises:
         InputError: the text or the tokenizer cannot be used.

@@ -103,7 +103,7 @@ def plan_epoch(
 
     Args:
         store: the prepared corpus.
-        documents: int64 (D,), sorted global indices of the documents to use, those of one split.
+        documents: int64 (D,), sorted global indices of the documents of one split.
         max_seq_length: tokens of a row with its special tokens, at least 8.
         short_seq_prob: probability of a shorter target, uniform from 2 tokens, in [0, 1]; drawn per
             window (`google`: per document, as published).

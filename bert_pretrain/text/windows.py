@@ -184,10 +184,7 @@ def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
 
 
 def cut_single(outline: Outline, settings: EpochSettings) -> Windows:
-    """Cut every document into windows of one segment, up to a random target of tokens each.
-
-    A window may end within a sentence; the next one goes on there, so nothing is lost or repeated.
-    """
+    """Cut every document into windows of one segment, each of a random target, without a gap."""
     document, num_tokens = outline.document, outline.num_tokens
     start, limit = outline.starts[outline.first], outline.starts[outline.end]
     parts: list[Windows] = []
