@@ -26,7 +26,7 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.finetuning import FinetuneArguments, RecipeArguments, TaskDataArguments
 from bert_pretrain.config.flags import parse_flags, pick
 from bert_pretrain.data.atomic import check_creatable, make_folder, write_json
-from bert_pretrain.data.locks import LOCK_FILE, held
+from bert_pretrain.data.run_folder import LOCK_FILE, held
 from bert_pretrain.downstream.labelled_rows import LabelledSource
 from bert_pretrain.downstream.metrics import (
     METRICS,

@@ -23,9 +23,8 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.config.checks import check_license, check_repo_id
-from bert_pretrain.data.locks import held
-from bert_pretrain.data.run_folder import list_checkpoints, read_final, read_run_json, step_of
+from bert_pretrain.config.flags import check_license, check_repo_id
+from bert_pretrain.data.run_folder import held, list_checkpoints, read_final, read_run_json, step_of
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.publication import is_submitted, open_pusher, submit_final
 from bert_pretrain.publishing.pusher import MAIN, OUTBOX, HubPusher, branch_of, link, waiting_in

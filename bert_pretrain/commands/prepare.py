@@ -1,7 +1,6 @@
-"""`bert-pretrain prepare`: raw text to a prepared corpus, once, before any training.
+"""`bert-pretrain prepare`: raw text to a prepared corpus, off the processes of a distributed run.
 
-Preparation as a command of its own keeps it off the processes of a distributed run. Training
-prepares in the same way when it is given raw text.
+Training prepares in the same way when it is given raw text.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from transformers import HfArgumentParser
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.arguments import DataArguments, TextArguments
-from bert_pretrain.config.checks import check_masking, check_source
-from bert_pretrain.config.flags import SEEDS, flag, parse_flags, pick
+from bert_pretrain.config.flags import SEEDS, check_source, flag, parse_flags, pick
+from bert_pretrain.config.pretraining import check_masking
 from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.opening import data_card, open_corpus
@@ -30,9 +29,8 @@ class PrepareArguments:
     """Where the prepared corpus goes."""
 
     _argument_group_name: ClassVar[str] = "prepare"
-
     output_dir: str = flag(MISSING, "Folder to write; must be new, or a prepared corpus.")
-    seed: int = flag(42, "Seed of the choice of held-out documents.", allowed=SEEDS)
+    seed: int = flag(42, "Seed of the choice of held-out documents.", SEEDS)
     debug: bool = flag(False, "Show the traceback of an input error.")
 
 
@@ -66,5 +64,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=target.seed,
             epoch=0,
         )
-        sys.stdout.write(data_card(corpus, plan, max_seq_length=text.max_seq_length) + "\n")
+        sys.stdout.write(data_card(corpus, plan, text.max_seq_length) + "\n")
     return 0

@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,10 +22,9 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_task
-from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
-from bert_pretrain.config.resuming import flags_to_compare
+from bert_pretrain.config.pretraining import PretrainingConfig, flags_to_compare, parse_config
 from bert_pretrain.data.atomic import make_folder
-from bert_pretrain.data.locks import held
+from bert_pretrain.data.run_folder import held
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.interface import Task
@@ -172,9 +172,6 @@ def build_trainer(
         num_rows = len(task.objective.training.plan(0))
         num_updates = optimization.num_train_epochs * num_rows / layout.global_batch_size
         max_steps = max(1, round(num_updates))
-    defining, noted = flags_to_compare(config.to_dict())
-    defining |= task.objective.training.identity
-    defining["global_batch_size"] = layout.global_batch_size
     # Every process has looked at the folder before anything is written into it.
     accelerator.wait_for_everyone()
     length = f"{max_steps:,} updates" if max_steps else "as many updates as fit"
@@ -210,8 +207,23 @@ def build_trainer(
         run_dir=run_dir,
         seed=run.seed,
         max_grad_norm=optimization.max_grad_norm or float("inf"),
-        fingerprint=fingerprint(defining, noted, model.config),
+        fingerprint=fingerprint(*what_must_agree(config, task, layout), model.config),
     )
+
+
+def what_must_agree(
+    config: PretrainingConfig, task: Task, layout: BatchLayout
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what must be equal to continue a checkpoint, and what may change with a note."""
+    defining, noted = flags_to_compare(config.to_dict())
+    defining |= task.objective.training.identity
+    defining["global_batch_size"] = layout.global_batch_size
+    if config.run.objective == "contrastive":  # whose loss compares the rows of a forward pass
+        noted |= {
+            "rows compared in training": layout.global_batch_size // layout.num_micro_batches,
+            "rows compared in evaluation": layout.eval_batch_size,
+        }
+    return defining, noted
 
 
 def batch_layout(config: PretrainingConfig, num_processes: int) -> BatchLayout:

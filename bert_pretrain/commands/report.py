@@ -18,8 +18,7 @@ from jinja2 import Template
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.data.atomic import write_text
-from bert_pretrain.data.locks import is_held
-from bert_pretrain.data.run_folder import read_final, read_rows, read_run_json
+from bert_pretrain.data.run_folder import is_held, read_final, read_rows, read_run_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.curves import draw_curves
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from accelerate import Accelerator
-from transformers import PreTrainedModel
+from functools import partial
 
+from accelerate import Accelerator
+
+from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.models.loading import build_bert
-from bert_pretrain.objectives.bert import (
-    BertExporter,
-    BertMonitor,
-    BertObjective,
-    text_rows,
-)
+from bert_pretrain.objectives.bert import BertExporter, BertMonitor, BertObjective, text_rows
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus
-from bert_pretrain.text.pairs import pair_mode_for
+from bert_pretrain.text.pairs import PairMode
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 
@@ -32,7 +29,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
     )
     corpus = open_corpus(
-        config.values_of(TextSource),
+        pick(TextSource, data, text),
         tokenizer,
         seed=seed,
         download=download_corpus,
@@ -46,7 +43,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         mask_token_id=tokenizer.mask_token_id,
         ordinary_ids=ordinary_token_ids(tokenizer),
     )
-    pair_mode = pair_mode_for(config.run.objective, text.pair_mode)
+    pair_mode: PairMode = text.pair_mode if config.run.objective == "mlm_nsp" else "none"
     training, held_out = text_rows(
         corpus,
         tokenizer,
@@ -58,34 +55,28 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         max_eval_rows=data.max_eval_rows,
     )
 
-    def describe_data() -> str:
-        # Any epoch's plan will do: a resumed run need not make the first one's for it.
-        return data_card(corpus, training.any_plan(), max_seq_length=text.max_seq_length)
-
-    def make_model() -> PreTrainedModel:
-        return build_bert(
-            config_name=model.config_name,
-            model_name_or_path=model.model_name_or_path,
-            tokenizer=tokenizer,
-            max_seq_length=text.max_seq_length,
-            dropout=model.dropout,
-        )
-
-    return Task(
-        BertObjective(
-            training,
-            held_out,
-            make_model,
-            with_pairs=pair_mode != "none",
-            token_counts=corpus.token_counts if is_from_scratch else None,
-        ),
-        BertMonitor(corpus, tokenizer, held_out),
-        BertExporter(
-            tokenizer,
-            describe_data=describe_data,
-            with_nsp=pair_mode != "none",
-            language=text.language or corpus.language,
-            max_seq_length=text.max_seq_length,
-            is_from_scratch=is_from_scratch,
-        ),
+    make_model = partial(
+        build_bert,
+        config_name=model.config_name,
+        model_name_or_path=model.model_name_or_path,
+        tokenizer=tokenizer,
+        max_seq_length=text.max_seq_length,
+        dropout=model.dropout,
     )
+    objective = BertObjective(
+        training,
+        held_out,
+        make_model,
+        with_pairs=pair_mode != "none",
+        token_counts=corpus.token_counts if is_from_scratch else None,
+    )
+    exporter = BertExporter(
+        tokenizer,
+        # Any epoch's plan will do: a resumed run need not make the first one's for it.
+        describe_data=lambda: data_card(corpus, training.any_plan(), text.max_seq_length),
+        with_nsp=pair_mode != "none",
+        language=text.language or corpus.language,
+        max_seq_length=text.max_seq_length,
+        is_from_scratch=is_from_scratch,
+    )
+    return Task(objective, BertMonitor(corpus, tokenizer, held_out), exporter)

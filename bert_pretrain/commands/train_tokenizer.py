@@ -12,8 +12,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.config.checks import check_source
-from bert_pretrain.config.flags import at_least, flag, flags, parse_flags, pick
+from bert_pretrain.config.flags import at_least, check_source, flag, flags, parse_flags, pick
 from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import TextSource, open_documents
@@ -25,16 +24,15 @@ class TokenizerArguments:
     """The text, and the tokenizer to make of it."""
 
     _argument_group_name: ClassVar[str] = "tokenizer"
-
     output_dir: str = flag(
         "tokenizer/own", "Folder to write; must be new, or a tokenizer with --overwrite."
     )
-    vocab_size: int = flag(30522, "Pieces with the five special tokens.", allowed=at_least(100))
+    vocab_size: int = flag(30522, "Pieces with the five special tokens.", at_least(100))
     lowercase: bool = flag(
         True, "Fold case and strip accents (uncased); --no_lowercase keeps them."
     )
-    min_frequency: int = flag(2, "Occurrences that a merged pair needs.", allowed=at_least(1))
-    model_max_length: int = flag(512, "Longest row of the model in tokens.", allowed=at_least(8))
+    min_frequency: int = flag(2, "Occurrences that a merged pair needs.", at_least(1))
+    model_max_length: int = flag(512, "Longest row of the model in tokens.", at_least(8))
     dataset_name: str | None = flag(None, "'docs' (default), a folder or a Hub id.")
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
@@ -73,7 +71,14 @@ def train(options: TokenizerArguments) -> None:
         InputError: the target is in use, or the text cannot be used.
     """
     output_dir = Path(options.output_dir)
-    _check_target(output_dir, overwrite=options.overwrite)
+    is_empty_folder = output_dir.is_dir() and not any(output_dir.iterdir())
+    if output_dir.exists() and not is_empty_folder:
+        if not (output_dir / "tokenizer.json").is_file():
+            problem, advice = "something else than a tokenizer", "pass another `output_dir`"
+            raise InputError(f"{output_dir} holds {problem}", advice=advice)
+        if not options.overwrite:
+            advice = "pass another `output_dir`, or `overwrite`"
+            raise InputError(f"{output_dir} holds a tokenizer", advice=advice)
     source = open_documents(pick(TextSource, options))
     tokenizer = train_wordpiece(
         tqdm(source, desc="reading", unit=" documents"),
@@ -85,17 +90,3 @@ def train(options: TokenizerArguments) -> None:
     with atomic_folder(output_dir) as aside:
         tokenizer.save_pretrained(aside)
     sys.stdout.write(f"{len(tokenizer):,} pieces from {source.description} in {output_dir}\n")
-
-
-def _check_target(output_dir: Path, *, overwrite: bool) -> None:
-    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
-        return
-    if not (output_dir / "tokenizer.json").is_file():
-        raise InputError(
-            f"{output_dir} holds something else than a tokenizer",
-            advice="pass another `output_dir`",
-        )
-    if not overwrite:
-        raise InputError(
-            f"{output_dir} holds a tokenizer", advice="pass another `output_dir`, or `overwrite`"
-        )

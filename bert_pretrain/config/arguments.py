@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import SEEDS, above, at_least, between, flag, flags
+from bert_pretrain.config.flags import SEEDS, Range, above, at_least, flag, flags
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
-SHARE = between(0, 1)
-SHARE_BELOW_ONE = between(0, 1, high_included=False)
+SHARE = Range(0, 1)
+SHARE_BELOW_ONE = Range(0, 1, high_included=False)
 
 
 @dataclass
@@ -17,7 +17,6 @@ class RunArguments:
     """Where a run goes and how it continues."""
 
     _argument_group_name: ClassVar[str] = "run"
-
     objective: Literal["mlm_nsp", "mlm", "autoencoder", "contrastive"] = flag(
         "mlm_nsp",
         "What is learnt: masked words and next sentences, masked words only, images by "
@@ -27,9 +26,7 @@ class RunArguments:
         "minutes",
         "Named defaults: minutes; for text also hours, devlin2019; for images also small_images.",
     )
-    output_dir: str = flag(
-        "runs/bert", "Run directory: run.json, metrics.jsonl, checkpoints/, final/."
-    )
+    output_dir: str = flag("runs/bert", "Folder of run.json, metrics.jsonl, checkpoints/, final/.")
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout.", SEEDS)
     resume_from_checkpoint: str | None = flag(
         None,
@@ -37,9 +34,7 @@ class RunArguments:
         "--hub_push_state pushed.",
     )
     logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.", ONE_OR_MORE)
-    eval_steps: int = flag(
-        450, "Updates between evaluations; 0 = only at start and end.", NON_NEGATIVE
-    )
+    eval_steps: int = flag(450, "Updates between evaluations; 0 = at start and end.", NON_NEGATIVE)
     save_steps: int = flag(450, "Updates between checkpoints; 0 = only at the end.", NON_NEGATIVE)
     save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.", NON_NEGATIVE)
     report_to: Literal["none", "tensorboard", "trackio", "wandb", "all"] = flag(
@@ -53,7 +48,6 @@ class DataArguments:
     """Where the text or the images come from."""
 
     _argument_group_name: ClassVar[str] = "data"
-
     dataset_name: str | None = flag(
         None,
         "'docs' (the documentation inside your own Python; the default for text without "
@@ -70,11 +64,9 @@ class DataArguments:
     validation_share: float = flag(
         0.05,
         "Share of documents or images held out for evaluation.",
-        between(0, 0.5, low_included=False, high_included=False),
+        Range(0, 0.5, low_included=False, high_included=False),
     )
-    max_eval_rows: int = flag(
-        2000, "Most held-out rows evaluated, a fixed random subset; 0 = all.", NON_NEGATIVE
-    )
+    max_eval_rows: int = flag(2000, "Evaluated rows at most, drawn once; 0 = all.", NON_NEGATIVE)
     dataloader_num_workers: int = flag(
         0, "Worker processes per process that make batches; 0 = none.", NON_NEGATIVE
     )
@@ -85,10 +77,7 @@ class TextArguments:
     """How text becomes training rows."""
 
     _argument_group_name: ClassVar[str] = "text"
-
-    text_column: str = flag(
-        "text", "Column of .jsonl, .csv, .parquet or a data set that holds the text."
-    )
+    text_column: str = flag("text", "Column of .jsonl, .csv, .parquet or a data set with the text.")
     document_boundary: Literal["blank_line", "file"] = flag(
         "blank_line", "What ends a document in .txt: a blank line or the end of the file."
     )
@@ -104,20 +93,16 @@ class TextArguments:
         "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one.",
         aliases=["--tokenizer"],
     )
-    preprocessing_num_workers: int = flag(
-        0, "Threads that tokenise; 0 = one per core.", NON_NEGATIVE
-    )
+    preprocessing_num_workers: int = flag(0, "Threads that tokenise; 0 = one a core.", NON_NEGATIVE)
     max_seq_length: int = flag(
         128, "Tokens per row with [CLS] and [SEP]; at most the model's positions.", at_least(8)
     )
-    short_seq_prob: float = flag(
-        0.1, "Share of rows cut to a random shorter length.", SHARE_BELOW_ONE
-    )
+    short_seq_prob: float = flag(0.1, "Share of rows of a random shorter length.", SHARE_BELOW_ONE)
     pair_mode: Literal["exact", "google"] = flag(
         "exact", "How sentence pairs are drawn: unbiased, or as google-research/bert does."
     )
     mlm_probability: float = flag(
-        0.15, "Share of tokens to predict.", between(0, 1, low_included=False, high_included=False)
+        0.15, "Share of tokens to predict.", Range(0, 1, low_included=False, high_included=False)
     )
     mask_replace_prob: float = flag(0.8, "Share of those that become [MASK].", SHARE)
     random_replace_prob: float = flag(0.1, "Share of those that become a random token.", SHARE)
@@ -129,20 +114,15 @@ class ImageArguments:
     """How images are read."""
 
     _argument_group_name: ClassVar[str] = "images"
-
     image_column: str = flag("image", "Column that holds the images.")
-    label_column: str = flag(
-        "label", "Column of class labels, for evaluation and pictures only; may be absent."
-    )
+    label_column: str = flag("label", "Column of labels, for evaluation and pictures; optional.")
     image_size: int = flag(
         0,
         "Height and width in pixels, by resizing and cropping; 0 = the images' own.",
         NON_NEGATIVE,
     )
     num_channels: Literal[0, 1, 3, 4] = flag(0, "Gray, RGB or RGBA; 0 = as the first image has it.")
-    on_bad_image: Literal["error", "skip"] = flag(
-        "error", "What to do with an image that cannot be decoded."
-    )
+    on_bad_image: Literal["error", "skip"] = flag("error", "What becomes of an undecodable image.")
 
 
 @dataclass
@@ -150,7 +130,6 @@ class ModelArguments:
     """The encoder."""
 
     _argument_group_name: ClassVar[str] = "model"
-
     config_name: str = flag(
         "micro",
         "Size of text encoders (tiny, micro, mini, small, medium, base, large) or of image "
@@ -158,7 +137,7 @@ class ModelArguments:
         "convnextv2-atto, convnextv2-tiny), or a folder or Hub id with a config.json.",
     )
     model_name_or_path: str | None = flag(
-        None, "Checkpoint to continue from, in place of --config_name."
+        None, "Checkpoint to continue, in place of --config_name."
     )
     dropout: float = flag(
         0.0,
@@ -172,11 +151,8 @@ class AutoencoderArguments:
     """Learning images by reconstruction."""
 
     _argument_group_name: ClassVar[str] = "autoencoder"
-
     embedding_dim: int = flag(32, "Numbers between encoder and decoder.", ONE_OR_MORE)
-    reconstruction_loss: Literal["mse", "l1"] = flag(
-        "mse", "Distance between an image and its reconstruction."
-    )
+    reconstruction_loss: Literal["mse", "l1"] = flag("mse", "Distance of the reconstruction.")
     noise_std: float = flag(
         0.0,
         "Gaussian noise added to the input, in units of the pixels' deviation (denoising).",
@@ -195,29 +171,22 @@ class ContrastiveArguments:
     """Learning images by contrast."""
 
     _argument_group_name: ClassVar[str] = "contrastive"
-
     augmentation: Literal["basic", "simclr", "simclr_small"] = flag(
         "simclr_small", "How the other view is made."
     )
-    horizontal_flip: bool = flag(
-        True, "Whether views may be mirrored; wrong for digits and letters."
-    )
+    horizontal_flip: bool = flag(True, "Whether views may be mirrored; wrong for digits or text.")
     loss: Literal["triplet", "nt_xent"] = flag(
         "triplet", "max(d(e1, e1') - d(e1, e2) + margin, 0), or NT-Xent."
     )
     margin: float = flag(1.0, "Alpha of the triplet loss.", POSITIVE)
     distance: Literal["l2", "l2_squared", "cosine"] = flag("l2", "Distance of the triplet loss.")
     normalize: bool = flag(True, "Scale embeddings to unit length before the triplet loss.")
-    negatives: Literal["random", "semi_hard", "hard", "all"] = flag(
-        "random", "Which other image is e2."
-    )
+    negatives: Literal["random", "semi_hard", "hard", "all"] = flag("random", "Which image is e2.")
     reduction: Literal["mean", "mean_positive"] = flag(
-        "mean", "Mean over all triplets, or over those above 0."
+        "mean", "Over all triplets, or those above 0."
     )
     temperature: float = flag(0.5, "Temperature of NT-Xent.", POSITIVE)
-    projection_dim: int = flag(
-        128, "Width of the embedding that the loss sees; 0 = the encoder's own.", NON_NEGATIVE
-    )
+    projection_dim: int = flag(128, "Width that the loss sees; 0 = the encoder's.", NON_NEGATIVE)
 
 
 @dataclass
@@ -225,12 +194,9 @@ class OptimizationArguments:
     """The update and its schedule."""
 
     _argument_group_name: ClassVar[str] = "optimization"
-
-    max_steps: int = flag(
-        1800, "Updates of the run; 0 = given by --num_train_epochs or --max_hours.", NON_NEGATIVE
-    )
+    max_steps: int = flag(1800, "Updates; 0 = by --num_train_epochs or --max_hours.", NON_NEGATIVE)
     num_train_epochs: float = flag(
-        0.0, "Length in passes over the data, in place of --max_steps.", NON_NEGATIVE
+        0.0, "Passes over the data, in place of --max_steps.", NON_NEGATIVE
     )
     max_hours: float = flag(
         0.08,
@@ -244,9 +210,7 @@ class OptimizationArguments:
         NON_NEGATIVE,
     )
     per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.", ONE_OR_MORE)
-    per_device_eval_batch_size: int = flag(
-        64, "Rows of one forward pass in evaluation.", ONE_OR_MORE
-    )
+    per_device_eval_batch_size: int = flag(64, "Rows of a forward pass in evaluation.", ONE_OR_MORE)
     gradient_accumulation_steps: int = flag(
         0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.", NON_NEGATIVE
     )
@@ -266,26 +230,20 @@ class OptimizationArguments:
     adam_beta1: float = flag(0.9, "AdamW's first decay rate.", SHARE_BELOW_ONE)
     adam_beta2: float = flag(0.98, "AdamW's second decay rate.", SHARE_BELOW_ONE)
     adam_epsilon: float = flag(1e-6, "AdamW's epsilon.", POSITIVE)
-    max_grad_norm: float = flag(
-        1.0, "Gradients are scaled to at most this norm; 0 = never.", NON_NEGATIVE
-    )
+    max_grad_norm: float = flag(1.0, "Largest norm of the gradients; 0 = any.", NON_NEGATIVE)
     schedule: Literal["linear", "stable_decay"] = flag(
         "stable_decay",
         "After warm-up: fall to 0 at once, or stay and fall over the last --decay_share.",
     )
     warmup_steps: int = flag(30, "Updates over which the rate rises.", NON_NEGATIVE)
     decay_share: float = flag(
-        0.5, "Share of the run over which stable_decay falls.", between(0, 1, low_included=False)
+        0.5, "Share of the run over which stable_decay falls.", Range(0, 1, low_included=False)
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )
-    gradient_checkpointing: bool = flag(
-        False, "Recompute activations in the backward pass to save memory."
-    )
-    num_cpu_threads: int = flag(
-        0, "Threads per process on CPU; 0 = cores divided by local processes.", NON_NEGATIVE
-    )
+    gradient_checkpointing: bool = flag(False, "Recompute activations in backward to save memory.")
+    num_cpu_threads: int = flag(0, "CPU threads per process; 0 = its share of cores.", NON_NEGATIVE)
 
 
 @dataclass
@@ -293,7 +251,6 @@ class HubArguments:
     """Publishing on the Hugging Face Hub; the token comes from HF_TOKEN or `hf auth login`."""
 
     _argument_group_name: ClassVar[str] = "hub"
-
     push_to_hub: bool = flag(
         False,
         "Publish the export, its model card, curves and run.json. A run succeeds (exit status 0) "
@@ -301,11 +258,9 @@ class HubArguments:
         "hub push OUTPUT_DIR` publishes it later (status 0 or 1).",
     )
     hub_model_id: str | None = flag(
-        None, "Repository, owner/name or name. Default: the name of --output_dir."
+        None, "Repository, owner/name or name. Default: --output_dir's."
     )
-    hub_private_repo: bool = flag(
-        False, "Make the repository private; one that is public is then refused."
-    )
+    hub_private_repo: bool = flag(False, "Make the repository private; refuse a public one.")
     hub_strategy: Literal["end", "every_save", "all_checkpoints"] = flag(
         "end",
         "Publish at the end, at every checkpoint, or also each checkpoint on a branch step-NNNNNN "
@@ -316,9 +271,7 @@ class HubArguments:
         "Publish the checkpoint itself too, for --resume_from_checkpoint owner/name@revision "
         "elsewhere.",
     )
-    hub_max_wait: int = flag(
-        600, "Seconds that the end of the run waits for what is not published yet.", NON_NEGATIVE
-    )
+    hub_max_wait: int = flag(600, "Seconds that the run's end waits for publishing.", NON_NEGATIVE)
     hub_license: str | None = flag(
-        None, "Licence of the model by its identifier on the Hub, for the model card."
+        None, "The Hub's identifier of the model's licence, for its card."
     )

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.checks import check_repo_id
-from bert_pretrain.config.flags import above, at_least, between, flag, flags
+from bert_pretrain.config.flags import Range, above, at_least, check_repo_id, flag, flags
 from bert_pretrain.errors import InputError
 
 
@@ -135,7 +134,7 @@ class TaskDataArguments:
     validation_share: float = flag(
         0.1,
         "Share of training rows held out where nothing else is validated on.",
-        between(0, 1, low_included=False, high_included=False),
+        Range(0, 1, low_included=False, high_included=False),
     )
     max_seq_length: int = flag(
         0,
@@ -231,7 +230,7 @@ class RecipeArguments:
     )
     weight_decay: float = flag(0.01, "Of matrices.", at_least(0))
     warmup_ratio: float = flag(
-        0.1, "Share of the updates over which the rate rises.", between(0, 1, high_included=False)
+        0.1, "Share of the updates over which the rate rises.", Range(0, 1, high_included=False)
     )
     max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.", at_least(0))
     num_evaluations: int = flag(

@@ -1,14 +1,17 @@
-"""How flags are declared, parsed and kept in their ranges; every command uses it."""
+"""How flags are declared, parsed and checked; every command uses it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import HfArgumentParser
 
 from bert_pretrain.errors import InputError
@@ -18,14 +21,7 @@ AnyDataclass = TypeVar("AnyDataclass")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a flag may be.
-
-    Attributes:
-        low: the smallest.
-        high: the largest.
-        low_included: whether `low` itself is allowed.
-        high_included: whether `high` itself is allowed.
-    """
+    """The numbers that a flag may be."""
 
     low: float
     high: float = math.inf
@@ -53,14 +49,7 @@ def above(low: float) -> Range:
     return Range(low, low_included=False)
 
 
-def between(
-    low: float, high: float, *, low_included: bool = True, high_included: bool = True
-) -> Range:
-    """Return the range from `low` to `high`."""
-    return Range(low, high, low_included, high_included)
-
-
-SEEDS = between(0, 2**32 - 1)  # what NumPy takes as a seed
+SEEDS = Range(0, 2**32 - 1)  # what NumPy takes as a seed
 
 
 def flag(
@@ -71,7 +60,7 @@ def flag(
     Args:
         default: its default; `dataclasses.MISSING` = it must be given.
         help_text: what `--help` says of it; the range is added.
-        allowed: the range of a number; `check_ranges` checks it.
+        allowed: the range of a number.
         aliases: other spellings.
     """
     metadata: dict[str, Any] = {"help": help_text, "aliases": list(aliases)}
@@ -91,11 +80,8 @@ class _StoreInRange(argparse.Action):
 
     def __init__(self, *args: Any, allowed: Range, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.allowed = allowed
 
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         setattr(namespace, self.dest, values)
 
 
@@ -117,11 +103,7 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
 
 
 def check_ranges(*groups: Any) -> None:
-    """Check every number of some groups of flags against the range it was declared with.
-
-    Raises:
-        InputError: a value is out of its range, or not finite.
-    """
+    """Raise `InputError` if a number of these flags is out of its range, or not finite."""
     for group in groups:
         for entry in dataclasses.fields(group):
             value, allowed = getattr(group, entry.name), entry.metadata.get("allowed")
@@ -136,11 +118,11 @@ def check_ranges(*groups: Any) -> None:
 
 
 def pick(target: type[AnyDataclass], *groups: Any, **others: Any) -> AnyDataclass:
-    """Fill a dataclass of another room with the flags that have the names of its fields.
+    """Fill a dataclass of another room with the flags of some groups that its fields are named by.
 
     Args:
         target: the dataclass.
-        groups: of flags; each field is looked for in all of them.
+        groups: of flags.
         others: fields that are no flags, or that differ from them.
     """
     values = {
@@ -150,3 +132,32 @@ def pick(target: type[AnyDataclass], *groups: Any, **others: Any) -> AnyDataclas
         if hasattr(group, entry.name)
     }
     return target(**values | others)
+
+
+def check_source(options: Any) -> None:
+    """Raise `InputError` if `data_files` and `dataset_name` of some flags both name the data."""
+    if options.data_files and options.dataset_name:
+        raise InputError(
+            f"`data_files` and `dataset_name` {options.dataset_name!r} both name the data",
+            advice="pass one",
+        )
+
+
+def check_license(identifier: str | None) -> None:
+    """Raise `InputError` unless a licence, if one is given, has the form of the Hub's names."""
+    if identifier is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", identifier) is None:
+        raise InputError(
+            f"{identifier!r} is no identifier of a licence",
+            advice="pass `hub_license` one such as apache-2.0, cc-by-4.0, other",
+        )
+
+
+def check_repo_id(repo_id: str, *, parameter: str) -> None:
+    """Raise `InputError` unless the Hub allows a repository of that name."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(
+            f"{repo_id!r} cannot be the name of a repository ({error})",
+            advice=f"pass owner/name or name as `{parameter}`",
+        ) from error

@@ -1,11 +1,12 @@
-"""The configuration of a pretraining run: all its flags, with the defaults of its recipe."""
+"""The configuration of a pretraining run: parsed, checked, and compared when it is continued."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -23,14 +24,7 @@ from bert_pretrain.config.arguments import (
     RunArguments,
     TextArguments,
 )
-from bert_pretrain.config.checks import (
-    check_hub,
-    check_length,
-    check_masking,
-    check_repo_id,
-    check_source,
-)
-from bert_pretrain.config.flags import AnyDataclass, parse_flags, pick
+from bert_pretrain.config.flags import check_license, check_repo_id, check_source, parse_flags
 from bert_pretrain.config.recipes import RECIPES
 from bert_pretrain.errors import InputError
 
@@ -51,24 +45,12 @@ class PretrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every flag of this objective by name; names are unique over the groups."""
-        return {
-            name: value
-            for group in self._groups()
-            if type(group) not in _unused_groups(self.run.objective)
-            for name, value in dataclasses.asdict(group).items()
-        }
-
-    def values_of(self, target: type[AnyDataclass], **others: Any) -> AnyDataclass:
-        """Fill a dataclass of another room with the flags that have the names of its fields.
-
-        Args:
-            target: the dataclass.
-            others: fields that are no flags, or that differ from them.
-        """
-        return pick(target, *self._groups(), **others)
-
-    def _groups(self) -> list[Any]:
-        return [getattr(self, entry.name) for entry in dataclasses.fields(self)]
+        flags: dict[str, Any] = {}
+        for entry in dataclasses.fields(self):
+            group = getattr(self, entry.name)
+            if self.run.objective in _OBJECTIVES_OF.get(type(group), RECIPES):
+                flags |= dataclasses.asdict(group)
+        return flags
 
 
 GROUPS = tuple(get_type_hints(PretrainingConfig).values())
@@ -121,8 +103,8 @@ def parse_config(
     _refuse_unused(given, config.run.objective)
     check_source(config.data)
     check_masking(config.text)
-    check_length(config.optimization)
-    check_hub(config.hub)
+    _check_length(config.optimization)
+    _check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
     return config
@@ -144,18 +126,100 @@ def _recipe_in(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return found.objective, recipes[found.recipe]
 
 
-def _unused_groups(objective: str) -> set[type]:
-    return {group for group, objectives in _OBJECTIVES_OF.items() if objective not in objectives}
-
-
 def _refuse_unused(given: set[str], objective: str) -> None:
     """Raise `InputError` for a flag on the command line that an objective does not use."""
-    for group in _unused_groups(objective):
-        for entry in dataclasses.fields(group):
+    for group, objectives in _OBJECTIVES_OF.items():
+        for entry in dataclasses.fields(group) if objective not in objectives else ():
             aliases = (alias.lstrip("-") for alias in entry.metadata.get("aliases", ()))
             if given & {entry.name, f"no_{entry.name}", *aliases}:
                 raise InputError(
                     f"`{entry.name}` means nothing to `objective` {objective} (it is for "
-                    f"{', '.join(_OBJECTIVES_OF[group])})",
+                    f"{', '.join(objectives)})",
                     advice="leave it out, or change `objective`",
                 )
+
+
+def check_masking(text: TextArguments) -> None:
+    """Raise `InputError` if more than all of the selected tokens would be replaced."""
+    total = text.mask_replace_prob + text.random_replace_prob
+    if total > 1 + 1e-9:
+        raise InputError(
+            f"`mask_replace_prob` + `random_replace_prob` is {total:g} but must be at most 1",
+            advice="lower one of them (BERT: 0.8 and 0.1)",
+        )
+
+
+def _check_length(optimization: OptimizationArguments) -> None:
+    """Raise `InputError` unless the flags give a run one length."""
+    max_steps, num_epochs = optimization.max_steps, optimization.num_train_epochs
+    if not (max_steps or num_epochs or optimization.max_hours):
+        raise InputError(
+            "the run has no length", advice="pass `max_steps`, `num_train_epochs` or `max_hours`"
+        )
+    if max_steps and num_epochs:
+        raise InputError(
+            f"`max_steps` {max_steps} and `num_train_epochs` {num_epochs} both give the length",
+            advice="pass one of them",
+        )
+
+
+def _check_hub(hub: HubArguments) -> None:
+    """Raise `InputError` if a name cannot be used, or a flag means nothing without the Hub."""
+    if hub.hub_model_id is not None:
+        check_repo_id(hub.hub_model_id, parameter="hub_model_id")
+    check_license(hub.hub_license)
+    # hub_license is for the model card, which is written without the Hub too.
+    for name in ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_push_state"):
+        if not hub.push_to_hub and getattr(hub, name) != getattr(HubArguments, name):
+            raise InputError(
+                f"`{name}` means nothing without `push_to_hub`",
+                advice=f"add that flag, or leave `{name}` out",
+            )
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text))
+
+
+# What a changed flag means to a run that is continued from a checkpoint. These must be as they
+# were: the numbers before and after could not be compared, and the state of an optimizer fits no
+# other one.
+DEFINING = _names(
+    "objective seed max_seq_length short_seq_prob pair_mode mlm_probability mask_replace_prob "
+    "random_replace_prob masking dropout embedding_dim reconstruction_loss noise_std mask_ratio "
+    "norm_pix_loss augmentation horizontal_flip loss margin distance normalize negatives reduction "
+    "temperature projection_dim optimizer"
+)
+# These may change, and the run says that from there on it is not the uninterrupted one: length and
+# steering of the training, and the held-out rows.
+NOTED = _names(
+    "max_eval_rows max_steps num_train_epochs max_hours learning_rate adamw_learning_rate "
+    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule warmup_steps "
+    "decay_share mixed_precision"
+)
+# These may change without a word. Some change no number. For the others the run compares what they
+# come to: the key of the prepared corpus or of the images (the same one may lie in another folder),
+# the whole configuration of the model (its weights are the checkpoint's), the rows of an update, and
+# where rows of a forward pass are compared with each other, the number of those.
+FREE = _names(
+    "recipe output_dir resume_from_checkpoint logging_steps eval_steps save_steps save_total_limit "
+    "report_to debug preprocessing_num_workers dataloader_num_workers num_cpu_threads "
+    "gradient_checkpointing push_to_hub hub_model_id hub_private_repo hub_strategy hub_push_state "
+    "hub_max_wait hub_license "
+    "dataset_name dataset_config_name dataset_split data_files validation_share text_column "
+    "document_boundary streaming language tokenizer_name image_column label_column image_size "
+    "num_channels on_bad_image config_name model_name_or_path global_batch_size "
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
+)
+
+
+def flags_to_compare(flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the flags that define a run, and those whose change is noted.
+
+    Args:
+        flags: every flag of the run by name, see `PretrainingConfig.to_dict`.
+    """
+    return (
+        {name: value for name, value in flags.items() if name in DEFINING},
+        {name: value for name, value in flags.items() if name in NOTED},
+    )

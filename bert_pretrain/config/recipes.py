@@ -1,4 +1,4 @@
-"""Named defaults by objective, as one literal: they replace those of flags; the command line wins.
+"""Named defaults by objective: they replace those of flags; the command line wins.
 
 `minutes` is the first command's; what it costs and reaches on text is in README, "What to expect".
 `hours` is for data of one's own and `devlin2019` for comparison with the literature; what they
@@ -13,7 +13,6 @@ _BERT: dict[str, dict[str, Any]] = {
     "minutes": {},  # the defaults as `--help` shows them: the embedded corpus in under six minutes
     "hours": {
         "config_name": "mini",
-        "per_device_train_batch_size": 32,
         "max_steps": 20_000,
         "max_hours": 0.0,
         "warmup_steps": 400,
@@ -42,73 +41,35 @@ _BERT: dict[str, dict[str, Any]] = {
     },
 }
 
-# For some ten thousand small photographs, such as CIFAR-10's; README, "Your own images", says what
-# they cost and reach.
-_SMALL_IMAGES: dict[str, Any] = {
-    "dataset_name": None,
-    "validation_share": 0.05,
+_IMAGES: dict[str, Any] = {
     "max_hours": 0.0,
     "weight_decay": 0.05,
     "adam_beta2": 0.95,
     "learning_rate": 1e-3,
-    "eval_steps": 300,
-    "save_steps": 300,
+    "per_device_eval_batch_size": 256,
 }
-
-_IMAGES: dict[str, Any] = {
+_DIGITS = _IMAGES | {
     "config_name": "vit-tiny",
     "dataset_name": "digits",
     "validation_share": 0.2,
-    "max_hours": 0.0,
-    "weight_decay": 0.05,
-    "adam_beta2": 0.95,
+    "eval_steps": 200,
+    "save_steps": 200,
 }
+# For some ten thousand small photographs, such as CIFAR-10's; README, "Your own images", says what
+# they cost and reach.
+_PHOTOGRAPHS = _IMAGES | {"config_name": "convnextv2-micro", "eval_steps": 300, "save_steps": 300}
+_AUTOENCODER = {"output_dir": "runs/autoencoder", "per_device_train_batch_size": 128}
+_CONTRASTIVE = {"output_dir": "runs/contrastive", "per_device_train_batch_size": 256}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "mlm_nsp": _BERT,
     "mlm": _BERT,
     "autoencoder": {
-        "minutes": _IMAGES
-        | {
-            "output_dir": "runs/autoencoder",
-            "per_device_train_batch_size": 128,
-            "per_device_eval_batch_size": 256,
-            "max_steps": 600,
-            "eval_steps": 200,
-            "save_steps": 200,
-            "learning_rate": 1e-3,
-        },
-        "small_images": _SMALL_IMAGES
-        | {
-            "output_dir": "runs/autoencoder",
-            "config_name": "convnextv2-micro",
-            "embedding_dim": 32,
-            "per_device_train_batch_size": 128,
-            "per_device_eval_batch_size": 256,
-            "max_steps": 1500,
-        },
+        "minutes": _DIGITS | _AUTOENCODER | {"max_steps": 600},
+        "small_images": _PHOTOGRAPHS | _AUTOENCODER | {"max_steps": 1500},
     },
     "contrastive": {
-        "minutes": _IMAGES
-        | {
-            "output_dir": "runs/contrastive",
-            "per_device_train_batch_size": 256,
-            "per_device_eval_batch_size": 256,
-            "max_steps": 400,
-            "eval_steps": 200,
-            "save_steps": 200,
-            "learning_rate": 1e-3,
-            "augmentation": "basic",
-        },
-        "small_images": _SMALL_IMAGES
-        | {
-            "output_dir": "runs/contrastive",
-            "config_name": "convnextv2-micro",
-            "loss": "nt_xent",
-            "augmentation": "simclr_small",
-            "per_device_train_batch_size": 256,
-            "per_device_eval_batch_size": 256,
-            "max_steps": 1200,
-        },
+        "minutes": _DIGITS | _CONTRASTIVE | {"max_steps": 400, "augmentation": "basic"},
+        "small_images": _PHOTOGRAPHS | _CONTRASTIVE | {"max_steps": 1200, "loss": "nt_xent"},
     },
 }

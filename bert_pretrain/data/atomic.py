@@ -17,8 +17,7 @@ from bert_pretrain.errors import InputError
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to `path` at the end of the block.
 
-    Args:
-        path: the file to make or to replace. If the block fails, it stays as it was.
+    If the block fails, an older file stays as it was.
     """
     aside = path.with_name(path.name + ".tmp")
     try:
@@ -38,14 +37,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any, *, allow_nan: bool = False) -> None:
     """Write a JSON file; it appears whole or not at all.
 
-    Args:
-        path: the file to make or to replace.
-        content: as `json.dumps` takes it.
-        allow_nan: write NaN and infinity as `NaN` and `Infinity`, which Python reads and standard
-            JSON does not have.
-
     Raises:
-        ValueError: there is a NaN or an infinity, and `allow_nan` is False.
+        ValueError: there is a NaN or an infinity, which standard JSON does not have, and
+            `allow_nan` is False.
     """
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
 
@@ -54,8 +48,7 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = False) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, and rename it to `folder` at the end of the block.
 
-    Args:
-        folder: the folder to make or to replace. If the block fails, it stays as it was.
+    If the block fails, an older folder stays as it was.
 
     Raises:
         InputError: it is the current folder or one above it, which cannot be replaced.
@@ -93,16 +86,12 @@ def check_creatable(folder: Path, *, parameter: str) -> None:
     Raises:
         InputError: it cannot; `parameter` gave the folder.
     """
-    nearest = next(
-        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
-    )
+    absolute = folder.absolute()
+    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        where = (
-            "is no folder to write into"
-            if nearest == folder.absolute()
-            else f"cannot be created in {nearest}"
-        )
-        raise InputError(f"{folder} {where}", advice=f"pass another `{parameter}`")
+        below = f"cannot be created in {nearest}"
+        problem = "is no folder to write into" if nearest == absolute else below
+        raise InputError(f"{folder} {problem}", advice=f"pass another `{parameter}`")
 
 
 def make_folder(folder: Path, *, parameter: str) -> None:

@@ -1,12 +1,49 @@
-"""What to say when no model or data set is found under a name; all commands say it through here."""
+"""What the names of files, data sets and models lead to, and what to say where that is nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import glob
+import hashlib
+import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from bert_pretrain.data.run_folder import list_checkpoints
 from bert_pretrain.errors import InputError
+
+
+def existing_files(pattern: str, *, parameter: str = "data_files") -> list[Path]:
+    """Return the files that a path or a glob means, sorted.
+
+    Raises:
+        InputError: there is none; `parameter` gave the pattern.
+    """
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+    if not found:
+        raise InputError(
+            f"there is no file {pattern!r}",
+            advice=f"`{parameter}` takes paths and globs of existing files",
+        )
+    return found
+
+
+def files_fingerprint(files: Iterable[Path], *more: str) -> str:
+    """Return a hash of `more` and of the paths, sizes and times of files: it tells of changes."""
+    sha256 = hashlib.sha256()
+    for path in files:
+        # A dangling link is a bad image, which whoever reads it reports.
+        status = path.stat() if path.exists() else path.lstat()
+        identity = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+        sha256.update(json.dumps(identity).encode())
+    sha256.update(json.dumps(more).encode())
+    return sha256.hexdigest()
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Return whether a folder holds a data set that `datasets` saved."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def refuse_misnamed_model(
@@ -14,12 +51,8 @@ def refuse_misnamed_model(
 ) -> None:
     """Explain why no model was found under a name, if the name itself tells why.
 
-    To be called when loading has failed, since a Hub id may look like a path.
-
-    Args:
-        name: folder or Hub id, as given.
-        parameter: the parameter that gave it.
-        sizes: named sizes that the parameter takes too.
+    To be called when loading has failed, since a Hub id may look like a path. `parameter` gave the
+    name, and takes named `sizes` too.
 
     Raises:
         InputError: the name is a run's folder, a file, or a path that does not exist.
@@ -40,19 +73,21 @@ def refuse_missing_folder(
 ) -> None:
     """Raise `InputError` if a name looks like a path, not like a Hub id, and nothing is there.
 
-    To be called when loading has failed.
-
-    Args:
-        name: folder or Hub id, as given.
-        what: is expected there.
-        parameter: the parameter that gave it.
-        sizes: named sizes that the parameter takes too.
+    `what` is expected there; for the others see `refuse_misnamed_model`.
     """
-    if _looks_like_path(name) and not Path(name).exists():
+    parent = name.rpartition("/")[0]
+    looks_like_path = (
+        name.startswith((".", "/", "~"))
+        or name.endswith(("/", "/final"))
+        or name.count("/") > 1
+        or "\\" in name
+        or (parent != "" and Path(parent).is_dir())
+    )
+    if looks_like_path and not Path(name).exists():
+        or_size = f", or one of {', '.join(sizes)}" if sizes else ""
         raise InputError(
             f"there is no folder {name!r}",
-            advice=f"pass the folder or Hub id of {what} as `{parameter}`"
-            + (f", or one of {', '.join(sizes)}" if sizes else ""),
+            advice=f"pass the folder or Hub id of {what} as `{parameter}`{or_size}",
         )
 
 
@@ -73,14 +108,3 @@ def _refuse_run(folder: Path, parameter: str) -> None:
             f"{str(folder)!r} is a run that holds neither a complete checkpoint nor final/ yet",
             advice=f"pass another `{parameter}`, or wait for the run's first checkpoint",
         )
-
-
-def _looks_like_path(name: str) -> bool:
-    parent = name.rpartition("/")[0]
-    return (
-        name.startswith((".", "/", "~"))
-        or name.endswith(("/", "/final"))
-        or name.count("/") > 1
-        or "\\" in name
-        or (parent != "" and Path(parent).is_dir())
-    )

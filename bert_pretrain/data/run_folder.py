@@ -1,14 +1,26 @@
-"""What lies in a run directory, for those who read it: records, checkpoints and `final/`."""
+"""A run directory: its records, checkpoints and `final/`, and the lock of whoever writes there.
+
+The system frees the lock when the process ends, also when it is killed. The lock file stays: if
+each holder removed it, two processes could hold two files of the same name.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
 from bert_pretrain.errors import InputError
 
+LOCK_FILE = ".lock"  # in the folder; it is not part of the folder's content
+# The workers of a process that was killed may live on for five seconds and keep its lock.
+TIMEOUT_SECONDS = 10.0
 _CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -55,9 +67,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_run_json(run_dir: Path, *, name: str = "run.json") -> dict[str, Any]:
     """Return the record of a run: `config`, `started`, `command`, `versions`, `hardware`.
 
-    Args:
-        run_dir: the run's folder.
-        name: the record's file; fine-tuning writes another one.
+    Fine-tuning writes it under another `name`.
 
     Raises:
         InputError: the folder holds no run.
@@ -91,9 +101,8 @@ def read_final(run_dir: Path) -> FinalModel | None:
     if not (run_dir / "final/run.json").is_file():
         return None
     record = read_run_json(run_dir / "final")
-    return FinalModel(
-        record.get("step"), record.get("started") == read_run_json(run_dir).get("started")
-    )
+    is_end = record.get("started") == read_run_json(run_dir).get("started")
+    return FinalModel(record.get("step"), is_end)
 
 
 def checkpoint_path(checkpoints: Path, step: int) -> Path:
@@ -112,3 +121,46 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
         return []
     found = [path for path in checkpoints.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name)]
     return sorted(found, key=step_of)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder until the end of the block or of this process.
+
+    Where no lock can be made (a read-only folder, some network file systems), a warning says so and
+    the block runs unprotected.
+
+    Raises:
+        InputError: another process holds the folder, still after `TIMEOUT_SECONDS`.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=TIMEOUT_SECONDS)
+    except Timeout:
+        raise InputError(
+            f"another process is at work in {folder}: it trains or publishes there",
+            advice="wait until it has ended",
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        warnings.warn(
+            f"{folder} cannot be locked ({error}): start no second process that writes there",
+            stacklevel=3,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds a folder, as far as its file system can tell."""
+    path = folder / LOCK_FILE
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False

@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bert_pretrain.data.files import is_saved_dataset
-from bert_pretrain.data.names import refuse_missing_folder
+from bert_pretrain.data.names import is_saved_dataset, refuse_missing_folder
 from bert_pretrain.data.row_files import (
     Quotes,
     file_kind,

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.atomic import check_creatable, make_folder, write_json, write_text
-from bert_pretrain.data.locks import LOCK_FILE, held
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.data.run_folder import LOCK_FILE, held
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.statistics import Interval, t_interval

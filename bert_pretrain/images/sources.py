@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from bert_pretrain.data.files import files_fingerprint, is_saved_dataset
+from bert_pretrain.data.names import files_fingerprint, is_saved_dataset
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource
 from bert_pretrain.images.tables import DEFAULT_LABEL_COLUMN, open_dataset, open_parquet

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bert_pretrain.data.files import existing_files, files_fingerprint, is_saved_dataset
+from bert_pretrain.data.names import existing_files, files_fingerprint, is_saved_dataset
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.images.decoding import ImageRow, ImageSource, Label
 

@@ -1,14 +1,14 @@
-"""Turn rows of an epoch plan into batches of tensors.
+"""Turn rows of an epoch plan into batches of tensors, in worker processes if wanted.
 
-Called by the loader, in worker processes if wanted. Rows of an `EpochPlan` enter; a batch leaves,
-which also says which of its tokens are real and which a loss reads: here this costs nothing, while
-a device would have to search for it. Every row is a pure function of (seed, epoch, row), so batches
-may be made in any grouping, on any number of processes, and again after an interruption.
+A batch also says which of its tokens are real and which a loss reads: here this costs nothing,
+while a device would have to search for it. Every row is a pure function of (seed, epoch, row), so
+batches may be made in any grouping, on any number of processes, and again after an interruption.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -28,53 +28,30 @@ MAX_TOKEN_SHAPES = 64  # of full batches
 READ_MULTIPLE = 32
 
 
+@dataclass(eq=False)
 class PretrainingCollator:
     """Read, lay out, mask and pad the rows of a plan.
 
     A row is `[CLS] A [SEP] B [SEP]` with token type 0 up to the first [SEP] and 1 after it, or
     `[CLS] A [SEP]` with token type 0 where the plan has no B.
+
+    Attributes:
+        store: The prepared corpus that the plans refer to.
+        max_seq_length: L, tokens of every row after padding.
+        evaluation: Whether masks are the same in every epoch, and another stream than in training.
     """
 
     unit = "tokens"
 
-    def __init__(
-        self,
-        store: TokenStore,
-        rule: MaskingRule,
-        *,
-        cls_token_id: int,
-        sep_token_id: int,
-        pad_token_id: int,
-        max_seq_length: int,
-        seed: int,
-        evaluation: bool = False,
-    ) -> None:
-        """Keep what every batch needs.
-
-        Args:
-            store: The prepared corpus that the plans refer to.
-            rule: How tokens are selected and hidden.
-            cls_token_id: Id of [CLS].
-            sep_token_id: Id of [SEP].
-            pad_token_id: Id of [PAD].
-            max_seq_length: L, tokens of every row after padding.
-            seed: Seed of the run.
-            evaluation: Whether masks are the same in every epoch, and another stream than in
-                training.
-        """
-        self.store = store
-        self.rule = rule
-        self.cls_token_id = cls_token_id
-        self.sep_token_id = sep_token_id
-        self.pad_token_id = pad_token_id
-        self.max_seq_length = max_seq_length
-        self.seed = seed
-        self.evaluation = evaluation
-
-    @property
-    def max_predictions(self) -> int:
-        """K, most masked tokens of a row: what a row full of ordinary tokens would get."""
-        return max(1, round(self.max_seq_length * self.rule.mlm_probability))
+    store: TokenStore
+    rule: MaskingRule
+    _: KW_ONLY
+    cls_token_id: int
+    sep_token_id: int
+    pad_token_id: int
+    max_seq_length: int
+    seed: int
+    evaluation: bool = False
 
     def num_units(self, batch: dict[str, Tensor]) -> int:
         """Return the number of real tokens of a batch."""
@@ -85,7 +62,7 @@ class PretrainingCollator:
 
         Args:
             parts: rows of one epoch or of several: (epoch, int64 row numbers, these rows of the
-                epoch's plan). An evaluation collator takes no notice of the epoch.
+                epoch's plan).
 
         Returns:
             int64 tensors: `input_ids`, `token_type_ids`, `attention_mask` (1 = real), `labels`
@@ -115,13 +92,18 @@ class PretrainingCollator:
         last_sep = np.where(has_pair[:, None], first_sep + 1 + plan.b_length[:, None], first_sep)
         real = position <= last_sep
         maskable = (position > 0) & (position < last_sep) & (position != first_sep)
+        if self.evaluation:
+            row_keys = hash_uint64(self.seed, Purpose.EVALUATION_ROW, rows)
+        else:
+            row_keys = hash_uint64(self.seed, Purpose.TRAINING_ROW, epoch, rows)
         hidden, labels, masked_positions = mask_tokens(
             input_ids,
             maskable,
             word_starts,
             self.rule,
-            row_keys=self._row_keys(rows, epoch),
-            max_predictions=self.max_predictions,
+            row_keys=row_keys,
+            # What a row full of ordinary tokens would get.
+            max_predictions=max(1, round(self.max_seq_length * self.rule.mlm_probability)),
         )
         return {
             "input_ids": hidden,
@@ -131,11 +113,6 @@ class PretrainingCollator:
             "masked_positions": masked_positions,
             "next_sentence_label": plan.next_sentence_label.astype(np.int64),
         }
-
-    def _row_keys(self, rows: NDArray[np.int64], epoch: int) -> NDArray[np.uint64]:
-        if self.evaluation:
-            return hash_uint64(self.seed, Purpose.EVALUATION_ROW, rows)
-        return hash_uint64(self.seed, Purpose.TRAINING_ROW, epoch, rows)
 
     def _lay_out(self, plan: EpochPlan) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return unmasked ids int64 (B, L) and word starts bool (B, L), if the rule needs them."""

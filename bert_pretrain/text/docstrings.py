@@ -1,6 +1,5 @@
-"""English prose out of Python source: docstrings without their markup, code and tables.
+"""English prose out of Python source, read with `ast`: docstrings without markup, code and tables.
 
-What enters is the path of a module, read with `ast`; what leaves is its list of prose paragraphs.
 `embedded.py` runs this file as a script in worker processes, so it imports the standard library
 only, and nothing of this package.
 """
@@ -23,8 +22,7 @@ MIN_DOCUMENTED_SHARE = 0.3
 
 _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)])\s+(?=\S)")
 _DROPPED_SECTION = re.compile(
-    r"(?:see also|references?|examples?|usage|example usage|citation|bibtex):?\Z",
-    re.IGNORECASE,
+    r"(?i)(?:see also|references?|examples?|usage|example usage|citation|bibtex):?\Z"
 )
 _UNDERLINE = re.compile(r"([-=~^*#\"'`+.])\1{2,}\Z")
 _DROPPED_DIRECTIVE = re.compile(
@@ -73,8 +71,8 @@ _FUNCTION_WORDS = frozenset(
 def module_paragraphs(path: Path) -> list[str]:
     """Return the prose paragraphs of all docstrings of one module, in the order of the file.
 
-    A file that is hardly documented has none, and neither has one that does not parse: packages
-    ship templates and sources for other versions of Python.
+    A file that is hardly documented has none. Neither has one that does not parse: packages ship
+    templates and sources for other versions of Python.
     """
     try:
         source = path.read_text(encoding="utf-8")
@@ -110,16 +108,20 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 def _call_docstrings(call: ast.Call) -> Iterator[str]:
     name = str(getattr(call.func, "attr", None) or getattr(call.func, "id", ""))
-    if "doc" in name:
-        for argument in ast.walk(call):
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                yield inspect.cleandoc(argument.value)
+    for argument in ast.walk(call) if "doc" in name else ():
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+            yield inspect.cleandoc(argument.value)
 
 
 def prose_paragraphs(docstring: str) -> list[str]:
     """Return the paragraphs of one docstring that read as English prose, one line each."""
-    texts = (_strip_markup(text) for text in _paragraphs(docstring) if _is_candidate(text))
-    return [text for text in texts if is_prose(text)]
+    # Two thirds of the paragraphs cannot become prose, which is told cheaply.
+    candidates = (
+        text
+        for text in _paragraphs(docstring)
+        if text.count(" ") >= MIN_WORDS - 1 and text.rstrip(")\"'`*_ ").endswith((".", "!", "?"))
+    )
+    return [text for text in map(_strip_markup, candidates) if is_prose(text)]
 
 
 def _paragraphs(docstring: str) -> Iterator[str]:
@@ -176,11 +178,6 @@ def _without_code(lines: list[str]) -> Iterator[str]:
             yield line[:indent] + _KEPT_DIRECTIVE.sub("", text)
 
 
-def _is_candidate(text: str) -> bool:
-    """Tell cheaply what can still become prose: two thirds of the paragraphs cannot."""
-    return text.count(" ") >= MIN_WORDS - 1 and text.rstrip(")\"'`*_ ").endswith((".", "!", "?"))
-
-
 def _strip_markup(text: str) -> str:
     for signs, pattern, replacement in _MARKUP:
         # Searching for the sign first is ten times as fast as letting the pattern fail.
@@ -206,13 +203,7 @@ def _is_code_word(word: str) -> bool:
     return _CODE_WORD.fullmatch(word.strip("().,;:!?\"'")) is not None
 
 
-def main() -> None:
-    """Read a JSON list of module paths on standard input, write their paragraphs as JSON."""
+if __name__ == "__main__":  # a JSON list of module paths in, one of their paragraphs out
     # Syntax trees hold no cycles that outlive them; collecting garbage would take half the time.
     gc.disable()
-    paths = json.load(sys.stdin)
-    json.dump([module_paragraphs(Path(path)) for path in paths], sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    json.dump([module_paragraphs(Path(path)) for path in json.load(sys.stdin)], sys.stdout)

@@ -1,7 +1,7 @@
 """Raw text: where documents come from, and how they are split into sentences.
 
-The name of a source enters; documents (`str`, paragraphs separated by newlines) leave, one at a
-time, so that no corpus is ever held in memory.
+A document is a `str`, its paragraphs separated by newlines. Documents are read one at a time, so
+that no corpus is ever held in memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from bert_pretrain.data.files import existing_files, is_saved_dataset
+from bert_pretrain.data.names import existing_files, is_saved_dataset
 from bert_pretrain.data.row_files import (
     file_kind,
     is_unicode,
@@ -42,10 +42,7 @@ class TextSource:
         dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
             `datasets`, or a data set on the Hub or in a local folder; for `open_corpus` also a
             prepared corpus. None = `docs`, unless there are `data_files`.
-        dataset_config_name: configuration of that data set.
-        dataset_split: its split.
-        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst,
-            in place of a data set.
+        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst.
         text_column: column that holds the text; a row is a document.
         document_boundary: what ends a document of a .txt: a blank line, or the file. In the first
             case the lines of a document are joined by spaces, because they are usually wrapped; in
@@ -76,7 +73,7 @@ class DocumentSource:
         description: what the source is, for people.
         fingerprint: changes when the documents may have changed.
         read: starts a new pass over the documents.
-        skipped: what the last pass left out, by reason.
+        skipped: how many the last pass left out, by reason.
         language: code of its language; None = not known.
     """
 
@@ -97,12 +94,11 @@ class DocumentSource:
         for text in self.read():
             if not isinstance(text, str) or not is_unicode(text):
                 self.skipped["not text"] += 1
-                continue
-            if not text.strip():
+            elif not text.strip():
                 self.skipped["empty"] += 1
-                continue
-            is_empty = False
-            yield text
+            else:
+                is_empty = False
+                yield text
         if is_empty:
             raise InputError(
                 f"{self.description} holds no text",
@@ -119,16 +115,15 @@ def open_documents(text: TextSource) -> DocumentSource:
     """
     if text.data_files:
         return _open_files(text.data_files, text.text_column, text.document_boundary)
-    if text.dataset_name in (None, "docs"):
-        description = "docs: the documentation inside this Python"
-        return DocumentSource(
-            description, embedded_key(), lambda: iter(embedded_documents()), language="en"
-        )
-    return _open_dataset(text)
+    if text.dataset_name not in (None, "docs"):
+        return _open_dataset(text)
+    description = "docs: the documentation inside this Python"
+    key = embedded_key()
+    return DocumentSource(description, key, lambda: iter(embedded_documents()), language="en")
 
 
 def check_language(language: str) -> None:
-    """Raise `InputError` unless a language is named by a code."""
+    """Raise `InputError` unless a language is named by a code: sentencex takes all as English."""
     if not _LANGUAGE_CODE.fullmatch(language):
         raise InputError.out_of_range(
             "language", language, "a code such as en or pt-br", "pass the code as `language`"
@@ -138,24 +133,13 @@ def check_language(language: str) -> None:
 def split_sentences(text: str, language: str) -> list[str]:
     """Split a document into stripped, non-empty sentences; a newline always ends one.
 
-    Args:
-        text: paragraphs separated by newlines.
-        language: code such as `en` or `pt-br`; a language without rules of its own gets those of a
-            related one.
-
-    Raises:
-        InputError: `language` is not a code (sentencex itself takes any word as English).
+    A language without rules of its own gets those of a related one.
     """
     from sentencex import segment
 
-    check_language(language)
-    return [
-        sentence
-        for paragraph in text.splitlines()
-        if (stripped := paragraph.strip())
-        for piece in segment(language, stripped)
-        if (sentence := piece.strip())
-    ]
+    paragraphs = filter(None, map(str.strip, text.splitlines()))
+    pieces = (piece.strip() for paragraph in paragraphs for piece in segment(language, paragraph))
+    return [sentence for sentence in pieces if sentence]
 
 
 def _open_files(
@@ -255,9 +239,6 @@ def _open_dataset(text: TextSource) -> DocumentSource:
         identity = [Path(file["filename"]).parts[-4:] for file in files]
     else:
         identity = f"{name} {config_name} {dataset.info.version}"
-    described = json.dumps([identity, split, column])
-
-    def read() -> Iterator[str]:
-        return (row[column] for row in dataset.select_columns([column]))
-
-    return DocumentSource(f"{name} ({split})", hashlib.sha256(described.encode()).hexdigest(), read)
+    fingerprint = hashlib.sha256(json.dumps([identity, split, column]).encode()).hexdigest()
+    texts = dataset.select_columns([column])
+    return DocumentSource(f"{name} ({split})", fingerprint, lambda: (row[column] for row in texts))

@@ -1,9 +1,7 @@
 """The embedded corpus: the documentation inside the user's own Python.
 
-With it a first run needs no download and we ship no text. One module is one document of prose
-paragraphs, and so is one topic of the language reference. Modules are read with `ast`, never
-imported. The result is cached under the Hugging Face cache folder, keyed by the versions it came
-from.
+With it a first run needs no download and we ship no text. One module is one document, and so is
+one topic of the language reference. The result is cached, keyed by the versions it came from.
 """
 
 from __future__ import annotations
@@ -37,12 +35,7 @@ PACKAGES = re.findall(
     "huggingface_hub safetensors matplotlib PIL kornia pyarrow sympy networkx joblib jinja2 fsspec "
     "aiohttp httpx requests dill multiprocess dateutil regex tqdm yaml psutil",
 )
-_DISTRIBUTIONS = {
-    "sklearn": "scikit-learn",
-    "PIL": "pillow",
-    "dateutil": "python-dateutil",
-    "yaml": "PyYAML",
-}
+_PROJECTS = dict(sklearn="scikit-learn", dateutil="python-dateutil", yaml="PyYAML", PIL="pillow")
 
 MIN_SENTENCES = 2  # a document of one sentence has no next sentence
 _SKIPPED_FOLDERS = re.findall(
@@ -77,7 +70,7 @@ def embedded_key() -> str:
 
 def _version(package: str) -> str:
     try:
-        return metadata.version(_DISTRIBUTIONS.get(package, package))
+        return metadata.version(_PROJECTS.get(package, package))
     except metadata.PackageNotFoundError:
         return "unknown"
 
@@ -107,17 +100,15 @@ def _extract() -> list[str]:
     documents = docstrings.topic_paragraphs(topics) if topics.exists() else []
     documents += _paragraphs_of([path for path in _modules() if path != topics])
     seen: set[str] = set()
-    unique = ([text for text in paragraphs if _is_new(text, seen)] for paragraphs in documents)
-    texts = ("\n".join(paragraphs) for paragraphs in unique)
+    texts = []
+    for paragraphs in documents:
+        unique = []
+        for paragraph in paragraphs:
+            if (words := " ".join(_PLAIN_WORD.findall(paragraph))) not in seen:
+                seen.add(words)
+                unique.append(paragraph)
+        texts.append("\n".join(unique))
     return [text for text in texts if len(_SENTENCE_END.findall(text)) >= MIN_SENTENCES]
-
-
-def _is_new(paragraph: str, seen: set[str]) -> bool:
-    key = " ".join(_PLAIN_WORD.findall(paragraph))
-    if key in seen:
-        return False
-    seen.add(key)
-    return True
 
 
 def _paragraphs_of(modules: list[Path]) -> list[list[str]]:
@@ -142,8 +133,6 @@ def _run_worker(modules: list[Path]) -> list[list[str]]:
     # standard library; -W hides warnings about string escapes in other people's modules.
     command = [sys.executable, "-I", "-W", "ignore", docstrings.__file__]
     paths = json.dumps([str(path) for path in modules])
-    done = subprocess.run(
-        command, input=paths, stdout=subprocess.PIPE, check=True, encoding="utf-8"
-    )
-    paragraphs: list[list[str]] = json.loads(done.stdout)
+    text = subprocess.check_output(command, input=paths, encoding="utf-8")
+    paragraphs: list[list[str]] = json.loads(text)
     return paragraphs

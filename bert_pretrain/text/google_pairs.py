@@ -23,10 +23,7 @@ _NUM_DOCUMENT_DRAWS = 10
 
 
 def google_pairs(corpus: Sequence[Outline], settings: EpochSettings) -> Columns:
-    """Make the pairs of every document of the corpus, in the order of documents.
-
-    Each document has its own random stream, seeded by the hash of (seed, epoch, document).
-    """
+    """Make the pairs of every document, in order, each from a random stream of its own."""
     numbers = [number for outline in corpus for number in outline.document.tolist()]
     bounds = [
         outline.starts[first : end + 1]
@@ -49,7 +46,7 @@ def _document_pairs(
         bounds: of each document, the positions at which its sentences start, and its end.
         place: of the document in `bounds`.
         settings: of the epoch.
-        stream: random stream of this document, advanced.
+        stream: of this document, advanced.
     """
     own: list[int] = bounds[place].tolist()
     num_sentences = len(own) - 1
@@ -65,7 +62,11 @@ def _document_pairs(
         a = [own[sentence], own[split]]  # start and end
         is_random = num_chunk == 1 or stream.random() < 0.5
         if is_random:
-            other = bounds[_other_document(len(bounds), place, stream)]
+            for _ in range(_NUM_DOCUMENT_DRAWS):  # the last draw stands, also if it is `place`
+                other_place = stream.randint(0, len(bounds) - 1)
+                if other_place != place:
+                    break
+            other = bounds[other_place]
             b_first = stream.randint(0, len(other) - 2)
             b_stop = _reach(other, b_first, target - (a[1] - a[0]))
             b = [int(other[b_first]), int(other[b_stop])]
@@ -82,15 +83,6 @@ def _reach(bounds: Sequence[int] | NDArray[np.int64], sentence: int, num_tokens:
     """Return where the shortest run of sentences from `sentence` with `num_tokens` ends."""
     last = len(bounds) - 1
     return min(bisect_left(bounds, bounds[sentence] + num_tokens, lo=sentence + 1), last)
-
-
-def _other_document(num_documents: int, place: int, stream: Random) -> int:
-    """Draw a document up to ten times until it is not `place`; the last draw stands."""
-    for _ in range(_NUM_DOCUMENT_DRAWS):
-        other = stream.randint(0, num_documents - 1)
-        if other != place:
-            break
-    return other
 
 
 def _truncate(a: list[int], b: list[int], budget: int, stream: Random) -> None:

@@ -1,8 +1,6 @@
 """Select tokens for masked-language modelling and hide them, for a whole batch at once.
 
-Token ids of a batch enter; hidden ids, labels and the masked positions leave. The collators call
-`mask_tokens`. A row's mask is a pure function of its key, so it does not depend on the batch that
-the row is in.
+A row's mask is a pure function of its key, so it does not depend on the batch that the row is in.
 
 Source: Devlin et al. 2019, section 3.1; whole words: google-research/bert; spans: Joshi et al. 2020
 (SpanBERT), section 3.1.
@@ -37,7 +35,6 @@ class MaskingRule:
         random_replace_prob: Probability that it is shown as a random ordinary token; else it is
             shown unchanged.
         unit: What is selected together: single tokens, whole words, or spans of whole words.
-        mask_token_id: Id of [MASK].
         ordinary_ids: int64 (V',), sorted ids to draw random tokens from, without special tokens.
     """
 
@@ -135,9 +132,8 @@ def _select_tokens(
     """Select the `count` (B,) maskable tokens of lowest hash in each row; returns bool (B, L)."""
     order = _random_order(row_keys, maskable)
     # The low bits hold the position, so no two keys of a row are equal and the count is exact.
-    threshold = np.take_along_axis(
-        np.sort(order, axis=1), np.maximum(count, 1)[:, None] - 1, axis=1
-    )
+    last = np.maximum(count, 1)[:, None] - 1
+    threshold = np.take_along_axis(np.sort(order, axis=1), last, axis=1)
     return np.asarray((order <= threshold) & maskable)
 
 
@@ -152,10 +148,7 @@ def _random_order(row_keys: NDArray[np.uint64], exists: NDArray[np.bool_]) -> ND
 
 
 def _segment_starts(maskable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the first maskable token of each run of them, bool (B, L).
-
-    It counts as the start of a word too where the segment was cut in mid-word.
-    """
+    """Return the first maskable token of each run, bool (B, L): a word starts there in any case."""
     starts = maskable.copy()
     starts[:, 1:] &= ~maskable[:, :-1]
     return starts
@@ -190,16 +183,10 @@ def _select_units(
     count: NDArray[np.int64],
     row_keys: NDArray[np.uint64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Select units in random order until `count` tokens are reached.
+    """Select units, which begin at `starts`, in random order until `count` tokens are reached.
 
     A unit that would overshoot is skipped (Google's rule). A row whose units are all too long takes
     the beginning of the first one.
-
-    Args:
-        starts: bool (B, L), True at the first token of each unit.
-        maskable: bool (B, L), the tokens that units consist of.
-        count: int64 (B,), tokens to select, 0 to select none.
-        row_keys: uint64 (B,), random key of each row.
 
     Returns:
         The selected tokens, bool (B, L), and the position of the first token of each token's unit,
@@ -227,7 +214,5 @@ def _select_units(
     np.put_along_axis(taken_of_unit, order, taken, axis=1)
     positions = np.arange(num_tokens)
     first_of_unit = np.maximum.accumulate(np.where(starts, positions, 0), axis=1)
-    selected = maskable & (
-        positions - first_of_unit < np.take_along_axis(taken_of_unit, unit, axis=1)
-    )
-    return selected, first_of_unit
+    taken_here = np.take_along_axis(taken_of_unit, unit, axis=1)
+    return maskable & (positions - first_of_unit < taken_here), first_of_unit

@@ -27,19 +27,11 @@ def open_corpus(
     show_progress: bool = True,
     needs_division: bool = True,
 ) -> PreparedCorpus:
-    """Return the prepared corpus of a text, preparing it unless it is there.
+    """Return the prepared corpus of a text; if several processes ask for it, one prepares it.
 
-    Several processes may call it at once: one prepares, the others wait.
-
-    Args:
-        text: where it comes from.
-        tokenizer: the model's.
-        seed: of the split into training and validation documents.
-        download: fetches the folder of a prepared corpus of that name from the Hub; returns None if
-            there is none.
-        output_dir: where the corpus goes; default a folder in the Hugging Face cache.
-        show_progress: whether to draw a progress bar.
-        needs_division: whether there must be both training and validation documents.
+    `download` fetches the folder of a prepared corpus of that name from the Hub, and returns None
+    if there is none. With `needs_division` there must be training and validation documents. For
+    the other arguments see `prepare_corpus`.
 
     Raises:
         InputError: the text or the tokenizer cannot be used.
@@ -52,7 +44,13 @@ def open_corpus(
         folder = Path(name) if (Path(name) / MANIFEST).is_file() else download(name)
     if folder is not None:
         corpus = PreparedCorpus.load(folder)
-        _check_tokenizer(corpus, tokenizer, name)
+        prepared_with = corpus.manifest["tokenizer"]
+        if prepared_with["hash"] != tokenizer_hash(tokenizer):
+            raise InputError(
+                f"the corpus in {name} was prepared with the tokenizer {prepared_with['name']!r}, "
+                f"not with {tokenizer.name_or_path!r}",
+                advice="pass that one as `tokenizer_name` or prepare the corpus again",
+            )
     else:
         if text.preprocessing_num_workers:
             # The pool of the tokenizers library reads it when it first runs; it has no setting.
@@ -77,32 +75,12 @@ def open_corpus(
     return corpus
 
 
-def _check_tokenizer(
-    corpus: PreparedCorpus, tokenizer: PreTrainedTokenizerFast, name: str | None
-) -> None:
-    """Raise `InputError` if the corpus was prepared with another tokenizer."""
-    prepared_with = corpus.manifest["tokenizer"]
-    if prepared_with["hash"] != tokenizer_hash(tokenizer):
-        raise InputError(
-            f"the corpus in {name} was prepared with the tokenizer {prepared_with['name']!r}, not "
-            f"with {tokenizer.name_or_path!r}",
-            advice="pass that one as `tokenizer_name` or prepare the corpus again",
-        )
-
-
-def data_card(corpus: PreparedCorpus, plan: EpochPlan, *, max_seq_length: int) -> str:
-    """Describe a corpus and the rows made of it, as text.
-
-    Args:
-        corpus: the prepared corpus.
-        plan: a plan of its training documents.
-        max_seq_length: tokens per row.
-    """
+def data_card(corpus: PreparedCorpus, plan: EpochPlan, max_seq_length: int) -> str:
+    """Describe a corpus, and the rows that a plan of its training documents makes, as text."""
     manifest = corpus.manifest
     counts = manifest["counts"]
     is_pair = plan.b_length > 0
-    num_special = np.where(is_pair, 3, 2)
-    fill = (plan.a_length + plan.b_length + num_special).mean() / max_seq_length
+    fill = (plan.a_length + plan.b_length + np.where(is_pair, 3, 2)).mean() / max_seq_length
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
     lines = [
         f"corpus           {manifest['source']['description']}",
@@ -116,9 +94,7 @@ def data_card(corpus: PreparedCorpus, plan: EpochPlan, *, max_seq_length: int) -
         f"{100 * fill:.1f} %",
     ]
     if is_pair.any():
-        random_share = float((plan.next_sentence_label == IS_RANDOM).mean())
-        lines[-1] += (
-            f", random next {100 * random_share:.1f} %, left out without partner "
-            f"{plan.num_unpaired:,}"
-        )
+        random_share = 100 * float((plan.next_sentence_label == IS_RANDOM).mean())
+        lines[-1] += f", random next {random_share:.1f} %"
+        lines[-1] += f", left out without partner {plan.num_unpaired:,}"
     return "\n".join(lines)

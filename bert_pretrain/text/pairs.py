@@ -1,17 +1,14 @@
 """Plan the sentence pairs of an epoch: the tokens of A and B of every row, and its label.
 
-A `TokenStore` enters; an `EpochPlan` leaves, which holds token positions in training order. No
-token is read here; the collator reads them when it makes a batch. A plan is a pure function of the
-corpus, the settings, the seed and the epoch: every process computes the same one, and every epoch
-has new pairs.
+A plan is a pure function of the corpus, the settings, the seed and the epoch: every process
+computes the same one, and every epoch has new pairs. No token is read here; the collator reads
+them when it makes a batch.
 
 Why `exact` pairs are exact
 ---------------------------
-The original algorithm draws a random B whenever a chunk is one sentence, stops at the end of
-whichever document B comes from, and gives up finding another document after ten draws. On real
-corpora 50 to 63 % of its pairs are then random, and the lengths of A and B tell part of the answer
-before a word is read. Here every window (A followed by its true B, see `windows`) gets a partner
-window of another document instead:
+In the original algorithm 50 to 63 % of the pairs are random on real corpora, and the lengths of A
+and B tell part of the answer before a word is read. Here every window (A followed by its true B,
+see `windows`) gets a partner window of another document instead:
 
 1. Partners are matched by the length of B and by whether B ends with a sentence, before there is
    any label.
@@ -20,10 +17,9 @@ window of another document instead:
 3. One fair coin per pair: both windows keep their B (labels 0, 0), or they swap Bs (labels 1, 1).
 
 Whatever the coin says, a row has the same A, a B of the same length with the same kind of end, and
-each B is used once. So neither A alone, nor B alone, nor their lengths and ends tell the label:
-only whether A and B belong together does. Half of the pairs are random in expectation. The price is
-the tokens cut in step 2, which are few because partners have similar lengths, and the windows
-without a partner, which are counted.
+each B is used once: only whether A and B belong together tells the label. The price is the tokens
+cut in step 2, few because partners have similar lengths, and the windows without a partner, which
+are counted.
 """
 
 from __future__ import annotations
@@ -80,7 +76,7 @@ class EpochPlan:
 
     @classmethod
     def of(
-        cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], *, num_unpaired: int = 0
+        cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], num_unpaired: int
     ) -> EpochPlan:
         """Return the plan of some columns in an order, int64 (N,)."""
         a_start, a_length, b_start, b_length, label = (column[order] for column in columns)
@@ -90,14 +86,7 @@ class EpochPlan:
     def take(self, rows: NDArray[np.int64]) -> EpochPlan:
         """Return the given rows, in that order, as a small plan to send to a worker process."""
         columns = (self.a_start, self.a_length, self.b_start, self.b_length)
-        return EpochPlan.of(
-            (*columns, self.next_sentence_label), rows, num_unpaired=self.num_unpaired
-        )
-
-
-def pair_mode_for(objective: str, pair_mode: PairMode) -> PairMode:
-    """Return how pairs are drawn for an objective: not at all for masked words alone."""
-    return pair_mode if objective == "mlm_nsp" else "none"
+        return EpochPlan.of((*columns, self.next_sentence_label), rows, self.num_unpaired)
 
 
 def plan_epoch(
@@ -114,14 +103,14 @@ def plan_epoch(
 
     Args:
         store: the prepared corpus.
-        documents: int64 (D,), sorted global indices of the documents to use, those of one split.
+        documents: int64 (D,), sorted global indices of the documents of one split.
         max_seq_length: tokens of a row with its special tokens, at least 8.
         short_seq_prob: probability of a shorter target, uniform from 2 tokens, in [0, 1]; drawn per
             window (`google`: per document, as published).
         pair_mode: `exact`: matched pairs, see the module. `google`: the published algorithm.
             `none`: single segments for masked-language modelling alone.
         seed: of the run.
-        epoch: another epoch has other windows, splits and pairs.
+        epoch: its number.
 
     Returns:
         The plan, never empty.
@@ -149,7 +138,7 @@ def plan_epoch(
         no_pair = np.full(len(windows.document), NO_PAIR)
         columns = (windows.a_start, windows.a_length, windows.b_start, windows.b_length, no_pair)
     order = permutation(len(columns[0]), seed, epoch, Purpose.TRAINING_ORDER)
-    return EpochPlan.of(columns, order, num_unpaired=num_unpaired)
+    return EpochPlan.of(columns, order, num_unpaired)
 
 
 def plan_neighbours(
@@ -157,14 +146,8 @@ def plan_neighbours(
 ) -> tuple[EpochPlan, int]:
     """Plan hard pairs, for evaluation: the random B is a neighbouring passage of the same document.
 
-    Passages of different documents can be told apart by their topic alone. Here the partners of
-    `exact` pairs are neighbouring windows, so only what follows what tells the label.
-
-    Args:
-        store: the prepared corpus.
-        documents: int64 (D,), sorted global indices.
-        max_seq_length: tokens of a row with its three special tokens, at least 8.
-        seed: of windows and coins.
+    The topic alone tells passages of different documents apart. Here the partners of `exact` pairs
+    are neighbouring windows. For the arguments see `plan_epoch`.
 
     Returns:
         The plan, in the order of the text, perhaps empty; and the number of documents without a
@@ -172,14 +155,13 @@ def plan_neighbours(
     """
     settings = EpochSettings(max_seq_length - 3, short_seq_prob=0.0, seed=seed, epoch=0)
     windows = Windows.chain([cut_pairs(part, settings) for part in outlines(store, documents)])
-    # A window begins with the sentence that the end of the one before cuts. Without that piece the
-    # two do not overlap.
+    # A window begins with the sentence that the end of the one before cuts: that piece is dropped.
     room = windows.a_start[1:] - windows.b_start[:-1]
     first = _every_second((windows.document[1:] == windows.document[:-1]) & (room > 0))
     windows.b_length[first] = np.minimum(windows.b_length[first], room[first])
     columns = _keep_or_swap(store, windows, first, first + 1, settings)
     order = np.argsort(columns[0], kind="stable")
-    plan = EpochPlan.of(columns, order, num_unpaired=len(windows.document) - len(order))
+    plan = EpochPlan.of(columns, order, len(windows.document) - len(order))
     used = np.unique(windows.document[np.searchsorted(windows.a_start, plan.a_start)])
     return plan, len(documents) - len(used)
 
@@ -196,11 +178,7 @@ def _every_second(is_followed: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _exact_pairs(
     store: TokenStore, windows: Windows, settings: EpochSettings, *, num_documents: int
 ) -> Columns:
-    """Return the columns of a plan in which partners come from different documents.
-
-    Raises:
-        InputError: no window has a partner.
-    """
+    """Return the columns of a plan in which partners come from different documents."""
     num_usable = len(np.unique(windows.document))
     if num_usable < 2:
         raise InputError(
@@ -209,7 +187,7 @@ def _exact_pairs(
             advice="put a blank line between the documents of a text file (`document_boundary`), "
             "or train without pairs: `objective` mlm",
         )
-    first, second = _match_partners(windows, seed=settings.seed, epoch=settings.epoch)
+    first, second = _match_partners(windows, settings)
     columns = _keep_or_swap(store, windows, first, second, settings)
     if len(columns[0]) == 0:
         raise InputError(
@@ -230,9 +208,7 @@ def _keep_or_swap(
 ) -> Columns:
     """Let partners, int64 rows (P,) of windows, keep or swap their Bs, cut to a common length.
 
-    Returns:
-        The columns of the first partners, then of the second. Pairs whose Bs have no common length
-        are left out.
+    Pairs whose Bs have no common length are left out.
     """
     length = _common_length(store, windows, first, second)
     kept = length > 0
@@ -252,21 +228,19 @@ def _keep_or_swap(
 
 
 def _match_partners(
-    windows: Windows, *, seed: int, epoch: int
+    windows: Windows, settings: EpochSettings
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Match windows of different documents whose Bs are alike in length and in how they end.
 
     Windows are sorted by the kind of end and the length of B and cut into small blocks. A block is
     sorted by document, in a random order of documents, and window i is matched with the window half
     a block further. Windows whose match would be of their own document try again among themselves
-    in larger blocks, at last in one block. There only those fail that one document holds beyond
-    half of the rest.
-
-    Returns:
-        int64 rows of the first and of the second partner of each pair; no row occurs twice.
+    in larger blocks, at last in one. There only those fail that one document holds beyond half of
+    the rest. Returns int64 rows of the first and of the second partner of each pair.
     """
-    tie = hash_uint64(seed, epoch, Purpose.MATCH_TIE, windows.document, windows.index)
-    rank = hash_uint64(seed, epoch, Purpose.DOCUMENT_RANK, windows.document)
+    keys = (settings.seed, settings.epoch)
+    tie = hash_uint64(*keys, Purpose.MATCH_TIE, windows.document, windows.index)
+    rank = hash_uint64(*keys, Purpose.DOCUMENT_RANK, windows.document)
     rest = np.lexsort((tie, windows.b_length, windows.ends_sentence))
     block_size = int(np.clip(len(rest) // 64, 8, 256))
     matches = [np.zeros((2, 0), dtype=np.int64)]
@@ -293,10 +267,9 @@ def _match_partners(
 def _common_length(
     store: TokenStore, windows: Windows, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the largest length (P,) at which both Bs of a pair end alike, or 0.
+    """Return the largest length (P,) at which both Bs of a pair end with a sentence or both do not.
 
-    Alike means both with a sentence or both not. A B that was cut ends in mid-sentence. If its
-    partner ended with a sentence, the end of B and the lengths would tell which row kept its B.
+    Otherwise the end of B would tell which row kept its B. Without such a length it is 0.
     """
     length = np.minimum(windows.b_length[first], windows.b_length[second])
     unlike = np.arange(len(length))

@@ -1,8 +1,4 @@
-"""Documents to a prepared corpus on disk, in one streaming pass.
-
-A `DocumentSource` and a tokenizer enter; a folder with `corpus.arrow`, `validation_documents.npy`,
-`token_counts.npy` and `manifest.json` leaves, which `PreparedCorpus` maps into memory.
-"""
+"""Documents to a prepared corpus on disk, in one streaming pass."""
 
 from __future__ import annotations
 
@@ -68,17 +64,16 @@ def prepare_corpus(
 ) -> PreparedCorpus:
     """Prepare a corpus, or load it if `output_dir` holds the same one already.
 
-    Processes that call this at once do the work once: the first prepares, the others wait. A
-    process that is killed leaves nothing that could be taken for a corpus.
+    Of processes that call this at once the first prepares, the others wait. A process that is
+    killed leaves nothing that could be taken for a corpus.
 
     Args:
         source: the documents; exact duplicates are dropped.
         tokenizer: cuts sentences into tokens, without special ones.
-        output_dir: target folder; a corpus of other content in it is replaced. None = a folder in
-            the Hugging Face cache, named by what determines the content.
+        output_dir: target folder; another corpus in it is replaced. None = a folder in the cache.
         language: code of the text's language, whose rules split sentences; None = not stated, then
-            the rules are those of English. For a corpus that is there already, another language
-            than before only changes what its manifest says.
+            the rules are those of English. Where only what is stated differs from a corpus that is
+            there, its manifest changes.
         validation_share: share of documents held out, in [0, 0.5): those with the smallest digests
             of seed and text, so that the choice does not depend on their order; at least 2 of 4 or
             more, unless the share is 0.
@@ -90,7 +85,10 @@ def prepare_corpus(
     """
     rules = language or DEFAULT_SENTENCE_RULES
     languages = {"language": language or source.language, "sentence_rules": rules}
-    key = _corpus_key(source, tokenizer, rules, validation_share, seed)
+    choices = {**languages, "validation_share": validation_share, "seed": seed}
+    parts = [FORMAT_VERSION, source.fingerprint, tokenizer_hash(tokenizer), rules, validation_share]
+    determinants = json.dumps([*parts, seed, metadata.version("sentencex")])
+    key = hashlib.sha256(determinants.encode()).hexdigest()
     cached = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
     output_dir = (output_dir or cached).absolute()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +96,6 @@ def prepare_corpus(
         manifest = _manifest_in(output_dir)
         if manifest is None or manifest["key"] != key:
             identity = {"format_version": FORMAT_VERSION, "key": key}
-            choices = {**languages, "validation_share": validation_share, "seed": seed}
             with atomic_folder(output_dir) as aside:
                 manifest = identity | _fill(aside, source, tokenizer, choices, show_progress)
                 (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -114,15 +111,7 @@ def _fill(
     choices: dict[str, Any],
     show_progress: bool,
 ) -> dict[str, Any]:
-    """Write all of a corpus but its manifest, whose content is returned.
-
-    Args:
-        folder: an empty one.
-        source: the documents.
-        tokenizer: cuts sentences.
-        choices: the manifest's `language`, `sentence_rules`, `validation_share` and `seed`.
-        show_progress: whether to draw a progress bar.
-    """
+    """Write all of a corpus but its manifest, which is returned; `choices` are part of it."""
     skipped: Counter[str] = Counter()
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
     distinct = _distinct(source, choices["seed"], skipped)
@@ -141,11 +130,8 @@ def _fill(
     token_counts = count_tokens(store, training, vocab_size)
     write_token_counts(folder, token_counts)
     held_out_counts = count_tokens(store, held_out, vocab_size)
-    num_unknown = 0
-    if tokenizer.unk_token_id is not None:
-        num_unknown = sum(
-            counts[tokenizer.unk_token_id] for counts in (token_counts, held_out_counts)
-        )
+    unknown = tokenizer.unk_token_id
+    num_unknown = 0 if unknown is None else token_counts[unknown] + held_out_counts[unknown]
     num_sentences = sum(len(shard.sentence_lengths) for shard in store.shards)
     return {
         "source": {"description": source.description, "fingerprint": source.fingerprint},
@@ -170,32 +156,8 @@ def _fill(
     }
 
 
-def _corpus_key(
-    source: DocumentSource,
-    tokenizer: PreTrainedTokenizerFast,
-    sentence_rules: str,
-    validation_share: float,
-    seed: int,
-) -> str:
-    """Return a hash of all that determines a prepared corpus."""
-    determinants = [
-        FORMAT_VERSION,
-        source.fingerprint,
-        tokenizer_hash(tokenizer),
-        sentence_rules,
-        validation_share,
-        seed,
-        metadata.version("sentencex"),
-    ]
-    return hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
-
-
 def _manifest_in(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of the corpus in `folder`, None if it is empty or absent.
-
-    Raises:
-        InputError: the folder holds something else.
-    """
+    """Return the manifest of the corpus in `folder`, None if it is empty or absent."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
@@ -213,11 +175,8 @@ def _manifest_in(folder: Path) -> dict[str, Any] | None:
 def _distinct(
     source: Iterable[str], seed: int, skipped: Counter[str]
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield documents with their digests, leaving out exact duplicates.
-
-    Of a document only a digest of 16 bytes stays in memory, about 100 with its place in a set.
-    """
-    seen: set[bytes] = set()
+    """Yield documents with their digests, leaving out exact duplicates."""
+    seen: set[bytes] = set()  # about 100 bytes of memory a document
     for text in source:
         digest = hashlib.blake2b(text.encode(), digest_size=16, key=str(seed).encode()).digest()
         if digest in seen:
@@ -272,28 +231,23 @@ def _write(documents: Iterable[_Document], path: Path, dtype: DTypeLike) -> list
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
-    types = {
-        "input_ids": np.dtype(dtype).name,
-        "word_starts": "uint8",
-        "sentence_lengths": "uint32",
-    }
+    token_type = np.dtype(dtype).name
+    types = {"input_ids": token_type, "word_starts": "uint8", "sentence_lengths": "uint32"}
     features = Features({name: List(Value(type_name)) for name, type_name in types.items()})
     digests: list[bytes] = []
     with ArrowWriter(features=features, path=str(path)) as writer:
         size = _TOKENS_PER_RECORD_BATCH
         for group in grouped(documents, lambda document: len(document.input_ids), size):
-            columns = {name: [getattr(document, name) for document in group] for name in types}
-            table = pa.table({name: _list_array(rows) for name, rows in columns.items()})
-            writer.write_table(table, writer_batch_size=len(group))
+            columns = {}
+            for name in types:
+                rows = [getattr(document, name) for document in group]
+                offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+                columns[name] = pa.ListArray.from_arrays(offsets, np.concatenate(rows))
+            writer.write_table(pa.table(columns), writer_batch_size=len(group))
             digests += [document.digest for document in group]
         if digests:
             writer.finalize()
     return digests
-
-
-def _list_array(rows: list[NDArray[Any]]) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, np.concatenate(rows))
 
 
 def _held_out(digests: list[bytes], validation_share: float) -> NDArray[np.int64]:

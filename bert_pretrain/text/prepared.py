@@ -1,8 +1,6 @@
-"""The prepared corpus: token ids, word starts and sentence lengths, memory-mapped.
+"""The prepared corpus: token ids, word starts and sentence lengths, but no text.
 
-A folder that `prepare_corpus` wrote enters; a `PreparedCorpus` leaves, whose `TokenStore` pairs,
-masks and collators read by global token position. It holds no text, and nothing is copied into
-memory.
+Its `TokenStore` is mapped into memory, and read by global token position.
 """
 
 from __future__ import annotations
@@ -69,8 +67,16 @@ class TokenStore:
     @classmethod
     def open(cls, path: Path) -> TokenStore:
         """Map the Arrow file `path`; its tokens are read when they are used."""
-        batches = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches()
-        return cls(list(_shards(batches)), path=path)
+        shards: list[Shard] = []
+        first_token = first_document = 0
+        for batch in pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches():
+            tokens, _ = _list_column(batch, "input_ids")
+            starts, _ = _list_column(batch, "word_starts")
+            lengths, sentences = _list_column(batch, "sentence_lengths")
+            shards.append(Shard(first_token, first_document, tokens, starts, lengths, sentences))
+            first_token += len(tokens)
+            first_document += batch.num_rows
+        return cls(shards, path=path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send a worker process the path to map, not the corpus."""
@@ -90,17 +96,6 @@ class TokenStore:
 
     def _shard_at(self, position: int) -> Shard:
         return self.shards[bisect_right(self._first_tokens, position) - 1]
-
-
-def _shards(batches: Sequence[pa.RecordBatch]) -> Iterator[Shard]:
-    first_token = first_document = 0
-    for batch in batches:
-        tokens, _ = _list_column(batch, "input_ids")
-        word_starts, _ = _list_column(batch, "word_starts")
-        lengths, sentences = _list_column(batch, "sentence_lengths")
-        yield Shard(first_token, first_document, tokens, word_starts, lengths, sentences)
-        first_token += len(tokens)
-        first_document += batch.num_rows
 
 
 def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -131,10 +126,7 @@ def grouped(
 def count_tokens(
     store: TokenStore, documents: NDArray[np.int64], vocab_size: int
 ) -> NDArray[np.int64]:
-    """Return how often each token id occurs in `documents`, int64 (vocab_size,).
-
-    It is longer where a vocabulary with gaps has an id beyond its size.
-    """
+    """Return how often each token id occurs in `documents`, int64 (at least vocab_size,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     is_wanted = np.zeros(store.num_documents, dtype=bool)
     is_wanted[documents] = True
@@ -150,22 +142,18 @@ def count_tokens(
 
 
 def unigram_entropy(counts: NDArray[np.int64]) -> float:
-    """Return the entropy in nats of the distribution that `counts` are of.
+    """Return the entropy in nats of a distribution of counts.
 
-    It is the loss of the best predictor that ignores the context: what masked-language modelling
-    must beat.
+    It is the loss of the best predictor that ignores the context.
     """
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
 
 def stated_language(manifest: Mapping[str, Any]) -> str | None:
-    """Return the language that somebody stated a corpus to be of; None if nobody did.
-
-    Older manifests have only `language`, the rules that split sentences. Those were English unless
-    a language was stated.
-    """
+    """Return the language that somebody stated a corpus to be of; None if nobody did."""
     language: str | None = manifest.get("language")
+    # In older manifests it names the rules that split sentences, English unless stated otherwise.
     is_default = "sentence_rules" not in manifest and language == "en"
     return None if is_default else language
 
@@ -195,10 +183,10 @@ class PreparedCorpus:
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """How often each token id occurs in the training documents, int64 (vocab_size,).
+        """How often each token id occurs in the training documents, int64 (at least vocab_size,).
 
-        Preparation counts them. Corpora of earlier versions lack the counts; they are counted once
-        and kept beside the corpus if its folder can be written to.
+        Corpora of earlier versions lack the counts; they are counted once and kept beside the
+        corpus if its folder can be written to.
         """
         path = self.folder / TOKEN_COUNTS_FILE
         if not path.exists():
@@ -231,10 +219,10 @@ class PreparedCorpus:
                 f"{folder} is no complete prepared corpus ({error})",
                 advice="remove the folder and prepare it again with bert-pretrain prepare",
             ) from error
-        if manifest.get("format_version") != FORMAT_VERSION:
+        written_in = manifest.get("format_version")
+        if written_in != FORMAT_VERSION:
             raise InputError(
-                f"{folder} was written in format {manifest.get('format_version')} but must be in "
-                f"{FORMAT_VERSION}",
+                f"{folder} was written in format {written_in} but must be in {FORMAT_VERSION}",
                 advice="prepare it again with bert-pretrain prepare",
             )
         all_documents = np.arange(store.num_documents, dtype=np.int64)

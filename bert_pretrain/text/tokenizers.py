@@ -1,8 +1,4 @@
-"""Train, find and check the tokenizer.
-
-Texts enter `train_wordpiece`; a name or folder enters `load_tokenizer`. What leaves is a fast
-tokenizer of transformers that has every special token pretraining needs.
-"""
+"""Train, find and check a fast tokenizer that has every special token pretraining needs."""
 
 from __future__ import annotations
 
@@ -19,12 +15,8 @@ from bert_pretrain.errors import InputError
 
 DEFAULT_TOKENIZER = "docs-uncased-8192"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
-_COMMON_CHARACTERS = (
-    string.digits
-    + string.ascii_letters
-    + string.punctuation
-    + "\u2013\u2014\u2018\u2019\u201c\u201d"
-)
+_QUOTES_AND_DASHES = "\u2013\u2014\u2018\u2019\u201c\u201d"
+_COMMON_CHARACTERS = string.digits + string.ascii_letters + string.punctuation + _QUOTES_AND_DASHES
 
 
 def train_wordpiece(
@@ -45,10 +37,6 @@ def train_wordpiece(
         model_max_length: longest row the model will take, in tokens.
         min_frequency: occurrences that a merged pair needs.
         show_progress: whether to draw a progress bar.
-
-    Returns:
-        A BERT tokenizer: `[CLS] A [SEP] B [SEP]`, token types 0 up to the first [SEP] and 1 after
-        it.
 
     Raises:
         InputError: there is no text.
@@ -112,24 +100,19 @@ def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
             f"{name_or_path!r} {kind} ({type(error).__name__})",
             advice="pass `tokenizer_name` a folder or Hub id with tokenizer.json",
         ) from error
-    if problem := _unfitness(tokenizer):
-        raise InputError(
-            f"the tokenizer {name_or_path!r} {problem}",
-            advice="pass a fast one with a mask, cls, sep and pad token as `tokenizer_name`",
-        )
-    return tokenizer
-
-
-def _unfitness(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """Return why a tokenizer cannot pretrain a BERT; None if it can."""
-    if not tokenizer.is_fast:
-        return "is a slow one (no tokenizer.json)"
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("mask", "cls", "sep", "pad")}
-    if missing := [name for name, token_id in ids.items() if token_id is None]:
-        return f"has no {', '.join(missing)} token"
-    if len(set(ids.values())) < len(ids):
-        return f"shares ids among mask, cls, sep and pad ({ids}) but they must differ"
-    return None
+    if not tokenizer.is_fast:
+        problem = "is a slow one (no tokenizer.json)"
+    elif missing := [name for name, token_id in ids.items() if token_id is None]:
+        problem = f"has no {', '.join(missing)} token"
+    elif len(set(ids.values())) < len(ids):
+        problem = f"shares ids among mask, cls, sep and pad ({ids}) but they must differ"
+    else:
+        return tokenizer
+    raise InputError(
+        f"the tokenizer {name_or_path!r} {problem}",
+        advice="pass a fast one with a mask, cls, sep and pad token as `tokenizer_name`",
+    )
 
 
 def default_tokenizer_folder() -> Path:
@@ -146,11 +129,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def bare_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """Return a copy of the Rust tokenizer that neither truncates nor pads.
-
-    Both are state of the original: a file may come with them, and each call with `truncation=True`
-    leaves them behind.
-    """
+    """Return a copy of the Rust tokenizer that neither truncates nor pads."""
+    # Both are state: a file may come with them, and a call with `truncation=True` leaves them.
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()

@@ -1,8 +1,7 @@
-"""Cut documents into windows of a token budget; called by `pairs`.
+"""Cut documents into windows of a token budget, for `pairs` to pair.
 
-A prepared corpus enters, some shards at a time, as the positions at which its sentences start;
-arrays of token positions leave. All documents advance by one window at a time, so the Python loop
-runs once per window of the longest document.
+All documents advance by one window at a time, so the Python loop runs once per window of the
+longest document.
 """
 
 from __future__ import annotations
@@ -47,14 +46,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class EpochSettings:
-    """What the windows and pairs of one epoch depend on, beside the text.
-
-    Attributes:
-        budget: most tokens of A and B together.
-        short_seq_prob: probability of a shorter target.
-        seed: of the run.
-        epoch: its number.
-    """
+    """What the windows and pairs of an epoch depend on; `budget` is the most tokens of A and B."""
 
     budget: int
     short_seq_prob: float
@@ -87,18 +79,17 @@ class Windows:
         """Global token position of B, int64 (N,)."""
         return self.a_start + self.a_length
 
-    def take(self, rows: NDArray[np.int64]) -> Windows:
-        """Return the windows at `rows`."""
-        return Windows(*(getattr(self, field.name)[rows] for field in fields(self)))
-
     @classmethod
     def chain(cls, parts: list[Windows]) -> Windows:
         """Join parts in the order of documents, whatever the shards that they come from."""
         empty = np.zeros(0, dtype=np.int64)
         parts = [cls(empty, empty, empty, empty, empty, empty.astype(np.bool_)), *parts]
-        names = [field.name for field in fields(cls)]
-        joined = cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-        return joined.take(np.lexsort((joined.index, joined.document)))
+        columns = {
+            entry.name: np.concatenate([getattr(part, entry.name) for part in parts])
+            for entry in fields(cls)
+        }
+        order = np.lexsort((columns["index"], columns["document"]))
+        return cls(**{name: column[order] for name, column in columns.items()})
 
 
 def outlines(store: TokenStore, documents: NDArray[np.int64]) -> Iterator[Outline]:
@@ -193,10 +184,7 @@ def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
 
 
 def cut_single(outline: Outline, settings: EpochSettings) -> Windows:
-    """Cut every document into windows of one segment, up to a random target of tokens each.
-
-    A window may end within a sentence; the next one goes on there, so nothing is lost or repeated.
-    """
+    """Cut every document into windows of one segment, each of a random target, without a gap."""
     document, num_tokens = outline.document, outline.num_tokens
     start, limit = outline.starts[outline.first], outline.starts[outline.end]
     parts: list[Windows] = []
@@ -249,8 +237,7 @@ def _forced_lengths(
         first: tokens of that sentence.
         rest: tokens of the document after it.
         target: token target of the window.
-        closing: True where the document's last sentence is kept whole rather than the window's
-            first.
+        closing: True where the last sentence is kept whole rather than the window's first.
         budget: largest sum of the two lengths.
     """
     head = np.minimum(rest, target // 2)

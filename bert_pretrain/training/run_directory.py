@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import check_creatable, write_json
-from bert_pretrain.data.locks import LOCK_FILE
+from bert_pretrain.data.run_folder import LOCK_FILE
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state
@@ -175,7 +175,7 @@ def _differences(
     for name in ours:
         if theirs.get(name) == ours[name]:
             continue
-        shown = f"`{name}`" if is_flags else name
+        shown = f"`{name}`" if is_flags and name.isidentifier() else name
         found[name] = f"{shown} was {theirs.get(name)!r}, is {ours[name]!r}"
         if name in ("corpus", "images"):  # their keys are hashes, which tell a reader nothing
             found[name] = (

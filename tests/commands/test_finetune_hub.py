@@ -12,7 +12,7 @@ from loopback_hub import TOKEN, Fault, LoopbackHub, Repository, running_hub, tex
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands import finetune as finetune_module
-from bert_pretrain.data import locks
+from bert_pretrain.data import run_folder
 from bert_pretrain.publishing import pusher as pusher_module
 
 NAME = "tester/classifier"
@@ -125,13 +125,13 @@ def test_nobody_else_publishes_a_classifier_that_is_being_trained(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(locks, "TIMEOUT_SECONDS", 0)
+    monkeypatch.setattr(run_folder, "TIMEOUT_SECONDS", 0)
     seen = []
     monkeypatch.setattr(
-        finetune_module, "_push", lambda pusher, folder: seen.append(locks.is_held(folder))
+        finetune_module, "_push", lambda pusher, folder: seen.append(run_folder.is_held(folder))
     )
     assert finetune(model) == 0
-    assert seen == [True] and not locks.is_held(Path("out"))
+    assert seen == [True] and not run_folder.is_held(Path("out"))
 
 
 def test_flags_given_to_a_push_are_in_the_command_that_finishes_it(

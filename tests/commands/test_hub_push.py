@@ -12,8 +12,8 @@ import pytest
 from loopback_hub import LoopbackHub, running_hub
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.data import locks
-from bert_pretrain.data.locks import held
+from bert_pretrain.data import run_folder
+from bert_pretrain.data.run_folder import held
 
 NAME = "tester/words"
 STATE = "training_state/optimizer.bin"
@@ -173,7 +173,7 @@ def test_a_run_in_progress_is_left_alone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(locks, "TIMEOUT_SECONDS", 0)
+    monkeypatch.setattr(run_folder, "TIMEOUT_SECONDS", 0)
     run = write_run(tmp_path / "out", final_step=4, checkpoints=[4, 8])
     with held(run), pytest.raises(SystemExit) as stopped:
         main(["hub", "push", "out"])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands.report import write_report
-from bert_pretrain.data.locks import held
+from bert_pretrain.data.run_folder import held
 
 VALIDATION = {
     "split": "validation",

@@ -20,8 +20,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from bert_pretrain.commands.evaluate import main as evaluate
-from bert_pretrain.data import locks
-from bert_pretrain.data.locks import held, is_held
+from bert_pretrain.data import run_folder
+from bert_pretrain.data.run_folder import held, is_held
 from bert_pretrain.evaluation import label_efficiency
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
@@ -239,7 +239,7 @@ def test_a_measurement_under_way_is_left_to_the_process_that_makes_it(
     measure(*flags)
     before = (folder / "out/rows.jsonl").read_text()
     capsys.readouterr()
-    monkeypatch.setattr(locks, "TIMEOUT_SECONDS", 0)
+    monkeypatch.setattr(run_folder, "TIMEOUT_SECONDS", 0)
     with held(folder / "out"), pytest.raises(SystemExit) as stopped:
         measure(*flags, "--seeds", "0", "1", "2")
     assert (

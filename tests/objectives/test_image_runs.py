@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import metrics, run
+from runs import metrics, run, run_here
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -111,6 +111,15 @@ def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
     expected = load_file(whole / "final/pretraining/model.safetensors")
     for key, tensor in load_file(cut / "final/pretraining/model.safetensors").items():
         assert torch.equal(tensor, expected[key]), key
+
+
+def test_a_contrastive_run_says_when_another_number_of_images_is_compared(folder: Path) -> None:
+    flags = "--objective contrastive --max_steps 1 --max_eval_rows 16 --global_batch_size 32"
+    flags += f" --config_name convnextv2-mini --mixed_precision no --output_dir {folder / 'notes'}"
+    run_here(folder, flags.split())
+    changed = "--per_device_train_batch_size 16 --max_steps 2 --resume_from_checkpoint latest"
+    printed = run_here(folder, [*flags.split(), *changed.split()])
+    assert "NOTE" in printed and "rows compared in training was 32, is 16" in printed
 
 
 def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> None:

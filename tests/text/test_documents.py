@@ -20,6 +20,7 @@ from bert_pretrain.text import documents as corpus
 from bert_pretrain.text.documents import (
     DocumentSource,
     TextSource,
+    check_language,
     open_documents,
     split_sentences,
 )
@@ -250,4 +251,4 @@ def test_a_language_that_is_no_code_is_refused() -> None:
     assert split_sentences("Das ist z.B. gut. Ja.", "de")[-1] == "Ja."
     for language in ("english", "", "e", "en_US"):
         with pytest.raises(InputError, match="`language`"):
-            split_sentences("A sentence.", language)
+            check_language(language)

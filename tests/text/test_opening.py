@@ -16,7 +16,7 @@ from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus
-from bert_pretrain.text.pairs import pair_mode_for, plan_epoch
+from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.prepared import PreparedCorpus
 from bert_pretrain.text.tokenizers import load_tokenizer, train_wordpiece
 
@@ -72,15 +72,11 @@ def test_the_card_says_what_the_rows_are(tokenizer: PreTrainedTokenizerFast, fol
         plan_epoch(corpus.store, corpus.train_documents, pair_mode=mode, **options)  # type: ignore[arg-type]
         for mode in ("exact", "none")
     )
-    card = data_card(corpus, pairs, max_seq_length=32)
+    card = data_card(corpus, pairs, 32)
     assert "20 (18 training, 2 held out); skipped: none" in card
     num_tokens = int((pairs.a_length + pairs.b_length + 3).sum())
     assert f"fill {100 * num_tokens / len(pairs) / 32:.1f} %, random next" in card
-    assert "random next" not in data_card(corpus, single, max_seq_length=32)
-
-
-def test_masked_words_alone_need_no_pairs() -> None:
-    assert [pair_mode_for(name, "google") for name in ("mlm_nsp", "mlm")] == ["google", "none"]
+    assert "random next" not in data_card(corpus, single, 32)
 
 
 def test_documents_of_one_word_make_rows_with_one_prediction_each(
