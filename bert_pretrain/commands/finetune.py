@@ -46,8 +46,12 @@ from bert_pretrain.downstream.results import (
     write_lines,
     write_predictions,
 )
-from bert_pretrain.downstream.row_digests import describe_overlap, overlap_with_training
-from bert_pretrain.downstream.sources import Splits, open_splits
+from bert_pretrain.downstream.sources import (
+    Splits,
+    describe_overlap,
+    open_splits,
+    overlap_with_training,
+)
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, find_task
 from bert_pretrain.downstream.training import FinetuningRecipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError, spell

@@ -39,14 +39,8 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         labels: NDArray[Any] | None,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        """Keep what `tokenize` made.
-
-        Args:
-            rows: of each model input one array (L,) for each text; Python's garbage collector would
-                be slow with lists.
-            labels: as for `tokenize`.
-            tokenizer: pads.
-        """
+        """Keep what `tokenize` made: of each model input one array (L,) for each text."""
+        # Arrays, because Python's garbage collector would be slow with lists.
         self.rows, self.labels, self.tokenizer = rows, labels, tokenizer
         self.lengths = np.array([len(row) for row in rows["input_ids"]], dtype=np.int64)
 
@@ -81,10 +75,10 @@ def tokenize(
     """Cut texts into tokens.
 
     Args:
-        texts: of one split; what is longer is cut off, of a pair from the longer text.
+        texts: of one split.
         labels: int64 or float32 (N,), or float32 (N, num_classes); None if there are none.
         tokenizer: the model's.
-        max_seq_length: tokens of a row, with the special ones.
+        max_seq_length: tokens of a row, with the special ones; a pair is cut in its longer text.
     """
     encoded = tokenizer(texts.first, texts.second, truncation=True, max_length=max_seq_length)
     rows = {
@@ -138,10 +132,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         if self.augmentation is not None:
             parameters = self.augmentation.draw(self._epoch, rows, 0)
             images = self.augmentation.apply(images, parameters)
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         batch = {"pixel_values": (images - mean) / std}
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[rows])
@@ -154,16 +145,10 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 
 
 def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmentation | None:
-    """Return the augmentation of a name for images of a shape (C, H, W).
-
-    Args:
-        name: `none` or one of `AUGMENTATIONS`.
-        shape: of each image.
-        seed: decides what is drawn.
+    """Return an augmentation, `none` or one of `AUGMENTATIONS`, for images of a shape (C, H, W).
 
     Raises:
-        InputError: the images are not square, or have another number of channels than can be
-            augmented.
+        InputError: the images are not square, or have a number of channels other than 1, 3 or 4.
     """
     if name == "none":
         return None
@@ -174,10 +159,7 @@ def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmenta
             advice="pass `augmentation` none",
         )
     return Augmentation(
-        AUGMENTATIONS[name],
-        num_channels=num_channels,
-        image_size=height,
-        seed=seed,
+        AUGMENTATIONS[name], num_channels=num_channels, image_size=height, seed=seed
     )
 
 

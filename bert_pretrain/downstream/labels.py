@@ -76,14 +76,11 @@ def is_zero_or_one(label: Any) -> bool:
 
 
 def check_label(label: Any, row: str) -> None:
-    """Check that a tidy label is a text, a number or a list.
+    """Raise `InputError` unless a tidy label is a text, a number or a list.
 
     Args:
         label: of one row.
         row: says which row it is, such as "row 3 of train.csv".
-
-    Raises:
-        InputError: the row has no label, or one of another kind.
     """
     if label is not None and not isinstance(label, str | int | float | list):
         raise InputError(
@@ -99,11 +96,7 @@ def check_label(label: Any, row: str) -> None:
 
 
 def check_class(label: Any, row: str) -> Any:
-    """Return a tidy label after checking that it is one class.
-
-    Raises:
-        InputError: as for `check_label`, or it is a list.
-    """
+    """Return a tidy label; raise `InputError` as `check_label` does, and if it is a list."""
     check_label(label, row)
     if isinstance(label, list):
         raise InputError(
@@ -129,9 +122,7 @@ def members_of(label: Any, row: str) -> list[Any]:
 def guess_problem_type(labels: Sequence[Any], *, is_typed: bool) -> ProblemType:
     """Return the kind of tidy labels: lists are several classes, fractions values, others a class.
 
-    Args:
-        labels: of the training rows.
-        is_typed: the data tell texts from numbers, so that the text "0.5" is a name.
+    Where the data tell texts from numbers (`is_typed`), the text "0.5" is a name.
     """
     if any(isinstance(label, list) for label in labels):
         return "multi_label_classification"
@@ -141,30 +132,22 @@ def guess_problem_type(labels: Sequence[Any], *, is_typed: bool) -> ProblemType:
     return "single_label_classification"
 
 
-def describe_guess(labels: Sequence[Any], *, description: str, is_typed: bool) -> str | None:
-    """Return a note for people if labels guessed to be classes may be meant in another way.
-
-    Args:
-        labels: of the training rows, as in the data.
-        description: names the file or split.
-        is_typed: as for `guess_problem_type`.
-    """
+def describe_guess(labels: Sequence[Any], *, description: str, is_typed: bool) -> list[str]:
+    """Return at most one note: labels guessed to be classes may be meant in another way."""
     if is_typed:
         numbers = [as_number(tidy(label)) if isinstance(label, str) else None for label in labels]
-        if None in numbers or not any(isinstance(number, float) for number in numbers):
-            return None
-        return (
-            f"labels: those of {description} are texts that look like numbers and are read as "
-            "names of classes; if they are values, pass `task` regression"
-        )
-    num_divided = sum(LABEL_SEPARATOR in str(label) for label in labels)
-    if not num_divided:
-        return None
-    return (
-        f"labels: {num_divided:,} of the {len(labels):,} labels of {description} contain "
-        f"{LABEL_SEPARATOR!r} and are read as names of classes; if it divides several labels of a "
-        "row, pass `task` multi_label"
-    )
+        if None not in numbers and any(isinstance(number, float) for number in numbers):
+            return [
+                f"labels: those of {description} are texts that look like numbers and are read as "
+                "names of classes; if they are values, pass `task` regression"
+            ]
+    elif num_divided := sum(LABEL_SEPARATOR in str(label) for label in labels):
+        return [
+            f"labels: {num_divided:,} of the {len(labels):,} labels of {description} contain "
+            f"{LABEL_SEPARATOR!r} and are read as names of classes; if it divides several labels "
+            "of a row, pass `task` multi_label"
+        ]
+    return []
 
 
 @dataclass(frozen=True)
@@ -172,7 +155,6 @@ class LabelSpace:
     """The labels that a model tells apart.
 
     Attributes:
-        problem_type: as transformers' configurations call it.
         names: of the classes in the order of their numbers; empty for regression.
         numbers: class number of each text, and of each numerical value, that labels have in the
             data.
@@ -201,11 +183,7 @@ class LabelSpace:
         return len(self.names) or 1
 
     def encode(self, labels: Sequence[Any], *, description: str) -> NDArray[Any]:
-        """Return the labels as the stock heads take them.
-
-        Args:
-            labels: as in the data.
-            description: names the file or split in messages.
+        """Return labels of the data as the stock heads take them.
 
         Returns:
             int64 (N,) class numbers; float32 (N,) values; or float32 (N, num_classes) of 0 and 1.
@@ -250,17 +228,13 @@ class LabelSpace:
     def _multi_hot(self, label: Any, row: str) -> list[int]:
         check_label(label, row)
         width = len(self.names)
-        if (
-            not isinstance(label, list)
-            or len(label) != width
-            or not all(map(is_zero_or_one, label))
-        ):
-            raise InputError(
-                f"{row} has the label {label!r}, but multi-hot labels of these training rows are "
-                f"lists of {width} places, each 0 or 1 for one class",
-                advice="repair the row, or change `label_column` or `task`",
-            )
-        return label
+        if isinstance(label, list) and len(label) == width and all(map(is_zero_or_one, label)):
+            return label
+        raise InputError(
+            f"{row} has the label {label!r}, but multi-hot labels of these training rows are "
+            f"lists of {width} places, each 0 or 1 for one class",
+            advice="repair the row, or change `label_column` or `task`",
+        )
 
 
 def _regression_value(label: Any, row: str) -> float:

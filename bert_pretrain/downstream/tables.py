@@ -51,16 +51,8 @@ class Table:
     class_names: dict[str, tuple[str, ...]]
     is_typed: bool = True
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(next(iter(self.columns.values()), []))
-
     def column(self, name: str, *, parameter: str) -> list[Any]:
-        """Return the cells of a column.
-
-        Raises:
-            InputError: there is none of that name.
-        """
+        """Return the cells of a column; raise `InputError` if there is none of that name."""
         if name not in self.columns:
             listed = ", ".join(map(repr, self.columns)) or "none"
             raise InputError(
@@ -71,13 +63,7 @@ class Table:
 
 
 def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Table:
-    """Read a whole file; its extension tells the format.
-
-    Args:
-        path: .csv, .tsv, .jsonl (or .json of one object a line) or .parquet, each also with .gz or
-            .zst.
-        parameter: that named it.
-        tsv_quotes: as for `read_tsv`.
+    """Read a whole file; its extension, one of `EXTENSIONS` also with .gz or .zst, is the format.
 
     Raises:
         InputError: there is no such file, it cannot be read, or it has no rows.
@@ -100,7 +86,7 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
             for name in blocks[0].columns
         }
     elif kind == ".tsv":
-        header, *rows = list(read_tsv(file, parameter=parameter, quotes=tsv_quotes)) or [[]]
+        header, *rows = [*read_tsv(file, parameter=parameter, quotes=tsv_quotes)] or [[]]
         names = [  # a name that comes again gets a number, as pandas does it
             f"{name}.{count}" if (count := header[:place].count(name)) else name
             for place, name in enumerate(header)
@@ -117,10 +103,9 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
             name: [row.get(name) for row in objects]
             for name in dict.fromkeys(itertools.chain(*objects))
         }
-    table = Table(path, columns, class_names, is_typed=kind not in (".csv", ".tsv"))
-    if not len(table):
+    if not any(columns.values()):
         raise InputError(f"{path} has no rows", advice=f"change `{parameter}`")
-    return table
+    return Table(path, columns, class_names, is_typed=kind not in (".csv", ".tsv"))
 
 
 def open_dataset(name: str, config_name: str | None) -> dict[str, datasets.Dataset]:
@@ -132,10 +117,10 @@ def open_dataset(name: str, config_name: str | None) -> dict[str, datasets.Datas
     import datasets
 
     try:
-        if is_saved_dataset(Path(name)):
-            loaded = datasets.load_from_disk(name)
-        else:
-            loaded = datasets.load_dataset(name, config_name)
+        is_saved = is_saved_dataset(Path(name))
+        loaded = (
+            datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name, config_name)
+        )
     except Exception as error:  # datasets raises whatever its builders and the network raise
         refuse_missing_folder(name, what="a data set", parameter="dataset_name")
         raise InputError(
@@ -170,7 +155,7 @@ def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts, or pairs of them, of one split."""
+    """Texts of one split, or the first and the second ones of its pairs."""
 
     first: list[str]
     second: list[str] | None
@@ -193,7 +178,7 @@ def read_texts(
     """Return the texts of the columns given, else the task's, else `text` and `text_pair` if there.
 
     Raises:
-        InputError: a column is missing, or holds something other than text.
+        InputError: a column is missing, is empty, or holds something other than text.
     """
     columns = task.text_columns or ()
     has_columns = all(name in table.columns for name in columns)

@@ -96,11 +96,7 @@ GLUE = {
 
 
 def find_task(name: str) -> Task:
-    """Return the task of a name: a kind of labels, or one of GLUE's.
-
-    Raises:
-        InputError: there is none of that name.
-    """
+    """Return the task of a name: a kind of labels, or one of GLUE's; else raise `InputError`."""
     tasks = KINDS | GLUE
     if name not in tasks:
         raise InputError.out_of_range(
@@ -121,8 +117,8 @@ def find_labels(
     """Return the label space of the training labels.
 
     Args:
-        labels: of the training rows: class numbers or names; values; lists of classes, or texts
-            with `LABEL_SEPARATOR` between them; zeros and ones if the task is multi-hot.
+        labels: class numbers or names; values; lists of classes, or texts with `LABEL_SEPARATOR`
+            between them; zeros and ones if the task is multi-hot.
         task: where its problem type is None, `guess_problem_type` decides.
         description: names the file or split in messages.
         names: of the class numbers 0, 1, ..., where the labels may be numbers only.
@@ -132,12 +128,15 @@ def find_labels(
     Raises:
         InputError: a label is missing, there is one class only, or lists have two readings.
     """
-    values = [tidy(label) for label in labels]
+    values = list(map(tidy, labels))
     problem_type = task.problem_type
     if problem_type is None:
         problem_type = guess_problem_type(values, is_typed=is_typed)
         if not is_typed and names is None and problem_type == "single_label_classification":
-            values = _as_numbers(values)
+            numbers = list(map(as_number, values))
+            # As texts, "1.0" and "1.00" are two classes.
+            if None not in numbers and len(set(numbers)) == len(set(values)):
+                values = numbers
     if problem_type == "regression":
         _refuse_one_value(values, description)
         return LabelSpace(problem_type, (), {})
@@ -157,12 +156,6 @@ def find_labels(
     _refuse_too_few(found, len(values), description, at_least=1 if is_multi_label else 2)
     _refuse_too_many(len(space.names), description)
     return space
-
-
-def _as_numbers(cells: list[Any]) -> list[Any]:
-    """Return cells that all write numbers as numbers, unless "1.0" and "1.00" would become one."""
-    numbers = list(map(as_number, cells))
-    return cells if None in numbers or len(set(numbers)) < len(set(cells)) else numbers
 
 
 def _refuse_ambiguous_lists(values: list[Any], description: str, *, is_asked_for: bool) -> None:
@@ -230,11 +223,9 @@ def _named_as_found(
     numbers: dict[str | float, int] = {name: number for number, name in enumerate(names)}
     values = [value_of(found[name]) for name in names]
     how_often = Counter(values)
-    numbers |= {
-        value: number
-        for number, value in enumerate(values)
-        if value is not None and how_often[value] == 1
-    }
+    for number, value in enumerate(values):
+        if value is not None and how_often[value] == 1:
+            numbers[value] = number
     are_numbers = not any(isinstance(label, str) for label in labels)
     return LabelSpace(problem_type, names, numbers, are_numbers)
 

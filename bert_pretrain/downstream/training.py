@@ -43,9 +43,6 @@ class FinetuningRecipe:
         num_train_epochs: passes over the training rows, > 0.
         min_steps: updates at least.
         max_steps: updates at most; 0 = no limit.
-        per_device_train_batch_size: rows of a forward pass.
-        gradient_accumulation_steps: forward passes of an update.
-        per_device_eval_batch_size: rows of a forward pass without gradient.
         weight_decay: of matrices.
         warmup_ratio: share of the updates over which the rate rises, in [0, 1).
         max_grad_norm: the gradient's norm is cut to it; 0 = not.
@@ -70,9 +67,8 @@ class FinetuningRecipe:
         """Return the length of training on so many rows."""
         rows_of_update = self.per_device_train_batch_size * self.gradient_accumulation_steps
         rows_of_update *= int(os.environ.get("WORLD_SIZE", "1"))
-        wanted = max(
-            self.min_steps, math.ceil(self.num_train_epochs * math.ceil(num_rows / rows_of_update))
-        )
+        of_epochs = math.ceil(self.num_train_epochs * math.ceil(num_rows / rows_of_update))
+        wanted = max(self.min_steps, of_epochs)
         return min(wanted, self.max_steps) if self.max_steps else wanted
 
 
@@ -84,7 +80,6 @@ class Validation:
         rows: to evaluate on.
         measure: returns numbers by name of logits (N, num_labels) and labels.
         decisive: name of the number that decides.
-        greater_is_better: whether a greater one is better.
     """
 
     rows: LabelledDataset
@@ -94,10 +89,9 @@ class Validation:
 
 
 class OneDeviceArguments(TrainingArguments):  # type: ignore[misc]
-    """Arguments of `Trainer` for processes that use one device each.
+    """Arguments of `Trainer` without DataParallel, which divides the loss by other counts.
 
-    Several GPUs without a launcher would otherwise be used by DataParallel, which gathers logits
-    and divides the loss by other counts.
+    `Trainer` would use it where there are several GPUs and no launcher.
     """
 
     @property
@@ -110,7 +104,7 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
     """A `Trainer` whose batches hold rows of like length; seed and epoch decide their order."""
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: nobody shows the sum, and to count parameters at each step takes time."""
+        """Return 0: nothing shows the sum, and counting parameters at each step takes time."""
         return 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -144,14 +138,13 @@ def window_loss(
 
     `Trainer` expects that a class with `**kwargs` in its signature divides its loss by
     `num_items_in_batch`. The stock classifiers do not, so that their gradient is multiplied by
-    accumulation steps and processes (transformers#47688). Here the sum is divided by the labels of
-    all micro-batches and processes together, so that an update does not depend on how its rows are
-    cut, even into uneven pieces.
+    accumulation steps and processes (transformers#47688). Here an update does not depend on how its
+    rows are cut, even into uneven pieces.
 
     Args:
         outputs: of the model, with logits (B, num_labels).
         labels: int64 (B,) classes; float (B,) values; or float (B, num_labels) of 0 and 1.
-        num_items_in_batch: labels of the update; None = those given.
+        num_items_in_batch: labels of the update in all processes; None = those given.
     """
     logits = outputs["logits"].float()
     if not labels.is_floating_point():
@@ -206,7 +199,7 @@ def train(
     Args:
         model: from `ClassifierSource.build`.
         rows: to train on.
-        recipe: how.
+        recipe: how it is trained.
         seed: of the order of rows and of dropout.
         scratch_folder: for checkpoints until training ends; it is removed.
         validation: chooses the checkpoint that is kept; None = the last state.

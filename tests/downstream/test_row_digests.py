@@ -13,7 +13,7 @@ from downstream_models import make_image_model, make_text_model, sentences, sour
 from PIL import Image
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.downstream.row_digests import (
+from bert_pretrain.downstream.sources import (
     describe_overlap,
     labelled_rows_sha256,
     overlap_with_training,
