@@ -28,9 +28,7 @@ class FinetuneArguments:
     )
     seeds: list[int] = field(
         default_factory=lambda: [42],
-        metadata={
-            "help": "Seeds of the head, of dropout and of the order of rows; one training for each."
-        },
+        metadata={"help": "Seeds of head, dropout and order of rows; one training for each."},
     )
     from_scratch: bool = flag(
         False, "Leave the weights of --model unread: the baseline of the same architecture."
@@ -151,7 +149,7 @@ class TaskDataArguments:
 
         Args:
             is_image: whether `model` is an image encoder.
-            has_dataset: whether `task` has a data set of its own, as those of GLUE have.
+            has_dataset: whether `task` has a data set of its own.
         """
         if self.train_file and self.dataset_name:
             raise InputError(
@@ -173,12 +171,8 @@ class TaskDataArguments:
 
     def _refuse_without_effect(self, *, is_image: bool) -> None:
         """Raise `InputError` for a flag that this kind of model or source of rows would ignore."""
-        of_others = (
-            ("text_column", "text_pair_column", "max_seq_length", "tsv_quotes")
-            if is_image
-            else ("image_column", "augmentation")
-        )
-        for name in of_others:
+        of_texts = ("text_column", "text_pair_column", "max_seq_length", "tsv_quotes")
+        for name in of_texts if is_image else ("image_column", "augmentation"):
             if getattr(self, name) != getattr(TaskDataArguments, name):
                 raise InputError(
                     f"`{name}` means nothing for {'an image' if is_image else 'a text'} encoder",
