@@ -14,8 +14,8 @@ from bert_pretrain.objectives.bert import (
     text_rows,
 )
 from bert_pretrain.objectives.interface import Task
-from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.publishing.export import trained_length
+from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus

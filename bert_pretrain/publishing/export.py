@@ -35,13 +35,7 @@ _IMAGE_MODELS = {
 def export_text_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
 ) -> None:
-    """Write the export folder of a `BertForPreTraining`; it appears whole or not at all.
-
-    Args:
-        model: the trained model.
-        tokenizer: the model's.
-        directory: target; replaced if it exists.
-    """
+    """Write or replace the export folder of a `BertForPreTraining`, whole or not at all."""
     with atomic_folder(directory) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -63,12 +57,9 @@ def trained_length(
     Args:
         tokenizer: as loaded, with the `model_max_length` of an earlier training.
         max_seq_length: tokens of the longest row that the model is trained on.
-        is_from_scratch: whether it begins with random weights, so that longer rows would meet
-            positions that nothing has trained.
+        is_from_scratch: whether longer rows would meet positions that nothing has trained.
     """
-    if is_from_scratch:
-        return max_seq_length
-    return max(max_seq_length, int(tokenizer.model_max_length))
+    return max_seq_length if is_from_scratch else max(max_seq_length, tokenizer.model_max_length)
 
 
 def text_card_fields(
@@ -84,7 +75,7 @@ def text_card_fields(
     Args:
         model: the trained model.
         with_nsp: whether the next-sentence head was trained.
-        language: code of the text's language; None if nobody stated it.
+        language: code of the text's language; None = not stated.
         max_seq_length: tokens of the longest row that it was trained on.
         is_from_scratch: whether it began with random weights.
     """
@@ -167,13 +158,7 @@ def image_processor(
 def export_image_model(
     model: PreTrainedModel, processor: ViTImageProcessorPil, directory: Path
 ) -> None:
-    """Write the export folder of an image model; it appears whole or not at all.
-
-    Args:
-        model: an `ImageAutoencoder`, a `MaskedAutoencoder` or a `ContrastiveModel`.
-        processor: as `image_processor` makes it for the corpus.
-        directory: target; replaced if it exists.
-    """
+    """Write or replace the export folder of an image model, whole or not at all."""
     # The encoder without its empty classification head: whoever loads a classifier is then told
     # that the head, and nothing else, is missing.
     base = model.plain_encoder().base_model
@@ -196,12 +181,7 @@ def write_image_config(
 
 
 def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -> dict[str, Any]:
-    """Return what the model card says of an image encoder; see `publishing.model_card`.
-
-    Args:
-        model: as exported.
-        processor: as exported.
-    """
+    """Return what the model card says of an image encoder; see `publishing.model_card`."""
     base = model.plain_encoder().base_model
     channels, mode = _CHANNELS[len(processor.image_mean)]
     size = processor.crop_size["height"]

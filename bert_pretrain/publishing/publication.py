@@ -19,11 +19,10 @@ from bert_pretrain.data.run_folder import (
     read_run_json,
     step_of,
 )
-from bert_pretrain.publishing.curves import draw_curves
-from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
+from bert_pretrain.publishing.hub import STATE_FOLDER
+from bert_pretrain.publishing.model_card import draw_curves, hub_sources, model_card, read_emissions
 from bert_pretrain.publishing.pusher import MAIN, OUTBOX, HubPusher, link_tree
 from bert_pretrain.publishing.scrub import scrub
-from bert_pretrain.publishing.upload import STATE_FOLDER
 
 _SUBMITTED = "submitted_to"  # file of a checkpoint that names the repository it was submitted for
 
@@ -34,15 +33,12 @@ class Publishable(Protocol):
     @property
     def data_card(self) -> str:
         """What the data are, as text for the model card."""
-        ...
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write the model and what it needs to be used, loadable by stock transformers."""
-        ...
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the model card says of the model; see `publishing.model_card`."""
-        ...
 
 
 def write_publication(
@@ -110,7 +106,7 @@ class Publisher:
             run_dir: the run's folder.
             write: writes into a folder, as `write_publication` does, the model of a checkpoint, or
                 for None the model as it is now.
-            repo_id: as for `open_pusher`.
+            repo_id: None = the folder's name.
             is_private: as for `HubPusher`.
             strategy: publish at the end, at every checkpoint too, or each checkpoint also on a
                 branch of its own.
@@ -118,10 +114,8 @@ class Publisher:
             max_wait_seconds: how long `finish` waits for uploads.
         """
         self.pusher = open_pusher(run_dir, repo_id, is_private=is_private)
-        self._run_dir = run_dir
-        self._write = write
-        self._strategy = strategy
-        self._with_state = with_state
+        self._run_dir, self._write = run_dir, write
+        self._strategy, self._with_state = strategy, with_state
         self._max_wait_seconds = max_wait_seconds
 
     def on_save(self, checkpoint: Path) -> None:
@@ -132,8 +126,7 @@ class Publisher:
     def submit_missed(self, *, until_step: int) -> None:
         """Publish the checkpoints that an earlier process of the run did not submit.
 
-        Args:
-            until_step: of the checkpoint that the run continues from; later ones are written anew.
+        Those after `until_step`, from which the run continues, are written anew.
         """
         if self._strategy == "end":
             return
@@ -166,10 +159,10 @@ class Publisher:
 def open_pusher(
     run_dir: Path, repo_id: str | None, *, is_private: bool, flags: Sequence[str] = ()
 ) -> HubPusher:
-    """Return a pusher of a run's outbox.
+    """Return a pusher of the outbox of a run or of a fine-tuned model.
 
     Args:
-        run_dir: the folder of a run, or of a fine-tuned model.
+        run_dir: the folder.
         repo_id: as for `HubPusher`; None = the folder's name.
         is_private: as for `HubPusher`.
         flags: that the command to finish later needs because the folder's record lacks them.
@@ -184,21 +177,19 @@ def open_pusher(
 
 def submit_final(pusher: HubPusher, run_dir: Path, *, with_state: bool) -> None:
     """Put `final/` into the outbox, with the checkpoint of the same step if asked for."""
-    checkpoint = None
-    if with_state:
-        final = read_final(run_dir)
-        if final is not None and final.step is not None:
-            checkpoint = checkpoint_path(run_dir / "checkpoints", final.step)
-        if checkpoint is None or not checkpoint.is_dir():
-            checkpoint = None
-            pusher.say(
-                f"WARNING: {run_dir / 'final'} is published without training state: the checkpoint "
-                f"that belongs to it is not in {run_dir / 'checkpoints'}"
-            )
+    final = read_final(run_dir) if with_state else None
+    step = None if final is None else final.step
+    checkpoint = None if step is None else checkpoint_path(run_dir / "checkpoints", step)
+    has_state = checkpoint is not None and checkpoint.is_dir()
+    if with_state and not has_state:
+        pusher.say(
+            f"WARNING: {run_dir / 'final'} is published without training state: the checkpoint "
+            f"that belongs to it is not in {run_dir / 'checkpoints'}"
+        )
 
     def fill(folder: Path) -> None:
         link_tree(run_dir / "final", folder)
-        if checkpoint is not None:
+        if checkpoint is not None and has_state:
             _link_state(checkpoint, folder)
 
     pusher.submit(fill, MAIN)

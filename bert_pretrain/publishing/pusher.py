@@ -3,8 +3,7 @@
 What is to be published is first put whole into the outbox, as hard links where it is on disk
 already. The trainer may then remove its checkpoint, the program may be killed and the Hub may be
 down: the files wait there for `bert-pretrain hub push`. Uploads run one after the other, each in a
-process of its own (`upload.py`), so that no training step waits for them and none can keep the
-program from ending.
+process of its own (`hub.py`), which no training step and no end of the program waits for.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.publishing.upload import DONE, HOPELESS, TRY_AGAIN
+from bert_pretrain.publishing.hub import DONE, HOPELESS, TRY_AGAIN
 
 OUTBOX = "hub"  # folder of a run directory
 MAIN = "main"  # the branch that users of a repository see first
@@ -65,18 +64,16 @@ class HubPusher:
             repo_type: "model" or "dataset".
             say: see above.
         """
-        self.repo_id = repo_id
-        self.say = say
-        self._outbox = outbox
+        self.repo_id, self.say = repo_id, say
+        self._outbox, self._finish_command = outbox, finish_command
         self._repository = {"repo_id": repo_id, "repo_type": repo_type, "is_private": is_private}
-        self._finish_command = finish_command
         self._not_submitted: dict[str, str] = {}  # branch -> why it did not get into the outbox
         self._pushed: set[str] = set()  # branches
         self._address = ""  # of the repository, once the Hub has told it
         self._tries: dict[str, int] = {}  # by the name of a folder in the outbox
         self._reasons: dict[str, str] = {}  # why the last try failed, likewise
         self._last_reason = ""
-        self._wait = _FIRST_WAIT
+        self._wait = _FIRST_WAIT  # seconds until the next try
         self._change = threading.Condition()
         self._is_closing = self._is_out_of_time = False
         self._process: subprocess.Popen[str] | None = None
@@ -104,8 +101,8 @@ class HubPusher:
             with self._change:
                 for branch in branches:
                     link_tree(files, aside / branch)
-                    numbers = [int(path.name.partition("-")[0]) for path in self._waiting()]
-                    number = max(numbers, default=0) + 1
+                    waiting = waiting_in(self._outbox)
+                    number = int(waiting[-1].name.partition("-")[0]) + 1 if waiting else 1
                     os.replace(aside / branch, self._outbox / f"{number:06d}-{branch}")
                     self._not_submitted.pop(branch, None)
                     left.remove(branch)
@@ -133,7 +130,7 @@ class HubPusher:
         with self._change:
             self._is_closing = True
             self._try_anew()
-        if num_waiting := len({branch_of(path) for path in self._waiting()}):
+        if num_waiting := len({branch_of(path) for path in waiting_in(self._outbox)}):
             limit = "" if max_seconds is None else f", at most {max_seconds:,.0f} s"
             self.say(f"waiting for {num_waiting} upload(s) to the Hub{limit}")
         self._thread.join(max_seconds)
@@ -145,7 +142,7 @@ class HubPusher:
                 if process is not None:
                     process.kill()
             self._thread.join(0.1)
-        waiting = self._waiting()
+        waiting = waiting_in(self._outbox)
         with contextlib.suppress(OSError):  # there is something in it, or it was never made
             self._outbox.rmdir()
         if self._pushed:
@@ -191,14 +188,11 @@ class HubPusher:
         self._wait = _FIRST_WAIT
         self._change.notify_all()
 
-    def _waiting(self) -> list[Path]:
-        return waiting_in(self._outbox)
-
     def _next(self) -> Path | None:
         """Return the folder to try next, the least tried and then the oldest, if one is left."""
         if self._is_out_of_time:
             return None
-        waiting = self._waiting()
+        waiting = waiting_in(self._outbox)
         newest = {branch_of(path): path for path in waiting}
         for path in set(waiting) - set(newest.values()):
             _remove(path)
@@ -225,11 +219,9 @@ class HubPusher:
         self._reasons[name] = answer
         if answer != self._last_reason:
             self._last_reason = answer
-            again = (
-                "not tried again before the next upload"
-                if is_hopeless
-                else "it will be tried again"
-            )
+            again = "it will be tried again"
+            if is_hopeless:
+                again = "not tried again before the next upload"
             self.say(f"WARNING: the Hub did not take an upload: {answer}; nothing is lost, {again}")
         return False
 
@@ -244,7 +236,7 @@ class HubPusher:
         }
         python_path = filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
         with subprocess.Popen(
-            [sys.executable, "-m", "bert_pretrain.publishing.upload", json.dumps(request)],
+            [sys.executable, "-m", "bert_pretrain.publishing.hub", json.dumps(request)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(python_path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
