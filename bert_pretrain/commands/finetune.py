@@ -86,10 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(
     options: FinetuneArguments, data: TaskDataArguments, recipe: RecipeArguments
 ) -> dict[str, Any]:
-    """Fine-tune once for each seed, and write the output folder.
-
-    Returns:
-        What results.json holds.
+    """Fine-tune once for each seed; return what results.json in the output folder holds.
 
     Raises:
         InputError: a flag, the model or the data cannot be used; nothing has been written then.
@@ -147,14 +144,13 @@ def _train_all(
 ) -> dict[str, Any]:
     """Train with every seed and write the folder; returns what results.json holds."""
     output_dir = Path(options.output_dir)
-    _say(describe_splits(splits))
-    for note in splits.notes:
-        _say(spell(note))
     overlap = overlap_with_training(splits)
     overlap_described = describe_overlap(splits, overlap)
     excess = describe_excess(splits.max_seq_length, splits.processor) if splits.texts else None
-    for warning in filter(None, (excess, overlap_described)):
-        _say(f"WARNING: {spell(warning)}")
+    warnings = [f"WARNING: {text}" for text in (excess, overlap_described) if text]
+    _say(describe_splits(splits))
+    for line in (*splits.notes, *warnings):
+        _say(spell(line))
     outcomes: dict[int, dict[str, Any]] = {}
     for seed in options.seeds:
         outcomes[seed] = _train_one(
@@ -206,11 +202,13 @@ def _train_one(
     problem_type = splits.labels.problem_type
 
     def measure(logits: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
-        if problem_type == "multi_label_classification":
-            references = references.astype(np.int64)
         return compute_metrics(metrics, predict(logits, problem_type), references)
 
-    decisive = _decisive(metrics, measure, splits)
+    decisive, validation = next(iter(metrics)), splits.rows["validation"]
+    if decisive not in METRICS:  # a metric of the Hub may give its number another name
+        assert validation.labels is not None
+        zeros = np.zeros((len(validation), splits.labels.num_outputs), np.float32)
+        decisive = next(iter(measure(zeros, validation.labels)))
     is_greater_better = decisive not in SMALLER_IS_BETTER
     aside = output_dir / f"seed-{seed}.tmp"
     trainer = train(
@@ -219,7 +217,7 @@ def _train_one(
         recipe,
         seed=seed,
         scratch_folder=aside,
-        validation=Validation(splits.rows["validation"], measure, decisive, is_greater_better),
+        validation=Validation(validation, measure, decisive, is_greater_better),
     )
     outcome: dict[str, Any] = {
         "metrics": {},
@@ -255,17 +253,6 @@ def _save_model(model: Any, splits: Splits, folder: Path) -> None:
         longest = max(splits.max_seq_length, splits.processor.model_max_length)
         splits.processor.model_max_length = longest
     splits.processor.save_pretrained(folder)
-
-
-def _decisive(metrics: dict[str, evaluate.Metric], measure: Any, splits: Splits) -> str:
-    """Return the name of the first metric's number, which for one of the Hub must be measured."""
-    first = next(iter(metrics))
-    if first in METRICS:
-        return first
-    references = splits.rows["validation"].labels
-    assert references is not None
-    logits = np.zeros((len(references), splits.labels.num_outputs), np.float32)
-    return str(next(iter(measure(logits, references))))
 
 
 def _is_main() -> bool:

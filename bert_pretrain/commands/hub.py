@@ -121,7 +121,9 @@ def push(options: argparse.Namespace) -> bool:
     """
     run_dir: Path = options.run_dir
     outbox, final = run_dir / OUTBOX, run_dir / "final"
-    config = _config_of(run_dir)
+    is_finetuned = (run_dir / "results.json").is_file() and not (run_dir / "run.json").exists()
+    record = read_run_json(run_dir, name="results.json" if is_finetuned else "run.json")
+    config: dict[str, Any] = record["config"]
     own_id = config.get("hub_model_id") or run_dir.resolve().name
     repo_id = options.hub_model_id or own_id
     check_repo_id(repo_id, parameter="hub_model_id")
@@ -190,13 +192,6 @@ def _step_in(folder: Path) -> int | None:
 def _after(folder: Path) -> str:
     step = _step_in(folder)
     return "" if step is None else f" after {step:,} updates"
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
-    """Return the flags of the pretraining or the fine-tuning that wrote a folder."""
-    is_finetuned = (folder / "results.json").is_file() and not (folder / "run.json").exists()
-    record = read_run_json(folder, name="results.json" if is_finetuned else "run.json")
-    return dict(record["config"])
 
 
 def _given(options: argparse.Namespace, *names: str) -> list[str]:

@@ -33,13 +33,12 @@ class LabelledSource:
     a Hub id, or of images `digits`) with its splits, or the data set of the task.
 
     Attributes:
-        tsv_quotes: of .tsv files, see `bert_pretrain.data.row_files.read_tsv`.
         text_column: None = that of the task, or `text`.
         text_pair_column: None = that of the task, or `text_pair` if there is one.
         label_names: names of the class numbers 0, 1, ...; None = those of the data.
         validation_share: of the training rows, held out where nothing else is validated on, (0, 1).
         max_seq_length: tokens of a row; 0 = 128, or what the tokenizer allows if that is less.
-        augmentation: `none` or one of `bert_pretrain.downstream.data.AUGMENTATIONS`.
+        augmentation: `none` or one of `AUGMENTATIONS`.
     """
 
     train_file: str | None
@@ -79,7 +78,6 @@ class LabelledRows:
     Attributes:
         description: names the file or split in messages.
         content: `Texts`, or pixels uint8 (N, C, H, W).
-        labels: as in the data; None = there are none.
         class_names: names of the class numbers, where the data declare them.
         is_typed: the data tell texts from numbers.
     """
@@ -152,9 +150,7 @@ def _open_tables(source: LabelledSource, task: Task) -> dict[str, Table]:
 def read_image_splits(
     source: LabelledSource, processor: Any, *, num_channels: int
 ) -> dict[str, LabelledRows]:
-    """Decode images and let the model's image processor resize and crop them.
-
-    Rescaling and normalisation come later, batch by batch.
+    """Decode images and let the model's image processor resize and crop them, but not normalise.
 
     Raises:
         InputError: there are none, one cannot be decoded, or they are not all of one size.

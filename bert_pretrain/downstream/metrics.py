@@ -123,6 +123,8 @@ def compute_metrics(
     Predictions and references are as for `score`.
     """
     results: dict[str, float] = {}
+    if references.ndim == 2:
+        references = references.astype(np.int64)
     for name, metric in metrics.items():
         found = metric.compute(predictions=predictions, references=references)
         numbers = {key: float(value) for key, value in found.items() if np.ndim(value) == 0}

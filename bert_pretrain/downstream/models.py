@@ -102,7 +102,7 @@ def default_learning_rate(config: PreTrainedConfig) -> float:
 
 
 def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a model's folder or repository.
+    """Return the tokenizer of a folder or Hub id.
 
     Raises:
         InputError: there is none, it cannot pad, or it has more tokens than the model embeds.

@@ -1,8 +1,4 @@
-"""What fine-tuning leaves for people: predictions, the summary of several seeds, the model card.
-
-Logits and the metrics of each seed enter; files of JSON lines, the content of results.json, lines
-of text and the README.md of the model leave.
-"""
+"""What fine-tuning leaves for people: predictions, the summary of several seeds, the model card."""
 
 from __future__ import annotations
 
@@ -44,13 +40,9 @@ Labels: {labels}.
 
 
 def write_predictions(path: Path, logits: NDArray[np.float32], splits: Splits, name: str) -> None:
-    """Write JSON lines: of each row the text, the label if known, prediction and probabilities.
+    """Write what logits (N, num_labels) of the split `name` predict, as JSON lines.
 
-    Args:
-        path: of the file.
-        logits: float32 (N, num_labels), in the order of the rows.
-        splits: that they belong to.
-        name: of the split.
+    Of each row: the text, the label if known, the prediction and the probabilities.
     """
     from scipy.special import expit, softmax
 
@@ -94,18 +86,14 @@ def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Return what results.json says of all seeds: the best one, mean and deviation of each metric.
 
     Args:
-        outcomes: by seed; `metrics` holds, by split and name, the numbers. The first one of
-            validation chooses the best seed.
+        outcomes: by seed, with `metrics` by split and name; the first one of validation chooses.
     """
     first = next(iter(outcomes.values()))["metrics"]
     decisive = next(iter(first["validation"]))
-    scores = {
-        seed: outcome["metrics"]["validation"][decisive] for seed, outcome in outcomes.items()
-    }
-    best = next(iter(scores))
-    for seed, score in scores.items():
-        if is_better(score, scores[best], decisive):
-            best = seed
+    best, *others = outcomes
+    for seed in others:
+        new, old = (outcomes[number]["metrics"]["validation"] for number in (seed, best))
+        best = seed if is_better(new[decisive], old[decisive], decisive) else best
     spread: dict[str, dict[str, dict[str, float | None]]] = {}
     for split, names in first.items():
         for name in names:
@@ -168,12 +156,12 @@ def model_card(
 
     Args:
         splits: that it was trained and measured on.
-        results: of `summarize_seeds`.
+        results: from `summarize_seeds`.
         repo_id: owner/name or name on the Hub, or the folder's name.
         model_id: Hub id of the model that it was made from; None = it is not on the Hub.
         from_scratch: whether it began with random weights.
         freeze_encoder: whether the encoder kept its weights.
-        overlap: of `describe_overlap`.
+        overlap: from `describe_overlap`.
     """
     pipeline_tag = "text-classification" if splits.texts else "image-classification"
     metadata = ModelCardData(

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,9 +95,7 @@ def open_splits(
     labels, encoded = _encode_labels(read, source, task)
     texts = {} if is_image else {name: part.content for name, part in read.items()}
     rows: dict[str, Any] = {
-        name: ImageDataset(
-            part.content, encoded[name], mean=normalisation.mean, std=normalisation.std
-        )
+        name: ImageDataset(part.content, encoded[name], normalisation.mean, normalisation.std)
         if is_image
         else tokenize(part.content, encoded[name], processor, max_seq_length=max_seq_length)
         for name, part in read.items()
@@ -233,31 +231,21 @@ def _hold_out(
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-class Overlap(TypedDict):
-    """Rows of a split, and how many of them are training rows too."""
-
-    rows: int
-    also_training_rows: int
-
-
-def overlap_with_training(splits: Splits) -> dict[str, Overlap]:
-    """Return for every other split how many of its rows are training rows too.
+def overlap_with_training(splits: Splits) -> dict[str, dict[str, int]]:
+    """Return of every other split the number of `rows`, and of those `also_training_rows`.
 
     Texts are the same if they are equal letter for letter, pairs if both texts are, images if all
     pixels are, as the model's processor resized them; labels do not count.
     """
     trained = set(_row_digests(splits, "train"))
-    return {
-        name: Overlap(
-            rows=len(rows),
-            also_training_rows=sum(row in trained for row in _row_digests(splits, name)),
-        )
-        for name, rows in splits.rows.items()
-        if name != "train"
-    }
+    overlap = {}
+    for name in [name for name in splits.rows if name != "train"]:
+        is_trained = [row in trained for row in _row_digests(splits, name)]
+        overlap[name] = {"rows": len(is_trained), "also_training_rows": sum(is_trained)}
+    return overlap
 
 
-def describe_overlap(splits: Splits, overlap: dict[str, Overlap]) -> str | None:
+def describe_overlap(splits: Splits, overlap: dict[str, dict[str, int]]) -> str | None:
     """Return a warning that scores on some rows are partly memory; None without overlap."""
     pairs = any(texts.second is not None for texts in splits.texts.values())
     kind = ("text pairs" if pairs else "texts") if splits.texts else "images"

@@ -1,8 +1,4 @@
-"""Tables of labelled rows, and the texts in their columns.
-
-A file or a split of a data set enters; a `Table` of columns leaves, and `Texts` from it. What the
-cells of the label column mean is decided in `labels`.
-"""
+"""Tables of labelled rows: a file or a data set enters; columns and the texts in them leave."""
 
 from __future__ import annotations
 
@@ -41,7 +37,7 @@ class Table:
 
     Attributes:
         description: names the file or split in messages.
-        columns: cells by column name; those of CSV and TSV files are texts.
+        columns: cells by column name.
         class_names: names of the class numbers of columns whose file or data set declares them.
         is_typed: texts and numbers are told apart; in CSV and TSV files all cells are texts.
     """

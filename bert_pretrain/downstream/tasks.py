@@ -1,7 +1,6 @@
 """Tasks: a kind of labels with its columns and metrics, those of GLUE by name.
 
-A name enters `find_task`; the task and the labels of the training rows enter `find_labels`, which
-returns the `LabelSpace` that encodes the labels of every split.
+A task and the labels of the training rows enter; the `LabelSpace` of all splits leaves.
 """
 
 from __future__ import annotations
@@ -242,9 +241,8 @@ def _named_by_number(
     )
     numbers = by_name if is_named else by_number
     space = LabelSpace(problem_type, tuple(names), numbers, are_numbers=not is_named)
-    unknown = [
-        label for label in labels if (label if is_named else as_number(label)) not in numbers
-    ]
+    keys = labels if is_named else map(as_number, labels)
+    unknown = [label for label, key in zip(labels, keys, strict=True) if key not in numbers]
     if unknown:
         numbered = "" if is_named else f", numbered from 0 to {len(names) - 1}"
         raise InputError(
@@ -273,13 +271,13 @@ def _refuse_one_value(values: list[Any], description: str) -> None:
 def _refuse_too_few(found: list[Any], num_rows: int, description: str, *, at_least: int) -> None:
     if len(set(map(text_of, found))) >= at_least:
         return
-    raise InputError(
-        f"all {num_rows:,} rows of {description} have the label {found[0]!r}, but there must be "
-        "two classes to tell apart"
-        if found
-        else f"none of the {num_rows:,} rows of {description} has a label",
-        advice="change `train_file` or `label_column`",
-    )
+    problem = f"none of the {num_rows:,} rows of {description} has a label"
+    if found:
+        problem = (
+            f"all {num_rows:,} rows of {description} have the label {found[0]!r}, but there must "
+            "be two classes to tell apart"
+        )
+    raise InputError(problem, advice="change `train_file` or `label_column`")
 
 
 def _refuse_too_many(num_classes: int, description: str) -> None:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,10 +40,7 @@ class FinetuningRecipe:
 
     Attributes:
         learning_rate: peak; 0 = by the encoder's width, see `default_learning_rate`.
-        num_train_epochs: passes over the training rows, > 0.
-        min_steps: updates at least.
-        max_steps: updates at most; 0 = no limit.
-        weight_decay: of matrices.
+        max_steps: updates at most, before `min_steps`; 0 = no limit.
         warmup_ratio: share of the updates over which the rate rises, in [0, 1).
         max_grad_norm: the gradient's norm is cut to it; 0 = not.
         num_evaluations: on validation rows, at most; the last one comes after the last update.
@@ -108,22 +105,15 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
         return 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the training rows.
-
-        The rows of an update do not depend on how it is cut into batches and over processes.
-        """
+        """Return the loader, in which an update has the same rows however they are cut."""
         args = self.args
         rows_of_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        lengths, batch_size = self.train_dataset.lengths, args.train_batch_size
+        sampler = LengthSampler(lengths, batch_size=rows_of_update, seed=args.seed)
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_size=args.train_batch_size,
-            sampler=LengthSampler(
-                self.train_dataset.lengths, batch_size=rows_of_update, seed=args.seed
-            ),
-            collate_fn=as_is,
+            self.train_dataset, batch_size=batch_size, sampler=sampler, collate_fn=as_is
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return cast("DataLoader[Any]", self.accelerator.prepare(loader))
 
 
 def as_is(batch: Any) -> Any:

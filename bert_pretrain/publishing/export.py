@@ -41,14 +41,6 @@ def export_text_model(
         tokenizer.save_pretrained(aside)
 
 
-def write_text_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> None:
-    """Write what `export_text_model` writes beside the weights into an existing folder."""
-    _config(model, "BertForPreTraining").save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
 def trained_length(
     tokenizer: PreTrainedTokenizerBase, max_seq_length: int, *, is_from_scratch: bool
 ) -> int:
@@ -162,7 +154,7 @@ def export_image_model(
     # The encoder without its empty classification head: whoever loads a classifier is then told
     # that the head, and nothing else, is missing.
     base = model.plain_encoder().base_model
-    config = _config(base, type(base).__name__)
+    config = _config(base)
     # Pretraining's `num_labels` of 0 would give a classifier no labels at all.
     config.num_labels = PreTrainedConfig().num_labels
     with atomic_folder(directory) as aside:
@@ -172,11 +164,9 @@ def export_image_model(
         model.save_pretrained(aside / PRETRAINING_FOLDER)
 
 
-def write_image_config(
-    model: PreTrainedModel, processor: ViTImageProcessorPil, directory: Path
-) -> None:
-    """Write what the model's own class needs beside the weights into an existing folder."""
-    _config(model, type(model).__name__).save_pretrained(directory)
+def write_config(model: PreTrainedModel, processor: Any, directory: Path) -> None:
+    """Write configuration and tokenizer or image processor into an existing folder."""
+    _config(model).save_pretrained(directory)
     processor.save_pretrained(directory)
 
 
@@ -208,8 +198,8 @@ def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -
     }
 
 
-def _config(model: PreTrainedModel, architecture: str) -> PreTrainedConfig:
+def _config(model: PreTrainedModel) -> PreTrainedConfig:
     """Return a copy of a model's configuration that names the class to load it with."""
     config = copy.deepcopy(model.config)
-    config.architectures = [architecture]
+    config.architectures = [type(model).__name__]
     return config

@@ -32,7 +32,7 @@ _PASSING_STATUS = (408, 409, 412, 423, 425, 429)
 _STORAGE_IS_FULL = 507
 _NICENESS = 10
 _REPO_ID = r"[\w.-]+/[\w.-]+"
-_CHECKPOINT = re.compile(rf"({_REPO_ID})@([\w./-]+)")
+_CHECKPOINT = re.compile(rf"{_REPO_ID}@[\w./-]+")
 _MANIFEST = "manifest.json"  # of a prepared corpus
 
 
@@ -59,20 +59,10 @@ def main() -> int:
 def upload(
     folder: str | None, *, repo_id: str, repo_type: str, revision: str, is_private: bool
 ) -> str:
-    """Bring a folder's files to a branch of a repository in one commit, making both if necessary.
+    """Bring a folder's files to a branch of a repository in one commit; return its address.
 
-    Files that are there already are not sent again. Other files of the branch stay, except training
-    state that belongs to other weights.
-
-    Args:
-        folder: what to upload; None = only make the repository.
-        repo_id: `owner/name`, or a name of the token's owner.
-        repo_type: "model" or "dataset".
-        revision: branch to commit to.
-        is_private: refuse a repository that is public.
-
-    Returns:
-        The repository's address.
+    Repository (for no folder it alone) and branch are made if necessary. Files that are there
+    already are not sent again; others stay, except training state that belongs to other weights.
 
     Raises:
         RefusedError: there is no token, or the repository exists and is public but `is_private`.
@@ -148,9 +138,7 @@ def download_checkpoint(name: str) -> Path:
     Raises:
         InputError: there is no such repository or revision, or no training state in it.
     """
-    match = _CHECKPOINT.fullmatch(name)
-    assert match is not None
-    repo_id, revision = match.groups()
+    repo_id, _, revision = name.partition("@")
     try:
         snapshot = HfApi(endpoint=constants.ENDPOINT).snapshot_download(
             repo_id, revision=revision, allow_patterns=f"{STATE_FOLDER}/*"

@@ -217,11 +217,7 @@ def _emissions(hardware: Mapping[str, Any], grams: float | None) -> dict[str, An
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], png: Path) -> None:
-    """Draw losses, accuracies, learning rate, gradient norm and throughput against updates.
-
-    Args:
-        rows: of metrics.jsonl.
-        png: picture to write; it appears whole or not at all.
+    """Draw the rows of metrics.jsonl against updates; the picture appears whole or not at all.
 
     Raises:
         InputError: the rows hold nothing to draw.

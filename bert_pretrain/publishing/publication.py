@@ -56,7 +56,7 @@ def write_publication(
         model: as trained so far, without the wrapper of distributed training.
         exporter: of the run's objective.
         run_dir: with run.json and, if it has trained anything, metrics.jsonl.
-        directory: target; replaced if it exists. It appears whole or not at all.
+        directory: replaced if it exists; it appears whole or not at all.
         step: updates done.
         seconds: of the run so far.
     """
@@ -108,8 +108,7 @@ class Publisher:
                 for None the model as it is now.
             repo_id: None = the folder's name.
             is_private: as for `HubPusher`.
-            strategy: publish at the end, at every checkpoint too, or each checkpoint also on a
-                branch of its own.
+            strategy: publish at the end, at every checkpoint too, or each also on its own branch.
             with_state: publish checkpoints beside their exports, to continue the run from.
             max_wait_seconds: how long `finish` waits for uploads.
         """
@@ -159,13 +158,9 @@ class Publisher:
 def open_pusher(
     run_dir: Path, repo_id: str | None, *, is_private: bool, flags: Sequence[str] = ()
 ) -> HubPusher:
-    """Return a pusher of the outbox of a run or of a fine-tuned model.
+    """Return a pusher of the outbox in a folder, by default to a repository of the folder's name.
 
-    Args:
-        run_dir: the folder.
-        repo_id: as for `HubPusher`; None = the folder's name.
-        is_private: as for `HubPusher`.
-        flags: that the command to finish later needs because the folder's record lacks them.
+    The command to finish later gets the `flags` that the folder's record lacks.
     """
     return HubPusher(
         run_dir / OUTBOX,

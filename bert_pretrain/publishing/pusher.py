@@ -37,11 +37,7 @@ _ROOT = str(Path(__file__).parents[2])  # where upload processes find this packa
 class HubPusher:
     """Pushes folders to branches of a repository, in the background, in order, with retries.
 
-    An outbox has one pusher at a time: its process must be the only one that writes there.
-
-    Attributes:
-        repo_id: as asked for.
-        say: prints a line; called from the thread too.
+    Its process must be the only one that writes to the outbox.
     """
 
     def __init__(
@@ -62,7 +58,7 @@ class HubPusher:
             is_private: make a new repository private, and refuse one that exists and is public.
             finish_command: what a user types to push later what was not pushed.
             repo_type: "model" or "dataset".
-            say: see above.
+            say: prints a line; called from the thread too.
         """
         self.repo_id, self.say = repo_id, say
         self._outbox, self._finish_command = outbox, finish_command
@@ -83,14 +79,12 @@ class HubPusher:
         self._thread.start()
 
     def submit(self, fill: Callable[[Path], None], *branches: str) -> bool:
-        """Put files into the outbox; they replace what still waits for the same branch.
+        """Put what `fill` writes into a folder into the outbox, to be pushed to some branches.
 
-        Args:
-            fill: writes the files into a folder that exists.
-            branches: where to push them.
+        It replaces what still waits for the same branch.
 
         Returns:
-            Whether they are in the outbox; if not, the reason has been said.
+            Whether it is in the outbox; if not, the reason has been said.
         """
         aside = self._outbox / "filling.tmp"
         files = aside / "files"
@@ -157,7 +151,6 @@ class HubPusher:
         return not waiting and not self._not_submitted
 
     def __enter__(self) -> HubPusher:
-        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -227,13 +220,12 @@ class HubPusher:
 
     def _upload(self, folder: Path | None) -> tuple[int, str]:
         """Run an upload process to its end and return its exit status and its last line."""
-        files = [] if folder is None else [path for path in folder.rglob("*") if path.is_file()]
-        seconds = _LEAST_SECONDS + sum(path.stat().st_size for path in files) / _BYTES_PER_SECOND
-        request = self._repository | {
-            "folder": None if folder is None else str(folder),
-            "revision": MAIN if folder is None else branch_of(folder),
-            "parent": os.getpid(),
-        }
+        request = self._repository | {"parent": os.getpid(), "folder": None, "revision": MAIN}
+        seconds = _LEAST_SECONDS
+        if folder is not None:
+            request |= {"folder": str(folder), "revision": branch_of(folder)}
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            seconds += sum(sizes) / _BYTES_PER_SECOND
         python_path = filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
         with subprocess.Popen(
             [sys.executable, "-m", "bert_pretrain.publishing.hub", json.dumps(request)],
