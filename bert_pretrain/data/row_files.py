@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Quotes = Literal["none", "minimal"]  # of TSV files, see `read_tsv`
-# What opens files of each compression.
-_DECOMPRESSING: dict[str, Callable[[Path], Any]] = {
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    "": lambda path: path.open("rb"),
     ".gz": gzip.open,
     ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
 }
+_COMPRESSED = (".gz", ".zst")
 # Of a .csv the first one that its header has: where a comma is decimal, ";" is usual.
 _CSV_SEPARATORS = (",", ";", "\t")
 _ROWS_PER_BLOCK = 10_000
@@ -49,7 +50,7 @@ def is_unicode(text: str) -> bool:
 
 def file_kind(path: Path) -> str:
     """Return the extension in lower case, without that of the compression."""
-    return Path(path.stem).suffix.lower() if path.suffix in _DECOMPRESSING else path.suffix.lower()
+    return Path(path.stem).suffix.lower() if path.suffix in _COMPRESSED else path.suffix.lower()
 
 
 def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
@@ -139,6 +140,7 @@ def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator
     advice = f"put one tab between cells, or change `tsv_quotes` ({quotes}) or `{parameter}`"
     lines = read_lines(path, parameter=parameter)
     number, width = 0, 0
+    numbered: Iterator[tuple[int, list[str]]]
     if quotes == "minimal":
         rows = csv.reader(lines, delimiter="\t", strict=True)
         numbered = ((rows.line_num, cells) for cells in rows)
@@ -168,7 +170,7 @@ def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
     with _opened(path, parameter) as file:
         try:
             # Parquet is read from its end, which a compressed stream cannot do.
-            yield pq.ParquetFile(io.BytesIO(file.read()) if path.suffix in _DECOMPRESSING else file)
+            yield pq.ParquetFile(io.BytesIO(file.read()) if path.suffix in _COMPRESSED else file)
         except (gzip.BadGzipFile, InputError):
             raise
         except (OSError, ValueError) as error:
@@ -183,7 +185,7 @@ def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
 def _opened(path: Path, parameter: str) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed; errors on the way become one `InputError`."""
     try:
-        with _DECOMPRESSING.get(path.suffix, lambda path: path.open("rb"))(path) as file:
+        with _OPENERS[path.suffix if path.suffix in _COMPRESSED else ""](path) as file:
             yield file
     except UnicodeDecodeError as error:
         raise InputError(

@@ -153,6 +153,7 @@ def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmenta
 LabelledDataset = TextDataset | ImageDataset
 
 
+@dataclass(eq=False)
 class LengthSampler(Sampler[int]):
     """A new random order every epoch in which a batch holds rows of about the same length.
 
@@ -161,10 +162,10 @@ class LengthSampler(Sampler[int]):
     batches are then always the same.)
     """
 
-    def __init__(self, lengths: NDArray[np.integer[Any]], *, batch_size: int, seed: int) -> None:
-        """Order rows of some lengths (N,) in updates of `batch_size`; passes count the epoch."""
-        super().__init__()
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    lengths: NDArray[np.integer[Any]]
+    batch_size: int
+    seed: int
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.lengths)

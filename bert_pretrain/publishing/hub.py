@@ -83,7 +83,7 @@ def upload(
         return str(url)
     if revision != constants.DEFAULT_REVISION:
         api.create_branch(url.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
-    branch = {"repo_id": url.repo_id, "repo_type": repo_type, "revision": revision}
+    branch: Any = {"repo_id": url.repo_id, "repo_type": repo_type, "revision": revision}
     own, published = _update_in(Path(folder) / RECORD), None
     if own is not None:
         with contextlib.suppress(EntryNotFoundError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -86,40 +87,34 @@ def write_publication(
     replace_folder(aside, directory)
 
 
+@dataclass
 class Publisher:
-    """Brings a run to the Hub while it trains: what goes up when, and to which branch."""
+    """Brings a run to the Hub while it trains: what goes up when, and to which branch.
 
-    def __init__(
-        self,
-        run_dir: Path,
-        write: Callable[[Path, Path | None], None],
-        *,
-        repo_id: str | None,
-        is_private: bool,
-        strategy: Literal["end", "every_save", "all_checkpoints"],
-        with_state: bool,
-        max_wait_seconds: float,
-    ) -> None:
-        """Begin in the background.
+    Attributes:
+        write: writes into a folder, as `write_publication` does, the model of a checkpoint, or for
+            None the model as it is now.
+        repo_id: None = the folder's name.
+        is_private: as for `HubPusher`.
+        strategy: publish at the end, at every checkpoint too, or each also on its own branch.
+        with_state: publish checkpoints beside their exports, to continue the run from.
+        max_wait_seconds: how long `finish` waits for uploads.
+    """
 
-        Args:
-            run_dir: the run's folder.
-            write: writes into a folder, as `write_publication` does, the model of a checkpoint, or
-                for None the model as it is now.
-            repo_id: None = the folder's name.
-            is_private: as for `HubPusher`.
-            strategy: publish at the end, at every checkpoint too, or each also on its own branch.
-            with_state: publish checkpoints beside their exports, to continue the run from.
-            max_wait_seconds: how long `finish` waits for uploads.
-        """
-        self.pusher = open_pusher(run_dir, repo_id, is_private=is_private)
-        self._run_dir, self._write = run_dir, write
-        self._strategy, self._with_state = strategy, with_state
-        self._max_wait_seconds = max_wait_seconds
+    run_dir: Path
+    write: Callable[[Path, Path | None], None]
+    repo_id: str | None
+    is_private: bool
+    strategy: Literal["end", "every_save", "all_checkpoints"]
+    with_state: bool
+    max_wait_seconds: float
+
+    def __post_init__(self) -> None:
+        self.pusher = open_pusher(self.run_dir, self.repo_id, is_private=self.is_private)
 
     def on_save(self, checkpoint: Path) -> None:
         """Publish the present state, which has just been written as a checkpoint, if asked for."""
-        if self._strategy != "end":
+        if self.strategy != "end":
             self._submit(checkpoint, model_of=None, is_newest=True)
 
     def submit_missed(self, *, until_step: int) -> None:
@@ -127,11 +122,11 @@ class Publisher:
 
         Those after `until_step`, from which the run continues, are written anew.
         """
-        if self._strategy == "end":
+        if self.strategy == "end":
             return
-        checkpoints = list_checkpoints(self._run_dir / "checkpoints")
+        checkpoints = list_checkpoints(self.run_dir / "checkpoints")
         present = [path for path in checkpoints if step_of(path) <= until_step]
-        for checkpoint in present[-1:] if self._strategy == "every_save" else present:
+        for checkpoint in present[-1:] if self.strategy == "every_save" else present:
             if not is_submitted(checkpoint, self.pusher.repo_id):
                 self.pusher.say(f"{checkpoint.name} has not been published yet; it is now")
                 is_newest = checkpoint == present[-1]
@@ -139,16 +134,16 @@ class Publisher:
 
     def finish(self) -> None:
         """Publish the final export, wait for what is under way, and say how it ended."""
-        submit_final(self.pusher, self._run_dir, with_state=self._with_state)
-        self.pusher.finish(self._max_wait_seconds)
+        submit_final(self.pusher, self.run_dir, with_state=self.with_state)
+        self.pusher.finish(self.max_wait_seconds)
 
     def _submit(self, checkpoint: Path, *, model_of: Path | None, is_newest: bool) -> None:
         def fill(folder: Path) -> None:
-            self._write(folder, model_of)
-            if self._with_state:
+            self.write(folder, model_of)
+            if self.with_state:
                 _link_state(checkpoint, folder)
 
-        branches = [checkpoint.name] if self._strategy == "all_checkpoints" else []
+        branches = [checkpoint.name] if self.strategy == "all_checkpoints" else []
         if self.pusher.submit(fill, *branches, *([MAIN] if is_newest else [])):
             # On a full disk nothing is marked, and the checkpoint is submitted once more.
             with contextlib.suppress(OSError):
