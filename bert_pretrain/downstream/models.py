@@ -1,7 +1,6 @@
 """Classifiers on a pretrained encoder, or on an untrained one of the same architecture.
 
-The folder or Hub id of a model enters and is read once; a model for each seed leaves, of the stock
-class that `AutoModelForSequenceClassification` or `AutoModelForImageClassification` chooses.
+The folder or Hub id of a model enters and is read once; a stock classifier for each seed leaves.
 """
 
 from __future__ import annotations

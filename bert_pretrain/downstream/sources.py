@@ -1,7 +1,7 @@
 """Everything that a classifier is trained and evaluated on, encoded for one model.
 
-A `LabelledSource`, a task and the folder or Hub id of a model enter; `Splits` leave: data sets of
-encoded rows by name, and what their labels mean. Digests tell equal rows and changed ones.
+A `LabelledSource`, a task and a model's folder or Hub id enter; `Splits` leave, and digests of
+their rows, which tell equal rows and changed ones.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ class Splits:
     Attributes:
         rows: by name of the split: train, validation, test; the labels of test may be missing.
         texts: of the text splits, before tokenisation.
-        labels: that the model tells apart.
         processor: the model's tokenizer or image processor.
         max_seq_length: longest row in tokens; 0 for images.
         notes: lines for people: on texts that are cut, and on labels that could have been read in
@@ -239,9 +238,10 @@ def overlap_with_training(splits: Splits) -> dict[str, dict[str, int]]:
     """
     trained = set(_row_digests(splits, "train"))
     overlap = {}
-    for name in [name for name in splits.rows if name != "train"]:
-        is_trained = [row in trained for row in _row_digests(splits, name)]
-        overlap[name] = {"rows": len(is_trained), "also_training_rows": sum(is_trained)}
+    for name in splits.rows:
+        if name != "train":
+            is_trained = [row in trained for row in _row_digests(splits, name)]
+            overlap[name] = {"rows": len(is_trained), "also_training_rows": sum(is_trained)}
     return overlap
 
 

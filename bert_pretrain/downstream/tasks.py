@@ -152,8 +152,7 @@ def find_labels(
         space = _named_as_found(found, problem_type, description)
     else:
         space = _named_by_number(found, problem_type, names, description)
-    _refuse_too_few(found, len(values), description, at_least=1 if is_multi_label else 2)
-    _refuse_too_many(len(space.names), description)
+    _check_found(found, len(values), space, description)
     return space
 
 
@@ -187,7 +186,6 @@ def _multi_hot_space(
             "ones of multi-hot labels",
             advice="change `task` or `label_column`",
         )
-    _refuse_too_many(width, description)
     names = tuple(names or map(str, range(width)))
     space = LabelSpace("multi_label_classification", names, {}, is_multi_hot=True)
     if len(names) != width:
@@ -198,7 +196,7 @@ def _multi_hot_space(
         )
     encoded = space.encode(values, description=description)
     classes = np.flatnonzero(encoded.any(axis=0)).tolist()
-    _refuse_too_few(classes, len(values), description, at_least=1)
+    _check_found(classes, len(values), space, description)
     return space
 
 
@@ -268,21 +266,21 @@ def _refuse_one_value(values: list[Any], description: str) -> None:
     )
 
 
-def _refuse_too_few(found: list[Any], num_rows: int, description: str, *, at_least: int) -> None:
-    if len(set(map(text_of, found))) >= at_least:
-        return
-    problem = f"none of the {num_rows:,} rows of {description} has a label"
-    if found:
-        problem = (
-            f"all {num_rows:,} rows of {description} have the label {found[0]!r}, but there must "
-            "be two classes to tell apart"
-        )
-    raise InputError(problem, advice="change `train_file` or `label_column`")
-
-
-def _refuse_too_many(num_classes: int, description: str) -> None:
+def _check_found(found: list[Any], num_rows: int, space: LabelSpace, description: str) -> None:
+    """Raise `InputError` unless the number of classes that rows have can be learnt."""
+    num_classes, advice = len(space.names), "change `train_file` or `label_column`"
     if num_classes > _MAX_CLASSES:
         raise InputError(
             f"{description} has {num_classes:,} different labels, more than {_MAX_CLASSES:,}",
             advice="change `label_column`, or pass `task` regression",
+        )
+    if not found:
+        problem = f"none of the {num_rows:,} rows of {description} has a label"
+        raise InputError(problem, advice=advice)
+    is_single = space.problem_type == "single_label_classification"
+    if is_single and len(set(map(text_of, found))) < 2:
+        raise InputError(
+            f"all {num_rows:,} rows of {description} have the label {found[0]!r}, but there must "
+            "be two classes to tell apart",
+            advice=advice,
         )

@@ -1,7 +1,7 @@
 """Train a classifier with transformers' `Trainer`, by one recipe for all tasks.
 
 A model of `ClassifierSource`, data sets of `data` and a `FinetuningRecipe` enter; the trained model
-and its logits leave, for the command `finetune` and for the label-efficiency curve.
+and its logits leave.
 """
 
 from __future__ import annotations
@@ -71,12 +71,10 @@ class FinetuningRecipe:
 
 @dataclass(frozen=True)
 class Validation:
-    """What chooses the checkpoint.
+    """What chooses the checkpoint: `measure` returns numbers, one of which is decisive.
 
     Attributes:
-        rows: to evaluate on.
-        measure: returns numbers by name of logits (N, num_labels) and labels.
-        decisive: name of the number that decides.
+        measure: of logits (N, num_labels) and labels.
     """
 
     rows: LabelledDataset
@@ -194,9 +192,6 @@ def train(
         scratch_folder: for checkpoints until training ends; it is removed.
         validation: chooses the checkpoint that is kept; None = the last state.
 
-    Returns:
-        The trainer, whose `predict` gives logits and whose `state.log_history` has the evaluations.
-
     Raises:
         TrainingError: it diverged, as the validation rows show.
     """
@@ -242,11 +237,7 @@ def train(
 
 
 def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray[np.float32]:
-    """Return the logits (N, num_labels) of rows, in their order.
-
-    Raises:
-        TrainingError: they are not finite: the training diverged.
-    """
+    """Return the logits (N, num_labels) of rows; raise `TrainingError` if they are not finite."""
     ordered, order = _by_length(rows)
     found = _finite(trainer.predict(ordered).predictions, trainer.args)
     logits = np.empty_like(found, dtype=np.float32)

@@ -1,8 +1,7 @@
 """Exports: pretrained models in folders that stock transformers loads, and what cards say of them.
 
-A text model's folder holds config.json, model.safetensors and the tokenizer. An image model's
-holds the plain encoder and its image processor, and beside them, in the folder `pretraining`, the
-whole model with decoder or projection head, from which pretraining can continue.
+A text model's folder holds model and tokenizer; an image model's the plain encoder, its image
+processor and, in the folder `pretraining`, the whole model, from which pretraining can continue.
 """
 
 from __future__ import annotations
@@ -46,10 +45,7 @@ def trained_length(
 ) -> int:
     """Return the number of tokens at which users of a text model should truncate.
 
-    Args:
-        tokenizer: as loaded, with the `model_max_length` of an earlier training.
-        max_seq_length: tokens of the longest row that the model is trained on.
-        is_from_scratch: whether longer rows would meet positions that nothing has trained.
+    From scratch it is that of the longest row trained on, since later positions are untrained.
     """
     return max_seq_length if is_from_scratch else max(max_seq_length, tokenizer.model_max_length)
 
@@ -122,10 +118,8 @@ def image_processor(
 ) -> ViTImageProcessorPil:
     """Return the image processor that prepares a PIL image as an `ImageCorpus` and its loader do.
 
-    The shorter side is resized to `image_size` (bicubic), the centre cropped, values divided by 255
-    and normalised. An encoder of three channels takes any image, as RGB, on white where it is
-    transparent. For one or four channels transformers has no such conversion: pass images of mode L
-    or RGBA.
+    An encoder of three channels takes any image, as RGB, on white where it is transparent. For one
+    or four channels transformers has no such conversion: pass images of mode L or RGBA.
 
     Args:
         image_size: height and width of the encoder's input, pixels.
