@@ -245,13 +245,7 @@ def push_dataset(options: argparse.Namespace) -> bool:
 
 
 def dataset_card(manifest: dict[str, Any], repo_id: str, license_name: str | None) -> DatasetCard:
-    """Return the card of a prepared corpus.
-
-    Args:
-        manifest: of the corpus, scrubbed.
-        repo_id: of the data set, `owner/name` or a name of the token's owner.
-        license_name: of the text; None if it is not known.
-    """
+    """Return the card of a prepared corpus by its scrubbed manifest."""
     counts, tokenizer = manifest["counts"], manifest["tokenizer"]
     is_default = "/" not in tokenizer["name"] and tokenizer["name"].startswith("docs-")
     title = repo_id.rpartition("/")[2]

@@ -1,7 +1,6 @@
 """Labelled rows as they are read: texts or pixels of each split, with the labels of the data.
 
-A `LabelledSource` enters; `LabelledRows` by the name of the split leave: train, and of validation
-and test what the source has.
+A `LabelledSource` enters; `LabelledRows` of train, and of validation and test if there, leave.
 """
 
 from __future__ import annotations

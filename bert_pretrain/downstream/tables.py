@@ -105,11 +105,7 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
 
 
 def open_dataset(name: str, config_name: str | None) -> dict[str, datasets.Dataset]:
-    """Return the splits of a data set: of a folder that `datasets` saved, or of `load_dataset`.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
+    """Return the splits of a data set, saved or loaded by `datasets`; else raise `InputError`."""
     import datasets
 
     try:

@@ -259,14 +259,8 @@ def _draw_panel(axis: Axes, rows: Sequence[Mapping[str, Any]], columns: list[str
         for split, style, alpha in (("train", "-", 0.5), ("validation", "o--", 1.0)):
             shown = [row for row in rows if row["split"] == split and column in row]
             if shown:
-                axis.plot(
-                    [row["step"] for row in shown],
-                    [row[column] for row in shown],
-                    style,
-                    color=color,
-                    alpha=alpha,
-                    markersize=3,
-                    label=f"{name}, {split}",
-                )
+                points = [[row[key] for row in shown] for key in ("step", column)]
+                label = f"{name}, {split}"
+                axis.plot(*points, style, color=color, alpha=alpha, markersize=3, label=label)
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)

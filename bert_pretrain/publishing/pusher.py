@@ -3,7 +3,7 @@
 What is to be published is first put whole into the outbox, as hard links where it is on disk
 already. The trainer may then remove its checkpoint, the program may be killed and the Hub may be
 down: the files wait there for `bert-pretrain hub push`. Uploads run one after the other, each in a
-process of its own (`hub.py`), which no training step and no end of the program waits for.
+process of its own (`hub.py`), so that no training step waits for them.
 """
 
 from __future__ import annotations
@@ -113,13 +113,9 @@ class HubPusher:
         return True
 
     def finish(self, max_seconds: float | None) -> bool:
-        """Wait until all is pushed or cannot be, and say how it ended; call it once.
+        """Wait until all is pushed or cannot be, say how it ended, and return whether all was.
 
-        Args:
-            max_seconds: after which an upload is stopped; None = only its tries are limited.
-
-        Returns:
-            Whether all was pushed.
+        After `max_seconds` an upload is stopped; None = only its tries are limited.
         """
         with self._change:
             self._is_closing = True
