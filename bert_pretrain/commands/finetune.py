@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +45,18 @@ from bert_pretrain.downstream.results import (
     write_lines,
     write_predictions,
 )
-from bert_pretrain.downstream.row_digests import describe_overlap, overlap_with_training
-from bert_pretrain.downstream.sources import Splits, open_splits
+from bert_pretrain.downstream.sources import (
+    Splits,
+    describe_overlap,
+    open_splits,
+    overlap_with_training,
+)
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, find_task
 from bert_pretrain.downstream.training import FinetuningRecipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.models.loading import describe_excess
 from bert_pretrain.publishing.publication import open_pusher, submit_final
-from bert_pretrain.publishing.pusher import HubPusher
 
 if TYPE_CHECKING:
     import evaluate
@@ -84,10 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(
     options: FinetuneArguments, data: TaskDataArguments, recipe: RecipeArguments
 ) -> dict[str, Any]:
-    """Fine-tune once for each seed, and write the output folder.
-
-    Returns:
-        What results.json holds.
+    """Fine-tune once for each seed; return what results.json in the output folder holds.
 
     Raises:
         InputError: a flag, the model or the data cannot be used; nothing has been written then.
@@ -117,16 +116,21 @@ def run(
     )
     make_folder(output_dir, parameter="output_dir")
     with contextlib.ExitStack() as stack:
+        pusher = None
         if _is_main():
             stack.enter_context(held(output_dir))
             _check_empty(output_dir)  # another process may have begun there since it was checked
-        pusher = stack.enter_context(_open_pusher(options))
+            if options.push_to_hub:  # while training it checks the repository already
+                repo_id, is_private = str(options.hub_model_id), options.hub_private_repo
+                pusher = open_pusher(output_dir, repo_id, is_private=is_private)
+                stack.enter_context(pusher)
         flags = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
         results = _train_all(
             options, flags, pick(FinetuningRecipe, recipe), source, splits, metrics
         )
         if pusher is not None:
-            _push(pusher, output_dir)
+            submit_final(pusher, output_dir, with_state=False)
+            pusher.finish(_PUSH_SECONDS)
     return results
 
 
@@ -140,14 +144,13 @@ def _train_all(
 ) -> dict[str, Any]:
     """Train with every seed and write the folder; returns what results.json holds."""
     output_dir = Path(options.output_dir)
-    _say(describe_splits(splits))
-    for note in splits.notes:
-        _say(spell(note))
     overlap = overlap_with_training(splits)
     overlap_described = describe_overlap(splits, overlap)
     excess = describe_excess(splits.max_seq_length, splits.processor) if splits.texts else None
-    for warning in filter(None, (excess, overlap_described)):
-        _say(f"WARNING: {spell(warning)}")
+    warnings = [f"WARNING: {text}" for text in (excess, overlap_described) if text]
+    _say(describe_splits(splits))
+    for line in (*splits.notes, *warnings):
+        _say(spell(line))
     outcomes: dict[int, dict[str, Any]] = {}
     for seed in options.seeds:
         outcomes[seed] = _train_one(
@@ -168,12 +171,9 @@ def _train_all(
         )
         (output_dir / "final.tmp/README.md").write_text(card, encoding="utf-8")
         os.replace(output_dir / "final.tmp", output_dir / "final")
+        content = results | {"config": flags} | describe_run()
         # A metric of the Hub may be NaN, for which the others should not be lost.
-        write_json(
-            output_dir / "results.json",
-            results | {"config": flags} | describe_run(),
-            allow_nan=True,
-        )
+        write_json(output_dir / "results.json", content, allow_nan=True)
     _say(format_results(results))
     _say(f"the model of seed {results['best_seed']} is in {output_dir / 'final'}")
     return results
@@ -202,11 +202,14 @@ def _train_one(
     problem_type = splits.labels.problem_type
 
     def measure(logits: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
-        if problem_type == "multi_label_classification":
-            references = references.astype(np.int64)
         return compute_metrics(metrics, predict(logits, problem_type), references)
 
-    decisive = _decisive(metrics, measure, splits)
+    decisive, validation = next(iter(metrics)), splits.rows["validation"]
+    if decisive not in METRICS:  # a metric of the Hub may give its number another name
+        assert validation.labels is not None
+        zeros = np.zeros((len(validation), splits.labels.num_outputs), np.float32)
+        decisive = next(iter(measure(zeros, validation.labels)))
+    is_greater_better = decisive not in SMALLER_IS_BETTER
     aside = output_dir / f"seed-{seed}.tmp"
     trainer = train(
         source.build(seed),
@@ -214,9 +217,7 @@ def _train_one(
         recipe,
         seed=seed,
         scratch_folder=aside,
-        validation=Validation(
-            splits.rows["validation"], measure, decisive, decisive not in SMALLER_IS_BETTER
-        ),
+        validation=Validation(validation, measure, decisive, is_greater_better),
     )
     outcome: dict[str, Any] = {
         "metrics": {},
@@ -252,34 +253,6 @@ def _save_model(model: Any, splits: Splits, folder: Path) -> None:
         longest = max(splits.max_seq_length, splits.processor.model_max_length)
         splits.processor.model_max_length = longest
     splits.processor.save_pretrained(folder)
-
-
-def _decisive(metrics: dict[str, evaluate.Metric], measure: Any, splits: Splits) -> str:
-    """Return the name of the number that chooses: that of the first metric.
-
-    A metric of the Hub may give its number another name than its own, so that one is measured.
-    """
-    first = next(iter(metrics))
-    if first in METRICS:
-        return first
-    references = splits.rows["validation"].labels
-    assert references is not None
-    logits = np.zeros((len(references), splits.labels.num_outputs), np.float32)
-    names: dict[str, float] = measure(logits, references)
-    return next(iter(names))
-
-
-def _open_pusher(options: FinetuneArguments) -> AbstractContextManager[HubPusher | None]:
-    """Return what pushes in the background; while training it checks the repository already."""
-    if not options.push_to_hub or not _is_main():
-        return contextlib.nullcontext()
-    repo_id = str(options.hub_model_id)
-    return open_pusher(Path(options.output_dir), repo_id, is_private=options.hub_private_repo)
-
-
-def _push(pusher: HubPusher, output_dir: Path) -> None:
-    submit_final(pusher, output_dir, with_state=False)
-    pusher.finish(_PUSH_SECONDS)  # says what was not pushed, and the command that brings it there
 
 
 def _is_main() -> bool:

@@ -4,9 +4,8 @@
 could not bring there: files that are there already are not sent again. `push_dataset` publishes a
 prepared corpus, which `--dataset_name owner/name` then trains on from anywhere.
 
-The exit status is 0 when all is on the Hub and 1 when it is not yet. Training itself ends with 0
-whatever the Hub does, so a script that must know asks here: `run_pretraining.py --push_to_hub
---output_dir OUT && bert-pretrain hub push OUT`.
+Training ends with the exit status 0 whatever the Hub does, so a script that must know asks here:
+`run_pretraining.py --push_to_hub --output_dir OUT && bert-pretrain hub push OUT`.
 """
 
 from __future__ import annotations
@@ -91,11 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         "--hub_model_id",
         help="owner/name or name (default: the run's own flag, or the folder's name)",
     )
-    push.add_argument(
-        "--hub_push_state",
-        action="store_true",
-        help="also the last checkpoint, to resume from elsewhere",
-    )
+    state_help = "also the last checkpoint, to resume from elsewhere"
+    push.add_argument("--hub_push_state", action="store_true", help=state_help)
     dataset = commands.add_parser(
         "push_dataset",
         help="publish a corpus that bert-pretrain prepare wrote",
@@ -105,13 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     dataset.add_argument("prepared", type=Path, help="the corpus' folder")
     dataset.add_argument("--hub_dataset_id", help="owner/name or name (default: the folder's name)")
     dataset.add_argument("--hub_license", help="licence of the text by its identifier on the Hub")
+    shared = {
+        "--hub_private_repo": "make the repository private",
+        "--debug": "show the traceback of an input error",
+    }
     for command in (push, dataset):
-        command.add_argument(
-            "--hub_private_repo", action="store_true", help="make the repository private"
-        )
-        command.add_argument(
-            "--debug", action="store_true", help="show the traceback of an input error"
-        )
+        for name, help_text in shared.items():
+            command.add_argument(name, action="store_true", help=help_text)
     return parser
 
 
@@ -124,7 +120,9 @@ def push(options: argparse.Namespace) -> bool:
     """
     run_dir: Path = options.run_dir
     outbox, final = run_dir / OUTBOX, run_dir / "final"
-    config = _config_of(run_dir)
+    is_finetuned = (run_dir / "results.json").is_file() and not (run_dir / "run.json").exists()
+    record = read_run_json(run_dir, name="results.json" if is_finetuned else "run.json")
+    config: dict[str, Any] = record["config"]
     own_id = config.get("hub_model_id") or run_dir.resolve().name
     repo_id = options.hub_model_id or own_id
     check_repo_id(repo_id, parameter="hub_model_id")
@@ -140,12 +138,9 @@ def push(options: argparse.Namespace) -> bool:
             branch = branch_of(folder)
             if not (with_final and branch == MAIN):  # that one gives way to `final/`
                 _say(f"{branch}: the model{_after(folder)}, which waited in {folder}")
-        with open_pusher(
-            run_dir,
-            repo_id,
-            is_private=options.hub_private_repo or bool(config.get("hub_private_repo")),
-            flags=_given(options, "hub_model_id", "hub_private_repo", "hub_push_state"),
-        ) as pusher:
+        is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
+        flags = _given(options, "hub_model_id", "hub_private_repo", "hub_push_state")
+        with open_pusher(run_dir, repo_id, is_private=is_private, flags=flags) as pusher:
             if with_final:
                 pusher.say(f"{MAIN}: the model{_after(final)}, from {final}")
                 with_state = options.hub_push_state or bool(config.get("hub_push_state"))
@@ -175,14 +170,10 @@ def _is_newest(run_dir: Path, repo_id: str) -> bool:
     final = read_final(run_dir)
     if final is None or final.is_end:
         return True
-    waiting = [
-        _step_in(folder) or 0
-        for folder in waiting_in(run_dir / OUTBOX)
-        if branch_of(folder) == MAIN
-    ]
+    waiting = [path for path in waiting_in(run_dir / OUTBOX) if branch_of(path) == MAIN]
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     published = [step_of(path) for path in checkpoints if is_submitted(path, repo_id)]
-    newest = max([*waiting, *published], default=0)
+    newest = max([0, *published, *(_step_in(folder) or 0 for folder in waiting)])
     is_newest = newest <= (final.step or 0)
     kept = f"{run_dir / 'final'} is not published, {MAIN} is of {newest:,} updates already; "
     _say(
@@ -200,15 +191,6 @@ def _step_in(folder: Path) -> int | None:
 def _after(folder: Path) -> str:
     step = _step_in(folder)
     return "" if step is None else f" after {step:,} updates"
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
-    """Return the flags of the pretraining or the fine-tuning that wrote a folder."""
-    is_finetuned = (folder / "results.json").is_file() and not (folder / "run.json").exists()
-    config: dict[str, Any] = read_run_json(
-        folder, name="results.json" if is_finetuned else "run.json"
-    )["config"]
-    return config
 
 
 def _given(options: argparse.Namespace, *names: str) -> list[str]:
@@ -262,13 +244,7 @@ def push_dataset(options: argparse.Namespace) -> bool:
 
 
 def dataset_card(manifest: dict[str, Any], repo_id: str, license_name: str | None) -> DatasetCard:
-    """Return the card of a prepared corpus.
-
-    Args:
-        manifest: of the corpus, scrubbed.
-        repo_id: of the data set, `owner/name` or a name of the token's owner.
-        license_name: of the text; None if it is not known.
-    """
+    """Return the card of a prepared corpus by its scrubbed manifest."""
     counts, tokenizer = manifest["counts"], manifest["tokenizer"]
     is_default = "/" not in tokenizer["name"] and tokenizer["name"].startswith("docs-")
     title = repo_id.rpartition("/")[2]

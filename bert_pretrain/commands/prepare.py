@@ -17,7 +17,7 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.arguments import DataArguments, TextArguments
 from bert_pretrain.config.flags import SEEDS, check_source, flag, parse_flags, pick
 from bert_pretrain.config.pretraining import check_masking
-from bert_pretrain.publishing.download import download_corpus
+from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import plan_epoch

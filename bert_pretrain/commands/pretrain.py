@@ -28,7 +28,7 @@ from bert_pretrain.data.run_folder import held
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.interface import Task
-from bert_pretrain.publishing.download import download_checkpoint, is_hub_checkpoint
+from bert_pretrain.publishing.hub import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.publishing.publication import Publisher, write_publication
 from bert_pretrain.training.checkpoint import load_model, read_state
 from bert_pretrain.training.layout import (

@@ -20,7 +20,7 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.data.atomic import write_text
 from bert_pretrain.data.run_folder import is_held, read_final, read_rows, read_run_json
 from bert_pretrain.errors import InputError
-from bert_pretrain.publishing.curves import draw_curves
+from bert_pretrain.publishing.model_card import draw_curves
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,12 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Show a run, finished or not, as one HTML page: RUN_DIR/report.html.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "run_dir", type=Path, metavar="RUN_DIR", help="The --output_dir of a pretraining run."
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="Show the traceback of an input error."
-    )
+    help_text = "The --output_dir of a pretraining run."
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help=help_text)
+    help_text = "Show the traceback of an input error."
+    parser.add_argument("--debug", action="store_true", help=help_text)
     options = parser.parse_args(arguments)
     with reporting_input_errors(debug=options.debug):
         sys.stdout.write(f"the report is in {write_report(options.run_dir)}\n")
@@ -43,10 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write report.html, and curves.png which it contains, into a run directory.
-
-    Returns:
-        The path of the page.
+    """Write report.html, whose path is returned, and its curves.png into a run directory.
 
     Raises:
         InputError: the folder is no run, has evaluated nothing yet, or cannot be written to.
@@ -75,6 +70,7 @@ def _render(run_dir: Path, record: dict[str, Any], metrics: list[dict[str, Any]]
     evaluations = [row for row in metrics if row.get("split") == "validation"]
     names = dict.fromkeys(name for row in evaluations for name in row)
     columns = [name for name in names if name not in ("split", "epoch")]
+    words = record.get("command")
     template = resources.files("bert_pretrain.commands").joinpath("report.html")
     page: str = Template(template.read_text(encoding="utf-8"), autoescape=True).render(
         title=f"{run_dir.resolve().name}: {config.get('objective', 'a run')}",
@@ -85,7 +81,14 @@ def _render(run_dir: Path, record: dict[str, Any], metrics: list[dict[str, Any]]
         masks=_mask_tables(run_dir / "fill_mask.jsonl"),
         pictures=_pictures(run_dir),
         config=_known(config),
-        environment=_known(_environment(record)),
+        environment=_known(
+            {
+                "command": " ".join(map(str, words)) if words and isinstance(words, list) else None,
+                "git revision": record.get("git_revision"),
+                **(record.get("versions") or {}),
+                **(record.get("hardware") or {}),
+            }
+        ),
     )
     return page
 
@@ -100,9 +103,8 @@ def _status(run_dir: Path, max_steps: int | None, step: int) -> str:
         status += " A process is at work on it."
     if final is not None:
         amount = "an earlier number of" if final.step is None else f"{final.step:,}"
-        status += (
-            f" final/ holds the model after {amount} updates, from before the run was continued."
-        )
+        before = "from before the run was continued"
+        status += f" final/ holds the model after {amount} updates, {before}."
     return status
 
 
@@ -137,17 +139,6 @@ def _pictures(run_dir: Path) -> list[dict[str, str]]:
         {"title": f"{kind} ({path.parent.name})", "source": _data_url(path)}
         for kind, path in newest.items()
     ]
-
-
-def _environment(record: Mapping[str, Any]) -> dict[str, Any]:
-    command = record.get("command")
-    words = command if isinstance(command, list) else []
-    return {
-        "command": " ".join(map(str, words)) or None,
-        "git revision": record.get("git_revision"),
-        **(record.get("versions") or {}),
-        **(record.get("hardware") or {}),
-    }
 
 
 def _known(values: Mapping[str, Any]) -> list[tuple[str, str]]:

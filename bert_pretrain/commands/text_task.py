@@ -11,8 +11,8 @@ from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.models.loading import build_bert
 from bert_pretrain.objectives.bert import BertExporter, BertMonitor, BertObjective, text_rows
 from bert_pretrain.objectives.interface import Task
-from bert_pretrain.publishing.download import download_corpus
 from bert_pretrain.publishing.export import trained_length
+from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus

@@ -6,6 +6,7 @@ numbers are checked by `config.flags`, what goes together by the methods here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -27,9 +28,7 @@ class FinetuneArguments:
     )
     seeds: list[int] = field(
         default_factory=lambda: [42],
-        metadata={
-            "help": "Seeds of the head, of dropout and of the order of rows; one training for each."
-        },
+        metadata={"help": "Seeds of head, dropout and order of rows; one training for each."},
     )
     from_scratch: bool = flag(
         False, "Leave the weights of --model unread: the baseline of the same architecture."
@@ -150,7 +149,7 @@ class TaskDataArguments:
 
         Args:
             is_image: whether `model` is an image encoder.
-            has_dataset: whether `task` has a data set of its own, as those of GLUE have.
+            has_dataset: whether `task` has a data set of its own.
         """
         if self.train_file and self.dataset_name:
             raise InputError(
@@ -168,42 +167,32 @@ class TaskDataArguments:
                 f"the column {self.label_column!r} cannot be both text and label",
                 advice="change `text_column` or `label_column`",
             )
-        self._refuse_without_effect(is_image=is_image)
-
-    def _refuse_without_effect(self, *, is_image: bool) -> None:
-        """Raise `InputError` for a flag that this kind of model or source of rows would ignore."""
-        of_others = (
-            ("text_column", "text_pair_column", "max_seq_length", "tsv_quotes")
-            if is_image
-            else ("image_column", "augmentation")
-        )
-        for name in of_others:
-            if getattr(self, name) != getattr(TaskDataArguments, name):
-                raise InputError(
-                    f"`{name}` means nothing for {'an image' if is_image else 'a text'} encoder",
-                    advice="leave it out or change `model`",
-                )
         if not is_image and self.dataset_name == "digits":
             raise InputError(
                 "'digits' are images but `model` is a text encoder",
                 advice="change `dataset_name` or `model`",
             )
+        of_texts = ("text_column", "text_pair_column", "max_seq_length", "tsv_quotes")
+        of_others = of_texts if is_image else ("image_column", "augmentation")
+        what = "an image" if is_image else "a text"
+        self._refuse(
+            of_others, f"means nothing for {what} encoder", "leave it out or change `model`"
+        )
         if self.train_file:
-            for name in ("dataset_config_name", "validation_split", "test_split"):
-                if getattr(self, name):
-                    raise InputError(
-                        f"`{name}` goes with `dataset_name`",
-                        advice="leave it out, or pass the data set instead of files",
-                    )
+            names = ("dataset_config_name", "validation_split", "test_split")
+            advice = "leave it out, or pass the data set instead of files"
+            self._refuse(names, "goes with `dataset_name`", advice)
             return
-        for name in ("validation_file", "test_file"):
-            if getattr(self, name):
-                raise InputError(
-                    f"`{name}` goes with `train_file`",
-                    advice=f"of a data set choose a split with `{name[:-4]}split`",
-                )
-        if self.tsv_quotes != "none":
-            raise InputError("`tsv_quotes` goes with `train_file`", advice="leave it out")
+        for role in ("validation", "test"):
+            advice = f"of a data set choose a split with `{role}_split`"
+            self._refuse((f"{role}_file",), "goes with `train_file`", advice)
+        self._refuse(("tsv_quotes",), "goes with `train_file`", "leave it out")
+
+    def _refuse(self, names: Sequence[str], problem: str, advice: str) -> None:
+        """Raise `InputError` if one of some flags, which would have no effect, is given."""
+        for name in names:
+            if getattr(self, name) != getattr(TaskDataArguments, name):
+                raise InputError(f"`{name}` {problem}", advice=advice)
 
 
 @dataclass

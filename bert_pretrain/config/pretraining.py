@@ -199,8 +199,8 @@ NOTED = _names(
 )
 # These may change without a word. Some change no number. For the others the run compares what they
 # come to: the key of the prepared corpus or of the images (the same one may lie in another folder),
-# the whole configuration of the model (its weights are the checkpoint's), the rows of an update, and
-# where rows of a forward pass are compared with each other, the number of those.
+# the whole configuration of the model (its weights are the checkpoint's), the rows of an update,
+# and, where rows of a forward pass are compared with each other, the number of those.
 FREE = _names(
     "recipe output_dir resume_from_checkpoint logging_steps eval_steps save_steps save_total_limit "
     "report_to debug preprocessing_num_workers dataloader_num_workers num_cpu_threads "

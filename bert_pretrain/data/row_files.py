@@ -3,8 +3,6 @@
 A path and the name of the parameter that gave it enter; lines, objects or rows leave. Whatever is
 wrong with a file is one `InputError` that names both.
 
-pandas splits CSV and pyarrow reads Parquet. Lines, JSON and TSV are read here: the messages give
-the line, .gz and .zst files stream, NUL bytes are refused, and texts stay as they are written.
 `datasets.load_dataset` infers types, copies all rows to a cache and gives no line; pandas fills the
 missing cells of a short TSV row without a word.
 """
@@ -17,7 +15,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -30,6 +28,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Quotes = Literal["none", "minimal"]  # of TSV files, see `read_tsv`
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    "": lambda path: path.open("rb"),
+    ".gz": gzip.open,
+    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
+}
 _COMPRESSED = (".gz", ".zst")
 # Of a .csv the first one that its header has: where a comma is decimal, ";" is usual.
 _CSV_SEPARATORS = (",", ";", "\t")
@@ -103,13 +106,13 @@ def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
 
     header = next(read_lines(path, parameter=parameter), "")
     separator = next((mark for mark in _CSV_SEPARATORS if mark in header), ",")
-    options = {"dtype": str, "keep_default_na": False, "na_filter": False}
+    options = {"sep": separator, "dtype": str, "keep_default_na": False, "na_filter": False}
     with (
         _opened(path, parameter) as binary,
         io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
     ):
         try:
-            for block in pd.read_csv(file, sep=separator, chunksize=_ROWS_PER_BLOCK, **options):
+            for block in pd.read_csv(file, chunksize=_ROWS_PER_BLOCK, **options):
                 # Where the first row has more cells than the header, pandas takes the first ones
                 # for names of rows.
                 if not isinstance(block.index, pd.RangeIndex):
@@ -128,11 +131,8 @@ def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
 def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator[list[str]]:
     """Yield the header and the rows of a TSV file, all with as many cells; empty lines are skipped.
 
-    Args:
-        path: of the file.
-        parameter: that named it.
-        quotes: `none` = quotes are letters, as in GLUE's files; `minimal` = they surround cells
-            that hold a tab, a quote or a line end, as pandas and csv write them.
+    Where `quotes` is `none`, they are letters, as in GLUE's files; `minimal` = they surround cells
+    that hold a tab, a quote or a line end, as pandas and csv write them.
 
     Raises:
         InputError: as for `read_lines`, or a row has another number of cells than the header.
@@ -140,14 +140,12 @@ def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator
     advice = f"put one tab between cells, or change `tsv_quotes` ({quotes}) or `{parameter}`"
     lines = read_lines(path, parameter=parameter)
     number, width = 0, 0
+    numbered: Iterator[tuple[int, list[str]]]
     if quotes == "minimal":
         rows = csv.reader(lines, delimiter="\t", strict=True)
         numbered = ((rows.line_num, cells) for cells in rows)
     else:
-        numbered = (
-            (number, line.removesuffix("\n").split("\t"))
-            for number, line in enumerate(lines, start=1)
-        )
+        numbered = enumerate((line.removesuffix("\n").split("\t") for line in lines), start=1)
     try:
         for number, cells in numbered:
             if not "".join(cells).strip(" ") and len(cells) < 2:
@@ -168,11 +166,7 @@ def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator
 
 @contextlib.contextmanager
 def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file.
-
-    Raises:
-        InputError: it cannot be read, or is not a Parquet file.
-    """
+    """Open a Parquet file; raise `InputError` if it cannot be read, or is none."""
     with _opened(path, parameter) as file:
         try:
             # Parquet is read from its end, which a compressed stream cannot do.
@@ -191,7 +185,7 @@ def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
 def _opened(path: Path, parameter: str) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed; errors on the way become one `InputError`."""
     try:
-        with _open_binary(path) as file:
+        with _OPENERS[path.suffix if path.suffix in _COMPRESSED else ""](path) as file:
             yield file
     except UnicodeDecodeError as error:
         raise InputError(
@@ -206,12 +200,3 @@ def _opened(path: Path, parameter: str) -> Iterator[IO[bytes]]:
         raise InputError(
             f"{path} cannot be read ({error.strerror or error})", advice=f"change `{parameter}`"
         ) from error
-
-
-def _open_binary(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]  # a GzipFile reads like a binary file
-    if path.suffix == ".zst":
-        stream: IO[bytes] = pa.input_stream(str(path), compression="zstd")
-        return stream
-    return path.open("rb")

@@ -1,13 +1,13 @@
 """Labelled texts and images as data sets of ready batches for `Trainer`.
 
-Texts or pixels enter, with encoded labels. Data sets leave whose batches have the names of
-transformers: `input_ids`, `attention_mask`, ... int64 (B, L), padded to the longest row of the
-batch, or `pixel_values` float32 (B, C, H, W), normalised; and `labels`.
+Batches hold `input_ids`, `attention_mask`, ... int64 (B, L), padded to their longest row, or
+normalised `pixel_values` float32 (B, C, H, W); and `labels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,32 +30,27 @@ AUGMENTATIONS = {
 _POOL_BATCHES = 8  # the rows of this many batches are sorted by length together
 
 
+@dataclass(eq=False)
 class TextDataset(Dataset[dict[str, Tensor]]):
-    """Texts cut into tokens once; a list of row numbers gives one padded batch."""
+    """Texts cut into tokens once; a list of row numbers gives one padded batch.
 
-    def __init__(
-        self,
-        rows: dict[str, list[NDArray[np.int32]]],
-        labels: NDArray[Any] | None,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        """Keep what `tokenize` made.
+    Attributes:
+        rows: of each model input one array (L,) for each text; Python's garbage collector would be
+            slow with lists.
+        labels: int64 or float32 (N,), or float32 (N, num_classes); None if there are none.
+    """
 
-        Args:
-            rows: of each model input one array (L,) for each text; Python's garbage collector would
-                be slow with lists.
-            labels: as for `tokenize`.
-            tokenizer: pads.
-        """
-        self.rows, self.labels, self.tokenizer = rows, labels, tokenizer
-        self.lengths = np.array([len(row) for row in rows["input_ids"]], dtype=np.int64)
+    rows: dict[str, list[NDArray[np.int32]]]
+    labels: NDArray[Any] | None
+    tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self) -> None:
+        self.lengths = np.array([len(row) for row in self.rows["input_ids"]], dtype=np.int64)
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self.lengths)
 
     def __getitems__(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Return the batch of these rows."""
         features = {
             name: [values[place].tolist() for place in places] for name, values in self.rows.items()
         }
@@ -78,14 +73,7 @@ def tokenize(
     *,
     max_seq_length: int,
 ) -> TextDataset:
-    """Cut texts into tokens.
-
-    Args:
-        texts: of one split; what is longer is cut off, of a pair from the longer text.
-        labels: int64 or float32 (N,), or float32 (N, num_classes); None if there are none.
-        tokenizer: the model's.
-        max_seq_length: tokens of a row, with the special ones.
-    """
+    """Cut texts into rows of at most `max_seq_length` tokens, of a pair the longer text."""
     encoded = tokenizer(texts.first, texts.second, truncation=True, max_length=max_seq_length)
     rows = {
         name: [np.array(row, dtype=np.int32) for row in values] for name, values in encoded.items()
@@ -93,34 +81,28 @@ def tokenize(
     return TextDataset(rows, labels, tokenizer)
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[dict[str, Tensor]]):
-    """Images of one size in memory; a list of row numbers gives one normalised batch."""
+    """Images of one size in memory; a list of row numbers gives one normalised batch.
 
-    def __init__(
-        self,
-        pixels: NDArray[np.uint8],
-        labels: NDArray[Any] | None,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        """Keep the images.
+    Attributes:
+        pixels: uint8 (N, C, H, W).
+        labels: as of `TextDataset`.
+        mean: of pixels in [0, 1], one or one per channel; `std` likewise.
+        augmentation: changes each image anew in every epoch.
+    """
 
-        Args:
-            pixels: uint8 (N, C, H, W).
-            labels: as for `tokenize`.
-            mean: of pixels in [0, 1], one or one per channel.
-            std: as `mean`.
-            augmentation: changes each image anew in every epoch.
-        """
-        self.pixels, self.labels, self.augmentation = pixels, labels, augmentation
-        self.mean, self.std = mean, std
-        self.lengths = np.ones(len(pixels), dtype=np.int64)
+    pixels: NDArray[np.uint8]
+    labels: NDArray[Any] | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        self.lengths = np.ones(len(self.pixels), dtype=np.int64)
         self._epoch = 0
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.pixels)
 
     def set_epoch(self, epoch: int) -> None:
@@ -132,16 +114,12 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         self._epoch = epoch
 
     def __getitems__(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Return the batch of these rows."""
         rows = np.asarray(places)
         images = torch.from_numpy(self.pixels[rows]).float() / 255
         if self.augmentation is not None:
             parameters = self.augmentation.draw(self._epoch, rows, 0)
             images = self.augmentation.apply(images, parameters)
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         batch = {"pixel_values": (images - mean) / std}
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[rows])
@@ -150,20 +128,14 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     def subset(self, places: NDArray[np.integer[Any]]) -> ImageDataset:
         """Return the data set of these rows, in this order, without augmentation."""
         labels = None if self.labels is None else self.labels[places]
-        return ImageDataset(self.pixels[places], labels, mean=self.mean, std=self.std)
+        return ImageDataset(self.pixels[places], labels, self.mean, self.std)
 
 
 def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmentation | None:
-    """Return the augmentation of a name for images of a shape (C, H, W).
-
-    Args:
-        name: `none` or one of `AUGMENTATIONS`.
-        shape: of each image.
-        seed: decides what is drawn.
+    """Return an augmentation, `none` or one of `AUGMENTATIONS`, for images of a shape (C, H, W).
 
     Raises:
-        InputError: the images are not square, or have another number of channels than can be
-            augmented.
+        InputError: the images are not square, or have a number of channels other than 1, 3 or 4.
     """
     if name == "none":
         return None
@@ -174,16 +146,14 @@ def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmenta
             advice="pass `augmentation` none",
         )
     return Augmentation(
-        AUGMENTATIONS[name],
-        num_channels=num_channels,
-        image_size=height,
-        seed=seed,
+        AUGMENTATIONS[name], num_channels=num_channels, image_size=height, seed=seed
     )
 
 
 LabelledDataset = TextDataset | ImageDataset
 
 
+@dataclass(eq=False)
 class LengthSampler(Sampler[int]):
     """A new random order every epoch in which a batch holds rows of about the same length.
 
@@ -192,17 +162,15 @@ class LengthSampler(Sampler[int]):
     batches are then always the same.)
     """
 
-    def __init__(self, lengths: NDArray[np.integer[Any]], *, batch_size: int, seed: int) -> None:
-        """Keep the lengths (N,), the rows of an update and the seed; passes count the epoch."""
-        super().__init__()
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    lengths: NDArray[np.integer[Any]]
+    batch_size: int
+    seed: int
+    epoch: int = 0
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield every row number once; the batch that is not full comes last."""
         order = permutation(len(self.lengths), self.seed, Purpose.TRAINING_ORDER, self.epoch)
         num_full = len(order) // self.batch_size
         full, rest = order[: num_full * self.batch_size], order[num_full * self.batch_size :]

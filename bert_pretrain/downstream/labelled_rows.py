@@ -1,7 +1,6 @@
 """Labelled rows as they are read: texts or pixels of each split, with the labels of the data.
 
-A `LabelledSource` enters; `LabelledRows` by the name of the split leave: train, and of validation
-and test what the source has.
+A `LabelledSource` enters; `LabelledRows` of train, and of validation and test if there, leave.
 """
 
 from __future__ import annotations
@@ -12,17 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from bert_pretrain.data.names import refuse_missing_folder
 from bert_pretrain.data.row_files import Quotes
-from bert_pretrain.downstream.tables import (
-    Table,
-    open_dataset,
-    read_table,
-    read_texts,
-    table_of,
-)
+from bert_pretrain.downstream.tables import Table, open_dataset, read_table, read_texts, table_of
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.images.decoding import ImageRow, converted_image, load_image
@@ -40,13 +32,12 @@ class LabelledSource:
     a Hub id, or of images `digits`) with its splits, or the data set of the task.
 
     Attributes:
-        tsv_quotes: of .tsv files, see `bert_pretrain.data.row_files.read_tsv`.
         text_column: None = that of the task, or `text`.
         text_pair_column: None = that of the task, or `text_pair` if there is one.
         label_names: names of the class numbers 0, 1, ...; None = those of the data.
         validation_share: of the training rows, held out where nothing else is validated on, (0, 1).
         max_seq_length: tokens of a row; 0 = 128, or what the tokenizer allows if that is less.
-        augmentation: `none` or one of `bert_pretrain.downstream.data.AUGMENTATIONS`.
+        augmentation: `none` or one of `AUGMENTATIONS`.
     """
 
     train_file: str | None
@@ -72,6 +63,12 @@ class LabelledSource:
         paths = {name: getattr(self, f"{name}_file") for name in SPLITS}
         return {name: path for name, path in paths.items() if path}
 
+    @property
+    def splits(self) -> dict[str, str | None]:
+        """Return the names that the splits have in the data set; None = not given."""
+        names = (self.validation_split, self.test_split)
+        return dict(zip(SPLITS, ("train", *names), strict=True))
+
 
 @dataclass(frozen=True)
 class LabelledRows:
@@ -80,7 +77,6 @@ class LabelledRows:
     Attributes:
         description: names the file or split in messages.
         content: `Texts`, or pixels uint8 (N, C, H, W).
-        labels: as in the data; None = there are none.
         class_names: names of the class numbers, where the data declare them.
         is_typed: the data tell texts from numbers.
     """
@@ -113,7 +109,15 @@ def read_text_splits(source: LabelledSource, task: Task) -> dict[str, LabelledRo
             table.class_names.get(source.label_column),
             table.is_typed,
         )
-    _check_pairs(list(found.values()))
+    pairs = [rows for rows in found.values() if rows.content.second is not None]
+    single = [rows for rows in found.values() if rows.content.second is None]
+    if pairs and single:
+        raise InputError(
+            f"{pairs[0].description} has pairs of texts but {single[0].description} has single "
+            "ones",
+            advice="give all the same columns, or name what both have as `text_column` and "
+            "`text_pair_column`",
+        )
     return found
 
 
@@ -128,44 +132,24 @@ def _open_tables(source: LabelledSource, task: Task) -> dict[str, Table]:
         name, config_name = task.dataset or ("", "")
     splits = open_dataset(name, config_name)
     usual = dict(zip(("validation", "test"), task.evaluation_splits, strict=True))
-    asked = {"train": "train", "validation": source.validation_split, "test": source.test_split}
-    for role, split in asked.items():
-        if split and split not in splits:
+    tables = {}
+    for role, asked in source.splits.items():
+        split = asked or usual[role]
+        if split in splits:
+            tables[role] = table_of(splits[split], f"{name} ({split})")
+        elif asked:
             change = "" if role == "train" else f"`{role}_split` or "
             raise InputError(
                 f"the data set {name!r} has no split {split!r}",
                 advice=f"it has {', '.join(map(str, splits))}; change {change}`dataset_name`",
             )
-    wanted = {role: split or usual[role] for role, split in asked.items()}
-    return {
-        role: table_of(splits[split], f"{name} ({split})")
-        for role, split in wanted.items()
-        if split in splits
-    }
-
-
-def _check_pairs(splits: list[LabelledRows]) -> None:
-    """Raise `InputError` unless all splits have pairs of texts, or none has."""
-    pairs = [rows for rows in splits if rows.content.second is not None]
-    single = [rows for rows in splits if rows.content.second is None]
-    if pairs and single:
-        raise InputError(
-            f"{pairs[0].description} has pairs of texts but {single[0].description} has single "
-            "ones",
-            advice="give all the same columns, or name what both have as `text_column` and "
-            "`text_pair_column`",
-        )
+    return tables
 
 
 def read_image_splits(
     source: LabelledSource, processor: Any, *, num_channels: int
 ) -> dict[str, LabelledRows]:
-    """Decode images and let an image processor resize and crop them.
-
-    Args:
-        source: of the images.
-        processor: the model's; it rescales and normalises later, batch by batch.
-        num_channels: of the model's input.
+    """Decode images and let the model's image processor resize and crop them, but not normalise.
 
     Raises:
         InputError: there are none, one cannot be decoded, or they are not all of one size.
@@ -200,21 +184,18 @@ def read_image_splits(
 
     if source.train_file:
         return {role: read(role, file=path) for role, path in source.files.items()}
-    splits = {"train": "train", "validation": source.validation_split, "test": source.test_split}
-    return {role: read(role, split=split) for role, split in splits.items() if split}
+    return {role: read(role, split=split) for role, split in source.splits.items() if split}
 
 
 def _resized(rows: list[ImageRow], processor: Any, num_channels: int) -> NDArray[np.uint8]:
     """Return images as uint8 (N, C, H, W)."""
-    images = [_decoded(row, num_channels) for row in rows]
+    images = []
+    for row in rows:
+        try:
+            images.append(converted_image(load_image(row), num_channels))
+        except Exception as error:  # the decoders raise whatever a broken file leads to
+            raise InputError(
+                f"{row.name} cannot be decoded ({first_line(error)})", advice="repair or remove it"
+            ) from error
     resized = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
     return np.asarray(resized["pixel_values"]).round().clip(0, 255).astype(np.uint8)
-
-
-def _decoded(row: ImageRow, num_channels: int) -> Image.Image:
-    try:
-        return converted_image(load_image(row), num_channels)
-    except Exception as error:  # the decoders raise whatever a broken file leads to
-        raise InputError(
-            f"{row.name} cannot be decoded ({first_line(error)})", advice="repair or remove it"
-        ) from error

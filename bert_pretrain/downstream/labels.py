@@ -1,8 +1,7 @@
 """Labels: from the cells of a file to the numbers that a model is trained on.
 
-Texts, numbers, booleans and lists enter. A `LabelSpace`, which `tasks.find_labels` makes from the
-training rows alone, encodes the labels of every split, so that a class that only the evaluation
-rows have is found before anything is trained.
+A `LabelSpace`, which `tasks.find_labels` makes from the training rows alone, encodes the labels of
+every split; a class that evaluation rows alone have is found before anything is trained.
 """
 
 from __future__ import annotations
@@ -76,15 +75,7 @@ def is_zero_or_one(label: Any) -> bool:
 
 
 def check_label(label: Any, row: str) -> None:
-    """Check that a tidy label is a text, a number or a list.
-
-    Args:
-        label: of one row.
-        row: says which row it is, such as "row 3 of train.csv".
-
-    Raises:
-        InputError: the row has no label, or one of another kind.
-    """
+    """Raise `InputError`, which names the row, unless a tidy label is a text, number or list."""
     if label is not None and not isinstance(label, str | int | float | list):
         raise InputError(
             f"{row} has the label {label!r}, which is neither a text nor a number",
@@ -99,11 +90,7 @@ def check_label(label: Any, row: str) -> None:
 
 
 def check_class(label: Any, row: str) -> Any:
-    """Return a tidy label after checking that it is one class.
-
-    Raises:
-        InputError: as for `check_label`, or it is a list.
-    """
+    """Return a tidy label; raise `InputError` as `check_label` does, and if it is a list."""
     check_label(label, row)
     if isinstance(label, list):
         raise InputError(
@@ -115,11 +102,7 @@ def check_class(label: Any, row: str) -> Any:
 
 
 def members_of(label: Any, row: str) -> list[Any]:
-    """Return the classes of a row that may have several; an empty list or text has none of them.
-
-    Raises:
-        InputError: the row has no label, or a member is not a label.
-    """
+    """Return the classes of a row that may have several: none of an empty list or text."""
     if isinstance(label, str):
         return [member.strip() for member in label.split(LABEL_SEPARATOR) if member.strip()]
     members = label if isinstance(label, list) else [label]
@@ -129,9 +112,7 @@ def members_of(label: Any, row: str) -> list[Any]:
 def guess_problem_type(labels: Sequence[Any], *, is_typed: bool) -> ProblemType:
     """Return the kind of tidy labels: lists are several classes, fractions values, others a class.
 
-    Args:
-        labels: of the training rows.
-        is_typed: the data tell texts from numbers, so that the text "0.5" is a name.
+    The text "0.5" is a name where the data are typed.
     """
     if any(isinstance(label, list) for label in labels):
         return "multi_label_classification"
@@ -141,30 +122,22 @@ def guess_problem_type(labels: Sequence[Any], *, is_typed: bool) -> ProblemType:
     return "single_label_classification"
 
 
-def describe_guess(labels: Sequence[Any], *, description: str, is_typed: bool) -> str | None:
-    """Return a note for people if labels guessed to be classes may be meant in another way.
-
-    Args:
-        labels: of the training rows, as in the data.
-        description: names the file or split.
-        is_typed: as for `guess_problem_type`.
-    """
+def describe_guess(labels: Sequence[Any], *, description: str, is_typed: bool) -> list[str]:
+    """Return at most one note: labels guessed to be classes may be meant in another way."""
     if is_typed:
         numbers = [as_number(tidy(label)) if isinstance(label, str) else None for label in labels]
-        if None in numbers or not any(isinstance(number, float) for number in numbers):
-            return None
-        return (
-            f"labels: those of {description} are texts that look like numbers and are read as "
-            "names of classes; if they are values, pass `task` regression"
-        )
-    num_divided = sum(LABEL_SEPARATOR in str(label) for label in labels)
-    if not num_divided:
-        return None
-    return (
-        f"labels: {num_divided:,} of the {len(labels):,} labels of {description} contain "
-        f"{LABEL_SEPARATOR!r} and are read as names of classes; if it divides several labels of a "
-        "row, pass `task` multi_label"
-    )
+        if None not in numbers and any(isinstance(number, float) for number in numbers):
+            return [
+                f"labels: those of {description} are texts that look like numbers and are read as "
+                "names of classes; if they are values, pass `task` regression"
+            ]
+    elif num_divided := sum(LABEL_SEPARATOR in str(label) for label in labels):
+        return [
+            f"labels: {num_divided:,} of the {len(labels):,} labels of {description} contain "
+            f"{LABEL_SEPARATOR!r} and are read as names of classes; if it divides several labels "
+            "of a row, pass `task` multi_label"
+        ]
+    return []
 
 
 @dataclass(frozen=True)
@@ -172,10 +145,8 @@ class LabelSpace:
     """The labels that a model tells apart.
 
     Attributes:
-        problem_type: as transformers' configurations call it.
         names: of the classes in the order of their numbers; empty for regression.
-        numbers: class number of each text, and of each numerical value, that labels have in the
-            data.
+        numbers: class number of each text, and of each numerical value, in the data.
         are_numbers: the classes are numbers in the data, so that a text means the number which it
             writes; otherwise texts of equal value, such as "3.1" and "3.10", are different classes.
         is_multi_hot: the label of a row is a list of one 0 or 1 for each class.
@@ -201,11 +172,7 @@ class LabelSpace:
         return len(self.names) or 1
 
     def encode(self, labels: Sequence[Any], *, description: str) -> NDArray[Any]:
-        """Return the labels as the stock heads take them.
-
-        Args:
-            labels: as in the data.
-            description: names the file or split in messages.
+        """Return labels of the data as the stock heads take them.
 
         Returns:
             int64 (N,) class numbers; float32 (N,) values; or float32 (N, num_classes) of 0 and 1.
@@ -221,13 +188,12 @@ class LabelSpace:
             return np.array([_regression_value(*row) for row in rows], np.float32)
         if self.problem_type == "single_label_classification":
             return np.array([self._class_number(*row) for row in rows], np.int64)
+        if self.is_multi_hot:
+            return np.array([self._multi_hot(*row) for row in rows], np.float32)
         encoded = np.zeros((len(rows), len(self.names)), np.float32)
         for place, (label, row) in enumerate(rows):
-            if self.is_multi_hot:
-                encoded[place] = self._multi_hot(label, row)
-            else:
-                classes = [self._class_number(member, row) for member in members_of(label, row)]
-                encoded[place, classes] = 1
+            classes = [self._class_number(member, row) for member in members_of(label, row)]
+            encoded[place, classes] = 1
         return encoded
 
     def _class_number(self, label: Any, row: str) -> int:
@@ -236,31 +202,27 @@ class LabelSpace:
         if number is None and (self.are_numbers or not isinstance(label, str)):
             value = value_of(label)
             number = None if value is None else self.numbers.get(value)
-        if number is None:
-            texts = [key for key in self.numbers if isinstance(key, str)]
-            known = [repr(key) for key in texts or self.numbers]
-            listed = ", ".join(known[:12]) + (", ..." * (len(known) > 12))
-            raise InputError(
-                f"{row} has the label {label!r}, which is not among those of the training data "
-                f"({listed})",
-                advice="repair the row, or change `label_column`",
-            )
-        return number
+        if number is not None:
+            return number
+        texts = [key for key in self.numbers if isinstance(key, str)]
+        known = [repr(key) for key in texts or self.numbers]
+        listed = ", ".join(known[:12]) + (", ..." * (len(known) > 12))
+        raise InputError(
+            f"{row} has the label {label!r}, which is not among those of the training data "
+            f"({listed})",
+            advice="repair the row, or change `label_column`",
+        )
 
     def _multi_hot(self, label: Any, row: str) -> list[int]:
         check_label(label, row)
         width = len(self.names)
-        if (
-            not isinstance(label, list)
-            or len(label) != width
-            or not all(map(is_zero_or_one, label))
-        ):
-            raise InputError(
-                f"{row} has the label {label!r}, but multi-hot labels of these training rows are "
-                f"lists of {width} places, each 0 or 1 for one class",
-                advice="repair the row, or change `label_column` or `task`",
-            )
-        return label
+        if isinstance(label, list) and len(label) == width and all(map(is_zero_or_one, label)):
+            return label
+        raise InputError(
+            f"{row} has the label {label!r}, but multi-hot labels of these training rows are "
+            f"lists of {width} places, each 0 or 1 for one class",
+            advice="repair the row, or change `label_column` or `task`",
+        )
 
 
 def _regression_value(label: Any, row: str) -> float:

@@ -27,10 +27,7 @@ METRICS: dict[str, tuple[str, tuple[ProblemType, ...]]] = {
     "f1": ("F1 of class 1 against class 0, as GLUE has it; 0 where undefined", (_SINGLE,)),
     "f1_macro": ("mean over the classes of the F1 of each against the others", (_SINGLE, _MULTI)),
     "f1_micro": ("F1 over all pairs of row and class", (_SINGLE, _MULTI)),
-    "matthews_correlation": (
-        "of classes (Matthews 1975), in [-1, 1]; 0 where undefined",
-        (_SINGLE,),
-    ),
+    "matthews_correlation": ("of classes (Matthews 1975), in [-1, 1]; 0 if undefined", (_SINGLE,)),
     "pearson": ("linear correlation, in [-1, 1]; 0 where one side is constant", (_VALUES,)),
     "spearman": ("correlation of ranks, in [-1, 1]; 0 where one side is constant", (_VALUES,)),
     "mse": ("mean of squared differences", (_VALUES,)),
@@ -38,13 +35,7 @@ METRICS: dict[str, tuple[str, tuple[ProblemType, ...]]] = {
 
 
 def score(name: str, references: NDArray[Any], predictions: NDArray[Any]) -> float:
-    """Return one of `METRICS`.
-
-    Args:
-        name: of the metric.
-        references: (N,) class numbers or values, or (N, num_classes) of 0 and 1.
-        predictions: as `references`.
-    """
+    """Return one of `METRICS` of class numbers or values (N,), or of (N, num_classes) 0 and 1."""
     from scipy import stats
     from sklearn import metrics
 
@@ -67,12 +58,7 @@ def score(name: str, references: NDArray[Any], predictions: NDArray[Any]) -> flo
 
 
 def offline_metric(name: str, *, is_multi_label: bool = False) -> evaluate.Metric:
-    """Return one of `METRICS` as a metric of `evaluate`.
-
-    Args:
-        name: of the metric, and of the number in its result.
-        is_multi_label: a row has one 0 or 1 for each class, not one class number or value.
-    """
+    """Return one of `METRICS` as a metric of `evaluate`, which takes lists of 0 and 1 if told."""
     import datasets
     import evaluate
 
@@ -105,38 +91,28 @@ def load_metrics(
     Raises:
         InputError: a metric does not suit the labels, or there is none of that name.
     """
-    loaded = {}
-    for name in names:
-        if name in METRICS:
-            _check_suits(name, problem_type, num_classes)
-            is_multi_label = problem_type == "multi_label_classification"
-            loaded[name] = offline_metric(name, is_multi_label=is_multi_label)
-        else:
-            loaded[name] = _foreign_metric(name)
-    return loaded
-
-
-def _foreign_metric(name: str) -> evaluate.Metric:
     import evaluate
 
-    try:
-        return evaluate.load(name)
-    except Exception as error:  # whatever the network, the Hub and a foreign script raise
-        raise InputError(
-            f"the metric {name!r} is neither one of {', '.join(METRICS)} nor found as a script or "
-            f"on the Hub ({type(error).__name__})",
-            advice="change `metrics`",
-        ) from error
-
-
-def _check_suits(name: str, problem_type: ProblemType, num_classes: int) -> None:
-    _, problem_types = METRICS[name]
-    if problem_type in problem_types and (name != "f1" or num_classes == 2):
-        return
-    what = problem_type.replace("_", " ")
-    if problem_type != "regression":
-        what += f" of {num_classes} classes"
-    raise InputError(f"the metric {name!r} is not defined for {what}", advice="change `metrics`")
+    loaded = {}
+    for name in names:
+        if name not in METRICS:
+            try:
+                loaded[name] = evaluate.load(name)
+            except Exception as error:  # whatever the network, the Hub and a foreign script raise
+                raise InputError(
+                    f"the metric {name!r} is neither one of {', '.join(METRICS)} nor found as a "
+                    f"script or on the Hub ({type(error).__name__})",
+                    advice="change `metrics`",
+                ) from error
+        elif problem_type in METRICS[name][1] and (name != "f1" or num_classes == 2):
+            loaded[name] = offline_metric(name, is_multi_label=problem_type == _MULTI)
+        else:
+            of_classes = "" if problem_type == _VALUES else f" of {num_classes} classes"
+            what = problem_type.replace("_", " ") + of_classes
+            raise InputError(
+                f"the metric {name!r} is not defined for {what}", advice="change `metrics`"
+            )
+    return loaded
 
 
 def compute_metrics(
@@ -144,12 +120,11 @@ def compute_metrics(
 ) -> dict[str, float]:
     """Return every metric by name; those with a result of several numbers by `name_key`.
 
-    Args:
-        metrics: from `load_metrics`.
-        predictions: (N,) class numbers or values, or (N, num_classes) of 0 and 1.
-        references: as `predictions`.
+    Predictions and references are as for `score`.
     """
     results: dict[str, float] = {}
+    if references.ndim == 2:
+        references = references.astype(np.int64)
     for name, metric in metrics.items():
         found = metric.compute(predictions=predictions, references=references)
         numbers = {key: float(value) for key, value in found.items() if np.ndim(value) == 0}
@@ -160,22 +135,16 @@ def compute_metrics(
 
 
 def predict(logits: NDArray[np.floating[Any]], problem_type: ProblemType) -> NDArray[Any]:
-    """Return what logits (N, num_labels) predict.
-
-    Returns:
-        Class numbers (N,), values (N,), or 0 and 1 (N, num_labels).
-    """
-    if problem_type == "regression":
+    """Return what logits (N, num_labels) predict: as `score` takes it."""
+    if problem_type == _VALUES:
         return np.asarray(logits[:, 0])
-    if problem_type == "multi_label_classification":
+    if problem_type == _MULTI:
         return np.asarray((logits > 0).astype(np.int64))  # a probability above one half
     return np.asarray(logits.argmax(axis=1))
 
 
 def is_better(score: float, than: float, metric: str) -> bool:
     """Return whether a score beats another one; NaN loses to every number and beats nothing."""
-    if math.isnan(score):
-        return False
-    if math.isnan(than):
-        return True
+    if math.isnan(score) or math.isnan(than):
+        return not math.isnan(score)
     return score < than if metric in SMALLER_IS_BETTER else score > than

@@ -1,7 +1,6 @@
 """Classifiers on a pretrained encoder, or on an untrained one of the same architecture.
 
-The folder or Hub id of a model enters and is read once; a model for each seed leaves, of the stock
-class that `AutoModelForSequenceClassification` or `AutoModelForImageClassification` chooses.
+The folder or Hub id of a model enters and is read once; a stock classifier for each seed leaves.
 """
 
 from __future__ import annotations
@@ -38,23 +37,18 @@ _REFERENCE_RATE, _REFERENCE_WIDTH, _LARGEST_RATE = 5e-5, 768, 5e-4
 
 
 def read_model_config(model: str) -> PreTrainedConfig:
-    """Return the configuration of a model that transformers can classify with.
-
-    Args:
-        model: folder or Hub id.
+    """Return the configuration of a folder or Hub id of a text or image encoder.
 
     Raises:
-        InputError: there is none, or it is neither a text nor an image encoder.
+        InputError: there is none, or transformers cannot classify with it.
     """
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises whatever its parsers and the network raise
         refuse_misnamed_model(model)
-        where = (
-            "has no usable config.json"
-            if Path(model).is_dir()
-            else "is neither a folder nor found on the Hub"
-        )
+        where = "is neither a folder nor found on the Hub"
+        if Path(model).is_dir():
+            where = "has no usable config.json"
         raise InputError(
             f"{model!r} {where} ({type(error).__name__})",
             advice="pass `model` the folder or Hub id of a transformers model",
@@ -64,10 +58,8 @@ def read_model_config(model: str) -> PreTrainedConfig:
             f"the config.json of {model!r} has no decoder_start_token_id, which its decoder needs",
             advice="add it, or change `model`",
         )
-    if (
-        not is_image_config(config)
-        and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    ):
+    is_text = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if not (is_text or is_image_config(config)):
         raise InputError(
             f"{model!r} is a model of type {config.model_type!r}, which transformers classifies "
             "neither texts nor images with",
@@ -86,24 +78,19 @@ def read_model_config(model: str) -> PreTrainedConfig:
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     """Return the classifier of a configuration on the device `meta`, which holds no numbers."""
     with torch.device("meta"):
-        model: PreTrainedModel = classifier_class(config).from_config(copy.deepcopy(config))
+        model: PreTrainedModel = _auto_class(config).from_config(copy.deepcopy(config))
     return model
 
 
 def is_image_config(config: PreTrainedConfig) -> bool:
     """Return whether it is an image encoder's."""
-    return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and hasattr(
-        config, "num_channels"
-    )
+    is_classifier = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return is_classifier and hasattr(config, "num_channels")
 
 
-def classifier_class(config: PreTrainedConfig) -> Any:
-    """Return the `Auto` class that classifies what an encoder reads."""
-    return (
-        AutoModelForImageClassification
-        if is_image_config(config)
-        else AutoModelForSequenceClassification
-    )
+def _auto_class(config: PreTrainedConfig) -> Any:
+    is_image = is_image_config(config)
+    return AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
 
 
 def default_learning_rate(config: PreTrainedConfig) -> float:
@@ -114,7 +101,7 @@ def default_learning_rate(config: PreTrainedConfig) -> float:
 
 
 def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a model's folder or repository.
+    """Return the tokenizer of a folder or Hub id.
 
     Raises:
         InputError: there is none, it cannot pad, or it has more tokens than the model embeds.
@@ -174,18 +161,16 @@ class ClassifierSource:
             freeze_encoder: train the head alone, and what else the model's weights lack, such as a
                 pooler; running means and variances of the encoder stay too.
             max_seq_length: longest row in tokens, by which attention is chosen; 0 for images.
-            pad_token_id: the tokenizer's; a decoder whose configuration has none finds the end of
-                a row by it.
+            pad_token_id: by which a decoder whose configuration has none finds the end of a row.
 
         Raises:
             InputError: the weights are not those of the configuration.
         """
         config = read_model_config(model)
-        self.auto_class = classifier_class(config)
+        self.auto_class = _auto_class(config)
         was_classifier = any("Classification" in name for name in config.architectures or ())
-        earlier_names = (
-            () if config.problem_type == "regression" else tuple(config.id2label.values())
-        )
+        had_classes = config.problem_type != "regression"
+        earlier_names = tuple(config.id2label.values()) if had_classes else ()
         # A head for other classes may fit by its size, but knows nothing of these.
         self.has_foreign_head = was_classifier and earlier_names != labels.names
         config.num_labels = labels.num_outputs
@@ -195,8 +180,7 @@ class ClassifierSource:
             config.label2id = {name: number for number, name in enumerate(labels.names)}
         if pad_token_id is not None and config.pad_token_id is None:
             config.pad_token_id = pad_token_id
-        self.config = config
-        self.freeze_encoder = freeze_encoder
+        self.config, self.freeze_encoder = config, freeze_encoder
         self.max_seq_length = max_seq_length
         self.state: dict[str, Tensor] = {} if from_scratch else self._read(model)
 
@@ -244,11 +228,10 @@ class ClassifierSource:
         )
         model.load_state_dict(self.state, strict=False)
         if self.freeze_encoder:
-            for name, parameter in model.base_model.named_parameters(
-                prefix=model.base_model_prefix
-            ):
+            encoder, prefix = model.base_model, model.base_model_prefix
+            for name, parameter in encoder.named_parameters(prefix=prefix):
                 parameter.requires_grad_(name not in self.state)
-            for name, module in model.base_model.named_modules(prefix=model.base_model_prefix):
+            for name, module in encoder.named_modules(prefix=prefix):
                 if f"{name}.running_mean" in self.state:
                     # `Trainer` sets the training mode at each step, in which these layers would
                     # normalise by the batch and go on averaging. Dropout acts as in training.

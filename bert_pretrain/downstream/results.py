@@ -1,8 +1,4 @@
-"""What fine-tuning leaves for people: predictions, the summary of several seeds, the model card.
-
-Logits and the metrics of each seed enter; files of JSON lines, the content of results.json, lines
-of text and the README.md of the model leave.
-"""
+"""What fine-tuning leaves for people: predictions, the summary of several seeds, the model card."""
 
 from __future__ import annotations
 
@@ -44,13 +40,9 @@ Labels: {labels}.
 
 
 def write_predictions(path: Path, logits: NDArray[np.float32], splits: Splits, name: str) -> None:
-    """Write JSON lines: of each row the text, the label if known, prediction and probabilities.
+    """Write what logits (N, num_labels) of the split `name` predict, as JSON lines.
 
-    Args:
-        path: of the file.
-        logits: float32 (N, num_labels), in the order of the rows.
-        splits: that they belong to.
-        name: of the split.
+    Of each row: the text, the label if known, the prediction and the probabilities.
     """
     from scipy.special import expit, softmax
 
@@ -62,9 +54,9 @@ def write_predictions(path: Path, logits: NDArray[np.float32], splits: Splits, n
     for place in range(len(logits)):
         line: dict[str, Any] = {"row": place}
         if texts is not None:
-            line |= {"text": texts.first[place]} | (
-                {"text_pair": texts.second[place]} if texts.second else {}
-            )
+            line["text"] = texts.first[place]
+            if texts.second:
+                line["text_pair"] = texts.second[place]
         if rows.labels is not None:
             line["label"] = _named(rows.labels[place], labels)
         line["prediction"] = _named(predictions[place], labels)
@@ -94,24 +86,21 @@ def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Return what results.json says of all seeds: the best one, mean and deviation of each metric.
 
     Args:
-        outcomes: by seed; `metrics` holds, by split and name, the numbers. The first one of
-            validation chooses the best seed.
+        outcomes: by seed, with `metrics` by split and name; the first one of validation chooses.
     """
     first = next(iter(outcomes.values()))["metrics"]
     decisive = next(iter(first["validation"]))
     best, *others = outcomes
     for seed in others:
-        scores = [outcomes[number]["metrics"]["validation"][decisive] for number in (seed, best)]
-        best = seed if is_better(scores[0], scores[1], decisive) else best
+        new, old = (outcomes[number]["metrics"]["validation"] for number in (seed, best))
+        best = seed if is_better(new[decisive], old[decisive], decisive) else best
     spread: dict[str, dict[str, dict[str, float | None]]] = {}
     for split, names in first.items():
         for name in names:
             values = [outcome["metrics"][split][name] for outcome in outcomes.values()]
             deviation = statistics.stdev(values) if len(values) > 1 else None
-            spread.setdefault(split, {})[name] = {
-                "mean": statistics.fmean(values),
-                "std": deviation,
-            }
+            mean = statistics.fmean(values)
+            spread.setdefault(split, {})[name] = {"mean": mean, "std": deviation}
     return {
         "best_seed": best,
         "chosen_by": f"validation {decisive}",
@@ -122,10 +111,8 @@ def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 def format_results(results: dict[str, Any]) -> str:
     """Return a table of what `summarize_seeds` returns: a line for each split and metric."""
-    lines = [
-        f"{'split':<11} {'metric':<21} {'mean':>8} {'std':>8}   over {len(results['seeds'])} "
-        "seed(s)"
-    ]
+    num_seeds = len(results["seeds"])
+    lines = [f"{'split':<11} {'metric':<21} {'mean':>8} {'std':>8}   over {num_seeds} seed(s)"]
     for split, metrics in results["metrics"].items():
         for name, values in metrics.items():
             deviation = "" if values["std"] is None else f"{values['std']:.4f}"
@@ -146,12 +133,8 @@ def describe_splits(splits: Splits) -> str:
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.rows.items())
     names = [_shown(name) for name in splits.labels.names]
     names = [name if len(name) <= _NAME_WIDTH else name[:_NAME_WIDTH] + "..." for name in names]
-    classes = (
-        f"{len(names)} classes: {', '.join(names[:12])}{', ...' * (len(names) > 12)}"
-        if names
-        else "regression"
-    )
-    return f"rows: {sizes}; {classes}"
+    listed = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
+    return f"rows: {sizes}; " + (f"{len(names)} classes: {listed}" if names else "regression")
 
 
 def _shown(name: str) -> str:
@@ -173,12 +156,12 @@ def model_card(
 
     Args:
         splits: that it was trained and measured on.
-        results: of `summarize_seeds`.
+        results: from `summarize_seeds`.
         repo_id: owner/name or name on the Hub, or the folder's name.
         model_id: Hub id of the model that it was made from; None = it is not on the Hub.
         from_scratch: whether it began with random weights.
         freeze_encoder: whether the encoder kept its weights.
-        overlap: of `row_digests.describe_overlap`.
+        overlap: from `describe_overlap`.
     """
     pipeline_tag = "text-classification" if splits.texts else "image-classification"
     metadata = ModelCardData(
@@ -201,15 +184,14 @@ def model_card(
             f"Its encoder is that of {origin}, frozen: only the head, and what that model lacks, "
             "was trained. "
         )
-    names = splits.labels.names
+    labels = [f"`{_shown(name)}`" for name in splits.labels.names[:50]]
     best = results["seeds"][str(results["best_seed"])]["metrics"]
-    rows = [
-        f"| {split} | {name} | {best[split][name]:.4f} | {values['mean']:.4f} | "
-        + ("" if values["std"] is None else f"{values['std']:.4f}")
-        + " |"
-        for split, metrics in results["metrics"].items()
-        for name, values in metrics.items()
-    ]
+    rows = []
+    for split, metrics in results["metrics"].items():
+        for name, values in metrics.items():
+            deviation = "" if values["std"] is None else f"{values['std']:.4f}"
+            numbers = f"{best[split][name]:.4f} | {values['mean']:.4f} | {deviation}"
+            rows.append(f"| {split} | {name} | {numbers} |")
     return CARD.format(
         metadata=metadata.to_yaml(),
         pipeline_tag=pipeline_tag,
@@ -217,9 +199,7 @@ def model_card(
         made=made + "It is a plain transformers model",
         path=repo_id if "/" in repo_id else ".",
         path_comment="" if "/" in repo_id else "  # this folder, or its name on the Hub",
-        labels=", ".join(f"`{_shown(name)}`" for name in names[:50])
-        if names
-        else "a number (regression)",
+        labels=", ".join(labels) or "a number (regression)",
         num_seeds=len(results["seeds"]),
         s="" if len(results["seeds"]) == 1 else "s",
         rows="\n".join(rows),

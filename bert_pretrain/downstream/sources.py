@@ -1,11 +1,14 @@
 """Everything that a classifier is trained and evaluated on, encoded for one model.
 
-A `LabelledSource`, a task and the folder or Hub id of a model enter; `Splits` leave: data sets of
-encoded rows by name, and what their labels mean.
+A `LabelledSource`, a task and a model's folder or Hub id enter; `Splits` leave, and digests of
+their rows, which tell equal rows and changed ones.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +24,7 @@ from bert_pretrain.downstream.labelled_rows import (
     read_image_splits,
     read_text_splits,
 )
-from bert_pretrain.downstream.labels import (
-    LabelSpace,
-    as_number,
-    describe_guess,
-    is_missing,
-    tidy,
-)
+from bert_pretrain.downstream.labels import LabelSpace, as_number, describe_guess, is_missing, tidy
 from bert_pretrain.downstream.models import (
     is_image_config,
     load_text_tokenizer,
@@ -40,6 +37,8 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.models.image_processor import read_processor
 
 _DEFAULT_LENGTH = 128  # tokens
+# Bytes; among a billion different rows two have the same digest with a probability of 1e-21.
+_DIGEST_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,10 @@ class Splits:
     Attributes:
         rows: by name of the split: train, validation, test; the labels of test may be missing.
         texts: of the text splits, before tokenisation.
-        labels: that the model tells apart.
-        config: the model's.
-        processor: its tokenizer or image processor.
+        processor: the model's tokenizer or image processor.
         max_seq_length: longest row in tokens; 0 for images.
-        notes: lines for people, with parameters between backquotes: on texts that are cut, and on
-            labels that could have been read in another way.
+        notes: lines for people: on texts that are cut, and on labels that could have been read in
+            another way.
     """
 
     rows: dict[str, LabelledDataset]
@@ -75,7 +72,7 @@ def open_splits(
         model: folder or Hub id; decides whether rows are texts or images, and how they are encoded.
         source: of the rows.
         task: says what the labels are.
-        seed: of the rows held out for validation where there are none, and of the augmentation.
+        seed: of the rows held out for validation, and of the augmentation.
         needs_validation: hold rows out also where there are test rows.
 
     Raises:
@@ -84,8 +81,6 @@ def open_splits(
     """
     config = read_model_config(model)
     is_image = is_image_config(config)
-    rows: dict[str, Any] = {}
-    texts: dict[str, Any] = {}
     max_seq_length = 0
     if is_image:
         normalisation = read_processor(model)
@@ -97,16 +92,13 @@ def open_splits(
         is_pair = read["train"].content.second is not None
         max_seq_length = _max_seq_length(source.max_seq_length, config, processor, is_pair=is_pair)
     labels, encoded = _encode_labels(read, source, task)
-    for name, part in read.items():
-        if is_image:
-            rows[name] = ImageDataset(
-                part.content, encoded[name], mean=normalisation.mean, std=normalisation.std
-            )
-        else:
-            texts[name] = part.content
-            rows[name] = tokenize(
-                part.content, encoded[name], processor, max_seq_length=max_seq_length
-            )
+    texts = {} if is_image else {name: part.content for name, part in read.items()}
+    rows: dict[str, Any] = {
+        name: ImageDataset(part.content, encoded[name], normalisation.mean, normalisation.std)
+        if is_image
+        else tokenize(part.content, encoded[name], processor, max_seq_length=max_seq_length)
+        for name, part in read.items()
+    }
     if "validation" not in rows and (needs_validation or "test" not in rows):
         kept, held_out = _hold_out(labels, encoded["train"], source.validation_share, seed)
         for parts in filter(None, (rows, texts)):
@@ -116,18 +108,28 @@ def open_splits(
         rows["train"].augmentation = augmentation_of(
             source.augmentation, rows["train"].pixels.shape[1:], seed=seed
         )
-    notes = _notes(read["train"], labels, task, rows, max_seq_length)
-    return Splits(rows, texts, labels, config, processor, max_seq_length, notes)
+    lengths = np.concatenate([part.lengths for part in rows.values()])
+    notes = []
+    if max_seq_length and (num_long := int((lengths >= max_seq_length).sum())):
+        notes.append(
+            f"rows: {num_long:,} of the {len(lengths):,} have {max_seq_length} tokens or more and "
+            "end there (`max_seq_length`)"
+        )
+    if task.problem_type is None and labels.problem_type == "single_label_classification":
+        train = read["train"]
+        notes += describe_guess(
+            train.labels or [], description=train.description, is_typed=train.is_typed
+        )
+    return Splits(rows, texts, labels, config, processor, max_seq_length, tuple(notes))
 
 
 def _max_seq_length(asked: int, config: PreTrainedConfig, tokenizer: Any, *, is_pair: bool) -> int:
-    """Return the tokens of a row.
+    """Return the tokens of a row, in which each text keeps at least one.
 
-    Each text keeps at least one token beside the special ones, and a row has at most what the model
-    takes. Where nothing is asked for, it is no more than the tokenizer's `model_max_length`: later
+    Where nothing is asked for, it is no more than the tokenizer's `model_max_length`: later
     positions may be untrained.
     """
-    shortest = tokenizer.num_special_tokens_to_add(pair=is_pair) + (2 if is_pair else 1)
+    shortest = tokenizer.num_special_tokens_to_add(pair=is_pair) + 1 + is_pair
     longest = longest_row(config, tokenizer)
     max_seq_length = asked or min(_DEFAULT_LENGTH, longest, tokenizer.model_max_length)
     if not shortest <= max_seq_length <= longest:
@@ -177,29 +179,6 @@ def _encode_labels(
     return labels, encoded
 
 
-def _notes(
-    train: LabelledRows,
-    labels: LabelSpace,
-    task: Task,
-    rows: dict[str, LabelledDataset],
-    max_seq_length: int,
-) -> tuple[str, ...]:
-    notes = []
-    lengths = np.concatenate([part.lengths for part in rows.values()])
-    if max_seq_length and (num_long := int((lengths >= max_seq_length).sum())):
-        notes.append(
-            f"rows: {num_long:,} of the {len(lengths):,} have {max_seq_length} tokens or more and "
-            "end there (`max_seq_length`)"
-        )
-    is_guessed = task.problem_type is None
-    if is_guessed and labels.problem_type == "single_label_classification":
-        guess = describe_guess(
-            train.labels or [], description=train.description, is_typed=train.is_typed
-        )
-        notes += filter(None, [guess])
-    return tuple(notes)
-
-
 def _are_hidden(test_labels: list[Any], labels: LabelSpace) -> bool:
     """Return whether no test row has a label: all are empty, or -1 as in GLUE's test splits."""
     values = [tidy(label) for label in test_labels]
@@ -210,10 +189,7 @@ def _are_hidden(test_labels: list[Any], labels: LabelSpace) -> bool:
 
 
 def _renumbered(part: LabelledRows, train: LabelledRows) -> list[Any]:
-    """Return labels by the class numbers of the training rows.
-
-    A folder of images numbers the classes that it has itself.
-    """
+    """Return labels by the class numbers of the training rows: image folders have their own."""
     theirs, ours = part.class_names, train.class_names
     if theirs is None or ours is None or theirs == ours:
         return part.labels or []
@@ -233,18 +209,15 @@ def _renumbered(part: LabelledRows, train: LabelledRows) -> list[Any]:
 def _hold_out(
     labels: LabelSpace, encoded: NDArray[Any] | None, share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the sorted places of the rows to keep and of those to hold out, at least one.
+    """Return the sorted places of the rows to keep and of those to hold out, of each class alike.
 
-    Of single classes each gives the same share, and keeps a row at least.
+    A class keeps a row at least.
     """
     assert encoded is not None
     is_held_out = np.zeros(len(encoded), dtype=np.bool_)
-    is_classes = labels.problem_type == "single_label_classification"
-    groups = (
-        [np.flatnonzero(encoded == value) for value in np.unique(encoded)]
-        if is_classes
-        else [np.arange(len(encoded))]
-    )
+    groups = [np.arange(len(encoded))]
+    if labels.problem_type == "single_label_classification":
+        groups = [np.flatnonzero(encoded == value) for value in np.unique(encoded)]
     for number, members in enumerate(groups):
         count = min(round(share * len(members)), len(members) - 1)
         is_held_out[members[permutation(len(members), seed, Purpose.SPLIT, number)[:count]]] = True
@@ -255,3 +228,59 @@ def _hold_out(
             advice="pass `validation_file` or a larger `validation_share`",
         )
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def overlap_with_training(splits: Splits) -> dict[str, dict[str, int]]:
+    """Return of every other split the number of `rows`, and of those `also_training_rows`.
+
+    Texts are the same if they are equal letter for letter, pairs if both texts are, images if all
+    pixels are, as the model's processor resized them; labels do not count.
+    """
+    trained = set(_row_digests(splits, "train"))
+    overlap = {}
+    for name in splits.rows:
+        if name != "train":
+            is_trained = [row in trained for row in _row_digests(splits, name)]
+            overlap[name] = {"rows": len(is_trained), "also_training_rows": sum(is_trained)}
+    return overlap
+
+
+def describe_overlap(splits: Splits, overlap: dict[str, dict[str, int]]) -> str | None:
+    """Return a warning that scores on some rows are partly memory; None without overlap."""
+    pairs = any(texts.second is not None for texts in splits.texts.values())
+    kind = ("text pairs" if pairs else "texts") if splits.texts else "images"
+    found = [
+        f"{part['also_training_rows']:,} of the {part['rows']:,} {name} {kind}"
+        for name, part in overlap.items()
+        if part["also_training_rows"]
+    ]
+    if not found:
+        return None
+    return (
+        f"{' and '.join(found)} are training rows too, exactly the same: scores on them are partly "
+        "memory; leave them out of one of the two for a score on unseen rows."
+    )
+
+
+def labelled_rows_sha256(splits: Splits, name: str) -> str:
+    """Return a digest of the rows of a split in their order, their labels and the class names."""
+    labels = splits.rows[name].labels
+    sha256 = hashlib.sha256(json.dumps(splits.labels.names).encode())
+    sha256.update(b"" if labels is None else labels.tobytes())
+    for row in _row_digests(splits, name):
+        sha256.update(row)
+    return sha256.hexdigest()
+
+
+def _row_digests(splits: Splits, name: str) -> Iterator[bytes]:
+    rows = splits.rows[name]
+    if isinstance(rows, ImageDataset):
+        # Without their shape, which all images of a model share.
+        contents = (image.tobytes() for image in rows.pixels)
+    else:
+        first, second = splits.texts[name].first, splits.texts[name].second
+        # As JSON, so that ("a b", "c") and ("a", "b c") differ.
+        pairs = zip(first, second or first, strict=True)
+        contents = (json.dumps(row).encode() for row in pairs)
+    for content in contents:
+        yield hashlib.blake2b(content, digest_size=_DIGEST_SIZE).digest()

@@ -1,8 +1,4 @@
-"""Tables of labelled rows, and the texts in their columns.
-
-A file or a split of a data set enters; a `Table` of columns leaves, and `Texts` from it. What the
-cells of the label column mean is decided in `labels`.
-"""
+"""Tables of labelled rows: a file or a data set enters; columns and the texts in them leave."""
 
 from __future__ import annotations
 
@@ -40,7 +36,7 @@ class Table:
 
     Attributes:
         description: names the file or split in messages.
-        columns: cells by column name; those of CSV and TSV files are texts.
+        columns: cells by column name.
         class_names: names of the class numbers of columns whose file or data set declares them.
         is_typed: texts and numbers are told apart; in CSV and TSV files all cells are texts.
     """
@@ -50,16 +46,8 @@ class Table:
     class_names: dict[str, tuple[str, ...]]
     is_typed: bool = True
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(next(iter(self.columns.values()), []))
-
     def column(self, name: str, *, parameter: str) -> list[Any]:
-        """Return the cells of a column.
-
-        Raises:
-            InputError: there is none of that name.
-        """
+        """Return the cells of a column; raise `InputError` if there is none of that name."""
         if name not in self.columns:
             listed = ", ".join(map(repr, self.columns)) or "none"
             raise InputError(
@@ -70,13 +58,7 @@ class Table:
 
 
 def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Table:
-    """Read a whole file; its extension tells the format.
-
-    Args:
-        path: .csv, .tsv, .jsonl (or .json of one object a line) or .parquet, each also with .gz or
-            .zst.
-        parameter: that named it.
-        tsv_quotes: as for `read_tsv`.
+    """Read a whole file; its extension, one of `EXTENSIONS` also with .gz or .zst, is the format.
 
     Raises:
         InputError: there is no such file, it cannot be read, or it has no rows.
@@ -99,7 +81,7 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
             for name in blocks[0].columns
         }
     elif kind == ".tsv":
-        header, *rows = list(read_tsv(file, parameter=parameter, quotes=tsv_quotes)) or [[]]
+        header, *rows = [*read_tsv(file, parameter=parameter, quotes=tsv_quotes)] or [[]]
         names = [  # a name that comes again gets a number, as pandas does it
             f"{name}.{count}" if (count := header[:place].count(name)) else name
             for place, name in enumerate(header)
@@ -116,25 +98,20 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
             name: [row.get(name) for row in objects]
             for name in dict.fromkeys(itertools.chain(*objects))
         }
-    table = Table(path, columns, class_names, is_typed=kind not in (".csv", ".tsv"))
-    if not len(table):
+    if not any(columns.values()):
         raise InputError(f"{path} has no rows", advice=f"change `{parameter}`")
-    return table
+    return Table(path, columns, class_names, is_typed=kind not in (".csv", ".tsv"))
 
 
 def open_dataset(name: str, config_name: str | None) -> dict[str, datasets.Dataset]:
-    """Return the splits of a data set: of a folder that `datasets` saved, or of `load_dataset`.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
+    """Return the splits of a data set, saved or loaded by `datasets`; else raise `InputError`."""
     import datasets
 
     try:
-        if is_saved_dataset(Path(name)):
-            loaded = datasets.load_from_disk(name)
-        else:
-            loaded = datasets.load_dataset(name, config_name)
+        is_saved = is_saved_dataset(Path(name))
+        loaded = (
+            datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name, config_name)
+        )
     except Exception as error:  # datasets raises whatever its builders and the network raise
         refuse_missing_folder(name, what="a data set", parameter="dataset_name")
         raise InputError(
@@ -169,7 +146,7 @@ def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts, or pairs of them, of one split."""
+    """Texts of one split, or the first and the second ones of its pairs."""
 
     first: list[str]
     second: list[str] | None
@@ -192,7 +169,7 @@ def read_texts(
     """Return the texts of the columns given, else the task's, else `text` and `text_pair` if there.
 
     Raises:
-        InputError: a column is missing, or holds something other than text.
+        InputError: a column is missing, is empty, or holds something other than text.
     """
     columns = task.text_columns or ()
     has_columns = all(name in table.columns for name in columns)

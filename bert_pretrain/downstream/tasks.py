@@ -1,7 +1,6 @@
 """Tasks: a kind of labels with its columns and metrics, those of GLUE by name.
 
-A name enters `find_task`; the task and the labels of the training rows enter `find_labels`, which
-returns the `LabelSpace` that encodes the labels of every split.
+A task and the labels of the training rows enter; the `LabelSpace` of all splits leaves.
 """
 
 from __future__ import annotations
@@ -96,11 +95,7 @@ GLUE = {
 
 
 def find_task(name: str) -> Task:
-    """Return the task of a name: a kind of labels, or one of GLUE's.
-
-    Raises:
-        InputError: there is none of that name.
-    """
+    """Return the task of a name: a kind of labels, or one of GLUE's; else raise `InputError`."""
     tasks = KINDS | GLUE
     if name not in tasks:
         raise InputError.out_of_range(
@@ -121,8 +116,8 @@ def find_labels(
     """Return the label space of the training labels.
 
     Args:
-        labels: of the training rows: class numbers or names; values; lists of classes, or texts
-            with `LABEL_SEPARATOR` between them; zeros and ones if the task is multi-hot.
+        labels: class numbers or names; values; lists of classes, or texts with `LABEL_SEPARATOR`
+            between them; zeros and ones if the task is multi-hot.
         task: where its problem type is None, `guess_problem_type` decides.
         description: names the file or split in messages.
         names: of the class numbers 0, 1, ..., where the labels may be numbers only.
@@ -132,12 +127,15 @@ def find_labels(
     Raises:
         InputError: a label is missing, there is one class only, or lists have two readings.
     """
-    values = [tidy(label) for label in labels]
+    values = list(map(tidy, labels))
     problem_type = task.problem_type
     if problem_type is None:
         problem_type = guess_problem_type(values, is_typed=is_typed)
         if not is_typed and names is None and problem_type == "single_label_classification":
-            values = _as_numbers(values)
+            numbers = list(map(as_number, values))
+            # As texts, "1.0" and "1.00" are two classes.
+            if None not in numbers and len(set(numbers)) == len(set(values)):
+                values = numbers
     if problem_type == "regression":
         _refuse_one_value(values, description)
         return LabelSpace(problem_type, (), {})
@@ -154,15 +152,8 @@ def find_labels(
         space = _named_as_found(found, problem_type, description)
     else:
         space = _named_by_number(found, problem_type, names, description)
-    _refuse_too_few(found, len(values), description, at_least=1 if is_multi_label else 2)
-    _refuse_too_many(len(space.names), description)
+    _check_found(found, len(values), space, description)
     return space
-
-
-def _as_numbers(cells: list[Any]) -> list[Any]:
-    """Return cells that all write numbers as numbers, unless "1.0" and "1.00" would become one."""
-    numbers = list(map(as_number, cells))
-    return cells if None in numbers or len(set(numbers)) < len(set(cells)) else numbers
 
 
 def _refuse_ambiguous_lists(values: list[Any], description: str, *, is_asked_for: bool) -> None:
@@ -195,7 +186,6 @@ def _multi_hot_space(
             "ones of multi-hot labels",
             advice="change `task` or `label_column`",
         )
-    _refuse_too_many(width, description)
     names = tuple(names or map(str, range(width)))
     space = LabelSpace("multi_label_classification", names, {}, is_multi_hot=True)
     if len(names) != width:
@@ -206,7 +196,7 @@ def _multi_hot_space(
         )
     encoded = space.encode(values, description=description)
     classes = np.flatnonzero(encoded.any(axis=0)).tolist()
-    _refuse_too_few(classes, len(values), description, at_least=1)
+    _check_found(classes, len(values), space, description)
     return space
 
 
@@ -230,11 +220,9 @@ def _named_as_found(
     numbers: dict[str | float, int] = {name: number for number, name in enumerate(names)}
     values = [value_of(found[name]) for name in names]
     how_often = Counter(values)
-    numbers |= {
-        value: number
-        for number, value in enumerate(values)
-        if value is not None and how_often[value] == 1
-    }
+    for number, value in enumerate(values):
+        if value is not None and how_often[value] == 1:
+            numbers[value] = number
     are_numbers = not any(isinstance(label, str) for label in labels)
     return LabelSpace(problem_type, names, numbers, are_numbers)
 
@@ -251,9 +239,8 @@ def _named_by_number(
     )
     numbers = by_name if is_named else by_number
     space = LabelSpace(problem_type, tuple(names), numbers, are_numbers=not is_named)
-    unknown = [
-        label for label in labels if (label if is_named else as_number(label)) not in numbers
-    ]
+    keys = labels if is_named else map(as_number, labels)
+    unknown = [label for label, key in zip(labels, keys, strict=True) if key not in numbers]
     if unknown:
         numbered = "" if is_named else f", numbered from 0 to {len(names) - 1}"
         raise InputError(
@@ -279,21 +266,21 @@ def _refuse_one_value(values: list[Any], description: str) -> None:
     )
 
 
-def _refuse_too_few(found: list[Any], num_rows: int, description: str, *, at_least: int) -> None:
-    if len(set(map(text_of, found))) >= at_least:
-        return
-    raise InputError(
-        f"all {num_rows:,} rows of {description} have the label {found[0]!r}, but there must be "
-        "two classes to tell apart"
-        if found
-        else f"none of the {num_rows:,} rows of {description} has a label",
-        advice="change `train_file` or `label_column`",
-    )
-
-
-def _refuse_too_many(num_classes: int, description: str) -> None:
+def _check_found(found: list[Any], num_rows: int, space: LabelSpace, description: str) -> None:
+    """Raise `InputError` unless the number of classes that rows have can be learnt."""
+    num_classes, advice = len(space.names), "change `train_file` or `label_column`"
     if num_classes > _MAX_CLASSES:
         raise InputError(
             f"{description} has {num_classes:,} different labels, more than {_MAX_CLASSES:,}",
             advice="change `label_column`, or pass `task` regression",
+        )
+    if not found:
+        problem = f"none of the {num_rows:,} rows of {description} has a label"
+        raise InputError(problem, advice=advice)
+    is_single = space.problem_type == "single_label_classification"
+    if is_single and len(set(map(text_of, found))) < 2:
+        raise InputError(
+            f"all {num_rows:,} rows of {description} have the label {found[0]!r}, but there must "
+            "be two classes to tell apart",
+            advice=advice,
         )

@@ -1,7 +1,7 @@
 """Train a classifier with transformers' `Trainer`, by one recipe for all tasks.
 
 A model of `ClassifierSource`, data sets of `data` and a `FinetuningRecipe` enter; the trained model
-and its logits leave, for the command `finetune` and for the label-efficiency curve.
+and its logits leave.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,13 +40,7 @@ class FinetuningRecipe:
 
     Attributes:
         learning_rate: peak; 0 = by the encoder's width, see `default_learning_rate`.
-        num_train_epochs: passes over the training rows, > 0.
-        min_steps: updates at least.
-        max_steps: updates at most; 0 = no limit.
-        per_device_train_batch_size: rows of a forward pass.
-        gradient_accumulation_steps: forward passes of an update.
-        per_device_eval_batch_size: rows of a forward pass without gradient.
-        weight_decay: of matrices.
+        max_steps: updates at most, before `min_steps`; 0 = no limit.
         warmup_ratio: share of the updates over which the rate rises, in [0, 1).
         max_grad_norm: the gradient's norm is cut to it; 0 = not.
         num_evaluations: on validation rows, at most; the last one comes after the last update.
@@ -70,21 +64,17 @@ class FinetuningRecipe:
         """Return the length of training on so many rows."""
         rows_of_update = self.per_device_train_batch_size * self.gradient_accumulation_steps
         rows_of_update *= int(os.environ.get("WORLD_SIZE", "1"))
-        wanted = max(
-            self.min_steps, math.ceil(self.num_train_epochs * math.ceil(num_rows / rows_of_update))
-        )
+        of_epochs = math.ceil(self.num_train_epochs * math.ceil(num_rows / rows_of_update))
+        wanted = max(self.min_steps, of_epochs)
         return min(wanted, self.max_steps) if self.max_steps else wanted
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What chooses the checkpoint.
+    """What chooses the checkpoint: `measure` returns numbers, one of which is decisive.
 
     Attributes:
-        rows: to evaluate on.
-        measure: returns numbers by name of logits (N, num_labels) and labels.
-        decisive: name of the number that decides.
-        greater_is_better: whether a greater one is better.
+        measure: of logits (N, num_labels) and labels.
     """
 
     rows: LabelledDataset
@@ -94,10 +84,9 @@ class Validation:
 
 
 class OneDeviceArguments(TrainingArguments):  # type: ignore[misc]
-    """Arguments of `Trainer` for processes that use one device each.
+    """Arguments of `Trainer` without DataParallel, which divides the loss by other counts.
 
-    Several GPUs without a launcher would otherwise be used by DataParallel, which gathers logits
-    and divides the loss by other counts.
+    `Trainer` would use it where there are several GPUs and no launcher.
     """
 
     @property
@@ -110,26 +99,19 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
     """A `Trainer` whose batches hold rows of like length; seed and epoch decide their order."""
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: nobody shows the sum, and to count parameters at each step takes time."""
+        """Return 0: nothing shows the sum, and counting parameters at each step takes time."""
         return 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the training rows.
-
-        The rows of an update do not depend on how it is cut into batches and over processes.
-        """
+        """Return the loader, in which an update has the same rows however they are cut."""
         args = self.args
         rows_of_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        lengths, batch_size = self.train_dataset.lengths, args.train_batch_size
+        sampler = LengthSampler(lengths, batch_size=rows_of_update, seed=args.seed)
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_size=args.train_batch_size,
-            sampler=LengthSampler(
-                self.train_dataset.lengths, batch_size=rows_of_update, seed=args.seed
-            ),
-            collate_fn=as_is,
+            self.train_dataset, batch_size=batch_size, sampler=sampler, collate_fn=as_is
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return cast("DataLoader[Any]", self.accelerator.prepare(loader))
 
 
 def as_is(batch: Any) -> Any:
@@ -144,14 +126,13 @@ def window_loss(
 
     `Trainer` expects that a class with `**kwargs` in its signature divides its loss by
     `num_items_in_batch`. The stock classifiers do not, so that their gradient is multiplied by
-    accumulation steps and processes (transformers#47688). Here the sum is divided by the labels of
-    all micro-batches and processes together, so that an update does not depend on how its rows are
-    cut, even into uneven pieces.
+    accumulation steps and processes (transformers#47688). Here an update does not depend on how its
+    rows are cut, even into uneven pieces.
 
     Args:
         outputs: of the model, with logits (B, num_labels).
         labels: int64 (B,) classes; float (B,) values; or float (B, num_labels) of 0 and 1.
-        num_items_in_batch: labels of the update; None = those given.
+        num_items_in_batch: labels of the update in all processes; None = those given.
     """
     logits = outputs["logits"].float()
     if not labels.is_floating_point():
@@ -206,13 +187,10 @@ def train(
     Args:
         model: from `ClassifierSource.build`.
         rows: to train on.
-        recipe: how.
+        recipe: how it is trained.
         seed: of the order of rows and of dropout.
         scratch_folder: for checkpoints until training ends; it is removed.
         validation: chooses the checkpoint that is kept; None = the last state.
-
-    Returns:
-        The trainer, whose `predict` gives logits and whose `state.log_history` has the evaluations.
 
     Raises:
         TrainingError: it diverged, as the validation rows show.
@@ -259,11 +237,7 @@ def train(
 
 
 def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray[np.float32]:
-    """Return the logits (N, num_labels) of rows, in their order.
-
-    Raises:
-        TrainingError: they are not finite: the training diverged.
-    """
+    """Return the logits (N, num_labels) of rows; raise `TrainingError` if they are not finite."""
     ordered, order = _by_length(rows)
     found = _finite(trainer.predict(ordered).predictions, trainer.args)
     logits = np.empty_like(found, dtype=np.float32)

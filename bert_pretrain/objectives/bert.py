@@ -27,7 +27,7 @@ from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.publishing.export import (
     export_text_model,
     text_card_fields,
-    write_text_config,
+    write_config,
 )
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
@@ -179,7 +179,7 @@ class BertExporter:
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
         """Write configuration and tokenizer into a checkpoint's folder."""
-        write_text_config(model, self.tokenizer, directory)
+        write_config(model, self.tokenizer, directory)
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write model and tokenizer as stock transformers load them."""

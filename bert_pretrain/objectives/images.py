@@ -27,7 +27,7 @@ from bert_pretrain.publishing.export import (
     export_image_model,
     image_card_fields,
     image_processor,
-    write_image_config,
+    write_config,
 )
 
 MAX_BANK_IMAGES = 5000
@@ -64,7 +64,7 @@ class ImageExporter:
 
     def write_config(self, model: PreTrainedModel, directory: Path) -> None:
         """Write configuration and image processor into a checkpoint's folder."""
-        write_image_config(model, self.processor, directory)
+        write_config(model, self.processor, directory)
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write the encoder, and the whole model in a folder of its own."""

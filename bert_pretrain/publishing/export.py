@@ -1,8 +1,7 @@
 """Exports: pretrained models in folders that stock transformers loads, and what cards say of them.
 
-A text model's folder holds config.json, model.safetensors and the tokenizer. An image model's
-holds the plain encoder and its image processor, and beside them, in the folder `pretraining`, the
-whole model with decoder or projection head, from which pretraining can continue.
+A text model's folder holds model and tokenizer; an image model's the plain encoder, its image
+processor and, in the folder `pretraining`, the whole model, from which pretraining can continue.
 """
 
 from __future__ import annotations
@@ -35,24 +34,10 @@ _IMAGE_MODELS = {
 def export_text_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
 ) -> None:
-    """Write the export folder of a `BertForPreTraining`; it appears whole or not at all.
-
-    Args:
-        model: the trained model.
-        tokenizer: the model's.
-        directory: target; replaced if it exists.
-    """
+    """Write or replace the export folder of a `BertForPreTraining`, whole or not at all."""
     with atomic_folder(directory) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-
-
-def write_text_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> None:
-    """Write what `export_text_model` writes beside the weights into an existing folder."""
-    _config(model, "BertForPreTraining").save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def trained_length(
@@ -60,15 +45,9 @@ def trained_length(
 ) -> int:
     """Return the number of tokens at which users of a text model should truncate.
 
-    Args:
-        tokenizer: as loaded, with the `model_max_length` of an earlier training.
-        max_seq_length: tokens of the longest row that the model is trained on.
-        is_from_scratch: whether it begins with random weights, so that longer rows would meet
-            positions that nothing has trained.
+    From scratch it is that of the longest row trained on, since later positions are untrained.
     """
-    if is_from_scratch:
-        return max_seq_length
-    return max(max_seq_length, int(tokenizer.model_max_length))
+    return max_seq_length if is_from_scratch else max(max_seq_length, tokenizer.model_max_length)
 
 
 def text_card_fields(
@@ -84,7 +63,7 @@ def text_card_fields(
     Args:
         model: the trained model.
         with_nsp: whether the next-sentence head was trained.
-        language: code of the text's language; None if nobody stated it.
+        language: code of the text's language; None = not stated.
         max_seq_length: tokens of the longest row that it was trained on.
         is_from_scratch: whether it began with random weights.
     """
@@ -139,10 +118,8 @@ def image_processor(
 ) -> ViTImageProcessorPil:
     """Return the image processor that prepares a PIL image as an `ImageCorpus` and its loader do.
 
-    The shorter side is resized to `image_size` (bicubic), the centre cropped, values divided by 255
-    and normalised. An encoder of three channels takes any image, as RGB, on white where it is
-    transparent. For one or four channels transformers has no such conversion: pass images of mode L
-    or RGBA.
+    An encoder of three channels takes any image, as RGB, on white where it is transparent. For one
+    or four channels transformers has no such conversion: pass images of mode L or RGBA.
 
     Args:
         image_size: height and width of the encoder's input, pixels.
@@ -167,17 +144,11 @@ def image_processor(
 def export_image_model(
     model: PreTrainedModel, processor: ViTImageProcessorPil, directory: Path
 ) -> None:
-    """Write the export folder of an image model; it appears whole or not at all.
-
-    Args:
-        model: an `ImageAutoencoder`, a `MaskedAutoencoder` or a `ContrastiveModel`.
-        processor: as `image_processor` makes it for the corpus.
-        directory: target; replaced if it exists.
-    """
+    """Write or replace the export folder of an image model, whole or not at all."""
     # The encoder without its empty classification head: whoever loads a classifier is then told
     # that the head, and nothing else, is missing.
     base = model.plain_encoder().base_model
-    config = _config(base, type(base).__name__)
+    config = _config(base)
     # Pretraining's `num_labels` of 0 would give a classifier no labels at all.
     config.num_labels = PreTrainedConfig().num_labels
     with atomic_folder(directory) as aside:
@@ -187,21 +158,14 @@ def export_image_model(
         model.save_pretrained(aside / PRETRAINING_FOLDER)
 
 
-def write_image_config(
-    model: PreTrainedModel, processor: ViTImageProcessorPil, directory: Path
-) -> None:
-    """Write what the model's own class needs beside the weights into an existing folder."""
-    _config(model, type(model).__name__).save_pretrained(directory)
+def write_config(model: PreTrainedModel, processor: Any, directory: Path) -> None:
+    """Write configuration and tokenizer or image processor into an existing folder."""
+    _config(model).save_pretrained(directory)
     processor.save_pretrained(directory)
 
 
 def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -> dict[str, Any]:
-    """Return what the model card says of an image encoder; see `publishing.model_card`.
-
-    Args:
-        model: as exported.
-        processor: as exported.
-    """
+    """Return what the model card says of an image encoder; see `publishing.model_card`."""
     base = model.plain_encoder().base_model
     channels, mode = _CHANNELS[len(processor.image_mean)]
     size = processor.crop_size["height"]
@@ -228,8 +192,8 @@ def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -
     }
 
 
-def _config(model: PreTrainedModel, architecture: str) -> PreTrainedConfig:
+def _config(model: PreTrainedModel) -> PreTrainedConfig:
     """Return a copy of a model's configuration that names the class to load it with."""
     config = copy.deepcopy(model.config)
-    config.architectures = [architecture]
+    config.architectures = [type(model).__name__]
     return config

@@ -1,9 +1,8 @@
-"""The model card: what a run's own records say of the model that came out of it.
+"""The model card and its curves: what a run's own records say of the model that came out of it.
 
-Enters: what the objective says of the model (`export.text_card_fields`, `image_card_fields`), the
-record in run.json and the rows of metrics.jsonl. Leaves: a `huggingface_hub.ModelCard` with the
-results in its metadata. It claims nothing that was not measured or recorded, and what enters has
-been scrubbed of what belongs to the machine alone.
+The record in run.json, the rows of metrics.jsonl and what the objective says of the model enter; a
+`huggingface_hub.ModelCard` and a picture leave. They claim nothing that was not measured or
+recorded, and what enters has been scrubbed of what belongs to the machine alone.
 """
 
 from __future__ import annotations
@@ -13,11 +12,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from bert_pretrain.publishing.upload import STATE_FOLDER
+from bert_pretrain.data.atomic import atomic_file
+from bert_pretrain.errors import InputError
+from bert_pretrain.publishing.hub import STATE_FOLDER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 EMISSIONS_FILE = "emissions.csv"  # as CodeCarbon writes it
 # Flags that say where something is or how the run was watched, not what was done. The card leaves
@@ -29,12 +33,22 @@ _NO_RECIPE = """
 """
 _EMBEDDED = ("docs", "digits")
 # Measure -> what the best predictor reaches that knows no context, no pair, and no more than linear
-# structure.
+# structure: measured once, and drawn as a dotted line.
 _BASELINES = {
     "mlm_loss": "unigram_entropy",
     "nsp_accuracy": "majority_nsp_accuracy",
     "reconstruction_loss": "pca_reconstruction_loss",
 }
+_PANEL_INCHES = (5.0, 3.2)
+_DOTS_PER_INCH = 110
+# Title, endings of the columns of metrics.jsonl in it, whether its axis is logarithmic.
+_PANELS = (
+    ("loss", ("loss", "unigram_entropy"), False),
+    ("accuracy", ("_accuracy",), False),
+    ("learning rate", ("learning_rate",), False),
+    ("gradient norm", ("grad_norm",), True),
+    ("throughput", ("_per_second",), False),
+)
 # Metrics as the Hub names them; a measure's name ends with its metric.
 _METRIC_TYPES = ("loss", "accuracy", "perplexity")
 
@@ -62,13 +76,9 @@ def model_card(
         metrics_rows: rows of metrics.jsonl up to the state of the model.
         step: updates that the model has had.
         seconds: of training, without interruptions.
-        dataset_id: the data set's name on the Hub; None for files, folders and the embedded data.
-        base_model: name on the Hub of the model that the run began from; None if it began from
-            random weights or a folder.
+        dataset_id: from `hub_sources`.
+        base_model: from `hub_sources`.
         emissions_grams: carbon dioxide equivalents, measured; None = not known.
-
-    Returns:
-        The card; its metadata have passed the checks that `huggingface_hub` makes without the Hub.
     """
     config = record["config"]
     repo_id = config.get("hub_model_id") or Path(config["output_dir"]).name
@@ -91,9 +101,18 @@ def model_card(
         base_model=base_model,
         metrics=sorted({_metric_type(name) for name in measured} - {"loss"}),
         model_name=repo_id.rpartition("/")[2],
-        eval_results=_eval_results(
-            measured, fields["pipeline_tag"], dataset_id or "held-out", evaluated_on
-        ),
+        eval_results=[
+            EvalResult(
+                task_type=fields["pipeline_tag"],
+                dataset_type=dataset_id or "held-out",
+                dataset_name=evaluated_on,
+                dataset_split="validation",
+                metric_type=_metric_type(name),
+                metric_name=name.replace("_", " "),
+                metric_value=round(value, 6),
+            )
+            for name, value in measured.items()
+        ],
         co2_eq_emissions=_emissions(record["hardware"], emissions_grams),
     )
     template = resources.files("bert_pretrain.publishing").joinpath("model_card.md")
@@ -129,10 +148,8 @@ def hub_sources(config: Mapping[str, Any]) -> dict[str, str | None]:
     Args:
         config: of run.json, not scrubbed: a folder's last part could pass for a name.
     """
-    names = {
-        "dataset_id": config.get("dataset_name"),
-        "base_model": config.get("model_name_or_path"),
-    }
+    keys = {"dataset_id": "dataset_name", "base_model": "model_name_or_path"}
+    names = {key: config.get(flag) for key, flag in keys.items()}
     return {
         key: None if name in _EMBEDDED or not name or Path(name).exists() else name
         for key, name in names.items()
@@ -140,7 +157,7 @@ def hub_sources(config: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def read_emissions(run_dir: Path) -> float | None:
-    """Return a command to repeat the run; of its launcher only the number of processes is known."""
+    """Return the grams of carbon dioxide that CodeCarbon measured; None if it did not."""
     path = run_dir / EMISSIONS_FILE
     if not path.is_file():
         return None
@@ -155,23 +172,6 @@ def _metric_type(name: str) -> str:
     return name.rpartition("_")[2]
 
 
-def _eval_results(
-    measured: Mapping[str, float], task_type: str, dataset_type: str, dataset_name: str
-) -> list[EvalResult]:
-    return [
-        EvalResult(
-            task_type=task_type,
-            dataset_type=dataset_type,
-            dataset_name=dataset_name,
-            dataset_split="validation",
-            metric_type=_metric_type(name),
-            metric_name=name.replace("_", " "),
-            metric_value=round(value, 6),
-        )
-        for name, value in measured.items()
-    ]
-
-
 def _amount(metrics_rows: Sequence[Mapping[str, Any]]) -> str:
     """Return how much was trained on, in brackets; "" if the run trained nothing itself."""
     trained = [row for row in metrics_rows if row["split"] == "train"]
@@ -184,7 +184,7 @@ def _amount(metrics_rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _command(record: Mapping[str, Any]) -> str:
-    """Return what a user types; of a launcher's flags only the number of processes is known."""
+    """Return what repeats the run; of a launcher's flags only the number of processes is known."""
     program, *flags = record["command"]
     num_processes = record["config"]["num_processes"]
     launcher = (
@@ -214,3 +214,53 @@ def _emissions(hardware: Mapping[str, Any], grams: float | None) -> dict[str, An
         "training_type": "pre-training",
         "hardware_used": ", ".join(hardware["gpus"]) or hardware["processor"],
     }
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], png: Path) -> None:
+    """Draw the rows of metrics.jsonl against updates; the picture appears whole or not at all.
+
+    Raises:
+        InputError: the rows hold nothing to draw.
+    """
+    from matplotlib.figure import Figure  # takes a second to import
+
+    present = list(dict.fromkeys(key for row in rows for key in row))
+    panels = [
+        (title, columns, is_log)
+        for title, endings, is_log in _PANELS
+        if (columns := [column for column in present if column.endswith(endings)])
+    ]
+    if not panels:
+        raise InputError("metrics.jsonl holds no loss", advice="pass the folder of a run")
+    num_columns = min(len(panels), 3)
+    num_lines = -(-len(panels) // num_columns)
+    inches = (_PANEL_INCHES[0] * num_columns, _PANEL_INCHES[1] * num_lines)
+    figure = Figure(figsize=inches, dpi=_DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots(num_lines, num_columns, squeeze=False).flatten()
+    for axis, (title, columns, is_log) in zip(axes, panels, strict=False):
+        _draw_panel(axis, rows, columns)
+        axis.set_title(title)
+        axis.set_xlabel("updates")
+        if is_log:
+            axis.set_yscale("log")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    with atomic_file(png) as aside:
+        figure.savefig(aside, format="png", metadata={"Software": None})
+
+
+def _draw_panel(axis: Axes, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
+    for number, column in enumerate(columns):
+        name, color = column.replace("_", " "), f"C{number}"
+        if column in _BASELINES.values():
+            value = next(row[column] for row in reversed(rows) if column in row)
+            axis.axhline(value, color=color, linestyle=":", label=name)
+            continue
+        for split, style, alpha in (("train", "-", 0.5), ("validation", "o--", 1.0)):
+            shown = [row for row in rows if row["split"] == split and column in row]
+            if shown:
+                points = [[row[key] for row in shown] for key in ("step", column)]
+                label = f"{name}, {split}"
+                axis.plot(*points, style, color=color, alpha=alpha, markersize=3, label=label)
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,11 +20,10 @@ from bert_pretrain.data.run_folder import (
     read_run_json,
     step_of,
 )
-from bert_pretrain.publishing.curves import draw_curves
-from bert_pretrain.publishing.model_card import hub_sources, model_card, read_emissions
+from bert_pretrain.publishing.hub import STATE_FOLDER
+from bert_pretrain.publishing.model_card import draw_curves, hub_sources, model_card, read_emissions
 from bert_pretrain.publishing.pusher import MAIN, OUTBOX, HubPusher, link_tree
 from bert_pretrain.publishing.scrub import scrub
-from bert_pretrain.publishing.upload import STATE_FOLDER
 
 _SUBMITTED = "submitted_to"  # file of a checkpoint that names the repository it was submitted for
 
@@ -34,15 +34,12 @@ class Publishable(Protocol):
     @property
     def data_card(self) -> str:
         """What the data are, as text for the model card."""
-        ...
 
     def export(self, model: PreTrainedModel, directory: Path) -> None:
         """Write the model and what it needs to be used, loadable by stock transformers."""
-        ...
 
     def card_fields(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the model card says of the model; see `publishing.model_card`."""
-        ...
 
 
 def write_publication(
@@ -60,7 +57,7 @@ def write_publication(
         model: as trained so far, without the wrapper of distributed training.
         exporter: of the run's objective.
         run_dir: with run.json and, if it has trained anything, metrics.jsonl.
-        directory: target; replaced if it exists. It appears whole or not at all.
+        directory: replaced if it exists; it appears whole or not at all.
         step: updates done.
         seconds: of the run so far.
     """
@@ -90,56 +87,46 @@ def write_publication(
     replace_folder(aside, directory)
 
 
+@dataclass
 class Publisher:
-    """Brings a run to the Hub while it trains: what goes up when, and to which branch."""
+    """Brings a run to the Hub while it trains: what goes up when, and to which branch.
 
-    def __init__(
-        self,
-        run_dir: Path,
-        write: Callable[[Path, Path | None], None],
-        *,
-        repo_id: str | None,
-        is_private: bool,
-        strategy: Literal["end", "every_save", "all_checkpoints"],
-        with_state: bool,
-        max_wait_seconds: float,
-    ) -> None:
-        """Begin in the background.
+    Attributes:
+        write: writes into a folder, as `write_publication` does, the model of a checkpoint, or for
+            None the model as it is now.
+        repo_id: None = the folder's name.
+        is_private: as for `HubPusher`.
+        strategy: publish at the end, at every checkpoint too, or each also on its own branch.
+        with_state: publish checkpoints beside their exports, to continue the run from.
+        max_wait_seconds: how long `finish` waits for uploads.
+    """
 
-        Args:
-            run_dir: the run's folder.
-            write: writes into a folder, as `write_publication` does, the model of a checkpoint, or
-                for None the model as it is now.
-            repo_id: as for `open_pusher`.
-            is_private: as for `HubPusher`.
-            strategy: publish at the end, at every checkpoint too, or each checkpoint also on a
-                branch of its own.
-            with_state: publish checkpoints beside their exports, to continue the run from.
-            max_wait_seconds: how long `finish` waits for uploads.
-        """
-        self.pusher = open_pusher(run_dir, repo_id, is_private=is_private)
-        self._run_dir = run_dir
-        self._write = write
-        self._strategy = strategy
-        self._with_state = with_state
-        self._max_wait_seconds = max_wait_seconds
+    run_dir: Path
+    write: Callable[[Path, Path | None], None]
+    repo_id: str | None
+    is_private: bool
+    strategy: Literal["end", "every_save", "all_checkpoints"]
+    with_state: bool
+    max_wait_seconds: float
+
+    def __post_init__(self) -> None:
+        self.pusher = open_pusher(self.run_dir, self.repo_id, is_private=self.is_private)
 
     def on_save(self, checkpoint: Path) -> None:
         """Publish the present state, which has just been written as a checkpoint, if asked for."""
-        if self._strategy != "end":
+        if self.strategy != "end":
             self._submit(checkpoint, model_of=None, is_newest=True)
 
     def submit_missed(self, *, until_step: int) -> None:
         """Publish the checkpoints that an earlier process of the run did not submit.
 
-        Args:
-            until_step: of the checkpoint that the run continues from; later ones are written anew.
+        Those after `until_step`, from which the run continues, are written anew.
         """
-        if self._strategy == "end":
+        if self.strategy == "end":
             return
-        checkpoints = list_checkpoints(self._run_dir / "checkpoints")
+        checkpoints = list_checkpoints(self.run_dir / "checkpoints")
         present = [path for path in checkpoints if step_of(path) <= until_step]
-        for checkpoint in present[-1:] if self._strategy == "every_save" else present:
+        for checkpoint in present[-1:] if self.strategy == "every_save" else present:
             if not is_submitted(checkpoint, self.pusher.repo_id):
                 self.pusher.say(f"{checkpoint.name} has not been published yet; it is now")
                 is_newest = checkpoint == present[-1]
@@ -147,16 +134,16 @@ class Publisher:
 
     def finish(self) -> None:
         """Publish the final export, wait for what is under way, and say how it ended."""
-        submit_final(self.pusher, self._run_dir, with_state=self._with_state)
-        self.pusher.finish(self._max_wait_seconds)
+        submit_final(self.pusher, self.run_dir, with_state=self.with_state)
+        self.pusher.finish(self.max_wait_seconds)
 
     def _submit(self, checkpoint: Path, *, model_of: Path | None, is_newest: bool) -> None:
         def fill(folder: Path) -> None:
-            self._write(folder, model_of)
-            if self._with_state:
+            self.write(folder, model_of)
+            if self.with_state:
                 _link_state(checkpoint, folder)
 
-        branches = [checkpoint.name] if self._strategy == "all_checkpoints" else []
+        branches = [checkpoint.name] if self.strategy == "all_checkpoints" else []
         if self.pusher.submit(fill, *branches, *([MAIN] if is_newest else [])):
             # On a full disk nothing is marked, and the checkpoint is submitted once more.
             with contextlib.suppress(OSError):
@@ -166,13 +153,9 @@ class Publisher:
 def open_pusher(
     run_dir: Path, repo_id: str | None, *, is_private: bool, flags: Sequence[str] = ()
 ) -> HubPusher:
-    """Return a pusher of a run's outbox.
+    """Return a pusher of the outbox in a folder, by default to a repository of the folder's name.
 
-    Args:
-        run_dir: the folder of a run, or of a fine-tuned model.
-        repo_id: as for `HubPusher`; None = the folder's name.
-        is_private: as for `HubPusher`.
-        flags: that the command to finish later needs because the folder's record lacks them.
+    The command to finish later gets the `flags` that the folder's record lacks.
     """
     return HubPusher(
         run_dir / OUTBOX,
@@ -184,21 +167,19 @@ def open_pusher(
 
 def submit_final(pusher: HubPusher, run_dir: Path, *, with_state: bool) -> None:
     """Put `final/` into the outbox, with the checkpoint of the same step if asked for."""
-    checkpoint = None
-    if with_state:
-        final = read_final(run_dir)
-        if final is not None and final.step is not None:
-            checkpoint = checkpoint_path(run_dir / "checkpoints", final.step)
-        if checkpoint is None or not checkpoint.is_dir():
-            checkpoint = None
-            pusher.say(
-                f"WARNING: {run_dir / 'final'} is published without training state: the checkpoint "
-                f"that belongs to it is not in {run_dir / 'checkpoints'}"
-            )
+    final = read_final(run_dir) if with_state else None
+    step = None if final is None else final.step
+    checkpoint = None if step is None else checkpoint_path(run_dir / "checkpoints", step)
+    has_state = checkpoint is not None and checkpoint.is_dir()
+    if with_state and not has_state:
+        pusher.say(
+            f"WARNING: {run_dir / 'final'} is published without training state: the checkpoint "
+            f"that belongs to it is not in {run_dir / 'checkpoints'}"
+        )
 
     def fill(folder: Path) -> None:
         link_tree(run_dir / "final", folder)
-        if checkpoint is not None:
+        if checkpoint is not None and has_state:
             _link_state(checkpoint, folder)
 
     pusher.submit(fill, MAIN)

@@ -3,8 +3,7 @@
 What is to be published is first put whole into the outbox, as hard links where it is on disk
 already. The trainer may then remove its checkpoint, the program may be killed and the Hub may be
 down: the files wait there for `bert-pretrain hub push`. Uploads run one after the other, each in a
-process of its own (`upload.py`), so that no training step waits for them and none can keep the
-program from ending.
+process of its own (`hub.py`), so that no training step waits for them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.publishing.upload import DONE, HOPELESS, TRY_AGAIN
+from bert_pretrain.publishing.hub import DONE, HOPELESS, TRY_AGAIN
 
 OUTBOX = "hub"  # folder of a run directory
 MAIN = "main"  # the branch that users of a repository see first
@@ -38,11 +37,7 @@ _ROOT = str(Path(__file__).parents[2])  # where upload processes find this packa
 class HubPusher:
     """Pushes folders to branches of a repository, in the background, in order, with retries.
 
-    An outbox has one pusher at a time: its process must be the only one that writes there.
-
-    Attributes:
-        repo_id: as asked for.
-        say: prints a line; called from the thread too.
+    Its process must be the only one that writes to the outbox.
     """
 
     def __init__(
@@ -63,20 +58,18 @@ class HubPusher:
             is_private: make a new repository private, and refuse one that exists and is public.
             finish_command: what a user types to push later what was not pushed.
             repo_type: "model" or "dataset".
-            say: see above.
+            say: prints a line; called from the thread too.
         """
-        self.repo_id = repo_id
-        self.say = say
-        self._outbox = outbox
+        self.repo_id, self.say = repo_id, say
+        self._outbox, self._finish_command = outbox, finish_command
         self._repository = {"repo_id": repo_id, "repo_type": repo_type, "is_private": is_private}
-        self._finish_command = finish_command
         self._not_submitted: dict[str, str] = {}  # branch -> why it did not get into the outbox
         self._pushed: set[str] = set()  # branches
         self._address = ""  # of the repository, once the Hub has told it
         self._tries: dict[str, int] = {}  # by the name of a folder in the outbox
         self._reasons: dict[str, str] = {}  # why the last try failed, likewise
         self._last_reason = ""
-        self._wait = _FIRST_WAIT
+        self._wait = _FIRST_WAIT  # seconds until the next try
         self._change = threading.Condition()
         self._is_closing = self._is_out_of_time = False
         self._process: subprocess.Popen[str] | None = None
@@ -86,14 +79,12 @@ class HubPusher:
         self._thread.start()
 
     def submit(self, fill: Callable[[Path], None], *branches: str) -> bool:
-        """Put files into the outbox; they replace what still waits for the same branch.
+        """Put what `fill` writes into a folder into the outbox, to be pushed to some branches.
 
-        Args:
-            fill: writes the files into a folder that exists.
-            branches: where to push them.
+        It replaces what still waits for the same branch.
 
         Returns:
-            Whether they are in the outbox; if not, the reason has been said.
+            Whether it is in the outbox; if not, the reason has been said.
         """
         aside = self._outbox / "filling.tmp"
         files = aside / "files"
@@ -104,8 +95,8 @@ class HubPusher:
             with self._change:
                 for branch in branches:
                     link_tree(files, aside / branch)
-                    numbers = [int(path.name.partition("-")[0]) for path in self._waiting()]
-                    number = max(numbers, default=0) + 1
+                    waiting = waiting_in(self._outbox)
+                    number = int(waiting[-1].name.partition("-")[0]) + 1 if waiting else 1
                     os.replace(aside / branch, self._outbox / f"{number:06d}-{branch}")
                     self._not_submitted.pop(branch, None)
                     left.remove(branch)
@@ -122,18 +113,14 @@ class HubPusher:
         return True
 
     def finish(self, max_seconds: float | None) -> bool:
-        """Wait until all is pushed or cannot be, and say how it ended; call it once.
+        """Wait until all is pushed or cannot be, say how it ended, and return whether all was.
 
-        Args:
-            max_seconds: after which an upload is stopped; None = only its tries are limited.
-
-        Returns:
-            Whether all was pushed.
+        After `max_seconds` an upload is stopped; None = only its tries are limited.
         """
         with self._change:
             self._is_closing = True
             self._try_anew()
-        if num_waiting := len({branch_of(path) for path in self._waiting()}):
+        if num_waiting := len({branch_of(path) for path in waiting_in(self._outbox)}):
             limit = "" if max_seconds is None else f", at most {max_seconds:,.0f} s"
             self.say(f"waiting for {num_waiting} upload(s) to the Hub{limit}")
         self._thread.join(max_seconds)
@@ -145,7 +132,7 @@ class HubPusher:
                 if process is not None:
                     process.kill()
             self._thread.join(0.1)
-        waiting = self._waiting()
+        waiting = waiting_in(self._outbox)
         with contextlib.suppress(OSError):  # there is something in it, or it was never made
             self._outbox.rmdir()
         if self._pushed:
@@ -160,7 +147,6 @@ class HubPusher:
         return not waiting and not self._not_submitted
 
     def __enter__(self) -> HubPusher:
-        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -191,14 +177,11 @@ class HubPusher:
         self._wait = _FIRST_WAIT
         self._change.notify_all()
 
-    def _waiting(self) -> list[Path]:
-        return waiting_in(self._outbox)
-
     def _next(self) -> Path | None:
         """Return the folder to try next, the least tried and then the oldest, if one is left."""
         if self._is_out_of_time:
             return None
-        waiting = self._waiting()
+        waiting = waiting_in(self._outbox)
         newest = {branch_of(path): path for path in waiting}
         for path in set(waiting) - set(newest.values()):
             _remove(path)
@@ -225,26 +208,23 @@ class HubPusher:
         self._reasons[name] = answer
         if answer != self._last_reason:
             self._last_reason = answer
-            again = (
-                "not tried again before the next upload"
-                if is_hopeless
-                else "it will be tried again"
-            )
+            again = "it will be tried again"
+            if is_hopeless:
+                again = "not tried again before the next upload"
             self.say(f"WARNING: the Hub did not take an upload: {answer}; nothing is lost, {again}")
         return False
 
     def _upload(self, folder: Path | None) -> tuple[int, str]:
         """Run an upload process to its end and return its exit status and its last line."""
-        files = [] if folder is None else [path for path in folder.rglob("*") if path.is_file()]
-        seconds = _LEAST_SECONDS + sum(path.stat().st_size for path in files) / _BYTES_PER_SECOND
-        request = self._repository | {
-            "folder": None if folder is None else str(folder),
-            "revision": MAIN if folder is None else branch_of(folder),
-            "parent": os.getpid(),
-        }
+        request = self._repository | {"parent": os.getpid(), "folder": None, "revision": MAIN}
+        seconds = _LEAST_SECONDS
+        if folder is not None:
+            request |= {"folder": str(folder), "revision": branch_of(folder)}
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            seconds += sum(sizes) / _BYTES_PER_SECOND
         python_path = filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
         with subprocess.Popen(
-            [sys.executable, "-m", "bert_pretrain.publishing.upload", json.dumps(request)],
+            [sys.executable, "-m", "bert_pretrain.publishing.hub", json.dumps(request)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(python_path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

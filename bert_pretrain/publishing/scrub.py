@@ -1,7 +1,6 @@
 """Take out of records what is not for others: tokens, absolute paths, names of user and machine.
 
-A record of a run enters (run.json, a data card, a corpus manifest), and a copy fit to be published
-leaves. Paths keep their last part, so that a command can still be followed.
+A record enters (run.json, a data card, a corpus manifest) and a copy fit to be published leaves.
 """
 
 from __future__ import annotations
@@ -35,11 +34,10 @@ _SHORTEST_SECRET, _SHORTEST_NAME = 8, 3  # characters; shorter ones are too ofte
 
 
 def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
-    """Return a JSON-able value in which every text is fit to be published.
+    """Return a JSON-able value in which every text is fit to be published; keys are kept.
 
-    Args:
-        value: of dictionaries, lists, texts and numbers; the keys are kept.
-        keep: texts that are public though they may look otherwise, such as the Hub id of the model.
+    Paths keep their last part, so that a command can still be followed, and the texts of `keep`,
+    such as the Hub id of the model, stay whole.
     """
     if isinstance(value, dict):
         return {

@@ -128,7 +128,9 @@ def test_nobody_else_publishes_a_classifier_that_is_being_trained(
     monkeypatch.setattr(run_folder, "TIMEOUT_SECONDS", 0)
     seen = []
     monkeypatch.setattr(
-        finetune_module, "_push", lambda pusher, folder: seen.append(run_folder.is_held(folder))
+        finetune_module,
+        "submit_final",
+        lambda _, folder, **__: seen.append(run_folder.is_held(folder)),
     )
     assert finetune(model) == 0
     assert seen == [True] and not run_folder.is_held(Path("out"))

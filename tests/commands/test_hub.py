@@ -22,8 +22,9 @@ from bert_pretrain.__main__ import main
 from bert_pretrain.commands.hub import dataset_card
 from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.errors import InputError
-from bert_pretrain.publishing import publication, upload
-from bert_pretrain.publishing.download import download_checkpoint
+from bert_pretrain.publishing import hub as hub_module
+from bert_pretrain.publishing import publication
+from bert_pretrain.publishing.hub import download_checkpoint
 
 REPOSITORY = "tester/words"
 PUBLISH = f"--push_to_hub --hub_model_id {REPOSITORY} --hub_private_repo --hub_push_state"
@@ -371,10 +372,10 @@ def test_a_disk_that_fills_up_behind_a_submission_does_not_end_training(
 def test_a_missing_token_is_said_without_a_request(
     monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
-    monkeypatch.setattr(upload, "get_token", lambda: token)
-    with pytest.raises(upload.RefusedError) as refused:
-        upload.upload(None, repo_id="a/b", repo_type="model", revision="main", is_private=False)
-    is_hopeless, reason = upload.diagnose(refused.value)
+    monkeypatch.setattr(hub_module, "get_token", lambda: token)
+    with pytest.raises(hub_module.RefusedError) as refused:
+        hub_module.upload(None, repo_id="a/b", repo_type="model", revision="main", is_private=False)
+    is_hopeless, reason = hub_module.diagnose(refused.value)
     assert is_hopeless and "HF_TOKEN" in reason
 
 

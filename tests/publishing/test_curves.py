@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.publishing.curves import draw_curves
+from bert_pretrain.publishing.model_card import draw_curves
 
 ROWS: list[dict[str, Any]] = [
     {

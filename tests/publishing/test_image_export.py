@@ -25,7 +25,7 @@ from bert_pretrain.publishing.export import (
     export_image_model,
     image_card_fields,
     image_processor,
-    write_image_config,
+    write_config,
 )
 from bert_pretrain.publishing.model_card import model_card
 
@@ -271,7 +271,7 @@ def test_a_checkpoint_of_the_loop_loads_by_its_class(tmp_path: Path, kind: str) 
     accelerator = Accelerator(cpu=True)
     prepared = accelerator.prepare(model)
     accelerator.save_state(str(tmp_path))
-    write_image_config(
+    write_config(
         accelerator.unwrap_model(prepared),
         image_processor(image_size=SIZE, mean=[0.5], std=[0.5]),
         tmp_path,

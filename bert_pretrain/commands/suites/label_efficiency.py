@@ -27,12 +27,13 @@ from bert_pretrain.data.atomic import atomic_file, write_json
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.labelled_rows import LabelledSource
 from bert_pretrain.downstream.models import is_image_config, read_model_config
-from bert_pretrain.downstream.row_digests import (
+from bert_pretrain.downstream.sources import (
+    Splits,
     describe_overlap,
     labelled_rows_sha256,
+    open_splits,
     overlap_with_training,
 )
-from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import FinetuningRecipe
 from bert_pretrain.errors import InputError, spell

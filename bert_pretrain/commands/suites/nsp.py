@@ -32,7 +32,7 @@ from bert_pretrain.evaluation.next_sentence import (
 from bert_pretrain.evaluation.pseudo_likelihood import longest_row
 from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.models.loading import describe_excess
-from bert_pretrain.publishing.download import download_corpus
+from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.opening import open_corpus
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch, plan_neighbours

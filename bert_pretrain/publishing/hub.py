@@ -1,17 +1,18 @@
-"""One upload to the Hub in a process of its own: `python -m bert_pretrain.publishing.upload JSON`.
+"""What goes to the Hub and comes from it: uploads of folders, checkpoints and prepared corpora.
 
-The only argument holds the arguments of `upload` and the number of the `parent` process. A process
-can be stopped whatever its connection does; a thread that waits for a silent server would keep the
-interpreter from ending. It also shares no interpreter lock with training, and being nice it takes
-little processor time from it. The token comes from `HF_TOKEN` or the login, never from the command
-line. `publishing.pusher` starts it and reads the exit status and the last line printed: the
-repository's address, or why the upload failed.
+`python -m bert_pretrain.publishing.hub JSON` is one upload in a process of its own, which can be
+stopped whatever its connection does; a thread that waits for a silent server would keep the
+interpreter from ending. `publishing.pusher` starts it and reads the exit status and the last line:
+the repository's address, or why the upload failed. The token comes from `HF_TOKEN` or the login.
+Downloads land in the Hugging Face cache, where several processes may ask for them at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ from typing import Any
 from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 
+from bert_pretrain.errors import InputError
+
 DONE, TRY_AGAIN, HOPELESS = 0, 75, 77  # the last two are EX_TEMPFAIL and EX_NOPERM of sysexits.h
 RECORD = "run.json"  # of the run that a model comes from
 STATE_FOLDER = "training_state"  # a whole checkpoint, beside the export it belongs to
@@ -28,6 +31,9 @@ STATE_FOLDER = "training_state"  # a whole checkpoint, beside the export it belo
 _PASSING_STATUS = (408, 409, 412, 423, 425, 429)
 _STORAGE_IS_FULL = 507
 _NICENESS = 10
+_REPO_ID = r"[\w.-]+/[\w.-]+"
+_CHECKPOINT = re.compile(rf"{_REPO_ID}@[\w./-]+")
+_MANIFEST = "manifest.json"  # of a prepared corpus
 
 
 class RefusedError(Exception):
@@ -35,7 +41,7 @@ class RefusedError(Exception):
 
 
 def main() -> int:
-    """Upload a folder; returns `DONE`, `TRY_AGAIN` or `HOPELESS`."""
+    """Upload by the arguments in JSON, which also name the parent; returns how it ended."""
     request = json.loads(sys.argv[1])
     threading.Thread(target=_end_with, args=(request.pop("parent"),), daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
@@ -53,20 +59,10 @@ def main() -> int:
 def upload(
     folder: str | None, *, repo_id: str, repo_type: str, revision: str, is_private: bool
 ) -> str:
-    """Bring a folder's files to a branch of a repository in one commit, making both if necessary.
+    """Bring a folder's files to a branch of a repository in one commit; return its address.
 
-    Files that are there already are not sent again. Other files of the branch stay, except training
-    state that belongs to other weights.
-
-    Args:
-        folder: what to upload; None = only make the repository.
-        repo_id: `owner/name`, or a name of the token's owner.
-        repo_type: "model" or "dataset".
-        revision: branch to commit to.
-        is_private: whether nobody else may see the repository.
-
-    Returns:
-        The repository's address.
+    Repository (for no folder it alone) and branch are made if necessary. Files that are there
+    already are not sent again; others stay, except training state that belongs to other weights.
 
     Raises:
         RefusedError: there is no token, or the repository exists and is public but `is_private`.
@@ -87,17 +83,16 @@ def upload(
         return str(url)
     if revision != constants.DEFAULT_REVISION:
         api.create_branch(url.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
-    own = _update_in(Path(folder) / RECORD)
-    is_same_model = own is not None and own == _published_update(
-        api, url.repo_id, repo_type=repo_type, revision=revision
-    )
+    branch: Any = {"repo_id": url.repo_id, "repo_type": repo_type, "revision": revision}
+    own, published = _update_in(Path(folder) / RECORD), None
+    if own is not None:
+        with contextlib.suppress(EntryNotFoundError):
+            published = _update_in(Path(api.hf_hub_download(filename=RECORD, **branch)))
     api.upload_folder(
         folder_path=folder,
-        repo_id=url.repo_id,
-        repo_type=repo_type,
-        revision=revision,
         commit_message=f"bert-pretrain: {revision}",
-        delete_patterns=None if is_same_model else f"{STATE_FOLDER}/*",
+        delete_patterns=f"{STATE_FOLDER}/*" if own is None or own != published else None,
+        **branch,
     )
     return str(url)
 
@@ -116,8 +111,7 @@ def diagnose(error: BaseException) -> tuple[bool, str]:
         return True, str(error)
     # A ValueError is a name or a card that the Hub's rules refuse.
     is_hopeless = isinstance(error, OfflineModeIsEnabled | ValueError)
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return is_hopeless, f"{type(error).__name__}: {first_line}"
+    return is_hopeless, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def limit_waiting() -> None:
@@ -133,15 +127,52 @@ def limit_waiting() -> None:
     set_client_factory(lambda: client_class(follow_redirects=True, event_hooks=hooks))
 
 
-def _published_update(
-    api: HfApi, repo_id: str, *, repo_type: str, revision: str
-) -> tuple[str, int] | None:
-    """Return `_update_in` of the record that a branch of a repository holds."""
+def is_hub_checkpoint(name: str) -> bool:
+    """Return whether a name reads `owner/name@revision` and is no path that exists."""
+    return _CHECKPOINT.fullmatch(name) is not None and not Path(name).exists()
+
+
+def download_checkpoint(name: str) -> Path:
+    """Return the folder of a checkpoint, `owner/name@revision`, that was pushed beside its export.
+
+    Raises:
+        InputError: there is no such repository or revision, or no training state in it.
+    """
+    repo_id, _, revision = name.partition("@")
     try:
-        record = api.hf_hub_download(repo_id, RECORD, repo_type=repo_type, revision=revision)
-    except EntryNotFoundError:
+        snapshot = HfApi(endpoint=constants.ENDPOINT).snapshot_download(
+            repo_id, revision=revision, allow_patterns=f"{STATE_FOLDER}/*"
+        )
+    except Exception as error:  # of the network, of the Hub, of the disk
+        raise InputError(
+            f"`resume_from_checkpoint` {name} cannot be fetched from the Hub "
+            f"({diagnose(error)[1]})",
+            advice="pass owner/name@revision of a repository that this machine's token may read, "
+            "or a checkpoint folder",
+        ) from error
+    folder = Path(snapshot) / STATE_FOLDER
+    if not folder.is_dir():
+        raise InputError(
+            f"`resume_from_checkpoint` {name} holds a model but no training state: it was pushed "
+            "without `hub_push_state`",
+            advice=f"begin a new run from its weights with `model_name_or_path` {repo_id}",
+        )
+    return folder
+
+
+def download_corpus(name: str) -> Path | None:
+    """Return the folder of a prepared corpus of the Hub, if `name` (`owner/name`) is one."""
+    if re.fullmatch(_REPO_ID, name) is None or Path(name).exists():
         return None
-    return _update_in(Path(record))
+    api = HfApi(endpoint=constants.ENDPOINT)
+    try:
+        manifest = Path(api.hf_hub_download(name, _MANIFEST, repo_type="dataset"))
+        if not {"format_version", "tokenizer", "counts"} <= set(json.loads(manifest.read_text())):
+            return None
+        patterns = ["*.json", "*.arrow", "*.npy"]
+        return Path(api.snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+    except Exception:  # no such data set or no answer: whoever reads data sets says so
+        return None
 
 
 def _update_in(record: Path) -> tuple[str, int] | None:

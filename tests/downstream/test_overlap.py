@@ -13,12 +13,13 @@ from downstream_models import make_image_model, make_text_model, sentences, sour
 from PIL import Image
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.downstream.row_digests import (
+from bert_pretrain.downstream.sources import (
+    Splits,
     describe_overlap,
     labelled_rows_sha256,
+    open_splits,
     overlap_with_training,
 )
-from bert_pretrain.downstream.sources import Splits, open_splits
 from bert_pretrain.downstream.tasks import find_task
 
 
