@@ -129,8 +129,8 @@ def make_step(model: ContrastiveModel, *, bf16: bool) -> Callable[[Tensor], None
             projections = model(pixel_values).projections
         views = torch.stack(projections.float().chunk(2), dim=1)
         ids = torch.arange(len(views))
-        terms = nt_xent_loss(views, views, view_ids=ids, candidate_ids=ids, temperature=0.5)
-        (terms.sum / terms.num_terms).backward()
+        total, _ = nt_xent_loss(views, views, view_ids=ids, candidate_ids=ids, temperature=0.5)
+        (total / (2 * len(views))).backward()
         optimizer.step()
         optimizer.zero_grad()
 

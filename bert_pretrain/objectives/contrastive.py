@@ -38,51 +38,37 @@ from bert_pretrain.losses.contrastive import (
 )
 from bert_pretrain.losses.distances import Distance, normalize_rows
 from bert_pretrain.models.contrastive import build_contrastive
+from bert_pretrain.objectives.image_monitor import Pretext
 from bert_pretrain.objectives.images import image_task, model_shape
 from bert_pretrain.objectives.interface import LossTerm, Task
-from bert_pretrain.objectives.pretext import Pretext
 
 LossKind: TypeAlias = Literal["triplet", "nt_xent"]
 Joint: TypeAlias = Callable[[Tensor], Tensor]  # brings together what the processes hold
 
 
-@dataclass(frozen=True)
-class ViewDraw:
-    """Two views of each image, and which negative it meets.
-
-    Attributes:
-        augmentation: how views are made.
-    """
-
-    augmentation: Augmentation
-
-    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Return both views' parameters float32 (B, P), and `negative_offset` int64 (B,)."""
-        hashes = hash_uint64(self.augmentation.seed, Purpose.NEGATIVE, epoch, images)
-        return {
-            "first_view": self.augmentation.draw(epoch, images, 0),
-            "second_view": self.augmentation.draw(epoch, images, 1),
-            # In [0, 2^62), as the triplet loss takes them.
-            "negative_offset": torch.from_numpy((hashes >> np.uint64(2)).astype(np.int64)),
-        }
+def draw_views(
+    images: NDArray[np.int64], epoch: int, *, augmentation: Augmentation
+) -> dict[str, Tensor]:
+    """Return both views' parameters float32 (B, P), and `negative_offset` int64 (B,)."""
+    hashes = hash_uint64(augmentation.seed, Purpose.NEGATIVE, epoch, images)
+    return {
+        "first_view": augmentation.draw(epoch, images, 0),
+        "second_view": augmentation.draw(epoch, images, 1),
+        # In [0, 2^62), as the triplet loss takes them.
+        "negative_offset": torch.from_numpy((hashes >> np.uint64(2)).astype(np.int64)),
+    }
 
 
 @dataclass(frozen=True)
 class TwoViews(Pretext):
-    """Compare two views of each image with views of other images.
-
-    Attributes:
-        scale: of the pixels.
-        augmentation: how views are made.
-    """
+    """Compare two views of each image, made by `augmentation`, with views of other images."""
 
     term = "contrastive"
-    scale: PixelScale
     augmentation: Augmentation
 
     @abstractmethod
     def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
     ) -> LossTerm:
         """Return the loss of this process's images.
 
@@ -91,7 +77,7 @@ class TwoViews(Pretext):
             e2: float32 (B, D), those of their second views.
             batch: the images.
             gather: returns the rows of all processes, with gradient.
-            total: returns the sum over all processes, without gradient.
+            sum_counts: returns the sum over all processes, without gradient.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
@@ -102,7 +88,7 @@ class TwoViews(Pretext):
         views = self.scale.normalize(torch.cat(self.views(batch)))
         e1, e2 = model(pixel_values=views).projections.float().chunk(2)
         if not model.training:
-            return self.compare(e1, e2, batch, _keep, _keep)
+            return self.compare(e1, e2, batch, lambda rows: rows, lambda counts: counts)
         gather = partial(gather_rows, num_rows_per_rank=count_rows(e1))
         return self.compare(e1, e2, batch, gather, sum_over_processes)
 
@@ -119,10 +105,8 @@ class TwoViews(Pretext):
 
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above their two views."""
-        images, first, second = map(
-            channels_last, (unit_range(batch["pixels"]), *self.views(batch))
-        )
-        augmented_views(images, first, second, folder / "views.png")
+        pictures = map(channels_last, (unit_range(batch["pixels"]), *self.views(batch)))
+        augmented_views(*pictures, folder / "views.png")
 
 
 @dataclass(frozen=True)
@@ -130,22 +114,21 @@ class NTXent(TwoViews):
     """Find the other view of an image among views of others; see `nt_xent_loss`."""
 
     loss_kind = "nt_xent"
-
     temperature: float
 
     def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
     ) -> LossTerm:
         """Return the loss of each image as the mean over its two views."""
         views = torch.stack([e1, e2], dim=1)
-        terms = nt_xent_loss(
+        total, num_correct = nt_xent_loss(
             views,
             gather(views),
             view_ids=batch["image_ids"],
             candidate_ids=gather(batch["image_ids"]),
             temperature=self.temperature,
         )
-        return LossTerm(terms.sum / 2, metrics={"accuracy": terms.num_correct / 2})
+        return LossTerm(total / 2, metrics={"accuracy": num_correct / 2})
 
 
 @dataclass(frozen=True)
@@ -154,12 +137,11 @@ class Triplet(TwoViews):
 
     Attributes:
         margin, distance, negatives: see `triplet_loss`.
-        normalize: whether embeddings are scaled to length 1.
+        normalize: whether embeddings are scaled to length 1, as those of NT-Xent always are.
         reduction: see `reduction_factor`.
     """
 
     loss_kind = "triplet"
-
     margin: float
     distance: Distance
     normalize: bool
@@ -172,7 +154,7 @@ class Triplet(TwoViews):
         return images, self.augmentation.apply(images, batch["second_view"])
 
     def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
     ) -> LossTerm:
         """Return the loss of each image as the mean over its triplets."""
         if self.normalize:
@@ -189,7 +171,7 @@ class Triplet(TwoViews):
             offsets=batch["negative_offset"],
         )
         counts = [terms.num_terms, terms.num_active, torch.tensor(len(e1), device=e1.device)]
-        num_terms, num_active, num_images = total(torch.stack(counts))
+        num_terms, num_active, num_images = sum_counts(torch.stack(counts))
         # From a sum over triplets to one over images, so that dividing by the number of images
         # gives the wanted mean.
         per_image = num_images / num_terms.clamp(min=1)
@@ -231,16 +213,9 @@ def contrastive_task(
 ) -> Task:
     """Return the task of telling images apart.
 
-    Args:
-        corpus: the decoded images.
-        rule: how views are made.
-        loss: which loss.
-        triplet: what the triplet loss reads: margin, distance, normalize, negatives and reduction
-            of a `Triplet`.
-        temperature: of NT-Xent, whose embeddings always have length 1.
-        seed: of order, views and random negatives.
-        max_eval_rows: see `image_task`.
-        model: what else `build_contrastive` takes.
+    `rule` says how views are made, `triplet` holds the fields of a `Triplet` that its loss reads,
+    `temperature` is that of NT-Xent, and `model` what else `build_contrastive` takes. For `seed`
+    and `max_eval_rows` see `image_task`.
     """
     shape = model_shape(corpus)
     scale = PixelScale(corpus.mean, corpus.std)
@@ -252,12 +227,8 @@ def contrastive_task(
         corpus,
         pretext,
         partial(build_contrastive, **shape, **model),
-        ViewDraw(augmentation),
+        partial(draw_views, augmentation=augmentation),
         seed=seed,
         max_eval_rows=max_eval_rows,
         second_views=pretext.second_pixel_values,
     )
-
-
-def _keep(values: Tensor) -> Tensor:
-    return values
