@@ -28,7 +28,7 @@ from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.views import Augmentation
 from bert_pretrain.losses.contrastive import nt_xent_loss
-from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
+from bert_pretrain.models.image_heads import ContrastiveModel, build_contrastive
 
 RULE = PRESETS["simclr_small"]
 MEAN, STD = 0.5, 0.25

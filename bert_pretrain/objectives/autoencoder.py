@@ -24,7 +24,7 @@ from bert_pretrain.losses.distances import (
     masked_patch_loss,
     reconstruction_loss,
 )
-from bert_pretrain.models.autoencoder import build_autoencoder
+from bert_pretrain.models.image_heads import build_autoencoder
 from bert_pretrain.models.masked_autoencoder import (
     MaskedAutoencoder,
     build_masked_autoencoder,

@@ -37,7 +37,7 @@ from bert_pretrain.losses.contrastive import (
     triplet_loss,
 )
 from bert_pretrain.losses.distances import Distance, normalize_rows
-from bert_pretrain.models.contrastive import build_contrastive
+from bert_pretrain.models.image_heads import build_contrastive
 from bert_pretrain.objectives.image_monitor import Pretext
 from bert_pretrain.objectives.images import image_task, model_shape
 from bert_pretrain.objectives.interface import LossTerm, Task
