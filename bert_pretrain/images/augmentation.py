@@ -110,31 +110,16 @@ PRESETS: dict[str, AugmentationRule] = {
 }
 
 
-class Parameter(IntEnum):
-    """Columns of the table that `draw_parameters` returns.
-
-    Crops are in shares of the image, `FLIP`, `GRAYSCALE` and `INVERSION` are 0 or 1, `ANGLE` is in
-    degrees counter-clockwise, `HUE` in turns, `*_RANK` the place 0..3 of an operation in the
-    jitter, `BLUR_SIGMA` in pixels (0 = no blur); factors of 1 change nothing.
-    """
-
-    CROP_LEFT = 0
-    CROP_TOP = 1
-    CROP_WIDTH = 2
-    CROP_HEIGHT = 3
-    FLIP = 4
-    ANGLE = 5
-    BRIGHTNESS = 6
-    CONTRAST = 7
-    SATURATION = 8
-    HUE = 9
-    BRIGHTNESS_RANK = 10
-    CONTRAST_RANK = 11
-    SATURATION_RANK = 12
-    HUE_RANK = 13
-    GRAYSCALE = 14
-    BLUR_SIGMA = 15
-    INVERSION = 16
+# Columns of the table that `draw_parameters` returns. Crops are in shares of the image, `FLIP`,
+# `GRAYSCALE` and `INVERSION` are 0 or 1, `ANGLE` is in degrees counter-clockwise, `HUE` in turns,
+# `*_RANK` the place 0..3 of an operation in the jitter, `BLUR_SIGMA` in pixels (0 = no blur);
+# factors of 1 change nothing.
+Parameter = IntEnum(
+    "Parameter",
+    "CROP_LEFT CROP_TOP CROP_WIDTH CROP_HEIGHT FLIP ANGLE BRIGHTNESS CONTRAST SATURATION HUE "
+    "BRIGHTNESS_RANK CONTRAST_RANK SATURATION_RANK HUE_RANK GRAYSCALE BLUR_SIGMA INVERSION",
+    start=0,
+)
 
 
 class _Number(IntEnum):

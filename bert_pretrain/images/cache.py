@@ -132,15 +132,14 @@ def _decode(
                 advice="repair or remove it, or pass `on_bad_image` skip",
             )
         bad.append(f"{outcome.name} ({outcome.reason})")
-    if len(writer.labels) < 4:
+    num_images, duplicates = len(writer.labels), writer.num_duplicates
+    if num_images < 4:
         raise InputError(
-            f"{source.description} holds {len(writer.labels)} distinct images, but at least 4 are "
-            f"needed ({writer.num_duplicates} duplicates; "
-            f"skipped: {'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'})",
+            f"{source.description} holds {num_images} distinct images, but at least 4 are needed "
+            f"({duplicates} duplicates; skipped: {'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'})",
             advice="pass another `dataset_name` or `data_files`",
         )
     writer.finish()
-    num_images = len(writer.labels)
     labels, label_names = _numbered(writer.labels, source.label_names)
     content = writer.digests + (b"" if labels is None else labels.tobytes())
     manifest = {
@@ -150,11 +149,7 @@ def _decode(
         "image_size": rule.image_size,
         "label_names": label_names,
         "modes": dict(writer.modes),
-        "counts": {
-            "images": num_images,
-            "duplicates": writer.num_duplicates,
-            "skipped": len(bad),
-        },
+        "counts": {"images": num_images, "duplicates": duplicates, "skipped": len(bad)},
         "skipped": bad[:_NAMED_BAD_IMAGES],
         "versions": {name: metadata.version(name) for name in ("datasets", "pillow")},
     }

@@ -112,8 +112,8 @@ def open_images(
         validation_share: share of images held out, in (0, 1), drawn at random; at least 2.
         seed: of that draw.
         image_size: side in pixels of the square that every image becomes: its shorter side is
-            resized to that (bicubic, antialiased), its centre cropped. 0 = the images' own size,
-            which must be the same for all.
+            resized (bicubic, antialiased), its centre cropped. 0 = the images' own size, the same
+            for all.
         num_channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 = as in the first image.
         on_bad_image: whether to stop at an image that is corrupt, truncated or missing, or to skip
             and count it.

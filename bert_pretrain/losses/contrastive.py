@@ -33,9 +33,8 @@ class TripletTerms:
         num_terms: int64, how many there are: anchors, or with negatives `all` pairs of an anchor
             and a negative.
         num_active: int64, those above zero.
-        positive_distance: float32 without gradient, the sum over terms of the distance from the
-            positive.
-        negative_distance: likewise from the negative.
+        positive_distance, negative_distance: float32 without gradient, the sums over terms of the
+            distance from the positive and from the negative.
     """
 
     sum: Tensor

@@ -100,7 +100,13 @@ def prepare_encoder(
     use_fast_response_norm(encoder)
     if encoder.config.model_type == "vit":
         choose_attention(encoder, (image_size // encoder.config.patch_size) ** 2 + 1)
-    _freeze_unread(encoder, image_size=image_size, num_channels=num_channels)
+    parameters = list(encoder.parameters())
+    image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
+    total = embed(encoder.eval(), image).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
     return encoder.train()
 
 
@@ -142,8 +148,7 @@ def embedding_width(encoder: PreTrainedModel, *, image_size: int, num_channels: 
     """Return D of `embed`, found by embedding a black image.
 
     Raises:
-        ValueError: what is embedded is not one vector per image, or the encoder refuses the size or
-            channels.
+        ValueError: the embedding is no vector, or the encoder refuses the size or channels.
         RuntimeError: the image is too small for the encoder's convolutions.
     """
     was_training = encoder.training
@@ -218,13 +223,3 @@ def _refuse_parameters_outside_base(encoder: PreTrainedModel) -> None:
             f"({', '.join(outside) or 'its classifier has no encoder of its own'})",
             advice="choose another architecture with `config_name` or `model_name_or_path`",
         )
-
-
-def _freeze_unread(encoder: PreTrainedModel, *, image_size: int, num_channels: int) -> None:
-    parameters = list(encoder.parameters())
-    image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
-    total = embed(encoder.eval(), image).sum()
-    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:
-            parameter.requires_grad_(False)

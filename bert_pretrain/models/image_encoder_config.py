@@ -114,20 +114,16 @@ def read_config(name: str, *, parameter: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         sizes = IMAGE_SIZES if parameter == "config_name" else ()
         refuse_misnamed_model(name, parameter=parameter, sizes=sizes)
-        is_folder = Path(name).is_dir()
-        lack = (
-            "has no config.json of transformers"
-            if is_folder
-            else "is neither a folder nor on the Hub"
-        )
+        lack = "is neither a folder nor on the Hub"
+        if Path(name).is_dir():
+            lack = "has no config.json of transformers"
         other = f"or one of {', '.join(sizes)}" if sizes else "such as a run's final/"
         raise InputError(
             f"{name!r} {lack}",
             advice=f"pass `{parameter}` the folder or Hub id of an image encoder, {other}",
         ) from error
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or not hasattr(
-        config, "num_channels"
-    ):
+    is_classifier = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if not is_classifier or not hasattr(config, "num_channels"):
         raise InputError(
             f"{name!r} is a model of type {config.model_type!r}, which "
             "AutoModelForImageClassification does not build for pixels",

@@ -158,7 +158,20 @@ def autoencoder_task(
     """
     shape = model_shape(corpus)
     size, num_channels = shape.values()
-    floor = pca_loss(corpus, embedding_dim, kind, seed=seed, max_eval_rows=max_eval_rows)
+
+    def pca_loss() -> float:
+        """Return the error of as many principal components, on the images that are evaluated."""
+        bank, held_out = (
+            normalised_rows(corpus.pixels[images], corpus.mean.tolist(), corpus.std.tolist())
+            for images in (
+                random_subset(corpus.train_images, MAX_BANK_IMAGES, seed),
+                random_subset(corpus.validation_images, max_eval_rows, seed),
+            )
+        )
+        return pca_reconstruction_error(bank, held_out, embedding_dim, kind)
+
+    names = (embedding_dim, kind, seed, max_eval_rows, MAX_BANK_IMAGES)
+    floor = corpus.remembered("pca-" + "-".join(map(str, names)), pca_loss)
     return image_task(
         corpus,
         Reconstruction(PixelScale(corpus.mean, corpus.std), kind, noise_std),
@@ -200,27 +213,3 @@ def masked_autoencoder_task(
         seed=seed,
         max_eval_rows=max_eval_rows,
     )
-
-
-def pca_loss(
-    corpus: ImageCorpus,
-    embedding_dim: int,
-    kind: ReconstructionKind,
-    *,
-    seed: int,
-    max_eval_rows: int,
-) -> float:
-    """Return the error of as many principal components as an embedding has, on evaluated images."""
-
-    def compute() -> float:
-        bank, held_out = (
-            normalised_rows(corpus.pixels[images], corpus.mean.tolist(), corpus.std.tolist())
-            for images in (
-                random_subset(corpus.train_images, MAX_BANK_IMAGES, seed),
-                random_subset(corpus.validation_images, max_eval_rows, seed),
-            )
-        )
-        return pca_reconstruction_error(bank, held_out, embedding_dim, kind)
-
-    names = (embedding_dim, kind, seed, max_eval_rows, MAX_BANK_IMAGES)
-    return corpus.remembered("pca-" + "-".join(map(str, names)), compute)

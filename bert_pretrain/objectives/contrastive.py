@@ -1,9 +1,8 @@
 """Contrastive learning of images: an image and its augmentation together, other images apart.
 
-The loss couples the rows of a forward pass: each image is compared with the others there, over all
-processes. With several processes it is the loss of the joint batch, gradient included. The
-micro-batches of an accumulation window do not see each other: accumulation saves memory but adds no
-negatives, so unlike for other objectives the number of micro-batches changes the curve.
+Each image is compared with the others of a forward pass, over all processes: loss and gradient are
+those of the joint batch. The micro-batches of an accumulation window do not see each other, so
+unlike for other objectives their number changes the curve.
 """
 
 from __future__ import annotations
@@ -70,14 +69,10 @@ class TwoViews(Pretext):
     def compare(
         self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
     ) -> LossTerm:
-        """Return the loss of this process's images.
+        """Return the loss of this process's images, given projections of both views (B, D).
 
-        Args:
-            e1: float32 (B, D), projections of their first views.
-            e2: float32 (B, D), those of their second views.
-            batch: the images.
-            gather: returns the rows of all processes, with gradient.
-            sum_counts: returns the sum over all processes, without gradient.
+        `gather` returns the rows of all processes, with gradient, `sum_counts` the sum over them,
+        without gradient.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
@@ -135,10 +130,8 @@ class NTXent(TwoViews):
 class Triplet(TwoViews):
     """max(d(e1, e1') - d(e1, e2) + margin, 0): e1 of the image, e1' of its view, e2 of another.
 
-    Attributes:
-        margin, distance, negatives: see `triplet_loss`.
-        normalize: whether embeddings are scaled to length 1, as those of NT-Xent always are.
-        reduction: see `reduction_factor`.
+    See `triplet_loss` and `reduction_factor`; `normalize` scales embeddings to length 1, as NT-Xent
+    always does.
     """
 
     loss_kind = "triplet"
@@ -187,10 +180,8 @@ class Triplet(TwoViews):
 
     def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return how triplets are formed, and the loss where it is a mean over all of them."""
-        formed = super().collapse_context(row) | {
-            "negatives": self.negatives,
-            "normalize": self.normalize,
-        }
+        formed = {"negatives": self.negatives, "normalize": self.normalize}
+        formed |= super().collapse_context(row)
         if self.reduction != "mean":  # a mean over positive triplets says nothing about the others
             return formed
         return formed | {

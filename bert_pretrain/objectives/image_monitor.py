@@ -65,10 +65,9 @@ class Pretext(ABC):
 
 @dataclass
 class ImageMonitor:
-    """How embeddings of held-out images are spread, their k-NN accuracy, and pictures.
+    """Measures how embeddings of held-out images are spread and their k-NN accuracy, and draws.
 
     Attributes:
-        corpus: the decoded images.
         held_out: all rows of its plan are evaluated.
         pretext: draws the picture.
         bank: int64 (N,), training images among which the k-NN looks for neighbours.
@@ -193,12 +192,9 @@ def embed_all(
 ) -> NDArray[np.float32]:
     """Return the embeddings of images in evaluation mode, float32 (N, D).
 
-    Args:
-        encoder: as `embed` takes it; its mode is put back.
-        num_images: N, at least 1.
-        pixel_values: returns the input for images from a number to before another, on the device.
-        is_shared: whether all processes call this and share the work. The result is the same, since
-            the same images are together in a forward pass.
+    `pixel_values` returns the input for images from a number to before another, on the device. With
+    `is_shared` all processes call this and share the work. The result is the same, since the same
+    images are together in a forward pass.
 
     Raises:
         TrainingError: an embedding is not finite.

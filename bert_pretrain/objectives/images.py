@@ -81,16 +81,16 @@ def image_task(
     baselines: Mapping[str, float] | None = None,
     second_views: Callable[[Batch], Tensor] | None = None,
 ) -> Task:
-    """Return what is learnt from an image corpus.
+    """Return the task of learning a pretext from an image corpus.
 
     Args:
         corpus: the decoded images.
         pretext: what the model does with them.
         build_model: returns the model to train.
-        draw: the random numbers that the pretext's loss needs.
+        draw: draws the random numbers that the pretext's loss needs.
         seed: of the order of images and of the choice of those evaluated.
         max_eval_rows: most held-out images evaluated, a fixed random subset; 0 = all.
-        baselines: numbers that every evaluation shows.
+        baselines: see `ImageMonitor`, as for `second_views`.
         second_views: see `ImageMonitor`.
 
     Raises:
