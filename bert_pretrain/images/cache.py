@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -222,6 +223,6 @@ def _numbered(
     if names is None:
         largest = max((label for label in distinct if isinstance(label, int)), default=-1)
         names = tuple(texts) or tuple(map(str, range(largest + 1)))
-    number: dict[Label, int]
-    number = {label: place for place, label in enumerate(texts or range(len(names)))}
+    keys: Iterable[Label] = texts or range(len(names))
+    number = {label: place for place, label in enumerate(keys)}
     return np.array([number.get(label, -1) for label in labels], dtype=np.int64), names

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class ImagePlan:
         return ImagePlan(self.images[rows])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ImageCollator:
     """Reads the pixels of images and draws their random numbers.
 
@@ -53,10 +53,10 @@ class ImageCollator:
         evaluation: whether the random numbers are the same in every epoch.
     """
 
-    unit: ClassVar[str] = "images"
     corpus: ImageCorpus
     draw: ImageDraw
     evaluation: bool
+    unit: str = "images"
 
     def num_units(self, batch: dict[str, Tensor]) -> int:
         """Return the number of images of a batch."""

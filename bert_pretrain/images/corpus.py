@@ -200,8 +200,9 @@ def image_card(corpus: ImageCorpus) -> str:
         skipped += ": " + ", ".join(manifest["skipped"]) + more
     modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(manifest["modes"].items()))
     fit = ", shorter side resized, centre cropped" if manifest["image_size"] else ""
-    is_mapped = isinstance(corpus.pixels, np.memmap)
-    place = f"mapped from {corpus.pixels.filename}" if is_mapped else "in memory"
+    place = "in memory"
+    if isinstance(corpus.pixels, np.memmap):
+        place = f"mapped from {corpus.pixels.filename}"
     return "\n".join(
         [
             f"images           {manifest['source']['description']}",

@@ -100,8 +100,9 @@ class TwoViews(Pretext):
 
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above their two views."""
-        pictures = map(channels_last, (unit_range(batch["pixels"]), *self.views(batch)))
-        augmented_views(*pictures, folder / "views.png")
+        pictures = unit_range(batch["pixels"]), *self.views(batch)
+        images, first, second = map(channels_last, pictures)
+        augmented_views(images, first, second, folder / "views.png")
 
 
 @dataclass(frozen=True)
