@@ -28,7 +28,7 @@ from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.views import Augmentation
 from bert_pretrain.losses.contrastive import nt_xent_loss
-from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
+from bert_pretrain.models.image_heads import ContrastiveModel, build_contrastive
 
 RULE = PRESETS["simclr_small"]
 MEAN, STD = 0.5, 0.25
@@ -129,8 +129,8 @@ def make_step(model: ContrastiveModel, *, bf16: bool) -> Callable[[Tensor], None
             projections = model(pixel_values).projections
         views = torch.stack(projections.float().chunk(2), dim=1)
         ids = torch.arange(len(views))
-        terms = nt_xent_loss(views, views, view_ids=ids, candidate_ids=ids, temperature=0.5)
-        (terms.sum / terms.num_terms).backward()
+        total, _ = nt_xent_loss(views, views, view_ids=ids, candidate_ids=ids, temperature=0.5)
+        (total / (2 * len(views))).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -18,20 +18,20 @@ from bert_pretrain.objectives.interface import Task
 def autoencoder_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     """Open the images and return what learning them by reconstruction is about."""
     autoencoder = config.autoencoder
-    corpus = _open_images(config, accelerator)
-    if autoencoder.mask_ratio == 0:
-        return autoencoders.autoencoder_task(
+    corpus, common = _open_images(config, accelerator), _common_values(config)
+    if autoencoder.mask_ratio > 0:
+        return autoencoders.masked_autoencoder_task(
             corpus,
-            embedding_dim=autoencoder.embedding_dim,
-            kind=autoencoder.reconstruction_loss,
-            noise_std=autoencoder.noise_std,
-            **_common_image_values(config),
+            mask_ratio=autoencoder.mask_ratio,
+            normalize_target=autoencoder.norm_pix_loss,
+            **common,
         )
-    return autoencoders.masked_autoencoder_task(
+    return autoencoders.autoencoder_task(
         corpus,
-        mask_ratio=autoencoder.mask_ratio,
-        normalize_target=autoencoder.norm_pix_loss,
-        **_common_image_values(config),
+        embedding_dim=autoencoder.embedding_dim,
+        kind=autoencoder.reconstruction_loss,
+        noise_std=autoencoder.noise_std,
+        **common,
     )
 
 
@@ -54,7 +54,7 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
             "reduction": contrastive.reduction,
         },
         temperature=contrastive.temperature,
-        **_common_image_values(config),
+        **_common_values(config),
     )
 
 
@@ -76,7 +76,7 @@ def _open_images(config: PretrainingConfig, accelerator: Accelerator) -> ImageCo
     )
 
 
-def _common_image_values(config: PretrainingConfig) -> dict[str, Any]:
+def _common_values(config: PretrainingConfig) -> dict[str, Any]:
     return {
         "config_name": config.model.config_name,
         "model_name_or_path": config.model.model_name_or_path,

@@ -1,14 +1,12 @@
 """What the processes of a run hold, brought together on each of them.
 
-`gather_rows` lets gradients find their way back: losses that compare a row with others (contrastive
-ones) call it. `compute_shared` divides work that every process needs the result of. Where no
-processes work together, rows come back as they are.
+`gather_rows` carries gradients back, for losses that compare a row with others. `compute_shared`
+divides work whose result every process needs. A process alone gets its rows back as they are.
 
-The usual gathers are wrong here: `Accelerator.gather` and `torch.distributed.all_gather` cut the
-graph, and pasting a process's own rows back in loses what its rows contribute as negatives of the
-other processes. The loss is right with each of them, the gradient is not.
-`torch.distributed.nn.functional.all_gather` is right but deprecated (torch 2.13) in favour of a
-private module, so the gradient is written out below; it is three lines.
+The usual gathers give the right loss and a wrong gradient: `Accelerator.gather` and
+`torch.distributed.all_gather` cut the graph, and pasting a process's own rows back in loses what
+they contribute as negatives of other processes. `torch.distributed.nn.functional.all_gather` is
+right but deprecated (torch 2.13) in favour of a private module, so the gradient is written out.
 """
 
 from __future__ import annotations
@@ -24,28 +22,22 @@ from torch.autograd.function import once_differentiable
 
 
 def gather_rows(rows: Tensor, *, num_rows_per_rank: Sequence[int] | None = None) -> Tensor:
-    """Return the rows of all processes in rank order, with gradient.
+    """Return the rows of all processes in rank order, (sum of b, ...), with gradient.
 
     Every process computes the loss terms of its own rows against all rows; the sum of these terms
     over processes is the loss. Since that sum depends on a row through every process, the gradient
-    of a row is summed over processes. With what distributed training does anyway (it averages the
-    gradients of parameters, so each process multiplies its loss by their number) the parameters get
-    the gradient that one process would compute on the joint batch.
+    of a row is summed over processes. Where distributed training averages the gradients of
+    parameters, and each process multiplies its loss by their number, the parameters get the
+    gradient that one process would compute on the joint batch.
 
     It is a collective, forwards and backwards: all processes must call it in the same order, and on
-    all of them the loss must depend on the result, or the others wait for ever. Rows of floats
-    travel, and their gradients are summed, in their own dtype: cast bfloat16 rows to float32
-    before. Runs on gloo (CPU) and NCCL.
+    all of them the loss must depend on the result, or the others wait for ever. Gradients are
+    summed in the dtype of the rows: cast bfloat16 rows to float32 before.
 
     Args:
         rows: (b, ...), any dtype; b may differ between processes and be 0, the other sizes must
             agree.
-        num_rows_per_rank: b of every process, as `count_rows` returns it; without it each call asks
-            anew.
-
-    Returns:
-        (sum of b, ...): the rows of rank 0, then of rank 1, and so on; `rows` itself where there is
-        one process.
+        num_rows_per_rank: b of every process, as `count_rows` returns it; else each call asks.
     """
     if not _is_distributed():
         return rows
@@ -81,27 +73,21 @@ def sum_over_processes(values: Tensor) -> Tensor:
 def compute_shared(
     compute: Callable[[int, int], Tensor], num_rows: int, *, rows_per_block: int
 ) -> Tensor:
-    """Return rows 0..N-1 of a result, each process computing a contiguous part; a collective.
+    """Return rows 0..N-1 of a result that each process computes a part of; a collective.
 
     Args:
         compute: returns the rows (end - begin, ...) from `begin` to before `end`, at least one.
         num_rows: N, at least 1.
         rows_per_block: parts begin at multiples of it. Where `compute` takes so many rows at once,
             the same rows are together on any number of processes, and the result is the same.
-
-    Returns:
-        (N, ...), without gradient.
     """
     if not _is_distributed():
         return compute(0, num_rows)
     num_blocks, num_processes = -(-num_rows // rows_per_block), dist.get_world_size()
-    bounds = [
-        min(num_rows, rows_per_block * (num_blocks * process // num_processes))
-        for process in range(num_processes + 1)
-    ]
+    blocks = (num_blocks * process // num_processes for process in range(num_processes + 1))
+    bounds = [min(num_rows, rows_per_block * block) for block in blocks]
     counts = [end - begin for begin, end in itertools.pairwise(bounds)]
-    rank = dist.get_rank()
-    begin, count = bounds[rank], counts[rank]
+    begin, count = bounds[dist.get_rank()], counts[dist.get_rank()]
     # With fewer blocks than processes, one without rows still tells their shape and dtype.
     own = compute(begin, begin + count) if count else compute(0, 1)[:0]
     return gather_rows(own.detach(), num_rows_per_rank=counts)

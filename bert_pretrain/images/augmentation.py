@@ -1,13 +1,13 @@
 """How images may be changed, and the numbers that say how one view of an image is changed.
 
-An `AugmentationRule` and uniform random numbers enter; a table of parameters leaves, which
-`bert_pretrain.images.views` applies.
+An `AugmentationRule` and uniform numbers enter; parameters leave, which `views` applies.
 
 Source: Chen et al. 2020 (SimCLR), appendix A.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -23,31 +23,24 @@ _NUM_CROP_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 class AugmentationRule:
     """How often and how strongly to change an image; a field left at its default does nothing.
 
-    `dataclasses.replace(PRESETS["simclr"], flip_prob=0.0)` is SimCLR for digits, which a flip would
-    make unreadable.
-
     Attributes:
-        crop_area: Smallest and largest share of the image that is cropped and resized back, in (0,
-            1].
-        crop_aspect: Smallest and largest width / height of the crop, positive; drawn log-uniformly.
-        flip_prob: Probability of a horizontal flip.
-        rotation_prob: Probability of a rotation.
-        rotation_degrees: Largest rotation to either side; past the image's edge its mirror image is
-            seen.
-        jitter_prob: Probability of changing brightness, contrast, saturation and hue, in random
+        crop_area: smallest and largest share of the image that is cropped and resized back, (0, 1].
+        crop_aspect: smallest and largest width / height of the crop; drawn log-uniformly.
+        flip_prob: probability of a horizontal flip.
+        rotation_prob: probability of a rotation.
+        rotation_degrees: largest rotation to either side; past the edge its mirror image is seen.
+        jitter_prob: probability of changing brightness, contrast, saturation and hue, in random
             order.
-        brightness: The factor is drawn from [max(0, 1 - brightness), 1 + brightness].
-        contrast: As brightness.
-        saturation: As brightness.
-        hue: Hues are turned by an angle from [-hue, hue], in full turns, at most 0.5.
-        grayscale_prob: Probability of grey, in all colour channels.
-        blur_prob: Probability of a Gaussian blur; its kernel is about a tenth of the image wide, so
+        brightness, contrast, saturation: the factor is drawn from [max(0, 1 - x), 1 + x].
+        hue: hues are turned by an angle from [-hue, hue], in full turns, at most 0.5.
+        grayscale_prob: probability of grey, in all colour channels.
+        blur_prob: probability of a Gaussian blur; its kernel is about a tenth of the image wide, so
             images of less than 20 pixels are not blurred.
-        blur_sigma: Smallest and largest standard deviation of the blur, pixels.
-        inversion_prob: Probability of inverting all colours.
+        blur_sigma: smallest and largest standard deviation of the blur, pixels.
+        inversion_prob: probability of inverting all colours.
 
     Raises:
-        InputError: A probability or range is impossible.
+        InputError: a probability or range is impossible.
     """
 
     crop_area: tuple[float, float] = (1.0, 1.0)
@@ -67,32 +60,26 @@ class AugmentationRule:
 
     def __post_init__(self) -> None:
         """Check probabilities and ranges."""
-        largest = {
-            **{name: 1.0 for name in vars(self) if name.endswith("_prob")},
-            "hue": 0.5,
-            "rotation_degrees": 180.0,
-            **{name: float("inf") for name in ("brightness", "contrast", "saturation")},
-        }
+        largest = {name: 1.0 for name in vars(self) if name.endswith("_prob")}
+        largest |= {"hue": 0.5, "rotation_degrees": 180.0}
+        largest |= dict.fromkeys(("brightness", "contrast", "saturation"), math.inf)
         for name, upper in largest.items():
             value = getattr(self, name)
             if not 0 <= value <= upper:
                 raise InputError(
                     f"{name} of the augmentation is {value} but must lie in [0, {upper:g}]"
                 )
-        unbounded = float("inf")
-        ranges = {"crop_area": 1.0, "crop_aspect": unbounded, "blur_sigma": unbounded}
-        for name, upper in ranges.items():
+        for name, upper in {
+            "crop_area": 1.0,
+            "crop_aspect": math.inf,
+            "blur_sigma": math.inf,
+        }.items():
             low, high = getattr(self, name)
             if not 0 < low <= high <= upper:
                 raise InputError(
                     f"{name} of the augmentation is ({low}, {high}) but must be two ascending "
                     f"values in (0, {upper:g}]"
                 )
-
-    @property
-    def crops_or_flips(self) -> bool:
-        """Whether any crop or flip is possible."""
-        return self.crop_area[0] < 1 or self.crop_aspect != (1.0, 1.0) or self.flip_prob > 0
 
 
 def _simclr(strength: float, *, blur_prob: float) -> AugmentationRule:
@@ -123,31 +110,16 @@ PRESETS: dict[str, AugmentationRule] = {
 }
 
 
-class Parameter(IntEnum):
-    """Columns of the table that `draw` returns.
-
-    Crops are in shares of the image, `FLIP`, `GRAYSCALE` and `INVERSION` are 0 or 1, `ANGLE` is in
-    degrees counter-clockwise, `HUE` in turns, `*_RANK` the place 0..3 of an operation in the
-    jitter, `BLUR_SIGMA` in pixels (0 = no blur); the factors leave an image unchanged at 1.
-    """
-
-    CROP_LEFT = 0
-    CROP_TOP = 1
-    CROP_WIDTH = 2
-    CROP_HEIGHT = 3
-    FLIP = 4
-    ANGLE = 5
-    BRIGHTNESS = 6
-    CONTRAST = 7
-    SATURATION = 8
-    HUE = 9
-    BRIGHTNESS_RANK = 10
-    CONTRAST_RANK = 11
-    SATURATION_RANK = 12
-    HUE_RANK = 13
-    GRAYSCALE = 14
-    BLUR_SIGMA = 15
-    INVERSION = 16
+# Columns of the table that `draw_parameters` returns. Crops are in shares of the image, `FLIP`,
+# `GRAYSCALE` and `INVERSION` are 0 or 1, `ANGLE` is in degrees counter-clockwise, `HUE` in turns,
+# `*_RANK` the place 0..3 of an operation in the jitter, `BLUR_SIGMA` in pixels (0 = no blur);
+# factors of 1 change nothing.
+Parameter = IntEnum(
+    "Parameter",
+    "CROP_LEFT CROP_TOP CROP_WIDTH CROP_HEIGHT FLIP ANGLE BRIGHTNESS CONTRAST SATURATION HUE "
+    "BRIGHTNESS_RANK CONTRAST_RANK SATURATION_RANK HUE_RANK GRAYSCALE BLUR_SIGMA INVERSION",
+    start=0,
+)
 
 
 class _Number(IntEnum):
@@ -175,14 +147,9 @@ NUM_DRAWS = _Number.CROP_ATTEMPTS + 2 * _NUM_CROP_ATTEMPTS
 
 
 def draw_parameters(rule: AugmentationRule, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn uniform draws into the parameters of one view of every image.
+    """Turn independent draws (B, `NUM_DRAWS`) from [0, 1) into the parameters of a view, (B, P).
 
-    Args:
-        rule: how often and how strongly images change.
-        draws: (B, `NUM_DRAWS`), independent, in [0, 1).
-
-    Returns:
-        (B, P), columns as named by `Parameter`.
+    The columns are those of `Parameter`.
     """
     table = np.zeros((len(draws), len(Parameter)), dtype=np.float64)
     _draw_geometry(table, draws, rule)
@@ -200,9 +167,8 @@ def _draw_geometry(
 ) -> None:
     """Fill in crop, flip and angle.
 
-    Every crop has ten attempts of its own at an area and an aspect that fit into the image. One
-    whose attempts all fail gets the whole image, narrowed to the nearest allowed aspect. Boxes are
-    not rounded to whole pixels.
+    Each crop takes the first of ten draws of area and aspect that fits into the image; if none
+    fits, the whole image, narrowed to the nearest allowed aspect. Boxes are not rounded to pixels.
     """
     areas = _scaled(draws[:, _Number.CROP_ATTEMPTS :: 2], *rule.crop_area)  # (B, attempts)
     aspects = np.exp(_scaled(draws[:, _Number.CROP_ATTEMPTS + 1 :: 2], *np.log(rule.crop_aspect)))
@@ -214,12 +180,9 @@ def _draw_geometry(
     width = np.where(any_fits, widths[chosen], min(1.0, fallback))
     height = np.where(any_fits, heights[chosen], min(1.0, 1 / fallback))
     table[:, Parameter.CROP_WIDTH], table[:, Parameter.CROP_HEIGHT] = width, height
-    table[:, Parameter.CROP_LEFT] = (1 - width) * np.where(
-        any_fits, draws[:, _Number.CROP_LEFT], 0.5
-    )
-    table[:, Parameter.CROP_TOP] = (1 - height) * np.where(
-        any_fits, draws[:, _Number.CROP_TOP], 0.5
-    )
+    left, top = draws[:, _Number.CROP_LEFT], draws[:, _Number.CROP_TOP]
+    table[:, Parameter.CROP_LEFT] = (1 - width) * np.where(any_fits, left, 0.5)
+    table[:, Parameter.CROP_TOP] = (1 - height) * np.where(any_fits, top, 0.5)
     table[:, Parameter.FLIP] = draws[:, _Number.FLIP] < rule.flip_prob
     angle = _scaled(draws[:, _Number.ANGLE], -rule.rotation_degrees, rule.rotation_degrees)
     is_rotated = draws[:, _Number.IS_ROTATED] < rule.rotation_prob
@@ -229,7 +192,7 @@ def _draw_geometry(
 def _draw_jitter(
     table: NDArray[np.float64], draws: NDArray[np.float64], rule: AugmentationRule
 ) -> None:
-    """Fill in the factors (1 without jitter), the hue (0) and the order of the four operations."""
+    """Fill in the factors (1 without jitter), the hue (0) and the ranks of the four operations."""
     is_jittered = draws[:, _Number.IS_JITTERED] < rule.jitter_prob
     factors = (
         (Parameter.BRIGHTNESS, _Number.BRIGHTNESS, rule.brightness),

@@ -1,7 +1,6 @@
 """Decoded images, kept in a mapped file that later runs reuse.
 
-A source enters; the pixels of all its images leave, with what is known of each. What is embedded is
-decoded in memory.
+A source enters; the pixels of all its images leave, with what is known of each.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -79,13 +79,14 @@ def decode_once(
 ) -> DecodedImages:
     """Decode all images of a source into a folder, unless they are there, and map them.
 
-    Processes that call this at once do the work once. One that is killed leaves nothing that looks
-    whole.
+    Processes that call this at once do the work once. The folder appears whole or not at all.
 
     Raises:
         InputError: an image cannot be used, or what is there is damaged.
     """
-    folder = cache_dir.absolute() / _cache_key(source, rule)[:20]
+    determinants = [FORMAT_VERSION, source.fingerprint, astuple(rule), metadata.version("pillow")]
+    key = hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
+    folder = cache_dir.absolute() / key[:20]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -109,12 +110,6 @@ def decode_once(
     return DecodedImages(pixels, labels, moments, manifest)
 
 
-def _cache_key(source: ImageSource, rule: DecodingRule) -> str:
-    versions = metadata.version("pillow")
-    determinants = [FORMAT_VERSION, source.fingerprint, list(astuple(rule)), versions]
-    return hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
-
-
 def _decode(
     source: ImageSource, rule: DecodingRule, file: IO[bytes], *, show_progress: bool
 ) -> DecodedImages:
@@ -122,11 +117,13 @@ def _decode(
     num_channels = rule.num_channels or channels_of_first(source)
     writer = _Writer(file, source.num_rows)
     bad: list[str] = []
-    outcomes = decode_rows(source.read(), image_size=rule.image_size, num_channels=num_channels)
-    progress = tqdm(
-        outcomes, total=source.num_rows, desc="decoding", unit=" images", disable=not show_progress
-    )
-    for outcome in progress:
+    for outcome in tqdm(
+        decode_rows(source.read(), image_size=rule.image_size, num_channels=num_channels),
+        total=source.num_rows,
+        desc="decoding",
+        unit=" images",
+        disable=not show_progress,
+    ):
         if outcome.pixels is not None:
             writer.add(outcome, outcome.pixels)
             continue
@@ -136,43 +133,35 @@ def _decode(
                 advice="repair or remove it, or pass `on_bad_image` skip",
             )
         bad.append(f"{outcome.name} ({outcome.reason})")
-    if len(writer.labels) < 4:
+    num_images, duplicates = len(writer.labels), writer.num_duplicates
+    if num_images < 4:
         raise InputError(
-            f"{source.description} holds {len(writer.labels)} distinct images, but at least 4 are "
-            f"needed ({writer.num_duplicates} duplicates",
-            advice=f"skipped: {'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'}); pass another "
-            "`dataset_name` or `data_files`",
+            f"{source.description} holds {num_images} distinct images, but at least 4 are needed "
+            f"({duplicates} duplicates; skipped: {'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'})",
+            advice="pass another `dataset_name` or `data_files`",
         )
     writer.finish()
     labels, label_names = _numbered(writer.labels, source.label_names)
+    content = writer.digests + (b"" if labels is None else labels.tobytes())
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": {"description": source.description, "fingerprint": source.fingerprint},
-        "content": hashlib.sha256(
-            writer.digests + (b"" if labels is None else labels.tobytes())
-        ).hexdigest(),
+        "content": hashlib.sha256(content).hexdigest(),
         "image_size": rule.image_size,
         "label_names": label_names,
         "modes": dict(writer.modes),
-        "counts": {
-            "images": len(writer.labels),
-            "duplicates": writer.num_duplicates,
-            "skipped": len(bad),
-        },
+        "counts": {"images": num_images, "duplicates": duplicates, "skipped": len(bad)},
         "skipped": bad[:_NAMED_BAD_IMAGES],
         "versions": {name: metadata.version(name) for name in ("datasets", "pillow")},
     }
-    moments = np.frombuffer(writer.moments, dtype=np.int64).reshape(
-        len(writer.labels), 2, num_channels
-    )
+    moments = np.frombuffer(writer.moments, dtype=np.int64).reshape(num_images, 2, num_channels)
     return DecodedImages(np.empty((0, *writer.shape), dtype=np.uint8), labels, moments, manifest)
 
 
 class _Writer:
     """Appends distinct images of one size to an .npy file and keeps what is known of each.
 
-    Digests and moments are kept as bytes, because a Python object for each image would take several
-    times as much.
+    Digests and moments are bytes: a Python object for each image would take several times as much.
     """
 
     def __init__(self, file: IO[bytes], num_rows: int) -> None:
@@ -214,8 +203,7 @@ class _Writer:
         self._write_header(len(self.labels))
 
     def _write_header(self, num_images: int) -> None:
-        # NumPy pads the header for any length of the first axis, so that it can be rewritten in
-        # place.
+        # NumPy pads the header for any length of the first axis, so it can be rewritten in place.
         description = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self.shape)}
         np.lib.format.write_array_header_1_0(self._file, description)
 
@@ -227,10 +215,7 @@ def _size(shape: tuple[int, ...]) -> str:
 def _numbered(
     labels: list[Label], names: tuple[str, ...] | None
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Return the class number of each label (N,), -1 without one, and the names of the classes.
-
-    They are None and () where no image has a label.
-    """
+    """Return class numbers (N,), -1 without one, and names of classes; None and () without any."""
     distinct = {label for label in labels if label not in (None, -1)}
     if not distinct:
         return None, ()
@@ -238,7 +223,6 @@ def _numbered(
     if names is None:
         largest = max((label for label in distinct if isinstance(label, int)), default=-1)
         names = tuple(texts) or tuple(map(str, range(largest + 1)))
-    number: dict[Label, int] = {text: place for place, text in enumerate(texts)}
-    if not texts:
-        number = {place: place for place in range(len(names))}
+    keys: Iterable[Label] = texts or range(len(names))
+    number = {label: place for place, label in enumerate(keys)}
     return np.array([number.get(label, -1) for label in labels], dtype=np.int64), names

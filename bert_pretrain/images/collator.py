@@ -2,15 +2,14 @@
 
 Called by the loader, in worker processes if wanted. Image numbers enter; a batch leaves, with the
 pixels as they are stored and the random numbers that a loss needs. Both are pure functions of
-(seed, epoch, image), so batches may be made in any grouping, on any number of processes, and again
-after an interruption.
+(seed, epoch, image), so the layout of a run and its interruptions change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,36 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bert_pretrain.data.loader import Part
-from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.images.corpus import ImageCorpus
 
 # Held-out images are drawn for alike at every evaluation, and unlike in any training epoch.
 EVALUATION_EPOCH = -1
 
 
-class ImageDraw(Protocol):
-    """The random numbers that a loss needs for an image; it is pickled with the collator."""
-
-    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Draw for some images, as a pure function of seed, epoch and image.
-
-        Args:
-            images: int64 (B,), numbers in the corpus.
-            epoch: `EVALUATION_EPOCH` for held-out images.
-
-        Returns:
-            CPU tensors by name, the first dimension of each B.
-        """
-        ...
+# What a loss needs beside the pixels of images int64 (B,) in an epoch, a pure function of seed,
+# epoch and image: CPU tensors (B, ...) by name. It is pickled with the collator.
+ImageDraw: TypeAlias = Callable[[NDArray[np.int64], int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The images of an epoch in training order.
-
-    Attributes:
-        images: int64 (N,), their numbers in the corpus.
-    """
+    """The images of an epoch in training order, as int64 (N,) numbers in the corpus."""
 
     images: NDArray[np.int64]
 
@@ -60,43 +43,27 @@ class ImagePlan:
         return ImagePlan(self.images[rows])
 
 
-def plan_images(images: NDArray[np.int64], *, seed: int, epoch: int) -> ImagePlan:
-    """Return all `images` in the order of an epoch."""
-    return ImagePlan(images[permutation(len(images), seed, Purpose.TRAINING_ORDER, epoch)])
-
-
+@dataclass(eq=False)
 class ImageCollator:
-    """Read the pixels of images and draw their random numbers."""
+    """Reads the pixels of images and draws their random numbers.
 
-    unit = "images"
+    Attributes:
+        corpus: the decoded images.
+        draw: returns what the loss needs beside the pixels.
+        evaluation: whether the random numbers are the same in every epoch.
+    """
 
-    def __init__(self, corpus: ImageCorpus, draw: ImageDraw, *, evaluation: bool) -> None:
-        """Keep what every batch needs.
-
-        Args:
-            corpus: the decoded images.
-            draw: returns what the loss needs beside the pixels.
-            evaluation: whether the random numbers are the same in every epoch.
-        """
-        self.corpus = corpus
-        self.draw = draw
-        self.evaluation = evaluation
+    corpus: ImageCorpus
+    draw: ImageDraw
+    evaluation: bool
+    unit: str = "images"
 
     def num_units(self, batch: dict[str, Tensor]) -> int:
         """Return the number of images of a batch."""
         return len(batch["image_ids"])
 
     def collate(self, parts: Sequence[Part]) -> dict[str, Tensor]:
-        """Make the batch of some images.
-
-        Args:
-            parts: rows of one epoch or of several: (epoch, row numbers, these rows of the epoch's
-                plan). The row numbers make no difference, and to an evaluation collator the epoch
-                makes none.
-
-        Returns:
-            `pixels` uint8 (B, C, H, W), `image_ids` int64 (B,), and what `draw` returns.
-        """
+        """Return `pixels` uint8 (B, C, H, W), `image_ids` int64 (B,), and what `draw` returns."""
         images = np.concatenate([plan.images for _, _, plan in parts]).astype(np.int64)
         pixels = np.ascontiguousarray(self.corpus.pixels[images].transpose(0, 3, 1, 2))
         drawn = [
@@ -112,12 +79,7 @@ class ImageCollator:
 
 @dataclass(frozen=True, eq=False)
 class PixelScale:
-    """From stored pixels to what a model reads, and back.
-
-    Attributes:
-        mean: float32 (C,), of pixels in [0, 1].
-        std: float32 (C,), above 0.
-    """
+    """From pixels in [0, 1] to what a model reads and back; mean and deviation float32 (C,)."""
 
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
@@ -143,5 +105,5 @@ def unit_range(pixels: Tensor) -> Tensor:
 
 
 def channels_last(images: Tensor) -> NDArray[np.float32]:
-    """Return float (B, C, H, W) in [0, 1] as an array (B, H, W, C) for pictures."""
+    """Return images (B, C, H, W) as an array (B, H, W, C) for pictures."""
     return np.asarray(images.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,7 +1,6 @@
 """Images decoded once to uint8, divided into those to train on and those held out.
 
-Names of a data set enter; an `ImageCorpus` leaves, which loaders, evaluation and the exported image
-processor read.
+Names of a data set enter; an `ImageCorpus` leaves.
 """
 
 from __future__ import annotations
@@ -43,16 +42,15 @@ class ImageCorpus:
     """Decoded images and their division into training and validation images.
 
     Attributes:
-        pixels: uint8 (N, H, W, C), read-only; no two images are equal. In memory, or mapped from a
-            file.
+        pixels: uint8 (N, H, W, C), read-only, in memory or mapped; no two images are equal.
         labels: int64 (N,), class numbers, -1 where an image has none; None if none has one.
         label_names: name of each class number; empty if `labels` is None.
         train_images: int64, sorted indices of the images to train on.
         validation_images: int64, sorted indices of those held out.
         mean: float32 (C,), mean of each channel over the training images, pixels in [0, 1].
-        std: float32 (C,), their standard deviation (of the population), at least `MIN_STD`.
+        std: float32 (C,), their population standard deviation, at least `MIN_STD`.
         manifest: what the corpus is and was made of; `key` changes if and only if pixels, labels,
-            order or division do, wherever the images came from.
+            order or division do.
     """
 
     pixels: NDArray[np.uint8]
@@ -65,13 +63,10 @@ class ImageCorpus:
     manifest: dict[str, Any]
 
     def remembered(self, name: str, compute: Callable[[], float]) -> float:
-        """Return a number about this corpus, computed once where its pixels are kept in a file.
+        """Return a number about this corpus, computed once and kept beside pixels in a file.
 
-        Processes that ask at once compute it once. The number lies beside the pixels.
-
-        Args:
-            name: of a file; it tells all that the number depends on beside the corpus.
-            compute: returns the number.
+        `name` tells all that the number depends on beside the corpus. Processes that ask at once
+        compute it once.
         """
         if not isinstance(self.pixels, np.memmap):
             return compute()
@@ -110,18 +105,17 @@ def open_images(
     """Open images, decoding them unless that was done before.
 
     Images that are equal after decoding are kept once, so that none is both trained on and held
-    out. Processes that call this at once do the work once: the first decodes, the others wait.
-    Beside the file that is written, memory holds some blocks of images and about 200 bytes for each
-    one.
+    out. Where processes call this at once, the first decodes and the others wait. Memory holds a
+    few blocks of images and about 200 bytes for each image.
 
     Args:
         validation_share: share of images held out, in (0, 1), drawn at random; at least 2.
         seed: of that draw.
         image_size: side in pixels of the square that every image becomes: its shorter side is
-            resized to that (bicubic, antialiased), its centre cropped. 0 = the images' own size,
-            which must be the same for all.
+            resized (bicubic, antialiased), its centre cropped. 0 = the images' own size, the same
+            for all.
         num_channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 = as in the first image.
-        on_bad_image: what to do about an image that is corrupt, truncated or missing: stop, or skip
+        on_bad_image: whether to stop at an image that is corrupt, truncated or missing, or to skip
             and count it.
         cache_dir: where decoded images are kept; default a folder under the Hugging Face cache.
         show_progress: whether to draw a progress bar.
@@ -183,10 +177,9 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
 def _mean_and_std(
     moments: NDArray[np.int64], pixels_per_image: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and standard deviation of each channel, pixels in [0, 1].
+    """Return mean and standard deviation of each channel from moments int64 (N, 2, C).
 
-    They come from the moments int64 (N, 2, C) of all pixels. The difference of squares is taken
-    between Python integers, where nothing cancels or overflows.
+    The difference of squares is taken between Python integers, where nothing cancels or overflows.
     """
     count = len(moments) * pixels_per_image
     mean, std = [], []
@@ -206,9 +199,7 @@ def image_card(corpus: ImageCorpus) -> str:
         more = ", ..." if counts["skipped"] > len(manifest["skipped"]) else ""
         skipped += ": " + ", ".join(manifest["skipped"]) + more
     modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(manifest["modes"].items()))
-    fit = f"from {modes}"
-    if manifest["image_size"]:
-        fit += ", shorter side resized, centre cropped"
+    fit = ", shorter side resized, centre cropped" if manifest["image_size"] else ""
     place = "in memory"
     if isinstance(corpus.pixels, np.memmap):
         place = f"mapped from {corpus.pixels.filename}"
@@ -219,7 +210,7 @@ def image_card(corpus: ImageCorpus) -> str:
             f"{counts['validation']:,} held out); duplicates dropped: {counts['duplicates']:,}; "
             f"skipped: {skipped}",
             f"size             {width} x {height} pixels (width x height), {MODES[num_channels]} "
-            f"({fit})",
+            f"(from {modes}{fit})",
             f"classes          {_classes(corpus)}",
             f"mean, std        {_listed(corpus.mean)}, {_listed(corpus.std)} of the training "
             "pixels in [0, 1]",

@@ -1,7 +1,6 @@
 """Encoded images to pixels of one size and number of channels.
 
-Rows of a source enter; what became of each leaves, in the same order. Resizing and cropping happen
-here, so that an epoch costs a copy of bytes and no decoder.
+Rows of a source enter; what became of each leaves, in the same order.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class ImageRow:
     """One image as it is stored.
 
     Attributes:
-        name: what to call it before a user: a path, or a file and the row in it, counted from 0.
+        name: for messages: a path, or a file and the row in it, counted from 0.
         content: pixels uint8 (H, W); or `bytes` and `path` as `datasets.Image(decode=False)` gives
             them, either None; or None where the row holds no image.
         label: class number, -1 or None where there is none, or class name.
@@ -50,16 +49,16 @@ class ImageSource:
         fingerprint: changes when the images may have changed.
         num_rows: how many rows a pass has.
         label_names: name of each class number, where the source tells them.
-        is_embedded: whether the images come with an installed package and are few.
         read: starts a new pass over the rows.
+        is_embedded: whether the images come with an installed package and are few.
     """
 
     description: str
     fingerprint: str
     num_rows: int
     label_names: tuple[str, ...] | None
-    is_embedded: bool
     read: Callable[[], Iterator[ImageRow]]
+    is_embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,7 @@ class Outcome:
     """What became of a row: an image, or the reason why there is none.
 
     Attributes:
-        name: of the row.
-        label: of the row.
-        mode: Pillow's name of the pixels' kind, before any conversion.
+        mode: Pillow's name of the kind of pixels, before any conversion.
         pixels: uint8 (H, W, C).
         moments: bytes of int64 (2, C), sums of the pixels and of their squares.
         reason: why there are no pixels; empty otherwise.
@@ -88,12 +85,8 @@ def decode_rows(
 ) -> Iterator[Outcome]:
     """Decode rows in threads, a few blocks ahead, and yield them in order.
 
-    Pillow releases the interpreter lock.
-
-    Args:
-        rows: of a source.
-        image_size: side in pixels of the square that every image becomes; 0 = the image's own size.
-        num_channels: 1, 3 or 4.
+    Every image becomes a square of `image_size` pixels a side (0 = its own size) with 1, 3 or 4
+    channels. Threads serve, since Pillow releases the interpreter lock.
     """
 
     def decode(block: list[ImageRow]) -> list[Outcome]:
@@ -119,9 +112,8 @@ def _decode_row(row: ImageRow, image_size: int, num_channels: int) -> Outcome:
     except PIL.UnidentifiedImageError:  # its own message is an address in memory
         return Outcome(row.name, row.label, reason="no image in a known format")
     except Exception as error:  # the decoders of broken files raise whatever they stumble over
-        return Outcome(
-            row.name, row.label, reason=(str(error) or type(error).__name__).splitlines()[0]
-        )
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return Outcome(row.name, row.label, reason=reason)
     pixels = np.asarray(image).reshape(image.height, image.width, num_channels)
     sums = pixels.sum(axis=(0, 1), dtype=np.int64)
     squares = np.square(pixels, dtype=np.uint32).sum(axis=(0, 1), dtype=np.int64)

@@ -1,7 +1,7 @@
-"""Where images come from: the embedded digits, the files of a folder, or a table.
+"""Where images come from: the embedded digits, the files of a folder, or a column of a table.
 
 Names enter; an `ImageSource` leaves, whose rows hold encoded bytes or paths and come one at a time,
-so that no data set is ever held in memory. `bert_pretrain.images.decoding` decodes them.
+so that no data set is ever held in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ import PIL.Image
 from bert_pretrain.data.names import files_fingerprint, is_saved_dataset
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource
-from bert_pretrain.images.tables import DEFAULT_LABEL_COLUMN, open_dataset, open_parquet
+from bert_pretrain.images.tables import (
+    DATASET_ADVICE,
+    DEFAULT_LABEL_COLUMN,
+    open_dataset,
+    open_parquet,
+)
 
 _SPLIT_FOLDER = re.compile("train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?")
 # A folder with such files is a data set of its own format, or says more about its images than their
@@ -60,14 +65,13 @@ def open_image_source(
     """
     if data_files:
         return open_parquet(data_files, image_column, label_column, parameter=files_parameter)
-    if dataset_name in (None, "digits"):
+    if dataset_name is None or dataset_name == "digits":
         if dataset_split != "train":
             raise InputError(
                 f"'digits' has no split {dataset_split!r}, only train",
                 advice=f"leave out `{split_parameter}`",
             )
         return _open_digits()
-    assert dataset_name is not None
     folder = Path(dataset_name)
     if folder.is_dir() and not is_saved_dataset(folder):
         files = sorted(_visible_files(folder))
@@ -80,6 +84,27 @@ def open_image_source(
         image_column,
         label_column,
         split_parameter=split_parameter,
+    )
+
+
+def _open_digits() -> ImageSource:
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    labels = digits.target.tolist()
+
+    def read() -> Iterator[ImageRow]:
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            yield ImageRow(f"digit {number}", image, label)
+
+    return ImageSource(
+        description="digits: scikit-learn's handwritten digits",
+        fingerprint=hashlib.sha256(pixels.tobytes() + bytes(labels)).hexdigest(),
+        num_rows=len(pixels),
+        label_names=tuple(map(str, digits.target_names)),
+        read=read,
+        is_embedded=True,
     )
 
 
@@ -101,10 +126,7 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
     root = _split_folder(folder, files, split, split_parameter)
     files = [path for path in files if path.is_relative_to(root)]
     if not files:
-        raise InputError(
-            f"{root} holds no images",
-            advice="`dataset_name` takes 'digits', a folder of images or a Hub id",
-        )
+        raise InputError(f"{root} holds no images", advice=DATASET_ADVICE)
     parents = {path.parent for path in files}
     names = sorted({parent.name for parent in parents})
     is_labelled = len(names) > 1 and len({len(parent.parts) for parent in parents}) == 1
@@ -120,7 +142,6 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
         fingerprint=files_fingerprint(files),
         num_rows=len(files),
         label_names=tuple(names) if is_labelled else None,
-        is_embedded=False,
         read=read,
     )
 
@@ -145,25 +166,3 @@ def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -
             advice=f"it has {', '.join(sorted(subfolders))}; change `{parameter}`",
         )
     return folder / split
-
-
-def _open_digits() -> ImageSource:
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
-
-    digits = load_digits()
-    # (1797, 8, 8), grey levels 0..16 before
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels = digits.target.tolist()
-
-    def read() -> Iterator[ImageRow]:
-        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-            yield ImageRow(f"digit {number}", image, label)
-
-    return ImageSource(
-        description="digits: scikit-learn's handwritten digits",
-        fingerprint=hashlib.sha256(pixels.tobytes() + bytes(labels)).hexdigest(),
-        num_rows=len(pixels),
-        label_names=tuple(map(str, digits.target_names)),
-        is_embedded=True,
-        read=read,
-    )

@@ -16,6 +16,7 @@ from bert_pretrain.data.names import existing_files, files_fingerprint, is_saved
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.images.decoding import ImageRow, ImageSource, Label
 
+DATASET_ADVICE = "`dataset_name` takes 'digits', a folder of images or a Hub id"
 DEFAULT_LABEL_COLUMN = "label"
 _ROWS_PER_READ = 64
 # Above it, a column of integers holds identifiers or measurements, not classes.
@@ -23,25 +24,23 @@ _MAX_CLASS_NUMBER = 99_999
 
 
 def open_parquet(
-    patterns: list[str], image_column: str, label_column: str, *, parameter: str = "data_files"
+    patterns: list[str], image_column: str, label_column: str, *, parameter: str
 ) -> ImageSource:
-    """Open Parquet files; the arguments are those of `open_image_source`."""
+    """Open Parquet files; see `open_image_source`."""
     found = (path for pattern in patterns for path in existing_files(pattern, parameter=parameter))
     paths = list(dict.fromkeys(found))
     num_rows = 0
-    label_features: list[Any] = []
+    labels: list[Any] = []  # the feature in each file
     for path in paths:
         with _open_parquet_file(path, parameter) as file:
-            schema = file.schema_arrow
             num_rows += file.metadata.num_rows
-        label = _check_columns(str(path), schema, image_column, label_column)
-        label_features.append(label)
-        if label != label_features[0]:
+            labels.append(_label_feature(str(path), file.schema_arrow, image_column, label_column))
+        if labels[-1] != labels[0]:
             raise InputError(
-                f"the labels of {path} are {label}, those of {paths[0]} {label_features[0]}",
+                f"the labels of {path} are {labels[-1]}, those of {paths[0]} {labels[0]}",
                 advice=f"they must agree in all `{parameter}`",
             )
-    columns = [image_column] if label_features[0] is None else [image_column, label_column]
+    columns = [image_column] if labels[0] is None else [image_column, label_column]
 
     def read() -> Iterator[ImageRow]:
         for path in paths:
@@ -50,12 +49,10 @@ def open_parquet(
                 yield from _rows_of(batches, str(path), columns)
 
     return ImageSource(
-        description=", ".join(path.name for path in paths[:4])
-        + (", ..." if len(paths) > 4 else ""),
+        description=", ".join([path.name for path in paths[:4]] + ["..."] * (len(paths) > 4)),
         fingerprint=files_fingerprint(paths, image_column, label_column),
         num_rows=num_rows,
-        label_names=_class_names(label_features[0]),
-        is_embedded=False,
+        label_names=_class_names(labels[0]),
         read=read,
     )
 
@@ -78,58 +75,57 @@ def open_dataset(
     image_column: str,
     label_column: str,
     *,
-    split_parameter: str = "dataset_split",
+    split_parameter: str,
 ) -> ImageSource:
-    """Open a data set that `datasets` saved in a folder, or loads from a folder or the Hub."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    """Open a data set that `datasets` saved or loads; see `open_image_source`."""
     from datasets.fingerprint import generate_fingerprint
 
-    try:
-        dataset = (
-            load_from_disk(name)
-            if is_saved_dataset(Path(name))
-            else load_dataset(name, config_name)
-        )
-    except Exception as error:  # datasets raises whatever its builders and the network raise
-        # What a builder says is wrapped in a sentence that says nothing.
-        cause = error.__cause__ or error
-        raise InputError(
-            f"the data set {name!r} cannot be loaded ({first_line(cause)})",
-            advice="`dataset_name` takes 'digits', a folder of images or a Hub id",
-        ) from error
-    if isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise InputError(
-                f"the data set {name!r} has no split {split!r}",
-                advice=f"it has {', '.join(map(str, dataset))}; change `{split_parameter}`",
-            )
-        dataset = dataset[split]
+    dataset = _load_split(name, config_name, split, split_parameter)
     schema = dataset.features.arrow_schema
-    label = _check_columns(f"the data set {name!r}", schema, image_column, label_column)
+    label = _label_feature(f"the data set {name!r}", schema, image_column, label_column)
     columns = [image_column] if label is None else [image_column, label_column]
     described = json.dumps([generate_fingerprint(dataset), split, columns])
 
     def read() -> Iterator[ImageRow]:
-        # The Arrow format leaves images encoded, so that one that cannot be decoded does not end
-        # the pass.
-        tables = (
-            dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS_PER_READ)
-        )
-        yield from _rows_of(
-            (batch for table in tables for batch in table.to_batches()), name, columns
-        )
+        # The Arrow format leaves images encoded: one that cannot be decoded does not end the pass.
+        arrow = dataset.select_columns(columns).with_format("arrow")
+        tables = arrow.iter(batch_size=_ROWS_PER_READ)
+        batches = (batch for table in tables for batch in table.to_batches())
+        yield from _rows_of(batches, name, columns)
 
     return ImageSource(
         description=f"{name} ({split})",
         fingerprint=hashlib.sha256(described.encode()).hexdigest(),
         num_rows=len(dataset),
         label_names=_class_names(label),
-        is_embedded=False,
         read=read,
     )
 
 
-def _check_columns(where: str, schema: pa.Schema, image_column: str, label_column: str) -> Any:
+def _load_split(name: str, config_name: str | None, split: str, split_parameter: str) -> Any:
+    """Return a split of what `datasets` saved in a folder, or loads from a folder or the Hub."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    is_saved = is_saved_dataset(Path(name))
+    try:
+        dataset = load_from_disk(name) if is_saved else load_dataset(name, config_name)
+    except Exception as error:  # datasets raises whatever its builders and the network raise
+        # What a builder says is wrapped in a sentence that says nothing.
+        cause = first_line(error.__cause__ or error)
+        raise InputError(
+            f"the data set {name!r} cannot be loaded ({cause})", advice=DATASET_ADVICE
+        ) from error
+    if not isinstance(dataset, DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise InputError(
+            f"the data set {name!r} has no split {split!r}",
+            advice=f"it has {', '.join(map(str, dataset))}; change `{split_parameter}`",
+        )
+    return dataset[split]
+
+
+def _label_feature(where: str, schema: pa.Schema, image_column: str, label_column: str) -> Any:
     """Check that both columns can be used; return the feature of the labels, None without any."""
     from datasets import ClassLabel, Features, Value
 
@@ -140,7 +136,16 @@ def _check_columns(where: str, schema: pa.Schema, image_column: str, label_colum
             advice=f"it has {listed}; pass the one of images as `image_column`",
         )
     image_type = schema.field(image_column).type
-    if not _holds_images(image_type):
+    if pa.types.is_struct(image_type):
+        holds_images = any(image_type.get_field_index(name) >= 0 for name in ("bytes", "path"))
+    else:
+        holds_images = image_type in (
+            pa.binary(),
+            pa.large_binary(),
+            pa.string(),
+            pa.large_string(),
+        )
+    if not holds_images:
         raise InputError(
             f"the column {image_column!r} of {where} holds {image_type}, not images",
             advice=f"the columns are {listed}; pass the one of images as `image_column`",
@@ -152,26 +157,17 @@ def _check_columns(where: str, schema: pa.Schema, image_column: str, label_colum
             f"{where} has no column {label_column!r}",
             advice=f"it has {listed}; change `label_column` or leave it out",
         )
-    described = Features.from_arrow_schema(
-        pa.schema([schema.field(label_column)], metadata=schema.metadata)
-    )
-    feature = described[label_column]
-    is_value = isinstance(feature, Value) and feature.dtype.startswith(
-        ("int", "uint", "string", "large_string")
-    )
+    field = schema.field(label_column)
+    feature = Features.from_arrow_schema(pa.schema([field], metadata=schema.metadata))[label_column]
+    kinds = ("int", "uint", "string", "large_string")
+    is_value = isinstance(feature, Value) and feature.dtype.startswith(kinds)
     if not is_value and not isinstance(feature, ClassLabel):
         raise InputError(
-            f"the column {label_column!r} of {where} holds {schema.field(label_column).type}, but "
-            "labels must be integers, strings or a ClassLabel",
+            f"the column {label_column!r} of {where} holds {field.type}, but labels must be "
+            "integers, strings or a ClassLabel",
             advice="change `label_column`",
         )
     return feature
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0 or kind.get_field_index("path") >= 0)
-    return kind in (pa.binary(), pa.large_binary(), pa.string(), pa.large_string())
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:

@@ -1,14 +1,14 @@
 """Random views of images, for a whole batch at once on its device, each by its own parameters.
 
-`Augmentation.draw` turns (epoch, image, view) into a table of parameters on the CPU, for instance
-in a data worker. `Augmentation.apply` turns images and that table into views, wherever the images
-are. The parameters are a pure function of seed, epoch, image and view, so that an image looks the
-same in any batch, on any number of processes and after a restart.
+`Augmentation.draw` makes a table of parameters on the CPU, a pure function of seed, epoch, image
+and view; `Augmentation.apply` makes the views, on the device of the images. In the functions below
+images are float32 (B, C, S, S) in [0, 1], colours their first 1 or 3 channels, and parameters
+float32 (B, P).
 
-Crop, flip, rotation, jitter, grey, blur and inversion follow each other in this order. A crop is
-never larger than the image and the view has the image's size, so pixels are only ever magnified and
-nothing aliases. Crop, rotation and jitter are Pillow's (and torchvision's ColorJitter's) without
-rounding to whole pixels and 8 bits; the blur is kornia's.
+Crop, flip, rotation, jitter, grey, blur and inversion follow each other in this order. A view has
+the image's size, so a crop only magnifies and nothing aliases. Crop, rotation and jitter are
+Pillow's (and torchvision's ColorJitter's) without rounding to whole pixels and 8 bits; the blur is
+kornia's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Augmentation:
 
     Attributes:
         rule: how often and how strongly images change.
-        num_channels: 1 grey, 3 red-green-blue, 4 with alpha. Alpha is cropped, flipped and rotated
-            with the colours and nothing else; on one channel the jitter is brightness and contrast.
+        num_channels: 1 grey, 3 red-green-blue, 4 with alpha, which is cropped, flipped and rotated
+            with the colours. On one channel the jitter is brightness and contrast.
         image_size: height and width, pixels.
         seed: of the run.
     """
@@ -60,9 +60,8 @@ class Augmentation:
         """Draw the parameters of one view of every image.
 
         Args:
-            epoch: pass over the data, one number or int64 (B,), since a batch may reach into the
-                next epoch.
-            rows: int64 (B,), which images, by their number in the data set.
+            epoch: one number or int64 (B,).
+            rows: int64 (B,), numbers of the images in the data set.
             view: which view of them, 0 or 1.
 
         Returns:
@@ -78,15 +77,8 @@ class Augmentation:
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         """Return the views that the parameters describe.
 
-        Control flow depends on the rule alone, never on the values drawn: nothing waits for the
-        device, and the operations of a step are the same at every step.
-
-        Args:
-            images: float32 (B, C, H, W) in [0, 1]; not changed.
-            parameters: float32 (B, P) from `draw`, on the device of the images.
-
-        Returns:
-            float32 (B, C, H, W) in [0, 1].
+        Control flow depends on the rule alone, never on the values drawn, so nothing waits for the
+        device. The images are not changed.
         """
         assert images.shape[1:] == (self.num_channels, self.image_size, self.image_size)
         assert parameters.shape == (len(images), len(Parameter))
@@ -96,7 +88,7 @@ class Augmentation:
 
     def _apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         rule = self.rule
-        if rule.crops_or_flips:
+        if rule.crop_area[0] < 1 or rule.crop_aspect != (1.0, 1.0) or rule.flip_prob > 0:
             images = crop_and_flip(images, parameters)
         if rule.rotation_prob > 0:
             images = rotate(images, parameters[:, Parameter.ANGLE])
@@ -121,16 +113,8 @@ def _column(parameters: Tensor, column: Parameter) -> Tensor:
 def crop_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
     """Crop, resize back by bicubic interpolation as Pillow does (Keys' kernel, a = -0.5), and flip.
 
-    Rows and columns are resampled one after the other by a matrix of weights for each image, at 32
-    x 32 pixels on a CPU four times as fast as `grid_sample`. Interpolation sees the neighbours of
-    the crop, not only the crop.
-
-    Args:
-        images: float32 (B, C, S, S) in [0, 1].
-        parameters: float32 (B, P).
-
-    Returns:
-        float32 (B, C, S, S) in [0, 1].
+    Each image has its own matrices of weights, one for rows and one for columns: at 32 x 32 pixels
+    on a CPU four times as fast as `grid_sample`. Interpolation sees the neighbours of the crop.
     """
     box = parameters[:, Parameter.CROP_LEFT : Parameter.FLIP + 1]
     left, top, width, height, flip = box.unbind(dim=1)
@@ -145,37 +129,28 @@ def crop_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _bicubic_weights(start: Tensor, extent: Tensor, size: int) -> Tensor:
-    """Return float32 (B, S, S): the weight of pixel j in pixel i of a stretch of the side.
+    """Return float32 (B, S, S), the weight of pixel j in pixel i of a stretch of the side.
 
-    `start` and `extent` float32 (B,) are shares of the side; a negative extent runs backwards.
-    Weights of pixels past the edge are shared out over the others.
+    `start` and `extent` (B,) are shares of the side; a negative extent runs backwards. Weights of
+    pixels past the edge are shared out over the others.
     """
     pixels = torch.arange(size, dtype=start.dtype, device=start.device)
     centres = (start[:, None] + extent[:, None] * ((pixels + 0.5) / size)) * size - 0.5
     distance = (centres[:, :, None] - pixels).abs_()
-    # Both pieces of Keys' cubic without a case distinction: `within_1` and `within_2` are 0 outside
-    # their piece.
+    # Both pieces of Keys' cubic without a case distinction: each is 0 outside its own range.
     within_1, within_2 = 1 - distance.clamp_max(1), 2 - distance.clamp_max(2)
     weights = within_1.square() * (1 - 2 * within_1) - 0.5 * within_2.square() * (1 - within_2)
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate around the middle by bilinear interpolation; past the edge its mirror image is seen.
-
-    Args:
-        images: float32 (B, C, S, S) in [0, 1].
-        degrees: float32 (B,), counter-clockwise.
-
-    Returns:
-        float32 (B, C, S, S) in [0, 1].
-    """
+    """Rotate counter-clockwise around the middle, bilinearly, by `degrees` float32 (B,)."""
     angle = degrees.deg2rad()
     cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # Each pixel is looked up where the inverse rotation puts it.
     to_source = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(to_source, list(images.shape), align_corners=False)
-    # Black corners would give the angle away.
+    # Mirrored at the edges, since black corners would give the angle away.
     rotated = F.grid_sample(
         images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
@@ -186,17 +161,8 @@ def jitter(colours: Tensor, parameters: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue, each image in its own order, then clip.
 
     All but the hue blend the image with something: factor * x + (1 - factor) * (black, mean grey,
-    or the pixel's grey). So one blend does whatever the order of each image asks for. The hue,
-    which is dearer, is computed once: blends of rank 0..2 that come before an image's hue, the hue,
-    blends of rank 1..3 that come after.
-
-    Args:
-        colours: float32 (B, C, H, W) in [0, 1], C = 1 or 3; with C = 1 saturation and hue must be
-            left unchanged.
-        parameters: float32 (B, P).
-
-    Returns:
-        float32 (B, C, H, W) in [0, 1].
+    or the pixel's grey). So one blend of a batch does what the order of each image asks for. The
+    hue costs more and is computed once, between the blends that come before it and those after.
     """
     ranks = parameters[:, Parameter.BRIGHTNESS_RANK : Parameter.HUE_RANK]  # (B, 3)
     shares = parameters[:, Parameter.BRIGHTNESS : Parameter.HUE] - 1
@@ -211,12 +177,7 @@ def jitter(colours: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _blend(colours: Tensor, shares: Tensor) -> Tensor:
-    """Blend with black, mean grey or grey.
-
-    Args:
-        colours: float32 (B, C, H, W).
-        shares: float32 (B, 3), factor - 1 of each; of an image at most one is not 0.
-    """
+    """Blend with black, mean grey or grey; `shares` (B, 3) are factor - 1, at most one not 0."""
     _, contrast, saturation = shares[:, :, None, None, None].unbind(dim=1)
     grey = _grey(colours)  # (B, 1, H, W)
     other = saturation * grey + contrast * grey.mean(dim=(-2, -1), keepdim=True)
@@ -232,15 +193,7 @@ def _grey(colours: Tensor) -> Tensor:
 
 
 def shift_hue(colours: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of hue-saturation-value, keeping saturation and value.
-
-    Args:
-        colours: float32 (B, 3, H, W) in [0, 1].
-        turns: float32 (B,), 1 = once around the circle of hues.
-
-    Returns:
-        float32 (B, 3, H, W) in [0, 1].
-    """
+    """Turn the hue of three colours by `turns` float32 (B,), keeping saturation and value (HSV)."""
     red, green, blue = colours[:, 0:1], colours[:, 1:2], colours[:, 2:3]
     smallest, largest = colours.amin(dim=1, keepdim=True), colours.amax(dim=1, keepdim=True)
     chroma = largest - smallest
@@ -265,17 +218,10 @@ def shift_hue(colours: Tensor, turns: Tensor) -> Tensor:
 def blur(colours: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
     """Blur with a Gaussian of 2 * radius + 1 taps, the image mirrored at its edges.
 
-    Args:
-        colours: float32 (B, C, H, W).
-        sigma: float32 (B,), pixels; 0 returns the image as it is.
-        radius: less than H and W.
-
-    Returns:
-        float32 (B, C, H, W).
+    `sigma` float32 (B,) is in pixels; 0 returns the image as it is.
     """
     from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 
-    # (B, taps)
     kernel = get_gaussian_kernel1d(2 * radius + 1, sigma.clamp_min(_SMALLEST_SIGMA)[:, None])
     blurred: Tensor = filter2d_separable(colours, kernel, kernel, border_type="reflect")
     return blurred

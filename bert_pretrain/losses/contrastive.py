@@ -1,8 +1,7 @@
 """The losses of contrastive learning, triplet and NT-Xent, as sums.
 
-They compare the rows of this process (anchors) with those of all processes (candidates, see
-`bert_pretrain.data.processes.gather_rows`). Summed over processes they are the loss of the joint
-batch.
+They compare the rows of this process (anchors) with those of all processes (candidates). Summed
+over processes they are the loss of the joint batch.
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ class TripletTerms:
         sum: float32 with gradient, the sum of all terms.
         num_terms: int64, how many there are: anchors, or with negatives `all` pairs of an anchor
             and a negative.
-        num_active: int64, those with a loss above zero.
-        positive_distance: float32 without gradient, the sum over terms of the distance from the
-            positive.
-        negative_distance: likewise from the negative.
+        num_active: int64, those above zero.
+        positive_distance, negative_distance: float32 without gradient, the sums over terms of the
+            distance from the positive and from the negative.
     """
 
     sum: Tensor
@@ -67,20 +65,18 @@ def triplet_loss(
     - `random`: one of the negatives, each with the same probability (the classic formula).
     - `semi_hard`: the closest negative that is farther away than the positive; where there is none
       the farthest negative (as TensorFlow's addon). To drop such anchors, as others do, would drop
-      those that err most: with equal embeddings all of them, and the collapse would show as a
-      perfect loss of 0 instead of the margin.
+      those that err most, and show a collapse as a perfect loss of 0 instead of the margin.
     - `hard`: the closest negative. Known to collapse in self-supervised training.
     - `all`: every negative, a term each.
 
-    An anchor without any negative contributes nothing and is not counted. Embeddings are taken as
-    they are, see `normalize_rows`. The candidates are the gathered anchors, as in the formula. With
-    the gathered positives and `all`, every embedding would be a positive and a negative equally
-    often, and the gradient of `l2`, too, would vanish where all embeddings are equal.
+    An anchor without any negative contributes nothing and is not counted.
 
     Args:
-        anchors: (b, D), e1 of this process's images.
+        anchors: (b, D), e1 of this process's images, taken as they are (see `normalize_rows`).
         positives: (b, D), e1', their other views.
-        candidates: (N, D), embeddings of the images of all processes, to draw e2 from.
+        candidates: (N, D), the gathered anchors, to draw e2 from. If they were the positives, `all`
+            would make every embedding a positive and a negative equally often, and the gradient of
+            `l2`, too, would vanish where all embeddings are equal.
         anchor_ids: int64 (b,), which image a row shows; an image is never its own negative, however
             often it occurs.
         candidate_ids: int64 (N,).
@@ -107,8 +103,8 @@ def triplet_loss(
             anchors, positive, candidates, is_negative, distance, negatives, offsets
         )
         negative = pairwise_distance(anchors, candidates[chosen], distance)
-    # Left out by a factor, not by indexing: it neither waits for the device nor cuts the graph when
-    # nothing is left.
+    # Set to zero: an index of what counts would wait for the device, and cut the graph when nothing
+    # is left.
     losses = torch.where(is_term, torch.relu(positive - negative + margin), 0.0)
     return TripletTerms(
         sum=losses.sum(),
@@ -133,8 +129,7 @@ def _choose_negatives(
     if negatives == "random":
         assert offsets is not None, "random negatives need offsets"
         number = offsets % is_negative.sum(dim=1).clamp(min=1)
-        # (b, N), ahead of the negative of that number
-        is_before = is_negative.cumsum(dim=1) <= number[:, None]
+        is_before = is_negative.cumsum(dim=1) <= number[:, None]  # before that negative, (b, N)
         return is_before.sum(dim=1).clamp(max=len(candidates) - 1)
     distances = distance_matrix(anchors, candidates, distance)
     if negatives == "hard":
@@ -146,37 +141,14 @@ def _choose_negatives(
 
 
 def reduction_factor(reduction: Reduction, *, num_terms: Tensor, num_active: Tensor) -> Tensor:
-    """Return the factor of a sum of terms whose quotient by `num_terms` is the wanted mean.
+    """Return the factor (float32 0-dim) by which a sum / `num_terms` becomes the wanted mean.
 
     `mean` is over all terms, `mean_positive` over those above zero: then the gradient does not fade
-    as more and more triplets are satisfied. It is 0 when none is left.
-
-    Args:
-        reduction: which mean.
-        num_terms: 0-dim, over all processes.
-        num_active: 0-dim, over all processes.
-
-    Returns:
-        float32 0-dim.
+    as more and more triplets are satisfied. The counts, 0-dim, are over all processes.
     """
     if reduction == "mean":
         return torch.ones((), device=num_terms.device)
     return num_terms.float() / num_active.clamp(min=1)
-
-
-@dataclass(frozen=True)
-class NTXentTerms:
-    """The NT-Xent loss of this process's views; all tensors are 0-dim.
-
-    Attributes:
-        sum: float32 with gradient, the sum of all terms.
-        num_terms: how many there are: two for each image.
-        num_correct: int64, views that are more similar to their partner than to any negative.
-    """
-
-    sum: Tensor
-    num_terms: int
-    num_correct: Tensor
 
 
 @in_float32
@@ -187,14 +159,13 @@ def nt_xent_loss(
     view_ids: Tensor,
     candidate_ids: Tensor,
     temperature: float,
-) -> NTXentTerms:
+) -> tuple[Tensor, Tensor]:
     """Find the other view of an image among the views of other images.
 
     Each of the 2b views is an anchor. Its term is -log(exp(s+ / T) / (exp(s+ / T) + sum over
     negatives exp(s- / T))) with cosine similarities s; the negatives are both views of every other
-    image. All copies of the anchor's own image are left out, however often it occurs. The loss is
-    the sum divided by the number of views, 2 per image (the original code divides by the number of
-    images). Without any negative a term is 0.
+    image. All copies of the anchor's own image are left out, however often it occurs. Without any
+    negative a term is 0.
 
     Args:
         views: (b, 2, D), embeddings of the two views of this process's images; normalised here.
@@ -202,6 +173,10 @@ def nt_xent_loss(
         view_ids: int64 (b,), which image a row shows.
         candidate_ids: int64 (N,).
         temperature: T, above 0; SimCLR takes 0.1 to 0.5.
+
+    Returns:
+        The sum of the 2b terms, float32 0-dim, and how many views are more similar to their partner
+        than to any negative, int64 0-dim.
 
     Source:
         Chen et al. 2020 (SimCLR), equation 1 and algorithm 1.
@@ -216,8 +191,5 @@ def nt_xent_loss(
     positive_logits = (anchors * partners).sum(dim=1) / temperature
     negative_logits = (anchors @ others.T / temperature).masked_fill(is_own, -torch.inf)
     logits = torch.cat([positive_logits[:, None], negative_logits], dim=1)  # (2b, 1 + 2N)
-    return NTXentTerms(
-        sum=(logits.logsumexp(dim=1) - positive_logits).sum(),
-        num_terms=2 * len(views),
-        num_correct=(positive_logits > negative_logits.amax(dim=1)).sum(),
-    )
+    num_correct = (positive_logits > negative_logits.amax(dim=1)).sum()
+    return (logits.logsumexp(dim=1) - positive_logits).sum(), num_correct

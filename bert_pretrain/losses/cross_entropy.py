@@ -19,17 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Scores of `summed_cross_entropy` taken at once: 2 MB in float32 on a processor, which its cache
-# holds; more elsewhere.
+# Scores taken at once: 2 MB in float32 on a processor, which its cache holds; more elsewhere.
 _CHUNK_ELEMENTS = (2**19, 2**27)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
     """Cross entropy that makes its gradient in the pass that makes the loss, a few rows at a time.
 
-    With a large vocabulary the scores are the largest tensor of a step. torch's own function reads
-    and writes them in float32 seven times. Here a row stays in the cache until its gradient is
-    made.
+    With a large vocabulary the scores are the largest tensor of a step, and torch's own function
+    reads and writes them in float32 seven times. Here a row stays in the cache meanwhile.
     """
 
     @staticmethod

@@ -31,9 +31,8 @@ class GlobalResponseNorm(ConvNextV2GRN):  # type: ignore[misc]  # transformers i
     """ConvNextV2's response normalisation with one pass over a map of low precision.
 
     x * (1 + w n) + b is x * n * w + b + x; its factor is one number per image and channel, computed
-    in float32. Under autocast the parent multiplies the whole map by float32 parameters instead,
-    which makes everything after it float32 too: a ConvNextV2's step took 1.5 to 1.9 times as long
-    in bfloat16 on a processor. In float32 the parent computes, to the last bit.
+    in float32. Under autocast the parent makes the whole map, and everything after it, float32: a
+    ConvNextV2's step took 1.5 to 1.9 times as long in bfloat16 on a processor.
 
     Source: Woo et al. 2023, section 3.2.
     """
@@ -41,7 +40,7 @@ class GlobalResponseNorm(ConvNextV2GRN):  # type: ignore[misc]  # transformers i
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise float (B, H, W, D), D last."""
         dtype = hidden_states.dtype
-        if dtype is torch.float32:
+        if dtype is torch.float32:  # to the last bit
             exact: Tensor = super().forward(hidden_states)
             return exact
         norms = torch.linalg.vector_norm(
@@ -53,10 +52,7 @@ class GlobalResponseNorm(ConvNextV2GRN):  # type: ignore[misc]  # transformers i
 
 
 def use_fast_response_norm(model: nn.Module) -> None:
-    """Replace all response normalisations of a model by `GlobalResponseNorm`.
-
-    The new modules hold the same parameters under the same names.
-    """
+    """Replace all response normalisations of a model, keeping parameters and their names."""
     for name, module in list(model.named_modules()):
         if type(module) is ConvNextV2GRN:
             fast = GlobalResponseNorm(module.weight.shape[-1])

@@ -1,11 +1,9 @@
 """Image encoders of transformers, and the one definition of an image's embedding.
 
-Enters: a size name, a configuration folder or a checkpoint, and the images' size and channels.
-Leaves: transformers' own image classification class with no label (`num_labels=0`), whose
-classifier is then the identity, so that what it returns as logits is by construction what a
-classifier fine-tuned later is fed: the layer-normed [CLS] state of a ViT, the layer-normed mean of
-a ConvNextV2, [CLS] beside the mean patch of a DINOv2. Pretraining losses, k-NN and probes and the
-exported model all read this tensor.
+Leaves: transformers' own image classification class with no label (`num_labels=0`). Its classifier
+is then the identity, so that its logits are what a classifier fine-tuned later is fed: the
+layer-normed [CLS] state of a ViT, the layer-normed mean of a ConvNextV2, [CLS] beside the mean
+patch of a DINOv2. Pretraining losses, k-NN, probes and the exported model all read this tensor.
 """
 
 from __future__ import annotations
@@ -37,9 +35,6 @@ def build_image_encoder(
 ) -> PreTrainedModel:
     """Return the encoder to pretrain, in training mode; `embed` reads it.
 
-    Parameters that the embedding does not depend on (such as DINOv2's mask token) are frozen,
-    because distributed training refuses parameters without a gradient.
-
     Args:
         config_name: a named size, or a folder or Hub id of a configuration whose image size and
             channels are then replaced by those given.
@@ -49,21 +44,25 @@ def build_image_encoder(
         dropout: probability of all dropout modules while pretraining; the configuration, which
             fine-tuning will use, keeps its own.
 
-    Returns:
-        transformers' image classification class of that architecture with `num_labels=0`.
-
     Raises:
         InputError: not an image classifier's configuration; the channels or the size do not suit
             the weights; the weights are incomplete; or the architecture has no dropout module to
             set.
     """
     if model_name_or_path is not None:
-        encoder = _load_encoder(model_name_or_path)
+        config = read_config(model_name_or_path, parameter="model_name_or_path")
+        encoder = load_weights(_classifier_class(config), model_name_or_path, num_labels=0)
     else:
         config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
         encoder = encoder_from_config(config)
         if config.model_type == "vit":
-            _place_positions(encoder)
+            # transformers draws positions, which are trained, from a normal distribution of 0.02,
+            # far below the patches' own embeddings: a ViT must first learn where its patches are.
+            # With vit-tiny, an autoencoder of 32 x 32 x 3 pixels into 64 numbers had a squared
+            # error of 0.38 instead of 0.49 after 130 updates of 64 images (one seed).
+            positions = sincos_positions(config.image_size // config.patch_size, config.hidden_size)
+            with torch.no_grad():
+                encoder.base_model.embeddings.position_embeddings.copy_(positions)
     return prepare_encoder(
         encoder,
         source=model_name_or_path or config_name,
@@ -78,8 +77,10 @@ def prepare_encoder(
 ) -> PreTrainedModel:
     """Check that an encoder suits the images and the export, set dropout, freeze what is unread.
 
-    The encoder is changed in place and returned in training mode. Messages call it `source`; the
-    other arguments and errors are those of `build_image_encoder`.
+    Parameters that the embedding does not depend on (such as DINOv2's mask token) are frozen,
+    because distributed training refuses parameters without a gradient. The encoder is changed in
+    place and returned in training mode. Messages call it `source`; the other arguments and errors
+    are those of `build_image_encoder`.
     """
     if encoder.config.num_channels != num_channels:
         raise InputError(
@@ -99,7 +100,13 @@ def prepare_encoder(
     use_fast_response_norm(encoder)
     if encoder.config.model_type == "vit":
         choose_attention(encoder, (image_size // encoder.config.patch_size) ** 2 + 1)
-    _freeze_unread(encoder, image_size=image_size, num_channels=num_channels)
+    parameters = list(encoder.parameters())
+    image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
+    total = embed(encoder.eval(), image).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
     return encoder.train()
 
 
@@ -111,18 +118,11 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
-    """Return two-dimensional position embeddings of a square of patches.
+    """Return position embeddings of a square of patches, float32 (1, 1 + grid * grid, width).
 
-    Half of a vector encodes the column, half the row; each half holds the sines, then the cosines,
-    of the coordinate times width / 4 frequencies from 1 down towards 1/10000 (the order of the
-    published weights).
-
-    Args:
-        grid: patches along a side.
-        width: of a vector; divisible by 4.
-
-    Returns:
-        float32 (1, 1 + grid * grid, width), row by row; the first, for [CLS], is zero.
+    The first, for [CLS], is zero; the others follow row by row. Half of a vector encodes the
+    column, half the row; each half holds the sines, then the cosines, of the coordinate times
+    width / 4 frequencies from 1 down towards 1/10000 (the order of the published weights).
 
     Source: He et al. 2022, appendix A.1.
     """
@@ -134,29 +134,11 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), patches.float()])[None]
 
 
-def _place_positions(encoder: PreTrainedModel) -> None:
-    """Let a new ViT's position embeddings, which are trained, begin as sines and cosines.
-
-    transformers draws them from a normal distribution of 0.02, far below the patches' own
-    embeddings, so that a ViT must first learn where its patches are. With vit-tiny, an autoencoder
-    of 32 x 32 x 3 pixels into 64 numbers had a squared error of 0.38 instead of 0.49 after 130
-    updates of 64 images (one seed).
-    """
-    config = encoder.config
-    positions = sincos_positions(config.image_size // config.patch_size, config.hidden_size)
-    with torch.no_grad():
-        encoder.base_model.embeddings.position_embeddings.copy_(positions)
-
-
 def embed(encoder: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     """Return the embedding of images: the tensor that the architecture's own classifier is fed.
 
-    Args:
-        encoder: as `build_image_encoder` returns it.
-        pixel_values: float (B, C, H, W), normalised.
-
-    Returns:
-        float (B, D), with the gradient and in the mode (training or evaluation) of the encoder.
+    Normalised `pixel_values` (B, C, H, W) become float (B, D), with the gradient and in the mode
+    (training or evaluation) of the encoder.
     """
     embedding: Tensor = encoder(pixel_values=pixel_values).logits
     return embedding
@@ -166,16 +148,13 @@ def embedding_width(encoder: PreTrainedModel, *, image_size: int, num_channels: 
     """Return D of `embed`, found by embedding a black image.
 
     Raises:
-        ValueError: what is embedded is not one vector per image, or the encoder refuses the size or
-            channels.
+        ValueError: the embedding is no vector, or the encoder refuses the size or channels.
         RuntimeError: the image is too small for the encoder's convolutions.
     """
     was_training = encoder.training
+    image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
     with torch.no_grad():
-        embedding = embed(
-            encoder.eval(),
-            torch.zeros(1, num_channels, image_size, image_size, device=encoder.device),
-        )
+        embedding = embed(encoder.eval(), image)
     encoder.train(was_training)
     if embedding.dim() != 2 or embedding.shape[1] == 0:
         raise ValueError(f"its embedding of one image has the shape {tuple(embedding.shape)}")
@@ -198,13 +177,9 @@ def set_dropout(model: nn.Module, dropout: float) -> None:
 
 
 def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: Any) -> Any:
-    """Return a model with all of its weights, in float32.
+    """Return a model of a class with all of its weights, in float32, from a folder or the Hub.
 
-    Args:
-        model_class: of transformers, or of this package.
-        name: folder or Hub id.
-        subfolder: of it that holds the model.
-        fields: of the configuration to set.
+    `fields` are set in its configuration.
 
     Raises:
         InputError: the weights are damaged, or some are missing.
@@ -229,19 +204,10 @@ def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: 
     return model
 
 
-def _load_encoder(name: str) -> PreTrainedModel:
-    config = read_config(name, parameter="model_name_or_path")
-    encoder: PreTrainedModel = load_weights(_classifier_class(config), name, num_labels=0)
-    return encoder
-
-
 def _classifier_class(config: PreTrainedConfig) -> Any:
-    """Return the class that AutoModelForImageClassification takes for an encoder without a head.
-
-    Where there are two, as for DeiT, the second is distilled from a teacher and averages two
-    classifiers.
-    """
+    """Return the class that AutoModelForImageClassification takes for an encoder without a head."""
     classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    # Where there are two, as for DeiT, the second is distilled and averages two classifiers.
     return classes[0] if isinstance(classes, tuple) else classes
 
 
@@ -257,14 +223,3 @@ def _refuse_parameters_outside_base(encoder: PreTrainedModel) -> None:
             f"({', '.join(outside) or 'its classifier has no encoder of its own'})",
             advice="choose another architecture with `config_name` or `model_name_or_path`",
         )
-
-
-def _freeze_unread(encoder: PreTrainedModel, *, image_size: int, num_channels: int) -> None:
-    names, parameters = zip(*encoder.named_parameters(), strict=True)
-    image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
-    gradients = torch.autograd.grad(
-        embed(encoder.eval(), image).sum(), parameters, allow_unused=True
-    )
-    for name, gradient in zip(names, gradients, strict=True):
-        if gradient is None:
-            encoder.get_parameter(name).requires_grad_(False)

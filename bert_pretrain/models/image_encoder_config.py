@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +42,7 @@ MIN_GRID = 8
 
 
 def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
-    """Return the configuration of a named size, with patches that suit the image.
-
-    Args:
-        name: a key of `IMAGE_SIZES`.
-        image_size: height and width, pixels.
-        num_channels: channels of an image.
-
-    Returns:
-        A `ViTConfig` (patches as `vit_patch_size` chooses them) or a `ConvNextV2Config` (a stem of
-        1, 2 or 4 pixels, or the patches of a ViT).
+    """Return the configuration of a size of `IMAGE_SIZES`, with patches that suit the image.
 
     Raises:
         InputError: no ViT patch divides the image.
@@ -64,8 +54,7 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
     }
     is_convolutional = "depths" in fields
     if is_convolutional and fields.pop("stem", "") != "vit":
-        # The published stem of 4 pixels leaves too small a map of small images; stages halve it
-        # further.
+        # The published stem of 4 pixels leaves too small a map of small images to halve further.
         patch_size = 1 if image_size < 16 else 2 if image_size < 96 else 4
     else:
         patch_size = vit_patch_size(image_size)
@@ -81,8 +70,8 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
 def vit_patch_size(image_size: int) -> int:
     """Return the patch edge in pixels for a square image: 8 -> 2, 32 -> 4, 64 -> 8, 224 -> 16.
 
-    Among the divisors of `image_size` from 2 to 16 it is the smallest that leaves at most 8 patches
-    along a side, or the largest if all leave more.
+    It is the smallest divisor of `image_size` from 2 to 16 that leaves at most 8 patches along a
+    side, or the largest if all leave more.
 
     Raises:
         InputError: `image_size` has no such divisor.
@@ -115,11 +104,7 @@ def read_encoder_config(
 
 
 def read_config(name: str, *, parameter: str) -> PreTrainedConfig:
-    """Return the configuration in a folder or on the Hub.
-
-    Args:
-        name: folder or Hub id.
-        parameter: that named it.
+    """Return the configuration in a folder or on the Hub that `parameter` named.
 
     Raises:
         InputError: there is none, or it is not that of an image classifier of transformers.
@@ -127,36 +112,21 @@ def read_config(name: str, *, parameter: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        refuse_misnamed_model(
-            name, parameter=parameter, sizes=IMAGE_SIZES if parameter == "config_name" else ()
-        )
-        has_none = "has no config.json of transformers"
-        where = has_none if Path(name).is_dir() else "is neither a folder nor on the Hub"
-        other = "such as a run's final/"
-        if parameter == "config_name":
-            other = f"or one of {', '.join(IMAGE_SIZES)}"
+        sizes = IMAGE_SIZES if parameter == "config_name" else ()
+        refuse_misnamed_model(name, parameter=parameter, sizes=sizes)
+        lack = "is neither a folder nor on the Hub"
+        if Path(name).is_dir():
+            lack = "has no config.json of transformers"
+        other = f"or one of {', '.join(sizes)}" if sizes else "such as a run's final/"
         raise InputError(
-            f"{name!r} {where}",
+            f"{name!r} {lack}",
             advice=f"pass `{parameter}` the folder or Hub id of an image encoder, {other}",
         ) from error
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or not hasattr(
-        config, "num_channels"
-    ):
+    is_classifier = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if not is_classifier or not hasattr(config, "num_channels"):
         raise InputError(
             f"{name!r} is a model of type {config.model_type!r}, which "
             "AutoModelForImageClassification does not build for pixels",
             advice=f"pass `{parameter}` an image encoder such as vit, convnextv2, resnet or dinov2",
         )
     return config
-
-
-def as_encoder_config(encoder: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
-    """Return the encoder's configuration within another one, read from `config.json` as a dict.
-
-    A configuration is copied: building the outer model clears the attention implementation of the
-    inner one's.
-    """
-    if isinstance(encoder, PreTrainedConfig):
-        return copy.deepcopy(encoder)
-    fields = dict(encoder or {})
-    return AutoConfig.for_model(fields.pop("model_type", "vit"), **fields)

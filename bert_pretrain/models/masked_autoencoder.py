@@ -2,8 +2,7 @@
 
 Enters: normalised images and, for every image, numbers whose order decides which patches are
 removed. Leaves: the predicted patches and the mask (1 = removed, the opposite of an attention
-mask); or, when training is over, the encoder as a plain ViT, which every class of transformers for
-images loads (He et al. 2022, section 3).
+mask); after training, the encoder as a plain ViT (He et al. 2022, section 3).
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class MaskedAutoencoderOutput(ModelOutput):  # type: ignore[misc]  # transformer
         logits: float (B, P, patch * patch * C), the predicted patches, ordered as `patchify` orders
             them.
         mask: float (B, P), 1 = removed, hence to be predicted; 0 = seen.
-        patches: float (B, P, patch * patch * C), those of the image itself.
+        patches: float, those of the image itself.
     """
 
     logits: Tensor = None  # type: ignore[assignment]
@@ -94,11 +93,6 @@ class MaskedAutoencoder(LoadsFromExport, ViTMAEForPreTraining):  # type: ignore[
             # every pixel.
             nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
 
-    @property
-    def num_patches(self) -> int:
-        """P, the patches of an image."""
-        return _num_patches(self.config)
-
     def forward(self, pixel_values: Tensor, noise: Tensor) -> MaskedAutoencoderOutput:
         """Remove patches and predict them.
 
@@ -117,8 +111,7 @@ class MaskedAutoencoder(LoadsFromExport, ViTMAEForPreTraining):  # type: ignore[
     def plain_encoder(self) -> PreTrainedModel:
         """Return a copy of the encoder as a plain ViT, which removes no patch.
 
-        Its embedding is the [CLS] state, which the decoder reads beside the patches. The position
-        embeddings, fixed here, are an ordinary parameter there.
+        Its embedding is the [CLS] state. The position embeddings, fixed here, are trained there.
         """
         fields = {name: getattr(self.config, name) for name in SHARED_FIELDS}
         encoder = encoder_from_config(ViTConfig(encoder_stride=self.config.patch_size, **fields))
@@ -135,12 +128,11 @@ def build_masked_autoencoder(
     dropout: float,
     mask_ratio: float,
 ) -> MaskedAutoencoder:
-    """Return the model to pretrain, in training mode.
+    """Return the model to pretrain, a ViT with a decoder, in training mode.
 
-    `mask_ratio` is the share of the patches that is removed. The encoder is a ViT. Weights to
-    continue from are a ViT's, to which a fresh decoder is added, or a masked autoencoder's with its
-    decoder (a run's `final`, a checkpoint, or a published ViTMAE). The other arguments are those of
-    `build_image_encoder`.
+    `mask_ratio` is the share of the patches that is removed. Weights to continue from are a ViT's,
+    to which a fresh decoder is added, or a masked autoencoder's with its decoder (a run's `final`,
+    a checkpoint, or a published ViTMAE). The other arguments are those of `build_image_encoder`.
 
     Raises:
         InputError: not a ViT, patches that do not divide the image, a ratio that leaves or removes
@@ -155,10 +147,7 @@ def build_masked_autoencoder(
         model = load_weights(MaskedAutoencoder, source, subfolder=subfolder)
     elif model_name_or_path is not None:
         encoder = build_image_encoder(
-            config_name=config_name,
-            model_name_or_path=model_name_or_path,
-            dropout=dropout,
-            **images,
+            config_name=config_name, model_name_or_path=source, dropout=dropout, **images
         )
         model = MaskedAutoencoder(_with_decoder(encoder.config))
         model.vit.load_state_dict(encoder.base_model.state_dict())
@@ -166,7 +155,7 @@ def build_masked_autoencoder(
         model = MaskedAutoencoder(_with_decoder(config))
     model.config.mask_ratio = mask_ratio
     set_dropout(model, dropout)
-    choose_attention(model, model.num_patches + 1)
+    choose_attention(model, _num_patches(config) + 1)
     model.train()
     return model
 
@@ -174,14 +163,9 @@ def build_masked_autoencoder(
 def count_patches(
     *, config_name: str, model_name_or_path: str | None, image_size: int, num_channels: int
 ) -> int:
-    """Return P of the model that `build_masked_autoencoder` would build, before it is built.
-
-    Raises:
-        InputError: as that.
-    """
-    config, _ = _read_config(
-        config_name, model_name_or_path, image_size=image_size, num_channels=num_channels
-    )
+    """Return P of the model that `build_masked_autoencoder` would build, before it is built."""
+    images = {"image_size": image_size, "num_channels": num_channels}
+    config, _ = _read_config(config_name, model_name_or_path, **images)
     return _num_patches(config)
 
 
@@ -218,7 +202,23 @@ def _read_config(
             advice="pass `config_name` vit-tiny, or `mask_ratio` 0 for an autoencoder with any "
             "encoder",
         )
-    _check_images(config, source=source, image_size=image_size, channels=num_channels)
+    if config.num_channels != num_channels:
+        raise InputError(
+            f"the images have {num_channels} channels but {source} takes {config.num_channels}",
+            advice=f"pass `num_channels` {config.num_channels}",
+        )
+    if config.image_size != image_size:
+        raise InputError(
+            f"image_size is {image_size} but {source} takes {config.image_size}",
+            advice=f"pass `image_size` {config.image_size}",
+        )
+    if image_size % config.patch_size:
+        multiple = max(image_size // config.patch_size, 1) * config.patch_size
+        raise InputError(
+            f"image_size is {image_size}, which the patches of {source} ({config.patch_size} "
+            "pixels) do not divide",
+            advice=f"pass `image_size` {multiple}",
+        )
     return config, subfolder
 
 
@@ -236,23 +236,3 @@ def _with_decoder(config: PreTrainedConfig) -> ViTMAEConfig:
         decoder_intermediate_size=4 * width,
         **{name: getattr(config, name) for name in SHARED_FIELDS},
     )
-
-
-def _check_images(config: PreTrainedConfig, *, source: str, image_size: int, channels: int) -> None:
-    if config.num_channels != channels:
-        raise InputError(
-            f"the images have {channels} channels but {source} takes {config.num_channels}",
-            advice=f"pass `num_channels` {config.num_channels}",
-        )
-    if config.image_size != image_size:
-        raise InputError(
-            f"image_size is {image_size} but {source} takes {config.image_size}",
-            advice=f"pass `image_size` {config.image_size}",
-        )
-    if image_size % config.patch_size:
-        raise InputError(
-            f"image_size is {image_size}, which the patches of {source} ({config.patch_size} "
-            "pixels) do not divide",
-            advice="pass `image_size` "
-            f"{image_size // config.patch_size * config.patch_size or config.patch_size}",
-        )

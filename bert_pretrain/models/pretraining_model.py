@@ -1,11 +1,12 @@
 """What the pretraining models for images share: an encoder of transformers with a part on top.
 
 Enters: what `build_image_encoder` takes, or a folder in which a run left its model. Leaves: a model
-to train, or to train on, whose encoder `plain_encoder` hands to evaluation and export.
+to train, whose encoder `plain_encoder` hands to evaluation and export.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ from bert_pretrain.models.image_encoder import (
     load_weights,
     prepare_encoder,
 )
-from bert_pretrain.models.image_encoder_config import as_encoder_config
 
 PRETRAINING_FOLDER = "pretraining"  # the whole pretraining model beside an exported encoder
 
 
 class EncoderWithHeadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped here
-    """Configuration of an `EncoderWithHead`."""
+    """Configuration of an `EncoderWithHead`: the encoder's, and the width of its embedding."""
 
     sub_configs = {"encoder": AutoConfig}  # noqa: RUF012  # transformers reads it as a plain class attribute
 
@@ -36,14 +36,13 @@ class EncoderWithHeadConfig(PreTrainedConfig):  # type: ignore[misc]  # transfor
         hidden_size: int = 768,
         **kwargs: Any,
     ) -> None:
-        """Describe the encoder.
-
-        Args:
-            encoder: the encoder's configuration, or its dict; default a `ViTConfig`.
-            hidden_size: width of the encoder's embedding.
-            kwargs: further `PreTrainedConfig` fields.
-        """
-        self.encoder = as_encoder_config(encoder)
+        """Describe the encoder by its configuration or the dict of one, default a `ViTConfig`."""
+        if isinstance(encoder, PreTrainedConfig):
+            # A copy: building the outer model clears the attention implementation of the inner one.
+            self.encoder = copy.deepcopy(encoder)
+        else:
+            fields = dict(encoder or {})
+            self.encoder = AutoConfig.for_model(fields.pop("model_type", "vit"), **fields)
         self.hidden_size = hidden_size
         super().__init__(**kwargs)
 
@@ -90,8 +89,7 @@ class EncoderWithHead(LoadsFromExport):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a layer of the head to keep the variance of its input.
 
-        transformers' own standard deviation of 0.02 suits wide transformers; through the few narrow
-        layers of a head the signal would vanish.
+        With transformers' own standard deviation of 0.02 the signal would vanish in narrow layers.
 
         Source: LeCun et al. 1998, section 4.6.
         """
@@ -122,19 +120,18 @@ def build_with_head(
     Args:
         model_class: of the model, an `EncoderWithHead`.
         head: fields of its configuration that describe the head.
-        config_name: see `build_image_encoder`.
+        config_name: see `build_image_encoder`, as for `dropout`.
         model_name_or_path: weights to continue from: an image encoder, to which a fresh head is
             added, or a model of this class with its head (a run's `final`, or a checkpoint).
-        dropout: probability of the encoder's dropout modules while pretraining.
-        images: `image_size` (height and width, pixels) and `num_channels`.
+        dropout: of the encoder.
+        images: `image_size` and `num_channels`.
 
     Raises:
         InputError: as `build_image_encoder`, or the head to continue is another.
     """
-    model_type = model_class.config_class.model_type
     source, subfolder = model_name_or_path, None
     if source is not None:
-        subfolder = pretraining_subfolder(source, model_type)
+        subfolder = pretraining_subfolder(source, model_class.config_class.model_type)
     if source is None or subfolder is None:
         encoder = build_image_encoder(
             config_name=config_name, model_name_or_path=source, dropout=dropout, **images
@@ -154,16 +151,10 @@ def build_with_head(
 
 
 def pretraining_subfolder(name_or_path: str | Path, model_type: str, **hub: Any) -> str | None:
-    """Return where in a folder or Hub repository a pretraining model of one type is.
+    """Return where in a folder or Hub repository a pretraining model of one `model_type` is.
 
-    Args:
-        name_or_path: an exported folder (`final`), a checkpoint, or a Hub id.
-        model_type: `model_type` of the configuration looked for.
-        hub: keywords of `from_pretrained`, of which those that say where and how to download are
-            used.
-
-    Returns:
-        "" = at the root, "pretraining" = beside an exported encoder, None = nowhere.
+    "" = at the root (a checkpoint), "pretraining" = beside an exported encoder, None = nowhere.
+    Of `hub`, keywords of `from_pretrained`, those are used that say where and how to download.
 
     Raises:
         InputError: a configuration in the folder is damaged.
@@ -171,15 +162,15 @@ def pretraining_subfolder(name_or_path: str | Path, model_type: str, **hub: Any)
     names = ("cache_dir", "local_files_only", "revision", "token")
     download = {name: hub[name] for name in names if name in hub}
     for subfolder in ("", PRETRAINING_FOLDER):
+        file = Path(name_or_path) / subfolder / "config.json"
         try:
             config, _ = PreTrainedConfig.get_config_dict(
                 str(name_or_path), subfolder=subfolder, **download
             )
         except (OSError, ValueError) as error:
-            if (Path(name_or_path) / subfolder / "config.json").is_file():
+            if file.is_file():
                 raise InputError(
-                    f"{Path(name_or_path) / subfolder / 'config.json'} is damaged ({error})",
-                    advice="pass another folder",
+                    f"{file} is damaged ({error})", advice="pass another folder"
                 ) from error
             continue
         if config.get("model_type") == model_type:

@@ -17,59 +17,22 @@ from bert_pretrain.data.loader import Batch
 from bert_pretrain.data.random import Purpose, uniform
 from bert_pretrain.evaluation.features import normalised_rows, pca_reconstruction_error
 from bert_pretrain.evaluation.pictures import reconstructions
-from bert_pretrain.images.collator import (
-    EVALUATION_EPOCH,
-    PixelScale,
-    channels_last,
-    unit_range,
-)
+from bert_pretrain.images.collator import EVALUATION_EPOCH, PixelScale, channels_last, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
-from bert_pretrain.losses.reconstruction import (
+from bert_pretrain.losses.distances import (
     ReconstructionKind,
     masked_patch_loss,
     reconstruction_loss,
 )
-from bert_pretrain.models.autoencoder import build_autoencoder
+from bert_pretrain.models.image_heads import build_autoencoder
 from bert_pretrain.models.masked_autoencoder import (
     MaskedAutoencoder,
     build_masked_autoencoder,
     count_patches,
 )
-from bert_pretrain.objectives.images import (
-    MAX_BANK_IMAGES,
-    bank_images,
-    evaluated_images,
-    image_task,
-    model_shape,
-)
+from bert_pretrain.objectives.image_monitor import Pretext
+from bert_pretrain.objectives.images import MAX_BANK_IMAGES, image_task, model_shape, random_subset
 from bert_pretrain.objectives.interface import LossTerm, Task
-from bert_pretrain.objectives.pretext import Pretext
-
-
-@dataclass(frozen=True)
-class NoiseDraw:
-    """Gaussian noise for the inputs of training images; held-out ones stay clean.
-
-    Attributes:
-        seed: of the run.
-        shape: (C, H, W) of an image.
-    """
-
-    seed: int
-    shape: tuple[int, int, int]
-
-    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Return `noise` float32 (B, C, H, W), of deviation 1."""
-        if epoch == EVALUATION_EPOCH:
-            return {}
-        numbers = np.arange(np.prod(self.shape))
-        first, second = (
-            uniform(self.seed, Purpose.INPUT_NOISE, epoch, images[:, None], i, numbers)
-            for i in (0, 1)
-        )
-        # Box and Muller 1958; 1 - u lies in (0, 1].
-        noise = np.sqrt(-2 * np.log(1 - first)) * np.cos(2 * np.pi * second)
-        return {"noise": torch.from_numpy(noise.astype(np.float32).reshape(-1, *self.shape))}
 
 
 def draw_nothing(images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
@@ -77,26 +40,29 @@ def draw_nothing(images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
     return {}
 
 
-@dataclass(frozen=True)
-class PatchDraw:
-    """The order in which patches are seen.
+def draw_noise(
+    images: NDArray[np.int64], epoch: int, *, seed: int, shape: tuple[int, int, int]
+) -> dict[str, Tensor]:
+    """Return `noise` float32 (B, C, H, W), Gaussian of deviation 1; held-out images stay clean."""
+    if epoch == EVALUATION_EPOCH:
+        return {}
+    numbers = np.arange(np.prod(shape))
+    first, second = (
+        uniform(seed, Purpose.INPUT_NOISE, epoch, images[:, None], i, numbers) for i in (0, 1)
+    )
+    # Box and Muller 1958; 1 - u lies in (0, 1].
+    noise = np.sqrt(-2 * np.log(1 - first)) * np.cos(2 * np.pi * second)
+    return {"noise": torch.from_numpy(noise.astype(np.float32).reshape(-1, *shape))}
 
-    Attributes:
-        seed: of the run.
-        num_patches: P, of an image.
-    """
 
-    seed: int
-    num_patches: int
-
-    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Return `patch_ranks` float32 (B, P), each row an order of 0..P-1; small ones are seen."""
-        keys = uniform(
-            self.seed, Purpose.PATCH_MASK, epoch, images[:, None], np.arange(self.num_patches)
-        )
-        # Ranks are exact in float32, which every device has; the keys need float64.
-        ranks = keys.argsort(axis=1).argsort(axis=1)
-        return {"patch_ranks": torch.from_numpy(ranks.astype(np.float32))}
+def draw_patches(
+    images: NDArray[np.int64], epoch: int, *, seed: int, num_patches: int
+) -> dict[str, Tensor]:
+    """Return `patch_ranks` float32 (B, P), each row an order of 0..P-1; small ones are seen."""
+    keys = uniform(seed, Purpose.PATCH_MASK, epoch, images[:, None], np.arange(num_patches))
+    # Ranks are exact in float32, which every device has; the keys need float64.
+    ranks = keys.argsort(axis=1).argsort(axis=1)
+    return {"patch_ranks": torch.from_numpy(ranks.astype(np.float32))}
 
 
 @dataclass(frozen=True)
@@ -105,17 +71,14 @@ class Reconstruction(Pretext):
 
     With noise the input is noisy and the target is not.
 
-    Source: Hinton and Salakhutdinov 2006; with noise Vincent et al. 2008.
-
     Attributes:
-        scale: of the pixels.
         kind: distance between image and reconstruction.
         noise_std: deviation of the noise on training inputs, in normalised pixels.
+
+    Source: Hinton and Salakhutdinov 2006; with noise Vincent et al. 2008.
     """
 
-    term = "reconstruction"
-    loss_kind = "reconstruction"
-    scale: PixelScale
+    term = loss_kind = "reconstruction"
     kind: ReconstructionKind
     noise_std: float
 
@@ -141,22 +104,16 @@ class Reconstruction(Pretext):
 class MaskedReconstruction(Pretext):
     """Predict the patches that the encoder did not see (He et al. 2022).
 
-    Attributes:
-        scale: of the pixels.
-        normalize_target: whether the target of a patch is scaled to mean 0 and deviation 1.
+    `normalize_target` scales the target of each patch to mean 0 and deviation 1.
     """
 
-    term = "reconstruction"
-    loss_kind = "reconstruction"
-    scale: PixelScale
+    term = loss_kind = "reconstruction"
     normalize_target: bool
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
         """Return the error, a sum over images of the mean over their hidden patches."""
-        output = model(
-            pixel_values=self.scale.normalize(unit_range(batch["pixels"])),
-            noise=batch["patch_ranks"],
-        )
+        pixel_values = self.scale.normalize(unit_range(batch["pixels"]))
+        output = model(pixel_values=pixel_values, noise=batch["patch_ranks"])
         total, num_hidden = masked_patch_loss(
             output.logits, output.patches, output.mask, normalize_target=self.normalize_target
         )
@@ -166,8 +123,8 @@ class MaskedReconstruction(Pretext):
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above what is seen of them, filled up with what is predicted.
 
-        A prediction of normalised patches has no brightness and contrast of its own. It gets those
-        of the true patch, which flatters the picture, not the loss.
+        A prediction of normalised patches gets the brightness and contrast of the true patch, which
+        flatters the picture, not the loss.
         """
         assert isinstance(model, MaskedAutoencoder)
         images = unit_range(batch["pixels"])
@@ -201,12 +158,27 @@ def autoencoder_task(
     """
     shape = model_shape(corpus)
     size, num_channels = shape.values()
-    floor = pca_loss(corpus, embedding_dim, kind, seed=seed, max_eval_rows=max_eval_rows)
+
+    def pca_loss() -> float:
+        """Return the error of as many principal components, on the images that are evaluated."""
+        bank, held_out = (
+            normalised_rows(corpus.pixels[images], corpus.mean.tolist(), corpus.std.tolist())
+            for images in (
+                random_subset(corpus.train_images, MAX_BANK_IMAGES, seed),
+                random_subset(corpus.validation_images, max_eval_rows, seed),
+            )
+        )
+        return pca_reconstruction_error(bank, held_out, embedding_dim, kind)
+
+    names = (embedding_dim, kind, seed, max_eval_rows, MAX_BANK_IMAGES)
+    floor = corpus.remembered("pca-" + "-".join(map(str, names)), pca_loss)
     return image_task(
         corpus,
         Reconstruction(PixelScale(corpus.mean, corpus.std), kind, noise_std),
         partial(build_autoencoder, embedding_dim=embedding_dim, **shape, **encoder),
-        NoiseDraw(seed, (num_channels, size, size)) if noise_std else draw_nothing,
+        partial(draw_noise, seed=seed, shape=(num_channels, size, size))
+        if noise_std
+        else draw_nothing,
         seed=seed,
         max_eval_rows=max_eval_rows,
         baselines={f"pca_{Reconstruction.term}_loss": floor},
@@ -237,30 +209,7 @@ def masked_autoencoder_task(
         corpus,
         MaskedReconstruction(PixelScale(corpus.mean, corpus.std), normalize_target),
         partial(build_masked_autoencoder, mask_ratio=mask_ratio, dropout=dropout, **model),
-        PatchDraw(seed, count_patches(**model)),
+        partial(draw_patches, seed=seed, num_patches=count_patches(**model)),
         seed=seed,
         max_eval_rows=max_eval_rows,
     )
-
-
-def pca_loss(
-    corpus: ImageCorpus,
-    embedding_dim: int,
-    kind: ReconstructionKind,
-    *,
-    seed: int,
-    max_eval_rows: int,
-) -> float:
-    """Return the error of as many principal components as an embedding has, on evaluated images."""
-
-    def compute() -> float:
-
-        chosen = bank_images(corpus, seed), evaluated_images(corpus, max_eval_rows, seed)
-        bank, held_out = (
-            normalised_rows(corpus.pixels[images], corpus.mean.tolist(), corpus.std.tolist())
-            for images in chosen
-        )
-        return pca_reconstruction_error(bank, held_out, embedding_dim, kind)
-
-    names = (embedding_dim, kind, seed, max_eval_rows, MAX_BANK_IMAGES)
-    return corpus.remembered("pca-" + "-".join(map(str, names)), compute)

@@ -1,9 +1,8 @@
 """Contrastive learning of images: an image and its augmentation together, other images apart.
 
-The loss couples the rows of a forward pass: each image is compared with the others there, over all
-processes. With several processes it is the loss of the joint batch, gradient included. The
-micro-batches of an accumulation window do not see each other: accumulation saves memory but adds no
-negatives, so unlike for other objectives the number of micro-batches changes the curve.
+Each image is compared with the others of a forward pass, over all processes: loss and gradient are
+those of the joint batch. The micro-batches of an accumulation window do not see each other, so
+unlike for other objectives their number changes the curve.
 """
 
 from __future__ import annotations
@@ -37,61 +36,43 @@ from bert_pretrain.losses.contrastive import (
     triplet_loss,
 )
 from bert_pretrain.losses.distances import Distance, normalize_rows
-from bert_pretrain.models.contrastive import build_contrastive
+from bert_pretrain.models.image_heads import build_contrastive
+from bert_pretrain.objectives.image_monitor import Pretext
 from bert_pretrain.objectives.images import image_task, model_shape
 from bert_pretrain.objectives.interface import LossTerm, Task
-from bert_pretrain.objectives.pretext import Pretext
 
 LossKind: TypeAlias = Literal["triplet", "nt_xent"]
 Joint: TypeAlias = Callable[[Tensor], Tensor]  # brings together what the processes hold
 
 
-@dataclass(frozen=True)
-class ViewDraw:
-    """Two views of each image, and which negative it meets.
-
-    Attributes:
-        augmentation: how views are made.
-    """
-
-    augmentation: Augmentation
-
-    def __call__(self, images: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Return both views' parameters float32 (B, P), and `negative_offset` int64 (B,)."""
-        hashes = hash_uint64(self.augmentation.seed, Purpose.NEGATIVE, epoch, images)
-        return {
-            "first_view": self.augmentation.draw(epoch, images, 0),
-            "second_view": self.augmentation.draw(epoch, images, 1),
-            # In [0, 2^62), as the triplet loss takes them.
-            "negative_offset": torch.from_numpy((hashes >> np.uint64(2)).astype(np.int64)),
-        }
+def draw_views(
+    images: NDArray[np.int64], epoch: int, *, augmentation: Augmentation
+) -> dict[str, Tensor]:
+    """Return both views' parameters float32 (B, P), and `negative_offset` int64 (B,)."""
+    hashes = hash_uint64(augmentation.seed, Purpose.NEGATIVE, epoch, images)
+    return {
+        "first_view": augmentation.draw(epoch, images, 0),
+        "second_view": augmentation.draw(epoch, images, 1),
+        # In [0, 2^62), as the triplet loss takes them.
+        "negative_offset": torch.from_numpy((hashes >> np.uint64(2)).astype(np.int64)),
+    }
 
 
 @dataclass(frozen=True)
 class TwoViews(Pretext):
-    """Compare two views of each image with views of other images.
-
-    Attributes:
-        scale: of the pixels.
-        augmentation: how views are made.
-    """
+    """Compare two views of each image, made by `augmentation`, with views of other images."""
 
     term = "contrastive"
-    scale: PixelScale
     augmentation: Augmentation
 
     @abstractmethod
     def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
     ) -> LossTerm:
-        """Return the loss of this process's images.
+        """Return the loss of this process's images, given projections of both views (B, D).
 
-        Args:
-            e1: float32 (B, D), projections of their first views.
-            e2: float32 (B, D), those of their second views.
-            batch: the images.
-            gather: returns the rows of all processes, with gradient.
-            total: returns the sum over all processes, without gradient.
+        `gather` returns the rows of all processes, with gradient, `sum_counts` the sum over them,
+        without gradient.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
@@ -102,7 +83,7 @@ class TwoViews(Pretext):
         views = self.scale.normalize(torch.cat(self.views(batch)))
         e1, e2 = model(pixel_values=views).projections.float().chunk(2)
         if not model.training:
-            return self.compare(e1, e2, batch, _keep, _keep)
+            return self.compare(e1, e2, batch, lambda rows: rows, lambda counts: counts)
         gather = partial(gather_rows, num_rows_per_rank=count_rows(e1))
         return self.compare(e1, e2, batch, gather, sum_over_processes)
 
@@ -119,9 +100,8 @@ class TwoViews(Pretext):
 
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above their two views."""
-        images, first, second = map(
-            channels_last, (unit_range(batch["pixels"]), *self.views(batch))
-        )
+        pictures = unit_range(batch["pixels"]), *self.views(batch)
+        images, first, second = map(channels_last, pictures)
         augmented_views(images, first, second, folder / "views.png")
 
 
@@ -130,36 +110,32 @@ class NTXent(TwoViews):
     """Find the other view of an image among views of others; see `nt_xent_loss`."""
 
     loss_kind = "nt_xent"
-
     temperature: float
 
     def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
     ) -> LossTerm:
         """Return the loss of each image as the mean over its two views."""
         views = torch.stack([e1, e2], dim=1)
-        terms = nt_xent_loss(
+        total, num_correct = nt_xent_loss(
             views,
             gather(views),
             view_ids=batch["image_ids"],
             candidate_ids=gather(batch["image_ids"]),
             temperature=self.temperature,
         )
-        return LossTerm(terms.sum / 2, metrics={"accuracy": terms.num_correct / 2})
+        return LossTerm(total / 2, metrics={"accuracy": num_correct / 2})
 
 
 @dataclass(frozen=True)
 class Triplet(TwoViews):
     """max(d(e1, e1') - d(e1, e2) + margin, 0): e1 of the image, e1' of its view, e2 of another.
 
-    Attributes:
-        margin, distance, negatives: see `triplet_loss`.
-        normalize: whether embeddings are scaled to length 1.
-        reduction: see `reduction_factor`.
+    See `triplet_loss` and `reduction_factor`; `normalize` scales embeddings to length 1, as NT-Xent
+    always does.
     """
 
     loss_kind = "triplet"
-
     margin: float
     distance: Distance
     normalize: bool
@@ -172,7 +148,7 @@ class Triplet(TwoViews):
         return images, self.augmentation.apply(images, batch["second_view"])
 
     def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, total: Joint
+        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
     ) -> LossTerm:
         """Return the loss of each image as the mean over its triplets."""
         if self.normalize:
@@ -189,7 +165,7 @@ class Triplet(TwoViews):
             offsets=batch["negative_offset"],
         )
         counts = [terms.num_terms, terms.num_active, torch.tensor(len(e1), device=e1.device)]
-        num_terms, num_active, num_images = total(torch.stack(counts))
+        num_terms, num_active, num_images = sum_counts(torch.stack(counts))
         # From a sum over triplets to one over images, so that dividing by the number of images
         # gives the wanted mean.
         per_image = num_images / num_terms.clamp(min=1)
@@ -205,10 +181,8 @@ class Triplet(TwoViews):
 
     def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return how triplets are formed, and the loss where it is a mean over all of them."""
-        formed = super().collapse_context(row) | {
-            "negatives": self.negatives,
-            "normalize": self.normalize,
-        }
+        formed = {"negatives": self.negatives, "normalize": self.normalize}
+        formed |= super().collapse_context(row)
         if self.reduction != "mean":  # a mean over positive triplets says nothing about the others
             return formed
         return formed | {
@@ -231,16 +205,9 @@ def contrastive_task(
 ) -> Task:
     """Return the task of telling images apart.
 
-    Args:
-        corpus: the decoded images.
-        rule: how views are made.
-        loss: which loss.
-        triplet: what the triplet loss reads: margin, distance, normalize, negatives and reduction
-            of a `Triplet`.
-        temperature: of NT-Xent, whose embeddings always have length 1.
-        seed: of order, views and random negatives.
-        max_eval_rows: see `image_task`.
-        model: what else `build_contrastive` takes.
+    `rule` says how views are made, `triplet` holds the fields of a `Triplet` that its loss reads,
+    `temperature` is that of NT-Xent, and `model` what else `build_contrastive` takes. For `seed`
+    and `max_eval_rows` see `image_task`.
     """
     shape = model_shape(corpus)
     scale = PixelScale(corpus.mean, corpus.std)
@@ -252,12 +219,8 @@ def contrastive_task(
         corpus,
         pretext,
         partial(build_contrastive, **shape, **model),
-        ViewDraw(augmentation),
+        partial(draw_views, augmentation=augmentation),
         seed=seed,
         max_eval_rows=max_eval_rows,
         second_views=pretext.second_pixel_values,
     )
-
-
-def _keep(values: Tensor) -> Tensor:
-    return values

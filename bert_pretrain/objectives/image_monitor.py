@@ -1,16 +1,20 @@
-"""What the evaluations of an image objective measure and show: collapse, neighbours, pictures."""
+"""What a model does with images while nobody labels them, and what its evaluations show.
+
+A `Pretext` is the task; `ImageMonitor` measures collapse and neighbours, and draws pictures.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.loader import Batch, HeldOutRows, evaluation_batches
@@ -22,7 +26,7 @@ from bert_pretrain.evaluation.probes import knn_accuracy
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.models.image_encoder import embed
-from bert_pretrain.objectives.pretext import Pretext
+from bert_pretrain.objectives.interface import LossTerm
 
 # The k-NN accuracy during training is a thermometer, not a result: bank and queries are bounded,
 # and k and T are those of Caron et al. 2021 (DINO, appendix).
@@ -32,53 +36,66 @@ MIN_MAP_POINTS = 3
 EMBEDDED_AT_ONCE = 256  # images of a forward pass in evaluation
 
 
+@dataclass(frozen=True)
+class Pretext(ABC):
+    """What a model does with images while nobody labels them (a pretext task).
+
+    Attributes:
+        term: name of its loss.
+        loss_kind: how `collapse_warnings` calls it.
+        scale: of the pixels.
+    """
+
+    term: ClassVar[str]
+    loss_kind: ClassVar[str]
+    scale: PixelScale
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
+        """Run the model once and return the loss of a batch, a sum over images."""
+
+    @abstractmethod
+    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
+        """Draw what the model makes of a few held-out images."""
+
+    def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return what `collapse_warnings` is told of the loss, given the row of an evaluation."""
+        return {"loss": self.loss_kind}
+
+
+@dataclass
 class ImageMonitor:
-    """How embeddings of held-out images are spread, their k-NN accuracy, and pictures."""
+    """Measures how embeddings of held-out images are spread and their k-NN accuracy, and draws.
+
+    Attributes:
+        held_out: all rows of its plan are evaluated.
+        pretext: draws the picture.
+        bank: int64 (N,), training images among which the k-NN looks for neighbours.
+        seed: of the maps.
+        baselines: numbers to compare the measures with.
+        second_views: returns `pixel_values` of another view of the images of a held-out batch;
+            None = there are no other views.
+    """
 
     shown_file = "pictures.jsonl"
-
-    def __init__(
-        self,
-        corpus: ImageCorpus,
-        held_out: HeldOutRows[ImagePlan],
-        pretext: Pretext,
-        *,
-        bank: NDArray[np.int64],
-        seed: int,
-        baselines: Mapping[str, float],
-        second_views: Callable[[Batch], Tensor] | None,
-    ) -> None:
-        """Keep what is measured.
-
-        Args:
-            corpus: the decoded images.
-            held_out: all rows of its plan are evaluated.
-            pretext: draws the picture.
-            bank: int64 (N,), training images among which the k-NN looks for neighbours.
-            seed: of the maps.
-            baselines: numbers to compare the measures with.
-            second_views: returns `pixel_values` of another view of the images of a held-out batch;
-                None = there are no other views.
-        """
-        self._corpus = corpus
-        self._held_out = held_out
-        self._images = held_out.plan.images[held_out.rows]
-        self._bank = bank
-        self._pretext = pretext
-        self._seed = seed
-        self._baselines = dict(baselines)
-        self._second_views = second_views
+    corpus: ImageCorpus
+    held_out: HeldOutRows[ImagePlan]
+    pretext: Pretext
+    bank: NDArray[np.int64]
+    seed: int
+    baselines: Mapping[str, float]
+    second_views: Callable[[Batch], Tensor] | None
 
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
         """Return baselines, measures of collapse, and k-NN accuracy if images have labels."""
         encoder = model.plain_encoder()
-        features = self._features(encoder, self._images)
+        features = self._features(encoder, self.held_out.plan.images)
         second = None
-        if self._second_views is not None:
-            second = torch.from_numpy(self._second_features(encoder, self._second_views))
+        if self.second_views is not None:
+            second = torch.from_numpy(self._second_features(encoder, self.second_views))
         found = collapse_measures(torch.from_numpy(features), second_views=second)
         spread = {name: value for name, value in vars(found).items() if value is not None}
-        return self._baselines | spread | self._knn(encoder, features)
+        return {**self.baselines, **spread, **self._knn(encoder, features)}
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
         """Return signs of collapse, once there were updates."""
@@ -86,53 +103,48 @@ class ImageMonitor:
             return []
         names = [field.name for field in fields(CollapseMeasures)]
         known = {name: row[name] for name in names if name in row}
-        known["active_triplets"] = row.get(f"{self._pretext.term}_active_share")
-        return collapse_warnings(CollapseMeasures(**known), **self._pretext.collapse_context(row))
+        known["active_triplets"] = row.get(f"{self.pretext.term}_active_share")
+        return collapse_warnings(CollapseMeasures(**known), **self.pretext.collapse_context(row))
 
     def show(
         self, model: PreTrainedModel, run_dir: Path, *, step: int, is_last: bool
     ) -> tuple[str, list[dict[str, Any]]]:
         """Draw the pretext's picture, a map of the embeddings, and nearest neighbours."""
         folder = run_dir / "pictures" / f"step-{step:06d}"
-        few = next(evaluation_batches(self._held_out, batch_size=NUM_SHOWN))
-        self._pretext.draw_picture(
+        few = next(evaluation_batches(self.held_out, batch_size=NUM_SHOWN))
+        self.pretext.draw_picture(
             model, {name: value.to(model.device) for name, value in few.items()}, folder
         )
-        features = self._features(model.plain_encoder(), self._images, is_shared=False)
-        self._draw_map(features, folder / "embeddings.png", is_last=is_last)
-        num_queries = min(NUM_SHOWN, len(self._images) // 2)
-        pixels = self._corpus.pixels
+        images, labels = self.held_out.plan.images, self.corpus.labels
+        features = self._features(model.plain_encoder(), images, is_shared=False)
+        if len(features) >= MIN_MAP_POINTS:
+            embedding_map(
+                features,
+                folder / "embeddings.png",
+                labels=None if labels is None else labels[images],
+                label_names=self.corpus.label_names,
+                seed=self.seed,
+                method="tsne" if is_last else "pca",  # the first takes long
+            )
+        num_queries = min(NUM_SHOWN, len(images) // 2)
         nearest_neighbours(
-            pixels[self._images[:num_queries]],
+            self.corpus.pixels[images[:num_queries]],
             features[:num_queries],
-            pixels[self._images[num_queries:]],
+            self.corpus.pixels[images[num_queries:]],
             features[num_queries:],
             folder / "neighbours.png",
         )
         return f"  pictures in {folder}", [{"folder": str(folder.relative_to(run_dir))}]
 
-    def _draw_map(self, features: NDArray[np.float32], path: Path, *, is_last: bool) -> None:
-        if len(features) < MIN_MAP_POINTS:
-            return
-        labels = self._corpus.labels
-        embedding_map(
-            features,
-            path,
-            labels=None if labels is None else labels[self._images],
-            label_names=self._corpus.label_names,
-            seed=self._seed,
-            method="tsne" if is_last else "pca",  # the first takes long
-        )
-
     def _features(
         self, encoder: PreTrainedModel, images: NDArray[np.int64], *, is_shared: bool = True
     ) -> NDArray[np.float32]:
         """Return embeddings of images by number, float32 (N, D), without augmentation."""
-        scale = PixelScale(self._corpus.mean, self._corpus.std)
 
         def pixel_values(begin: int, end: int) -> Tensor:
-            pixels = torch.from_numpy(np.asarray(self._corpus.pixels[images[begin:end]]))
-            return scale.normalize(unit_range(pixels.permute(0, 3, 1, 2).to(encoder.device)))
+            pixels = torch.from_numpy(np.asarray(self.corpus.pixels[images[begin:end]]))
+            channels_first = pixels.permute(0, 3, 1, 2).to(encoder.device)
+            return self.pretext.scale.normalize(unit_range(channels_first))
 
         return embed_all(encoder, len(images), pixel_values, is_shared=is_shared)
 
@@ -140,7 +152,7 @@ class ImageMonitor:
         self, encoder: PreTrainedModel, second_views: Callable[[Batch], Tensor]
     ) -> NDArray[np.float32]:
         """Return embeddings of other views of the held-out images, float32 (N, D)."""
-        held_out = self._held_out
+        held_out = self.held_out
 
         def pixel_values(begin: int, end: int) -> Tensor:
             chunk = held_out.rows[begin:end]
@@ -151,11 +163,11 @@ class ImageMonitor:
 
     def _knn(self, encoder: PreTrainedModel, features: NDArray[np.float32]) -> dict[str, float]:
         """Return the k-NN accuracy of held-out images with labels, if there are any."""
-        labels = self._corpus.labels
+        labels = self.corpus.labels
         if labels is None:
             return {}
-        bank = self._bank[labels[self._bank] >= 0]
-        query_labels = labels[self._images]
+        bank = self.bank[labels[self.bank] >= 0]
+        query_labels = labels[self.held_out.plan.images]
         is_labelled = query_labels >= 0
         if len(bank) == 0 or not is_labelled.any():
             return {}
@@ -180,12 +192,9 @@ def embed_all(
 ) -> NDArray[np.float32]:
     """Return the embeddings of images in evaluation mode, float32 (N, D).
 
-    Args:
-        encoder: as `embed` takes it; its mode is put back.
-        num_images: N, at least 1.
-        pixel_values: returns the input for images from a number to before another, on the device.
-        is_shared: whether all processes call this and share the work. The result is the same, since
-            the same images are together in a forward pass.
+    `pixel_values` returns the input for images from a number to before another, on the device. With
+    `is_shared` all processes call this and share the work. The result is the same, since the same
+    images are together in a forward pass.
 
     Raises:
         TrainingError: an embedding is not finite.

@@ -18,11 +18,10 @@ from transformers import PreTrainedModel, ViTImageProcessorPil
 from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
-from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan, plan_images
+from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
 from bert_pretrain.images.corpus import ImageCorpus, image_card
-from bert_pretrain.objectives.image_monitor import ImageMonitor
+from bert_pretrain.objectives.image_monitor import ImageMonitor, Pretext
 from bert_pretrain.objectives.interface import LossTerm, Task
-from bert_pretrain.objectives.pretext import Pretext
 from bert_pretrain.publishing.export import (
     export_image_model,
     image_card_fields,
@@ -30,7 +29,7 @@ from bert_pretrain.publishing.export import (
     write_config,
 )
 
-MAX_BANK_IMAGES = 5000
+MAX_BANK_IMAGES = 5000  # training images that baselines are computed from
 
 
 @dataclass
@@ -39,12 +38,8 @@ class ImageObjective:
 
     training: TrainingStream[ImagePlan]
     held_out: HeldOutRows[ImagePlan]
-    make_model: Callable[[], PreTrainedModel]
+    build_model: Callable[[], PreTrainedModel]
     pretext: Pretext
-
-    def build_model(self) -> PreTrainedModel:
-        """Return the model to train."""
-        return self.make_model()
 
     def target_counts(self, batch: Batch) -> dict[str, int]:
         """Return the number of images."""
@@ -78,7 +73,7 @@ class ImageExporter:
 def image_task(
     corpus: ImageCorpus,
     pretext: Pretext,
-    make_model: Callable[[], PreTrainedModel],
+    build_model: Callable[[], PreTrainedModel],
     draw: ImageDraw,
     *,
     seed: int,
@@ -86,16 +81,16 @@ def image_task(
     baselines: Mapping[str, float] | None = None,
     second_views: Callable[[Batch], Tensor] | None = None,
 ) -> Task:
-    """Return what is learnt from an image corpus.
+    """Return the task of learning a pretext from an image corpus.
 
     Args:
         corpus: the decoded images.
         pretext: what the model does with them.
-        make_model: returns the model to train.
-        draw: the random numbers that the pretext's loss needs.
+        build_model: returns the model to train.
+        draw: draws the random numbers that the pretext's loss needs.
         seed: of the order of images and of the choice of those evaluated.
         max_eval_rows: most held-out images evaluated, a fixed random subset; 0 = all.
-        baselines: numbers that every evaluation shows.
+        baselines: see `ImageMonitor`, as for `second_views`.
         second_views: see `ImageMonitor`.
 
     Raises:
@@ -103,35 +98,37 @@ def image_task(
     """
     if max_eval_rows == 1:
         raise InputError.out_of_range("max_eval_rows", 1, "0 (all) or at least 2 for images")
+    images = corpus.train_images
 
     def plan(epoch: int) -> ImagePlan:
-        return plan_images(corpus.train_images, seed=seed, epoch=epoch)
+        return ImagePlan(images[permutation(len(images), seed, Purpose.TRAINING_ORDER, epoch)])
 
     training = TrainingStream(
         plan,
         ImageCollator(corpus, draw, evaluation=False),
         identity={"images": corpus.manifest["key"]},
     )
-    evaluated = evaluated_images(corpus, max_eval_rows, seed)
+    evaluated = random_subset(corpus.validation_images, max_eval_rows, seed)
     held_out = HeldOutRows(
         ImagePlan(evaluated),
         np.arange(len(evaluated)),
         ImageCollator(corpus, draw, evaluation=True),
     )
+    monitor = ImageMonitor(
+        corpus,
+        held_out,
+        pretext,
+        bank=random_subset(images, MAX_BANK_IMAGES, seed),
+        seed=seed,
+        baselines=baselines or {},
+        second_views=second_views,
+    )
     processor = image_processor(
         image_size=corpus.pixels.shape[1], mean=corpus.mean.tolist(), std=corpus.std.tolist()
     )
     return Task(
-        ImageObjective(training, held_out, make_model, pretext),
-        ImageMonitor(
-            corpus,
-            held_out,
-            pretext,
-            bank=bank_images(corpus, seed),
-            seed=seed,
-            baselines=baselines or {},
-            second_views=second_views,
-        ),
+        ImageObjective(training, held_out, build_model, pretext),
+        monitor,
         ImageExporter(processor, image_card(corpus)),
     )
 
@@ -151,17 +148,7 @@ def model_shape(corpus: ImageCorpus) -> dict[str, int]:
     return {"image_size": height, "num_channels": num_channels}
 
 
-def evaluated_images(corpus: ImageCorpus, max_eval_rows: int, seed: int) -> NDArray[np.int64]:
-    """Return the held-out images that are evaluated, int64 (N,), in random order."""
-    return _subset(corpus.validation_images, max_eval_rows, seed)
-
-
-def bank_images(corpus: ImageCorpus, seed: int) -> NDArray[np.int64]:
-    """Return the training images that baselines are computed from, int64 (N,)."""
-    return _subset(corpus.train_images, MAX_BANK_IMAGES, seed)
-
-
-def _subset(images: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
+def random_subset(images: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
     """Return at most `limit` images in random order, all of them if it is 0."""
     order = permutation(len(images), seed, Purpose.EVALUATION_ROW)
     return images[order[: limit or len(order)]]

@@ -41,7 +41,7 @@ def loss_sum(name: str, model: nn.Module, batch: dict[str, Tensor], gather: Any)
     views = model(batch["images"].flatten(0, 1)).unflatten(0, (-1, 2))  # (b, 2, D)
     ids = {"candidate_ids": gather(batch["ids"])}
     if name == "nt_xent":
-        return nt_xent_loss(views, gather(views), view_ids=batch["ids"], temperature=0.2, **ids).sum
+        return nt_xent_loss(views, gather(views), view_ids=batch["ids"], temperature=0.2, **ids)[0]
     anchors, positives = views.unbind(1)
     return triplet_loss(
         anchors,

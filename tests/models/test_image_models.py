@@ -29,12 +29,6 @@ from transformers import (
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.models import fast_paths
-from bert_pretrain.models.autoencoder import (
-    ImageAutoencoder,
-    build_autoencoder,
-    default_decoder_channels,
-)
-from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 from bert_pretrain.models.image_encoder import (
     build_image_encoder,
     embed,
@@ -46,6 +40,13 @@ from bert_pretrain.models.image_encoder_config import (
     IMAGE_SIZES,
     image_encoder_config,
     vit_patch_size,
+)
+from bert_pretrain.models.image_heads import (
+    ContrastiveModel,
+    ImageAutoencoder,
+    build_autoencoder,
+    build_contrastive,
+    default_decoder_channels,
 )
 from bert_pretrain.models.masked_autoencoder import (
     MaskedAutoencoder,
@@ -130,7 +131,10 @@ def images(
 
 def noise_for(model: MaskedAutoencoder, rows: int, seed: int = 0) -> Tensor:
     return torch.rand(
-        rows, model.num_patches, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        rows,
+        model.vit.embeddings.patch_embeddings.num_patches,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
@@ -465,9 +469,9 @@ def test_patches_are_counted_before_the_model_is_built(tmp_path: Path, source: s
         saved = model if source == "masked autoencoder" else model.plain_encoder().base_model
         saved.save_pretrained(tmp_path / "saved")
         flags["model_name_or_path"] = str(tmp_path / "saved")
-    expected = build_masked_autoencoder(**flags, mask_ratio=0.75).num_patches
+    model = build_masked_autoencoder(**flags, mask_ratio=0.75)
     del flags["dropout"]
-    assert count_patches(**flags) == expected
+    assert count_patches(**flags) == model.vit.embeddings.patch_embeddings.num_patches
 
 
 def test_removed_pixels_do_not_reach_the_prediction(tmp_path: Path) -> None:

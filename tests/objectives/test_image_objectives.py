@@ -21,8 +21,8 @@ from bert_pretrain.images.collator import EVALUATION_EPOCH
 from bert_pretrain.images.corpus import ImageCorpus, open_images
 from bert_pretrain.objectives import autoencoder
 from bert_pretrain.objectives.autoencoder import (
-    PatchDraw,
     autoencoder_task,
+    draw_patches,
     masked_autoencoder_task,
 )
 from bert_pretrain.objectives.contrastive import contrastive_task
@@ -127,7 +127,7 @@ def test_held_out_images_are_drawn_for_alike_in_every_evaluation(corpus: ImageCo
 
 def test_patch_ranks_are_float32_and_order_patches_as_float64_keys_do() -> None:
     images, num_patches = np.arange(50), 196
-    drawn = PatchDraw(seed=1, num_patches=num_patches)(images, EVALUATION_EPOCH)["patch_ranks"]
+    drawn = draw_patches(images, EVALUATION_EPOCH, seed=1, num_patches=num_patches)["patch_ranks"]
     assert drawn.dtype is torch.float32
     keys = uniform(1, Purpose.PATCH_MASK, EVALUATION_EPOCH, images[:, None], np.arange(num_patches))
     assert np.array_equal(drawn.argsort(dim=1).numpy(), keys.argsort(axis=1))

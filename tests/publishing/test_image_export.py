@@ -17,9 +17,13 @@ from runs import environment
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from bert_pretrain.images.corpus import open_images
-from bert_pretrain.models.autoencoder import ImageAutoencoder, build_autoencoder
-from bert_pretrain.models.contrastive import ContrastiveModel, build_contrastive
 from bert_pretrain.models.image_encoder import embed
+from bert_pretrain.models.image_heads import (
+    ContrastiveModel,
+    ImageAutoencoder,
+    build_autoencoder,
+    build_contrastive,
+)
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder, build_masked_autoencoder
 from bert_pretrain.publishing.export import (
     export_image_model,

@@ -9,7 +9,7 @@ import pytest
 from transformers import ViTConfig
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.models.contrastive import ContrastiveConfig
+from bert_pretrain.models.image_heads import ContrastiveConfig
 from bert_pretrain.training.run_directory import (
     claim_run_dir,
     confirm_claim,

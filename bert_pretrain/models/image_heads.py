@@ -1,8 +1,7 @@
-"""An image autoencoder whose decoder sees a low-dimensional embedding and nothing else.
+"""The models that pretrain an image encoder under a head: an autoencoder, and one for contrast.
 
-Enters: normalised images x. Leaves: e = E(x), the output of transformers' encoder and one linear
-layer, and the reconstruction x' = D(e), in the same normalised pixel space. The training loss
-compares x' with the clean image.
+Enters: normalised images. Leaves: their embeddings, and what the loss reads, reconstructions or
+projections. Every row is computed from its own image alone.
 """
 
 from __future__ import annotations
@@ -43,17 +42,10 @@ class ImageAutoencoderConfig(EncoderWithHeadConfig):
         decoder_channels: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Describe encoder and decoder.
+        """Describe encoder and decoder; `embedding_dim` is the width of e.
 
-        Args:
-            encoder: see `EncoderWithHeadConfig`.
-            hidden_size: width of the encoder's own embedding.
-            embedding_dim: width of e.
-            image_size: height and width of the reconstruction, pixels.
-            num_channels: its channels.
-            decoder_channels: widths of the decoder's maps, each twice as large as the one before;
-                default by size.
-            kwargs: further `PreTrainedConfig` fields.
+        `decoder_channels` are the widths of the decoder's maps, each map twice as large as the one
+        before; default by size.
         """
         self.embedding_dim = embedding_dim
         self.image_size = image_size
@@ -64,19 +56,17 @@ class ImageAutoencoderConfig(EncoderWithHeadConfig):
 
 @dataclass
 class ImageAutoencoderOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
-    """What a forward pass returns.
-
-    Attributes:
-        embeddings: float (B, embedding_dim), e.
-        reconstruction: float (B, C, H, W), x' in normalised pixel space.
-    """
+    """Embeddings e, float (B, embedding_dim), and reconstructions x', normalised (B, C, H, W)."""
 
     embeddings: Tensor = None  # type: ignore[assignment]
     reconstruction: Tensor = None  # type: ignore[assignment]
 
 
 class ImageAutoencoder(EncoderWithHead):
-    """x -> E -> e -> D -> x', without any other path from x to x'."""
+    """x -> E -> e -> D -> x': the decoder sees a low-dimensional embedding and nothing else.
+
+    e is the output of transformers' encoder and one linear layer; x' is normalised as x is.
+    """
 
     config_class = ImageAutoencoderConfig
 
@@ -95,37 +85,17 @@ class ImageAutoencoder(EncoderWithHead):
         self.post_init()
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Return e.
-
-        Args:
-            pixel_values: float (B, C, H, W), normalised.
-
-        Returns:
-            float (B, embedding_dim).
-        """
+        """Return e, float (B, embedding_dim), of normalised images (B, C, H, W)."""
         embedding: Tensor = self.bottleneck(embed(self.encoder, pixel_values))
         return embedding
 
     def decode(self, embeddings: Tensor) -> Tensor:
-        """Return the images that embeddings stand for.
-
-        Args:
-            embeddings: float (B, embedding_dim), as `encode` returns them or anything between.
-
-        Returns:
-            float (B, C, H, W) in normalised pixel space; undo the image processor's mean and std to
-            show it.
-        """
+        """Return the normalised images that embeddings, or anything between them, stand for."""
         pixel_values: Tensor = self.decoder(embeddings)
         return pixel_values
 
     def forward(self, pixel_values: Tensor) -> ImageAutoencoderOutput:
-        """Encode and decode images.
-
-        Args:
-            pixel_values: float (B, C, H, W), normalised, with noise added if the autoencoder is to
-                denoise.
-        """
+        """Encode and decode normalised images (B, C, H, W), noisy if the autoencoder denoises."""
         embeddings = self.encode(pixel_values)
         return ImageAutoencoderOutput(embeddings=embeddings, reconstruction=self.decode(embeddings))
 
@@ -153,8 +123,7 @@ class Decoder(nn.Module):
         """Return images (B, C, H, W) of embeddings (B, embedding_dim)."""
         _, height, width = self.image_shape
         first_map = self.first_map(embeddings).unflatten(1, (-1, self.first_grid, self.first_grid))
-        # The last map is up to a few pixels larger than an image whose size is no power of two
-        # times the first.
+        # The last map may be a few pixels larger than the image.
         refined = self.to_pixels(self.growth(first_map))[:, :, :height, :width]
         image: Tensor = self.linear(embeddings).unflatten(1, self.image_shape) + refined
         return image
@@ -163,31 +132,10 @@ class Decoder(nn.Module):
 def default_decoder_channels(image_size: int) -> list[int]:
     """Return the widths of the decoder's maps, from 7 pixels a side at most to the image's size.
 
-    The last map may be a little larger than the image. 32 pixels give [128, 64, 32, 32]: maps of 4,
-    8, 16 and 32 pixels.
+    32 pixels give [128, 64, 32, 32]: maps of 4, 8, 16 and 32 pixels.
     """
     num_doublings = max(0, math.ceil(math.log2(image_size / MAX_FIRST_GRID)))
     return [max(MIN_CHANNELS, FIRST_CHANNELS >> i) for i in range(num_doublings + 1)]
-
-
-def build_autoencoder(
-    *, embedding_dim: int, image_size: int, num_channels: int, **encoder: Any
-) -> ImageAutoencoder:
-    """Return the model to pretrain, in training mode.
-
-    Args:
-        embedding_dim: width of e.
-        image_size: height and width, pixels.
-        num_channels: channels of an image.
-        encoder: `config_name`, `model_name_or_path` and `dropout`, see `build_with_head`.
-
-    Raises:
-        InputError: as `build_with_head`.
-    """
-    images: dict[str, Any] = {"image_size": image_size, "num_channels": num_channels}
-    head = {"embedding_dim": embedding_dim, **images}
-    model: ImageAutoencoder = build_with_head(ImageAutoencoder, head=head, **images, **encoder)
-    return model
 
 
 def _grow(before: int, after: int) -> nn.Module:
@@ -199,3 +147,74 @@ def _grow(before: int, after: int) -> nn.Module:
         nn.GroupNorm(num_groups=8, num_channels=after),
         nn.GELU(),
     )
+
+
+def build_autoencoder(
+    *, embedding_dim: int, image_size: int, num_channels: int, **encoder: Any
+) -> ImageAutoencoder:
+    """Return the model to pretrain, in training mode; for all else see `build_with_head`."""
+    images: dict[str, Any] = {"image_size": image_size, "num_channels": num_channels}
+    head = {"embedding_dim": embedding_dim, **images}
+    model: ImageAutoencoder = build_with_head(ImageAutoencoder, head=head, **images, **encoder)
+    return model
+
+
+class ContrastiveConfig(EncoderWithHeadConfig):
+    """Configuration of a `ContrastiveModel`; `projection_dim` 0 = the embedding itself."""
+
+    model_type = "image_contrastive"
+
+    def __init__(
+        self,
+        encoder: PreTrainedConfig | dict[str, Any] | None = None,
+        hidden_size: int = 768,
+        projection_dim: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        """Describe the encoder and the head."""
+        self.projection_dim = projection_dim
+        super().__init__(encoder, hidden_size, **kwargs)
+
+
+@dataclass
+class ContrastiveOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
+    """The encoder's embeddings, float (B, D), and projections (B, projection_dim) of any length."""
+
+    embeddings: Tensor = None  # type: ignore[assignment]
+    projections: Tensor = None  # type: ignore[assignment]
+
+
+class ContrastiveModel(EncoderWithHead):
+    """Encoder and projection head (linear, GELU, linear), for losses that compare views of images.
+
+    The head has no batch normalisation, unlike SimCLR's: its statistics would tie a row to the
+    other rows of its process, so that the gradient would depend on the number of processes, and let
+    the model tell views of one batch apart. The encoders' own last layer norm keeps the head's
+    input in range instead.
+
+    Source: Chen et al. 2020 (SimCLR), section 2.1.
+    """
+
+    config_class = ContrastiveConfig
+
+    def __init__(self, config: ContrastiveConfig, encoder: PreTrainedModel | None = None) -> None:
+        """Build the head on an encoder; see `EncoderWithHead`."""
+        super().__init__(config, encoder)
+        width, projection_dim = config.hidden_size, config.projection_dim
+        self.projection: nn.Module = nn.Identity()
+        if projection_dim:
+            layers = nn.Linear(width, width), nn.GELU(), nn.Linear(width, projection_dim)
+            self.projection = nn.Sequential(*layers)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor) -> ContrastiveOutput:
+        """Embed and project normalised images (B, C, H, W); both views of an image in one call."""
+        embeddings = embed(self.encoder, pixel_values)
+        return ContrastiveOutput(embeddings=embeddings, projections=self.projection(embeddings))
+
+
+def build_contrastive(*, projection_dim: int, **encoder: Any) -> ContrastiveModel:
+    """Return the model to pretrain, in training mode; for all else see `build_with_head`."""
+    head = {"projection_dim": projection_dim}
+    model: ContrastiveModel = build_with_head(ContrastiveModel, head=head, **encoder)
+    return model
