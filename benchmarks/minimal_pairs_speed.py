@@ -29,7 +29,7 @@ from bert_pretrain.evaluation.minimal_pairs import (
 )
 from bert_pretrain.evaluation.pseudo_likelihood import encode_sentences
 from bert_pretrain.hardware import cpu_threads, native_precision
-from bert_pretrain.models.bert import SIZES, bert_config
+from bert_pretrain.models.bert import BERT_SIZES, bert_config
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 # In front of a template: as many different pairs of sentences as BLiMP has, of its lengths.
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config_name", default="mini", choices=SIZES)
+    parser.add_argument("--config_name", default="mini", choices=BERT_SIZES)
     parser.add_argument("--vocab_size", type=int, default=30522)
     parser.add_argument("--pairs", type=int, default=500, help="pairs that ours scores in a round")
     parser.add_argument(

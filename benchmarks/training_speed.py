@@ -24,7 +24,7 @@ from torch import nn
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 from bert_pretrain.hardware import cpu_threads, native_precision
-from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", default=["tiny", "mini"], choices=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "mini"], choices=list(BERT_SIZES))
     parser.add_argument("--vocab_size", type=int, default=30522)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=32)

@@ -90,7 +90,12 @@ def _write_results(
     if missing:
         record["missing"] = list(missing)
         sys.stdout.write(f"\n{path} has what was found before {missing[0]}\n")
-    write_json(Path(path), record | describe_run())
+    try:
+        write_json(Path(path), record | describe_run())
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror})", advice="pass another file as `json`"
+        ) from error
 
 
 def _judge(arguments: Sequence[str]) -> None:

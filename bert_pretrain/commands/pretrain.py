@@ -60,10 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fetch = download_checkpoint if is_hub_checkpoint(resume_from or "") else None
         checkpoint = claim_run_dir(run_dir, resume_from, fetch=fetch)
         accelerator = build_accelerator(config)
+        layout = batch_layout(config, accelerator.num_processes)
         task = build_task(config, accelerator)
         if accelerator.is_main_process and checkpoint is None:
             print(task.exporter.data_card)  # noqa: T201
-        trainer = build_trainer(config, accelerator, task, run_dir)
+        trainer = build_trainer(config, accelerator, task, layout, run_dir)
         if checkpoint is not None:
             resume(trainer, checkpoint)
         if accelerator.is_main_process:  # only when nothing can be refused any more
@@ -148,7 +149,11 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
 
 
 def build_trainer(
-    config: PretrainingConfig, accelerator: Accelerator, task: Task, run_dir: Path
+    config: PretrainingConfig,
+    accelerator: Accelerator,
+    task: Task,
+    layout: BatchLayout,
+    run_dir: Path,
 ) -> Trainer:
     """Build model, optimisers and loop."""
     run, optimization = config.run, config.optimization
@@ -166,7 +171,6 @@ def build_trainer(
         adamw_rate_ratio=(optimization.adamw_learning_rate or rate) / rate,
         iteration_dtype=torch.bfloat16 if native_precision() == "bf16" else torch.float32,
     )
-    layout = batch_layout(config, accelerator.num_processes)
     max_steps = optimization.max_steps
     if optimization.num_train_epochs:
         num_rows = len(task.objective.training.plan(0))

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
-from bert_pretrain.models.loading import build_bert
+from bert_pretrain.models.loading import build_bert, check_bert
 from bert_pretrain.objectives.bert import BertExporter, BertMonitor, BertObjective, text_rows
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.export import trained_length
@@ -24,7 +24,11 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     """Open the text and return what a run on it is about; see `tasks.build_task`."""
     data, text, model, seed = config.data, config.text, config.model, config.run.seed
     is_from_scratch = model.model_name_or_path is None
-    tokenizer = load_tokenizer(text.tokenizer_name or model.model_name_or_path)
+    check_bert(model.config_name, model.model_name_or_path, text.max_seq_length)
+    if text.tokenizer_name is None and not is_from_scratch:
+        tokenizer = load_tokenizer(model.model_name_or_path, parameter="model_name_or_path")
+    else:
+        tokenizer = load_tokenizer(text.tokenizer_name)
     tokenizer.model_max_length = trained_length(
         tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
     )

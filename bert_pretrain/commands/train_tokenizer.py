@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.config.flags import at_least, check_source, flag, flags, parse_flags, pick
+from bert_pretrain.config.flags import Range, at_least, check_source, flag, flags, parse_flags, pick
 from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import TextSource, open_documents
@@ -27,7 +27,7 @@ class TokenizerArguments:
     output_dir: str = flag(
         "tokenizer/own", "Folder to write; must be new, or a tokenizer with --overwrite."
     )
-    vocab_size: int = flag(30522, "Pieces with the five special tokens.", at_least(100))
+    vocab_size: int = flag(30522, "Pieces with the five special tokens.", Range(100, 10**7))
     lowercase: bool = flag(
         True, "Fold case and strip accents (uncased); --no_lowercase keeps them."
     )
@@ -50,11 +50,13 @@ class TokenizerArguments:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train a tokenizer as the command line says; returns the exit status."""
+    # tokenizer/train_tokenizer.py gives no arguments, `bert-pretrain train-tokenizer` does.
+    prog = "train_tokenizer.py" if arguments is None else "bert-pretrain train-tokenizer"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with reporting_input_errors(debug="--debug" in arguments):
         parser = HfArgumentParser(
             TokenizerArguments,
-            prog="train_tokenizer.py",
+            prog=prog,
             description="Train a WordPiece tokenizer (BERT's normaliser) that AutoTokenizer loads.",
             allow_abbrev=False,
         )

@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 from bert_pretrain.config.flags import SEEDS, Range, above, at_least, flag, flags
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
+# No machine has more; without a bound a slip of the finger ends in a crash.
+THREADS, WIDTH, PIXELS = Range(0, 4096), 2**16, Range(0, 2**13)
 SHARE = Range(0, 1)
 SHARE_BELOW_ONE = Range(0, 1, high_included=False)
 
@@ -68,7 +70,7 @@ class DataArguments:
     )
     max_eval_rows: int = flag(2000, "Evaluated rows at most, drawn once; 0 = all.", NON_NEGATIVE)
     dataloader_num_workers: int = flag(
-        0, "Worker processes per process that make batches; 0 = none.", NON_NEGATIVE
+        0, "Worker processes per process that make batches; 0 = none.", THREADS
     )
 
 
@@ -93,7 +95,7 @@ class TextArguments:
         "Fast tokenizer with mask, cls, sep and pad: folder or Hub id. Default: the shipped one.",
         aliases=["--tokenizer"],
     )
-    preprocessing_num_workers: int = flag(0, "Threads that tokenise; 0 = one a core.", NON_NEGATIVE)
+    preprocessing_num_workers: int = flag(0, "Threads that tokenise; 0 = one a core.", THREADS)
     max_seq_length: int = flag(
         128, "Tokens per row with [CLS] and [SEP]; at most the model's positions.", at_least(8)
     )
@@ -119,7 +121,7 @@ class ImageArguments:
     image_size: int = flag(
         0,
         "Height and width in pixels, by resizing and cropping; 0 = the images' own.",
-        NON_NEGATIVE,
+        PIXELS,
     )
     num_channels: Literal[0, 1, 3, 4] = flag(0, "Gray, RGB or RGBA; 0 = as the first image has it.")
     on_bad_image: Literal["error", "skip"] = flag("error", "What becomes of an undecodable image.")
@@ -151,7 +153,7 @@ class AutoencoderArguments:
     """Learning images by reconstruction."""
 
     _argument_group_name: ClassVar[str] = "autoencoder"
-    embedding_dim: int = flag(32, "Numbers between encoder and decoder.", ONE_OR_MORE)
+    embedding_dim: int = flag(32, "Numbers between encoder and decoder.", Range(1, WIDTH))
     reconstruction_loss: Literal["mse", "l1"] = flag("mse", "Distance of the reconstruction.")
     noise_std: float = flag(
         0.0,
@@ -186,7 +188,7 @@ class ContrastiveArguments:
         "mean", "Over all triplets, or those above 0."
     )
     temperature: float = flag(0.5, "Temperature of NT-Xent.", POSITIVE)
-    projection_dim: int = flag(128, "Width that the loss sees; 0 = the encoder's.", NON_NEGATIVE)
+    projection_dim: int = flag(128, "Width that the loss sees; 0 = the encoder's.", Range(0, WIDTH))
 
 
 @dataclass
@@ -243,7 +245,7 @@ class OptimizationArguments:
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )
     gradient_checkpointing: bool = flag(False, "Recompute activations in backward to save memory.")
-    num_cpu_threads: int = flag(0, "CPU threads per process; 0 = its share of cores.", NON_NEGATIVE)
+    num_cpu_threads: int = flag(0, "CPU threads per process; 0 = its share of cores.", THREADS)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import above, at_least, flag, flags
+from bert_pretrain.config.flags import SEEDS, above, at_least, flag, flags
 from bert_pretrain.errors import InputError
 
 
@@ -33,6 +33,7 @@ class EvaluateArguments:
         "Seed of the division into bank and evaluation images, of the probe's choice of C, of the "
         "random encoder and of held-out pairs. Default: that of the run that wrote --model, else "
         "42.",
+        SEEDS,
     )
     per_device_eval_batch_size: int = flag(256, "Rows of one forward pass.", at_least(1))
     debug: bool = flag(False, "Show the traceback of an input error.")
@@ -198,6 +199,4 @@ def _check_json_target(path: str | None) -> None:
         return
     target = Path(path).absolute()
     if target.is_dir() or not target.parent.is_dir():
-        raise InputError(
-            f"{path} cannot be written: no such folder", advice="pass a file as `json`"
-        )
+        raise InputError(f"{path} is a folder, or lies in none", advice="pass a file as `json`")

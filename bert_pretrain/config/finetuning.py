@@ -67,9 +67,10 @@ class FinetuneArguments:
         if self.push_to_hub:
             check_repo_id(str(self.hub_model_id), parameter="hub_model_id")
         elif self.hub_model_id or self.hub_private_repo:
+            name = "hub_model_id" if self.hub_model_id else "hub_private_repo"
             raise InputError(
-                "flags of the Hub without `push_to_hub` would publish nothing",
-                advice="add it or leave them out",
+                f"`{name}` means nothing without `push_to_hub`",
+                advice=f"add that flag, or leave `{name}` out",
             )
         if self.from_scratch and self.freeze_encoder:
             raise InputError(

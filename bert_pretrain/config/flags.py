@@ -112,7 +112,7 @@ def check_ranges(*groups: Any) -> None:
             if allowed is None or value is None or value in allowed:
                 continue
             advice = ""
-            if allowed.high <= 1 < value < 100 and value / 100 in allowed:
+            if allowed.high <= 1 and 2 <= value < 100 and value / 100 in allowed:
                 advice = f"for {value:g} % pass `{entry.name}` {value / 100:g}"
             raise InputError.out_of_range(entry.name, value, str(allowed), advice)
 

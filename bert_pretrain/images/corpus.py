@@ -146,7 +146,7 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
     num_validation = max(2, math.ceil(validation_share * num_images))
     if not 0 < validation_share < 1 or num_images - num_validation < 2:
         raise InputError(
-            f"validation_share is {validation_share} of {num_images} images, but it must lie in "
+            f"`validation_share` is {validation_share} of {num_images} images, but it must lie in "
             "(0, 1) and leave at least 2 images to train on",
             advice="change `validation_share`",
         )

@@ -24,7 +24,7 @@ from bert_pretrain.models.unpadded import ATTENTION, ReadingLayer, RowLayout
 # Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads
 # are always 64 wide. `micro` is the one of Turc's grid that learns most in a few minutes on a
 # processor; it has no name there.
-SIZES = {
+BERT_SIZES = {
     "tiny": (2, 128),
     "micro": (2, 256),
     "mini": (4, 256),
@@ -39,7 +39,7 @@ def bert_config(size: str, *, vocab_size: int, pad_token_id: int, **overrides: A
     """Return the configuration of a published BERT size.
 
     Args:
-        size: a key of `SIZES`.
+        size: a key of `BERT_SIZES`.
         vocab_size: rows of the embedding table.
         pad_token_id: id whose embedding stays zero.
         overrides: further `BertConfig` fields.
@@ -47,7 +47,7 @@ def bert_config(size: str, *, vocab_size: int, pad_token_id: int, **overrides: A
     Returns:
         A `BertConfig` with 512 positions and two token types.
     """
-    num_hidden_layers, hidden_size = SIZES[size]
+    num_hidden_layers, hidden_size = BERT_SIZES[size]
     fields = {
         "vocab_size": vocab_size,
         "pad_token_id": pad_token_id,

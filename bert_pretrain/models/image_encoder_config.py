@@ -79,7 +79,7 @@ def vit_patch_size(image_size: int) -> int:
     divisors = [size for size in range(2, MAX_PATCH_SIZE + 1) if image_size % size == 0]
     if not divisors:
         raise InputError(
-            f"image_size is {image_size}, which no patch of 2 to {MAX_PATCH_SIZE} pixels divides",
+            f"`image_size` is {image_size}, which no patch of 2 to {MAX_PATCH_SIZE} pixels divides",
             advice="pass another `image_size`, such as a multiple of 8, or a convolutional "
             "`config_name`",
         )

@@ -10,7 +10,7 @@ from transformers import AutoConfig, BertConfig, PreTrainedModel, PreTrainedToke
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
-from bert_pretrain.models.bert import SIZES, BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
 
 
@@ -40,19 +40,19 @@ def build_bert(
     """
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     if model_name_or_path is not None:
-        config = _read_config(model_name_or_path, parameter="model_name_or_path")
+        config = _read_config(model_name_or_path, "model_name_or_path")
         if vocab_size > config.vocab_size:
             raise InputError(
                 f"the tokenizer has {vocab_size:,} tokens but {model_name_or_path} embeds "
                 f"{config.vocab_size:,}",
                 advice="pass the model's own tokenizer as `tokenizer_name`",
             )
-    elif config_name in SIZES:
+    elif config_name in BERT_SIZES:
         config = bert_config(
             config_name, vocab_size=vocab_size, pad_token_id=tokenizer.pad_token_id
         )
     else:
-        config = _read_config(config_name, parameter="config_name")
+        config = _read_config(config_name, "config_name")
         config.vocab_size = vocab_size
         config.pad_token_id = tokenizer.pad_token_id
     check_length(max_seq_length, config)
@@ -71,6 +71,20 @@ def build_bert(
             module.p = dropout
     model.is_written_out = prefers_written_out_attention(max_seq_length)
     return model
+
+
+def check_bert(config_name: str, model_name_or_path: str | None, max_seq_length: int) -> None:
+    """Check what can be told of a model before its tokenizer and text are there.
+
+    Raises:
+        InputError: as `build_bert`.
+    """
+    if model_name_or_path is not None:
+        check_length(max_seq_length, _read_config(model_name_or_path, "model_name_or_path"))
+    elif config_name in BERT_SIZES:
+        check_length(max_seq_length, bert_config(config_name, vocab_size=1, pad_token_id=0))
+    else:
+        check_length(max_seq_length, _read_config(config_name, "config_name"))
 
 
 def check_length(max_seq_length: int, config: BertConfig) -> None:
@@ -115,16 +129,16 @@ def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> 
     )
 
 
-def _read_config(name: str, *, parameter: str) -> BertConfig:
+def _read_config(name: str, parameter: str) -> BertConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         refuse_misnamed_model(
-            name, parameter=parameter, sizes=SIZES if parameter == "config_name" else ()
+            name, parameter=parameter, sizes=BERT_SIZES if parameter == "config_name" else ()
         )
         is_folder = Path(name).is_dir()
         where = "has no usable config.json" if is_folder else "is neither a folder nor on the Hub"
-        sizes = f", or one of {', '.join(SIZES)}" if parameter == "config_name" else ""
+        sizes = f", or one of {', '.join(BERT_SIZES)}" if parameter == "config_name" else ""
         raise InputError(
             f"{name!r} {where}", advice=f"pass `{parameter}` a BERT folder or Hub id{sizes}"
         ) from error

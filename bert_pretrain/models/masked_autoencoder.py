@@ -171,11 +171,16 @@ def count_patches(
 
 def check_mask_ratio(mask_ratio: float, *, num_patches: int) -> None:
     """Raise `InputError` unless of `num_patches` one stays and one is removed at least."""
+    if num_patches < 2:
+        raise InputError(
+            f"the images are cut into {num_patches} patch, of which none can be hidden",
+            advice="pass another `image_size`, such as a multiple of 8, or `mask_ratio` 0",
+        )
     num_seen = int(num_patches * (1 - mask_ratio))
     if not 0 < num_seen < num_patches:
         raise InputError(
-            f"mask_ratio is {mask_ratio}, so that int({num_patches} patches * (1 - mask_ratio)) = "
-            f"{num_seen} are seen, but 1 to {num_patches - 1} must be",
+            f"`mask_ratio` is {mask_ratio}, so that {num_seen} of {num_patches} patches are seen, "
+            f"but 1 to {num_patches - 1} must be",
             advice="pass another `mask_ratio`, such as 0.75",
         )
 
@@ -209,13 +214,13 @@ def _read_config(
         )
     if config.image_size != image_size:
         raise InputError(
-            f"image_size is {image_size} but {source} takes {config.image_size}",
+            f"`image_size` is {image_size} but {source} takes {config.image_size}",
             advice=f"pass `image_size` {config.image_size}",
         )
     if image_size % config.patch_size:
         multiple = max(image_size // config.patch_size, 1) * config.patch_size
         raise InputError(
-            f"image_size is {image_size}, which the patches of {source} ({config.patch_size} "
+            f"`image_size` is {image_size}, which the patches of {source} ({config.patch_size} "
             "pixels) do not divide",
             advice=f"pass `image_size` {multiple}",
         )

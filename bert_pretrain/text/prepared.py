@@ -217,7 +217,7 @@ class PreparedCorpus:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder} is no complete prepared corpus ({error})",
-                advice="remove the folder and prepare it again with bert-pretrain prepare",
+                advice="pass a folder that bert-pretrain prepare wrote, or prepare the text again",
             ) from error
         written_in = manifest.get("format_version")
         if written_in != FORMAT_VERSION:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
+from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 
 DEFAULT_TOKENIZER = "docs-uncased-8192"
@@ -80,11 +81,14 @@ def train_wordpiece(
     return tokenizer
 
 
-def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    name_or_path: str | None, *, parameter: str = "tokenizer_name"
+) -> PreTrainedTokenizerFast:
     """Load a tokenizer that can pretrain a BERT.
 
     Args:
         name_or_path: folder or Hub id; None = the one that comes with the package.
+        parameter: that named it, for messages; a model's folder holds its tokenizer too.
 
     Raises:
         InputError: it cannot be loaded, is not fast, or lacks a special token.
@@ -94,11 +98,13 @@ def load_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except Exception as error:  # of transformers' parsers; all mean the same to the user
+        if parameter != "tokenizer_name":
+            refuse_misnamed_model(name_or_path, parameter=parameter)
         is_folder = Path(name_or_path).is_dir()
         kind = "holds no usable tokenizer" if is_folder else "is neither a folder nor on the Hub"
         raise InputError(
             f"{name_or_path!r} {kind} ({type(error).__name__})",
-            advice="pass `tokenizer_name` a folder or Hub id with tokenizer.json",
+            advice=f"pass `{parameter}` a folder or Hub id with tokenizer.json",
         ) from error
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("mask", "cls", "sep", "pad")}
     if not tokenizer.is_fast:

@@ -30,7 +30,7 @@ from bert_pretrain.config.pretraining import (
     parse_config,
 )
 from bert_pretrain.errors import InputError
-from bert_pretrain.models.bert import SIZES
+from bert_pretrain.models.bert import BERT_SIZES
 from bert_pretrain.models.image_encoder_config import IMAGE_SIZES
 
 
@@ -98,7 +98,7 @@ def test_no_help_repeats_a_range_by_hand() -> None:
 def test_the_help_names_the_sizes_that_there_are() -> None:
     (entry,) = (e for e in dataclasses.fields(ModelArguments) if e.name == "config_name")
     text = entry.metadata["help"]
-    assert f"({', '.join(SIZES)})" in text and f"({', '.join(IMAGE_SIZES)})" in text
+    assert f"({', '.join(BERT_SIZES)})" in text and f"({', '.join(IMAGE_SIZES)})" in text
 
 
 def test_the_help_of_pretraining_can_be_shown() -> None:

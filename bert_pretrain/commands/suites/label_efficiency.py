@@ -194,7 +194,7 @@ def _counts(curve: LabelEfficiencyArguments, labels: Labels) -> list[int]:
     largest = int(np.unique(labels, return_counts=True)[1].max())
     if max(counts) > largest:  # the point would be that of all rows
         raise InputError(
-            f"num_labels has {max(counts)} but no class has more than {largest:,} training rows",
+            f"`num_labels` has {max(counts)} but no class has more than {largest:,} training rows",
             advice="pass all for all of them as `num_labels`",
         )
     return counts

@@ -50,7 +50,7 @@ def evaluate_fill_mask(evaluation: Evaluation) -> SuiteResult:
         model, tokenizer = load_language_model(name, "masked-LM")
         if given.num_candidates > model.config.vocab_size:
             raise InputError(
-                f"num_candidates is {given.num_candidates:,} but the model knows "
+                f"`num_candidates` is {given.num_candidates:,} but the model knows "
                 f"{model.config.vocab_size:,} tokens",
                 advice="lower `num_candidates`",
             )

@@ -108,7 +108,7 @@ def _max_seq_length(
     length = int(asked or min(128, longest, tokenizer.model_max_length))
     if length > longest:
         raise InputError(
-            f"max_seq_length is {length} but {evaluation.options.model!r} takes {longest} tokens",
+            f"`max_seq_length` is {length} but {evaluation.options.model!r} takes {longest} tokens",
             advice="lower `max_seq_length`",
         )
     if excess := describe_excess(length, tokenizer):
