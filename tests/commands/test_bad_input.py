@@ -80,9 +80,9 @@ def test_an_unusable_file_is_named(
 ) -> None:
     content, expected = FILES[name]
     (folder / name).write_bytes(content)
-    message = refusal(
-        ["--data_files", name, "--config_name", str(write_model_config(folder / "c"))], capsys
-    )
+    config = str(write_model_config(folder / "c"))
+    flags = ["--data_files", name, "--config_name", config, "--max_seq_length", "48"]
+    message = refusal(flags, capsys)
     assert expected in message
     assert not (folder / "runs").exists()
 
@@ -132,7 +132,7 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--global_batch_size 2 --gradient_accumulation_steps 4", "--global_batch_size"),
         ("--no_such_flag 1", "no_such_flag"),
         ("--optimizer sgd", "muon"),
-        ("--model_name_or_path nowhere", "--tokenizer_name"),
+        ("--model_name_or_path nowhere", "--model_name_or_path"),
     ],
 )
 def test_a_bad_value_names_its_flag(

@@ -47,7 +47,8 @@ class Group:
     [
         ({"share": 0.0}, "`share` is 0.0 but must be in (0, 1]; change `share`"),
         ({"share": 15.0}, "in (0, 1]; for 15 % pass `share` 0.15"),
-        ({"share": 1.5}, "in (0, 1]; for 1.5 % pass `share` 0.015"),
+        ({"share": 15.0}, "in (0, 1]; for 15 % pass `share` 0.15"),
+        ({"share": 1.5}, "in (0, 1]; change `share`"),
         ({"share": 100.0}, "in (0, 1]; change `share`"),
         ({"share": -3.0}, "in (0, 1]; change `share`"),
         ({"count": 0}, "`count` is 0 but must be at least 1"),

@@ -227,7 +227,7 @@ def test_convolutional_sizes_take_small_images(name: str, image_size: int) -> No
 
 
 def test_no_patch_for_a_prime_image_size() -> None:
-    with pytest.raises(InputError, match=r"image_size is 31.*`image_size`"):
+    with pytest.raises(InputError, match=r"`image_size` is 31.*another `image_size`"):
         vit_patch_size(31)
 
 
@@ -672,7 +672,7 @@ def test_a_damaged_pretraining_model_is_named(tmp_path: Path, kind: str) -> None
 def test_a_masked_autoencoder_needs_a_vit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'convnextv2'.*`config_name` vit-tiny.*`mask_ratio` 0"):
         build_masked_autoencoder(**small_flags(tmp_path, "convnextv2"), mask_ratio=0.75)
-    with pytest.raises(InputError, match=r"image_size is 18.*`image_size` 16"):
+    with pytest.raises(InputError, match=r"`image_size` is 18.*pass `image_size` 16"):
         build_masked_autoencoder(**small_flags(tmp_path, image_size=18), mask_ratio=0.75)
 
 
