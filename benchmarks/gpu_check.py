@@ -209,14 +209,7 @@ class Check:
         if self.device.type == "cuda":
             batches = [{k: v.pin_memory() for k, v in batch.items()} for batch in batches]
         model = self.model("tiny", 128, is_ours=True)
-        optimizers = build_optimizers(
-            model,
-            name="muon",
-            weight_decay=0.01,
-            adam_betas=(0.9, 0.98),
-            adam_epsilon=1e-6,
-            iteration_dtype=torch.bfloat16,
-        )
+        optimizers = muon(model, torch.bfloat16)
         for number, batch in enumerate(batches):
             if self.device.type == "cuda" and number == 1:  # the first call makes handles
                 torch.cuda.set_sync_debug_mode("error")
@@ -283,14 +276,7 @@ class Check:
         precision = "bf16" if self.device.type == "cuda" else "no"
         accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision=precision)
         model = objective.build_model()
-        optimizers = build_optimizers(
-            model,
-            name="muon",
-            weight_decay=0.01,
-            adam_betas=(0.9, 0.98),
-            adam_epsilon=1e-6,
-            iteration_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        )
+        optimizers = muon(model, torch.bfloat16 if precision == "bf16" else torch.float32)
         with tempfile.TemporaryDirectory() as folder:
             Trainer(
                 accelerator,
@@ -341,6 +327,18 @@ class Silent:
     def card_fields(self, model: Any) -> dict[str, Any]:
         """Say nothing."""
         return {}
+
+
+def muon(model: torch.nn.Module, iteration_dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """Return the optimisers that the program takes by default."""
+    return build_optimizers(
+        model,
+        name="muon",
+        weight_decay=0.01,
+        adam_betas=(0.9, 0.98),
+        adam_epsilon=1e-6,
+        iteration_dtype=iteration_dtype,
+    )
 
 
 def useful_flops(config: Any, length: int) -> float:

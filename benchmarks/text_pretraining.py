@@ -1,4 +1,4 @@
-"""Pretrain the two text encoders of the README's curves, each in 40 minutes on two cores.
+"""Pretrain the two text encoders of the README's curves, each in under 40 minutes on two cores.
 
 Both begin as `pairs`, joint masked-LM and next-sentence learning from the first corpora. `general`
 goes on from it with single segments of the same corpora, as a classifier sees them; `adapted` with

@@ -41,12 +41,12 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAG
 
 def imports_of(path: Path) -> set[str]:
     """Return the modules of this package that a file imports, as `room.module`."""
-    nodes = [
-        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
-    ]
-    found = {node.module for node in nodes if node.module} | {
-        f"{node.module}.{alias.name}" for node in nodes for alias in node.names
-    }
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}: imports here name the whole path"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return {
         name.removeprefix("bert_pretrain.") for name in found if name.startswith("bert_pretrain.")
     }

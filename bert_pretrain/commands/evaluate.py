@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A model that does not fit is refused with one message; transformers would add a report.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        # It trains and has flags of its own, so it runs alone.
+        # label_efficiency trains and has flags of its own, so it runs alone.
         if "label_efficiency" in named.suite:
             _measure_curve(named.suite, others)
         else:

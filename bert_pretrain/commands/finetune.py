@@ -56,6 +56,7 @@ from bert_pretrain.downstream.training import FinetuningRecipe, Validation, pred
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.models.loading import describe_excess
+from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.publishing.publication import open_pusher, submit_final
 
 if TYPE_CHECKING:
@@ -250,8 +251,9 @@ def _save_model(model: Any, splits: Splits, folder: Path) -> None:
     model.save_pretrained(folder)
     if splits.texts:
         # Fine-tuning may have learnt from longer rows than the encoder was trained on.
-        longest = max(splits.max_seq_length, splits.processor.model_max_length)
-        splits.processor.model_max_length = longest
+        splits.processor.model_max_length = trained_length(
+            splits.processor, splits.max_seq_length, is_from_scratch=False
+        )
     splits.processor.save_pretrained(folder)
 
 

@@ -146,13 +146,13 @@ def push(options: argparse.Namespace) -> bool:
                 with_state = options.hub_push_state or bool(config.get("hub_push_state"))
                 submit_final(pusher, run_dir, with_state=with_state)
             is_pushed = pusher.finish(None)
-        is_own = repo_id == own_id  # a copy is of the end alone
+        is_own = repo_id == own_id  # another repository gets final/ alone
         missed = _missed_checkpoints(run_dir, repo_id, config) if is_own else []
     if missed:
         _say(
-            f"NOT pushed: {', '.join(missed)}, which a kill or a full disk kept from {outbox}; "
-            "only the run itself publishes them: repeat its command with --resume_from_checkpoint "
-            "latest"
+            f"NOT pushed: {', '.join(missed)}: not in {outbox}, because the run was killed or the "
+            "disk was full; only the run itself can publish them: repeat its command with "
+            "--resume_from_checkpoint latest"
         )
     return is_pushed and not missed
 
@@ -166,7 +166,7 @@ def _missed_checkpoints(run_dir: Path, repo_id: str, config: dict[str, Any]) -> 
 
 
 def _is_newest(run_dir: Path, repo_id: str) -> bool:
-    """Return whether `main` gets or has nothing newer than `final/`; notes that a run goes on."""
+    """Return whether `final/` is as new as all that `main` has or gets; say if the run goes on."""
     final = read_final(run_dir)
     if final is None or final.is_end:
         return True

@@ -2,8 +2,9 @@
 
 run_pretraining.py and `bert-pretrain pretrain` call `main`. The exit status speaks of the training:
 0 = `final/` is complete, 1 = it diverged, 2 = something given cannot be used and nothing was
-written. What the Hub did not take fails no run, which a launcher might start again: it is said and
-kept, and `bert-pretrain hub push RUN_DIR` brings it there and has a status of its own.
+written. If the Hub refuses an upload, the run does not fail, since a launcher might then start it
+again: the program says so and keeps the files, and `bert-pretrain hub push RUN_DIR` uploads them
+later, with an exit status of its own.
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ def batch_layout(config: PretrainingConfig, num_processes: int) -> BatchLayout:
     )
     if config.run.objective == "contrastive" and global_batch_size // num_micro_batches < 2:
         raise InputError(
-            "an image would meet no other one: the forward passes have a single row",
+            "each forward pass has a single row, but contrastive learning compares images",
             advice="raise `per_device_train_batch_size` or `global_batch_size`",
         )
     return BatchLayout(

@@ -76,7 +76,7 @@ def train(options: TokenizerArguments) -> None:
     is_empty_folder = output_dir.is_dir() and not any(output_dir.iterdir())
     if output_dir.exists() and not is_empty_folder:
         if not (output_dir / "tokenizer.json").is_file():
-            problem, advice = "something else than a tokenizer", "pass another `output_dir`"
+            problem, advice = "something other than a tokenizer", "pass another `output_dir`"
             raise InputError(f"{output_dir} holds {problem}", advice=advice)
         if not options.overwrite:
             advice = "pass another `output_dir`, or `overwrite`"

@@ -7,7 +7,15 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import SEEDS, above, at_least, flag, flags
+from bert_pretrain.config.flags import (
+    SEEDS,
+    above,
+    at_least,
+    check_seeds,
+    check_source,
+    flag,
+    flags,
+)
 from bert_pretrain.errors import InputError
 
 
@@ -161,18 +169,15 @@ def check_evaluation(
     """Check what can be told without opening a file, beside the ranges of numbers.
 
     Raises:
-        InputError: a suite is none of `suites`, the data have two names, or `json` is no file.
+        InputError: a suite is none of `suites`, the data have two names, or `json`
+            cannot be written.
     """
     for name in options.suite:
         if name not in suites:
             raise InputError.out_of_range(
                 "suite", name, f"one or more of {', '.join(suites)}, or label_efficiency"
             )
-    if data.data_files and data.dataset_name:
-        raise InputError(
-            f"`data_files` and `dataset_name` {data.dataset_name!r} both name the data",
-            advice="pass one",
-        )
+    check_source(data)
     _check_json_target(options.json)
 
 
@@ -181,14 +186,12 @@ def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[
 
     Raises:
         InputError: a number of labels, a seed, or an arm that is none of `arms`, is not allowed, or
-            `json` is no file.
+            `json` cannot be written.
     """
     words = curve.num_labels or []
     if any(word != "all" and not (word.isdecimal() and int(word)) for word in words):
         raise InputError.out_of_range("num_labels", " ".join(words), "numbers from 1, or all")
-    seeds = curve.seeds
-    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise InputError.out_of_range("seeds", seeds, f"different numbers in 0..{2**32 - 1}")
+    check_seeds(curve.seeds)
     if not curve.arms or not set(curve.arms) <= set(arms):
         raise InputError.out_of_range("arms", curve.arms, f"of {', '.join(arms)}")
     _check_json_target(curve.json)
@@ -199,4 +202,7 @@ def _check_json_target(path: str | None) -> None:
         return
     target = Path(path).absolute()
     if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"{path} is a folder, or lies in none", advice="pass a file as `json`")
+        raise InputError(
+            f"{path} is a folder, or the folder it would lie in does not exist",
+            advice="pass a file as `json`",
+        )

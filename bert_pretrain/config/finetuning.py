@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import Range, above, at_least, check_repo_id, flag, flags
+from bert_pretrain.config.flags import (
+    Range,
+    above,
+    at_least,
+    check_repo_id,
+    check_seeds,
+    flag,
+    flags,
+)
 from bert_pretrain.errors import InputError
 
 
@@ -36,7 +44,7 @@ class FinetuneArguments:
     freeze_encoder: bool = flag(
         False,
         "Train the head alone; the encoder stays as it is, running means of normalisation "
-        "included. Its dropout acts.",
+        "included. Dropout stays on.",
     )
     metrics: list[str] | None = flags(
         "accuracy, f1 (of class 1), f1_macro, f1_micro, matthews_correlation, pearson, spearman, "
@@ -57,9 +65,7 @@ class FinetuneArguments:
 
     def check(self) -> None:
         """Raise `InputError` unless the flags go together."""
-        seeds = self.seeds
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
-            raise InputError.out_of_range("seeds", seeds, f"different numbers in 0..{2**32 - 1}")
+        check_seeds(self.seeds)
         if self.push_to_hub and not self.hub_model_id:
             raise InputError(
                 "`push_to_hub` needs a repository", advice="pass `hub_model_id` user/name"
@@ -213,7 +219,7 @@ class RecipeArguments:
     max_steps: int = flag(0, "Updates at most; 0 = no limit.", at_least(0))
     per_device_train_batch_size: int = flag(16, "Rows of a forward pass.", at_least(1))
     gradient_accumulation_steps: int = flag(
-        1, "Forward passes of an update; a sum over all their rows, not a mean.", at_least(1)
+        1, "Forward passes of an update; its loss is the mean over the rows of all.", at_least(1)
     )
     per_device_eval_batch_size: int = flag(
         64, "Rows of a forward pass without gradient.", at_least(1)
@@ -222,7 +228,7 @@ class RecipeArguments:
     warmup_ratio: float = flag(
         0.1, "Share of the updates over which the rate rises.", Range(0, 1, high_included=False)
     )
-    max_grad_norm: float = flag(1.0, "The gradient's norm is cut to it; 0 = not.", at_least(0))
+    max_grad_norm: float = flag(1.0, "Largest norm of the gradients; 0 = any.", at_least(0))
     num_evaluations: int = flag(
         4,
         "Evaluations on validation rows at most, after every so many updates and after the last "

@@ -66,7 +66,7 @@ def flag(
     metadata: dict[str, Any] = {"help": help_text, "aliases": list(aliases)}
     if allowed is not None:
         metadata |= {"help": f"{help_text} Must be {allowed}.", "allowed": allowed}
-        metadata["action"] = _StoreInRange
+        metadata["action"] = _StoreIgnoringRange
     return field(default=default, metadata=metadata)
 
 
@@ -75,8 +75,8 @@ def flags(help_text: str) -> Any:
     return field(default=None, metadata={"help": help_text, "nargs": "+"})
 
 
-class _StoreInRange(argparse.Action):
-    """Store a value; takes the range because the parser gives all metadata of a field to it."""
+class _StoreIgnoringRange(argparse.Action):
+    """Store a value; the range, which the parser passes on with all metadata, is not used here."""
 
     def __init__(self, *args: Any, allowed: Range, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -141,6 +141,12 @@ def check_source(options: Any) -> None:
             f"`data_files` and `dataset_name` {options.dataset_name!r} both name the data",
             advice="pass one",
         )
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise `InputError` unless seeds are different numbers, each in the range of a seed."""
+    if len(set(seeds)) < len(seeds) or not all(seed in SEEDS for seed in seeds):
+        raise InputError.out_of_range("seeds", seeds, f"different numbers in 0..{SEEDS.high}")
 
 
 def check_license(identifier: str | None) -> None:

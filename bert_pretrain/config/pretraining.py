@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,20 +63,17 @@ _OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
 _LENGTHS = {"max_steps": 0, "num_train_epochs": 0.0, "max_hours": 0.0}
 
 
-def parse_config(
-    arguments: Sequence[str] | None = None, *, prog: str | None = None
-) -> PretrainingConfig:
+def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> PretrainingConfig:
     """Parse and check the command line.
 
     Args:
-        arguments: without the program's name; default `sys.argv[1:]`.
+        arguments: without the program's name.
         prog: the name that `--help` shows.
 
     Raises:
         InputError: a flag is unknown, or a value cannot be used. (For a value that is not of the
             flag's type or none of its choices, argparse itself exits with status 2.)
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     given = {
         argument[2:].split("=")[0].replace("-", "_")  # --max-steps is --max_steps
         for argument in arguments
@@ -169,7 +165,13 @@ def _check_hub(hub: HubArguments) -> None:
         check_repo_id(hub.hub_model_id, parameter="hub_model_id")
     check_license(hub.hub_license)
     # hub_license is for the model card, which is written without the Hub too.
-    for name in ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_push_state"):
+    for name in (
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_strategy",
+        "hub_push_state",
+        "hub_max_wait",
+    ):
         if not hub.push_to_hub and getattr(hub, name) != getattr(HubArguments, name):
             raise InputError(
                 f"`{name}` means nothing without `push_to_hub`",

@@ -224,7 +224,7 @@ def training_windows(
 def evaluation_batches(
     held_out: HeldOutRows[Any], *, batch_size: int, num_processes: int = 1, process_index: int = 0
 ) -> Iterator[Batch]:
-    """Yield one process's share of the held-out rows, whole batches: over all processes each once.
+    """Yield one process's share of the held-out rows in whole batches; no two processes share one.
 
     Which rows are together in a batch does not depend on the number of processes.
     """

@@ -78,14 +78,14 @@ def read_run_json(run_dir: Path, *, name: str = "run.json") -> dict[str, Any]:
     except OSError as error:
         raise InputError(
             f"{run_dir} is no run (it has no readable {name})",
-            advice="pass an `output_dir` of pretraining",
+            advice="pass the folder of a run",
         ) from error
     except ValueError as error:
         raise InputError(
             f"{path} is damaged ({error})", advice="pass the folder of another run"
         ) from error
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise InputError(f"{path} has no 'config'", advice="pass an `output_dir` of pretraining")
+        raise InputError(f"{path} has no 'config'", advice="pass the folder of a run")
     return record
 
 

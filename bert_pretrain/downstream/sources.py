@@ -224,7 +224,7 @@ def _hold_out(
     if not is_held_out.any():
         raise InputError(
             f"a share of {share:g} of {len(encoded)} training rows leaves none to validate on, "
-            "where each class keeps a row to learn from",
+            "because each class keeps a row to learn from",
             advice="pass `validation_file` or a larger `validation_share`",
         )
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)

@@ -40,9 +40,9 @@ class FinetuningRecipe:
 
     Attributes:
         learning_rate: peak; 0 = by the encoder's width, see `default_learning_rate`.
-        max_steps: updates at most, before `min_steps`; 0 = no limit.
+        max_steps: updates at most, even if `min_steps` is larger; 0 = no limit.
         warmup_ratio: share of the updates over which the rate rises, in [0, 1).
-        max_grad_norm: the gradient's norm is cut to it; 0 = not.
+        max_grad_norm: largest norm of the gradients; 0 = any.
         num_evaluations: on validation rows, at most; the last one comes after the last update.
         mixed_precision: `bf16`, `no`, or `auto` = bf16 where it is native.
     """

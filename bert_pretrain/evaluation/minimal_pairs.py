@@ -53,8 +53,8 @@ class PairScores:
         bad: float64 (2, N), of the unacceptable ones.
         num_tokens: int64 (2, N), tokens scored of the acceptable sentences and of the others.
         is_rescored: bool (N,), True where bfloat16 was asked for and float32 was used.
-        error: standard deviation of good - bad in bfloat16 against float32, nats; 0.0 where all is
-            float32.
+        error: root mean square of the error that bfloat16 makes in good - bad, in nats; 0.0 where
+            all is float32.
     """
 
     good: NDArray[np.float64]
@@ -124,7 +124,7 @@ def score_pairs(
         tokenizer: the model's.
         pairs: at least one.
         bf16: whether to compute in bfloat16. Its error is measured on some pairs, and pairs closer
-            than three standard deviations of it are scored again in float32.
+            than three times that error are scored again in float32.
 
     Raises:
         InputError: a sentence is too long, has a [MASK], or has no token.

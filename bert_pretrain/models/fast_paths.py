@@ -16,7 +16,7 @@ LONGEST_EAGER_ROW = 256  # tokens
 def prefers_written_out_attention(row_length: int) -> bool:
     """Return whether attention over rows of so many tokens is faster in plain matrix products.
 
-    A processor's fused kernel pays for long rows only.
+    On a CPU the fused kernel is faster for long rows only.
     """
     return not torch.accelerator.is_available() and row_length <= LONGEST_EAGER_ROW
 

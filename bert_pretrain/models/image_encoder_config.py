@@ -17,10 +17,11 @@ from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 
 # Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021
-# (DeiT, table 1) and Dosovitskiy et al. 2021 (table 1); the two above them are for small images and
-# few processors. `convnextv2-atto` and `convnextv2-tiny` are those of Woo et al. 2023 (appendix
-# A.1). `convnextv2-micro` has the stem of a ViT, 8 x 8 places, and most of its weights in its last
-# stage: per second of a processor it learns most from small photographs.
+# (DeiT, table 1) and Dosovitskiy et al. 2021 (table 1); `vit-tiny`, `vit-mini` and
+# `convnextv2-mini` are for small images and few processors. `convnextv2-atto` and `convnextv2-tiny`
+# are those of Woo et al. 2023 (appendix A.1). `convnextv2-micro` has the stem of a ViT, 8 x 8
+# places, and most of its weights in its last stage: per second of a processor it learns most from
+# small photographs.
 IMAGE_SIZES: dict[str, dict[str, Any]] = {
     "vit-tiny": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4},  # 1.2 M
     "vit-mini": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6},  # 2.7 M

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
+from bert_pretrain.models.image_encoder import set_dropout
 
 
 def build_bert(
@@ -66,9 +66,7 @@ def build_bert(
                 f"the weights of {model_name_or_path} cannot be read ({error})",
                 advice="pass `model_name_or_path` a complete checkpoint",
             ) from error
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
+    set_dropout(model, dropout)
     model.is_written_out = prefers_written_out_attention(max_seq_length)
     return model
 

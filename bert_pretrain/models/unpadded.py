@@ -34,7 +34,7 @@ class RowLayout:
             order, N = B * L.
         key_mask: bool (B, 1, 1, L), True = may be attended to; None = all of a row.
         is_written_out: whether attention is written out in matrix products rather than left to the
-            fused kernel, which pays for long rows only on a processor.
+            fused kernel; on a CPU that kernel is faster for long rows only.
     """
 
     num_rows: int

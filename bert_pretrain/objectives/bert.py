@@ -31,7 +31,7 @@ from bert_pretrain.publishing.export import (
 )
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
-from bert_pretrain.text.pairs import NO_PAIR, EpochPlan, PairMode, plan_epoch
+from bert_pretrain.text.pairs import IS_RANDOM, NO_PAIR, EpochPlan, PairMode, plan_epoch
 from bert_pretrain.text.prepared import PreparedCorpus, unigram_entropy
 
 FOX = "The quick brown fox jumped over the lazy dog."
@@ -117,7 +117,7 @@ class BertMonitor:
         self._baselines = {"unigram_entropy": unigram_entropy(corpus.token_counts)}
         labels = held_out.plan.next_sentence_label[held_out.rows]
         if (labels != NO_PAIR).any():
-            share = float((labels == 1).mean())
+            share = float((labels == IS_RANDOM).mean())
             self._baselines["majority_nsp_accuracy"] = max(share, 1 - share)
         self._probes = self._make_probes(corpus)
 
@@ -255,7 +255,7 @@ def text_rows(
 
 
 def _held_out_sentences(corpus: PreparedCorpus, *, count: int) -> list[list[int]]:
-    """Return the first `count` held-out sentences of 10 to 24 tokens, one per document at most."""
+    """Return one sentence of 10 to 24 tokens of each of the first held-out documents with any."""
     held_out = set(corpus.validation_documents.tolist())
     found: list[list[int]] = []
     for shard in corpus.store.shards:

@@ -32,8 +32,8 @@ _NO_RECIPE = """
     dataloader_num_workers num_cpu_threads streaming per_device_eval_batch_size max_eval_rows device
 """
 _EMBEDDED = ("docs", "digits")
-# Measure -> what the best predictor reaches that knows no context, no pair, and no more than linear
-# structure: measured once, and drawn as a dotted line.
+# Measure -> its baseline: the best guess without context, the more frequent answer for pairs, the
+# best linear reconstruction. Training does not change it, so it is drawn as a dotted line.
 _BASELINES = {
     "mlm_loss": "unigram_entropy",
     "nsp_accuracy": "majority_nsp_accuracy",

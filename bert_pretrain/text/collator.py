@@ -68,8 +68,8 @@ class PretrainingCollator:
             int64 tensors: `input_ids`, `token_type_ids`, `attention_mask` (1 = real), `labels`
             (-100 = not predicted), all (B, L); `masked_positions` (B, K), ascending, -1 where
             unused; `next_sentence_label` (B,), 0 = B follows A, 1 = B is random, where the plan has
-            pairs; and what `BertForPreTraining` is told for nothing: `token_index` (N,), unless all
-            tokens are real, `read_index` and `read_slot` (R,).
+            pairs; and what spares `BertForPreTraining` a search on the device (`computed_tokens`):
+            `token_index` (N,), unless all tokens are real, `read_index` and `read_slot` (R,).
         """
         made = [self._rows(epoch, rows, plan) for epoch, rows, plan in parts]
         batch = made[0]

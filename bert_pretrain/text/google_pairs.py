@@ -57,10 +57,10 @@ def _document_pairs(
     sentence = 0
     while sentence < num_sentences:
         stop = _reach(own, sentence, target)
-        num_chunk = stop - sentence
-        split = sentence + (stream.randint(1, num_chunk - 1) if num_chunk > 1 else 1)
+        chunk_length = stop - sentence
+        split = sentence + (stream.randint(1, chunk_length - 1) if chunk_length > 1 else 1)
         a = [own[sentence], own[split]]  # start and end
-        is_random = num_chunk == 1 or stream.random() < 0.5
+        is_random = chunk_length == 1 or stream.random() < 0.5
         if is_random:
             for _ in range(_NUM_DOCUMENT_DRAWS):  # the last draw stands, also if it is `place`
                 other_place = stream.randint(0, len(bounds) - 1)

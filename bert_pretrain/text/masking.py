@@ -82,7 +82,7 @@ def mask_tokens(
     num_maskable = maskable.sum(axis=1)
     wanted = np.rint(num_maskable * rule.mlm_probability).astype(np.int64)
     count = np.minimum(np.clip(wanted, 1, max_predictions), num_maskable)
-    # Tokens, also the pieces of a word, are shown as decided one by one (BERT), a span in one way.
+    # What to show is decided for each token, also within a word (BERT), but once for a whole span.
     decided_at = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
     if rule.unit == "token":
         selected = _select_tokens(maskable, count, row_keys)

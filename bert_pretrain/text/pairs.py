@@ -235,8 +235,9 @@ def _match_partners(
     Windows are sorted by the kind of end and the length of B and cut into small blocks. A block is
     sorted by document, in a random order of documents, and window i is matched with the window half
     a block further. Windows whose match would be of their own document try again among themselves
-    in larger blocks, at last in one. There only those fail that one document holds beyond half of
-    the rest. Returns int64 rows of the first and of the second partner of each pair.
+    in larger blocks, at last in a single one. After that, windows are left over only if one
+    document holds more than half of them. Returns int64 rows of the first and of the second partner
+    of each pair.
     """
     keys = (settings.seed, settings.epoch)
     tie = hash_uint64(*keys, Purpose.MATCH_TIE, windows.document, windows.index)

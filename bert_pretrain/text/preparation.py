@@ -72,11 +72,11 @@ def prepare_corpus(
         tokenizer: cuts sentences into tokens, without special ones.
         output_dir: target folder; another corpus in it is replaced. None = a folder in the cache.
         language: code of the text's language, whose rules split sentences; None = not stated, then
-            the rules are those of English. Where only what is stated differs from a corpus that is
-            there, its manifest changes.
+            the rules are those of English. If the folder holds a corpus that differs only in
+            the stated language, its manifest alone is written again.
         validation_share: share of documents held out, in [0, 0.5): those with the smallest digests
-            of seed and text, so that the choice does not depend on their order; at least 2 of 4 or
-            more, unless the share is 0.
+            of seed and text, so that the choice does not depend on their order; at least 2
+            where there are 4 or more documents, unless the share is 0.
         seed: of that choice.
         show_progress: whether to draw a progress bar.
 

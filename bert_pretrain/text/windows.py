@@ -184,7 +184,7 @@ def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
 
 
 def cut_single(outline: Outline, settings: EpochSettings) -> Windows:
-    """Cut every document into windows of one segment, each of a random target, without a gap."""
+    """Cut every document into windows of one segment, as long as `_targets` says, without a gap."""
     document, num_tokens = outline.document, outline.num_tokens
     start, limit = outline.starts[outline.first], outline.starts[outline.end]
     parts: list[Windows] = []

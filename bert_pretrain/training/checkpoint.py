@@ -120,7 +120,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """Return the model of a checkpoint, on the processor and in float32."""
+    """Return the model of a checkpoint, on the CPU and in float32."""
     model: PreTrainedModel = model_class.from_pretrained(str(checkpoint), dtype=torch.float32)
     return model
 

@@ -91,7 +91,7 @@ def launched_accumulation() -> int:
     """Return the accumulation that the launcher was asked for; 0 if it was not asked.
 
     Raises:
-        InputError: it is no positive whole number.
+        InputError: it is not a whole number.
     """
     name = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     value = os.environ.get(name, "0")

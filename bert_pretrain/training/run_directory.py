@@ -34,7 +34,7 @@ def claim_run_dir(
     Args:
         run_dir: the run's folder.
         resume_from: None = a new run; `latest`; the path of a checkpoint; or what `fetch` takes.
-        fetch: brings a checkpoint from elsewhere, such as the Hub; None = it is none of those.
+        fetch: brings the checkpoint from elsewhere, such as the Hub; None = it is a local one.
 
     Raises:
         InputError: the folder is in use, or there is no run to continue.
@@ -98,8 +98,8 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
         "device": accelerator.device.type,
         "num_cpu_threads": torch.get_num_threads(),
     }
-    # No two starts have the same, also of one run: by it `final/` is known to be the end of the
-    # last one.
+    # Differs at every start, also of the same run, so that `final/` can be recognised as the result
+    # of the latest start.
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     write_json(
         run_dir / "run.json", {"config": flags | effective, "started": started} | describe_run()
@@ -179,9 +179,9 @@ def _differences(
         found[name] = f"{shown} was {theirs.get(name)!r}, is {ours[name]!r}"
         if name in ("corpus", "images"):  # their keys are hashes, which tell a reader nothing
             found[name] = (
-                f"its {name} {'is' if name == 'corpus' else 'are'} not that run's: other data, or "
-                "read, divided or tokenised otherwise (`data_files`, `dataset_name`, "
-                "`validation_share`, `tokenizer_name`, ...)"
+                f"other {name} than the checkpoint's: other data, or read, divided or tokenised "
+                "otherwise (`data_files`, `dataset_name`, `validation_share`, `tokenizer_name`, "
+                "...)"
             )
     return found
 

@@ -385,6 +385,7 @@ def test_a_missing_token_is_said_without_a_request(
         ("--hub_model_id a/b", "`hub_model_id` means nothing without `push_to_hub`"),
         ("--hub_push_state", "`hub_push_state` means nothing without `push_to_hub`"),
         ("--hub_strategy every_save", "`hub_strategy` means nothing without `push_to_hub`"),
+        ("--hub_max_wait 5", "`hub_max_wait` means nothing without `push_to_hub`"),
         ("--push_to_hub --hub_model_id a/b/c", "`hub_model_id`"),
         ("--push_to_hub --hub_model_id a..b", "`hub_model_id`"),
         ("--hub_max_wait -1", "at least 0"),

@@ -120,7 +120,9 @@ def test_a_run_killed_at_random_and_resumed_is_bit_identical(folder: Path) -> No
         folder / "whole/fill_mask.jsonl"
     ).read_text()
     expected = load_file(folder / "whole/final/model.safetensors")
-    for name, tensor in load_file(folder / "killed/final/model.safetensors").items():
+    found = load_file(folder / "killed/final/model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
 
 
@@ -131,6 +133,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(folder: Path) -> N
     shutil.rmtree(folder / "early/checkpoints")
     run(folder, [*flags, "--resume_from_checkpoint", "latest"])
     assert metrics(folder / "early") == expected
+    assert (folder / "early/checkpoints/step-000004").is_dir()
 
 
 @pytest.mark.slow
@@ -150,6 +153,8 @@ def test_a_checkpoint_of_one_process_continues_on_two(folder: Path) -> None:
     expected = losses(folder / "moved")
     shutil.rmtree(folder / "moved/checkpoints/step-000024")
     run(folder, [*flags, "--resume_from_checkpoint", "latest"], num_processes=2)
+    assert (folder / "moved/checkpoints/step-000024").is_dir()
+    assert losses(folder / "moved").keys() == expected.keys()
     for key, value in losses(folder / "moved").items():
         allowed = 0.02 if key[2].endswith("accuracy") else 1e-5
         assert value == pytest.approx(expected[key], rel=1e-5, abs=allowed), key

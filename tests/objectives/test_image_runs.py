@@ -109,7 +109,9 @@ def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
     assert metrics(cut) == metrics(whole)
     assert (cut / "pictures.jsonl").read_text() == (whole / "pictures.jsonl").read_text()
     expected = load_file(whole / "final/pretraining/model.safetensors")
-    for key, tensor in load_file(cut / "final/pretraining/model.safetensors").items():
+    found = load_file(cut / "final/pretraining/model.safetensors")
+    assert found.keys() == expected.keys()
+    for key, tensor in found.items():
         assert torch.equal(tensor, expected[key]), key
 
 

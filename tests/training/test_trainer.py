@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,9 @@ from accelerate import Accelerator
 from tiny_task import Line, line_trainer
 
 from bert_pretrain.errors import TrainingError
+from bert_pretrain.objectives.interface import LossTerm
+from bert_pretrain.training.checkpoint import read_state
+from bert_pretrain.training.trainer import Trainer
 
 
 def rows_of(run_dir: Path, split: str) -> list[dict[str, Any]]:
@@ -112,3 +116,51 @@ def test_rates_per_second_leave_out_evaluations(
     # The third row follows the evaluation of step 2, the first that of the start.
     rates = [row["numbers_per_second"] for row in rows_of(tmp_path, "train")]
     assert min(rates) > 8 / 2
+
+
+def test_a_resumed_run_writes_the_rows_of_a_run_without_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(
+        "bert_pretrain.training.metrics.time", SimpleNamespace(perf_counter=lambda: now)
+    )
+
+    def trainer() -> Trainer:
+        made = line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4, save_steps=2)
+        loss_terms = made.objective.loss_terms
+
+        def loss_in_a_second(*arguments: Any) -> dict[str, LossTerm]:
+            nonlocal now
+            now += 1.0
+            return loss_terms(*arguments)
+
+        monkeypatch.setattr(made.objective, "loss_terms", loss_in_a_second)
+        return made
+
+    trainer().train()
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    # An update has 8 numbers in 2 forward passes.
+    assert [row["numbers_per_second"] for row in rows_of(tmp_path, "train")] == [4.0] * 4
+    shutil.rmtree(tmp_path / "checkpoints/step-000004")
+    resumed = trainer()
+    checkpoint = tmp_path / "checkpoints/step-000002"
+    resumed.load_checkpoint(checkpoint, read_state(checkpoint))
+    resumed.train()
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    assert (tmp_path / "checkpoints/step-000004").is_dir()
+
+
+def test_an_update_without_a_target_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path, max_steps=2)
+    monkeypatch.setattr(trainer.objective, "target_counts", lambda _: {"line": 0})
+    monkeypatch.setattr(
+        trainer.objective,
+        "loss_terms",
+        lambda model, batch: {"line": LossTerm(0.0 * model(batch["x"]).sum())},
+    )
+    trainer.train()
+    parameters = trainer.accelerator.unwrap_model(trainer.model).parameters()
+    assert all(map(torch.equal, parameters, Line().parameters()))

@@ -144,8 +144,8 @@ def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
     ]
     if bf16:
         lines.append(
-            f"computed in bfloat16 (good - bad off by {scores.error:.3f} nats, standard "
-            f"deviation); the {scores.is_rescored.sum():,} pairs too close for that in float32"
+            f"computed in bfloat16 (root mean square error of good - bad {scores.error:.3f} "
+            f"nats); the {scores.is_rescored.sum():,} pairs too close for that in float32"
         )
     if not files:
         lines.append(
