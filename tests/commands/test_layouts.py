@@ -148,7 +148,8 @@ def test_a_checkpoint_of_one_process_continues_on_two(folder: Path) -> None:
         "--optimizer",
         "adamw",
     ]
-    flags += ["--learning_rate", "1e-3", "--output_dir", "moved"]
+    # The checkpoint of step 12 holds the sums of updates 11 and 12, for the row of step 15.
+    flags += ["--learning_rate", "1e-3", "--output_dir", "moved", "--logging_steps", "5"]
     run(folder, flags)
     expected = losses(folder / "moved")
     shutil.rmtree(folder / "moved/checkpoints/step-000024")
