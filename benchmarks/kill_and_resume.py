@@ -23,6 +23,8 @@ from pathlib import Path
 
 from results import write_results
 
+from bert_pretrain.training.metrics import OF_THE_MACHINE
+
 PROGRAM = str(Path(__file__).parents[1] / "run_pretraining.py")
 
 
@@ -33,10 +35,10 @@ def command(flags: list[str], run_dir: Path) -> list[str]:
 
 
 def content(run_dir: Path) -> tuple[list[dict[str, float]], str]:
-    """Return the metrics without the clock's numbers, and the digest of the exported weights."""
+    """Return the metrics without the machine's numbers, and the digest of the exported weights."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     kept = [
-        {key: value for key, value in row.items() if not key.endswith("_per_second")}
+        {key: value for key, value in row.items() if not key.endswith(OF_THE_MACHINE)}
         for row in rows
     ]
     return kept, hashlib.sha256((run_dir / "final/model.safetensors").read_bytes()).hexdigest()

@@ -20,6 +20,8 @@ from typing import Any
 
 from results import write_results
 
+from bert_pretrain.training.metrics import OF_THE_MACHINE
+
 PROGRAM = str(Path(__file__).parents[1] / "run_pretraining.py")
 COMMON = (
     "--max_steps 40 --eval_steps 20 --save_steps 0 --logging_steps 1 --mixed_precision no "
@@ -41,7 +43,7 @@ RUNS = {
 
 
 def record(flags: str, run_dir: Path, *, num_processes: int) -> dict[str, Any]:
-    """Run the program; return its metrics without the clock's numbers, and its weights' digest."""
+    """Run the program; return its metrics without the machine's numbers, and its weights' digest."""
     launcher = f"-m torch.distributed.run --standalone --nproc_per_node {num_processes}".split()
     command = [
         sys.executable,
@@ -61,7 +63,7 @@ def record(flags: str, run_dir: Path, *, num_processes: int) -> dict[str, Any]:
     assert f"{num_processes} process(es)" in done.stdout
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     kept = [
-        {key: value for key, value in row.items() if not key.endswith("_per_second")}
+        {key: value for key, value in row.items() if not key.endswith(OF_THE_MACHINE)}
         for row in rows
     ]
     return {

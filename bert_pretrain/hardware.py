@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,57 @@ def _computes_in_bfloat16() -> bool:
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+
+
+# Dense products in bfloat16, FLOP/s, as the makers' data sheets give them (without sparsity). The
+# first whose words a card's name contains counts, so that longer ones come first.
+_PEAK_BF16 = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A40": 150e12,
+    "A10": 125e12,
+    "A30": 165e12,
+    "RTX A6000": 155e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+    "MI250": 362e12,
+}
+
+
+def known_peak_flops(name: str) -> float | None:
+    """Return the data sheet's peak of a GPU in bfloat16, FLOP/s; None if it is not in the table."""
+    known = (peak for card, peak in _PEAK_BF16.items() if re.search(rf"\b{card}\b", name))
+    return None if "Laptop" in name else next(known, None)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s that model FLOP utilisation (MFU) is a share of.
+
+    On a GPU of the table it is the peak of dense products in bfloat16, whatever the run computes
+    in, so that runs can be compared; elsewhere what a large matrix product in `dtype` reaches on
+    the device, with this process's threads.
+    """
+    if device.type == "cuda" and (known := known_peak_flops(torch.cuda.get_device_name(device))):
+        return known
+    size = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        # Reading one number waits for the device.
+        (left @ right)[0, 0].item()
+        seconds.append(time.perf_counter() - begun)
+    return 2 * size**3 / min(seconds)
 
 
 def default_device() -> torch.device:

@@ -17,6 +17,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.training.metrics import OF_THE_MACHINE
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = str(ROOT / "run_pretraining.py")
@@ -136,10 +137,10 @@ def run_here(folder: Path, flags: list[str]) -> str:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl without the numbers that a clock decides."""
+    """Return the rows of metrics.jsonl without the numbers that the machine decides."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [
-        {key: value for key, value in row.items() if not key.endswith("_per_second")}
+        {key: value for key, value in row.items() if not key.endswith(OF_THE_MACHINE)}
         for row in rows
     ]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -35,11 +36,30 @@ class Window:
         micro_batches: batches on the CPU, one forward and backward pass each.
         next_place: where the following window begins.
         num_units: what the throughput counts (tokens, images), over this process's share.
+        targets: what each loss sum of each micro-batch is divided by; the trainer counts them
+            before the batches leave the host.
+        flops: floating-point operations that are useful, counted likewise.
     """
 
     micro_batches: list[Batch]
     next_place: Place
     num_units: int
+    targets: list[dict[str, int]] = field(default_factory=list)
+    flops: float = 0.0
+
+    def pin_memory(self) -> Window:
+        """Return it in memory that a device copies from while the host goes on; for the loader."""
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Window:
+        """Return it on a device; from pinned memory the copies are only begun."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Window:
+        batches = [
+            {name: change(tensor) for name, tensor in batch.items()} for batch in self.micro_batches
+        ]
+        return replace(self, micro_batches=batches)
 
 
 class Plan(Protocol):
@@ -192,6 +212,7 @@ def training_windows(
     process_index: int,
     num_micro_batches: int,
     num_workers: int,
+    pin_memory: bool = False,
 ) -> Iterator[Window]:
     """Yield one process's share of every window from `place` on, without end.
 
@@ -203,6 +224,7 @@ def training_windows(
         process_index: which of them this is.
         num_micro_batches: nearly equal parts that a process's share is cut into.
         num_workers: worker processes that collate ahead; 0 = this process, when asked.
+        pin_memory: whether batches are to be in pinned memory, see `Window.pin_memory`.
     """
 
     def requests() -> Iterator[WindowRequest]:
@@ -217,8 +239,37 @@ def training_windows(
         batch_size=None,
         sampler=_RequestSampler(requests),
         num_workers=num_workers,
+        pin_memory=pin_memory,
     )
     return iter(loader)
+
+
+def copied_ahead(windows: Iterator[Window], device: torch.device) -> Iterator[Window]:
+    """Yield windows on a device, where each is copied while the one before it is computed.
+
+    On a GPU the copies run on a stream of their own, one window ahead, so the windows are to be in
+    pinned memory. Elsewhere a window is copied when it is asked for.
+    """
+    if device.type != "cuda":
+        yield from (window.to(device) for window in windows)
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def begin_copy() -> tuple[Window, torch.cuda.Event]:
+        window = next(windows)
+        with torch.cuda.stream(copying):
+            return window.to(device), copying.record_event()
+
+    following = begin_copy()
+    while True:
+        (window, is_copied), following = following, begin_copy()
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(is_copied)
+        for batch in window.micro_batches:
+            for tensor in batch.values():
+                # Its memory may be used again only when the computing stream is done with it.
+                tensor.record_stream(computing)
+        yield window
 
 
 def evaluation_batches(

@@ -2,6 +2,7 @@
 
 `gather_rows` carries gradients back, for losses that compare a row with others. `compute_shared`
 divides work whose result every process needs. A process alone gets its rows back as they are.
+`sum_on_hosts` and `gather_on_hosts` exchange what no device holds, such as counts of a batch.
 
 The usual gathers give the right loss and a wrong gradient: `Accelerator.gather` and
 `torch.distributed.all_gather` cut the graph, and pasting a process's own rows back in loses what
@@ -11,6 +12,7 @@ right but deprecated (torch 2.13) in favour of a private module, so the gradient
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +21,37 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+def sum_on_hosts(numbers: Sequence[float]) -> list[float]:
+    """Return the sums over processes of equally many numbers, exact below 2^53; a collective.
+
+    Devices work behind their hosts. A number that goes from a host over its device to the other
+    hosts and back comes only when the device has caught up; here it does not wait for that.
+    """
+    if not _is_distributed():
+        return list(numbers)
+    total = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(total, group=_host_group())
+    sums: list[float] = total.tolist()
+    return sums
+
+
+def gather_on_hosts(item: Any) -> list[Any]:
+    """Return what every process gives, in rank order, without waiting for devices; a collective."""
+    if not _is_distributed():
+        return [item]
+    items: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item, group=_host_group())
+    return items
+
+
+@functools.cache
+def _host_group() -> Any:
+    """Return the processes as hosts, which talk over gloo; the first call is a collective."""
+    if dist.get_backend() == dist.Backend.GLOO:
+        return None  # the default group
+    return dist.new_group(backend=dist.Backend.GLOO)
 
 
 def gather_rows(rows: Tensor, *, num_rows_per_rank: Sequence[int] | None = None) -> Tensor:
@@ -51,14 +84,8 @@ def gather_rows(rows: Tensor, *, num_rows_per_rank: Sequence[int] | None = None)
 
 
 def count_rows(rows: Tensor) -> list[int]:
-    """Return how many rows each process holds, in rank order; a collective that waits."""
-    if not _is_distributed():
-        return [len(rows)]
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, count)
-    numbers: list[int] = torch.cat(counts).tolist()
-    return numbers
+    """Return how many rows each process holds, in rank order; a collective."""
+    return gather_on_hosts(len(rows))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ pixels as they are stored and the random numbers that a loss needs. Both are pur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -83,6 +83,8 @@ class PixelScale:
 
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
+    # Both, (C, 1, 1) each, on the devices that asked: a copy a batch would wait for the device.
+    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return images float (B, C, H, W) in [0, 1] as `pixel_values`."""
@@ -94,9 +96,11 @@ class PixelScale:
         mean, std = self._on(pixel_values.device)
         return channels_last((pixel_values.detach().float() * std + mean).clamp(0, 1))
 
-    def _on(self, device: torch.device) -> list[Tensor]:
-        values = (self.mean, self.std)
-        return [torch.as_tensor(value, device=device)[:, None, None] for value in values]
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._copies:
+            mean, std = (torch.as_tensor(value, device=device) for value in (self.mean, self.std))
+            self._copies[device] = mean[:, None, None], std[:, None, None]
+        return self._copies[device]
 
 
 def unit_range(pixels: Tensor) -> Tensor:

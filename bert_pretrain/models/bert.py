@@ -59,6 +59,34 @@ def bert_config(size: str, *, vocab_size: int, pad_token_id: int, **overrides: A
     return BertConfig(**(fields | overrides))
 
 
+def bert_flops(
+    config: BertConfig, *, num_tokens: int, num_attended: int, num_predicted: int
+) -> float:
+    """Return the FLOPs that learning from some rows needs, forward and backward.
+
+    6 x parameters of the layers' matrices x tokens + 12 x layers x width x sum of squared lengths
+    (the products of queries with keys and of weights with values) + 6 x (width x vocabulary +
+    width^2) x predicted tokens: the head is counted where a loss reads it, and padding never. A
+    product of matrices is two operations an element, and its backward pass twice its forward pass.
+
+    Args:
+        config: of the model.
+        num_tokens: real tokens.
+        num_attended: sum over rows of the squared number of real tokens.
+        num_predicted: masked tokens.
+
+    Source: Chowdhery et al. 2022, appendix B, for an encoder with a sparse head.
+    """
+    width, num_layers = config.hidden_size, config.num_hidden_layers
+    layer = 4 * width**2 + 2 * width * config.intermediate_size
+    head = width * config.vocab_size + width**2
+    return float(
+        6 * num_layers * layer * num_tokens
+        + 12 * num_layers * width * num_attended
+        + 6 * head * num_predicted
+    )
+
+
 @dataclass
 class BertPretrainingOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
     """Losses as sums, with the counts that turn them into means.

@@ -23,6 +23,7 @@ from bert_pretrain.evaluation.fill_mask import (
     make_probe,
     word_positions,
 )
+from bert_pretrain.models.bert import bert_flops
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.publishing.export import (
     export_text_model,
@@ -69,6 +70,7 @@ class BertObjective:
     def build_model(self) -> PreTrainedModel:
         """Return the model; heads that no loss trains are frozen, as distributed training needs."""
         model = self._make_model()
+        self._config = model.config
         if self._token_counts is not None:
             counts = self._token_counts + 0.1  # a token never seen is merely unlikely
             logits = np.log(counts / counts.sum())
@@ -85,6 +87,16 @@ class BertObjective:
         if "next_sentence_label" in batch:
             counts["nsp"] = len(batch["next_sentence_label"])
         return counts
+
+    def useful_flops(self, batch: Batch) -> float:
+        """Return what a batch needs; see `bert_flops`."""
+        lengths = batch["attention_mask"].sum(dim=1)
+        return bert_flops(
+            self._config,
+            num_tokens=int(lengths.sum()),
+            num_attended=int((lengths * lengths).sum()),
+            num_predicted=int((batch["masked_positions"] >= 0).sum()),
+        )
 
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         """Return the sums of both losses and of correct predictions."""

@@ -164,7 +164,7 @@ class Triplet(TwoViews):
             negatives=self.negatives,
             offsets=batch["negative_offset"],
         )
-        counts = [terms.num_terms, terms.num_active, torch.tensor(len(e1), device=e1.device)]
+        counts = [terms.num_terms, terms.num_active, torch.full_like(terms.num_terms, len(e1))]
         num_terms, num_active, num_images = sum_counts(torch.stack(counts))
         # From a sum over triplets to one over images, so that dividing by the number of images
         # gives the wanted mean.

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
-from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream
+from bert_pretrain.data.loader import Batch, HeldOutRows, Place, TrainingStream
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
@@ -38,8 +40,33 @@ class ImageObjective:
 
     training: TrainingStream[ImagePlan]
     held_out: HeldOutRows[ImagePlan]
-    build_model: Callable[[], PreTrainedModel]
+    make_model: Callable[[], PreTrainedModel]
     pretext: Pretext
+    flops_per_image: float = 0.0  # known when the model is built
+
+    def build_model(self) -> PreTrainedModel:
+        """Return the model, and measure what an image costs."""
+        model = self.make_model()
+        self.flops_per_image = self._count_flops(model)
+        return model
+
+    def _count_flops(self, model: PreTrainedModel) -> float:
+        """Return the FLOPs of the matrix products and convolutions that an image needs.
+
+        Two images go forward through the loss; a backward pass takes twice as many.
+        """
+        parts, _ = self.training.take(Place(0, 0), 2)
+        batch = self.training.collator.collate(parts)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), torch.random.fork_rng(), counter:
+            # In evaluation no processes compare their rows, and the cost is the same.
+            self.pretext.loss(model.eval(), batch)
+        model.train()
+        return 3 * counter.get_total_flops() / len(batch["image_ids"])
+
+    def useful_flops(self, batch: Batch) -> float:
+        """Return what the images of a batch need."""
+        return self.flops_per_image * len(batch["image_ids"])
 
     def target_counts(self, batch: Batch) -> dict[str, int]:
         """Return the number of images."""

@@ -51,6 +51,14 @@ class Objective(Protocol):
         """Return what each loss term's sum is divided by; known on the host before any forward."""
         ...
 
+    def useful_flops(self, batch: Batch) -> float:
+        """Return the floating-point operations that learning from a batch needs, forward and back.
+
+        They are those of matrix products, known on the host before any forward. What a model
+        computes beyond need (padding, scores that no loss reads, recomputation) does not count.
+        """
+        ...
+
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         """Run `model` exactly once on a batch and return its loss terms by name."""
         ...

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from bert_pretrain.data.atomic import write_text
+from bert_pretrain.data.processes import gather_on_hosts, sum_over_processes
 from bert_pretrain.objectives.interface import LossTerm
+
+
+# Endings of the numbers in metrics.jsonl that the machine decides: all others are a run's own.
+OF_THE_MACHINE = ("_per_second", "mfu", "peak_memory_gib")
 
 
 class RunningSums:
@@ -52,53 +55,112 @@ class RunningSums:
         value = value.to(self.dtype)
         self._sums[key] = value if previous is None else previous + value
 
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return `loss`, and `<term>_loss` and `<term>_<metric>` of every term, over all processes.
+    def total(self) -> TotalSums:
+        """Begin to bring together the sums of all processes; a collective.
 
-        A term that nothing was counted for is left out. All processes must call it.
+        Nothing waits for the device: what it holds is on its way in the result.
         """
-        state = self.global_state_dict(accelerator)
-        sums, weights = state["sums"], state["weights"]
-        row: dict[str, float] = {"loss": 0.0}
-        for key in sorted(sums):
-            name, quantity = key.split("/")
-            count = sums[f"{name}/count"]
-            if quantity == "count" or count == 0:
-                continue
-            row[f"{name}_{quantity}"] = sums[key] / count
-            if quantity == "loss":
-                row["loss"] += weights[name] * sums[key] / count
-        return row
-
-    def global_state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
-        """Return the sums over all processes as plain numbers. All processes must call it."""
-        counts = {f"{name}/count": count for name, count in self._counts.items()}
         # A process may have seen no batch, or no batch with some term: the others tell it the
         # names.
-        weights = [(key, self._weights[key.split("/")[0]]) for key in (*self._sums, *counts)]
-        named = gather_object(weights)
-        keys = sorted({key for key, _ in named})
-        if not keys:
-            return {"sums": {}, "weights": {}}
+        known = gather_on_hosts((self._weights, self._counts, list(self._sums)))
+        weights: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        keys: set[str] = set()
+        for their_weights, their_counts, their_keys in known:
+            weights |= their_weights
+            keys.update(their_keys)
+            for name, count in their_counts.items():
+                counts[name] = counts.get(name, 0) + count
         zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        numbers = torch.tensor([counts.get(key, 0) for key in keys], dtype=torch.float64)
-        stacked = torch.stack([self._sums.get(key, zero) for key in keys])
-        stacked = stacked + numbers.to(self.device, self.dtype)
-        sums = accelerator.reduce(stacked, "sum").tolist()
-        return {
-            "sums": dict(zip(keys, sums, strict=True)),
-            "weights": {key.split("/")[0]: weight for key, weight in named},
-        }
+        held = [self._sums.get(key, zero) for key in sorted(keys)]
+        summed = sum_over_processes(torch.stack(held)) if held else None
+        return TotalSums(sorted(keys), summed, counts, weights)
 
     def load_state_dict(self, state: Mapping[str, Any], *, share: float) -> None:
-        """Continue from `global_state_dict()`; `share` is this process's part, in [0, 1]."""
+        """Continue from `TotalSums.state_dict()`; `share` is this process's part, in [0, 1]."""
         self._weights = dict(state["weights"])
+        self._counts = {name: share * count for name, count in state["counts"].items()}
         for key, value in state["sums"].items():
+            self._sums[key] = torch.tensor(share * value, dtype=self.dtype, device=self.device)
+
+
+class TotalSums:
+    """Sums over all processes, on their way from the device to the host."""
+
+    def __init__(
+        self,
+        keys: list[str],
+        sums: Tensor | None,
+        counts: dict[str, float],
+        weights: dict[str, float],
+    ) -> None:
+        """Begin to fetch the sums.
+
+        Args:
+            keys: `<term>/<quantity>` of each sum.
+            sums: float (number of keys,); None = there are none.
+            counts: by term, what its sums are divided by.
+            weights: by term, its factor in the total.
+        """
+        self._keys = keys
+        self._sums = None if sums is None else ToHost(sums)
+        self._counts = counts
+        self._weights = weights
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether reading them would not wait."""
+        return self._sums is None or self._sums.is_ready
+
+    def means(self) -> dict[str, float]:
+        """Return `loss`, and `<term>_loss` and `<term>_<metric>` of every term.
+
+        A term that nothing was counted for is left out.
+        """
+        row: dict[str, float] = {"loss": 0.0}
+        for key, value in self._read().items():
             name, quantity = key.split("/")
-            if quantity == "count":
-                self._counts[name] = share * value
-            else:
-                self._sums[key] = torch.tensor(share * value, dtype=self.dtype, device=self.device)
+            count = self._counts[name]
+            if count == 0:
+                continue
+            row[f"{name}_{quantity}"] = value / count
+            if quantity == "loss":
+                row["loss"] += self._weights[name] * value / count
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers, for `RunningSums.load_state_dict`."""
+        return {"sums": self._read(), "counts": self._counts, "weights": self._weights}
+
+    def _read(self) -> dict[str, float]:
+        values = [] if self._sums is None else self._sums.read()
+        return dict(zip(self._keys, values, strict=True))
+
+
+class ToHost:
+    """Numbers on their way from a device to the host, which goes on meanwhile."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        """Begin to copy a tensor (N,); what the device does later does not change the copy."""
+        self._arrival: torch.cuda.Event | None = None
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._arrival = torch.cuda.current_stream(numbers.device).record_event()
+        else:
+            self._numbers = numbers.clone()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether they have arrived."""
+        return self._arrival is None or bool(self._arrival.query())  # type: ignore[no-untyped-call]
+
+    def read(self) -> list[float]:
+        """Return them, after waiting for them if need be."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        numbers: list[float] = self._numbers.tolist()
+        return numbers
 
 
 class JsonLines:

@@ -11,6 +11,8 @@ on whatever process and in whatever micro-batch they are, divided by the count o
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,19 +21,36 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import Batch, Place, Window, evaluation_batches, training_windows
+from bert_pretrain.data.loader import (
+    Batch,
+    Place,
+    Window,
+    copied_ahead,
+    evaluation_batches,
+    training_windows,
+)
+from bert_pretrain.data.processes import sum_on_hosts
 from bert_pretrain.data.random import Purpose, hash_uint64
-from bert_pretrain.errors import TrainingError, spell
+from bert_pretrain.errors import spell
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.training.checkpoint import save_checkpoint
+from bert_pretrain.training.finite import FiniteGuard
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.metrics import Clock, CourseWatch, JsonLines, RunningSums
+from bert_pretrain.training.memory import peak_gib
+from bert_pretrain.training.metrics import (
+    Clock,
+    CourseWatch,
+    JsonLines,
+    RunningSums,
+    ToHost,
+    TotalSums,
+)
 from bert_pretrain.training.optimizers import Schedule
+from bert_pretrain.training.profiling import StepProfiler
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,22 @@ class Intervals:
     save_total_limit: int
 
 
+@dataclass
+class _Row:
+    """A training row of metrics.jsonl whose numbers are on their way from the device."""
+
+    fields: dict[str, Any]
+    learning_rate: float
+    num_units: int
+    flops: float
+    sums: TotalSums
+    others: ToHost  # the gradient norm, then what the guard is to see
+
+    @property
+    def is_ready(self) -> bool:
+        return self.sums.is_ready and self.others.is_ready
+
+
 class Trainer:
     """Trains a model for a task, from any place, on any layout."""
 
@@ -68,6 +103,9 @@ class Trainer:
         seed: int,
         max_grad_norm: float,
         fingerprint: dict[str, Any],
+        skip_nonfinite: int = 0,
+        peak_flops: float = math.inf,
+        profile_steps: int = 0,
     ) -> None:
         """Prepare model and optimisers for the accelerator's processes.
 
@@ -83,6 +121,9 @@ class Trainer:
             seed: of dropout; the data have theirs already.
             max_grad_norm: gradients are scaled to at most this norm; infinite = never.
             fingerprint: what a checkpoint must agree with to be continued; kept in each.
+            skip_nonfinite: updates with a gradient that is not finite that a run may skip.
+            peak_flops: FLOP/s of one process's device, which utilisation is a share of.
+            profile_steps: updates to profile.
         """
         assert accelerator.gradient_accumulation_steps == 1
         self.accelerator = accelerator
@@ -94,29 +135,31 @@ class Trainer:
         self.seed = seed
         self.max_grad_norm = max_grad_norm
         self.fingerprint = fingerprint
+        self.peak_flops = peak_flops
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.metrics = JsonLines(run_dir / "metrics.jsonl")
         self.shown = JsonLines(run_dir / self.monitor.shown_file)
         self.step = 0
         self.place = Place(0, 0)
-        self.num_units = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        self.num_units = 0
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
+        self.guard = FiniteGuard(accelerator.device, num_allowed=skip_nonfinite)
+        self.profiler = StepProfiler(profile_steps, run_dir / "profile", accelerator.device)
         self._clock = Clock()
-        self._units_last_logged = 0
-        # On the device and sticky, so that no step waits for it: 0 while every gradient norm was
-        # finite, else the number of the first update that was not made.
-        self._bad_step = torch.zeros((), device=accelerator.device)
+        self._flops = 0.0
+        self._units_last_written, self._flops_last_written = 0, 0.0
+        self._unwritten: deque[_Row] = deque()
 
     def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint whose state `read_state` has verified."""
         self.accelerator.load_state(str(checkpoint))
         self.step = state["step"]
         self.place = Place(*state["place"])
-        self.num_units = self.num_units + state["num_units"]
-        self._units_last_logged = state["num_units"]
+        self.num_units = self._units_last_written = state["num_units"]
         self._clock.seconds_before = state["elapsed"]
         self.watch.load_state_dict(state["watch"])
+        self.guard.load(state["num_skipped"])
         # The sums were saved over all processes: one of them takes them up, the others start from
         # zero.
         self.sums.load_state_dict(state["sums"], share=float(self.accelerator.is_main_process))
@@ -141,37 +184,52 @@ class Trainer:
         with self._progress_bar() as progress:
             while not is_over:
                 learning_rate = self.schedule.learning_rate(self.step, elapsed)
-                grad_norm = self._update(next(windows), learning_rate)
+                with self.profiler.section("data wait"):
+                    window = next(windows)
+                grad_norm = self._update(window, learning_rate)
                 progress.update(1)
                 elapsed = self._elapsed()
                 is_over = self.schedule.is_over(self.step, elapsed)
-                if is_over or _is_due(self.step, self.intervals.logging):
-                    progress.set_postfix_str(self._log(learning_rate, grad_norm), refresh=False)
+                with self.profiler.section("logging"):
+                    if is_over or _is_due(self.step, self.intervals.logging):
+                        self._log(learning_rate, grad_norm)
+                    self._write_rows(progress)
+                if table := self.profiler.step():
+                    self._print(table)
                 if is_over or _is_due(self.step, self.intervals.evaluation):
+                    self._settle(progress)
                     self.evaluate(is_last=is_over)
                 if is_over or _is_due(self.step, self.intervals.checkpoint):
+                    self._settle(progress)
                     self.save(on_save)
 
     def _update(self, window: Window, learning_rate: float) -> Tensor:
-        """Make one update from a window of micro-batches and return the gradient norm."""
+        """Make one update from a window of micro-batches and return the gradient norm.
+
+        The device is only told what to do: nothing here waits for it.
+        """
         self.model.train()
-        targets = [self.objective.target_counts(batch) for batch in window.micro_batches]
-        counts = self._global_counts(targets, window.num_units)
+        counts = self._global_counts(window)
         last = len(window.micro_batches) - 1
         for i, batch in enumerate(window.micro_batches):
             self._seed_dropout(i)
             sync = contextlib.nullcontext() if i == last else self.accelerator.no_sync(self.model)
             with sync:
-                terms = self.objective.loss_terms(self.model, self._to_device(batch))
-                loss = sum(term.weight * term.sum / counts[name] for name, term in terms.items())
-                # Distributed training averages gradients over processes; the counts are already
-                # global.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            self.sums.add(terms, targets[i])
-        grad_norm: Tensor = self.accelerator.clip_grad_norm_(
-            self.model.parameters(), self.max_grad_norm
-        )
-        self._step_optimizers(learning_rate, grad_norm)
+                with self.profiler.section("forward"):
+                    terms = self.objective.loss_terms(self.model, batch)
+                    loss = sum(
+                        term.weight * term.sum / counts[name] for name, term in terms.items()
+                    )
+                with self.profiler.section("backward"):
+                    # Distributed training averages gradients over processes; the counts are already
+                    # global.
+                    self.accelerator.backward(loss * self.accelerator.num_processes)
+            self.sums.add(terms, window.targets[i])
+        with self.profiler.section("optimizer"):
+            grad_norm: Tensor = self.accelerator.clip_grad_norm_(
+                self.model.parameters(), self.max_grad_norm
+            )
+            self._step_optimizers(learning_rate, grad_norm, end=window.next_place)
         self.step += 1
         self.place = window.next_place
         return grad_norm
@@ -184,22 +242,21 @@ class Trainer:
         """
         process = self.accelerator.process_index
         key = hash_uint64(self.seed, Purpose.DROPOUT, self.step, micro_batch, process)
-        set_seed(int(key) >> 32)
+        torch.manual_seed(int(key) >> 32)
 
-    def _global_counts(self, targets: list[dict[str, int]], num_units: int) -> dict[str, Tensor]:
+    def _global_counts(self, window: Window) -> dict[str, float]:
         """Return what each term's sum is divided by, over the window and all processes, >= 1."""
-        names = sorted({name for counts in targets for name in counts})
-        local = [sum(counts.get(name, 0) for counts in targets) for name in names]
-        numbers = torch.tensor([num_units, *local], device=self.accelerator.device)
-        summed = self.accelerator.reduce(numbers, "sum")
-        self.num_units = self.num_units + summed[0]
-        return dict(zip(names, summed[1:].clamp(min=1), strict=True))
+        names = sorted({name for counts in window.targets for name in counts})
+        local = [sum(counts.get(name, 0) for counts in window.targets) for name in names]
+        num_units, flops, *counts = sum_on_hosts([window.num_units, window.flops, *local])
+        self.num_units += int(num_units)
+        self._flops += flops
+        return {name: max(1.0, count) for name, count in zip(names, counts, strict=True)}
 
-    def _step_optimizers(self, learning_rate: float, grad_norm: Tensor) -> None:
+    def _step_optimizers(self, learning_rate: float, grad_norm: Tensor, *, end: Place) -> None:
         scaler = self.accelerator.scaler
         if scaler is None:
-            is_bad = ~torch.isfinite(grad_norm) & (self._bad_step == 0)
-            self._bad_step = torch.where(is_bad, float(self.step + 1), self._bad_step)
+            found_inf = self.guard.found_inf(grad_norm, self.step + 1, self.place, end)
         for prepared in self.optimizers:
             optimizer = prepared.optimizer
             for group in optimizer.param_groups:
@@ -207,7 +264,7 @@ class Trainer:
             if scaler is None:
                 # The hook by which torch's own gradient scaler makes fused optimisers skip an
                 # update on the device.
-                optimizer.found_inf = (self._bad_step > 0).float()
+                optimizer.found_inf = found_inf
                 optimizer.step()
             else:
                 # Under float16 overflows are expected now and then: the scaler skips those updates.
@@ -215,23 +272,10 @@ class Trainer:
             optimizer.zero_grad()
         if scaler is not None:
             scaler.update()  # once for all optimisers: it forgets that gradients are unscaled
-        if self.accelerator.device.type == "cpu":
-            self._check_finite()
-
-    def _check_finite(self) -> None:
-        bad_step = int(self._bad_step)
-        if bad_step:
-            raise TrainingError(
-                f"the gradient norm of update {bad_step} is not finite (epoch {self.place.epoch}, "
-                f"rows up to {self.place.position}); it was not made, and no later one. Continue "
-                "from the last checkpoint with `resume_from_checkpoint` latest and a lower "
-                "`learning_rate`, or `mixed_precision` no"
-            )
 
     @torch.no_grad()
     def evaluate(self, *, is_last: bool) -> None:
         """Evaluate on the fixed held-out rows and show what has been learnt."""
-        self._check_finite()
         with self._clock.paused():
             model = self.accelerator.unwrap_model(self.model)
             model.eval()
@@ -244,8 +288,8 @@ class Trainer:
             ):
                 terms = self.objective.loss_terms(model, self._to_device(batch))
                 sums.add(terms, self.objective.target_counts(batch))
-            means = sums.means(self.accelerator)
-            row = self._row("validation", means | self.monitor.measures(model, means))
+            means = sums.total().means()
+            row = self._row("validation") | means | self.monitor.measures(model, means)
             self._write(row)
             self._print(_summary(row))
             for message in self.watch.warnings(row) + self.monitor.warnings(row):
@@ -260,15 +304,15 @@ class Trainer:
 
     def save(self, on_save: Callable[[Path], None] | None = None) -> None:
         """Write a checkpoint from which the run continues as if it had not been interrupted."""
-        self._check_finite()
         with self._clock.paused():
             state = {
                 "step": self.step,
                 "place": list(self.place),
-                "num_units": int(self.num_units),
+                "num_units": self.num_units,
+                "num_skipped": int(self.guard.numbers[0]),
                 "elapsed": self._elapsed(),
                 "watch": self.watch.state_dict(),
-                "sums": self.sums.global_state_dict(self.accelerator),
+                "sums": self.sums.total().state_dict(),
                 "fingerprint": self.fingerprint,
             }
             model = self.accelerator.unwrap_model(self.model)
@@ -283,39 +327,65 @@ class Trainer:
             if on_save is not None and self.accelerator.is_main_process:
                 on_save(checkpoint)
 
-    def _log(self, learning_rate: float, grad_norm: Tensor) -> str:
-        """Write a training row and return what the progress bar says of it."""
-        self._check_finite()
-        means = self.sums.means(self.accelerator)
-        self.sums = RunningSums(self.accelerator.device)
-        unit, num_units = self.objective.training.collator.unit, int(self.num_units)
-        rate = (num_units - self._units_last_logged) / self._clock.lap()
-        self._units_last_logged = num_units
-        row = self._row("train", means) | {
-            "learning_rate": learning_rate,
-            "grad_norm": float(grad_norm),
-            unit: num_units,
-            f"{unit}_per_second": round(rate, 1),
-        }
-        self._write(row)
-        return f"loss {row['loss']:.3f}, {rate:,.0f} {unit}/s"
+    def _log(self, learning_rate: float, grad_norm: Tensor) -> None:
+        """Begin a training row; `_write_rows` writes it when its numbers are there."""
+        sums, self.sums = self.sums.total(), RunningSums(self.accelerator.device)
+        others = ToHost(torch.cat([grad_norm.detach()[None], self.guard.numbers]))
+        row = _Row(self._row("train"), learning_rate, self.num_units, self._flops, sums, others)
+        self._unwritten.append(row)
 
-    def _row(self, split: str, means: dict[str, float]) -> dict[str, Any]:
+    def _write_rows(self, progress: tqdm[Any], *, wait: bool = False) -> None:
+        """Write the training rows whose numbers have arrived, or all of them."""
+        while self._unwritten and (wait or self._unwritten[0].is_ready):
+            row = self._unwritten.popleft()
+            grad_norm, num_skipped, fatal = row.others.read()
+            self.guard.see(num_skipped, fatal, until_step=row.fields["step"])
+            seconds = self._clock.lap()
+            rate = (row.num_units - self._units_last_written) / seconds
+            flops = (row.flops - self._flops_last_written) / seconds
+            utilisation = flops / (self.peak_flops * self.accelerator.num_processes)
+            self._units_last_written, self._flops_last_written = row.num_units, row.flops
+            unit = self.objective.training.collator.unit
+            means = row.sums.means()
+            self._write(
+                row.fields
+                | means
+                | {
+                    "learning_rate": row.learning_rate,
+                    "grad_norm": grad_norm,
+                    unit: row.num_units,
+                    f"{unit}_per_second": round(rate, 1),
+                    "mfu": round(utilisation, 4),
+                    "peak_memory_gib": round(peak_gib(self.accelerator.device), 3),
+                    "skipped_updates": int(num_skipped),
+                }
+            )
+            shown = f"loss {means['loss']:.3f}, {rate:,.0f} {unit}/s, MFU {utilisation:.0%}"
+            progress.set_postfix_str(shown, refresh=False)
+
+    def _settle(self, progress: tqdm[Any]) -> None:
+        """Wait for the device, write what is unwritten, and stop here if the run has diverged."""
+        self._write_rows(progress, wait=True)
+        self.guard.see(*self.guard.numbers.tolist(), until_step=self.step)
+
+    def _row(self, split: str) -> dict[str, Any]:
         num_rows = len(self.objective.training.plan(self.place.epoch))
         epoch = self.place.epoch + self.place.position / num_rows
-        return {"split": split, "step": self.step, "epoch": round(epoch, 6)} | means
+        return {"split": split, "step": self.step, "epoch": round(epoch, 6)}
 
     def _write(self, row: dict[str, Any]) -> None:
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
         self.accelerator.log(
             {f"{row['split']}/{key}": value for key, value in numbers.items() if key != "step"},
-            step=self.step,
+            step=row["step"],
         )
         if self.accelerator.is_main_process:
             self.metrics.write(row)
 
     def _windows(self) -> Iterator[Window]:
-        return training_windows(
+        """Yield this process's windows from the present place on, counted and on the device."""
+        device = self.accelerator.device
+        windows = training_windows(
             self.objective.training,
             self.place,
             global_batch_size=self.layout.global_batch_size,
@@ -323,7 +393,14 @@ class Trainer:
             process_index=self.accelerator.process_index,
             num_micro_batches=self.layout.num_micro_batches,
             num_workers=self.layout.num_workers,
+            pin_memory=device.type == "cuda",
         )
+        return copied_ahead((self._counted(window) for window in windows), device)
+
+    def _counted(self, window: Window) -> Window:
+        window.targets = [self.objective.target_counts(batch) for batch in window.micro_batches]
+        window.flops = sum(self.objective.useful_flops(batch) for batch in window.micro_batches)
+        return window
 
     def _to_device(self, batch: Batch) -> Batch:
         device = self.accelerator.device
@@ -336,12 +413,10 @@ class Trainer:
 
     def _elapsed(self) -> float:
         """Return the seconds of the whole run; the first process's clock decides for all."""
-        elapsed = self.seconds
-        if self.schedule.max_seconds == 0 or self.accelerator.num_processes == 1:
-            return elapsed
-        seconds = torch.tensor(elapsed, device=self.accelerator.device)
-        torch.distributed.broadcast(seconds, src=0)
-        return float(seconds)
+        if self.schedule.max_seconds == 0:
+            return self.seconds
+        (elapsed,) = sum_on_hosts([self.seconds if self.accelerator.is_main_process else 0.0])
+        return elapsed
 
     def _progress_bar(self) -> Any:
         return tqdm(

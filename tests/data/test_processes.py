@@ -92,17 +92,16 @@ def check_gather_alone(rank: int, counts: list[int]) -> dict[str, Any]:
     begin = sum(counts[:rank])
     own = torch.arange(begin, begin + counts[rank])
     rows = own[:, None, None].expand(-1, 2, 3).double().requires_grad_()
-    num_collectives, original = [], dist.all_gather
+    num_collectives, originals = [], (dist.all_gather, dist.all_gather_object)
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        num_collectives.append(1)
-        return original(*args, **kwargs)
+    def counted(original: Any) -> Any:
+        return lambda *args, **kwargs: (num_collectives.append(1), original(*args, **kwargs))[1]
 
-    dist.all_gather = counted
+    dist.all_gather, dist.all_gather_object = map(counted, originals)
     known = gather_rows(rows, num_rows_per_rank=counts)
     num_with_counts = len(num_collectives)
     unknown = gather_rows(rows)
-    dist.all_gather = original
+    dist.all_gather, dist.all_gather_object = originals
     weights = (rank + 1) * torch.arange(NUM_ROWS).double()
     (gradient,) = torch.autograd.grad((known * weights[:, None, None]).sum(), rows)
     return {

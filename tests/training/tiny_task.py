@@ -58,6 +58,9 @@ class LineObjective:
     def target_counts(self, batch: Batch) -> dict[str, int]:
         return {"line": len(batch["x"])}
 
+    def useful_flops(self, batch: Batch) -> float:
+        return 6.0 * len(batch["x"])
+
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         loss = ((model(batch["x"] / 40) - batch["x"] / 20) ** 2).sum()
         if model.training and set(self.infinite_at) & set(batch["x"].flatten().int().tolist()):

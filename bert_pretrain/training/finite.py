@@ -1,0 +1,78 @@
+"""Keeps updates whose gradient is not finite from being made, without waiting for the device."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from bert_pretrain.data.loader import Place
+from bert_pretrain.errors import TrainingError
+
+
+class FiniteGuard:
+    """Skips updates with a gradient that is not finite, and all updates after too many of those.
+
+    The norm is that of the gradients summed over processes, so all of them decide alike. Whether
+    the run is to stop is known on the device at once and on the host when it asks, so the updates
+    that it has asked for meanwhile are not made either.
+    """
+
+    def __init__(self, device: torch.device, *, num_allowed: int) -> None:
+        """Begin a run, in which `num_allowed` updates may be skipped."""
+        self.num_allowed = num_allowed
+        # On the device: updates skipped so far, and the number of the first one too many, else 0.
+        self._num_skipped = torch.zeros((), device=device)
+        self._fatal = torch.zeros((), device=device)
+        # The rows of updates whose norm the host has not seen.
+        self._unseen: deque[tuple[int, Place, Place]] = deque()
+
+    @property
+    def numbers(self) -> Tensor:
+        """What the host is to see, float (2,)."""
+        return torch.stack([self._num_skipped, self._fatal])
+
+    def load(self, num_skipped: int) -> None:
+        """Continue a run in which so many updates were skipped."""
+        self._num_skipped = self._num_skipped + num_skipped
+
+    def found_inf(self, grad_norm: Tensor, step: int, begin: Place, end: Place) -> Tensor:
+        """Return 1.0 if an update must not be made, else 0.0, as torch's fused optimisers ask.
+
+        Args:
+            grad_norm: 0-dim, of the gradients summed over processes.
+            step: number of the update, from 1.
+            begin: where its rows begin.
+            end: where they end.
+        """
+        self._unseen.append((step, begin, end))
+        is_bad = ~torch.isfinite(grad_norm)
+        self._num_skipped = self._num_skipped + is_bad
+        is_fatal = is_bad & (self._num_skipped > self.num_allowed) & (self._fatal == 0)
+        self._fatal = torch.where(is_fatal, float(step), self._fatal)
+        return (is_bad | (self._fatal > 0)).float()
+
+    def see(self, num_skipped: float, fatal: float, *, until_step: int) -> None:
+        """Look at `numbers` as they were after `until_step` updates.
+
+        Raises:
+            TrainingError: too many updates were not finite.
+        """
+        while self._unseen and self._unseen[0][0] <= until_step:
+            step, begin, end = self._unseen.popleft()
+            if step == fatal:
+                raise TrainingError(_explain(step, begin, end, int(num_skipped), self.num_allowed))
+
+
+def _explain(step: int, begin: Place, end: Place, num_skipped: int, num_allowed: int) -> str:
+    rows = f"rows {begin.position} to {end.position} of epoch {begin.epoch}"
+    if end.epoch != begin.epoch:
+        rows = f"rows {begin.position} of epoch {begin.epoch} to {end.position} of {end.epoch}"
+    before = f" ({num_skipped - 1} such updates were skipped before it)" if num_allowed else ""
+    return (
+        f"the gradient norm of update {step} is not finite ({rows}){before}; it was not made, and "
+        "no later one. Continue from the last checkpoint with `resume_from_checkpoint` latest and "
+        "a lower `learning_rate`, or `mixed_precision` no; `skip_nonfinite` N skips up to N such "
+        "updates"
+    )

@@ -1,0 +1,107 @@
+"""Memory of the device: its peak, what to change when it runs out, and how many rows fit."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+
+from bert_pretrain.errors import TrainingError
+
+GIB = 2**30
+_SHARE_TO_USE = 0.9  # of a device's memory: fragments, and rows longer than those tried, need some
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the most memory in GiB that tensors took on a GPU, or that the process took on a CPU.
+
+    On a GPU it is the peak since `torch.cuda.reset_peak_memory_stats`, else since the process
+    began.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (GIB if sys.platform == "darwin" else GIB / 1024)  # bytes there, else KiB
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def explaining_out_of_memory(
+    device: torch.device, *, rows_at_once: int, num_micro_batches: int
+) -> Iterator[None]:
+    """Turn running out of memory into an error that says what to change.
+
+    Args:
+        device: where the model is.
+        rows_at_once: of a forward pass.
+        num_micro_batches: forward passes of an update and process.
+
+    Raises:
+        TrainingError: memory ran out inside the block.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory{_memory_of(device)} with {rows_at_once} rows in a forward pass; "
+            + _way_out(rows_at_once, num_micro_batches)
+        ) from error
+
+
+def _memory_of(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    total = torch.cuda.get_device_properties(device).total_memory / GIB
+    return f" ({peak_gib(device):.1f} of the device's {total:.1f} GiB were in use)"
+
+
+def _way_out(rows_at_once: int, num_micro_batches: int) -> str:
+    more = "or `gradient_checkpointing`, or a shorter row, or `mixed_precision` bf16"
+    if rows_at_once < 2:
+        return f"a single row does not fit: pass a smaller model, {more}"
+    return (
+        f"pass `per_device_train_batch_size` {rows_at_once // 2} together with `global_batch_size` "
+        f"as it was (an update then takes {2 * num_micro_batches} forward passes and stays the "
+        f"same), {more}"
+    )
+
+
+def largest_that_fits(compute: Callable[[int], None], *, most: int, device: torch.device) -> int:
+    """Return the largest number of rows, halved from `most`, that one forward pass can take.
+
+    Args:
+        compute: makes a forward and backward pass of so many rows; it may run out of memory.
+        most: rows that are wanted at most, at least 1.
+        device: a GPU.
+
+    Returns:
+        `most`, or half of it rounded up, and so on; 1 where even that does not fit, so that the
+        run itself explains it.
+    """
+    total = torch.cuda.get_device_properties(device).total_memory
+    rows = most
+    while rows > 1:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            compute(rows)
+            if torch.cuda.max_memory_reserved(device) <= _SHARE_TO_USE * total:
+                break
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        rows = -(-rows // 2)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return rows

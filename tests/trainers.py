@@ -1,0 +1,169 @@
+"""Trainers of real objectives on very small models and data in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from stores import store_of
+from tiny_task import Silence
+
+from bert_pretrain.data.loader import HeldOutRows, TrainingStream
+from bert_pretrain.images.augmentation import PRESETS
+from bert_pretrain.images.corpus import open_images
+from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.objectives.autoencoder import autoencoder_task, masked_autoencoder_task
+from bert_pretrain.objectives.bert import BertObjective
+from bert_pretrain.objectives.contrastive import contrastive_task
+from bert_pretrain.objectives.interface import Objective, Task
+from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.masking import MaskingRule
+from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
+from bert_pretrain.training.layout import BatchLayout
+from bert_pretrain.training.optimizers import OptimizerName, Schedule, build_optimizers
+from bert_pretrain.training.trainer import Intervals, Trainer
+
+VOCAB, LENGTH = 200, 32
+
+
+def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: Any) -> BertObjective:
+    """Return the objective of a very small BERT on random documents, without dropout."""
+    generator = np.random.default_rng(0)
+    documents = [
+        [generator.integers(5, VOCAB, generator.integers(3, 15)).tolist() for _ in range(12)]
+        for _ in range(40)
+    ]
+    store = store_of(documents)
+    rule = MaskingRule(mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, VOCAB))
+    mode: PairMode = "exact" if with_pairs else "none"
+
+    def plan(epoch: int) -> EpochPlan:
+        return plan_epoch(
+            store,
+            np.arange(store.num_documents),
+            max_seq_length=LENGTH,
+            short_seq_prob=0.1,
+            pair_mode=mode,
+            seed=0,
+            epoch=epoch,
+        )
+
+    collators = [
+        PretrainingCollator(
+            store,
+            rule,
+            cls_token_id=2,
+            sep_token_id=3,
+            pad_token_id=0,
+            max_seq_length=LENGTH,
+            seed=0,
+            evaluation=evaluation,
+        )
+        for evaluation in (False, True)
+    ]
+    fields = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+    def make_model() -> BertForPreTraining:
+        torch.manual_seed(0)
+        sizes = {"num_hidden_layers": num_layers, "hidden_size": 64, "intermediate_size": 96}
+        return BertForPreTraining(
+            bert_config("tiny", vocab_size=VOCAB, pad_token_id=0, **(fields | sizes | config))
+        )
+
+    return BertObjective(
+        TrainingStream(plan, collators[0], identity={}),
+        HeldOutRows(plan(0), np.arange(12), collators[1]),
+        make_model,
+        with_pairs=with_pairs,
+        token_counts=None,
+    )
+
+
+def trainer_of(
+    accelerator: Accelerator,
+    objective: Objective,
+    folder: Path,
+    *,
+    optimizer: OptimizerName = "muon",
+    max_steps: int = 4,
+    **options: Any,
+) -> Trainer:
+    """Return a trainer of 8 rows an update in 2 micro-batches."""
+    model = objective.build_model()
+    return Trainer(
+        accelerator,
+        Task(objective, Silence(), Silence()),
+        model,
+        build_optimizers(
+            model,
+            name=optimizer,
+            weight_decay=0.01,
+            adam_betas=(0.9, 0.98),
+            adam_epsilon=1e-6,
+        ),
+        Schedule(
+            max_steps=max_steps,
+            max_seconds=0,
+            peak=1e-3,
+            warmup_steps=0,
+            name="stable_decay",
+            decay_share=0.5,
+        ),
+        Intervals(logging=1, evaluation=0, checkpoint=0, save_total_limit=0),
+        BatchLayout(global_batch_size=8, num_micro_batches=2, eval_batch_size=4),
+        run_dir=folder,
+        seed=0,
+        max_grad_norm=1.0,
+        fingerprint={},
+        **options,
+    )
+
+
+def bert_trainer(
+    accelerator: Accelerator,
+    folder: Path,
+    *,
+    with_pairs: bool = True,
+    optimizer: OptimizerName = "muon",
+    **options: Any,
+) -> Trainer:
+    """Return a trainer of a very small BERT."""
+    objective = bert_objective(with_pairs=with_pairs)
+    return trainer_of(accelerator, objective, folder, optimizer=optimizer, **options)
+
+
+def image_trainer(accelerator: Accelerator, folder: Path, kind: str) -> Trainer:
+    """Return a trainer of a small image encoder on scikit-learn's digits."""
+    corpus = open_images(
+        dataset_name="digits",
+        validation_share=0.1,
+        seed=0,
+        cache_dir=folder / "cache",
+        show_progress=False,
+    )
+    common: dict[str, Any] = {
+        "config_name": "vit-tiny",
+        "model_name_or_path": None,
+        "dropout": 0.0,
+        "seed": 0,
+        "max_eval_rows": 8,
+    }
+    if kind == "autoencoder":
+        task = autoencoder_task(corpus, embedding_dim=4, kind="mse", noise_std=0.3, **common)
+    elif kind == "masked":
+        task = masked_autoencoder_task(corpus, mask_ratio=0.5, normalize_target=True, **common)
+    else:
+        triplet = {"margin": 1.0, "distance": "l2", "normalize": True, "negatives": "random"}
+        task = contrastive_task(
+            corpus,
+            PRESETS["basic"],
+            loss=kind,
+            triplet=triplet | {"reduction": "mean_positive"},
+            temperature=0.2,
+            projection_dim=8,
+            **common,
+        )
+    return trainer_of(accelerator, task.objective, folder)

@@ -1,0 +1,84 @@
+"""No update waits for the device, whatever is learnt.
+
+A CPU cannot wait for itself, but the operations by which a host reads from a device are the same
+ones there, and can be counted. On a GPU torch itself refuses them.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainers import bert_trainer, image_trainer
+
+READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "item"}
+
+
+class HostReads(TorchDispatchMode):
+    """Collects the operations that give the host a value of a tensor or a shape that hangs on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split("::")[1].split(".")[0]
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if name in READS or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_counter_finds_what_a_host_reads() -> None:
+    numbers = torch.arange(4.0)
+    with HostReads() as reads:
+        float(numbers.sum())
+        numbers[numbers > 1]
+        if numbers.any():
+            pass
+    assert reads.found == ["_local_scalar_dense", "index", "_local_scalar_dense"]
+
+
+TASKS = {
+    "mlm_nsp": lambda accelerator, folder: bert_trainer(accelerator, folder),
+    "mlm": lambda accelerator, folder: bert_trainer(accelerator, folder, with_pairs=False),
+    "adamw": lambda accelerator, folder: bert_trainer(accelerator, folder, optimizer="adamw"),
+    "autoencoder": lambda accelerator, folder: image_trainer(accelerator, folder, "autoencoder"),
+    "masked": lambda accelerator, folder: image_trainer(accelerator, folder, "masked"),
+    "triplet": lambda accelerator, folder: image_trainer(accelerator, folder, "triplet"),
+    "nt_xent": lambda accelerator, folder: image_trainer(accelerator, folder, "nt_xent"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_update_reads_from_the_device(task: str, tmp_path: Path) -> None:
+    trainer = TASKS[task](Accelerator(cpu=True), tmp_path)
+    # What a host counts of a batch, it counts before the batch leaves it.
+    first, second = islice(trainer._windows(), 2)
+    trainer._update(first, 1e-3)  # makes what is made once
+    with HostReads() as reads:
+        trainer._log(1e-3, trainer._update(second, 1e-3))
+    assert reads.found == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("task", TASKS)
+def test_no_update_waits_for_a_gpu(task: str, tmp_path: Path) -> None:
+    trainer = TASKS[task](Accelerator(mixed_precision="bf16"), tmp_path)
+    windows = trainer._windows()
+    trainer._update(next(windows), 1e-3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer._log(1e-3, trainer._update(next(windows), 1e-3))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
