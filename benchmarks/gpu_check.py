@@ -32,6 +32,7 @@ from accelerate import Accelerator
 from results import write_results
 
 from bert_pretrain.data.loader import HeldOutRows, Place, TrainingStream, training_windows
+from bert_pretrain.models.attention_kernels import ROWS_WRITTEN_OUT
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
 from bert_pretrain.objectives.bert import BertObjective
@@ -180,8 +181,8 @@ class Check:
         )
         torch.manual_seed(0)
         model = (BertForPreTraining if is_ours else transformers.BertForPreTraining)(config)
-        if is_ours:
-            model.is_written_out = prefers_written_out_attention(length)
+        if is_ours and prefers_written_out_attention(length):
+            model.attention = ROWS_WRITTEN_OUT
         return model.to(self.device).train()
 
     def equality(self) -> None:

@@ -43,7 +43,7 @@ RUNS = {
 
 
 def record(flags: str, run_dir: Path, *, num_processes: int) -> dict[str, Any]:
-    """Run the program; return its metrics without the machine's numbers, and its weights' digest."""
+    """Run the program; return metrics without the machine's numbers, and the weights' digest."""
     launcher = f"-m torch.distributed.run --standalone --nproc_per_node {num_processes}".split()
     command = [
         sys.executable,

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 from bert_pretrain.hardware import cpu_threads, native_precision
+from bert_pretrain.models.attention_kernels import ROWS_WRITTEN_OUT
 from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
 from bert_pretrain.text.collator import PretrainingCollator
@@ -111,7 +112,8 @@ def our_step(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    model.is_written_out = prefers_written_out_attention(arguments.max_seq_length)
+    if prefers_written_out_attention(arguments.max_seq_length):
+        model.attention = ROWS_WRITTEN_OUT
     (optimizer,) = build_optimizers(
         model, name="adamw", weight_decay=0.01, adam_betas=(0.9, 0.98), adam_epsilon=1e-6
     )

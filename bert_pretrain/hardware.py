@@ -105,6 +105,15 @@ def default_device() -> torch.device:
     return device or torch.device("cpu")
 
 
+def loader_workers(device: torch.device) -> int:
+    """Return the worker processes that make batches for a process, where nobody said how many.
+
+    A CPU that trains has no core to spare for them. Beside a GPU four make several million tokens a
+    second.
+    """
+    return max(1, min(4, cpu_threads(0) - 1)) if device.type == "cuda" else 0
+
+
 def cpu_threads(requested: int) -> int:
     """Return the threads a process should use on CPU.
 

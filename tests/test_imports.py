@@ -28,6 +28,7 @@ CORE = (
 EXCEPTIONS = {
     "_asdict": "a public method of named tuples",
     "_replace": "a public method of named tuples",
+    "_dynamo": "torch.compiler has no name of its own for the limit of recompilation (torch 2.13)",
     "_exit": "os._exit is documented: a child process ends without the parent's clean-up",
 }
 

@@ -10,7 +10,6 @@ later, with an exit status of its own.
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,26 +17,26 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, set_seed
-from transformers.utils import logging as transformers_logging
+from accelerate.utils import set_seed
 
+from bert_pretrain.commands.machine import (
+    batch_layout,
+    build_accelerator,
+    compiles,
+    product_dtype,
+    settle_layout,
+)
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_task
 from bert_pretrain.config.pretraining import PretrainingConfig, flags_to_compare, parse_config
 from bert_pretrain.data.atomic import make_folder
 from bert_pretrain.data.run_folder import held
-from bert_pretrain.errors import InputError
-from bert_pretrain.hardware import cpu_threads, native_precision
+from bert_pretrain.hardware import native_precision, peak_flops
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.hub import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.publishing.publication import Publisher, write_publication
 from bert_pretrain.training.checkpoint import load_model, read_state
-from bert_pretrain.training.layout import (
-    BatchLayout,
-    divide_rows,
-    launched_accumulation,
-    launched_precision,
-)
+from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.optimizers import Schedule, build_optimizers
 from bert_pretrain.training.run_directory import (
     claim_run_dir,
@@ -61,11 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fetch = download_checkpoint if is_hub_checkpoint(resume_from or "") else None
         checkpoint = claim_run_dir(run_dir, resume_from, fetch=fetch)
         accelerator = build_accelerator(config)
-        layout = batch_layout(config, accelerator.num_processes)
+        layout = batch_layout(config, accelerator)
         task = build_task(config, accelerator)
         if accelerator.is_main_process and checkpoint is None:
             print(task.exporter.data_card)  # noqa: T201
         trainer = build_trainer(config, accelerator, task, layout, run_dir)
+        settle_layout(config, trainer)
         if checkpoint is not None:
             resume(trainer, checkpoint)
         if accelerator.is_main_process:  # only when nothing can be refused any more
@@ -116,37 +116,6 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
         accelerator.end_training()  # the other processes have no part in the wait for the Hub
         if publisher is not None:
             publisher.finish()
-
-
-def build_accelerator(config: PretrainingConfig) -> Accelerator:
-    """Set up processes, threads, precision and trackers, and say which."""
-    optimization = config.optimization
-    use_cpu = not torch.accelerator.is_available()
-    if use_cpu:
-        torch.set_num_threads(cpu_threads(optimization.num_cpu_threads))
-    mixed_precision: str = optimization.mixed_precision
-    if mixed_precision == "auto":
-        mixed_precision = launched_precision() or native_precision()
-    accelerator = Accelerator(
-        cpu=use_cpu,
-        mixed_precision=mixed_precision,
-        # Windows of micro-batches are the trainer's business, whatever the environment says.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=None if config.run.report_to == "none" else config.run.report_to,
-        project_dir=config.run.output_dir,
-    )
-    transformers_logging.disable_progress_bar()  # its bars for writing one file would break ours
-    # Tied weights are saved once; that is meant.
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    if not accelerator.is_main_process:
-        transformers_logging.set_verbosity_error()
-        logging.disable(logging.WARNING)
-    threads = f", {torch.get_num_threads()} threads each" if use_cpu else ""
-    accelerator.print(
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}{threads}, "
-        f"mixed precision: {mixed_precision}"
-    )
-    return accelerator
 
 
 def build_trainer(
@@ -213,6 +182,10 @@ def build_trainer(
         seed=run.seed,
         max_grad_norm=optimization.max_grad_norm or float("inf"),
         fingerprint=fingerprint(*what_must_agree(config, task, layout), model.config),
+        skip_nonfinite=optimization.skip_nonfinite,
+        peak_flops=peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision)),
+        profile_steps=run.profile,
+        is_compiled=compiles(config, accelerator.device),
     )
 
 
@@ -229,25 +202,3 @@ def what_must_agree(
             "rows compared in evaluation": layout.eval_batch_size,
         }
     return defining, noted
-
-
-def batch_layout(config: PretrainingConfig, num_processes: int) -> BatchLayout:
-    """Return how rows are divided up, of what the flags and the launcher ask for."""
-    optimization = config.optimization
-    global_batch_size, num_micro_batches = divide_rows(
-        global_batch_size=optimization.global_batch_size,
-        per_device=optimization.per_device_train_batch_size,
-        accumulation=optimization.gradient_accumulation_steps or launched_accumulation(),
-        num_processes=num_processes,
-    )
-    if config.run.objective == "contrastive" and global_batch_size // num_micro_batches < 2:
-        raise InputError(
-            "each forward pass has a single row, but contrastive learning compares images",
-            advice="raise `per_device_train_batch_size` or `global_batch_size`",
-        )
-    return BatchLayout(
-        global_batch_size=global_batch_size,
-        num_micro_batches=num_micro_batches,
-        eval_batch_size=optimization.per_device_eval_batch_size,
-        num_workers=config.data.dataloader_num_workers,
-    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from accelerate import Accelerator
 
-from bert_pretrain.config.flags import pick
+from bert_pretrain.commands.machine import compiles, product_dtype
+from bert_pretrain.config.flags import AUTO, pick
 from bert_pretrain.config.pretraining import PretrainingConfig
+from bert_pretrain.models.attention_kernels import fastest_attention
+from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.loading import build_bert, check_bert
 from bert_pretrain.objectives.bert import BertExporter, BertMonitor, BertObjective, text_rows
 from bert_pretrain.objectives.interface import Task
@@ -57,16 +58,20 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         short_seq_prob=text.short_seq_prob,
         seed=seed,
         max_eval_rows=data.max_eval_rows,
+        few_shapes=compiles(config, accelerator.device),
     )
 
-    make_model = partial(
-        build_bert,
-        config_name=model.config_name,
-        model_name_or_path=model.model_name_or_path,
-        tokenizer=tokenizer,
-        max_seq_length=text.max_seq_length,
-        dropout=model.dropout,
-    )
+    def make_model() -> BertForPreTraining:
+        built = build_bert(
+            config_name=model.config_name,
+            model_name_or_path=model.model_name_or_path,
+            tokenizer=tokenizer,
+            max_seq_length=text.max_seq_length,
+            dropout=model.dropout,
+        )
+        choose_attention(built, config, accelerator)
+        return built
+
     objective = BertObjective(
         training,
         held_out,
@@ -84,3 +89,23 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         is_from_scratch=is_from_scratch,
     )
     return Task(objective, BertMonitor(corpus, tokenizer, held_out), exporter)
+
+
+def choose_attention(
+    model: BertForPreTraining, config: PretrainingConfig, accelerator: Accelerator
+) -> None:
+    """Let a model attend in the way that is fastest on this device, and say what was measured."""
+    num_rows = config.optimization.per_device_train_batch_size
+    num_heads = model.config.num_attention_heads
+    model.attention, milliseconds = fastest_attention(
+        accelerator.device,
+        product_dtype(accelerator.mixed_precision),
+        num_rows=32 if num_rows == AUTO else num_rows,
+        row_length=config.text.max_seq_length,
+        num_heads=num_heads,
+        head_width=model.config.hidden_size // num_heads,
+        dropout=config.model.dropout,
+    )
+    if milliseconds:
+        measured = ", ".join(f"{name} {value:.3g} ms" for name, value in milliseconds.items())
+        accelerator.print(f"attention by {model.attention} (measured: {measured})")

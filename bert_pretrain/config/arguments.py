@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import SEEDS, Range, above, at_least, flag, flags
+from bert_pretrain.config.flags import SEEDS, CountOrAuto, Range, above, at_least, flag, flags
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
 # No machine has more; without a bound a slip of the finger ends in a crash.
@@ -42,6 +42,9 @@ class RunArguments:
     report_to: Literal["none", "tensorboard", "trackio", "wandb", "all"] = flag(
         "none", "Tracker of experiments that gets the metrics too."
     )
+    profile: int = flag(
+        0, "Updates to profile: a trace and a table in OUTPUT_DIR/profile; 0 = none.", NON_NEGATIVE
+    )
     debug: bool = flag(False, "Show the traceback of an input error.")
 
 
@@ -69,8 +72,10 @@ class DataArguments:
         Range(0, 0.5, low_included=False, high_included=False),
     )
     max_eval_rows: int = flag(2000, "Evaluated rows at most, drawn once; 0 = all.", NON_NEGATIVE)
-    dataloader_num_workers: int = flag(
-        0, "Worker processes per process that make batches; 0 = none.", THREADS
+    dataloader_num_workers: CountOrAuto = flag(
+        CountOrAuto("auto"),
+        "Worker processes per process that make batches; auto = some beside a GPU, none without.",
+        replace(THREADS, or_auto=True),
     )
 
 
@@ -207,11 +212,17 @@ class OptimizationArguments:
         NON_NEGATIVE,
     )
     global_batch_size: int = flag(
-        0,
-        "Rows per update over all processes; 0 = per-device size x accumulation x processes.",
+        32,
+        "Rows per update over all processes, whatever their number; 0 = per-device size x "
+        "accumulation x processes, as also where one of these is given and this is not.",
         NON_NEGATIVE,
     )
-    per_device_train_batch_size: int = flag(32, "Most rows of one forward pass.", ONE_OR_MORE)
+    per_device_train_batch_size: CountOrAuto = flag(
+        CountOrAuto(32),
+        "Most rows of one forward pass; auto = as many as fit on the GPU (32 without one), which "
+        "leaves the rows of an update as the recipe has them.",
+        replace(ONE_OR_MORE, or_auto=True),
+    )
     per_device_eval_batch_size: int = flag(64, "Rows of a forward pass in evaluation.", ONE_OR_MORE)
     gradient_accumulation_steps: int = flag(
         0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.", NON_NEGATIVE
@@ -244,7 +255,15 @@ class OptimizationArguments:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )
+    torch_compile: Literal["auto", "on", "off"] = flag(
+        "auto", "Compile the model; auto = on a GPU, where the run is long enough to repay it."
+    )
     gradient_checkpointing: bool = flag(False, "Recompute activations in backward to save memory.")
+    skip_nonfinite: int = flag(
+        0,
+        "Updates with a gradient that is not finite that a run leaves out; one more ends it.",
+        NON_NEGATIVE,
+    )
     num_cpu_threads: int = flag(0, "CPU threads per process; 0 = its share of cores.", THREADS)
 
 

@@ -19,6 +19,25 @@ from bert_pretrain.errors import InputError
 AnyDataclass = TypeVar("AnyDataclass")
 
 
+AUTO = -1  # the program chooses
+
+
+class CountOrAuto(int):
+    """The type of a flag that is a number or the word auto."""
+
+    def __new__(cls, text: str | int) -> CountOrAuto:
+        """Read it; argparse calls this, and turns a `ValueError` into its own message."""
+        if text == "auto":
+            return super().__new__(cls, AUTO)
+        number = super().__new__(cls, text)
+        if number == AUTO and isinstance(text, str):
+            raise ValueError
+        return number
+
+    def __str__(self) -> str:
+        return "auto" if self == AUTO else super().__repr__()
+
+
 @dataclass(frozen=True)
 class Range:
     """The numbers that a flag may be."""
@@ -27,16 +46,20 @@ class Range:
     high: float = math.inf
     low_included: bool = True
     high_included: bool = True
+    or_auto: bool = False  # whether the flag is a `CountOrAuto`
 
     def __contains__(self, value: float) -> bool:
+        if self.or_auto and value == AUTO:
+            return True
         is_above = value >= self.low if self.low_included else value > self.low
         return is_above and (value <= self.high if self.high_included else value < self.high)
 
     def __str__(self) -> str:
+        or_auto = " or auto" if self.or_auto else ""
         if self.high == math.inf:
-            return f"{'at least' if self.low_included else 'greater than'} {self.low}"
+            return f"{'at least' if self.low_included else 'greater than'} {self.low}{or_auto}"
         left, right = "[" if self.low_included else "(", "]" if self.high_included else ")"
-        return f"in {left}{self.low}, {self.high}{right}"
+        return f"in {left}{self.low}, {self.high}{right}{or_auto}"
 
 
 def at_least(low: float) -> Range:

@@ -84,6 +84,12 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     # accident; files replace its data set.
     if given & _LENGTHS.keys():
         recipe = recipe | _LENGTHS
+    # What is computed at once, when given, multiplies to the rows of an update, as transformers'
+    # own flags do; left to the program it leaves them alone.
+    if given & {"per_device_train_batch_size", "gradient_accumulation_steps"} and not (
+        _is_auto(arguments)
+    ):
+        recipe = recipe | {"global_batch_size": 0}
     if "data_files" in given:
         recipe = recipe | {"dataset_name": None}
     parser = HfArgumentParser(
@@ -120,6 +126,14 @@ def _recipe_in(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         allowed = f"one of {', '.join(recipes)} for `objective` {found.objective}"
         raise InputError.out_of_range("recipe", found.recipe, allowed)
     return found.objective, recipes[found.recipe]
+
+
+def _is_auto(arguments: Sequence[str]) -> bool:
+    """Return whether the command line leaves the rows of a forward pass to the program."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for spelling in ("--per_device_train_batch_size", "--per-device-train-batch-size"):
+        finder.add_argument(spelling, dest="rows")
+    return bool(finder.parse_known_args(arguments)[0].rows == "auto")
 
 
 def _refuse_unused(given: set[str], objective: str) -> None:
@@ -197,7 +211,7 @@ DEFINING = _names(
 NOTED = _names(
     "max_eval_rows max_steps num_train_epochs max_hours learning_rate adamw_learning_rate "
     "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule warmup_steps "
-    "decay_share mixed_precision"
+    "decay_share mixed_precision torch_compile skip_nonfinite"
 )
 # These may change without a word. Some change no number. For the others the run compares what they
 # come to: the key of the prepared corpus or of the images (the same one may lie in another folder),
@@ -205,7 +219,7 @@ NOTED = _names(
 # and, where rows of a forward pass are compared with each other, the number of those.
 FREE = _names(
     "recipe output_dir resume_from_checkpoint logging_steps eval_steps save_steps save_total_limit "
-    "report_to debug preprocessing_num_workers dataloader_num_workers num_cpu_threads "
+    "report_to debug profile preprocessing_num_workers dataloader_num_workers num_cpu_threads "
     "gradient_checkpointing push_to_hub hub_model_id hub_private_repo hub_strategy hub_push_state "
     "hub_max_wait hub_license "
     "dataset_name dataset_config_name dataset_split data_files validation_share text_column "

@@ -58,8 +58,16 @@ _DIGITS = _IMAGES | {
 # For some ten thousand small photographs, such as CIFAR-10's; README, "Your own images", says what
 # they cost and reach.
 _PHOTOGRAPHS = _IMAGES | {"config_name": "convnextv2-micro", "eval_steps": 300, "save_steps": 300}
-_AUTOENCODER = {"output_dir": "runs/autoencoder", "per_device_train_batch_size": 128}
-_CONTRASTIVE = {"output_dir": "runs/contrastive", "per_device_train_batch_size": 256}
+_AUTOENCODER = {
+    "output_dir": "runs/autoencoder",
+    "global_batch_size": 128,
+    "per_device_train_batch_size": 128,
+}
+_CONTRASTIVE = {
+    "output_dir": "runs/contrastive",
+    "global_batch_size": 256,
+    "per_device_train_batch_size": 256,
+}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "mlm_nsp": _BERT,

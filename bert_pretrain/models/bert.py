@@ -19,6 +19,7 @@ from transformers import BertConfig
 from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.losses.cross_entropy import summed_cross_entropy
+from bert_pretrain.models.attention_kernels import ROWS
 from bert_pretrain.models.unpadded import ATTENTION, ReadingLayer, RowLayout
 
 # Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads
@@ -122,16 +123,17 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
     Three exact savings, none an approximation: the vocabulary is scored at the labelled positions
     only; the last layer computes queries, attention and feed-forward only for the positions that a
     loss reads (the labelled ones and [CLS]), while keys and values are still those of every token;
-    and padding is left out of everything but attention's inner products.
+    and padding is left out of everything, but for attention's inner products where no kernel can
+    do without (see `attention_kernels`).
 
     Attributes:
-        is_written_out: whether attention is written out rather than left to the fused kernel.
+        attention: how rows are kept apart, a name of `attention_kernels`.
     """
 
     def __init__(self, config: BertConfig) -> None:
         """Build the parent's modules; the last layer is one that can read few positions."""
         super().__init__(config)
-        self.is_written_out = False
+        self.attention = ROWS
         self.set_attn_implementation(ATTENTION)
         layers = self.bert.encoder.layer
         layers[-1] = ReadingLayer.taking_over(layers[-1], config)
@@ -146,8 +148,11 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         next_sentence_label: Tensor | None = None,
         *,
         token_index: Tensor | None = None,
+        row_bounds: Tensor | None = None,
         read_index: Tensor | None = None,
         read_slot: Tensor | None = None,
+        read_bounds: Tensor | None = None,
+        masked_reads: Tensor | None = None,
         masked_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> BertPretrainingOutput | transformers.modeling_outputs.ModelOutput | tuple[Tensor, ...]:
@@ -163,13 +168,16 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             token_index: int64 (N,), row * L + column of each token to compute: all real ones and
                 perhaps some padding; None, together with `read_index`, = every token is real, and
                 `attention_mask` is not looked at.
-            read_index: int64 (R,), which of these tokens a loss reads: [CLS] of every row in order,
-                then the labelled ones, filled up with [CLS]. None = every position is scored, which
-                is many times slower.
-            read_slot: int64 (R,), row * (1 + K) + slot of each in rows of queries, no two alike; to
-                be given with `read_index`.
-            masked_positions: int64 (B, K); only K counts, the most labelled tokens of a row. To be
-                given with `read_index`.
+            row_bounds: int32 (S + 1,), where among the N tokens each row begins, and pieces of
+                padding after them, S >= B; this and all that follows, but for `masked_positions`,
+                as the collator's `computed_tokens` makes it.
+            read_index: int64 (R,), which of these tokens a loss reads, row after row: [CLS], then
+                the labelled ones, perhaps filled up with [CLS]. None = every position is scored,
+                which is many times slower.
+            read_slot: int64 (R,), row * (1 + K) + slot of each in rows of queries, no two alike.
+            read_bounds: int32 (S + 1,), where among the R each row begins.
+            masked_reads: int64 (R - B,), those of the R that are not their row's first.
+            masked_positions: int64 (B, K); only K counts, the most labelled tokens of a row.
             kwargs: passed to the parent class when there are no labels; else `return_dict`.
 
         Returns:
@@ -191,22 +199,21 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             first, masked, targets = states[:, 0], states.flatten(0, 1), labels.flatten()
         else:
             assert read_slot is not None and masked_positions is not None
+            assert read_bounds is not None and masked_reads is not None
             num_rows, row_length = input_ids.shape
             key_mask = None
             if token_index is not None and attention_mask is not None:
                 key_mask = attention_mask.bool()[:, None, None]
             layout = RowLayout(
-                num_rows,
-                row_length,
-                token_index,
-                key_mask=key_mask,
-                is_written_out=self.is_written_out,
+                num_rows, row_length, token_index, key_mask, row_bounds, self.attention
             )
-            queries = RowLayout(num_rows, 1 + masked_positions.shape[1], read_slot)
+            num_slots = 1 + masked_positions.shape[1]
+            queries = RowLayout(num_rows, num_slots, read_slot, bounds=read_bounds)
             states = self._encode(inputs, layout, read_index, queries)  # (R, D)
-            first, masked = states.tensor_split([num_rows])
+            first = states.index_select(0, read_bounds[:num_rows])
+            masked = states.index_select(0, masked_reads)
             places = read_index if token_index is None else token_index[read_index]
-            targets = labels.flatten()[places[num_rows:]]
+            targets = labels.flatten()[places[masked_reads]]
         output = BertPretrainingOutput()
         output.mlm_loss, output.mlm_correct = summed_cross_entropy(
             self.cls.predictions(masked), targets

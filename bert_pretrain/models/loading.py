@@ -10,7 +10,6 @@ from transformers import AutoConfig, BertConfig, PreTrainedModel, PreTrainedToke
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining, bert_config
-from bert_pretrain.models.fast_paths import prefers_written_out_attention
 from bert_pretrain.models.image_encoder import set_dropout
 
 
@@ -67,7 +66,6 @@ def build_bert(
                 advice="pass `model_name_or_path` a complete checkpoint",
             ) from error
     set_dropout(model, dropout)
-    model.is_written_out = prefers_written_out_attention(max_seq_length)
     return model
 
 

@@ -1,11 +1,12 @@
 """Encoder layers over the real tokens of a padded batch alone.
 
 The states of N tokens, (1, N, D), go through whole layers of transformers as if they were one row.
-Only inside attention do they take their places in rows of equal length, (B, L): `attend_in_rows`,
-registered with transformers under `ATTENTION`, does that for layers that are called with a
-`layout`. What is left out is padding, and in the last layer the tokens that no loss reads: nothing
-is approximated. Whole layers are called as modules, so that the hooks of distributed training,
-recomputation and compilers meet them.
+Only attention keeps the rows of the batch apart: by a kernel that is told where each begins, or by
+giving the states their places in rows of equal length, (B, L). `attend_in_rows`, registered with
+transformers under `ATTENTION`, does that for layers that are called with a `layout`. What is left
+out is padding, and in the last layer the tokens that no loss reads: nothing is approximated. Whole
+layers are called as modules, so that the hooks of distributed training, recomputation and compilers
+meet them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, BertConfig
 from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertLayer
 
+from bert_pretrain.models.attention_kernels import KERNELS, ROWS, ROWS_WRITTEN_OUT
+
 ATTENTION = "unpadded_rows"  # the name by which transformers knows `attend_in_rows`
 
 
@@ -33,15 +36,18 @@ class RowLayout:
         index: int64 (N,), row * L + column of each state, no two alike; None = all places in
             order, N = B * L.
         key_mask: bool (B, 1, 1, L), True = may be attended to; None = all of a row.
-        is_written_out: whether attention is written out in matrix products rather than left to the
-            fused kernel; on a CPU that kernel is faster for long rows only.
+        bounds: int32 (S + 1,), where the states of each row begin, for kernels that need no rows of
+            equal length; states of padding are rows of their own.
+        attention: a name of `attention_kernels`. Attention that is written out in matrix products
+            is faster than the fused kernel on a CPU, except for long rows.
     """
 
     num_rows: int
     row_length: int
     index: Tensor | None
     key_mask: Tensor | None = None
-    is_written_out: bool = False
+    bounds: Tensor | None = None
+    attention: str = ROWS
 
     def spread(self, states: Tensor) -> Tensor:
         """Put states (N, D) at their places: (B, L, D), 0 elsewhere."""
@@ -93,10 +99,23 @@ def attend_in_rows(
         )
         return context.transpose(1, 2).contiguous(), None
     query_layout = query_layout or layout
+    if layout.attention in KERNELS and dropout == 0:
+        assert layout.bounds is not None and query_layout.bounds is not None
+        query, key, value = (state[0].transpose(0, 1) for state in (query, key, value))
+        context = KERNELS[layout.attention](
+            query,  # (R, H, D / H)
+            key,
+            value,
+            query_layout.bounds,
+            layout.bounds,
+            query_layout.row_length,
+            layout.row_length,
+        )
+        return context[None], None
     query_rows = _heads_in_rows(query, query_layout)
     key_rows, value_rows = _heads_in_rows(key, layout), _heads_in_rows(value, layout)
     mask = layout.key_mask
-    if layout.is_written_out:
+    if layout.attention == ROWS_WRITTEN_OUT:
         scores = query_rows @ key_rows.transpose(2, 3) * scaling
         if mask is not None:
             lowest = torch.finfo(scores.dtype).min

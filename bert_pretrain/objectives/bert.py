@@ -218,6 +218,7 @@ def text_rows(
     short_seq_prob: float,
     seed: int,
     max_eval_rows: int,
+    few_shapes: bool = False,
 ) -> tuple[TrainingStream[EpochPlan], HeldOutRows[EpochPlan]]:
     """Return the rows to train on and those to evaluate on.
 
@@ -230,6 +231,7 @@ def text_rows(
         short_seq_prob: share of shorter rows in training; held-out rows are as long as they can be.
         seed: of pairs, order and masks.
         max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
+        few_shapes: whether training batches are to have few shapes, as a compiled model wants.
     """
 
     def plan(documents: NDArray[np.int64], short_seq_prob: float, epoch: int) -> EpochPlan:
@@ -253,6 +255,7 @@ def text_rows(
             max_seq_length=max_seq_length,
             seed=seed,
             evaluation=evaluation,
+            few_shapes=few_shapes and not evaluation,
         )
 
     training = TrainingStream(

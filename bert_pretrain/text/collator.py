@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ class PretrainingCollator:
         store: The prepared corpus that the plans refer to.
         max_seq_length: L, tokens of every row after padding.
         evaluation: Whether masks are the same in every epoch, and another stream than in training.
+        few_shapes: Whether few shapes matter more than a few per cent of padding that is computed,
+            as to a compiler, which takes up to a minute for each.
     """
 
     unit = "tokens"
@@ -52,6 +55,7 @@ class PretrainingCollator:
     max_seq_length: int
     seed: int
     evaluation: bool = False
+    few_shapes: bool = False
 
     def num_units(self, batch: dict[str, Tensor]) -> int:
         """Return the number of real tokens of a batch."""
@@ -68,8 +72,8 @@ class PretrainingCollator:
             int64 tensors: `input_ids`, `token_type_ids`, `attention_mask` (1 = real), `labels`
             (-100 = not predicted), all (B, L); `masked_positions` (B, K), ascending, -1 where
             unused; `next_sentence_label` (B,), 0 = B follows A, 1 = B is random, where the plan has
-            pairs; and what spares `BertForPreTraining` a search on the device (`computed_tokens`):
-            `token_index` (N,), unless all tokens are real, `read_index` and `read_slot` (R,).
+            pairs; and what spares `BertForPreTraining` a search on the device, see
+            `computed_tokens`.
         """
         made = [self._rows(epoch, rows, plan) for epoch, rows, plan in parts]
         batch = made[0]
@@ -77,8 +81,17 @@ class PretrainingCollator:
             batch = {name: np.concatenate([part[name] for part in made]) for name in batch}
         if (batch["next_sentence_label"] == NO_PAIR).all():
             del batch["next_sentence_label"]
-        batch |= computed_tokens(batch["attention_mask"], batch["masked_positions"])
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        indices = computed_tokens(
+            batch["attention_mask"],
+            batch["masked_positions"],
+            # Fewer rows vary more in their number of tokens.
+            num_shapes=min(16, max(8, len(batch["input_ids"]) // 8))
+            if self.few_shapes
+            else MAX_TOKEN_SHAPES,
+            has_static_reads=self.few_shapes,
+        )
+        arrays = (*batch.items(), *indices.items())
+        return {name: torch.from_numpy(array) for name, array in arrays}
 
     def _rows(
         self, epoch: int, rows: NDArray[np.int64], plan: EpochPlan
@@ -138,41 +151,70 @@ class PretrainingCollator:
 
 
 def computed_tokens(
-    attention_mask: NDArray[np.int64], masked_positions: NDArray[np.int64]
-) -> dict[str, NDArray[np.int64]]:
+    attention_mask: NDArray[np.int64],
+    masked_positions: NDArray[np.int64],
+    *,
+    num_shapes: int = MAX_TOKEN_SHAPES,
+    has_static_reads: bool = False,
+) -> dict[str, NDArray[np.integer[Any]]]:
     """Return which tokens of a batch are to be computed, and which of them a loss reads.
 
     Args:
-        attention_mask: (B, L), 1 = real; [CLS] is real.
+        attention_mask: (B, L), 1 = real, padding last; [CLS] is real.
         masked_positions: (B, K), columns, -1 where unused.
+        num_shapes: most values of N among batches of B rows.
+        has_static_reads: whether R follows from N and the sizes, for compiled models.
 
     Returns:
         `token_index` (N,): row * L + column of the real tokens in order, then of as much padding
-        as makes a multiple; left out if all tokens are real. `read_index` (R,): which of these N
-        are read: [CLS] of every row, then the masked ones, then as many unused slots as make a
-        multiple, which read [CLS]. `read_slot` (R,): row * (1 + K) + slot of each.
+        as makes a multiple; left out if all tokens are real. `row_bounds` int32 (B + P + 1,): where
+        among the N each row begins, then each of P pieces of at most L that the padding is cut
+        into, and the end. `read_index` (R,): which of the N are read, row after row: [CLS], then
+        the masked ones, then perhaps unused slots, which read [CLS]. `read_slot` (R,): row * (1 +
+        K) + slot of each. `read_bounds` int32 (B + P + 1,): where among the R each row begins.
+        `masked_reads` (R - B,): those of the R that are not a row's [CLS].
     """
     num_rows, row_length = attention_mask.shape
     is_real = attention_mask.ravel() != 0
     index = np.arange(is_real.size)
-    found: dict[str, NDArray[np.int64]] = {}
-    if not is_real.all():
-        most = is_real.size // MAX_TOKEN_SHAPES // MIN_TOKENS_MULTIPLE * MIN_TOKENS_MULTIPLE
-        count = _round_up(int(is_real.sum()), max(MIN_TOKENS_MULTIPLE, most))
+    found: dict[str, NDArray[np.integer[Any]]] = {}
+    num_real = int(is_real.sum())
+    multiple = max(
+        MIN_TOKENS_MULTIPLE, is_real.size // num_shapes // MIN_TOKENS_MULTIPLE * MIN_TOKENS_MULTIPLE
+    )
+    if num_real < is_real.size:
+        count = _round_up(num_real, multiple)
         if count < is_real.size:
             index = _first(is_real, count)
         found["token_index"] = index
+    num_pieces = -(-multiple // row_length)
+    pieces = np.minimum(num_real + np.arange(1, num_pieces + 1) * row_length, len(index))
+    pieces[-1] = len(index)
+    ends = np.cumsum(attention_mask.sum(axis=1))
+    found["row_bounds"] = np.concatenate([[0], ends, pieces]).astype(np.int32)
+
     num_slots = 1 + masked_positions.shape[1]
-    slots = np.arange(num_rows * num_slots).reshape(num_rows, num_slots)
-    is_used = masked_positions.ravel() >= 0
-    chosen = _first(is_used, _round_up(int(is_used.sum()), READ_MULTIPLE))
-    read_slot = np.concatenate([slots[:, 0], slots[:, 1:].ravel()[chosen]])
-    columns = np.maximum(masked_positions.ravel()[chosen], 0)
-    column = np.concatenate([np.zeros(num_rows, dtype=np.int64), columns])
+    is_read = np.concatenate(
+        [np.ones((num_rows, 1), dtype=bool), masked_positions >= 0], axis=1
+    ).ravel()
+    num_read = num_rows + _round_up(int(is_read.sum()) - num_rows, READ_MULTIPLE)
+    if has_static_reads:
+        # No row has more masked tokens than its share of K, half a token and one.
+        per_token = (num_slots - 0.5) / row_length
+        num_read = num_rows + _round_up(int(len(index) * per_token) + num_rows, READ_MULTIPLE)
+    read_slot = np.sort(_first(is_read, min(num_read, is_read.size)))
+    row, slot = np.divmod(read_slot, num_slots)
+    columns = np.where(slot > 0, masked_positions[row, np.maximum(slot - 1, 0)], 0)
     place_of_token = np.empty(is_real.size, dtype=np.int64)
     place_of_token[index] = np.arange(len(index))
-    read_index = place_of_token[read_slot // num_slots * row_length + column]
-    return found | {"read_index": read_index, "read_slot": read_slot}
+    first_reads = np.searchsorted(row, np.arange(num_rows))
+    ends_of_reads = np.full(num_pieces + 1, len(read_slot))
+    return found | {
+        "read_index": place_of_token[row * row_length + np.maximum(columns, 0)],
+        "read_slot": read_slot,
+        "read_bounds": np.concatenate([first_reads, ends_of_reads]).astype(np.int32),
+        "masked_reads": np.flatnonzero(slot > 0),
+    }
 
 
 def _round_up(count: int, multiple: int) -> int:

@@ -77,13 +77,16 @@ def _way_out(rows_at_once: int, num_micro_batches: int) -> str:
     )
 
 
-def largest_that_fits(compute: Callable[[int], None], *, most: int, device: torch.device) -> int:
+def largest_that_fits(
+    compute: Callable[[int], None], *, most: int, device: torch.device, reserved: int
+) -> int:
     """Return the largest number of rows, halved from `most`, that one forward pass can take.
 
     Args:
         compute: makes a forward and backward pass of so many rows; it may run out of memory.
         most: rows that are wanted at most, at least 1.
         device: a GPU.
+        reserved: bytes to leave free for what a pass does not hold, such as optimisers' states.
 
     Returns:
         `most`, or half of it rounded up, and so on; 1 where even that does not fit, so that the
@@ -96,7 +99,7 @@ def largest_that_fits(compute: Callable[[int], None], *, most: int, device: torc
         torch.cuda.reset_peak_memory_stats(device)
         try:
             compute(rows)
-            if torch.cuda.max_memory_reserved(device) <= _SHARE_TO_USE * total:
+            if torch.cuda.max_memory_reserved(device) + reserved <= _SHARE_TO_USE * total:
                 break
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -21,7 +21,6 @@ from bert_pretrain.data.atomic import write_text
 from bert_pretrain.data.processes import gather_on_hosts, sum_over_processes
 from bert_pretrain.objectives.interface import LossTerm
 
-
 # Endings of the numbers in metrics.jsonl that the machine decides: all others are a run's own.
 OF_THE_MACHINE = ("_per_second", "mfu", "peak_memory_gib")
 

@@ -92,6 +92,9 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
     effective = {
         "global_batch_size": trainer.layout.global_batch_size,
         "gradient_accumulation_steps": trainer.layout.num_micro_batches,
+        "per_device_train_batch_size": trainer.rows_at_once,
+        "dataloader_num_workers": trainer.layout.num_workers,
+        "torch_compile": "on" if trainer.is_compiled else "off",
         "max_steps": trainer.schedule.max_steps,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,

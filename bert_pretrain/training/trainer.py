@@ -38,9 +38,15 @@ from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.errors import spell
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.training.checkpoint import save_checkpoint
+from bert_pretrain.training.compilation import (
+    CompileChoice,
+    check_compiled,
+    compile_forward,
+    uncompiled,
+)
 from bert_pretrain.training.finite import FiniteGuard
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.memory import peak_gib
+from bert_pretrain.training.memory import explaining_out_of_memory, peak_gib
 from bert_pretrain.training.metrics import (
     Clock,
     CourseWatch,
@@ -106,6 +112,7 @@ class Trainer:
         skip_nonfinite: int = 0,
         peak_flops: float = math.inf,
         profile_steps: int = 0,
+        is_compiled: bool = False,
     ) -> None:
         """Prepare model and optimisers for the accelerator's processes.
 
@@ -124,6 +131,7 @@ class Trainer:
             skip_nonfinite: updates with a gradient that is not finite that a run may skip.
             peak_flops: FLOP/s of one process's device, which utilisation is a share of.
             profile_steps: updates to profile.
+            is_compiled: whether the model compiles itself when it is called; see `check_compiled`.
         """
         assert accelerator.gradient_accumulation_steps == 1
         self.accelerator = accelerator
@@ -136,6 +144,8 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.fingerprint = fingerprint
         self.peak_flops = peak_flops
+        if is_compiled:
+            compile_forward(model)
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.metrics = JsonLines(run_dir / "metrics.jsonl")
         self.shown = JsonLines(run_dir / self.monitor.shown_file)
@@ -150,6 +160,20 @@ class Trainer:
         self._flops = 0.0
         self._units_last_written, self._flops_last_written = 0, 0.0
         self._unwritten: deque[_Row] = deque()
+        self.is_compiled = is_compiled
+
+    def check_compiled(self, choice: CompileChoice) -> None:
+        """Compile the model now rather than in the first update; all processes must call it.
+
+        Args:
+            choice: `on`, or `auto` = only if it works here.
+
+        Raises:
+            InputError: the model is to be compiled and cannot be.
+        """
+        warn = partial(self._print, prefix="WARNING: ")
+        with self._explaining_out_of_memory():
+            self.is_compiled = check_compiled(self.try_pass, choice, warn)
 
     def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint whose state `read_state` has verified."""
@@ -163,6 +187,19 @@ class Trainer:
         # The sums were saved over all processes: one of them takes them up, the others start from
         # zero.
         self.sums.load_state_dict(state["sums"], share=float(self.accelerator.is_main_process))
+
+    @property
+    def rows_at_once(self) -> int:
+        """The most rows that a forward pass has."""
+        num_passes: int = self.accelerator.num_processes * self.layout.num_micro_batches
+        return -(-self.layout.global_batch_size // num_passes)
+
+    def _explaining_out_of_memory(self) -> contextlib.AbstractContextManager[None]:
+        return explaining_out_of_memory(
+            self.accelerator.device,
+            rows_at_once=self.rows_at_once,
+            num_micro_batches=self.layout.num_micro_batches,
+        )
 
     def train(self, *, on_save: Callable[[Path], None] | None = None) -> None:
         """Run to the end of the schedule: evaluate, train, log, evaluate, save.
@@ -181,7 +218,7 @@ class Trainer:
         windows = self._windows()
         elapsed = self._elapsed()
         is_over = self.schedule.is_over(self.step, elapsed)
-        with self._progress_bar() as progress:
+        with self._progress_bar() as progress, self._explaining_out_of_memory():
             while not is_over:
                 learning_rate = self.schedule.learning_rate(self.step, elapsed)
                 with self.profiler.section("data wait"):
@@ -234,6 +271,21 @@ class Trainer:
         self.place = window.next_place
         return grad_norm
 
+    def try_pass(self, num_rows: int = 0) -> None:
+        """Make a forward and backward pass of the first rows, which changes nothing.
+
+        Args:
+            num_rows: how many; 0 = as many as a micro-batch has.
+        """
+        stream = self.objective.training
+        parts, _ = stream.take(Place(0, 0), num_rows or self.rows_at_once)
+        batch = self._to_device(stream.collator.collate(parts))
+        self.model.train()
+        with self.accelerator.no_sync(self.model):
+            terms = self.objective.loss_terms(self.model, batch)
+            self.accelerator.backward(sum(term.sum for term in terms.values()))
+        self.model.zero_grad()
+
     def _seed_dropout(self, micro_batch: int) -> None:
         """Make dropout a function of the place in the run, so that a resumed run draws the same.
 
@@ -276,7 +328,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, *, is_last: bool) -> None:
         """Evaluate on the fixed held-out rows and show what has been learnt."""
-        with self._clock.paused():
+        with self._clock.paused(), uncompiled(is_compiled=self.is_compiled):
             model = self.accelerator.unwrap_model(self.model)
             model.eval()
             sums = RunningSums(self.accelerator.device)
@@ -428,9 +480,9 @@ class Trainer:
             initial=self.step,
         )
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, *, prefix: str = "") -> None:
         if self.accelerator.is_main_process:
-            tqdm.write(text)  # above the progress bar
+            tqdm.write(prefix + text)  # above the progress bar
 
 
 def _is_due(step: int, interval: int) -> bool:

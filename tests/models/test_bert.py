@@ -11,6 +11,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
+from bert_pretrain.models.attention_kernels import KERNELS
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
 from bert_pretrain.text import collator
 from bert_pretrain.text.collator import computed_tokens
@@ -80,14 +81,32 @@ def indexed(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def by_bounds(query, key, value, query_bounds, key_bounds, longest_query, longest_key):
+    """What a kernel without padding does, a row at a time."""
+    parts = []
+    for segment in range(len(key_bounds) - 1):
+        asking = query[query_bounds[segment] : query_bounds[segment + 1]]
+        rows = slice(int(key_bounds[segment]), int(key_bounds[segment + 1]))
+        assert len(asking) <= longest_query
+        assert len(key[rows]) <= longest_key
+        scores = torch.einsum("qhd,khd->hqk", asking, key[rows]) / math.sqrt(key.shape[-1])
+        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[rows]))
+    return torch.cat(parts)
+
+
+@pytest.fixture(autouse=True)
+def a_kernel_for_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KERNELS, "by_bounds", by_bounds)
+
+
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("is_written_out", [False, True])
+@pytest.mark.parametrize("attention", ["rows", "rows_written_out", "by_bounds"])
 @pytest.mark.parametrize("is_indexed", [False, True])
 def test_losses_and_gradients_equal_the_stock_class(
-    padded: bool, is_written_out: bool, is_indexed: bool
+    padded: bool, attention: str, is_indexed: bool
 ) -> None:
     ours, stock = pair_of_models()
-    ours.is_written_out = is_written_out
+    ours.attention = attention
     batch = make_batch(padded=padded)
     loss = ours(**(indexed(batch) if is_indexed else batch)).loss
     loss.backward()
@@ -244,11 +263,11 @@ def test_state_dict_and_config_are_those_of_the_stock_class() -> None:
     assert ours.config.to_dict() == stock.config.to_dict()
 
 
-@pytest.mark.parametrize("is_written_out", [False, True])
+@pytest.mark.parametrize("attention", ["rows", "rows_written_out", "by_bounds"])
 @pytest.mark.parametrize("place", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_reaches_the_positions_of_the_last_layer(place: str, is_written_out: bool) -> None:
+def test_dropout_reaches_the_positions_of_the_last_layer(place: str, attention: str) -> None:
     ours, _ = pair_of_models(**{place: 0.5}, num_hidden_layers=1)
-    ours.is_written_out = is_written_out
+    ours.attention = attention
     ours.train()
     batch = indexed(make_batch())
     torch.manual_seed(1)

@@ -15,13 +15,21 @@ from stores import store_of
 from torch.utils.data import DataLoader
 
 from bert_pretrain.data.loader import Part, Place, TrainingStream, WindowReader, WindowRequest
-from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.collator import PretrainingCollator, computed_tokens
 from bert_pretrain.text.masking import MaskingRule, MaskingUnit
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.text.prepared import TokenStore
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
-INDICES = {"token_index", "read_index", "read_slot"}  # of a batch, not of its rows
+# Of a batch, not of its rows.
+INDICES = {
+    "token_index",
+    "row_bounds",
+    "read_index",
+    "read_slot",
+    "read_bounds",
+    "masked_reads",
+}
 LENGTH = 32
 
 
@@ -53,7 +61,12 @@ def make_plan(store: TokenStore, mode: PairMode = "exact", epoch: int = 0) -> Ep
 
 
 def make_collator(
-    store: TokenStore, *, unit: MaskingUnit = "token", evaluation: bool = False, seed: int = 5
+    store: TokenStore,
+    *,
+    unit: MaskingUnit = "token",
+    evaluation: bool = False,
+    seed: int = 5,
+    few_shapes: bool = False,
 ) -> PretrainingCollator:
     rule = MaskingRule(
         mlm_probability=0.15, unit=unit, mask_token_id=MASK, ordinary_ids=np.arange(10, 6000)
@@ -67,6 +80,7 @@ def make_collator(
         max_seq_length=LENGTH,
         seed=seed,
         evaluation=evaluation,
+        few_shapes=few_shapes,
     )
 
 
@@ -88,7 +102,9 @@ def test_rows_are_cls_a_sep_b_sep_with_types_and_attention(store: TokenStore) ->
     plan = make_plan(store)
     rows = np.arange(len(plan))
     batch = collate(make_collator(store), plan, rows, 0)
-    assert {key: value.dtype for key, value in batch.items()} == dict.fromkeys(batch, torch.int64)
+    bounds = dict.fromkeys(("row_bounds", "read_bounds"), torch.int32)
+    dtypes = {key: value.dtype for key, value in batch.items()}
+    assert dtypes == dict.fromkeys(batch, torch.int64) | bounds
     restored = unmasked(batch)
     for row in rows.tolist():
         a_length, b_length = int(plan.a_length[row]), int(plan.b_length[row])
@@ -247,19 +263,64 @@ def test_all_real_tokens_are_computed_and_little_padding(store: TokenStore) -> N
         assert len(index) % 64 == 0 or len(index) == num_rows * LENGTH
 
 
-def test_a_loss_reads_cls_of_every_row_then_every_masked_token(store: TokenStore) -> None:
+@pytest.mark.parametrize("few_shapes", [False, True])
+def test_a_loss_reads_cls_and_every_masked_token_row_after_row(
+    store: TokenStore, few_shapes: bool
+) -> None:
     plan = make_plan(store)
-    batch = collate(make_collator(store), plan, np.arange(50), 0)
+    batch = collate(make_collator(store, few_shapes=few_shapes), plan, np.arange(50), 0)
     _, read = as_stored(batch)
-    assert read[:50].tolist() == [row * LENGTH for row in range(50)]
-    labels = batch["labels"].flatten()[read[50:]]
-    masked = torch.nonzero(batch["labels"].flatten() != -100).flatten()
-    assert read[50:][labels != -100].tolist() == masked.tolist()
+    first, masked = read[batch["read_bounds"][:50]], read[batch["masked_reads"]]
+    assert first.tolist() == [row * LENGTH for row in range(50)]
+    assert len(first) + len(masked) == len(read)
+    labels = batch["labels"].flatten()[masked]
+    everything = torch.nonzero(batch["labels"].flatten() != -100).flatten()
+    assert masked[labels != -100].tolist() == everything.tolist()
     # What fills up reads [CLS], whose label counts for nothing.
-    assert (read[50:][labels == -100] % LENGTH == 0).all()
+    assert (masked[labels == -100] % LENGTH == 0).all()
     num_slots = 1 + batch["masked_positions"].shape[1]
     assert len(set(batch["read_slot"].tolist())) == len(batch["read_slot"])
     assert torch.equal(batch["read_slot"] // num_slots, read // LENGTH)
+    bounds = batch["read_bounds"].tolist()
+    for row in range(50):
+        assert set((read[bounds[row] : bounds[row + 1]] // LENGTH).tolist()) == {row}
+
+
+def test_bounds_keep_rows_and_pieces_of_padding_apart(store: TokenStore) -> None:
+    batch = collate(make_collator(store, few_shapes=True), make_plan(store), np.arange(240), 0)
+    index, read = as_stored(batch)
+    bounds, lengths = batch["row_bounds"].tolist(), batch["attention_mask"].sum(dim=1).tolist()
+    assert bounds[0] == 0
+    for row, length in enumerate(lengths):
+        places = index[bounds[row] : bounds[row + 1]]
+        assert places.tolist() == list(range(row * LENGTH, row * LENGTH + length))
+    padding = np.diff(bounds[240:])
+    assert bounds[-1] == len(index) > sum(lengths)
+    assert (padding <= LENGTH).all()
+    assert batch["read_bounds"].shape == batch["row_bounds"].shape
+    assert set(batch["read_bounds"][240:].tolist()) == {len(read)}
+
+
+@given(st.data())
+def test_few_shapes_are_few_and_the_reads_follow_from_the_tokens(data: st.DataObject) -> None:
+    num_rows, row_length, probability = 64, 32, 0.15
+    num_slots = max(1, round(row_length * probability))
+    reads_of: dict[int, set[int]] = {}
+    for _ in range(4):
+        lengths = np.array(
+            data.draw(st.lists(st.integers(4, row_length), min_size=num_rows, max_size=num_rows))
+        )
+        real = np.arange(row_length) < lengths[:, None]
+        # At most what the collator masks of a row, see `mask_tokens`.
+        counts = np.clip(np.round(lengths * probability), 1, num_slots).astype(int)
+        masked = np.where(np.arange(num_slots) < counts[:, None], 1 + np.arange(num_slots), -1)
+        found = computed_tokens(real.astype(int), masked, num_shapes=16, has_static_reads=True)
+        num_tokens = len(found.get("token_index", real.ravel()))
+        assert num_tokens % (num_rows * row_length // 16) == 0
+        reads_of.setdefault(num_tokens, set()).add(len(found["read_index"]))
+        rows, columns = np.nonzero(masked >= 0)
+        assert set(rows * (1 + num_slots) + 1 + columns) <= set(found["read_slot"])
+    assert all(len(reads) == 1 for reads in reads_of.values())
 
 
 def test_a_batch_over_the_end_of_an_epoch_has_the_rows_of_both(store: TokenStore) -> None:
@@ -270,7 +331,7 @@ def test_a_batch_over_the_end_of_an_epoch_has_the_rows_of_both(store: TokenStore
     for key in set(both) - INDICES:
         assert torch.equal(both[key], torch.cat([part[key] for part in parts]))
     _, read = as_stored(both)
-    labels = both["labels"].flatten()[read[5:]]
+    labels = both["labels"].flatten()[read[both["masked_reads"]]]
     assert (labels != -100).sum() == sum(int((p["labels"] != -100).sum()) for p in parts)
 
 

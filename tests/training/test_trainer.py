@@ -25,7 +25,7 @@ def rows_of(run_dir: Path, split: str) -> list[dict[str, Any]]:
 
 
 def without_measured(run_dir: Path) -> list[dict[str, Any]]:
-    """Return all rows without what depends on the machine; rates stay, where a test's clock ticks."""
+    """Return all rows but for the machine's memory; rates stay, where a test's clock ticks."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "peak_memory_gib"} for row in rows]
 

@@ -14,14 +14,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
-
 from trainers import bert_trainer, image_trainer
 
 READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "item"}
 
 
 class HostReads(TorchDispatchMode):
-    """Collects the operations that give the host a value of a tensor or a shape that hangs on one."""
+    """Collects the operations by which a host reads values, or a shape that hangs on values."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,154 @@
+"""What a run computes on, from flags: processes, precision, rows at once, a compiler.
+
+Called by `pretrain`, before and after it has built the trainer.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from transformers.utils import logging as transformers_logging
+
+from bert_pretrain.config.flags import AUTO
+from bert_pretrain.config.pretraining import PretrainingConfig
+from bert_pretrain.data.processes import gather_on_hosts
+from bert_pretrain.errors import InputError
+from bert_pretrain.hardware import cpu_threads, loader_workers, native_precision
+from bert_pretrain.training.compilation import uncompiled, wants_compilation
+from bert_pretrain.training.layout import (
+    BatchLayout,
+    divide_rows,
+    launched_accumulation,
+    launched_precision,
+)
+from bert_pretrain.training.memory import largest_that_fits
+from bert_pretrain.training.trainer import Trainer
+
+_ROWS_WITHOUT_GPU = 32  # more at once are no faster there
+
+
+def build_accelerator(config: PretrainingConfig) -> Accelerator:
+    """Set up processes, threads, precision and trackers, and say which."""
+    optimization = config.optimization
+    use_cpu = not torch.accelerator.is_available()
+    if use_cpu:
+        torch.set_num_threads(cpu_threads(optimization.num_cpu_threads))
+    mixed_precision: str = optimization.mixed_precision
+    if mixed_precision == "auto":
+        mixed_precision = launched_precision() or native_precision()
+    if mixed_precision == "bf16" and native_precision() == "no" and torch.cuda.is_available():
+        raise InputError.out_of_range(
+            "mixed_precision",
+            "bf16",
+            f"fp16 or no on {torch.cuda.get_device_name()}, which has no bfloat16",
+        )
+    # With bfloat16 or float16 where they serve, TensorFloat-32 loses nothing elsewhere; without,
+    # float32 is what was asked for.
+    torch.set_float32_matmul_precision("highest" if mixed_precision == "no" else "high")
+    accelerator = Accelerator(
+        cpu=use_cpu,
+        mixed_precision=mixed_precision,
+        # Windows of micro-batches are the trainer's business, whatever the environment says.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=None if config.run.report_to == "none" else config.run.report_to,
+        project_dir=config.run.output_dir,
+    )
+    transformers_logging.disable_progress_bar()  # its bars for writing one file would break ours
+    # Tied weights are saved once; that is meant.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+    if not accelerator.is_main_process:
+        transformers_logging.set_verbosity_error()
+        logging.disable(logging.WARNING)
+    threads = f", {torch.get_num_threads()} threads each" if use_cpu else ""
+    is_tf32 = accelerator.device.type == "cuda" and mixed_precision != "no"
+    accelerator.print(
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}{threads}, "
+        f"mixed precision: {mixed_precision}{', other products in TF32' if is_tf32 else ''}"
+    )
+    return accelerator
+
+
+def product_dtype(mixed_precision: str) -> torch.dtype:
+    """Return what a run computes its matrix products in."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return dtypes.get(mixed_precision, torch.float32)
+
+
+def compiles(config: PretrainingConfig, device: torch.device) -> bool:
+    """Return whether a run is to be compiled."""
+    optimization = config.optimization
+    return wants_compilation(
+        optimization.torch_compile,
+        max_steps=optimization.max_steps,
+        max_hours=optimization.max_hours,
+        device=device,
+    )
+
+
+def batch_layout(
+    config: PretrainingConfig, accelerator: Accelerator, *, per_device: int = 0
+) -> BatchLayout:
+    """Return how rows are divided up, of what the flags and the launcher ask for.
+
+    Args:
+        config: of the run.
+        accelerator: of its processes.
+        per_device: most rows of a forward pass, where that is found out; 0 = what the flag says,
+            and if it leaves that to the program, on a GPU all.
+    """
+    optimization, num_workers = config.optimization, config.data.dataloader_num_workers
+    per_device = per_device or optimization.per_device_train_batch_size
+    if per_device == AUTO and config.run.objective == "contrastive":
+        raise InputError(
+            "`per_device_train_batch_size` is auto, but contrastive learning compares the images "
+            "of a forward pass: their number decides what is learnt",
+            advice="pass a number",
+        )
+    if per_device == AUTO:
+        everything = max(1, optimization.global_batch_size)
+        per_device = _ROWS_WITHOUT_GPU if not torch.accelerator.is_available() else everything
+    global_batch_size, num_micro_batches = divide_rows(
+        global_batch_size=optimization.global_batch_size,
+        per_device=per_device,
+        accumulation=optimization.gradient_accumulation_steps or launched_accumulation(),
+        num_processes=accelerator.num_processes,
+    )
+    if config.run.objective == "contrastive" and global_batch_size // num_micro_batches < 2:
+        raise InputError(
+            "each forward pass has a single row, but contrastive learning compares images",
+            advice="raise `per_device_train_batch_size` or `global_batch_size`",
+        )
+    return BatchLayout(
+        global_batch_size=global_batch_size,
+        num_micro_batches=num_micro_batches,
+        eval_batch_size=optimization.per_device_eval_batch_size,
+        num_workers=loader_workers(accelerator.device) if num_workers == AUTO else num_workers,
+    )
+
+
+def settle_layout(config: PretrainingConfig, trainer: Trainer) -> None:
+    """Find out how many rows fit on a GPU, if that is wanted, then compile the model, likewise."""
+    accelerator = trainer.accelerator
+    if config.optimization.per_device_train_batch_size == AUTO and (
+        accelerator.device.type == "cuda"
+    ):
+        share = -(-trainer.layout.global_batch_size // accelerator.num_processes)
+        trained = [p for p in trainer.model.parameters() if p.requires_grad]
+        with uncompiled(is_compiled=trainer.is_compiled):
+            rows = largest_that_fits(
+                trainer.try_pass,
+                most=share,
+                device=accelerator.device,
+                reserved=sum(8 * parameter.numel() for parameter in trained),  # AdamW's moments
+            )
+        rows = min(gather_on_hosts(rows))
+        trainer.layout = batch_layout(config, accelerator, per_device=rows)
+        accelerator.print(
+            f"at most {rows} rows fit at once: {trainer.layout.num_micro_batches} micro-batch(es)"
+        )
+    if trainer.is_compiled:
+        accelerator.print("compiling the model, which takes a minute or two")
+        trainer.check_compiled(config.optimization.torch_compile)
