@@ -27,7 +27,7 @@ COMMON = (
     "--max_steps 40 --eval_steps 20 --save_steps 0 --logging_steps 1 --mixed_precision no "
     "--num_cpu_threads 1"
 )
-TEXT = "--config_name tiny --max_eval_rows 200"
+TEXT = "--config_name tiny --max_eval_rows 200 --per_device_train_batch_size 32"
 RUNS = {
     "mlm_nsp": TEXT,
     "mlm": f"--objective mlm {TEXT}",

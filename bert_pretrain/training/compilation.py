@@ -49,14 +49,14 @@ def compile_forward(model: PreTrainedModel) -> None:
 
 
 def check_compiled(
-    compute: Callable[[], None], choice: CompileChoice, warn: Callable[[str], None]
+    compute: Callable[[], None], choice: CompileChoice, say: Callable[[str], None]
 ) -> bool:
     """Compile now, and see whether it works on every process; a collective.
 
     Args:
         compute: makes a forward and backward pass, with no effect but that.
         choice: what was asked for, not `off`.
-        warn: says why the run goes on without.
+        say: prints why the run goes on without.
 
     Returns:
         Whether the model is compiled from here on.
@@ -84,7 +84,7 @@ def check_compiled(
             value=choice,
             allowed="'off', or 'auto'",
         )
-    warn(f"the model cannot be compiled here and runs uncompiled ({problem})")
+    say(f"WARNING: the model cannot be compiled here and runs uncompiled ({problem})")
     torch.compiler.set_stance("force_eager")
     return False
 

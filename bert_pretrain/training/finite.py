@@ -10,6 +10,8 @@ from torch import Tensor
 from bert_pretrain.data.loader import Place
 from bert_pretrain.errors import TrainingError
 
+_MOST_UNSEEN = 10_000  # updates; a host is a few ahead of its device, or a row of metrics
+
 
 class FiniteGuard:
     """Skips updates with a gradient that is not finite, and all updates after too many of those.
@@ -25,8 +27,8 @@ class FiniteGuard:
         # On the device: updates skipped so far, and the number of the first one too many, else 0.
         self._num_skipped = torch.zeros((), device=device)
         self._fatal = torch.zeros((), device=device)
-        # The rows of updates whose norm the host has not seen.
-        self._unseen: deque[tuple[int, Place, Place]] = deque()
+        # The rows of the latest updates, of which the host may not know yet.
+        self._unseen: deque[tuple[int, Place, Place]] = deque(maxlen=_MOST_UNSEEN)
 
     @property
     def numbers(self) -> Tensor:
@@ -53,14 +55,13 @@ class FiniteGuard:
         self._fatal = torch.where(is_fatal, float(step), self._fatal)
         return (is_bad | (self._fatal > 0)).float()
 
-    def see(self, num_skipped: float, fatal: float, *, until_step: int) -> None:
-        """Look at `numbers` as they were after `until_step` updates.
+    def see(self, num_skipped: float, fatal: float) -> None:
+        """Look at `numbers` as they were after some update.
 
         Raises:
             TrainingError: too many updates were not finite.
         """
-        while self._unseen and self._unseen[0][0] <= until_step:
-            step, begin, end = self._unseen.popleft()
+        for step, begin, end in self._unseen if fatal else ():
             if step == fatal:
                 raise TrainingError(_explain(step, begin, end, int(num_skipped), self.num_allowed))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.loader import (
@@ -45,16 +43,10 @@ from bert_pretrain.training.compilation import (
     uncompiled,
 )
 from bert_pretrain.training.finite import FiniteGuard
+from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.memory import explaining_out_of_memory, peak_gib
-from bert_pretrain.training.metrics import (
-    Clock,
-    CourseWatch,
-    JsonLines,
-    RunningSums,
-    ToHost,
-    TotalSums,
-)
+from bert_pretrain.training.memory import explaining_out_of_memory
+from bert_pretrain.training.metrics import CourseWatch, RunningSums
 from bert_pretrain.training.optimizers import Schedule
 from bert_pretrain.training.profiling import StepProfiler
 
@@ -74,22 +66,6 @@ class Intervals:
     evaluation: int
     checkpoint: int
     save_total_limit: int
-
-
-@dataclass
-class _Row:
-    """A training row of metrics.jsonl whose numbers are on their way from the device."""
-
-    fields: dict[str, Any]
-    learning_rate: float
-    num_units: int
-    flops: float
-    sums: TotalSums
-    others: ToHost  # the gradient norm, then what the guard is to see
-
-    @property
-    def is_ready(self) -> bool:
-        return self.sums.is_ready and self.others.is_ready
 
 
 class Trainer:
@@ -147,19 +123,20 @@ class Trainer:
         if is_compiled:
             compile_forward(model)
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
-        self.metrics = JsonLines(run_dir / "metrics.jsonl")
-        self.shown = JsonLines(run_dir / self.monitor.shown_file)
         self.step = 0
         self.place = Place(0, 0)
-        self.num_units = 0
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
         self.guard = FiniteGuard(accelerator.device, num_allowed=skip_nonfinite)
         self.profiler = StepProfiler(profile_steps, run_dir / "profile", accelerator.device)
-        self._clock = Clock()
-        self._flops = 0.0
-        self._units_last_written, self._flops_last_written = 0, 0.0
-        self._unwritten: deque[_Row] = deque()
+        self.journal = Journal(
+            accelerator,
+            self.guard,
+            run_dir,
+            unit=self.objective.training.collator.unit,
+            shown_file=self.monitor.shown_file,
+            peak_flops=peak_flops,
+        )
         self.is_compiled = is_compiled
 
     def check_compiled(self, choice: CompileChoice) -> None:
@@ -171,17 +148,15 @@ class Trainer:
         Raises:
             InputError: the model is to be compiled and cannot be.
         """
-        warn = partial(self._print, prefix="WARNING: ")
         with self._explaining_out_of_memory():
-            self.is_compiled = check_compiled(self.try_pass, choice, warn)
+            self.is_compiled = check_compiled(self.try_pass, choice, self.journal.print)
 
     def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint whose state `read_state` has verified."""
         self.accelerator.load_state(str(checkpoint))
         self.step = state["step"]
         self.place = Place(*state["place"])
-        self.num_units = self._units_last_written = state["num_units"]
-        self._clock.seconds_before = state["elapsed"]
+        self.journal.load(num_units=state["num_units"], seconds=state["elapsed"])
         self.watch.load_state_dict(state["watch"])
         self.guard.load(state["num_skipped"])
         # The sums were saved over all processes: one of them takes them up, the others start from
@@ -208,36 +183,31 @@ class Trainer:
             on_save: called with each checkpoint's folder once it is complete, on the first process
                 alone, so it must not communicate with the others; a later save may remove it.
         """
-        self._clock.start()
-        if self.accelerator.is_main_process:  # which alone writes
-            # A run that was ended before its first checkpoint starts over and keeps no row.
-            for file in (self.metrics, self.shown):
-                file.cut_back(keep_until_step=self.step or -1)
+        self.journal.start(self.step)
         if self.step == 0:
             self.evaluate(is_last=False)
         windows = self._windows()
         elapsed = self._elapsed()
         is_over = self.schedule.is_over(self.step, elapsed)
-        with self._progress_bar() as progress, self._explaining_out_of_memory():
+        progress = self.journal.progress_bar(num_steps=self.schedule.max_steps, step=self.step)
+        with progress as bar, self._explaining_out_of_memory():
             while not is_over:
                 learning_rate = self.schedule.learning_rate(self.step, elapsed)
                 with self.profiler.section("data wait"):
                     window = next(windows)
                 grad_norm = self._update(window, learning_rate)
-                progress.update(1)
+                bar.update(1)
                 elapsed = self._elapsed()
                 is_over = self.schedule.is_over(self.step, elapsed)
                 with self.profiler.section("logging"):
                     if is_over or _is_due(self.step, self.intervals.logging):
                         self._log(learning_rate, grad_norm)
-                    self._write_rows(progress)
+                    self.journal.write_rows(wait=self.accelerator.device.type == "cpu")
                 if table := self.profiler.step():
-                    self._print(table)
+                    self.journal.print(table)
                 if is_over or _is_due(self.step, self.intervals.evaluation):
-                    self._settle(progress)
                     self.evaluate(is_last=is_over)
                 if is_over or _is_due(self.step, self.intervals.checkpoint):
-                    self._settle(progress)
                     self.save(on_save)
 
     def _update(self, window: Window, learning_rate: float) -> Tensor:
@@ -301,8 +271,7 @@ class Trainer:
         names = sorted({name for counts in window.targets for name in counts})
         local = [sum(counts.get(name, 0) for counts in window.targets) for name in names]
         num_units, flops, *counts = sum_on_hosts([window.num_units, window.flops, *local])
-        self.num_units += int(num_units)
-        self._flops += flops
+        self.journal.count(int(num_units), flops)
         return {name: max(1.0, count) for name, count in zip(names, counts, strict=True)}
 
     def _step_optimizers(self, learning_rate: float, grad_norm: Tensor, *, end: Place) -> None:
@@ -328,7 +297,8 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, *, is_last: bool) -> None:
         """Evaluate on the fixed held-out rows and show what has been learnt."""
-        with self._clock.paused(), uncompiled(is_compiled=self.is_compiled):
+        self.journal.write_rows(wait=True)
+        with self.journal.clock.paused(), uncompiled(is_compiled=self.is_compiled):
             model = self.accelerator.unwrap_model(self.model)
             model.eval()
             sums = RunningSums(self.accelerator.device)
@@ -342,25 +312,22 @@ class Trainer:
                 sums.add(terms, self.objective.target_counts(batch))
             means = sums.total().means()
             row = self._row("validation") | means | self.monitor.measures(model, means)
-            self._write(row)
-            self._print(_summary(row))
+            self.journal.write(row)
+            self.journal.print(_summary(row))
             for message in self.watch.warnings(row) + self.monitor.warnings(row):
-                self._print(f"WARNING: {spell(message)}")
+                self.journal.print(f"WARNING: {spell(message)}")
             if self.accelerator.is_main_process:
-                text, shown = self.monitor.show(
-                    model, self.run_dir, step=self.step, is_last=is_last
-                )
-                self._print(text)
-                for line in shown:
-                    self.shown.write({"step": self.step} | line)
+                shown = self.monitor.show(model, self.run_dir, step=self.step, is_last=is_last)
+                self.journal.show(*shown, step=self.step)
 
     def save(self, on_save: Callable[[Path], None] | None = None) -> None:
         """Write a checkpoint from which the run continues as if it had not been interrupted."""
-        with self._clock.paused():
+        self.journal.write_rows(wait=True)
+        with self.journal.clock.paused():
             state = {
                 "step": self.step,
                 "place": list(self.place),
-                "num_units": self.num_units,
+                "num_units": self.journal.num_units,
                 "num_skipped": int(self.guard.numbers[0]),
                 "elapsed": self._elapsed(),
                 "watch": self.watch.state_dict(),
@@ -380,59 +347,15 @@ class Trainer:
                 on_save(checkpoint)
 
     def _log(self, learning_rate: float, grad_norm: Tensor) -> None:
-        """Begin a training row; `_write_rows` writes it when its numbers are there."""
+        """Begin a training row of what was summed up since the last one."""
         sums, self.sums = self.sums.total(), RunningSums(self.accelerator.device)
-        others = ToHost(torch.cat([grad_norm.detach()[None], self.guard.numbers]))
-        row = _Row(self._row("train"), learning_rate, self.num_units, self._flops, sums, others)
-        self._unwritten.append(row)
-
-    def _write_rows(self, progress: tqdm[Any], *, wait: bool = False) -> None:
-        """Write the training rows whose numbers have arrived, or all of them."""
-        while self._unwritten and (wait or self._unwritten[0].is_ready):
-            row = self._unwritten.popleft()
-            grad_norm, num_skipped, fatal = row.others.read()
-            self.guard.see(num_skipped, fatal, until_step=row.fields["step"])
-            seconds = self._clock.lap()
-            rate = (row.num_units - self._units_last_written) / seconds
-            flops = (row.flops - self._flops_last_written) / seconds
-            utilisation = flops / (self.peak_flops * self.accelerator.num_processes)
-            self._units_last_written, self._flops_last_written = row.num_units, row.flops
-            unit = self.objective.training.collator.unit
-            means = row.sums.means()
-            self._write(
-                row.fields
-                | means
-                | {
-                    "learning_rate": row.learning_rate,
-                    "grad_norm": grad_norm,
-                    unit: row.num_units,
-                    f"{unit}_per_second": round(rate, 1),
-                    "mfu": round(utilisation, 4),
-                    "peak_memory_gib": round(peak_gib(self.accelerator.device), 3),
-                    "skipped_updates": int(num_skipped),
-                }
-            )
-            shown = f"loss {means['loss']:.3f}, {rate:,.0f} {unit}/s, MFU {utilisation:.0%}"
-            progress.set_postfix_str(shown, refresh=False)
-
-    def _settle(self, progress: tqdm[Any]) -> None:
-        """Wait for the device, write what is unwritten, and stop here if the run has diverged."""
-        self._write_rows(progress, wait=True)
-        self.guard.see(*self.guard.numbers.tolist(), until_step=self.step)
+        fields = self._row("train") | {"learning_rate": learning_rate}
+        self.journal.begin_row(fields, sums, grad_norm)
 
     def _row(self, split: str) -> dict[str, Any]:
         num_rows = len(self.objective.training.plan(self.place.epoch))
         epoch = self.place.epoch + self.place.position / num_rows
         return {"split": split, "step": self.step, "epoch": round(epoch, 6)}
-
-    def _write(self, row: dict[str, Any]) -> None:
-        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-        self.accelerator.log(
-            {f"{row['split']}/{key}": value for key, value in numbers.items() if key != "step"},
-            step=row["step"],
-        )
-        if self.accelerator.is_main_process:
-            self.metrics.write(row)
 
     def _windows(self) -> Iterator[Window]:
         """Yield this process's windows from the present place on, counted and on the device."""
@@ -461,7 +384,7 @@ class Trainer:
     @property
     def seconds(self) -> float:
         """Seconds of the whole run so far by this process's clock, interruptions left out."""
-        return self._clock.seconds
+        return self.journal.clock.seconds
 
     def _elapsed(self) -> float:
         """Return the seconds of the whole run; the first process's clock decides for all."""
@@ -469,20 +392,6 @@ class Trainer:
             return self.seconds
         (elapsed,) = sum_on_hosts([self.seconds if self.accelerator.is_main_process else 0.0])
         return elapsed
-
-    def _progress_bar(self) -> Any:
-        return tqdm(
-            desc="training",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.accelerator.is_local_main_process,
-            total=self.schedule.max_steps or None,
-            initial=self.step,
-        )
-
-    def _print(self, text: str, *, prefix: str = "") -> None:
-        if self.accelerator.is_main_process:
-            tqdm.write(prefix + text)  # above the progress bar
 
 
 def _is_due(step: int, interval: int) -> bool:
