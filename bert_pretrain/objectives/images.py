@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
-from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.data.stream import Batch, HeldOutRows, TrainingStream, WholeEpochs
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
 from bert_pretrain.images.corpus import ImageCorpus, image_card
@@ -104,7 +104,7 @@ def image_task(
         return ImagePlan(images[permutation(len(images), seed, Purpose.TRAINING_ORDER, epoch)])
 
     training = TrainingStream(
-        plan,
+        WholeEpochs(plan),
         ImageCollator(corpus, draw, evaluation=False),
         identity={"images": corpus.manifest["key"]},
     )

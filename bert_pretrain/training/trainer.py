@@ -24,8 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import Batch, Place, Window, evaluation_batches, training_windows
+from bert_pretrain.data.loader import Window, evaluation_batches, training_windows
 from bert_pretrain.data.random import Purpose, hash_uint64
+from bert_pretrain.data.stream import Batch, Place
 from bert_pretrain.errors import TrainingError, spell
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.training.checkpoint import save_checkpoint
@@ -98,7 +99,7 @@ class Trainer:
         self.metrics = JsonLines(run_dir / "metrics.jsonl")
         self.shown = JsonLines(run_dir / self.monitor.shown_file)
         self.step = 0
-        self.place = Place(0, 0)
+        self.place = Place()
         self.num_units = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
@@ -112,7 +113,7 @@ class Trainer:
         """Continue from a checkpoint whose state `read_state` has verified."""
         self.accelerator.load_state(str(checkpoint))
         self.step = state["step"]
-        self.place = Place(*state["place"])
+        self.place = Place.of(state["place"])
         self.num_units = self.num_units + state["num_units"]
         self._units_last_logged = state["num_units"]
         self._clock.seconds_before = state["elapsed"]
@@ -222,8 +223,8 @@ class Trainer:
         bad_step = int(self._bad_step)
         if bad_step:
             raise TrainingError(
-                f"the gradient norm of update {bad_step} is not finite (epoch {self.place.epoch}, "
-                f"rows up to {self.place.position}); it was not made, and no later one. Continue "
+                f"the gradient norm of update {bad_step} is not finite ({self.place}); "
+                f"it was not made, and no later one. Continue "
                 "from the last checkpoint with `resume_from_checkpoint` latest and a lower "
                 "`learning_rate`, or `mixed_precision` no"
             )
@@ -301,8 +302,7 @@ class Trainer:
         return f"loss {row['loss']:.3f}, {rate:,.0f} {unit}/s"
 
     def _row(self, split: str, means: dict[str, float]) -> dict[str, Any]:
-        num_rows = len(self.objective.training.plan(self.place.epoch))
-        epoch = self.place.epoch + self.place.position / num_rows
+        epoch = self.objective.training.num_epochs(self.place)
         return {"split": split, "step": self.step, "epoch": round(epoch, 6)} | means
 
     def _write(self, row: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from bert_pretrain.data.loader import Batch, evaluation_batches
+from bert_pretrain.data.loader import evaluation_batches
 from bert_pretrain.data.random import Purpose, uniform
+from bert_pretrain.data.stream import Batch, Place
 from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.collator import EVALUATION_EPOCH
@@ -95,7 +96,7 @@ def test_a_batch_across_epochs_is_that_of_its_parts(corpus: ImageCorpus, kind: s
 @pytest.mark.parametrize("kind", ["denoising", "nt_xent"])
 def test_a_spawned_worker_makes_the_same_batches(corpus: ImageCorpus, kind: str) -> None:
     stream = make_task(kind, corpus).objective.training
-    parts, _ = stream.take((0, 0), 40)
+    parts, _ = stream.take(Place(), 40)
     loader = DataLoader(
         [parts[:1], parts],  # type: ignore[arg-type]  # a list is a data set
         batch_size=None,
