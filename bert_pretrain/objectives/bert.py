@@ -30,7 +30,7 @@ from bert_pretrain.publishing.export import (
     text_card_fields,
     write_config,
 )
-from bert_pretrain.text.blocks import ROWS_PER_BLOCK, TextBlocks
+from bert_pretrain.text.blocks import TextBlocks
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import IS_RANDOM, NO_PAIR, EpochPlan, PairMode
@@ -225,7 +225,7 @@ def text_rows(
         max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
     """
 
-    def blocks(documents: NDArray[np.int64], short_seq_prob: float, size: int) -> TextBlocks:
+    def blocks(documents: NDArray[np.int64], short_seq_prob: float, size: int = 0) -> TextBlocks:
         return TextBlocks(
             corpus.store, documents, max_seq_length, short_seq_prob, pair_mode, seed, size
         )
@@ -242,17 +242,18 @@ def text_rows(
             evaluation=evaluation,
         )
 
+    rows = blocks(corpus.train_documents, short_seq_prob)
     training = TrainingStream(
-        blocks(corpus.train_documents, short_seq_prob, ROWS_PER_BLOCK),
+        rows,
         collator(evaluation=False),
-        identity={"corpus": corpus.manifest["key"], "rows planned at once": ROWS_PER_BLOCK},
+        identity={"corpus": corpus.manifest["key"], "rows planned at once": rows.block_size},
     )
-    is_sample_enough = 0 < max_eval_rows <= ROWS_PER_BLOCK // 8
-    size = ROWS_PER_BLOCK if is_sample_enough else sys.maxsize
+    is_sample_enough = 0 < max_eval_rows <= rows.block_size // 8
+    size = rows.block_size if is_sample_enough else sys.maxsize
     held_out_plan = blocks(corpus.validation_documents, 0.0, size).planner(0, 0)()
     order = permutation(len(held_out_plan), seed, Purpose.EVALUATION_ROW)
-    rows = np.sort(order[: max_eval_rows or len(order)])
-    return training, HeldOutRows(held_out_plan, rows, collator(evaluation=True))
+    evaluated = np.sort(order[: max_eval_rows or len(order)])
+    return training, HeldOutRows(held_out_plan, evaluated, collator(evaluation=True))
 
 
 def _held_out_sentences(corpus: PreparedCorpus, *, count: int) -> list[list[int]]:

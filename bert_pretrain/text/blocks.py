@@ -23,14 +23,15 @@ from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.text.prepared import TokenStore
 from bert_pretrain.text.windows import running_total, shards_of
 
-# Rows of a block, as estimated. Measured by benchmarks/epoch_planning.py.
-ROWS_PER_BLOCK = 2**20
+# Rows of a block, as estimated: planned in about 3 seconds and 300 MB, as measured by
+# benchmarks/epoch_planning.py.
+ROWS_PER_BLOCK: dict[PairMode, int] = {"exact": 2**20, "none": 2**20, "google": 2**18}
 # A block is a sample of so many places, each some thousand rows long.
 PIECES_PER_BLOCK = 256
 # Fewer of them would be too few documents to pair, where each is longer than a piece should be.
 MIN_PIECES_PER_BLOCK = 16
 # Rows whose plan takes about as long as the start of a process, half a second.
-_ROWS_WORTH_A_PROCESS = {"exact": 2**17, "none": 2**19, "google": 2**14}
+_ROWS_WORTH_A_PROCESS: dict[PairMode, int] = {"exact": 2**18, "none": 2**20, "google": 2**16}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TextBlocks:
         short_seq_prob: probability of a shorter one.
         pair_mode: how rows are made of documents.
         seed: of the run.
-        rows_per_block: what is planned at once, as estimated.
+        rows_per_block: what is planned at once, as estimated; 0 = as `ROWS_PER_BLOCK` says.
     """
 
     store: TokenStore
@@ -53,13 +54,18 @@ class TextBlocks:
     short_seq_prob: float
     pair_mode: PairMode
     seed: int
-    rows_per_block: int = ROWS_PER_BLOCK
+    rows_per_block: int = 0
+
+    @property
+    def block_size(self) -> int:
+        """Rows planned at once, as estimated."""
+        return self.rows_per_block or ROWS_PER_BLOCK[self.pair_mode]
 
     @property
     def num_blocks(self) -> int:
         """Blocks of every epoch, at least 1."""
         num_pieces = len(self._bounds) - 1
-        wanted = -(-int(self.num_rows) // self.rows_per_block)
+        wanted = -(-int(self.num_rows) // self.block_size)
         return max(1, min(wanted, num_pieces // MIN_PIECES_PER_BLOCK))
 
     @property
@@ -105,9 +111,9 @@ class TextBlocks:
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
         """Where pieces begin in `documents`, and the end, int64 (P + 1,)."""
-        if self.num_rows <= self.rows_per_block:
+        if self.num_rows <= self.block_size:
             return np.array([0, len(self.documents)])
-        rows_per_piece = self.rows_per_block / PIECES_PER_BLOCK
+        rows_per_piece = self.block_size / PIECES_PER_BLOCK
         begin, piece, low, found = 0.0, -1, 0, []
         for number, wanted in shards_of(self.store, self.documents):
             begins = begin + running_total(self._rows_of(number, wanted))
