@@ -26,7 +26,7 @@ _PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from bert_pretrain.data.ahead import serve; serve()"
 )
-_NICENESS = 10  # what is ahead of need may wait for what trains
+_NICENESS = 5  # what is ahead of need may wait for what trains
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 

@@ -113,7 +113,7 @@ def test_a_worker_is_sent_no_pixels(corpus: ImageCorpus, kind: str) -> None:
     stream = make_task(kind, corpus).objective.training
     sent = pickle.dumps(stream.collator)
     assert corpus.pixels[7].tobytes() not in sent
-    parts, _ = stream.take((0, 0), 8)
+    parts, _ = stream.take(Place(), 8)
     assert_equal(pickle.loads(sent).collate(parts), stream.collator.collate(parts))
 
 
@@ -143,7 +143,7 @@ def test_a_batch_of_one_image_has_a_finite_loss_and_gradient(
     overrides = {"triplet": TRIPLET | {"reduction": reduction}} if is_contrastive else {}
     objective = make_task(kind, corpus, **overrides).objective
     model = objective.build_model()
-    (part,), _ = objective.training.take((0, 0), 1)
+    (part,), _ = objective.training.take(Place(), 1)
     batch = objective.training.collator.collate([part])
     (term,) = objective.loss_terms(model.train(), batch).values()
     assert objective.target_counts(batch) == {objective.pretext.term: 1}
@@ -172,7 +172,7 @@ def test_a_mean_over_active_triplets_is_zero_where_none_is(corpus: ImageCorpus) 
             half = 10 * torch.eye(len(pixel_values) // 2, requires_grad=True)
             return type("Output", (), {"projections": torch.cat([half, half])})
 
-    parts, _ = objective.training.take((0, 0), 4)
+    parts, _ = objective.training.take(Place(), 4)
     (term,) = objective.loss_terms(
         Far().train(), objective.training.collator.collate(parts)
     ).values()
