@@ -1,8 +1,9 @@
 """What planning by blocks costs in quality: the plans of real text, and what is learnt from them.
 
 The corpora (--data_files, documents as .jsonl.gz with "text") are far smaller than a block of
-training is, so blocks are forced to be small: --rows_per_block. The global plan is that of one
-block. Both are compared by their rows in two epochs:
+training is, so blocks are forced to be small: --rows_per_block. Few --pieces_per_block make each a
+sample of few places, whose neighbouring documents speak of the same things. The global plan is that
+of one block. Both are compared by their rows in two epochs:
 
     random next      share of random pairs, 0.5 if fair
     unpaired         windows without a partner
@@ -33,7 +34,7 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 from bert_pretrain.publishing.hub import download_corpus
-from bert_pretrain.text.blocks import TextBlocks
+from bert_pretrain.text import blocks
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.opening import open_corpus
 from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan
@@ -52,7 +53,7 @@ def epoch_rows(
     documents: NDArray[np.int64] | None = None,
 ) -> list[EpochPlan]:
     """Return the plans of an epoch, of the training documents by default."""
-    made = TextBlocks(
+    made = blocks.TextBlocks(
         corpus.store,
         corpus.train_documents if documents is None else documents,
         way.max_seq_length,
@@ -164,11 +165,13 @@ def main() -> None:
     )
     parser.add_argument("--data_files", nargs="+", required=True)
     parser.add_argument("--rows_per_block", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--pieces_per_block", type=int, default=blocks.PIECES_PER_BLOCK)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--num_train_epochs", type=int, default=4, help="0 = train no model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    blocks.PIECES_PER_BLOCK = arguments.pieces_per_block
     corpus = open_corpus(
         TextSource(data_files=arguments.data_files, validation_share=0.1),
         load_tokenizer(None),

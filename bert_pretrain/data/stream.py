@@ -62,8 +62,6 @@ class Plan(Protocol):
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
-
-
 AnyPlan_co = TypeVar("AnyPlan_co", bound=Plan, covariant=True)
 
 Part = tuple[int, NDArray[np.int64], Any]  # an epoch, row numbers, these rows of a plan
@@ -181,8 +179,9 @@ class TrainingStream(Generic[AnyPlan]):
     def rows_per_epoch(self) -> int:
         """Return the rows of the first epoch if it has one block.
 
-        Of several blocks only the first is planned, and the others are taken to have as many rows;
-        they differ by a few per cent at most, see `benchmarks/epoch_planning.py`.
+        Of several blocks only the first is planned, and the others are taken to have as many rows.
+        They are samples of the same text, so this is off by some per cent at most (the spread of
+        rows over blocks in `benchmarks/block_quality.py`); `num_epochs` tells what was passed.
         """
         return self.blocks.num_blocks * len(self.plan(0))
 

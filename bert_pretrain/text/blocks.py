@@ -30,8 +30,9 @@ ROWS_PER_BLOCK: dict[PairMode, int] = {"exact": 2**20, "none": 2**20, "google": 
 PIECES_PER_BLOCK = 256
 # Fewer of them would be too few documents to pair, where each is longer than a piece should be.
 MIN_PIECES_PER_BLOCK = 16
-# Rows whose plan takes about as long as the start of a process, half a second.
-_ROWS_WORTH_A_PROCESS: dict[PairMode, int] = {"exact": 2**18, "none": 2**20, "google": 2**16}
+# Rows whose plan takes about as long as the start of a process, half a second. Where there are
+# several blocks, each has as many.
+_ROWS_WORTH_A_PROCESS: dict[PairMode, int] = {"exact": 2**18, "none": 2**19, "google": 2**16}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class TextBlocks:
         return self.store.path is not None and num_rows >= _ROWS_WORTH_A_PROCESS[self.pair_mode]
 
     def planner(self, epoch: int, block: int) -> Callable[[], EpochPlan]:
-        """Return what makes the plan of a block, a pure function that can be pickled."""
+        """Return what makes the plan of a block, a pure function that can be pickled.
+
+        It raises the `InputError` of `plan_epoch` where the documents of the block allow no pairs.
+        """
         return partial(
             plan_epoch,
             self.store,

@@ -223,10 +223,10 @@ class Trainer:
         bad_step = int(self._bad_step)
         if bad_step:
             raise TrainingError(
-                f"the gradient norm of update {bad_step} is not finite ({self.place}); "
-                f"it was not made, and no later one. Continue "
-                "from the last checkpoint with `resume_from_checkpoint` latest and a lower "
-                "`learning_rate`, or `mixed_precision` no"
+                f"the gradient norm of update {bad_step} is not finite ({self.place}); it was not "
+                "made, and no later one. Continue from the last checkpoint with "
+                "`resume_from_checkpoint` latest and a lower `learning_rate`, or "
+                "`mixed_precision` no"
             )
 
     @torch.no_grad()
