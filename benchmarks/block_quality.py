@@ -1,9 +1,10 @@
 """What planning by blocks costs in quality: the plans of real text, and what is learnt from them.
 
 The corpora (--data_files, documents as .jsonl.gz with "text") are far smaller than a block of
-training is, so blocks are forced to be small: --rows_per_block. Few --pieces_per_block make each a
-sample of few places, whose neighbouring documents speak of the same things. The global plan is that
-of one block. Both are compared by their rows in two epochs:
+training is, so blocks are forced to be small: --blocks gives their rows, and of how many places of
+the corpus each is a sample. Neighbouring documents speak of the same things, so few places are
+worse; a block of training has 256 of some thousand rows. The global plan is that of one block. All
+are compared by their rows in two epochs:
 
     random next      share of random pairs, 0.5 if fair
     unpaired         windows without a partner
@@ -164,14 +165,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data_files", nargs="+", required=True)
-    parser.add_argument("--rows_per_block", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--pieces_per_block", type=int, default=blocks.PIECES_PER_BLOCK)
+    parser.add_argument(
+        "--blocks",
+        nargs="+",
+        default=["4096x256", "16384x64", "4096x16"],
+        metavar="ROWSxPLACES",
+    )
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--num_train_epochs", type=int, default=4, help="0 = train no model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    blocks.PIECES_PER_BLOCK = arguments.pieces_per_block
     corpus = open_corpus(
         TextSource(data_files=arguments.data_files, validation_share=0.1),
         load_tokenizer(None),
@@ -181,9 +185,10 @@ def main() -> None:
     )
     figures: dict[str, float] = {}
     runs = []
-    for rows in (sys.maxsize, *arguments.rows_per_block):
+    for name in ("global", *arguments.blocks):
+        rows, places = (sys.maxsize, 1) if name == "global" else map(int, name.split("x"))
+        blocks.PIECES_PER_BLOCK = places
         way = argparse.Namespace(**vars(arguments), rows=rows)
-        name = "global" if rows == sys.maxsize else f"blocks_{rows}"
         found = compare_plans(corpus, way)
         print(name, {key: round(value, 4) for key, value in found.items()}, flush=True)
         figures |= {f"{name}_{key}": value for key, value in found.items()}
