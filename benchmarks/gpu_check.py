@@ -31,7 +31,8 @@ import transformers
 from accelerate import Accelerator
 from results import write_results
 
-from bert_pretrain.data.loader import HeldOutRows, Place, TrainingStream, training_windows
+from bert_pretrain.data.loader import training_windows
+from bert_pretrain.data.stream import HeldOutRows, Place, TrainingStream, WholeEpochs
 from bert_pretrain.models.attention_kernels import ROWS_WRITTEN_OUT
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
@@ -94,14 +95,14 @@ class Rows:
                 epoch=epoch,
             )
 
-        self.training = TrainingStream(plan, collator(evaluation=False), identity={})
+        self.training = TrainingStream(WholeEpochs(plan), collator(evaluation=False), identity={})
         self.held_out = HeldOutRows(plan(0), np.arange(64), collator(evaluation=True))
 
     def batches(self, num_rows: int, device: torch.device, *, count: int) -> list[Batch]:
         """Return some batches on the device."""
         windows = training_windows(
             self.training,
-            Place(0, 0),
+            Place(),
             global_batch_size=num_rows,
             num_processes=1,
             process_index=0,

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from stores import store_of
 from tiny_task import Silence
 
-from bert_pretrain.data.loader import HeldOutRows, TrainingStream
+from bert_pretrain.data.stream import HeldOutRows, TrainingStream, WholeEpochs
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.corpus import open_images
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
@@ -74,7 +74,7 @@ def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: An
         )
 
     return BertObjective(
-        TrainingStream(plan, collators[0], identity={}),
+        TrainingStream(WholeEpochs(plan), collators[0], identity={}),
         HeldOutRows(plan(0), np.arange(12), collators[1]),
         make_model,
         with_pairs=with_pairs,

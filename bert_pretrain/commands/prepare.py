@@ -18,9 +18,9 @@ from bert_pretrain.config.arguments import DataArguments, TextArguments
 from bert_pretrain.config.flags import SEEDS, check_source, flag, parse_flags, pick
 from bert_pretrain.config.pretraining import check_masking
 from bert_pretrain.publishing.hub import download_corpus
+from bert_pretrain.text.blocks import TextBlocks
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.opening import data_card, open_corpus
-from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 
@@ -55,14 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             download=download_corpus,
             output_dir=Path(target.output_dir),
         )
-        plan = plan_epoch(
+        blocks = TextBlocks(
             corpus.store,
             corpus.train_documents,
-            max_seq_length=text.max_seq_length,
-            short_seq_prob=text.short_seq_prob,
-            pair_mode=text.pair_mode,
-            seed=target.seed,
-            epoch=0,
+            text.max_seq_length,
+            text.short_seq_prob,
+            text.pair_mode,
+            target.seed,
         )
-        sys.stdout.write(data_card(corpus, plan, text.max_seq_length) + "\n")
+        plan = blocks.planner(0, 0)()
+        card = data_card(corpus, plan, text.max_seq_length, blocks.num_blocks)
+        sys.stdout.write(card + "\n")
     return 0

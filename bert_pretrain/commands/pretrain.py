@@ -143,7 +143,7 @@ def build_trainer(
     )
     max_steps = optimization.max_steps
     if optimization.num_train_epochs:
-        num_rows = len(task.objective.training.plan(0))
+        num_rows = task.objective.training.rows_per_epoch()
         num_updates = optimization.num_train_epochs * num_rows / layout.global_batch_size
         max_steps = max(1, round(num_updates))
     # Every process has looked at the folder before anything is written into it.

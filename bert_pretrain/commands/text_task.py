@@ -81,8 +81,10 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     )
     exporter = BertExporter(
         tokenizer,
-        # Any epoch's plan will do: a resumed run need not make the first one's for it.
-        describe_data=lambda: data_card(corpus, training.any_plan(), text.max_seq_length),
+        # Any block's plan will do: a resumed run need not make the first one's for it.
+        describe_data=lambda: data_card(
+            corpus, training.any_plan(), text.max_seq_length, training.blocks.num_blocks
+        ),
         with_nsp=pair_mode != "none",
         language=text.language or corpus.language,
         max_seq_length=text.max_seq_length,

@@ -1,31 +1,22 @@
-"""Batches for the training loop: which rows each process computes, read ahead by workers if wanted.
+"""Batches for the training loop: what each process computes, read ahead by workers if wanted.
 
-Plans and a collator enter; windows of micro-batches leave. The rows of a window depend on the place
-in the data and the global batch size alone; processes, micro-batches and workers only divide them
-up.
+A stream of rows enters; windows of micro-batches leave. The rows of a window depend on the place in
+the data and the global batch size alone; processes, micro-batches and workers only divide them up.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-Batch = dict[str, Tensor]
-
-
-class Place(NamedTuple):
-    """Where the training data continue: an epoch, and a row of its plan."""
-
-    epoch: int
-    position: int
+from bert_pretrain.data.stream import Batch, Collator, HeldOutRows, Part, Place, TrainingStream
 
 
 @dataclass
@@ -60,115 +51,6 @@ class Window:
             {name: change(tensor) for name, tensor in batch.items()} for batch in self.micro_batches
         ]
         return replace(self, micro_batches=batches)
-
-
-class Plan(Protocol):
-    """The rows of a pass over the data, in training order."""
-
-    def __len__(self) -> int:
-        """Return the number of rows, at least 1."""
-        ...
-
-    def take(self, rows: NDArray[np.int64]) -> Plan:
-        """Return the given rows, in that order, as a small plan to send to a worker process."""
-        ...
-
-
-AnyPlan = TypeVar("AnyPlan", bound=Plan)
-
-
-Part = tuple[int, NDArray[np.int64], Any]  # an epoch, row numbers, these rows of its plan
-
-
-class Collator(Protocol):
-    """Makes batches of the rows of plans; it is sent to worker processes, so it can be pickled.
-
-    Attributes:
-        unit: what the throughput counts: "tokens", "images".
-    """
-
-    unit: str
-
-    def collate(self, parts: Sequence[Part]) -> Batch:
-        """Return the batch of rows of one epoch or of several."""
-        ...
-
-    def num_units(self, batch: Batch) -> int:
-        """Return what the throughput counts in a batch."""
-        ...
-
-
-class TrainingStream(Generic[AnyPlan]):
-    """An endless sequence of rows, epoch after epoch, that can be entered at any place.
-
-    Plans have different lengths in different epochs. A window that reaches the end of one takes the
-    rest from the next, so that no row is dropped.
-    """
-
-    def __init__(
-        self,
-        plan_for_epoch: Callable[[int], AnyPlan],
-        collator: Collator,
-        *,
-        identity: dict[str, Any],
-    ) -> None:
-        """Keep what makes the rows.
-
-        Args:
-            plan_for_epoch: a pure function; no plan is empty.
-            collator: makes batches of rows.
-            identity: what tells these data from others, as JSON takes it: a checkpoint continues
-                only on the same.
-        """
-        self.collator = collator
-        self.identity = identity
-        self._plan_for_epoch = plan_for_epoch
-        self._plans: dict[int, AnyPlan] = {}
-
-    def plan(self, epoch: int) -> AnyPlan:
-        """Return the plan of an epoch; the last two plans asked for are kept in memory."""
-        if epoch not in self._plans:
-            while len(self._plans) > 1:
-                del self._plans[next(iter(self._plans))]
-            self._plans[epoch] = self._plan_for_epoch(epoch)
-        return self._plans[epoch]
-
-    def any_plan(self) -> AnyPlan:
-        """Return a plan that is in memory, or the first epoch's."""
-        return self.plan(next(iter(self._plans), 0))
-
-    def take(self, place: Place, count: int) -> tuple[list[Part], Place]:
-        """Return the next `count` >= 1 rows from a place, as parts of epochs, and the place after.
-
-        The length of an epoch's plan, as a position, means the start of the next epoch.
-        """
-        epoch, position = place
-        parts: list[Part] = []
-        while count > 0:
-            num_left = len(self.plan(epoch)) - position
-            if num_left <= 0:
-                epoch, position = epoch + 1, 0
-                continue
-            rows = np.arange(position, position + min(count, num_left))
-            parts.append((epoch, rows, self.plan(epoch).take(rows)))
-            position += len(rows)
-            count -= len(rows)
-        return parts, Place(epoch, position)
-
-
-@dataclass(frozen=True)
-class HeldOutRows(Generic[AnyPlan]):
-    """The fixed rows of evaluation.
-
-    Attributes:
-        plan: their plan.
-        rows: int64 (N,), those of its rows that are evaluated.
-        collator: makes batches of them.
-    """
-
-    plan: AnyPlan
-    rows: NDArray[np.int64]
-    collator: Collator
 
 
 @dataclass(frozen=True)

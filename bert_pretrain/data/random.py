@@ -53,6 +53,7 @@ class Purpose(IntEnum):
     INPUT_NOISE = 19
     PATCH_MASK = 20
     NEGATIVE = 21
+    BLOCK_ORDER = 22
 
 
 def hash_uint64(*keys: Key) -> NDArray[np.uint64]:

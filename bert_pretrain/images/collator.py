@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bert_pretrain.data.loader import Part
+from bert_pretrain.data.stream import Part
 from bert_pretrain.images.corpus import ImageCorpus
 
 # Held-out images are drawn for alike at every evaluation, and unlike in any training epoch.

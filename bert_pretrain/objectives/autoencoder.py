@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import Batch
 from bert_pretrain.data.random import Purpose, uniform
+from bert_pretrain.data.stream import Batch
 from bert_pretrain.evaluation.features import normalised_rows, pca_reconstruction_error
 from bert_pretrain.evaluation.pictures import reconstructions
 from bert_pretrain.images.collator import EVALUATION_EPOCH, PixelScale, channels_last, unit_range

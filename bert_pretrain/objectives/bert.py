@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.data.stream import Batch, HeldOutRows, TrainingStream
 from bert_pretrain.evaluation.fill_mask import (
     Probe,
     fill_mask,
@@ -30,9 +31,10 @@ from bert_pretrain.publishing.export import (
     text_card_fields,
     write_config,
 )
+from bert_pretrain.text.blocks import TextBlocks
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
-from bert_pretrain.text.pairs import IS_RANDOM, NO_PAIR, EpochPlan, PairMode, plan_epoch
+from bert_pretrain.text.pairs import IS_RANDOM, NO_PAIR, EpochPlan, PairMode
 from bert_pretrain.text.prepared import PreparedCorpus, unigram_entropy
 
 FOX = "The quick brown fox jumped over the lazy dog."
@@ -222,6 +224,9 @@ def text_rows(
 ) -> tuple[TrainingStream[EpochPlan], HeldOutRows[EpochPlan]]:
     """Return the rows to train on and those to evaluate on.
 
+    Held-out rows are planned at once. Of more than a block of them, where `max_eval_rows` wants
+    few, only a block is planned, a sample as those of training are.
+
     Args:
         corpus: documents of both splits.
         tokenizer: the one the corpus was prepared with.
@@ -234,15 +239,9 @@ def text_rows(
         few_shapes: whether training batches are to have few shapes, as a compiled model wants.
     """
 
-    def plan(documents: NDArray[np.int64], short_seq_prob: float, epoch: int) -> EpochPlan:
-        return plan_epoch(
-            corpus.store,
-            documents,
-            max_seq_length=max_seq_length,
-            short_seq_prob=short_seq_prob,
-            pair_mode=pair_mode,
-            seed=seed,
-            epoch=epoch,
+    def blocks(documents: NDArray[np.int64], short_seq_prob: float, size: int = 0) -> TextBlocks:
+        return TextBlocks(
+            corpus.store, documents, max_seq_length, short_seq_prob, pair_mode, seed, size
         )
 
     def collator(*, evaluation: bool) -> PretrainingCollator:
@@ -258,15 +257,18 @@ def text_rows(
             few_shapes=few_shapes and not evaluation,
         )
 
+    rows = blocks(corpus.train_documents, short_seq_prob)
     training = TrainingStream(
-        lambda epoch: plan(corpus.train_documents, short_seq_prob, epoch),
+        rows,
         collator(evaluation=False),
-        identity={"corpus": corpus.manifest["key"]},
+        identity={"corpus": corpus.manifest["key"], "rows planned at once": rows.block_size},
     )
-    held_out_plan = plan(corpus.validation_documents, 0.0, 0)
+    is_sample_enough = 0 < max_eval_rows <= rows.block_size // 8
+    size = rows.block_size if is_sample_enough else sys.maxsize
+    held_out_plan = blocks(corpus.validation_documents, 0.0, size).planner(0, 0)()
     order = permutation(len(held_out_plan), seed, Purpose.EVALUATION_ROW)
-    rows = np.sort(order[: max_eval_rows or len(order)])
-    return training, HeldOutRows(held_out_plan, rows, collator(evaluation=True))
+    evaluated = np.sort(order[: max_eval_rows or len(order)])
+    return training, HeldOutRows(held_out_plan, evaluated, collator(evaluation=True))
 
 
 def _held_out_sentences(corpus: PreparedCorpus, *, count: int) -> list[list[int]]:

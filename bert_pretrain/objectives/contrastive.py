@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import Batch
 from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_processes
 from bert_pretrain.data.random import Purpose, hash_uint64
+from bert_pretrain.data.stream import Batch
 from bert_pretrain.evaluation.pictures import augmented_views
 from bert_pretrain.images.augmentation import AugmentationRule
 from bert_pretrain.images.collator import PixelScale, channels_last, unit_range

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import Batch, HeldOutRows, evaluation_batches
+from bert_pretrain.data.loader import evaluation_batches
 from bert_pretrain.data.processes import compute_shared
+from bert_pretrain.data.stream import Batch, HeldOutRows
 from bert_pretrain.errors import TrainingError
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
 from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours

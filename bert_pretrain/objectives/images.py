@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
-from bert_pretrain.data.loader import Batch, HeldOutRows, Place, TrainingStream
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.data.stream import Batch, HeldOutRows, Place, TrainingStream, WholeEpochs
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
 from bert_pretrain.images.corpus import ImageCorpus, image_card
@@ -55,7 +55,7 @@ class ImageObjective:
 
         Two images go forward through the loss; a backward pass takes twice as many.
         """
-        parts, _ = self.training.take(Place(0, 0), 2)
+        parts, _ = self.training.take(Place(), 2)
         batch = self.training.collator.collate(parts)
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), torch.random.fork_rng(), counter:
@@ -131,7 +131,7 @@ def image_task(
         return ImagePlan(images[permutation(len(images), seed, Purpose.TRAINING_ORDER, epoch)])
 
     training = TrainingStream(
-        plan,
+        WholeEpochs(plan),
         ImageCollator(corpus, draw, evaluation=False),
         identity={"images": corpus.manifest["key"]},
     )

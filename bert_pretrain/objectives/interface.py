@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import Batch, HeldOutRows, TrainingStream
+from bert_pretrain.data.stream import Batch, HeldOutRows, TrainingStream
 
 
 @dataclass

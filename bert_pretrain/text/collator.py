@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bert_pretrain.data.loader import Part
 from bert_pretrain.data.random import Purpose, hash_uint64
+from bert_pretrain.data.stream import Part
 from bert_pretrain.text.masking import MaskingRule, mask_tokens
 from bert_pretrain.text.pairs import NO_PAIR, EpochPlan
 from bert_pretrain.text.prepared import TokenStore

@@ -75,12 +75,18 @@ def open_corpus(
     return corpus
 
 
-def data_card(corpus: PreparedCorpus, plan: EpochPlan, max_seq_length: int) -> str:
-    """Describe a corpus, and the rows that a plan of its training documents makes, as text."""
+def data_card(
+    corpus: PreparedCorpus, plan: EpochPlan, max_seq_length: int, num_blocks: int = 1
+) -> str:
+    """Describe a corpus, and the rows of an epoch of its training documents, as text.
+
+    `plan` is that of one of `num_blocks` blocks, which are alike.
+    """
     manifest = corpus.manifest
     counts = manifest["counts"]
     is_pair = plan.b_length > 0
     fill = (plan.a_length + plan.b_length + np.where(is_pair, 3, 2)).mean() / max_seq_length
+    about = "about " if num_blocks > 1 else ""
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
     lines = [
         f"corpus           {manifest['source']['description']}",
@@ -90,11 +96,11 @@ def data_card(corpus: PreparedCorpus, plan: EpochPlan, max_seq_length: int) -> s
         f"{manifest['tokens_per_sentence']:.1f} tokens",
         f"tokens           {counts['tokens']:,}, mean {manifest['tokens_per_document']:,.0f} a "
         f"document, unknown {100 * manifest['unknown_rate']:.3f} %",
-        f"rows             {len(plan):,} an epoch of up to {max_seq_length} tokens, fill "
-        f"{100 * fill:.1f} %",
+        f"rows             {about}{num_blocks * len(plan):,} an epoch of up to {max_seq_length} "
+        f"tokens, fill {100 * fill:.1f} %",
     ]
     if is_pair.any():
         random_share = 100 * float((plan.next_sentence_label == IS_RANDOM).mean())
         lines[-1] += f", random next {random_share:.1f} %"
-        lines[-1] += f", left out without partner {plan.num_unpaired:,}"
+        lines[-1] += f", left out without partner {about}{num_blocks * plan.num_unpaired:,}"
     return "\n".join(lines)

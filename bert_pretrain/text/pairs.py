@@ -1,8 +1,9 @@
 """Plan the sentence pairs of an epoch: the tokens of A and B of every row, and its label.
 
-A plan is a pure function of the corpus, the settings, the seed and the epoch: every process
-computes the same one, and every epoch has new pairs. No token is read here; the collator reads
-them when it makes a batch.
+A plan is a pure function of the documents, the settings, the seed and the epoch: every process
+computes the same one, and every epoch has new pairs. Of a large corpus the documents are one block
+after the other (see `blocks`), and partners are of the same block. No token is read here; the
+collator reads them when it makes a batch.
 
 Why `exact` pairs are exact
 ---------------------------
@@ -30,13 +31,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pretrain.data.random import Purpose, hash_uint64, permutation, uniform
+from bert_pretrain.data.random import Purpose, hash_uint64, uniform
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.google_pairs import google_pairs
 from bert_pretrain.text.prepared import TokenStore
 from bert_pretrain.text.windows import (
     Columns,
     EpochSettings,
+    Outline,
     Windows,
     cut_pairs,
     cut_single,
@@ -51,7 +53,7 @@ IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -100
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The rows of one epoch as columns of length N.
+    """The rows of one epoch, or of a block of it, as columns of length N.
 
     Attributes:
         a_start: int64 (N,), global token position of segment A.
@@ -98,8 +100,9 @@ def plan_epoch(
     pair_mode: PairMode,
     seed: int,
     epoch: int,
+    first_row: int = 0,
 ) -> EpochPlan:
-    """Plan all rows of one epoch, in a random order.
+    """Plan all rows that documents give in one epoch, in a random order.
 
     Args:
         store: the prepared corpus.
@@ -111,6 +114,8 @@ def plan_epoch(
             `none`: single segments for masked-language modelling alone.
         seed: of the run.
         epoch: its number.
+        first_row: number within the epoch of the plan's first row, where the documents are a block
+            of those trained on (see `blocks`): blocks are not to be shuffled alike.
 
     Returns:
         The plan, never empty.
@@ -128,7 +133,7 @@ def plan_epoch(
     parts = outlines(store, documents)
     num_unpaired = 0
     if pair_mode == "google":
-        columns: Columns = google_pairs(list(parts), settings)
+        columns: Columns = google_pairs(Outline.join(list(parts)), settings)
     elif pair_mode == "exact":
         windows = Windows.chain([cut_pairs(outline, settings) for outline in parts])
         columns = _exact_pairs(store, windows, settings, num_documents=len(documents))
@@ -137,7 +142,8 @@ def plan_epoch(
         windows = Windows.chain([cut_single(outline, settings) for outline in parts])
         no_pair = np.full(len(windows.document), NO_PAIR)
         columns = (windows.a_start, windows.a_length, windows.b_start, windows.b_length, no_pair)
-    order = permutation(len(columns[0]), seed, epoch, Purpose.TRAINING_ORDER)
+    row = first_row + np.arange(len(columns[0]))
+    order = np.argsort(hash_uint64(seed, epoch, Purpose.TRAINING_ORDER, row), kind="stable")
     return EpochPlan.of(columns, order, num_unpaired)
 
 

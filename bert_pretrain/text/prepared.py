@@ -62,7 +62,9 @@ class TokenStore:
         self.path = path
         self.num_tokens = sum(len(shard.tokens) for shard in self.shards)
         self.num_documents = sum(len(shard.sentences_per_document) for shard in self.shards)
-        self._first_tokens = [shard.first_token for shard in self.shards]
+        # With an end, so that shard i holds what lies from number i up to number i + 1.
+        self.token_bounds = [*(shard.first_token for shard in self.shards), self.num_tokens]
+        self.document_bounds = [*(s.first_document for s in self.shards), self.num_documents]
 
     @classmethod
     def open(cls, path: Path) -> TokenStore:
@@ -95,7 +97,7 @@ class TokenStore:
         return shard.word_starts[start - shard.first_token :][:length]
 
     def _shard_at(self, position: int) -> Shard:
-        return self.shards[bisect_right(self._first_tokens, position) - 1]
+        return self.shards[bisect_right(self.token_bounds, position) - 1]
 
 
 def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -6,15 +6,15 @@ longest document.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, integers, uniform
-from bert_pretrain.text.prepared import TokenStore, grouped
+from bert_pretrain.text.prepared import TokenStore
 
 # int64 (N,) each: start and length of A, start and length of B, next_sentence_label.
 Columns: TypeAlias = tuple[NDArray[np.int64], ...]
@@ -24,10 +24,11 @@ _MAX_GROUP_SENTENCES = 2**22  # 32 MiB of positions at a time, however large the
 
 @dataclass(frozen=True)
 class Outline:
-    """Where the sentences of the selected documents of a run of shards start.
+    """Where the sentences of some documents start.
 
     Attributes:
-        starts: int64 (S + 1,), global token position of each sentence, and the end of the last.
+        starts: int64 (S,), ascending global token positions of sentences; each run of documents is
+            followed by the position of its end.
         document: int64 (D,), global indices of the selected documents.
         first: int64 (D,), index into `starts` of the first sentence of each selected document.
         end: int64 (D,), index into `starts` of the position after its last sentence.
@@ -42,6 +43,21 @@ class Outline:
     def num_tokens(self) -> NDArray[np.int64]:
         """Tokens of each selected document, int64 (D,)."""
         return self.starts[self.end] - self.starts[self.first]
+
+    def bounds(self, place: int) -> NDArray[np.int64]:
+        """Return where the sentences of a selected document start, and its end."""
+        return self.starts[self.first[place] : self.end[place] + 1]
+
+    @classmethod
+    def join(cls, parts: Sequence[Outline]) -> Outline:
+        """Return the outline of the documents of all parts."""
+        before = running_total(np.array([len(part.starts) for part in parts])).tolist()
+        return cls(
+            np.concatenate([part.starts for part in parts]),
+            np.concatenate([part.document for part in parts]),
+            np.concatenate([p.first + shift for p, shift in zip(parts, before, strict=False)]),
+            np.concatenate([p.end + shift for p, shift in zip(parts, before, strict=False)]),
+        )
 
 
 @dataclass(frozen=True)
@@ -92,24 +108,36 @@ class Windows:
         return cls(**{name: column[order] for name, column in columns.items()})
 
 
+def shards_of(
+    store: TokenStore, documents: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield the shards that hold `documents` (sorted global indices): number, indices within it."""
+    bounds = np.searchsorted(documents, store.document_bounds)
+    for number in np.flatnonzero(np.diff(bounds)).tolist():
+        wanted = documents[bounds[number] : bounds[number + 1]].astype(np.int64, copy=False)
+        yield number, wanted - store.document_bounds[number]
+
+
 def outlines(store: TokenStore, documents: NDArray[np.int64]) -> Iterator[Outline]:
-    """Yield the outlines of `documents` (sorted global indices), a group of shards at a time."""
-    # Long groups make few, long arrays.
-    for shards in grouped(store.shards, lambda s: len(s.sentence_lengths), _MAX_GROUP_SENTENCES):
-        sentences = _running_total(np.concatenate([s.sentences_per_document for s in shards]))
-        first_document = shards[0].first_document
-        last_document = first_document + len(sentences) - 1
-        low, high = np.searchsorted(documents, [first_document, last_document])
-        if low == high:
-            continue
-        starts = _running_total(np.concatenate([s.sentence_lengths for s in shards]))
-        local = documents[low:high].astype(np.int64) - first_document
-        yield Outline(
-            starts=starts + shards[0].first_token,
-            document=local + first_document,
-            first=sentences[local],
-            end=sentences[local + 1],
-        )
+    """Yield the outlines of `documents` (sorted global indices), those of many shards at a time.
+
+    Of shards without any of them nothing is read.
+    """
+    parts: list[Outline] = []
+    num_starts = 0  # long parts make few, long arrays
+    for number, wanted in shards_of(store, documents):
+        shard = store.shards[number]
+        sentences = running_total(shard.sentences_per_document)
+        begin, stop = int(sentences[wanted[0]]), int(sentences[wanted[-1] + 1])
+        starts = shard.first_token + running_total(shard.sentence_lengths[:stop])[begin:]
+        first, end = sentences[wanted] - begin, sentences[wanted + 1] - begin
+        parts.append(Outline(starts, wanted + shard.first_document, first, end))
+        num_starts += len(starts)
+        if num_starts > _MAX_GROUP_SENTENCES:
+            yield Outline.join(parts)
+            parts, num_starts = [], 0
+    if parts:
+        yield Outline.join(parts)
 
 
 def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -117,14 +145,13 @@ def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np
     order = np.argsort(positions, kind="stable")
     ordered = positions[order]
     ends = np.zeros(len(positions), dtype=np.bool_)
-    for shard in store.shards:
-        low, high = np.searchsorted(
-            ordered, [shard.first_token, shard.first_token + len(shard.tokens)], side="right"
-        )
-        if low < high:
-            starts = _running_total(shard.sentence_lengths) + shard.first_token
-            found = starts[np.searchsorted(starts, ordered[low:high])]
-            ends[order[low:high]] = found == ordered[low:high]
+    bounds = np.searchsorted(ordered, store.token_bounds, side="right")
+    for number in np.flatnonzero(np.diff(bounds)).tolist():
+        low, high = bounds[number], bounds[number + 1]
+        shard = store.shards[number]
+        starts = running_total(shard.sentence_lengths) + shard.first_token
+        found = starts[np.searchsorted(starts, ordered[low:high])]
+        ends[order[low:high]] = found == ordered[low:high]
     return ends
 
 
@@ -247,7 +274,9 @@ def _forced_lengths(
     return np.minimum(first, budget - b_length), b_length
 
 
-def _running_total(lengths: NDArray[np.unsignedinteger] | NDArray[np.int64]) -> NDArray[np.int64]:
-    total = np.zeros(len(lengths) + 1, dtype=np.int64)
+def running_total(lengths: NDArray[Any]) -> NDArray[Any]:
+    """Return 0 and the sums of the first 1, 2, ... numbers, (N + 1,), int64 or float64."""
+    is_float = lengths.dtype.kind == "f"
+    total = np.zeros(len(lengths) + 1, dtype=np.float64 if is_float else np.int64)
     np.cumsum(lengths, out=total[1:])
     return total

@@ -7,7 +7,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from bert_pretrain.data.loader import Place
+from bert_pretrain.data.stream import Place
 from bert_pretrain.errors import TrainingError
 
 _MOST_UNSEEN = 10_000  # updates; a host is a few ahead of its device, or a row of metrics
@@ -67,9 +67,7 @@ class FiniteGuard:
 
 
 def _explain(step: int, begin: Place, end: Place, num_skipped: int, num_allowed: int) -> str:
-    rows = f"rows {begin.position} to {end.position} of epoch {begin.epoch}"
-    if end.epoch != begin.epoch:
-        rows = f"rows {begin.position} of epoch {begin.epoch} to {end.position} of {end.epoch}"
+    rows = f"from {begin} to {end}"
     before = f" ({num_skipped - 1} such updates were skipped before it)" if num_allowed else ""
     return (
         f"the gradient norm of update {step} is not finite ({rows}){before}; it was not made, and "

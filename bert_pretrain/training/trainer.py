@@ -23,16 +23,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import (
-    Batch,
-    Place,
-    Window,
-    copied_ahead,
-    evaluation_batches,
-    training_windows,
-)
+from bert_pretrain.data.loader import Window, copied_ahead, evaluation_batches, training_windows
 from bert_pretrain.data.processes import sum_on_hosts
 from bert_pretrain.data.random import Purpose, hash_uint64
+from bert_pretrain.data.stream import Batch, Place
 from bert_pretrain.errors import spell
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.training.checkpoint import save_checkpoint
@@ -119,12 +113,11 @@ class Trainer:
         self.seed = seed
         self.max_grad_norm = max_grad_norm
         self.fingerprint = fingerprint
-        self.peak_flops = peak_flops
         if is_compiled:
             compile_forward(model)
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.step = 0
-        self.place = Place(0, 0)
+        self.place = Place()
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
         self.guard = FiniteGuard(accelerator.device, num_allowed=skip_nonfinite)
@@ -155,7 +148,7 @@ class Trainer:
         """Continue from a checkpoint whose state `read_state` has verified."""
         self.accelerator.load_state(str(checkpoint))
         self.step = state["step"]
-        self.place = Place(*state["place"])
+        self.place = Place.of(state["place"])
         self.journal.load(num_units=state["num_units"], seconds=state["elapsed"])
         self.watch.load_state_dict(state["watch"])
         self.guard.load(state["num_skipped"])
@@ -248,7 +241,7 @@ class Trainer:
             num_rows: how many; 0 = as many as a micro-batch has.
         """
         stream = self.objective.training
-        parts, _ = stream.take(Place(0, 0), num_rows or self.rows_at_once)
+        parts, _ = stream.take(Place(), num_rows or self.rows_at_once)
         batch = self._to_device(stream.collator.collate(parts))
         self.model.train()
         with self.accelerator.no_sync(self.model):
@@ -353,8 +346,7 @@ class Trainer:
         self.journal.begin_row(fields, sums, grad_norm)
 
     def _row(self, split: str) -> dict[str, Any]:
-        num_rows = len(self.objective.training.plan(self.place.epoch))
-        epoch = self.place.epoch + self.place.position / num_rows
+        epoch = self.objective.training.num_epochs(self.place)
         return {"split": split, "step": self.step, "epoch": round(epoch, 6)}
 
     def _windows(self) -> Iterator[Window]:

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from bert_pretrain.data.loader import Batch, evaluation_batches
+from bert_pretrain.data.loader import evaluation_batches
 from bert_pretrain.data.random import Purpose, uniform
+from bert_pretrain.data.stream import Batch, Place
 from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.collator import EVALUATION_EPOCH
@@ -95,7 +96,7 @@ def test_a_batch_across_epochs_is_that_of_its_parts(corpus: ImageCorpus, kind: s
 @pytest.mark.parametrize("kind", ["denoising", "nt_xent"])
 def test_a_spawned_worker_makes_the_same_batches(corpus: ImageCorpus, kind: str) -> None:
     stream = make_task(kind, corpus).objective.training
-    parts, _ = stream.take((0, 0), 40)
+    parts, _ = stream.take(Place(), 40)
     loader = DataLoader(
         [parts[:1], parts],  # type: ignore[arg-type]  # a list is a data set
         batch_size=None,
@@ -112,7 +113,7 @@ def test_a_worker_is_sent_no_pixels(corpus: ImageCorpus, kind: str) -> None:
     stream = make_task(kind, corpus).objective.training
     sent = pickle.dumps(stream.collator)
     assert corpus.pixels[7].tobytes() not in sent
-    parts, _ = stream.take((0, 0), 8)
+    parts, _ = stream.take(Place(), 8)
     assert_equal(pickle.loads(sent).collate(parts), stream.collator.collate(parts))
 
 
@@ -142,7 +143,7 @@ def test_a_batch_of_one_image_has_a_finite_loss_and_gradient(
     overrides = {"triplet": TRIPLET | {"reduction": reduction}} if is_contrastive else {}
     objective = make_task(kind, corpus, **overrides).objective
     model = objective.build_model()
-    (part,), _ = objective.training.take((0, 0), 1)
+    (part,), _ = objective.training.take(Place(), 1)
     batch = objective.training.collator.collate([part])
     (term,) = objective.loss_terms(model.train(), batch).values()
     assert objective.target_counts(batch) == {objective.pretext.term: 1}
@@ -171,7 +172,7 @@ def test_a_mean_over_active_triplets_is_zero_where_none_is(corpus: ImageCorpus) 
             half = 10 * torch.eye(len(pixel_values) // 2, requires_grad=True)
             return type("Output", (), {"projections": torch.cat([half, half])})
 
-    parts, _ = objective.training.take((0, 0), 4)
+    parts, _ = objective.training.take(Place(), 4)
     (term,) = objective.loss_terms(
         Far().train(), objective.training.collator.collate(parts)
     ).values()

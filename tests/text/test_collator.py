@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from stores import store_of
 from torch.utils.data import DataLoader
 
-from bert_pretrain.data.loader import Part, Place, TrainingStream, WindowReader, WindowRequest
+from bert_pretrain.data.loader import WindowReader, WindowRequest
+from bert_pretrain.data.stream import Part, Place, TrainingStream, WholeEpochs
 from bert_pretrain.text.collator import PretrainingCollator, computed_tokens
 from bert_pretrain.text.masking import MaskingRule, MaskingUnit
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
@@ -199,7 +200,7 @@ def plan_of_length(length: int) -> EpochPlan:
 
 
 def make_stream(plan_for_epoch: Callable[[int], EpochPlan]) -> TrainingStream[EpochPlan]:
-    return TrainingStream(plan_for_epoch, collator=None, identity={})
+    return TrainingStream(WholeEpochs(plan_for_epoch), collator=None, identity={})
 
 
 def flat(parts: list[Part]) -> list[tuple[int, int]]:
@@ -219,7 +220,7 @@ def test_stream_drops_and_repeats_nothing_over_epoch_ends(
     everything = chain.from_iterable(
         ((epoch, row) for row in range(plan_lengths[epoch % 30])) for epoch in range(200)
     )
-    stream, place = make_stream(plan_for_epoch), Place(0, 0)
+    stream, place = make_stream(plan_for_epoch), Place()
     for count in counts:
         # A fresh stream that enters at the same place gives the same, as after an interruption.
         resumed = make_stream(plan_for_epoch).take(place, count)
@@ -236,7 +237,7 @@ def test_stream_keeps_two_plans_and_makes_each_once() -> None:
         made.append(epoch)
         return plan_of_length(5)
 
-    stream, place = make_stream(plan_for_epoch), Place(0, 0)
+    stream, place = make_stream(plan_for_epoch), Place()
     for _ in range(10):
         parts, place = stream.take(place, 3)
         for epoch, _, _ in parts:
@@ -341,7 +342,7 @@ def test_worker_processes_make_the_batches_of_this_process(
 ) -> None:
     plan, collator = make_plan(store), make_collator(store)
     requests = [
-        WindowRequest([[(0, rows, plan.take(rows))]], Place(0, 0))
+        WindowRequest([[(0, rows, plan.take(rows))]], Place())
         for rows in np.split(np.arange(24), 3)
     ]
     loader = DataLoader(

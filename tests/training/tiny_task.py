@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from bert_pretrain.data.loader import Batch, HeldOutRows, Part, TrainingStream
+from bert_pretrain.data.stream import Batch, HeldOutRows, Part, TrainingStream, WholeEpochs
 from bert_pretrain.objectives.interface import LossTerm, Task
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.optimizers import Schedule
@@ -48,7 +48,9 @@ class LineObjective:
 
     def __init__(self, *, infinite_at: tuple[int, ...] = ()) -> None:
         plan = np.arange(40).view(Numbers)
-        self.training = TrainingStream(lambda _epoch: plan, NumberCollator(), identity={})
+        self.training = TrainingStream(
+            WholeEpochs(lambda _epoch: plan), NumberCollator(), identity={}
+        )
         self.held_out = HeldOutRows(plan, np.arange(4), NumberCollator())
         self.infinite_at = infinite_at
 

@@ -1,0 +1,139 @@
+"""Epochs of a large corpus in blocks of documents, so that no plan is over all of it.
+
+Documents and settings enter; for every block the planner of its rows leaves, for the loader. The
+documents are cut once into pieces, runs of neighbours of about equal size. An epoch is the pieces
+in a random order of its own, and a block is the next few hundred of them: pairs are matched and
+rows are mixed within it. So a block is a sample of the whole corpus, other in every epoch; its text
+lies in few places of the disk; and to plan it takes seconds and a few hundred megabytes however
+large the corpus is. A corpus that fits in one block is planned as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.data.stream import first_row
+from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
+from bert_pretrain.text.prepared import TokenStore
+from bert_pretrain.text.windows import running_total, shards_of
+
+# Rows of a block, as estimated: planned in 2 to 3 seconds and at most 300 MB, however large the
+# corpus (benchmarks/epoch_planning.py). As to quality a sixtieth would do: next-sentence accuracy
+# was 0.3 to 0.5 points lower with blocks of 4,096 rows than with one plan, and not measurably with
+# 16,384 (benchmarks/block_quality.py).
+ROWS_PER_BLOCK: dict[PairMode, int] = {"exact": 2**20, "none": 2**20, "google": 2**18}
+# A block is a sample of so many places, each some thousand rows long.
+PIECES_PER_BLOCK = 256
+# Fewer of them would be too few documents to pair, where each is longer than a piece should be.
+MIN_PIECES_PER_BLOCK = 16
+# Rows whose plan takes about as long as the start of a process, half a second. Where there are
+# several blocks, each has as many.
+_ROWS_WORTH_A_PROCESS: dict[PairMode, int] = {"exact": 2**18, "none": 2**19, "google": 2**16}
+
+
+@dataclass(frozen=True)
+class TextBlocks:
+    """The blocks of every epoch over some documents; for the settings see `plan_epoch`.
+
+    Attributes:
+        store: the prepared corpus.
+        documents: int64 (D,), sorted global indices of the documents of one split.
+        max_seq_length: tokens of a row.
+        short_seq_prob: probability of a shorter one.
+        pair_mode: how rows are made of documents.
+        seed: of the run.
+        rows_per_block: what is planned at once, as estimated; 0 = as `ROWS_PER_BLOCK` says.
+    """
+
+    store: TokenStore
+    documents: NDArray[np.int64]
+    max_seq_length: int
+    short_seq_prob: float
+    pair_mode: PairMode
+    seed: int
+    rows_per_block: int = 0
+
+    @property
+    def block_size(self) -> int:
+        """Rows planned at once, as estimated."""
+        return self.rows_per_block or ROWS_PER_BLOCK[self.pair_mode]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of every epoch, at least 1."""
+        num_pieces = len(self._bounds) - 1
+        wanted = -(-int(self.num_rows) // self.block_size)
+        return max(1, min(wanted, num_pieces // MIN_PIECES_PER_BLOCK))
+
+    @property
+    def are_made_ahead(self) -> bool:
+        """Whether a plan takes longer than to start a process, which maps the corpus by itself."""
+        num_rows = self.num_rows / self.num_blocks
+        return self.store.path is not None and num_rows >= _ROWS_WORTH_A_PROCESS[self.pair_mode]
+
+    def planner(self, epoch: int, block: int) -> Callable[[], EpochPlan]:
+        """Return what makes the plan of a block, a pure function that can be pickled.
+
+        It raises the `InputError` of `plan_epoch` where the documents of the block allow no pairs.
+        """
+        return partial(
+            plan_epoch,
+            self.store,
+            self.documents_of(epoch, block),
+            max_seq_length=self.max_seq_length,
+            short_seq_prob=self.short_seq_prob,
+            pair_mode=self.pair_mode,
+            seed=self.seed,
+            epoch=epoch,
+            first_row=first_row(block),
+        )
+
+    def documents_of(self, epoch: int, block: int) -> NDArray[np.int64]:
+        """Return the documents of a block, sorted; a document is in one block of each epoch."""
+        num_blocks, num_pieces = self.num_blocks, len(self._bounds) - 1
+        if num_blocks == 1:
+            return self.documents
+        order = permutation(num_pieces, self.seed, epoch, Purpose.BLOCK_ORDER)
+        begin, end = (num_pieces * number // num_blocks for number in (block, block + 1))
+        bounds = self._bounds
+        pieces = [slice(bounds[i], bounds[i + 1]) for i in np.sort(order[begin:end]).tolist()]
+        return np.concatenate([self.documents[piece] for piece in pieces])
+
+    @cached_property
+    def num_rows(self) -> float:
+        """Rows of an epoch, estimated: as many as its tokens fill, and one for every document.
+
+        The store tells for nothing how many sentences a document has, but not how many tokens.
+        """
+        shards = shards_of(self.store, self.documents)
+        return sum(float(self._rows_of(*shard).sum()) for shard in shards)
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.int64]:
+        """Where pieces begin in `documents`, and the end, int64 (P + 1,)."""
+        if self.num_rows <= self.block_size:
+            return np.array([0, len(self.documents)])
+        rows_per_piece = self.block_size / PIECES_PER_BLOCK
+        begin, piece, low, found = 0.0, -1, 0, []
+        for number, wanted in shards_of(self.store, self.documents):
+            begins = begin + running_total(self._rows_of(number, wanted))
+            pieces = (begins[:-1] // rows_per_piece).astype(np.int64)
+            found.append(low + np.flatnonzero(np.diff(pieces, prepend=piece)))
+            begin, piece, low = float(begins[-1]), int(pieces[-1]), low + len(wanted)
+        return np.concatenate([*found, [low]])
+
+    def _rows_of(self, shard: int, wanted: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the estimated rows of documents of a shard."""
+        sentences = self.store.shards[shard].sentences_per_document[wanted]
+        return np.asarray(1 + sentences * self._rows_per_sentence)
+
+    @cached_property
+    def _rows_per_sentence(self) -> float:
+        num_sentences = sum(len(shard.sentence_lengths) for shard in self.store.shards)
+        return self.store.num_tokens / max(1, num_sentences) / self.max_seq_length
