@@ -7,10 +7,15 @@ the program's own loop. A part that fails says why in the JSON and does not end 
 clock leaves no time for is named as left out. `--device cpu --quick` tries all but the compiled
 parts at a small size. The exit status is 1 if a part failed.
 
-The text is made up: ids of a Zipf distribution in documents of sentences. FLOPs of a useful token,
-forward and backward: 6 x parameters of the layers' matrices + 12 x layers x width x length + 6 x
-width x vocabulary at the masked share (the head is sparse); what stock computes beyond that is not
-useful. The peak is that of dense bfloat16 on an H100 or H200, 989e12; elsewhere it is measured.
+The variants: `ours` attends in rows of equal length, `ours_packed` by the kernel that is measured
+fastest, `ours_compiled` likewise and compiled; `stock` is transformers in its defaults (float32,
+dropout, AdamW), `stock_bf16` has autocast, fused AdamW and no dropout, `stock_bf16_compiled`
+is compiled as well. All get the same batches, ready on the device; stock's own collator would cost
+it more.
+
+The text is made up: ids of a Zipf distribution in documents of sentences. MFU counts useful FLOPs
+(`bert_pretrain.models.bert.bert_flops`) over the data sheet's dense bfloat16 peak of the card, or
+over what a large matrix product reaches where the card is not in the table.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +39,9 @@ from results import write_results
 
 from bert_pretrain.data.loader import training_windows
 from bert_pretrain.data.stream import HeldOutRows, Place, TrainingStream, WholeEpochs
-from bert_pretrain.models.attention_kernels import ROWS_WRITTEN_OUT
-from bert_pretrain.models.bert import BertForPreTraining, bert_config
-from bert_pretrain.models.fast_paths import prefers_written_out_attention
+from bert_pretrain.hardware import known_peak_flops
+from bert_pretrain.models.attention_kernels import ROWS, fastest_attention
+from bert_pretrain.models.bert import BertForPreTraining, bert_config, bert_flops
 from bert_pretrain.objectives.bert import BertObjective
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.text.collator import PretrainingCollator
@@ -46,7 +52,6 @@ from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.optimizers import Schedule, build_optimizers
 from bert_pretrain.training.trainer import Intervals, Trainer
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
 STOCK_KEYS = (
     "input_ids",
     "attention_mask",
@@ -55,6 +60,7 @@ STOCK_KEYS = (
     "next_sentence_label",
 )
 LEFT_OUT = "left out"
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 Batch = dict[str, torch.Tensor]
 
 
@@ -71,7 +77,9 @@ def make_store(vocab_size: int, num_documents: int, generator: np.random.Generat
 class Rows:
     """Batches of the made-up text at one length."""
 
-    def __init__(self, vocab_size: int, length: int, *, num_documents: int) -> None:
+    def __init__(
+        self, vocab_size: int, length: int, *, num_documents: int, few_shapes: bool = False
+    ) -> None:
         """Plan them."""
         store = make_store(vocab_size, num_documents, np.random.default_rng(0))
         rule = MaskingRule(
@@ -81,7 +89,13 @@ class Rows:
         def collator(*, evaluation: bool) -> PretrainingCollator:
             ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
             return PretrainingCollator(
-                store, rule, **ids, max_seq_length=length, seed=0, evaluation=evaluation
+                store,
+                rule,
+                **ids,
+                max_seq_length=length,
+                seed=0,
+                evaluation=evaluation,
+                few_shapes=few_shapes,
             )
 
         def plan(epoch: int) -> Any:
@@ -122,6 +136,7 @@ class Check:
         self.is_quick: bool = arguments.quick
         self.deadline = time.perf_counter() + 60 * arguments.minutes
         self.vocab_size = 1000 if self.is_quick else 30522
+        self.tokens_at_once = 512 if self.is_quick else 32768
         self.figures: dict[str, float] = {}
         self.notes: dict[str, str] = {}
         self.peak = 0.0
@@ -149,8 +164,7 @@ class Check:
         seconds = self.time(lambda: left @ right, warmup=3, repeats=10)
         self.figures["matmul_bf16_tflops"] = 2 * size**3 / seconds / 1e12
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else ""
-        known = [peak for card, peak in PEAK_FLOPS.items() if card in name]
-        self.peak = known[0] if known else 2 * size**3 / seconds
+        self.peak = known_peak_flops(name) or 2 * size**3 / seconds
 
     def time(self, step: Callable[[], Any], *, warmup: int, repeats: int) -> float:
         """Return the median seconds of a call."""
@@ -171,26 +185,36 @@ class Check:
                 times.append(seconds)
         return statistics.median(times)
 
-    def model(self, size: str, length: int, *, is_ours: bool) -> Any:
-        """Return a model in training mode, without dropout."""
-        config = bert_config(
-            size,
-            vocab_size=self.vocab_size,
-            pad_token_id=0,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
+    def model(self, size: str, length: int, variant: str = "ours") -> Any:
+        """Return a model in training mode, without dropout unless it is all stock."""
+        dropout = {} if variant == "stock" else NO_DROPOUT
+        config = bert_config(size, vocab_size=self.vocab_size, pad_token_id=0, **dropout)
         torch.manual_seed(0)
-        model = (BertForPreTraining if is_ours else transformers.BertForPreTraining)(config)
-        if is_ours and prefers_written_out_attention(length):
-            model.attention = ROWS_WRITTEN_OUT
+        if not variant.startswith("ours"):
+            return transformers.BertForPreTraining(config).to(self.device).train()
+        model = BertForPreTraining(config)
+        if variant != "ours":
+            model.attention, milliseconds = self.fastest(config, length)
+            for name, value in milliseconds.items():
+                self.figures[f"attention_{size}_{length}_{name}_ms"] = value
         return model.to(self.device).train()
+
+    def fastest(self, config: Any, length: int) -> tuple[str, dict[str, float]]:
+        """Return the way of attending that the program would choose."""
+        return fastest_attention(
+            self.device,
+            torch.bfloat16,
+            num_rows=max(2, self.tokens_at_once // length),
+            row_length=length,
+            num_heads=config.num_attention_heads,
+            head_width=config.hidden_size // config.num_attention_heads,
+        )
 
     def equality(self) -> None:
         """Compare loss and gradients with the stock class in float32."""
         torch.backends.cuda.matmul.allow_tf32 = False
         (batch,) = Rows(self.vocab_size, 128, num_documents=200).batches(8, self.device, count=1)
-        ours, stock = (self.model("tiny", 128, is_ours=is_ours) for is_ours in (True, False))
+        ours, stock = (self.model("tiny", 128, name) for name in ("ours", "stock_bf16"))
         stock.load_state_dict(ours.state_dict())
         loss = ours(**batch).loss
         expected = stock(**{key: batch[key] for key in STOCK_KEYS}).loss
@@ -201,6 +225,12 @@ class Check:
             ((p.grad - theirs[name].grad).norm() / theirs[name].grad.norm().clamp(min=1e-6)).item()
             for name, p in ours.named_parameters()
         ]
+        # The kernels without padding compute in bfloat16 only: compared with rows in bfloat16.
+        ours.attention, _ = self.fastest(ours.config, 128)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+            packed = ours(**batch).loss
+            ours.attention = ROWS
+            self.figures["packed_relative_difference"] = abs(packed / ours(**batch).loss - 1).item()
         self.figures["loss_relative_error"] = abs(loss.item() / expected.item() - 1)
         self.figures["largest_gradient_relative_error"] = max(errors)
 
@@ -210,7 +240,7 @@ class Check:
         batches = rows.batches(16, torch.device("cpu"), count=4)
         if self.device.type == "cuda":
             batches = [{k: v.pin_memory() for k, v in batch.items()} for batch in batches]
-        model = self.model("tiny", 128, is_ours=True)
+        model = self.model("tiny", 128, "ours_packed")
         optimizers = muon(model, torch.bfloat16)
         for number, batch in enumerate(batches):
             if self.device.type == "cuda" and number == 1:  # the first call makes handles
@@ -231,14 +261,16 @@ class Check:
 
     def speed(self, size: str, length: int, variant: str) -> None:
         """Measure updates of one variant: ours or stock, precision, compiled or not."""
-        num_rows = (4 if self.is_quick else 32768 // 128) * 128 // length
-        num_rows = max(2, num_rows)
-        rows = Rows(self.vocab_size, length, num_documents=200 if self.is_quick else 4000)
-        batches = rows.batches(num_rows, self.device, count=4)
+        num_rows = max(2, self.tokens_at_once // length)
         is_ours, is_compiled = variant.startswith("ours"), variant.endswith("compiled")
-        model = self.model(size, length, is_ours=is_ours)
+        num_documents = 200 if self.is_quick else 4000
+        rows = Rows(
+            self.vocab_size, length, num_documents=num_documents, few_shapes=is_compiled and is_ours
+        )
+        batches = rows.batches(num_rows, self.device, count=4)
+        model = self.model(size, length, variant)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=variant != "stock")
-        call = torch.compile(model, dynamic=False) if is_compiled else model
+        call = torch.compile(model, fullgraph=is_ours, dynamic=False) if is_compiled else model
         endless: Iterator[int] = iter(range(10**9))
 
         def step() -> None:
@@ -254,12 +286,17 @@ class Check:
             torch.cuda.reset_peak_memory_stats()
         few = self.is_quick
         seconds = self.time(step, warmup=1 if few else 5, repeats=2 if few else 10)
-        num_tokens = statistics.mean(int(batch["attention_mask"].sum()) for batch in batches)
+        lengths = [batch["attention_mask"].sum(dim=1) for batch in batches]
+        num_tokens = sum(int(length.sum()) for length in lengths) / len(batches)
+        flops = bert_flops(
+            model.config,
+            num_tokens=int(num_tokens),
+            num_attended=sum(int((length**2).sum()) for length in lengths) // len(batches),
+            num_predicted=sum(int((b["labels"] != -100).sum()) for b in batches) // len(batches),
+        )
         name = f"{size}_{length}_{variant}"
         self.figures[f"{name}_tokens_per_second"] = num_tokens / seconds
-        self.figures[f"{name}_mfu"] = (
-            useful_flops(model.config, length) * num_tokens / seconds / self.peak
-        )
+        self.figures[f"{name}_mfu"] = flops / seconds / self.peak
         if self.device.type == "cuda":
             self.figures[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
 
@@ -271,7 +308,7 @@ class Check:
         objective = BertObjective(
             rows.training,
             rows.held_out,
-            lambda: self.model(size, length, is_ours=True).cpu(),
+            lambda: self.model(size, length, "ours_packed").cpu(),
             with_pairs=True,
             token_counts=None,
         )
@@ -343,14 +380,6 @@ def muon(model: torch.nn.Module, iteration_dtype: torch.dtype) -> list[torch.opt
     )
 
 
-def useful_flops(config: Any, length: int) -> float:
-    """Return the FLOPs of a useful token, forward and backward; see the module."""
-    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
-    layers = 6 * config.num_hidden_layers * layer
-    attention = 12 * config.num_hidden_layers * config.hidden_size * length
-    return layers + attention + 0.15 * 6 * config.hidden_size * config.vocab_size
-
-
 def main() -> None:
     """Run the parts in the order of their worth, print and write what they found."""
     parser = argparse.ArgumentParser(
@@ -365,20 +394,17 @@ def main() -> None:
     check.run("ceilings", check.ceilings, seconds=10)
     check.run("equality", check.equality, seconds=10)
     check.run("waiting", check.waiting, seconds=10)
-    sizes = ["tiny"] if check.is_quick else ["base", "small", "mini"]
-    plain = ["ours", "stock_bf16", "stock"]
+    sizes = ["tiny"] if check.is_quick else ["base", "mini", "small"]
+    plain = ["ours_packed", "ours", "stock_bf16", "stock"]
+    compiled = [] if check.is_quick else ["ours_compiled", "stock_bf16_compiled"]
     for size in sizes:
         for length in (128, 512):
-            for variant in plain:
-                part = f"{size}_{length}_{variant}"
-                run = lambda s=size, n=length, v=variant: check.speed(s, n, v)  # noqa: E731
-                check.run(part, run, seconds=15)
-    check.run("loop", check.loop, seconds=60)
-    for size, length in [(sizes[0], 128), (sizes[0], 512), (sizes[-1], 128)]:
-        for variant in ["ours_compiled", "stock_bf16_compiled"]:
-            if not check.is_quick:
-                run = lambda s=size, n=length, v=variant: check.speed(s, n, v)  # noqa: E731
-                check.run(f"{size}_{length}_{variant}", run, seconds=60)
+            for variant in [*compiled, *plain]:
+                run = partial(check.speed, size, length, variant)
+                seconds = 60 if variant in compiled else 15
+                check.run(f"{size}_{length}_{variant}", run, seconds=seconds)
+        if size == sizes[0]:
+            check.run("loop", check.loop, seconds=60)
     for name, value in check.figures.items():
         print(f"{name:48} {value:,.4g}")
     for name, note in check.notes.items():
