@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bert_pretrain.hardware import default_device
+from bert_pretrain.hardware import default_device, known_peak_flops, loader_workers, peak_flops
 
 
 def test_a_torch_built_for_gpus_computes_on_the_processor_where_there_is_none(
@@ -18,3 +18,29 @@ def test_a_torch_built_for_gpus_computes_on_the_processor_where_there_is_none(
     assert default_device() == torch.device("cpu")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert default_device() == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", None),  # another card than the A10
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("A card of tomorrow", None),
+    ],
+)
+def test_the_peak_of_a_card_is_its_data_sheets_or_unknown(
+    name: str, expected: float | None
+) -> None:
+    assert known_peak_flops(name) == expected
+
+
+def test_a_processor_is_measured_and_gets_no_loading_processes() -> None:
+    assert 1e8 < peak_flops(torch.device("cpu"), torch.float32) < 1e14
+    assert loader_workers(torch.device("cpu")) == 0
+    assert 1 <= loader_workers(torch.device("cuda")) <= 4

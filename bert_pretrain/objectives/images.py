@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
@@ -58,7 +59,9 @@ class ImageObjective:
         parts, _ = self.training.take(Place(), 2)
         batch = self.training.collator.collate(parts)
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), torch.random.fork_rng(), counter:
+        # A processor's fused attention is not counted.
+        kernel = sdpa_kernel(SDPBackend.MATH)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), kernel, counter:
             # In evaluation no processes compare their rows, and the cost is the same.
             self.pretext.loss(model.eval(), batch)
         model.train()

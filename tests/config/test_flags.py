@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import HfArgumentParser
 
-from bert_pretrain.config.arguments import ModelArguments
+from bert_pretrain.config.arguments import ModelArguments, OptimizationArguments
 from bert_pretrain.config.flags import (
+    AUTO,
     Range,
     above,
     at_least,
@@ -140,3 +141,31 @@ def test_flags_to_compare_are_those_of_the_objective(objective: str) -> None:
     assert defining["objective"] == objective and noted["learning_rate"] == flags["learning_rate"]
     assert not defining.keys() & noted.keys()
     assert defining.keys() <= DEFINING and noted.keys() <= NOTED
+
+
+def optimization(*arguments: str) -> OptimizationArguments:
+    return parse_config(arguments).optimization
+
+
+def test_the_rows_of_an_update_are_the_recipes_unless_what_is_computed_at_once_is_given() -> None:
+    assert optimization().global_batch_size == 32
+    assert optimization("--recipe", "devlin2019").global_batch_size == 256
+    assert optimization("--objective", "contrastive").global_batch_size == 256
+    for spelling in ("--per_device_train_batch_size", "--per-device-train-batch-size"):
+        assert optimization(spelling, "8").global_batch_size == 0  # a product, as in transformers
+        assert optimization(f"{spelling}=8").global_batch_size == 0
+        assert optimization(spelling, "auto").global_batch_size == 32
+        assert optimization(spelling, "8", "--global_batch_size", "64").global_batch_size == 64
+    assert optimization("--gradient_accumulation_steps", "2").global_batch_size == 0
+
+
+def test_auto_is_a_word_not_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    spelling = "--per_device_train_batch_size"
+    assert optimization(spelling, "auto").per_device_train_batch_size == AUTO
+    assert parse_config([]).data.dataloader_num_workers == AUTO
+    with pytest.raises(InputError, match="must be at least 1 or auto"):
+        optimization(spelling, "0")
+    for wrong in ("-1", "some", "1.5"):
+        with pytest.raises(SystemExit):
+            optimization(spelling, wrong)
+        assert f"invalid CountOrAuto value: '{wrong}'" in capsys.readouterr().err

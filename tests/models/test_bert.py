@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 from bert_pretrain.models.attention_kernels import KERNELS
-from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BertForPreTraining, bert_config, bert_flops
 from bert_pretrain.text import collator
 from bert_pretrain.text.collator import computed_tokens
 
@@ -286,3 +288,23 @@ def test_named_sizes_have_the_published_numbers_of_parameters(size: str, paramet
     with torch.device("meta"):
         encoder = transformers.BertModel(config)
     assert encoder.num_parameters() / 1e6 == pytest.approx(parameters, abs=0.65)
+
+
+def test_useful_flops_are_those_of_the_stock_model_less_what_no_loss_reads() -> None:
+    """torch counts the products of a full batch; the formula adds up to them."""
+    config = small_config()
+    stock = transformers.BertForPreTraining(config)
+    ids = torch.randint(5, VOCAB, (ROWS, LENGTH))
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):  # torch counts no fused kernel of a processor
+        stock(ids)
+    width, num_tokens = config.hidden_size, ROWS * LENGTH
+    pooled = 2 * ROWS * (width**2 + 2 * width)  # the pooler and the next-sentence head
+    # Every position scored, which is what the stock model does.
+    formula = bert_flops(
+        config,
+        num_tokens=num_tokens,
+        num_attended=ROWS * LENGTH**2,
+        num_predicted=num_tokens,
+    )
+    assert formula == 3 * (counter.get_total_flops() - pooled)

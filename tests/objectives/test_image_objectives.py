@@ -250,3 +250,20 @@ def test_images_that_are_not_square_are_refused(corpus: ImageCorpus, kind: str) 
     narrow = replace(corpus, pixels=corpus.pixels[:, :, :6])
     with pytest.raises(InputError, match=r"6 x 8 pixels.*`image_size`, such as 6"):
         make_task(kind, narrow)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_useful_flops_grow_with_the_images_and_building_draws_no_number(
+    corpus: ImageCorpus, kind: str
+) -> None:
+    objective = make_task(kind, corpus).objective
+    torch.manual_seed(0)
+    model = objective.build_model()
+    after = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    objective.make_model()
+    assert torch.equal(after, torch.random.get_rng_state())
+    assert model.training
+    parts, _ = objective.training.take(Place(), 6)
+    batch = objective.training.collator.collate(parts)
+    assert objective.useful_flops(batch) == 6 * objective.flops_per_image > 0

@@ -104,6 +104,60 @@ def test_without_a_scaler_an_infinite_gradient_ends_the_run_before_its_update(
     assert torch.isfinite(trainer.model.weight).all()
 
 
+def test_updates_that_are_not_finite_are_skipped_up_to_the_number_allowed(tmp_path: Path) -> None:
+    allowed = line_trainer(
+        Accelerator(cpu=True), tmp_path / "two", infinite_at=(9, 17), skip_nonfinite=2
+    )
+    allowed.train()
+    assert [row["skipped_updates"] for row in rows_of(tmp_path / "two", "train")] == [0, 1, 2, 2]
+    model = Line()
+    for step in (0, 3):  # what a plain loop makes of the other two
+        x = torch.arange(8.0)[:, None] + 8 * step
+        loss = ((model(x / 40) - x / 20) ** 2).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        rate = 0.1 * min(1.0, (4 - step) / 2)
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter -= rate * gradient
+    for found, expected in zip(allowed.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+    one = line_trainer(
+        Accelerator(cpu=True), tmp_path / "one", infinite_at=(9, 17), skip_nonfinite=1
+    )
+    with pytest.raises(TrainingError, match=r"update 3 is not finite \(from row 16.*to row 24"):
+        one.train()
+
+
+def test_the_number_of_skipped_updates_is_continued(tmp_path: Path) -> None:
+    options = {"infinite_at": (9, 25), "skip_nonfinite": 1, "save_steps": 2}
+    with pytest.raises(TrainingError, match="update 4"):
+        line_trainer(Accelerator(cpu=True), tmp_path, **options).train()
+    resumed = line_trainer(Accelerator(cpu=True), tmp_path, **options)
+    checkpoint = tmp_path / "checkpoints/step-000002"
+    resumed.load_checkpoint(checkpoint, read_state(checkpoint))
+    with pytest.raises(TrainingError, match=r"update 4.*1 such updates were skipped before"):
+        resumed.train()
+
+
+def test_utilisation_is_the_useful_operations_over_the_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def tick() -> float:
+        nonlocal now
+        now += 0.5
+        return now
+
+    monkeypatch.setattr("bert_pretrain.training.metrics.time", SimpleNamespace(perf_counter=tick))
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path, peak_flops=1000.0)
+    trainer.train()
+    for row in rows_of(tmp_path, "train"):
+        # 6 operations a number; both rates are over the same seconds.
+        expected = 6 * row["numbers_per_second"] / 1000
+        assert row["mfu"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_rates_per_second_leave_out_evaluations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def line_trainer(
     max_steps: int = 4,
     infinite_at: tuple[int, ...] = (),
     save_steps: int = 0,
+    **options: Any,
 ) -> Trainer:
     """Return a trainer of the line with an optimiser for each of its two parameters."""
     objective = LineObjective(infinite_at=infinite_at)
@@ -129,4 +130,5 @@ def line_trainer(
         seed=0,
         max_grad_norm=float("inf"),
         fingerprint={},
+        **options,
     )

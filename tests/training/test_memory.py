@@ -1,0 +1,79 @@
+"""Running out of memory says what to change, and rows are halved until they fit."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bert_pretrain.errors import TrainingError
+from bert_pretrain.training import memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_names_flags_with_numbers(error: Exception) -> None:
+    with (
+        pytest.raises(TrainingError, match=r"64 rows.*per_device_train_batch_size` 32.*6 forward"),
+        memory.explaining_out_of_memory(CPU, rows_at_once=64, num_micro_batches=3),
+    ):
+        raise error
+
+
+def test_a_single_row_that_does_not_fit_is_not_to_be_halved() -> None:
+    with (
+        pytest.raises(TrainingError, match=r"single row does not fit.*gradient_checkpointing"),
+        memory.explaining_out_of_memory(CPU, rows_at_once=1, num_micro_batches=3),
+    ):
+        raise MemoryError
+
+
+def test_other_errors_pass() -> None:
+    with (
+        pytest.raises(RuntimeError, match="shapes"),
+        memory.explaining_out_of_memory(CPU, rows_at_once=1, num_micro_batches=1),
+    ):
+        raise RuntimeError("shapes do not match")
+
+
+def test_the_peak_of_a_process_is_at_least_what_it_holds() -> None:
+    before = memory.peak_gib(CPU)
+    held = torch.ones(2**26)  # 256 MiB
+    assert memory.peak_gib(CPU) >= before > 0
+    assert memory.peak_gib(CPU) > held.nbytes / 2**30
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_row", "expected"), [(1, 96), (10, 48), (16, 24), (60, 6), (2000, 1)]
+)
+def test_rows_are_halved_until_they_fit_beside_what_is_reserved(
+    monkeypatch: pytest.MonkeyPatch, bytes_per_row: int, expected: int
+) -> None:
+    peak = 0
+
+    def compute(rows: int) -> None:
+        nonlocal peak
+        peak = rows * bytes_per_row
+        if peak > 1000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    device = SimpleNamespace(
+        get_device_properties=lambda _: SimpleNamespace(total_memory=1000),
+        empty_cache=lambda: None,
+        reset_peak_memory_stats=lambda _: None,
+        max_memory_reserved=lambda _: peak,
+    )
+    monkeypatch.setattr(torch, "cuda", device)
+    # 900 of 1000 bytes may be used, 400 of them by the optimiser.
+    found = memory.largest_that_fits(compute, most=96, device=CPU, reserved=400)
+    assert found == expected
+    assert found == 1 or found * bytes_per_row + 400 <= 900

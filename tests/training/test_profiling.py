@@ -1,0 +1,29 @@
+"""A profile is a trace of the updates that were asked for, and a table of where they spent time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from accelerate import Accelerator
+from trainers import bert_trainer
+
+SECTIONS = ("data wait", "forward", "backward", "optimizer", "logging", "other")
+
+
+def test_a_profile_has_a_trace_and_a_table_of_all_sections(tmp_path: Path) -> None:
+    bert_trainer(Accelerator(cpu=True), tmp_path, profile_steps=3, max_steps=10).train()
+    table = (tmp_path / "profile/table.txt").read_text()
+    total = float(table.split(" updates, ")[1].split(" ms")[0])
+    parts = {line[:14].strip(): float(line[14:]) for line in table.splitlines()[2:]}
+    assert tuple(parts) == SECTIONS
+    assert abs(sum(parts.values()) - total) < 0.1
+    events = json.loads((tmp_path / "profile/trace.json").read_text())["traceEvents"]
+    # Two micro-batches an update.
+    names = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    assert [names.count(name) for name in SECTIONS[:4]] == [3, 6, 6, 3]
+
+
+def test_without_a_profile_nothing_is_written(tmp_path: Path) -> None:
+    bert_trainer(Accelerator(cpu=True), tmp_path, max_steps=8).train()
+    assert not (tmp_path / "profile").exists()
