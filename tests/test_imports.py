@@ -27,6 +27,7 @@ CORE = (
 # Private names of others that are used all the same, each with its reason.
 EXCEPTIONS = {
     "_asdict": "a public method of named tuples",
+    "_no_split_modules": "a model class of transformers declares by it how it may be divided",
     "_replace": "a public method of named tuples",
     "_exit": "os._exit is documented: a child process ends without the parent's clean-up",
 }

@@ -25,7 +25,7 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_task
 from bert_pretrain.config.pretraining import PretrainingConfig, flags_to_compare, parse_config
 from bert_pretrain.data.atomic import make_folder
-from bert_pretrain.data.run_folder import held
+from bert_pretrain.data.run_folder import checkpoint_path, held
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.objectives.interface import Task
@@ -45,6 +45,11 @@ from bert_pretrain.training.run_directory import (
     fingerprint,
     resume,
     write_run_json,
+)
+from bert_pretrain.training.sharding import (
+    DDP_OPTIONS,
+    check_launcher,
+    without_accelerates_fsdp,
 )
 from bert_pretrain.training.trainer import Intervals, Trainer
 
@@ -84,15 +89,22 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
     accelerator = trainer.accelerator
     if not accelerator.is_main_process:
         trainer.train()
+        trainer.distributed.plain()  # which the first process writes
         accelerator.end_training()
         return
 
-    def write(directory: Path, checkpoint: Path | None = None) -> None:
-        model = accelerator.unwrap_model(trainer.model)
-        step, seconds = trainer.step, trainer.seconds
-        if checkpoint is not None:
+    def write(
+        directory: Path, checkpoint: Path | None = None, *, are_all_here: bool = False
+    ) -> None:
+        if checkpoint is None and trainer.distributed.is_sharded and not are_all_here:
+            # The others go on training, so the model is not gathered but read where it has just
+            # been saved.
+            checkpoint = checkpoint_path(run_dir / "checkpoints", trainer.step)
+        if checkpoint is None:
+            model, step, seconds = trainer.distributed.plain(), trainer.step, trainer.seconds
+        else:
             state = read_state(checkpoint)
-            model = load_model(checkpoint, type(model))
+            model = load_model(checkpoint, type(trainer.distributed.outline))
             step, seconds = state["step"], state["elapsed"]
         write_publication(model, trainer.exporter, run_dir, directory, step=step, seconds=seconds)
 
@@ -111,7 +123,7 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
             stack.enter_context(publisher.pusher)
             publisher.submit_missed(until_step=trainer.step)
         trainer.train(on_save=publisher.on_save if publisher else None)
-        write(run_dir / "final")
+        write(run_dir / "final", are_all_here=True)
         accelerator.print(f"the model is in {run_dir / 'final'}")
         accelerator.end_training()  # the other processes have no part in the wait for the Hub
         if publisher is not None:
@@ -127,14 +139,17 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
     mixed_precision: str = optimization.mixed_precision
     if mixed_precision == "auto":
         mixed_precision = launched_precision() or native_precision()
-    accelerator = Accelerator(
-        cpu=use_cpu,
-        mixed_precision=mixed_precision,
-        # Windows of micro-batches are the trainer's business, whatever the environment says.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=None if config.run.report_to == "none" else config.run.report_to,
-        project_dir=config.run.output_dir,
-    )
+    check_launcher(mixed_precision=mixed_precision)
+    with without_accelerates_fsdp():  # sharding is this package's business too
+        accelerator = Accelerator(
+            cpu=use_cpu,
+            mixed_precision=mixed_precision,
+            # Windows of micro-batches are the trainer's business, whatever the environment says.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=None if config.run.report_to == "none" else config.run.report_to,
+            project_dir=config.run.output_dir,
+            kwargs_handlers=[DDP_OPTIONS],
+        )
     transformers_logging.disable_progress_bar()  # its bars for writing one file would break ours
     # Tied weights are saved once; that is meant.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)

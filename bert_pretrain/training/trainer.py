@@ -10,7 +10,6 @@ on whatever process and in whatever micro-batch they are, divided by the count o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +27,11 @@ from bert_pretrain.data.loader import Batch, Place, Window, evaluation_batches, 
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.errors import TrainingError, spell
 from bert_pretrain.objectives.interface import Task
-from bert_pretrain.training.checkpoint import save_checkpoint
+from bert_pretrain.training.checkpoint import load_tensors, save_checkpoint
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.metrics import Clock, CourseWatch, JsonLines, RunningSums
 from bert_pretrain.training.optimizers import Schedule
+from bert_pretrain.training.sharding import DistributedModel
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class Trainer:
         self.seed = seed
         self.max_grad_norm = max_grad_norm
         self.fingerprint = fingerprint
-        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        self.distributed = DistributedModel(accelerator, model, optimizers)
+        self.model, self.optimizers = self.distributed.module, self.distributed.optimizers
         self.metrics = JsonLines(run_dir / "metrics.jsonl")
         self.shown = JsonLines(run_dir / self.monitor.shown_file)
         self.step = 0
@@ -110,7 +111,7 @@ class Trainer:
 
     def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint whose state `read_state` has verified."""
-        self.accelerator.load_state(str(checkpoint))
+        load_tensors(checkpoint, self.distributed)
         self.step = state["step"]
         self.place = Place(*state["place"])
         self.num_units = self.num_units + state["num_units"]
@@ -160,17 +161,14 @@ class Trainer:
         last = len(window.micro_batches) - 1
         for i, batch in enumerate(window.micro_batches):
             self._seed_dropout(i)
-            sync = contextlib.nullcontext() if i == last else self.accelerator.no_sync(self.model)
-            with sync:
+            with self.distributed.synchronized(is_last=i == last):
                 terms = self.objective.loss_terms(self.model, self._to_device(batch))
                 loss = sum(term.weight * term.sum / counts[name] for name, term in terms.items())
                 # Distributed training averages gradients over processes; the counts are already
                 # global.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             self.sums.add(terms, targets[i])
-        grad_norm: Tensor = self.accelerator.clip_grad_norm_(
-            self.model.parameters(), self.max_grad_norm
-        )
+        grad_norm = self.distributed.clip_grad_norm(self.max_grad_norm)
         self._step_optimizers(learning_rate, grad_norm)
         self.step += 1
         self.place = window.next_place
@@ -233,8 +231,7 @@ class Trainer:
         """Evaluate on the fixed held-out rows and show what has been learnt."""
         self._check_finite()
         with self._clock.paused():
-            model = self.accelerator.unwrap_model(self.model)
-            model.eval()
+            model = self.distributed.plain().eval()
             sums = RunningSums(self.accelerator.device)
             for batch in evaluation_batches(
                 self.objective.held_out,
@@ -271,13 +268,12 @@ class Trainer:
                 "sums": self.sums.global_state_dict(self.accelerator),
                 "fingerprint": self.fingerprint,
             }
-            model = self.accelerator.unwrap_model(self.model)
             checkpoint = save_checkpoint(
-                self.accelerator,
+                self.distributed,
                 self.run_dir / "checkpoints",
                 step=self.step,
                 state=state,
-                write_config=partial(self.exporter.write_config, model),
+                write_config=partial(self.exporter.write_config, self.distributed.outline),
                 save_total_limit=self.intervals.save_total_limit,
             )
             if on_save is not None and self.accelerator.is_main_process:

@@ -8,12 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
-from bert_pretrain.training.optimizers import (
-    Muon,
-    Schedule,
-    build_optimizers,
-    orthogonalize,
-)
+from bert_pretrain.training.muon import Muon, orthogonalize
+from bert_pretrain.training.optimizers import Schedule, build_optimizers
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 40), (40, 16)])
