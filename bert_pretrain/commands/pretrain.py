@@ -49,6 +49,7 @@ from bert_pretrain.training.run_directory import (
 from bert_pretrain.training.sharding import (
     DDP_OPTIONS,
     check_launcher,
+    is_sharding_asked_for,
     without_accelerates_fsdp,
 )
 from bert_pretrain.training.trainer import Intervals, Trainer
@@ -157,8 +158,9 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
         transformers_logging.set_verbosity_error()
         logging.disable(logging.WARNING)
     threads = f", {torch.get_num_threads()} threads each" if use_cpu else ""
+    sharded = ", one model sharded among them (FSDP2)" if is_sharding_asked_for() else ""
     accelerator.print(
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}{threads}, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}{threads}{sharded}, "
         f"mixed precision: {mixed_precision}"
     )
     return accelerator

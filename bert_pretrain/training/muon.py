@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bert_pretrain.training.sharding import local
+
 Iterate = Callable[[Tensor], Tensor]  # (N, R, C) -> (N, R, C)
 
 
@@ -57,12 +59,12 @@ class Muon(torch.optim.Muon):
             assert gradient is not None
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
-            _local(state["momentum_buffer"]).lerp_(_local(gradient), 1 - group["momentum"])
+            local(state["momentum_buffer"]).lerp_(local(gradient), 1 - group["momentum"])
 
         def direction(index: int) -> Tensor:
             """Return what is to be orthogonalised, the rows that this process has."""
             parameter = parameters[index]
-            update = _local(self.state[parameter]["momentum_buffer"])
+            update = local(self.state[parameter]["momentum_buffer"])
             if group["nesterov"]:
                 update = _gradient(parameter).lerp(update, group["momentum"])
             return update.to(self.iteration_dtype)
@@ -89,7 +91,7 @@ class Muon(torch.optim.Muon):
             # "match_rms_adamw" (Liu et al. 2025, section 2.2): updates as large as AdamW's, so one
             # rate serves both.
             rate = group["lr"] * 0.2 * math.sqrt(max(shapes[index]))
-            values = _local(parameters[index])
+            values = local(parameters[index])
             updated = values * (1 - group["lr"] * group["weight_decay"]) - rate * update.to(
                 values.dtype
             )
@@ -265,11 +267,6 @@ def _offsets(shapes: Sequence[torch.Size], indices: list[int]) -> dict[int, int]
     return offsets
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """Return what of a tensor lies on this process, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None
-    return _local(parameter.grad)
+    return local(parameter.grad)

@@ -31,7 +31,7 @@ from bert_pretrain.training.checkpoint import load_tensors, save_checkpoint
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.metrics import Clock, CourseWatch, JsonLines, RunningSums
 from bert_pretrain.training.optimizers import Schedule
-from bert_pretrain.training.sharding import DistributedModel
+from bert_pretrain.training.sharding import DistributedModel, spreading_failure
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class Trainer:
                 loss = sum(term.weight * term.sum / counts[name] for name, term in terms.items())
                 # Distributed training averages gradients over processes; the counts are already
                 # global.
+                loss = spreading_failure(loss)
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             self.sums.add(terms, targets[i])
         grad_norm = self.distributed.clip_grad_norm(self.max_grad_norm)
