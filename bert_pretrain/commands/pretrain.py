@@ -158,7 +158,8 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
         transformers_logging.set_verbosity_error()
         logging.disable(logging.WARNING)
     threads = f", {torch.get_num_threads()} threads each" if use_cpu else ""
-    sharded = ", one model sharded among them (FSDP2)" if is_sharding_asked_for() else ""
+    is_sharded = is_sharding_asked_for() and accelerator.num_processes > 1
+    sharded = ", the model sharded among them (FSDP2)" if is_sharded else ""
     accelerator.print(
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}{threads}{sharded}, "
         f"mixed precision: {mixed_precision}"

@@ -173,9 +173,9 @@ def iterate_shared(
     offsets = _offsets(shapes, owned[rank])
     for index, result in _iterate_by_shape(direction, shapes, owned[rank], iterate):
         share[offsets[index] :][: result.numel()].view(result.shape).copy_(result)
-    gathered = share.new_empty(num_processes * longest)
-    dist.all_gather_into_tensor(gathered, share)
-    for indices, part in zip(owned, torch.split(gathered, longest), strict=True):
+    gathered = [torch.empty_like(share) for _ in range(num_processes)]
+    dist.all_gather(gathered, share)
+    for indices, part in zip(owned, gathered, strict=True):
         for index, offset in _offsets(shapes, indices).items():
             yield index, part[offset : offset + shapes[index].numel()].view(shapes[index])
 

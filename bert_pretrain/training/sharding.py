@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -126,7 +127,10 @@ class DistributedModel:
             _shard(model, accelerator, optimizers)
             self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
         else:
-            self.module, *self.optimizers = accelerator.prepare(model, *optimizers)
+            with warnings.catch_warnings():
+                # torch 2.13 has another word for it, which older ones and Accelerate do not know.
+                warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+                self.module, *self.optimizers = accelerator.prepare(model, *optimizers)
             self.trained = self.outline = accelerator.unwrap_model(self.module)
 
     @contextlib.contextmanager

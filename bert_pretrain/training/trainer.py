@@ -163,10 +163,10 @@ class Trainer:
             self._seed_dropout(i)
             with self.distributed.synchronized(is_last=i == last):
                 terms = self.objective.loss_terms(self.model, self._to_device(batch))
-                loss = sum(term.weight * term.sum / counts[name] for name, term in terms.items())
+                parts = [term.weight * term.sum / counts[name] for name, term in terms.items()]
+                loss = spreading_failure(torch.stack(parts).sum())
                 # Distributed training averages gradients over processes; the counts are already
                 # global.
-                loss = spreading_failure(loss)
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             self.sums.add(terms, targets[i])
         grad_norm = self.distributed.clip_grad_norm(self.max_grad_norm)
