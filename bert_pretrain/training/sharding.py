@@ -61,8 +61,9 @@ def check_launcher(*, mixed_precision: str) -> None:
     """
     if _says_true("ACCELERATE_USE_DEEPSPEED"):
         raise InputError(
-            "the launcher asks for DeepSpeed, whose engine would clip and step by itself and has "
-            "no way to leave out an update with a gradient that is not finite",
+            "the launcher asks for DeepSpeed, whose ZeRO-2 engine this program's loop does not "
+            "drive: it reduces gradients in every micro-batch, skips an update that is not finite "
+            "and goes on, and takes one optimiser alone",
             advice="pass configs/accelerate/zero2.yaml to the launcher, which shards optimiser "
             "state and gradients as ZeRO-2 does, by torch's FSDP2",
         )

@@ -133,7 +133,8 @@ def test_two_nodes_have_the_losses_of_one_process(
 # Stand-ins that a test of the script puts first in PATH: srun starts its command once a node, and
 # what the nodes would launch is written down.
 STAND_INS = {
-    "scontrol": 'echo "scontrol $*" >> "$RECORD"; if [[ $1 == show ]]; then printf "n1\\nn2\\n"; fi',
+    "scontrol": 'echo "scontrol $*" >> "$RECORD"; '
+    'if [[ $1 == show ]]; then printf "n1\\nn2\\n"; fi',
     "srun": 'shift; pids=(); for id in 0 1; do SLURM_NODEID=$id "$@" & pids+=($!); done; '
     "trap 'kill ${pids[*]}' TERM; wait",
     "accelerate": 'echo "accelerate $*" >> "$RECORD"; sleep "${SECONDS_TO_RUN:-0}"; '

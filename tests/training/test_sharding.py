@@ -334,6 +334,12 @@ def test_what_is_not_carried_out_is_refused(
         check_launcher(mixed_precision="no")
 
 
+def test_deepspeed_is_refused_with_what_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match=r"DeepSpeed.*configs/accelerate/zero2.yaml"):
+        check_launcher(mixed_precision="no")
+
+
 def test_fp16_is_refused_under_fsdp_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     check_launcher(mixed_precision="fp16")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
