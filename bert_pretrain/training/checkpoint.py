@@ -157,7 +157,7 @@ def load_tensors(checkpoint: Path, model: DistributedModel) -> None:
         for number, values in state["state"].items():
             for key, value in values.items():
                 # Beside moments there are counts, which every process has whole.
-                if value.shape == parameters[number].shape:
+                if torch.is_tensor(value) and value.shape == parameters[number].shape:
                     values[key] = like(value, parameters[number])
         optimizer.load_state_dict(state)
     if model.accelerator.scaler is not None:
@@ -171,8 +171,9 @@ def _write_tensors(model: DistributedModel, folder: Path) -> None:
 
     def gather(value: Any) -> Any:
         value = whole(value)
-        # The other processes keep nothing, so that no two tensors are whole there at once.
-        return value.cpu().contiguous() if is_writing and torch.is_tensor(value) else None
+        if not is_writing:  # they keep nothing, so that no two tensors are whole there at once
+            return None
+        return value.cpu().contiguous() if torch.is_tensor(value) else value
 
     weights = {name: gather(value) for name, value in _without_ties(model.trained).items()}
     if is_writing:

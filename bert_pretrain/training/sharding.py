@@ -203,12 +203,12 @@ def like(value: Tensor, target: Tensor) -> Tensor:
     """Return a tensor that is whole on every process as `target` is: sharded or not."""
     if not isinstance(target, DTensor):
         return value.to(target.device)
-    pieces = value.to(target.to_local().device).chunk(target.device_mesh.size())
+    pieces = value.chunk(target.device_mesh.size())
     rank = target.device_mesh.get_local_rank()
     # torch.chunk makes fewer pieces where rows are few: the last processes then have none.
-    own = pieces[rank] if rank < len(pieces) else value.to(target.to_local().device)[:0]
+    own = pieces[rank] if rank < len(pieces) else value[:0]
     return DTensor.from_local(
-        own.contiguous(),
+        own.clone().to(target.to_local().device),  # a view would keep the whole in memory
         target.device_mesh,
         target.placements,
         run_check=False,

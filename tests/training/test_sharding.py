@@ -27,6 +27,7 @@ from bert_pretrain.training.sharding import (
     DDP_OPTIONS,
     DistributedModel,
     check_launcher,
+    like,
     sharding_units,
     without_accelerates_fsdp,
 )
@@ -149,6 +150,8 @@ def describe(made: DistributedModel) -> dict[str, Any]:
     adamw = made.optimizers[0].optimizer
     table = model.bert.embeddings.word_embeddings.weight
     moments = adamw.state[table]["exp_avg"]
+    numbers = torch.arange(table.numel()).view(table.shape).float()
+    shard = like(numbers, table)
     return {
         "all_sharded": all(isinstance(p, DTensor) for p in model.parameters()),
         "placements": {str(p.placements) for p in model.parameters()},
@@ -156,6 +159,9 @@ def describe(made: DistributedModel) -> dict[str, Any]:
         "local_moments": moments.to_local().shape[0],
         "local_numbers": sum(p.to_local().numel() for p in model.parameters()),
         "numbers": sum(p.numel() for p in model.parameters()),
+        "like": torch.equal(shard.full_tensor(), numbers)
+        and shard.to_local().shape == table.to_local().shape,
+        "bytes_per_number": shard.to_local().untyped_storage().nbytes() / shard.to_local().numel(),
         "is_tied": model.cls.predictions.decoder.weight is table,
         "outline": (
             type(made.outline).__name__,
@@ -256,7 +262,8 @@ def test_parameters_and_moments_are_divided_among_processes(
 ) -> None:
     first, second = (found[f"shards {name}"] for found in measured)
     for found in (first, second):
-        assert found["all_sharded"] and found["is_tied"]
+        assert found["all_sharded"] and found["is_tied"] and found["like"]
+        assert found["bytes_per_number"] == 4  # float32, and nothing of the whole is kept
         assert found["placements"] == {"(Shard(dim=0),)"}
         assert found["local_moments"] == found["local_rows"]
         assert found["outline"] == ("BertForPreTraining", {"meta"})
