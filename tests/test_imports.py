@@ -27,6 +27,7 @@ CORE = (
 # Private names of others that are used all the same, each with its reason.
 EXCEPTIONS = {
     "_asdict": "a public method of named tuples",
+    "_no_split_modules": "a model class of transformers declares by it how it may be divided",
     "_replace": "a public method of named tuples",
     "_dynamo": "torch.compiler has no name of its own for the limit of recompilation (torch 2.13)",
     "_exit": "os._exit is documented: a child process ends without the parent's clean-up",

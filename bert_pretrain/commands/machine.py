@@ -25,6 +25,12 @@ from bert_pretrain.training.layout import (
     launched_precision,
 )
 from bert_pretrain.training.memory import largest_that_fits
+from bert_pretrain.training.sharding import (
+    DDP_OPTIONS,
+    check_launcher,
+    is_sharding_asked_for,
+    without_accelerates_fsdp,
+)
 from bert_pretrain.training.trainer import Trainer
 
 _ROWS_WITHOUT_GPU = 32  # more at once are no faster there
@@ -48,14 +54,17 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
     # With bfloat16 or float16 where they serve, TensorFloat-32 loses nothing elsewhere; without,
     # float32 is what was asked for.
     torch.set_float32_matmul_precision("highest" if mixed_precision == "no" else "high")
-    accelerator = Accelerator(
-        cpu=use_cpu,
-        mixed_precision=mixed_precision,
-        # Windows of micro-batches are the trainer's business, whatever the environment says.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=None if config.run.report_to == "none" else config.run.report_to,
-        project_dir=config.run.output_dir,
-    )
+    check_launcher(mixed_precision=mixed_precision)
+    with without_accelerates_fsdp():  # sharding is this package's business too
+        accelerator = Accelerator(
+            cpu=use_cpu,
+            mixed_precision=mixed_precision,
+            # Windows of micro-batches are the trainer's business, whatever the environment says.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=None if config.run.report_to == "none" else config.run.report_to,
+            project_dir=config.run.output_dir,
+            kwargs_handlers=[DDP_OPTIONS],
+        )
     transformers_logging.disable_progress_bar()  # its bars for writing one file would break ours
     # Tied weights are saved once; that is meant.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -64,8 +73,9 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
         logging.disable(logging.WARNING)
     threads = f", {torch.get_num_threads()} threads each" if use_cpu else ""
     is_tf32 = accelerator.device.type == "cuda" and mixed_precision != "no"
+    sharded = ", the model sharded among them (FSDP2)" if is_sharded(accelerator) else ""
     accelerator.print(
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}{threads}, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}{threads}{sharded}, "
         f"mixed precision: {mixed_precision}{', other products in TF32' if is_tf32 else ''}"
     )
     return accelerator
@@ -77,15 +87,32 @@ def product_dtype(mixed_precision: str) -> torch.dtype:
     return dtypes.get(mixed_precision, torch.float32)
 
 
-def compiles(config: PretrainingConfig, device: torch.device) -> bool:
-    """Return whether a run is to be compiled."""
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Return whether the model is sharded among the processes."""
+    return is_sharding_asked_for() and accelerator.num_processes > 1
+
+
+def compiles(config: PretrainingConfig, accelerator: Accelerator) -> bool:
+    """Return whether a run is to be compiled.
+
+    Raises:
+        InputError: it is to be, and cannot.
+    """
     optimization = config.optimization
-    return wants_compilation(
+    is_wanted = wants_compilation(
         optimization.torch_compile,
         max_steps=optimization.max_steps,
         max_hours=optimization.max_hours,
-        device=device,
+        device=accelerator.device,
     )
+    if not (is_wanted and is_sharded(accelerator)):
+        return is_wanted
+    if optimization.torch_compile == "on":
+        raise InputError(
+            "`torch_compile` is on, but a model that FSDP gathers layer by layer is not one graph",
+            advice="pass `torch_compile` off, or leave FSDP to models that need it",
+        )
+    return False
 
 
 def batch_layout(

@@ -30,7 +30,7 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_task
 from bert_pretrain.config.pretraining import PretrainingConfig, flags_to_compare, parse_config
 from bert_pretrain.data.atomic import make_folder
-from bert_pretrain.data.run_folder import held
+from bert_pretrain.data.run_folder import checkpoint_path, held
 from bert_pretrain.hardware import native_precision, peak_flops
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.hub import download_checkpoint, is_hub_checkpoint
@@ -84,15 +84,22 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
     accelerator = trainer.accelerator
     if not accelerator.is_main_process:
         trainer.train()
+        trainer.distributed.plain()  # which the first process writes
         accelerator.end_training()
         return
 
-    def write(directory: Path, checkpoint: Path | None = None) -> None:
-        model = accelerator.unwrap_model(trainer.model)
-        step, seconds = trainer.step, trainer.seconds
-        if checkpoint is not None:
+    def write(
+        directory: Path, checkpoint: Path | None = None, *, are_all_here: bool = False
+    ) -> None:
+        if checkpoint is None and trainer.distributed.is_sharded and not are_all_here:
+            # The others go on training, so the model is not gathered but read where it has just
+            # been saved.
+            checkpoint = checkpoint_path(run_dir / "checkpoints", trainer.step)
+        if checkpoint is None:
+            model, step, seconds = trainer.distributed.plain(), trainer.step, trainer.seconds
+        else:
             state = read_state(checkpoint)
-            model = load_model(checkpoint, type(model))
+            model = load_model(checkpoint, type(trainer.distributed.outline))
             step, seconds = state["step"], state["elapsed"]
         write_publication(model, trainer.exporter, run_dir, directory, step=step, seconds=seconds)
 
@@ -111,7 +118,7 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
             stack.enter_context(publisher.pusher)
             publisher.submit_missed(until_step=trainer.step)
         trainer.train(on_save=publisher.on_save if publisher else None)
-        write(run_dir / "final")
+        write(run_dir / "final", are_all_here=True)
         accelerator.print(f"the model is in {run_dir / 'final'}")
         accelerator.end_training()  # the other processes have no part in the wait for the Hub
         if publisher is not None:
@@ -140,6 +147,7 @@ def build_trainer(
         adam_epsilon=optimization.adam_epsilon,
         adamw_rate_ratio=(optimization.adamw_learning_rate or rate) / rate,
         iteration_dtype=torch.bfloat16 if native_precision() == "bf16" else torch.float32,
+        is_compiled=compiles(config, accelerator),
     )
     max_steps = optimization.max_steps
     if optimization.num_train_epochs:
@@ -185,7 +193,7 @@ def build_trainer(
         skip_nonfinite=optimization.skip_nonfinite,
         peak_flops=peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision)),
         profile_steps=run.profile,
-        is_compiled=compiles(config, accelerator.device),
+        is_compiled=compiles(config, accelerator),
     )
 
 

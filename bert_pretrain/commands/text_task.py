@@ -58,7 +58,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         short_seq_prob=text.short_seq_prob,
         seed=seed,
         max_eval_rows=data.max_eval_rows,
-        few_shapes=compiles(config, accelerator.device),
+        few_shapes=compiles(config, accelerator),
     )
 
     def make_model() -> BertForPreTraining:

@@ -1,8 +1,9 @@
 """Checkpoints that are whole or not there: written aside, listed with their digests, then renamed.
 
-Enters: the trainer's objects through Accelerate. Leaves: `checkpoints/step-000100/` with the model
-(loadable by stock transformers), the optimisers, and `trainer_state.json`, which also names every
-file and its digest.
+Enters: the model and the optimisers of all processes. Leaves: `checkpoints/step-000100/` with the
+model (loadable by stock transformers), the optimisers, and `trainer_state.json`, which also names
+every file and its digest. A checkpoint is the same on any layout: what is sharded is written whole,
+and each process takes its shard of it again, so that a run continues on another layout.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.atomic import replace_folder
 from bert_pretrain.data.run_folder import checkpoint_path, list_checkpoints
 from bert_pretrain.errors import InputError
+from bert_pretrain.training.sharding import DistributedModel, like, whole
 
 STATE_FILE = "trainer_state.json"
+WEIGHTS_FILE = "model.safetensors"
+SCALER_FILE = "scaler.pt"
 
 
 def save_checkpoint(
-    accelerator: Accelerator,
+    model: DistributedModel,
     folder: Path,
     *,
     step: int,
@@ -38,7 +43,7 @@ def save_checkpoint(
     """Write the checkpoint of a step and remove the oldest beyond the limit.
 
     Args:
-        accelerator: holds model and optimisers; all processes must call this function.
+        model: with its optimisers; all processes must call this function.
         folder: the run's checkpoint folder.
         step: updates done.
         state: JSON-able state of the loop, the same on every process.
@@ -48,14 +53,14 @@ def save_checkpoint(
     Returns:
         The checkpoint's folder.
     """
+    accelerator = model.accelerator
     final = checkpoint_path(folder, step)
     aside = folder / f"{final.name}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
-    accelerator.wait_for_everyone()
+    _write_tensors(model, aside)
     if accelerator.is_main_process:
         write_config(aside)
         files = sorted(path for path in aside.rglob("*") if path.is_file())
@@ -123,6 +128,82 @@ def load_model(checkpoint: Path, model_class: type[PreTrainedModel]) -> PreTrain
     """Return the model of a checkpoint, on the CPU and in float32."""
     model: PreTrainedModel = model_class.from_pretrained(str(checkpoint), dtype=torch.float32)
     return model
+
+
+@torch.no_grad()
+def load_tensors(checkpoint: Path, model: DistributedModel) -> None:
+    """Take up weights and optimiser states from a checkpoint of any layout, in place.
+
+    No state of a random generator is among them: what is drawn in training is a function of the
+    place in the run.
+
+    Raises:
+        InputError: the weights are those of another model.
+    """
+    saved = load_file(checkpoint / WEIGHTS_FILE)
+    targets = _without_ties(model.trained)
+    if saved.keys() != targets.keys():
+        raise InputError(
+            f"{checkpoint / WEIGHTS_FILE} holds another model "
+            f"({', '.join(sorted(saved.keys() ^ targets.keys())[:3])})",
+            advice="pass another checkpoint to `resume_from_checkpoint`",
+        )
+    for name, target in targets.items():
+        target.copy_(like(saved[name], target))
+    for index, prepared in enumerate(model.optimizers):
+        optimizer = prepared.optimizer
+        state = torch.load(checkpoint / _optimizer_file(index), map_location="cpu")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for number, values in state["state"].items():
+            for key, value in values.items():
+                # Beside moments there are counts, which every process has whole.
+                if torch.is_tensor(value) and value.shape == parameters[number].shape:
+                    values[key] = like(value, parameters[number])
+        optimizer.load_state_dict(state)
+    if model.accelerator.scaler is not None:
+        model.accelerator.scaler.load_state_dict(torch.load(checkpoint / SCALER_FILE))
+
+
+@torch.no_grad()
+def _write_tensors(model: DistributedModel, folder: Path) -> None:
+    """Write weights and optimiser states on the first process; all must call it."""
+    is_writing = model.accelerator.is_main_process
+
+    def gather(value: Any) -> Any:
+        value = whole(value)
+        if not is_writing:  # they keep nothing, so that no two tensors are whole there at once
+            return None
+        return value.cpu().contiguous() if torch.is_tensor(value) else value
+
+    weights = {name: gather(value) for name, value in _without_ties(model.trained).items()}
+    if is_writing:
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    del weights
+    for index, prepared in enumerate(model.optimizers):
+        state = prepared.optimizer.state_dict()
+        state["state"] = {
+            number: {key: gather(value) for key, value in values.items()}
+            for number, values in state["state"].items()
+        }
+        if is_writing:
+            torch.save(state, folder / _optimizer_file(index))
+    if model.accelerator.scaler is not None and is_writing:
+        torch.save(model.accelerator.scaler.state_dict(), folder / SCALER_FILE)
+
+
+def _without_ties(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers by name, those with several names under the first, as saved."""
+    named: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            named[name] = tensor
+    return named
+
+
+def _optimizer_file(index: int) -> str:
+    return f"optimizer_{index}.bin" if index else "optimizer.bin"
 
 
 def _rotate(folder: Path, save_total_limit: int) -> None:

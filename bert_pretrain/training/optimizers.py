@@ -7,12 +7,13 @@ which sets their rates at every step from a `Schedule`.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from bert_pretrain.training.muon import Muon
 
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "stable_decay"]
@@ -65,95 +66,6 @@ class Schedule:
         return length
 
 
-class Muon(torch.optim.Muon):
-    """torch's Muon (Jordan et al. 2024), in any precision and told on the device to skip updates.
-
-    torch.optim.Muon always iterates in bfloat16, which a processor without such instructions
-    emulates about a hundred times slower than float32, and it knows no `found_inf`, so an update
-    could be left out only after waiting for the device. This subclass keeps torch's
-    hyperparameters, state and arithmetic, and iterates over all matrices of one shape at once.
-    """
-
-    def __init__(self, params: Any, *, iteration_dtype: torch.dtype, **kwargs: Any) -> None:
-        """Take torch.optim.Muon's arguments and the dtype of the Newton-Schulz iteration."""
-        super().__init__(params, **kwargs)
-        self.iteration_dtype = iteration_dtype
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient; `closure` is not supported."""
-        assert closure is None
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for parameters in by_shape.values():
-                self._step_same_shape(parameters, group)
-
-    def _step_same_shape(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        updates = []
-        for parameter in parameters:
-            gradient = parameter.grad
-            assert gradient is not None
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            buffer = state["momentum_buffer"]
-            buffer.lerp_(gradient, 1 - group["momentum"])
-            updates.append(
-                gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-            )
-        orthogonal = orthogonalize(
-            torch.stack(updates).to(self.iteration_dtype),
-            coefficients=group["ns_coefficients"],
-            num_iterations=group["ns_steps"],
-            eps=group["eps"],
-        )
-        # "match_rms_adamw" (Liu et al. 2025, section 2.2): updates as large as AdamW's, so one rate
-        # serves both.
-        rows, columns = parameters[0].shape
-        rate = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
-        # The flag by which torch's fused optimisers are told, on the device, to leave the
-        # parameters alone.
-        is_skipped = getattr(self, "found_inf", None)
-        for parameter, update in zip(parameters, orthogonal, strict=True):
-            updated = parameter * (1 - group["lr"] * group["weight_decay"]) - rate * update.to(
-                parameter.dtype
-            )
-            parameter.copy_(
-                updated if is_skipped is None else torch.where(is_skipped > 0, parameter, updated)
-            )
-
-
-def orthogonalize(
-    matrices: Tensor,
-    *,
-    coefficients: tuple[float, float, float],
-    num_iterations: int,
-    eps: float,
-) -> Tensor:
-    """Bring the singular values of each matrix near 1 by Newton-Schulz iteration.
-
-    Args:
-        matrices: float (N, R, C).
-        coefficients: a, b, c of the quintic a x + b x^3 + c x^5.
-        num_iterations: how often it is applied.
-        eps: lower bound of the norm that the matrices are divided by.
-
-    Returns:
-        (N, R, C) in the same dtype: U S V^T with the singular values S in about [0.7, 1.2].
-    """
-    a, b, c = coefficients
-    is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if is_tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)  # spectral norm at most 1
-    for _ in range(num_iterations):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if is_tall else x
-
-
 def build_optimizers(
     model: nn.Module,
     *,
@@ -163,6 +75,7 @@ def build_optimizers(
     adam_epsilon: float,
     adamw_rate_ratio: float = 1.0,
     iteration_dtype: torch.dtype = torch.float32,
+    is_compiled: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """Build the optimisers of a run; the trainer sets their learning rates.
 
@@ -178,6 +91,7 @@ def build_optimizers(
         adam_epsilon: AdamW's epsilon.
         adamw_rate_ratio: AdamW's learning rate relative to Muon's.
         iteration_dtype: dtype of Muon's orthogonalisation.
+        is_compiled: whether that is compiled.
 
     Returns:
         One or two torch optimisers; their groups carry `rate_ratio`, which the learning rate is
@@ -221,6 +135,12 @@ def build_optimizers(
     if hidden:
         group = {"params": hidden, "rate_ratio": 1.0}
         optimizers.append(
-            Muon([group], lr=0.0, weight_decay=weight_decay, iteration_dtype=iteration_dtype)
+            Muon(
+                [group],
+                lr=0.0,
+                weight_decay=weight_decay,
+                iteration_dtype=iteration_dtype,
+                is_compiled=is_compiled,
+            )
         )
     return optimizers

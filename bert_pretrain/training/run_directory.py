@@ -97,6 +97,7 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
         "torch_compile": "on" if trainer.is_compiled else "off",
         "max_steps": trainer.schedule.max_steps,
         "num_processes": accelerator.num_processes,
+        "is_sharded": trainer.distributed.is_sharded,
         "mixed_precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
         "num_cpu_threads": torch.get_num_threads(),

@@ -29,7 +29,7 @@ from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Batch, Place
 from bert_pretrain.errors import spell
 from bert_pretrain.objectives.interface import Task
-from bert_pretrain.training.checkpoint import save_checkpoint
+from bert_pretrain.training.checkpoint import load_tensors, save_checkpoint
 from bert_pretrain.training.compilation import (
     CompileChoice,
     check_compiled,
@@ -43,6 +43,7 @@ from bert_pretrain.training.memory import explaining_out_of_memory
 from bert_pretrain.training.metrics import CourseWatch, RunningSums
 from bert_pretrain.training.optimizers import Schedule
 from bert_pretrain.training.profiling import StepProfiler
+from bert_pretrain.training.sharding import DistributedModel, spreading_failure
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class Trainer:
         self.fingerprint = fingerprint
         if is_compiled:
             compile_forward(model)
-        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        self.distributed = DistributedModel(accelerator, model, optimizers)
+        self.model, self.optimizers = self.distributed.module, self.distributed.optimizers
         self.step = 0
         self.place = Place()
         self.sums = RunningSums(accelerator.device)
@@ -146,7 +148,7 @@ class Trainer:
 
     def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint whose state `read_state` has verified."""
-        self.accelerator.load_state(str(checkpoint))
+        load_tensors(checkpoint, self.distributed)
         self.step = state["step"]
         self.place = Place.of(state["place"])
         self.journal.load(num_units=state["num_units"], seconds=state["elapsed"])
@@ -213,22 +215,18 @@ class Trainer:
         last = len(window.micro_batches) - 1
         for i, batch in enumerate(window.micro_batches):
             self._seed_dropout(i)
-            sync = contextlib.nullcontext() if i == last else self.accelerator.no_sync(self.model)
-            with sync:
+            with self.distributed.synchronized(is_last=i == last):
                 with self.profiler.section("forward"):
                     terms = self.objective.loss_terms(self.model, batch)
-                    loss = sum(
-                        term.weight * term.sum / counts[name] for name, term in terms.items()
-                    )
+                    parts = [term.weight * term.sum / counts[name] for name, term in terms.items()]
+                    loss = spreading_failure(torch.stack(parts).sum())
                 with self.profiler.section("backward"):
                     # Distributed training averages gradients over processes; the counts are already
                     # global.
                     self.accelerator.backward(loss * self.accelerator.num_processes)
             self.sums.add(terms, window.targets[i])
         with self.profiler.section("optimizer"):
-            grad_norm: Tensor = self.accelerator.clip_grad_norm_(
-                self.model.parameters(), self.max_grad_norm
-            )
+            grad_norm = self.distributed.clip_grad_norm(self.max_grad_norm)
             self._step_optimizers(learning_rate, grad_norm, end=window.next_place)
         self.step += 1
         self.place = window.next_place
@@ -244,7 +242,7 @@ class Trainer:
         parts, _ = stream.take(Place(), num_rows or self.rows_at_once)
         batch = self._to_device(stream.collator.collate(parts))
         self.model.train()
-        with self.accelerator.no_sync(self.model):
+        with self.distributed.synchronized(is_last=False):
             terms = self.objective.loss_terms(self.model, batch)
             self.accelerator.backward(sum(term.sum for term in terms.values()))
         self.model.zero_grad()
@@ -292,8 +290,7 @@ class Trainer:
         """Evaluate on the fixed held-out rows and show what has been learnt."""
         self.journal.write_rows(wait=True)
         with self.journal.clock.paused(), uncompiled(is_compiled=self.is_compiled):
-            model = self.accelerator.unwrap_model(self.model)
-            model.eval()
+            model = self.distributed.plain().eval()
             sums = RunningSums(self.accelerator.device)
             for batch in evaluation_batches(
                 self.objective.held_out,
@@ -327,13 +324,12 @@ class Trainer:
                 "sums": self.sums.total().state_dict(),
                 "fingerprint": self.fingerprint,
             }
-            model = self.accelerator.unwrap_model(self.model)
             checkpoint = save_checkpoint(
-                self.accelerator,
+                self.distributed,
                 self.run_dir / "checkpoints",
                 step=self.step,
                 state=state,
-                write_config=partial(self.exporter.write_config, model),
+                write_config=partial(self.exporter.write_config, self.distributed.outline),
                 save_total_limit=self.intervals.save_total_limit,
             )
             if on_save is not None and self.accelerator.is_main_process:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
-from bert_pretrain.training.optimizers import (
-    Muon,
-    Schedule,
-    build_optimizers,
-    orthogonalize,
-)
+from bert_pretrain.training.muon import Muon, orthogonalize
+from bert_pretrain.training.optimizers import Schedule, build_optimizers
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 40), (40, 16)])
@@ -58,6 +56,36 @@ def test_a_flagged_update_changes_no_parameter() -> None:
         optimizer.found_inf = torch.ones(())
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_flagged_update_leaves_no_trace_in_the_next_one() -> None:
+    results = []
+    for gradients in ([1.0, float("nan"), 2.0], [1.0, 2.0]):
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(16, 20))
+        direction = torch.randn(16, 20)
+        optimizer = Muon([parameter], lr=0.1, iteration_dtype=torch.float32)
+        for size in gradients:
+            parameter.grad = size * direction
+            optimizer.found_inf = (~torch.isfinite(parameter.grad).all()).float()
+            optimizer.step()
+        results.append(parameter.detach())
+    assert torch.isfinite(results[0]).all()
+    assert torch.equal(*results)
+
+
+def test_the_compiled_iteration_is_the_written_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    results = []
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in ((16, 40), (40, 16))]
+        optimizer = Muon(parameters, lr=0.1, iteration_dtype=torch.float32, is_compiled=is_compiled)
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        results.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)  # float32
 
 
 def test_every_parameter_is_optimised_once_and_only_matrices_decay() -> None:
