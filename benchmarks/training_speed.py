@@ -4,7 +4,8 @@ Stock is transformers' `BertForPreTraining` in its defaults (dropout 0.1, float3
 `DataCollatorForLanguageModeling` and `torch.optim.AdamW`; ours is this package's model, collator
 and AdamW as the default recipe has them (dropout 0, the precision that `--mixed_precision auto`
 would choose). Both train on the same rows, which stock pads to the longest of a batch; tokens are
-real tokens. `--document_sentences 4` makes short rows, as short documents do.
+real tokens. `--document_sentences 4` makes short rows, as short documents do; `--torch_compile`
+measures ours compiled as well.
 """
 
 from __future__ import annotations
@@ -96,7 +97,13 @@ def stock_feature(plan: EpochPlan, store: TokenStore, row: int) -> dict[str, obj
 
 
 def our_step(
-    plan: EpochPlan, store: TokenStore, arguments: argparse.Namespace, size: str, *, bf16: bool
+    plan: EpochPlan,
+    store: TokenStore,
+    arguments: argparse.Namespace,
+    size: str,
+    *,
+    bf16: bool,
+    is_compiled: bool = False,
 ) -> Callable[[np.ndarray], int]:
     """Return a function that makes one update of ours."""
     rule = MaskingRule(
@@ -104,7 +111,12 @@ def our_step(
     )
     ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
     collator = PretrainingCollator(
-        store, rule, **ids, max_seq_length=arguments.max_seq_length, seed=0
+        store,
+        rule,
+        **ids,
+        max_seq_length=arguments.max_seq_length,
+        seed=0,
+        few_shapes=is_compiled,
     )
     model = BertForPreTraining(
         bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
@@ -114,6 +126,7 @@ def our_step(
             module.p = 0.0
     if prefers_written_out_attention(arguments.max_seq_length):
         model.attention = ROWS_WRITTEN_OUT
+    call = torch.compile(model, fullgraph=True, dynamic=False) if is_compiled else model
     (optimizer,) = build_optimizers(
         model, name="adamw", weight_decay=0.01, adam_betas=(0.9, 0.98), adam_epsilon=1e-6
     )
@@ -121,7 +134,7 @@ def our_step(
     def step(rows: np.ndarray) -> int:
         batch = collator.collate([(0, rows, plan.take(rows))])
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**batch).loss
+            loss = call(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -130,10 +143,11 @@ def our_step(
     return step
 
 
-def measure(
-    size: str, arguments: argparse.Namespace, *, bf16: bool
-) -> tuple[list[float], list[float]]:
-    """Return tokens/s of every round, stock and ours; a round times one after the other."""
+def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> list[list[float]]:
+    """Return tokens/s of every round: stock, ours, and ours compiled if that is measured.
+
+    A round times one after the other.
+    """
     store = make_store(arguments.vocab_size, arguments.document_sentences, np.random.default_rng(0))
     plan = plan_epoch(
         store,
@@ -145,11 +159,16 @@ def measure(
         epoch=0,
     )
     tokenizer = make_tokenizer(arguments.vocab_size)
-    steps = (
+    steps = [
         stock_step(plan, store, tokenizer, arguments, size),
         our_step(plan, store, arguments, size, bf16=bf16),
-    )
-    rates: tuple[list[float], list[float]] = ([], [])
+    ]
+    if arguments.torch_compile:
+        steps.append(our_step(plan, store, arguments, size, bf16=bf16, is_compiled=True))
+        for number in range(8):  # as many batches as have all shapes
+            rows = np.arange(arguments.batch_size) + number * arguments.batch_size
+            steps[-1](rows)
+    rates: list[list[float]] = [[] for _ in steps]
     for number in range(arguments.rounds + 1):
         rows = np.arange(arguments.batch_size) + number * arguments.batch_size
         for step, collected in zip(steps, rates, strict=True):
@@ -157,7 +176,7 @@ def measure(
             start = time.perf_counter()
             tokens = sum(step(rows) for _ in range(repeats))
             collected.append(tokens / (time.perf_counter() - start))
-    return rates[0][1:], rates[1][1:]  # the first round warms up
+    return [collected[1:] for collected in rates]  # the first round warms up
 
 
 def main() -> None:
@@ -171,6 +190,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--document_sentences", type=int, default=400, help="mean, at least 2")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--torch_compile", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(cpu_threads(0))
@@ -186,7 +206,7 @@ def main() -> None:
         "ratios by round"
     )
     for size in arguments.sizes:
-        stock, ours = measure(size, arguments, bf16=bf16)
+        stock, ours, *compiled = measure(size, arguments, bf16=bf16)
         ratios = sorted(b / a for a, b in zip(stock, ours, strict=True))
         figures[f"{size}_stock_tokens_per_second"] = statistics.median(stock)
         figures[f"{size}_tokens_per_second"] = statistics.median(ours)
@@ -196,6 +216,14 @@ def main() -> None:
             f"{statistics.median(ours):8,.0f}  "
             f"ratio {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
         )
+        for rates in compiled:
+            gains = sorted(b / a for a, b in zip(ours, rates, strict=True))
+            figures[f"{size}_compiled_tokens_per_second"] = statistics.median(rates)
+            figures[f"{size}_compiled_over_ours_ratio"] = statistics.median(gains)
+            print(
+                f"{size:6} compiled {statistics.median(rates):8,.0f}  over ours "
+                f"{statistics.median(gains):.2f} ({gains[0]:.2f} to {gains[-1]:.2f})"
+            )
     write_results(arguments.json, figures, runs=arguments.rounds)
 
 

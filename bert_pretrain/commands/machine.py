@@ -128,6 +128,12 @@ def batch_layout(
     """
     optimization, num_workers = config.optimization, config.data.dataloader_num_workers
     per_device = per_device or optimization.per_device_train_batch_size
+    if per_device == AUTO and is_sharded(accelerator):
+        raise InputError(
+            "`per_device_train_batch_size` is auto, but under FSDP a process that runs out of "
+            "memory while it tries would leave the others waiting",
+            advice="pass a number",
+        )
     if per_device == AUTO and config.run.objective == "contrastive":
         raise InputError(
             "`per_device_train_batch_size` is auto, but contrastive learning compares the images "
