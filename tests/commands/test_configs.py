@@ -203,7 +203,7 @@ def test_the_slurm_script_goes_back_into_the_queue_when_told(
         env=cluster | {"SECONDS_TO_RUN": "3"},
         cwd=ROOT,
     )
-    while not (record.exists() and record.read_text().count("accelerate") == 2):
+    while not (record.exists() and record.read_text().count("accelerate launch") == 2):
         assert process.poll() is None
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=60) == 0
