@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,27 @@ from bert_pretrain.training.optimizers import OptimizerName, Schedule, build_opt
 from bert_pretrain.training.trainer import Intervals, Trainer
 
 VOCAB, LENGTH = 200, 32
+
+
+def attend_by_bounds(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+) -> torch.Tensor:
+    """Return what an attention kernel without padding does, a row at a time, in any dtype."""
+    parts = []
+    bounds = zip(query_bounds.tolist(), key_bounds.tolist(), strict=True)
+    for (query_begin, key_begin), (query_end, key_end) in pairwise(bounds):
+        asking, rows = query[query_begin:query_end], slice(key_begin, key_end)
+        assert len(asking) <= longest_query
+        assert len(key[rows]) <= longest_key
+        scores = torch.einsum("qhd,khd->hqk", asking, key[rows]) / math.sqrt(key.shape[-1])
+        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[rows]))
+    return torch.cat(parts)
 
 
 def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: Any) -> BertObjective:
@@ -89,9 +112,11 @@ def trainer_of(
     *,
     optimizer: OptimizerName = "muon",
     max_steps: int = 4,
+    num_micro_batches: int = 2,
+    save_steps: int = 0,
     **options: Any,
 ) -> Trainer:
-    """Return a trainer of 8 rows an update in 2 micro-batches."""
+    """Return a trainer of 8 rows an update, in 2 micro-batches unless another number is given."""
     model = objective.build_model()
     return Trainer(
         accelerator,
@@ -112,8 +137,8 @@ def trainer_of(
             name="stable_decay",
             decay_share=0.5,
         ),
-        Intervals(logging=1, evaluation=0, checkpoint=0, save_total_limit=0),
-        BatchLayout(global_batch_size=8, num_micro_batches=2, eval_batch_size=4),
+        Intervals(logging=1, evaluation=0, checkpoint=save_steps, save_total_limit=0),
+        BatchLayout(global_batch_size=8, num_micro_batches=num_micro_batches, eval_batch_size=4),
         run_dir=folder,
         seed=0,
         max_grad_norm=1.0,

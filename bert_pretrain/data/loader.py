@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -126,20 +127,28 @@ def training_windows(
     return iter(loader)
 
 
-def copied_ahead(windows: Iterator[Window], device: torch.device) -> Iterator[Window]:
+def copied_ahead(
+    windows: Iterator[Window],
+    device: torch.device,
+    section: Callable[[str], AbstractContextManager[None]],
+) -> Iterator[Window]:
     """Yield windows on a device, where each is copied while the one before it is computed.
 
     On a GPU the copies run on a stream of their own, one window ahead, so the windows are to be in
-    pinned memory. Elsewhere a window is copied when it is asked for.
+    pinned memory. Elsewhere a window is copied when it is asked for. `section` is told of the time
+    that copies take, see `training.profiling`.
     """
     if device.type != "cuda":
-        yield from (window.to(device) for window in windows)
+        for window in windows:
+            with section("copy"):
+                moved = window.to(device)
+            yield moved
         return
     copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def begin_copy() -> tuple[Window, torch.cuda.Event]:
         window = next(windows)
-        with torch.cuda.stream(copying):
+        with torch.cuda.stream(copying), section("copy"):
             return window.to(device), copying.record_event()
 
     following = begin_copy()

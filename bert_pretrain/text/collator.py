@@ -183,10 +183,8 @@ def computed_tokens(
         MIN_TOKENS_MULTIPLE, is_real.size // num_shapes // MIN_TOKENS_MULTIPLE * MIN_TOKENS_MULTIPLE
     )
     if num_real < is_real.size:
-        count = _round_up(num_real, multiple)
-        if count < is_real.size:
-            index = _first(is_real, count)
-        found["token_index"] = index
+        count = min(_round_up(num_real, multiple), is_real.size)
+        found["token_index"] = index = _first(is_real, count)
     num_pieces = -(-multiple // row_length)
     pieces = np.minimum(num_real + np.arange(1, num_pieces + 1) * row_length, len(index))
     pieces[-1] = len(index)

@@ -38,6 +38,7 @@ class StepProfiler:
         self._profile: Any = None
         self._begun = 0.0
         self._host: dict[str, float] = defaultdict(float)
+        self._inside = 0.0  # seconds of the sections inside the one that is open
         self._marks: list[tuple[str, Any, Any]] = []
 
     @contextlib.contextmanager
@@ -46,11 +47,14 @@ class StepProfiler:
         if self._profile is None:
             yield
             return
-        mark = self._mark()
+        mark, inside = self._mark(), self._inside
+        self._inside = 0.0
         begun = time.perf_counter()
         with record_function(name):
             yield
-        self._host[name] += time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
+        self._host[name] += seconds - self._inside  # what sections inside took is theirs
+        self._inside = inside + seconds
         self._marks.append((name, mark, self._mark()))
 
     def step(self) -> str | None:

@@ -358,7 +358,8 @@ class Trainer:
             num_workers=self.layout.num_workers,
             pin_memory=device.type == "cuda",
         )
-        return copied_ahead((self._counted(window) for window in windows), device)
+        counted = (self._counted(window) for window in windows)
+        return copied_ahead(counted, device, self.profiler.section)
 
     def _counted(self, window: Window) -> Window:
         window.targets = [self.objective.target_counts(batch) for batch in window.micro_batches]

@@ -11,6 +11,7 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from trainers import attend_by_bounds
 from transformers import BertConfig
 
 from bert_pretrain.models.attention_kernels import KERNELS
@@ -83,22 +84,9 @@ def indexed(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def by_bounds(query, key, value, query_bounds, key_bounds, longest_query, longest_key):
-    """What a kernel without padding does, a row at a time."""
-    parts = []
-    for segment in range(len(key_bounds) - 1):
-        asking = query[query_bounds[segment] : query_bounds[segment + 1]]
-        rows = slice(int(key_bounds[segment]), int(key_bounds[segment + 1]))
-        assert len(asking) <= longest_query
-        assert len(key[rows]) <= longest_key
-        scores = torch.einsum("qhd,khd->hqk", asking, key[rows]) / math.sqrt(key.shape[-1])
-        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[rows]))
-    return torch.cat(parts)
-
-
 @pytest.fixture(autouse=True)
 def a_kernel_for_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KERNELS, "by_bounds", by_bounds)
+    monkeypatch.setitem(KERNELS, "by_bounds", attend_by_bounds)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -308,3 +296,32 @@ def test_useful_flops_are_those_of_the_stock_model_less_what_no_loss_reads() -> 
         num_predicted=num_tokens,
     )
     assert formula == 3 * (counter.get_total_flops() - pooled)
+
+
+@pytest.mark.parametrize("attention", ["rows", "rows_written_out", "by_bounds"])
+def test_a_pair_has_the_loss_packed_that_it_has_alone(attention: str) -> None:
+    ours, stock = pair_of_models()
+    ours.attention = attention
+    batch = make_batch()
+    packed = ours(**indexed(batch))
+    mlm_losses = []
+    for row in range(ROWS):
+        length = int(batch["attention_mask"][row].sum())
+        alone = {
+            key: value[row : row + 1, :length] if value.dim() == 2 else value[row : row + 1]
+            for key, value in batch.items()
+        }
+        output = stock(**{k: v for k, v in alone.items() if "label" not in k})
+        torch.testing.assert_close(  # float32
+            packed.seq_relationship_logits[row],
+            output.seq_relationship_logits[0],
+            rtol=1e-5,
+            atol=1e-6,
+        )
+        targets = alone["labels"][0]
+        mlm_losses.append(
+            torch.nn.functional.cross_entropy(
+                output.prediction_logits[0], targets, ignore_index=-100, reduction="sum"
+            )
+        )
+    torch.testing.assert_close(packed.mlm_loss, sum(mlm_losses), rtol=1e-5, atol=0)

@@ -287,19 +287,21 @@ def test_a_loss_reads_cls_and_every_masked_token_row_after_row(
         assert set((read[bounds[row] : bounds[row + 1]] // LENGTH).tolist()) == {row}
 
 
-def test_bounds_keep_rows_and_pieces_of_padding_apart(store: TokenStore) -> None:
-    batch = collate(make_collator(store, few_shapes=True), make_plan(store), np.arange(240), 0)
+@pytest.mark.parametrize("num_rows", [3, 30, 240])
+def test_bounds_keep_rows_and_pieces_of_padding_apart(store: TokenStore, num_rows: int) -> None:
+    collator = make_collator(store, few_shapes=True)
+    batch = collate(collator, make_plan(store), np.arange(num_rows), 0)
     index, read = as_stored(batch)
     bounds, lengths = batch["row_bounds"].tolist(), batch["attention_mask"].sum(dim=1).tolist()
     assert bounds[0] == 0
     for row, length in enumerate(lengths):
         places = index[bounds[row] : bounds[row + 1]]
         assert places.tolist() == list(range(row * LENGTH, row * LENGTH + length))
-    padding = np.diff(bounds[240:])
+    padding = np.diff(bounds[num_rows:])
     assert bounds[-1] == len(index) > sum(lengths)
     assert (padding <= LENGTH).all()
     assert batch["read_bounds"].shape == batch["row_bounds"].shape
-    assert set(batch["read_bounds"][240:].tolist()) == {len(read)}
+    assert set(batch["read_bounds"][num_rows:].tolist()) == {len(read)}
 
 
 @given(st.data())

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from trainers import bert_trainer
 
-SECTIONS = ("data wait", "forward", "backward", "optimizer", "logging", "other")
+SECTIONS = ("copy", "data wait", "forward", "backward", "optimizer", "logging", "other")
 
 
 def test_a_profile_has_a_trace_and_a_table_of_all_sections(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_a_profile_has_a_trace_and_a_table_of_all_sections(tmp_path: Path) -> No
     events = json.loads((tmp_path / "profile/trace.json").read_text())["traceEvents"]
     # Two micro-batches an update.
     names = [event["name"] for event in events if event.get("cat") == "user_annotation"]
-    assert [names.count(name) for name in SECTIONS[:4]] == [3, 6, 6, 3]
+    assert [names.count(name) for name in SECTIONS[:5]] == [3, 3, 6, 6, 3]
 
 
 def test_without_a_profile_nothing_is_written(tmp_path: Path) -> None:
