@@ -19,7 +19,7 @@ from bert_pretrain.training.memory import is_out_of_memory
 
 CompileChoice: TypeAlias = Literal["auto", "on", "off"]
 
-# A graph takes up to a minute and there are a few; it saves a tenth to a third of the time.
+# A graph takes up to a minute, and there are a few.
 _LONG_ENOUGH_STEPS, _LONG_ENOUGH_HOURS = 5_000, 0.5
 _MOST_GRAPHS = 64  # of one function; torch's own limit is 8, after which it stops compiling
 
@@ -30,8 +30,8 @@ def wants_compilation(
     """Return whether a run is to be compiled.
 
     Args:
-        choice: `auto` = on a GPU, where the run is long enough to repay it. On a CPU the gain is
-            small beside attention that is written out.
+        choice: `auto` = on a GPU, where the run is long enough to repay it. On a CPU it gains 5 %
+            (`benchmarks/training_speed.py --torch_compile`) and few runs are that long.
         max_steps: length of the run in updates; 0 = unknown.
         max_hours: length of the run in hours; 0 = not limited.
         device: of the model.

@@ -62,6 +62,20 @@ def test_processes_and_micro_batches_do_not_change_the_curve(
 
 
 @pytest.mark.slow
+def test_two_compiled_processes_have_the_curve_of_one_that_is_not(folder: Path) -> None:
+    flags = [*small_flags(folder), *STEPS, "--optimizer", "adamw", "--max_steps", "8"]
+    run(folder, [*flags, "--torch_compile", "off", "--output_dir", "as-written"])
+    compiled = [*flags, "--torch_compile", "on", "--output_dir", "compiled"]
+    said = run(folder, compiled, num_processes=2)
+    assert "WARNING: the model cannot be compiled" not in said
+    assert json.loads((folder / "compiled/run.json").read_text())["config"]["torch_compile"] == "on"
+    expected = losses(folder / "as-written")
+    for key, value in losses(folder / "compiled").items():
+        allowed = 0.02 if key[2].endswith("accuracy") else 1e-5
+        assert value == pytest.approx(expected[key], rel=1e-5, abs=allowed), key
+
+
+@pytest.mark.slow
 def test_with_dropout_a_layout_has_one_curve_and_another_layout_another(folder: Path) -> None:
     flags = [*small_flags(folder), "--max_steps", "5", "--save_steps", "0", "--dropout", "0.1"]
     curves = []

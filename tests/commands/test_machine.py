@@ -1,0 +1,116 @@
+"""What a run computes on: what cannot be had is refused, what is left open is settled."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bert_pretrain.commands import machine
+from bert_pretrain.commands.machine import batch_layout, build_accelerator, compiles, settle_layout
+from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
+from bert_pretrain.errors import InputError
+from bert_pretrain.training.layout import BatchLayout
+
+AUTO = ("--per_device_train_batch_size", "auto")
+
+
+def processes(number: int = 1, device: str = "cpu") -> Any:
+    return SimpleNamespace(num_processes=number, device=torch.device(device), print=lambda *_: None)
+
+
+def test_bfloat16_is_refused_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "native_precision", lambda: "no")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    with pytest.raises(InputError, match=r"`mixed_precision` is 'bf16'.*fp16 or no on Tesla V100"):
+        build_accelerator(parse_config(["--mixed_precision", "bf16"]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "number", "expected"),
+    [
+        ((), 1, (32, 1)),
+        ((), 2, (32, 1)),
+        (AUTO, 1, (32, 1)),
+        ((*AUTO, "--global_batch_size", "256"), 2, (256, 4)),
+        (("--per_device_train_batch_size", "8"), 2, (16, 1)),
+        (("--per_device_train_batch_size", "8", "--global_batch_size", "64"), 2, (64, 4)),
+        (("--gradient_accumulation_steps", "4"), 2, (256, 4)),
+    ],
+)
+def test_the_rows_of_an_update_do_not_depend_on_the_processes_unless_asked_to(
+    flags: tuple[str, ...], number: int, expected: tuple[int, int]
+) -> None:
+    layout = batch_layout(parse_config(flags), processes(number))
+    assert (layout.global_batch_size, layout.num_micro_batches) == expected
+    assert layout.num_workers == 0
+
+
+class Card:
+    """A trainer on a GPU that takes so many rows at once."""
+
+    def __init__(self, rows: int, layout: BatchLayout) -> None:
+        self.accelerator = processes(2, "cuda")
+        self.layout = layout
+        self.is_compiled = False
+        self.model = torch.nn.Linear(2, 2)
+        self.rows = rows
+
+    def try_pass(self, rows: int) -> None:
+        if rows > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def settled(config: PretrainingConfig, monkeypatch: pytest.MonkeyPatch, rows: int) -> BatchLayout:
+    device = SimpleNamespace(
+        get_device_properties=lambda _: SimpleNamespace(total_memory=2**40),
+        empty_cache=lambda: None,
+        reset_peak_memory_stats=lambda _: None,
+        max_memory_reserved=lambda _: 0,
+    )
+    card = Card(rows, batch_layout(config, processes(2, "cuda")))
+    monkeypatch.setattr(torch, "cuda", device)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    settle_layout(config, card)  # type: ignore[arg-type]
+    return card.layout
+
+
+@pytest.mark.parametrize(("rows", "num_micro_batches"), [(500, 1), (128, 1), (100, 2), (16, 8)])
+def test_auto_takes_the_rows_that_fit_and_keeps_those_of_an_update(
+    monkeypatch: pytest.MonkeyPatch, rows: int, num_micro_batches: int
+) -> None:
+    config = parse_config([*AUTO, "--global_batch_size", "256"])
+    layout = settled(config, monkeypatch, rows)
+    assert layout.global_batch_size == 256
+    assert layout.num_micro_batches == num_micro_batches
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--objective", "contrastive"), "their number decides what is learnt"),
+        ((), "under FSDP"),
+    ],
+)
+def test_auto_is_refused_where_it_would_change_what_is_learnt_or_hang(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], problem: str
+) -> None:
+    if not flags:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=f"`per_device_train_batch_size` is auto.*{problem}"):
+        batch_layout(parse_config([*flags, *AUTO]), processes(2))
+
+
+def test_a_sharded_model_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = parse_config(["--torch_compile", "on"])
+    assert compiles(on, processes(2))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=r"`torch_compile` is on.*FSDP"):
+        compiles(on, processes(2))
+    hours = parse_config(["--recipe", "hours"])
+    assert not compiles(hours, processes(2, "cuda"))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert compiles(hours, processes(2, "cuda"))
