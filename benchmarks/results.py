@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+# A rented machine may have nothing of the project but this checkout.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bert_pretrain.hardware import describe_run
 

@@ -51,6 +51,7 @@ def _computes_in_bfloat16() -> bool:
 # first whose words a card's name contains counts, so that longer ones come first.
 _PEAK_BF16 = {
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,

@@ -28,7 +28,7 @@ from bert_pretrain.training.memory import largest_that_fits
 from bert_pretrain.training.sharding import (
     DDP_OPTIONS,
     check_launcher,
-    is_sharding_asked_for,
+    is_sharded,
     without_accelerates_fsdp,
 )
 from bert_pretrain.training.trainer import Trainer
@@ -87,11 +87,6 @@ def product_dtype(mixed_precision: str) -> torch.dtype:
     return dtypes.get(mixed_precision, torch.float32)
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Return whether the model is sharded among the processes."""
-    return is_sharding_asked_for() and accelerator.num_processes > 1
-
-
 def compiles(config: PretrainingConfig, accelerator: Accelerator) -> bool:
     """Return whether a run is to be compiled.
 
@@ -140,9 +135,15 @@ def batch_layout(
             "of a forward pass: their number decides what is learnt",
             advice="pass a number",
         )
+    if per_device == AUTO and not optimization.global_batch_size:
+        raise InputError(
+            "`per_device_train_batch_size` is auto and `global_batch_size` 0, so that nothing says "
+            "how many rows an update has",
+            advice="pass `global_batch_size` a number, or leave it out",
+        )
     if per_device == AUTO:
-        everything = max(1, optimization.global_batch_size)
-        per_device = _ROWS_WITHOUT_GPU if not torch.accelerator.is_available() else everything
+        has_gpu = torch.accelerator.is_available()
+        per_device = optimization.global_batch_size if has_gpu else _ROWS_WITHOUT_GPU
     global_batch_size, num_micro_batches = divide_rows(
         global_batch_size=optimization.global_batch_size,
         per_device=per_device,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from bert_pretrain.commands.machine import compiles, product_dtype
-from bert_pretrain.config.flags import AUTO, pick
+from bert_pretrain.commands.machine import batch_layout, compiles, product_dtype
+from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
-from bert_pretrain.models.attention_kernels import fastest_attention
+from bert_pretrain.data.processes import gather_on_hosts
+from bert_pretrain.models.attention_choice import fastest_attention
 from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.loading import build_bert, check_bert
 from bert_pretrain.objectives.bert import BertExporter, BertMonitor, BertObjective, text_rows
@@ -69,7 +70,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
             max_seq_length=text.max_seq_length,
             dropout=model.dropout,
         )
-        choose_attention(built, config, accelerator)
+        choose_kernel(built, config, accelerator)
         return built
 
     objective = BertObjective(
@@ -93,21 +94,23 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     return Task(objective, BertMonitor(corpus, tokenizer, held_out), exporter)
 
 
-def choose_attention(
+def choose_kernel(
     model: BertForPreTraining, config: PretrainingConfig, accelerator: Accelerator
 ) -> None:
     """Let a model attend in the way that is fastest on this device, and say what was measured."""
-    num_rows = config.optimization.per_device_train_batch_size
+    layout = batch_layout(config, accelerator)
+    num_passes = layout.num_micro_batches * accelerator.num_processes
     num_heads = model.config.num_attention_heads
-    model.attention, milliseconds = fastest_attention(
+    fastest, milliseconds = fastest_attention(
         accelerator.device,
         product_dtype(accelerator.mixed_precision),
-        num_rows=32 if num_rows == AUTO else num_rows,
+        num_rows=-(-layout.global_batch_size // num_passes),
         row_length=config.text.max_seq_length,
         num_heads=num_heads,
         head_width=model.config.hidden_size // num_heads,
         dropout=config.model.dropout,
     )
+    model.attention = gather_on_hosts(fastest)[0]  # processes may measure differently
     if milliseconds:
         measured = ", ".join(f"{name} {value:.3g} ms" for name, value in milliseconds.items())
         accelerator.print(f"attention by {model.attention} (measured: {measured})")

@@ -261,7 +261,8 @@ class OptimizationArguments:
     gradient_checkpointing: bool = flag(False, "Recompute activations in backward to save memory.")
     skip_nonfinite: int = flag(
         0,
-        "Updates with a gradient that is not finite that a run leaves out; one more ends it.",
+        "Updates with a gradient that is not finite that a run leaves out; one more ends it. "
+        "(fp16 leaves out those that overflow anyway, and ends after 50 in a row.)",
         NON_NEGATIVE,
     )
     num_cpu_threads: int = flag(0, "CPU threads per process; 0 = its share of cores.", THREADS)

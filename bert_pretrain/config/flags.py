@@ -38,6 +38,9 @@ class CountOrAuto(int):
         return "auto" if self == AUTO else super().__repr__()
 
 
+CountOrAuto.__name__ = "number or auto"  # as argparse calls it in its messages
+
+
 @dataclass(frozen=True)
 class Range:
     """The numbers that a flag may be."""

@@ -34,7 +34,7 @@ class RemoteError(Exception):
     """Where an exception was raised, as text: the cause of one that another process sent."""
 
 
-def begin(job: Callable[[], Result]) -> Future[Result]:
+def begin_ahead(job: Callable[[], Result]) -> Future[Result]:
     """Let another process do a job.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bert_pretrain.data.ahead import begin
+from bert_pretrain.data.ahead import begin_ahead
 from bert_pretrain.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -221,7 +221,7 @@ class TrainingStream(Generic[AnyPlan]):
         """Let a plan be made by another process, if that is worth it and not done."""
         key = (epoch, block)
         if self.blocks.are_made_ahead and key not in self._plans and key not in self._ahead:
-            self._ahead = {key: begin(self.blocks.planner(*key))}
+            self._ahead = {key: begin_ahead(self.blocks.planner(*key))}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from torch import Tensor
 from bert_pretrain.data.stream import Place
 from bert_pretrain.errors import TrainingError
 
+# The scale begins at 2^16 and is halved each time: at 2^-34 nothing overflows that is finite.
+_MOST_OVERFLOWS = 50
 _MOST_UNSEEN = 10_000  # updates; a host is a few ahead of its device, or a row of metrics
 
 
@@ -21,9 +23,18 @@ class FiniteGuard:
     that it has asked for meanwhile are not made either.
     """
 
-    def __init__(self, device: torch.device, *, num_allowed: int) -> None:
-        """Begin a run, in which `num_allowed` updates may be skipped."""
-        self.num_allowed = num_allowed
+    def __init__(self, device: torch.device, *, num_allowed: int, is_scaled: bool = False) -> None:
+        """Begin a run.
+
+        Args:
+            device: of the gradients.
+            num_allowed: updates that the whole run may skip.
+            is_scaled: whether losses are scaled for float16. Then gradients overflow now and then,
+                until the scale fits, and only very many skipped updates in a row are too many.
+        """
+        self.num_allowed = max(num_allowed, _MOST_OVERFLOWS) if is_scaled else num_allowed
+        self._is_scaled = is_scaled
+        self._in_a_row = torch.zeros((), device=device)
         # On the device: updates skipped so far, and the number of the first one too many, else 0.
         self._num_skipped = torch.zeros((), device=device)
         self._fatal = torch.zeros((), device=device)
@@ -51,7 +62,9 @@ class FiniteGuard:
         self._unseen.append((step, begin, end))
         is_bad = ~torch.isfinite(grad_norm)
         self._num_skipped = self._num_skipped + is_bad
-        is_fatal = is_bad & (self._num_skipped > self.num_allowed) & (self._fatal == 0)
+        self._in_a_row = torch.where(is_bad, self._in_a_row + 1, 0.0)
+        num_counted = self._in_a_row if self._is_scaled else self._num_skipped
+        is_fatal = is_bad & (num_counted > self.num_allowed) & (self._fatal == 0)
         self._fatal = torch.where(is_fatal, float(step), self._fatal)
         return (is_bad | (self._fatal > 0)).float()
 
@@ -61,17 +74,18 @@ class FiniteGuard:
         Raises:
             TrainingError: too many updates were not finite.
         """
-        for step, begin, end in self._unseen if fatal else ():
-            if step == fatal:
-                raise TrainingError(_explain(step, begin, end, int(num_skipped), self.num_allowed))
+        if not fatal:
+            return
+        rows = [f"from {begin} to {end}" for step, begin, end in self._unseen if step == fatal]
+        raise TrainingError(_explain(int(fatal), rows, int(num_skipped)))
 
 
-def _explain(step: int, begin: Place, end: Place, num_skipped: int, num_allowed: int) -> str:
-    rows = f"from {begin} to {end}"
-    before = f" ({num_skipped - 1} such updates were skipped before it)" if num_allowed else ""
+def _explain(step: int, rows: list[str], num_skipped: int) -> str:
+    where = f" ({rows[0]})" if rows else ""
+    before = f" ({num_skipped - 1} such updates were skipped before it)" if num_skipped > 1 else ""
     return (
-        f"the gradient norm of update {step} is not finite ({rows}){before}; it was not made, and "
-        "no later one. Continue from the last checkpoint with `resume_from_checkpoint` latest and "
-        "a lower `learning_rate`, or `mixed_precision` no; `skip_nonfinite` N skips up to N such "
+        f"the gradient norm of update {step} is not finite{where}{before}; it was not made, and no "
+        "later one. Continue from the last checkpoint with `resume_from_checkpoint` latest and a "
+        "lower `learning_rate`, or `mixed_precision` no; `skip_nonfinite` N skips up to N such "
         "updates"
     )

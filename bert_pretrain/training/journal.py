@@ -122,15 +122,21 @@ class Journal:
         Raises:
             TrainingError: one of them says that the run has diverged.
         """
+        arrived = []
         while self._on_their_way and (wait or self._on_their_way[0].is_ready):
-            self._write_row(self._on_their_way.popleft())
+            arrived.append(self._on_their_way.popleft())
+        for row in arrived:
+            row.others.read()  # waits
+        # Rows that arrive together share the time since those before them.
+        seconds = self.clock.lap() / len(arrived) if arrived else 0.0
+        for row in arrived:
+            self._write_row(row, seconds)
         if wait:
             self._guard.see(*self._guard.numbers.tolist())
 
-    def _write_row(self, row: _Row) -> None:
+    def _write_row(self, row: _Row, seconds: float) -> None:
         grad_norm, num_skipped, fatal = row.others.read()
         self._guard.see(num_skipped, fatal)
-        seconds = self.clock.lap()
         rate = (row.num_units - self._last_units) / seconds
         utilisation = (row.flops - self._last_flops) / seconds / self._peak_flops
         self._last_units, self._last_flops = row.num_units, row.flops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import torch
 from bert_pretrain.errors import TrainingError
 
 GIB = 2**30
+# How the allocator of a CPU, a library of CUDA and CUDA itself say it in errors of no own type.
+_WORDS = ("can't allocate memory", "STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 _SHARE_TO_USE = 0.9  # of a device's memory: fragments, and rows longer than those tried, need some
 
 
@@ -31,12 +34,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory ran out, on a device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 @contextlib.contextmanager
 def explaining_out_of_memory(
-    device: torch.device, *, rows_at_once: int, num_micro_batches: int
+    device: torch.device,
+    *,
+    rows_at_once: int,
+    num_micro_batches: int = 1,
+    parameter: str = "per_device_train_batch_size",
 ) -> Iterator[None]:
     """Turn running out of memory into an error that says what to change.
 
@@ -44,6 +51,7 @@ def explaining_out_of_memory(
         device: where the model is.
         rows_at_once: of a forward pass.
         num_micro_batches: forward passes of an update and process.
+        parameter: which says how many rows a forward pass has.
 
     Raises:
         TrainingError: memory ran out inside the block.
@@ -55,7 +63,7 @@ def explaining_out_of_memory(
             raise
         raise TrainingError(
             f"out of memory{_memory_of(device)} with {rows_at_once} rows in a forward pass; "
-            + _way_out(rows_at_once, num_micro_batches)
+            + _way_out(rows_at_once, num_micro_batches, parameter)
         ) from error
 
 
@@ -66,7 +74,9 @@ def _memory_of(device: torch.device) -> str:
     return f" ({peak_gib(device):.1f} of the device's {total:.1f} GiB were in use)"
 
 
-def _way_out(rows_at_once: int, num_micro_batches: int) -> str:
+def _way_out(rows_at_once: int, num_micro_batches: int, parameter: str) -> str:
+    if parameter == "per_device_eval_batch_size" and rows_at_once > 1:
+        return f"pass `{parameter}` {rows_at_once // 2}, which changes no number but the memory"
     more = "or `gradient_checkpointing`, or a shorter row, or `mixed_precision` bf16"
     if rows_at_once < 2:
         return f"a single row does not fit: pass a smaller model, {more}"
@@ -95,6 +105,7 @@ def largest_that_fits(
     total = torch.cuda.get_device_properties(device).total_memory
     rows = most
     while rows > 1:
+        gc.collect()  # what a failed pass left
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:

@@ -57,13 +57,21 @@ class StepProfiler:
         self._inside = inside + seconds
         self._marks.append((name, mark, self._mark()))
 
-    def step(self) -> str | None:
-        """Say that an update is done; returns the table after the last one that is profiled."""
+    def step(self, *, is_last: bool) -> str | None:
+        """Say that an update is done; returns the table after the last one that is profiled.
+
+        Args:
+            is_last: whether it was the session's last one.
+        """
         self._step += 1
-        if self._num_steps and self._step == _FIRST:
-            self._start()
-        elif self._profile is not None and self._step == _FIRST + self._num_steps:
+        num_done = self._step - _FIRST
+        if self._profile is not None and (is_last or num_done == self._num_steps):
+            self._num_steps = num_done
             return self._finish()
+        if self._num_steps and is_last and num_done <= 0:
+            return f"no profile: the first {_FIRST} updates warm up, and there was no other"
+        if self._num_steps and num_done == 0:
+            self._start()
         return None
 
     def _start(self) -> None:

@@ -45,8 +45,12 @@ _REQUIRED = {
 }
 
 
-def is_sharding_asked_for() -> bool:
-    """Return whether the launcher was asked for FSDP."""
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Return whether the launcher was asked for FSDP, for several processes."""
+    return _is_sharding_asked_for() and accelerator.num_processes > 1
+
+
+def _is_sharding_asked_for() -> bool:
     return _says_true("ACCELERATE_USE_FSDP")
 
 
@@ -67,7 +71,7 @@ def check_launcher(*, mixed_precision: str) -> None:
             advice="pass configs/accelerate/zero2.yaml to the launcher, which shards optimiser "
             "state and gradients as ZeRO-2 does, by torch's FSDP2",
         )
-    if not is_sharding_asked_for():
+    if not _is_sharding_asked_for():
         return
     for name, (required, setting) in _REQUIRED.items():
         value = os.environ.get(name, required).lower()
@@ -120,7 +124,7 @@ class DistributedModel:
             optimizers: of its parameters, without state.
         """
         self.accelerator = accelerator
-        self.is_sharded = accelerator.num_processes > 1 and is_sharding_asked_for()
+        self.is_sharded = is_sharded(accelerator)
         if self.is_sharded:
             # In evaluation mode Accelerate places the model and its autocast and wraps nothing.
             self.module = self.trained = accelerator.prepare_model(model, evaluation_mode=True)

@@ -122,8 +122,16 @@ class Trainer:
         self.place = Place()
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
-        self.guard = FiniteGuard(accelerator.device, num_allowed=skip_nonfinite)
-        self.profiler = StepProfiler(profile_steps, run_dir / "profile", accelerator.device)
+        self.guard = FiniteGuard(
+            accelerator.device,
+            num_allowed=skip_nonfinite,
+            is_scaled=accelerator.scaler is not None,
+        )
+        self.profiler = StepProfiler(
+            profile_steps if accelerator.is_main_process else 0,
+            run_dir / "profile",
+            accelerator.device,
+        )
         self.journal = Journal(
             accelerator,
             self.guard,
@@ -198,7 +206,7 @@ class Trainer:
                     if is_over or _is_due(self.step, self.intervals.logging):
                         self._log(learning_rate, grad_norm)
                     self.journal.write_rows(wait=self.accelerator.device.type == "cpu")
-                if table := self.profiler.step():
+                if table := self.profiler.step(is_last=is_over):
                     self.journal.print(table)
                 if is_over or _is_due(self.step, self.intervals.evaluation):
                     self.evaluate(is_last=is_over)
@@ -242,10 +250,12 @@ class Trainer:
         parts, _ = stream.take(Place(), num_rows or self.rows_at_once)
         batch = self._to_device(stream.collator.collate(parts))
         self.model.train()
-        with self.distributed.synchronized(is_last=False):
-            terms = self.objective.loss_terms(self.model, batch)
-            self.accelerator.backward(sum(term.sum for term in terms.values()))
-        self.model.zero_grad()
+        try:
+            with self.distributed.synchronized(is_last=False):
+                terms = self.objective.loss_terms(self.model, batch)
+                self.accelerator.backward(sum(term.sum for term in terms.values()))
+        finally:
+            self.model.zero_grad()
 
     def _seed_dropout(self, micro_batch: int) -> None:
         """Make dropout a function of the place in the run, so that a resumed run draws the same.
@@ -266,30 +276,30 @@ class Trainer:
         return {name: max(1.0, count) for name, count in zip(names, counts, strict=True)}
 
     def _step_optimizers(self, learning_rate: float, grad_norm: Tensor, *, end: Place) -> None:
-        scaler = self.accelerator.scaler
-        if scaler is None:
-            found_inf = self.guard.found_inf(grad_norm, self.step + 1, self.place, end)
+        found_inf = self.guard.found_inf(grad_norm, self.step + 1, self.place, end)
         for prepared in self.optimizers:
             optimizer = prepared.optimizer
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["rate_ratio"]
-            if scaler is None:
-                # The hook by which torch's own gradient scaler makes fused optimisers skip an
-                # update on the device.
-                optimizer.found_inf = found_inf
-                optimizer.step()
-            else:
-                # Under float16 overflows are expected now and then: the scaler skips those updates.
-                scaler.step(optimizer)
+            # The hook by which torch's own gradient scaler makes fused optimisers skip an update on
+            # the device. The scaler itself would decide for each optimiser by its own gradients.
+            optimizer.found_inf = found_inf
+            optimizer.step()
             optimizer.zero_grad()
-        if scaler is not None:
-            scaler.update()  # once for all optimisers: it forgets that gradients are unscaled
+        if self.accelerator.scaler is not None:  # float16: a lower scale where gradients overflow
+            self.accelerator.scaler.update()
 
     @torch.no_grad()
     def evaluate(self, *, is_last: bool) -> None:
         """Evaluate on the fixed held-out rows and show what has been learnt."""
         self.journal.write_rows(wait=True)
-        with self.journal.clock.paused(), uncompiled(is_compiled=self.is_compiled):
+        explaining = explaining_out_of_memory(
+            self.accelerator.device,
+            rows_at_once=self.layout.eval_batch_size,
+            parameter="per_device_eval_batch_size",
+        )
+        compiler = uncompiled(is_compiled=self.is_compiled)
+        with self.journal.clock.paused(), compiler, explaining:
             model = self.distributed.plain().eval()
             sums = RunningSums(self.accelerator.device)
             for batch in evaluation_batches(

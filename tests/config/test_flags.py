@@ -168,4 +168,4 @@ def test_auto_is_a_word_not_a_number(capsys: pytest.CaptureFixture[str]) -> None
     for wrong in ("-1", "some", "1.5"):
         with pytest.raises(SystemExit):
             optimization(spelling, wrong)
-        assert f"invalid CountOrAuto value: '{wrong}'" in capsys.readouterr().err
+        assert f"invalid number or auto value: '{wrong}'" in capsys.readouterr().err

@@ -15,15 +15,15 @@ import numpy as np
 import psutil
 import pytest
 
-from bert_pretrain.data.ahead import begin
+from bert_pretrain.data.ahead import begin_ahead
 from bert_pretrain.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
 import sys, time
 from functools import partial
-from bert_pretrain.data.ahead import begin
-future = begin(partial(time.sleep, 600))
+from bert_pretrain.data.ahead import begin_ahead
+future = begin_ahead(partial(time.sleep, 600))
 time.sleep(float(sys.argv[1]))
 """
 
@@ -47,19 +47,19 @@ def start_parent(seconds: float) -> tuple[subprocess.Popen[bytes], psutil.Proces
 
 
 def test_a_result_of_many_bytes_comes_back_whole() -> None:
-    numbers = begin(partial(np.arange, 1_000_000)).result(timeout=60)
+    numbers = begin_ahead(partial(np.arange, 1_000_000)).result(timeout=60)
     assert np.array_equal(numbers, np.arange(1_000_000))
 
 
 def test_another_process_does_the_work_and_is_gone_afterwards() -> None:
-    pid = begin(os.getpid).result(timeout=60)
+    pid = begin_ahead(os.getpid).result(timeout=60)
     assert pid != os.getpid()
     assert not psutil.pid_exists(pid)
 
 
 def test_an_error_arrives_as_it_was_raised() -> None:
     with pytest.raises(InputError) as caught:
-        begin(partial(refuse, -1)).result(timeout=60)
+        begin_ahead(partial(refuse, -1)).result(timeout=60)
     error = caught.value
     assert (error.parameter, error.value, error.advice) == ("seed", -1, "choose another")
     assert "in refuse" in str(error.__cause__)  # where it was raised, for whoever debugs
@@ -67,7 +67,7 @@ def test_an_error_arrives_as_it_was_raised() -> None:
 
 def test_a_process_that_is_ended_is_an_error_that_says_so() -> None:
     with pytest.raises(RuntimeError, match=r"ended with status -9"):
-        begin(partial(signal.raise_signal, signal.SIGKILL)).result(timeout=60)
+        begin_ahead(partial(signal.raise_signal, signal.SIGKILL)).result(timeout=60)
 
 
 def test_the_work_ends_with_a_run_that_is_killed() -> None:
@@ -85,7 +85,7 @@ def test_a_run_that_is_over_does_not_wait_for_it() -> None:
 
 def test_a_process_that_plans_imports_no_torch() -> None:
     """It would take half a gigabyte and seconds on every rank."""
-    assert not begin(torch_after_planner).result(timeout=60)
+    assert not begin_ahead(torch_after_planner).result(timeout=60)
 
 
 def torch_after_planner() -> bool:

@@ -37,6 +37,19 @@ def test_a_single_row_that_does_not_fit_is_not_to_be_halved() -> None:
         raise MemoryError
 
 
+def test_an_evaluation_that_runs_out_names_its_own_flag() -> None:
+    explaining = memory.explaining_out_of_memory(
+        CPU, rows_at_once=64, parameter="per_device_eval_batch_size"
+    )
+    outer = memory.explaining_out_of_memory(CPU, rows_at_once=32)
+    with (
+        pytest.raises(TrainingError, match=r"64 rows.*pass `per_device_eval_batch_size` 32"),
+        outer,
+        explaining,
+    ):
+        raise RuntimeError("CUDA error: out of memory")
+
+
 def test_other_errors_pass() -> None:
     with (
         pytest.raises(RuntimeError, match="shapes"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from trainers import bert_trainer
 
 SECTIONS = ("copy", "data wait", "forward", "backward", "optimizer", "logging", "other")
@@ -27,3 +29,17 @@ def test_a_profile_has_a_trace_and_a_table_of_all_sections(tmp_path: Path) -> No
 def test_without_a_profile_nothing_is_written(tmp_path: Path) -> None:
     bert_trainer(Accelerator(cpu=True), tmp_path, max_steps=8).train()
     assert not (tmp_path / "profile").exists()
+
+
+def test_a_run_shorter_than_its_profile_says_what_there_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bert_trainer(Accelerator(cpu=True), tmp_path, profile_steps=20, max_steps=8).train()
+    assert (tmp_path / "profile/table.txt").read_text().startswith("3 updates, ")
+    capsys.readouterr()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    short = tmp_path / "short"
+    short.mkdir()
+    bert_trainer(Accelerator(cpu=True), short, profile_steps=20, max_steps=4).train()
+    assert "no profile: the first 5 updates warm up" in capsys.readouterr().out
+    assert not (short / "profile").exists()

@@ -13,9 +13,11 @@ import torch
 from accelerate import Accelerator
 from tiny_task import Line, line_trainer
 
+from bert_pretrain.data.stream import Place
 from bert_pretrain.errors import TrainingError
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.training.checkpoint import read_state
+from bert_pretrain.training.finite import FiniteGuard
 from bert_pretrain.training.trainer import Trainer
 
 
@@ -93,6 +95,35 @@ def test_an_overflow_under_float16_skips_its_update_and_is_null_in_the_metrics(
     assert torch.equal(before[0], before[1])  # the second update was not made
     assert [row["grad_norm"] is None for row in rows_of(tmp_path, "train")] == [False, True]
     assert accelerator.scaler.get_scale() == 512.0
+
+
+def test_an_overflow_that_one_optimiser_sees_keeps_all_from_their_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = line_trainer(scaled(monkeypatch, Accelerator(cpu=True)), tmp_path, max_steps=1)
+    weight = trainer.distributed.trained.weight
+    weight.register_hook(lambda gradient: gradient * float("inf"))  # the bias's stays finite
+    trainer.train()
+    assert all(map(torch.equal, trainer.distributed.trained.parameters(), Line().parameters()))
+    assert trainer.accelerator.scaler.get_scale() == 512.0
+
+
+def test_float16_that_overflows_for_ever_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator = scaled(monkeypatch, Accelerator(cpu=True))
+    trainer = line_trainer(accelerator, tmp_path, max_steps=80, infinite_at=tuple(range(40)))
+    with pytest.raises(TrainingError, match=r"update 51 is not finite.*50 such updates"):
+        trainer.train()
+
+
+def test_an_update_that_ended_a_run_is_not_forgotten(tmp_path: Path) -> None:
+    guard = FiniteGuard(torch.device("cpu"), num_allowed=0)
+    guard.found_inf(torch.tensor(float("nan")), 1, Place(), Place(0, 0, 8))
+    for step in range(2, 10_005):
+        guard.found_inf(torch.tensor(1.0), step, Place(), Place(0, 0, 8))
+    with pytest.raises(TrainingError, match="update 1 is not finite; it was not made"):
+        guard.see(*guard.numbers.tolist())
 
 
 def test_without_a_scaler_an_infinite_gradient_ends_the_run_before_its_update(
