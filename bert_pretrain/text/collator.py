@@ -175,44 +175,49 @@ def computed_tokens(
         `masked_reads` (R - B,): those of the R that are not a row's [CLS].
     """
     num_rows, row_length = attention_mask.shape
-    is_real = attention_mask.ravel() != 0
-    index = np.arange(is_real.size)
+    lengths = attention_mask.sum(axis=1)
+    num_places, num_real = attention_mask.size, int(lengths.sum())
+    multiple = num_places // num_shapes // MIN_TOKENS_MULTIPLE * MIN_TOKENS_MULTIPLE
+    multiple = max(MIN_TOKENS_MULTIPLE, multiple)
+    num_tokens = min(_round_up(num_real, multiple), num_places)
+    index = _first(attention_mask.ravel() != 0, num_tokens)
     found: dict[str, NDArray[np.integer[Any]]] = {}
-    num_real = int(is_real.sum())
-    multiple = max(
-        MIN_TOKENS_MULTIPLE, is_real.size // num_shapes // MIN_TOKENS_MULTIPLE * MIN_TOKENS_MULTIPLE
-    )
-    if num_real < is_real.size:
-        count = min(_round_up(num_real, multiple), is_real.size)
-        found["token_index"] = index = _first(is_real, count)
+    if num_real < num_places:
+        found["token_index"] = index
     num_pieces = -(-multiple // row_length)
-    pieces = np.minimum(num_real + np.arange(1, num_pieces + 1) * row_length, len(index))
-    pieces[-1] = len(index)
-    ends = np.cumsum(attention_mask.sum(axis=1))
-    found["row_bounds"] = np.concatenate([[0], ends, pieces]).astype(np.int32)
+    ends_of_pieces = num_real + row_length * np.arange(1, num_pieces + 1)
+    ends = np.concatenate([[0], np.cumsum(lengths), np.minimum(ends_of_pieces, num_tokens)])
+    found["row_bounds"] = ends.astype(np.int32)
 
     num_slots = 1 + masked_positions.shape[1]
-    is_read = np.concatenate(
-        [np.ones((num_rows, 1), dtype=bool), masked_positions >= 0], axis=1
-    ).ravel()
-    num_read = num_rows + _round_up(int(is_read.sum()) - num_rows, READ_MULTIPLE)
+    num_read = num_rows + _round_up(int((masked_positions >= 0).sum()), READ_MULTIPLE)
     if has_static_reads:
         # No row has more masked tokens than its share of K, half a token and one.
         per_token = (num_slots - 0.5) / row_length
-        num_read = num_rows + _round_up(int(len(index) * per_token) + num_rows, READ_MULTIPLE)
-    read_slot = np.sort(_first(is_read, min(num_read, is_read.size)))
+        num_read = num_rows + _round_up(int(num_tokens * per_token) + num_rows, READ_MULTIPLE)
+    read_slot = _slots_to_read(masked_positions, num_read)
     row, slot = np.divmod(read_slot, num_slots)
-    columns = np.where(slot > 0, masked_positions[row, np.maximum(slot - 1, 0)], 0)
-    place_of_token = np.empty(is_real.size, dtype=np.int64)
-    place_of_token[index] = np.arange(len(index))
-    first_reads = np.searchsorted(row, np.arange(num_rows))
-    ends_of_reads = np.full(num_pieces + 1, len(read_slot))
+    column = np.where(slot > 0, masked_positions[row, slot - 1], 0).clip(min=0)
+    place_of_token = np.empty(num_places, dtype=np.int64)
+    place_of_token[index] = np.arange(num_tokens)
+    bounds = np.full(len(ends), len(read_slot))
+    bounds[:num_rows] = np.flatnonzero(slot == 0)
     return found | {
-        "read_index": place_of_token[row * row_length + np.maximum(columns, 0)],
+        "read_index": place_of_token[row * row_length + column],
         "read_slot": read_slot,
-        "read_bounds": np.concatenate([first_reads, ends_of_reads]).astype(np.int32),
+        "read_bounds": bounds.astype(np.int32),
         "masked_reads": np.flatnonzero(slot > 0),
     }
+
+
+def _slots_to_read(masked_positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return which slots, row * (1 + K) + slot, a loss reads, ascending and `count` at most.
+
+    Slot 0 of a row is its [CLS]; the others are those of `masked_positions` (B, K). Unused ones
+    fill up.
+    """
+    is_read = np.pad(masked_positions >= 0, ((0, 0), (1, 0)), constant_values=True)
+    return np.sort(_first(is_read.ravel(), count))
 
 
 def _round_up(count: int, multiple: int) -> int:
