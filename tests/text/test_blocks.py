@@ -366,7 +366,9 @@ def test_plans_made_ahead_by_a_process_are_those_made_here(
 ) -> None:
     begun: list[Any] = []
     monkeypatch.setattr(
-        streams, "begin", lambda job, begin=streams.begin: begun.append(job) or begin(job)
+        streams,
+        "begin_ahead",
+        lambda job, begin=streams.begin_ahead: begun.append(job) or begin(job),
     )
     monkeypatch.setitem(text_blocks._ROWS_WORTH_A_PROCESS, "exact", 1)
     ahead, inline = make_stream(store_on_disk, rows=200), make_stream(store, rows=200)
@@ -397,7 +399,7 @@ def test_an_error_of_a_process_arrives_as_if_it_were_made_here(
         replace(good, documents=np.arange(1)).planner(1, 0)()
     stream = TrainingStream(good, None, identity={})  # type: ignore[arg-type]
     bad = replace(good, documents=np.arange(1)).planner(1, 0)
-    monkeypatch.setattr(streams, "begin", lambda _, begin=streams.begin: begin(bad))
+    monkeypatch.setattr(streams, "begin_ahead", lambda _, begin=streams.begin_ahead: begin(bad))
     _, place = stream.take(Place(), len(stream.plan(0)))
     with pytest.raises(InputError) as remote:
         stream.take(place, 1)
