@@ -43,6 +43,7 @@ def explaining_out_of_memory(
     *,
     rows_at_once: int,
     num_micro_batches: int = 1,
+    global_batch_size: int = 0,
     parameter: str = "per_device_train_batch_size",
 ) -> Iterator[None]:
     """Turn running out of memory into an error that says what to change.
@@ -51,6 +52,7 @@ def explaining_out_of_memory(
         device: where the model is.
         rows_at_once: of a forward pass.
         num_micro_batches: forward passes of an update and process.
+        global_batch_size: rows of an update.
         parameter: which says how many rows a forward pass has.
 
     Raises:
@@ -63,7 +65,7 @@ def explaining_out_of_memory(
             raise
         raise TrainingError(
             f"out of memory{_memory_of(device)} with {rows_at_once} rows in a forward pass; "
-            + _way_out(rows_at_once, num_micro_batches, parameter)
+            + _way_out(rows_at_once, num_micro_batches, global_batch_size, parameter)
         ) from error
 
 
@@ -74,16 +76,18 @@ def _memory_of(device: torch.device) -> str:
     return f" ({peak_gib(device):.1f} of the device's {total:.1f} GiB were in use)"
 
 
-def _way_out(rows_at_once: int, num_micro_batches: int, parameter: str) -> str:
+def _way_out(
+    rows_at_once: int, num_micro_batches: int, global_batch_size: int, parameter: str
+) -> str:
     if parameter == "per_device_eval_batch_size" and rows_at_once > 1:
         return f"pass `{parameter}` {rows_at_once // 2}, which changes no number but the memory"
     more = "or `gradient_checkpointing`, or a shorter row, or `mixed_precision` bf16"
     if rows_at_once < 2:
         return f"a single row does not fit: pass a smaller model, {more}"
     return (
-        f"pass `per_device_train_batch_size` {rows_at_once // 2} together with `global_batch_size` "
-        f"as it was (an update then takes {2 * num_micro_batches} forward passes and stays the "
-        f"same), {more}"
+        f"pass `per_device_train_batch_size` {rows_at_once // 2} with `global_batch_size` "
+        f"{global_batch_size} (an update then takes {2 * num_micro_batches} forward passes and "
+        f"stays the same), {more}"
     )
 
 

@@ -177,6 +177,7 @@ class Trainer:
             self.accelerator.device,
             rows_at_once=self.rows_at_once,
             num_micro_batches=self.layout.num_micro_batches,
+            global_batch_size=self.layout.global_batch_size,
         )
 
     def train(self, *, on_save: Callable[[Path], None] | None = None) -> None:

@@ -23,8 +23,13 @@ CPU = torch.device("cpu")
 )
 def test_out_of_memory_names_flags_with_numbers(error: Exception) -> None:
     with (
-        pytest.raises(TrainingError, match=r"64 rows.*per_device_train_batch_size` 32.*6 forward"),
-        memory.explaining_out_of_memory(CPU, rows_at_once=64, num_micro_batches=3),
+        pytest.raises(
+            TrainingError,
+            match=r"64 rows.*train_batch_size` 32 with `global_batch_size` 192.*6 forw",
+        ),
+        memory.explaining_out_of_memory(
+            CPU, rows_at_once=64, num_micro_batches=3, global_batch_size=192
+        ),
     ):
         raise error
 
