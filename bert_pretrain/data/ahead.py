@@ -73,7 +73,8 @@ def serve() -> None:
     """Do the job that stdin gives and write what came of it to stdout; the process's program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the parent as well
     Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
-    os.nice(_NICENESS)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(_NICENESS)
     with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(2, 1)  # what the job prints is no part of the answer
         try:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import resource
+import math
 import sys
 from collections.abc import Callable, Iterator
 
 import torch
 
 from bert_pretrain.errors import TrainingError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 GIB = 2**30
 # How the allocator of a CPU, a library of CUDA and CUDA itself say it in errors of no own type.
@@ -22,10 +27,12 @@ def peak_gib(device: torch.device) -> float:
     """Return the most memory in GiB that tensors took on a GPU, or that the process took on a CPU.
 
     On a GPU it is the peak since `torch.cuda.reset_peak_memory_stats`, else since the process
-    began.
+    began; NaN where the system does not tell (Windows).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
+    if resource is None:
+        return math.nan
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / (GIB if sys.platform == "darwin" else GIB / 1024)  # bytes there, else KiB
 

@@ -304,6 +304,16 @@ def test_bounds_keep_rows_and_pieces_of_padding_apart(store: TokenStore, num_row
     assert set(batch["read_bounds"][num_rows:].tolist()) == {len(read)}
 
 
+def test_reads_that_follow_from_the_tokens_hold_the_masks_of_the_shortest_rows() -> None:
+    num_rows, row_length, num_slots = 64, 32, 5
+    real = np.arange(row_length) < np.full((num_rows, 1), 4)
+    masked = np.where(np.arange(num_slots) < 1, 1, -1).repeat(num_rows).reshape(-1, num_rows).T
+    found = computed_tokens(real.astype(int), masked, num_shapes=16, has_static_reads=True)
+    # A masked token of each row, as few as there is one of: more than 15 % of four tokens.
+    rows = np.arange(num_rows)
+    assert set(rows * (1 + num_slots) + 1) <= set(found["read_slot"])
+
+
 @given(st.data())
 def test_few_shapes_are_few_and_the_reads_follow_from_the_tokens(data: st.DataObject) -> None:
     num_rows, row_length, probability = 64, 32, 0.15

@@ -71,6 +71,21 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+def test_evaluations_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    trainer = bert_trainer(Accelerator(cpu=True), tmp_path, is_compiled=True)
+    trainer.check_compiled("on")
+    assert len(compiled) == 1
+    trainer.evaluate(is_last=False)
+    assert len(compiled) == 1
+
+
 def broken(*_: object, **__: object) -> None:
     raise RuntimeError("no compiler\nof any kind")
 

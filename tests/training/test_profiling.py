@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from trainers import bert_trainer
+
+from bert_pretrain.training import profiling
+from bert_pretrain.training.profiling import StepProfiler
 
 SECTIONS = ("copy", "data wait", "forward", "backward", "optimizer", "logging", "other")
 
@@ -24,6 +29,23 @@ def test_a_profile_has_a_trace_and_a_table_of_all_sections(tmp_path: Path) -> No
     # Two micro-batches an update.
     names = [event["name"] for event in events if event.get("cat") == "user_annotation"]
     assert [names.count(name) for name in SECTIONS[:5]] == [3, 3, 6, 6, 3]
+
+
+def test_the_time_of_a_section_inside_another_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(profiling, "time", SimpleNamespace(perf_counter=lambda: now))
+    profiler = StepProfiler(5, tmp_path, torch.device("cpu"))
+    monkeypatch.setattr(profiler, "_profile", "running")
+    with profiler.section("data wait"):
+        now += 3.0
+        with profiler.section("copy"):
+            now += 2.0
+        now += 1.0
+    with profiler.section("forward"):
+        now += 5.0
+    assert dict(profiler._host) == {"copy": 2.0, "data wait": 4.0, "forward": 5.0}
 
 
 def test_without_a_profile_nothing_is_written(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bert_pretrain.errors import TrainingError
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.training.checkpoint import read_state
 from bert_pretrain.training.finite import FiniteGuard
+from bert_pretrain.training.metrics import RunningSums
 from bert_pretrain.training.trainer import Trainer
 
 
@@ -115,6 +116,37 @@ def test_float16_that_overflows_for_ever_ends_the_run(
     trainer = line_trainer(accelerator, tmp_path, max_steps=80, infinite_at=tuple(range(40)))
     with pytest.raises(TrainingError, match=r"update 51 is not finite.*50 such updates"):
         trainer.train()
+
+
+def test_overflows_that_are_not_in_a_row_do_not_end_a_float16_run() -> None:
+    guard = FiniteGuard(torch.device("cpu"), num_allowed=0, is_scaled=True)
+    for step in range(1, 201):  # every second one overflows, as at a scale that grows too often
+        norm = torch.tensor(float("inf") if step % 2 else 1.0)
+        found = guard.found_inf(norm, step, Place(), Place(0, 0, 8))
+        assert bool(found) is bool(step % 2)
+    assert guard.numbers.tolist() == [100, 0]
+    guard.see(*guard.numbers.tolist())
+
+
+def test_rows_that_arrive_together_share_the_time_since_those_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(
+        "bert_pretrain.training.metrics.time", SimpleNamespace(perf_counter=lambda: now)
+    )
+    journal = line_trainer(Accelerator(cpu=True), tmp_path, peak_flops=1000.0).journal
+    journal.start(0)
+    for step in (1, 2):
+        journal.count(8, 48.0)
+        sums = RunningSums(torch.device("cpu"))
+        sums.add({"line": LossTerm(torch.ones(()))}, {"line": 1})
+        journal.begin_row({"split": "train", "step": step}, sums.total(), torch.ones(()))
+    now = 4.0
+    journal.write_rows()
+    rows = rows_of(tmp_path, "train")
+    assert [row["numbers_per_second"] for row in rows] == [4.0, 4.0]  # 8 in 2 seconds each
+    assert [row["mfu"] for row in rows] == [0.024, 0.024]  # 48 operations in 2 seconds of 1000
 
 
 def test_an_update_that_ended_a_run_is_not_forgotten(tmp_path: Path) -> None:
