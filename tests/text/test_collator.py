@@ -305,7 +305,8 @@ def test_bounds_keep_rows_and_pieces_of_padding_apart(store: TokenStore, num_row
 
 
 def test_reads_that_follow_from_the_tokens_hold_the_masks_of_the_shortest_rows() -> None:
-    num_rows, row_length, num_slots = 64, 32, 5
+    # So many that rounding up alone would not make room for all.
+    num_rows, row_length, num_slots = 128, 32, 5
     real = np.arange(row_length) < np.full((num_rows, 1), 4)
     masked = np.where(np.arange(num_slots) < 1, 1, -1).repeat(num_rows).reshape(-1, num_rows).T
     found = computed_tokens(real.astype(int), masked, num_shapes=16, has_static_reads=True)
