@@ -113,8 +113,13 @@ def command(flags: list[str], *, num_processes: int = 1) -> list[str]:
 
 def run(folder: Path, flags: list[str], *, num_processes: int = 1) -> str:
     """Run to the end and return what was printed."""
+    return finished(command(flags, num_processes=num_processes), folder)
+
+
+def finished(words: list[str], folder: Path) -> str:
+    """Return what a command printed that ran to its end in `folder`."""
     done = subprocess.run(
-        command(flags, num_processes=num_processes),
+        words,
         env=environment(folder),
         cwd=folder,
         capture_output=True,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from runs import ROOT, environment, metrics, run_here, small_flags
+from runs import ROOT, environment, finished, metrics, run_here, small_flags
 
 CONFIGS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 SCRIPT = ROOT / "configs/slurm/pretrain.sbatch"
@@ -62,17 +62,9 @@ def test_accelerate_launch_runs_it_on_processors_with_the_same_losses(
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
     launcher += ["--num_processes", str(num_processes), "--main_process_port", "0"]
     flags = [*small_flags(folder), *STEPS, "--output_dir", path.stem]
-    done = subprocess.run(
-        [*launcher, str(ROOT / "run_pretraining.py"), *flags],
-        env=environment(folder),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{num_processes} process(es)" in done.stdout
-    assert ("sharded" in done.stdout.splitlines()[0]) == (path.stem in ("fsdp2", "zero2"))
+    said = finished([*launcher, str(ROOT / "run_pretraining.py"), *flags], folder)
+    assert f"{num_processes} process(es)" in said
+    assert ("sharded" in said.splitlines()[0]) == (path.stem in ("fsdp2", "zero2"))
     assert train_losses(folder / path.stem) == pytest.approx(reference, rel=1e-5)  # float32
 
 

@@ -64,15 +64,8 @@ def assert_equal_curves(one: Path, other: Path) -> None:
 
 # The gathered negatives of two processes are those of one; reconstruction does not couple images at
 # all.
-@pytest.mark.parametrize(
-    "name",
-    [
-        "triplet",
-        pytest.param("denoising", marks=pytest.mark.slow),
-        pytest.param("masked", marks=pytest.mark.slow),
-        pytest.param("nt_xent", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["triplet", "denoising", "masked", "nt_xent"])
 def test_two_processes_train_as_one(folder: Path, name: str) -> None:
     run(folder, flags_of(name, folder, f"{name}-1"))
     run(folder, flags_of(name, folder, f"{name}-2"), num_processes=2)

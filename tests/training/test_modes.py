@@ -38,19 +38,7 @@ def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 # Like the kernels of a GPU, one operation to a compiler.
-@torch.library.custom_op("tests::attend_by_bounds", mutates_args=())
-def opaque(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_bounds: torch.Tensor,
-    key_bounds: torch.Tensor,
-    longest_query: int,
-    longest_key: int,
-) -> torch.Tensor:
-    return attend_by_bounds(
-        query, key, value, query_bounds, key_bounds, longest_query, longest_key
-    ).contiguous()
+opaque = torch.library.custom_op("tests::attend_by_bounds", attend_by_bounds, mutates_args=())
 
 
 @opaque.register_fake
