@@ -14,7 +14,7 @@ is compiled as well. All get the same batches, ready on the device; stock's own 
 it more.
 
 The text is made up: ids of a Zipf distribution in documents of sentences. MFU counts useful FLOPs
-(`bert_pretrain.models.bert.bert_flops`) over the data sheet's dense bfloat16 peak of the card, or
+(`bert_pretrain.models.flops`) over the data sheet's dense bfloat16 peak of the card, or
 over what a large matrix product reaches where the card is not in the table.
 """
 
@@ -42,7 +42,8 @@ from bert_pretrain.data.stream import HeldOutRows, Place, TrainingStream, WholeE
 from bert_pretrain.hardware import known_peak_flops
 from bert_pretrain.models.attention_choice import fastest_attention, usable_attentions
 from bert_pretrain.models.attention_kernels import ROWS
-from bert_pretrain.models.bert import BertForPreTraining, bert_config, bert_flops
+from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.flops import TextFlops
 from bert_pretrain.objectives.bert import BertObjective
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.text.collator import PretrainingCollator
@@ -305,12 +306,8 @@ class Check:
         seconds = self.time(step, warmup=1 if few else 5, repeats=2 if few else 10)
         lengths = [batch["attention_mask"].sum(dim=1) for batch in batches]
         num_tokens = sum(int(length.sum()) for length in lengths) / len(batches)
-        flops = bert_flops(
-            model.config,
-            num_tokens=int(num_tokens),
-            num_attended=sum(int((length**2).sum()) for length in lengths) // len(batches),
-            num_predicted=sum(int((b["labels"] != -100).sum()) for b in batches) // len(batches),
-        )
+        num_predicted = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+        flops = TextFlops.of(model).count(torch.cat(lengths), num_predicted) / len(batches)
         name = f"{size}_{length}_{variant}"
         self.figures[f"{name}_tokens_per_second"] = num_tokens / seconds
         self.figures[f"{name}_mfu"] = flops / seconds / self.peak
@@ -324,7 +321,6 @@ class Check:
             rows.training,
             rows.held_out,
             lambda: self.model(size, 128, "ours_packed").cpu(),
-            with_pairs=True,
             token_counts=None,
         )
         precision = "bf16" if self.device.type == "cuda" else "no"

@@ -100,7 +100,6 @@ def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: An
         TrainingStream(WholeEpochs(plan), collators[0], identity={}),
         HeldOutRows(plan(0), np.arange(12), collators[1]),
         make_model,
-        with_pairs=with_pairs,
         token_counts=None,
     )
 

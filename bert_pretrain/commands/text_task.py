@@ -1,16 +1,18 @@
-"""The task of a BERT: from flags to rows, model, monitor and exporter."""
+"""The task of a text encoder: from flags to rows, model, monitor and exporter."""
 
 from __future__ import annotations
 
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from bert_pretrain.commands.machine import batch_layout, compiles, product_dtype
 from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.data.processes import gather_on_hosts
+from bert_pretrain.models.any_encoder import is_scored_everywhere
 from bert_pretrain.models.attention_choice import fastest_attention
 from bert_pretrain.models.bert import BertForPreTraining
-from bert_pretrain.models.loading import build_bert, check_bert
+from bert_pretrain.models.loading import build_text_model, check_text_model
 from bert_pretrain.objectives.bert import BertExporter, BertMonitor, BertObjective, text_rows
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.export import trained_length
@@ -26,7 +28,10 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     """Open the text and return what a run on it is about; see `tasks.build_task`."""
     data, text, model, seed = config.data, config.text, config.model, config.run.seed
     is_from_scratch = model.model_name_or_path is None
-    check_bert(model.config_name, model.model_name_or_path, text.max_seq_length)
+    with_pairs = config.run.objective == "mlm_nsp"
+    check_text_model(
+        model.config_name, model.model_name_or_path, text.max_seq_length, with_pairs=with_pairs
+    )
     if text.tokenizer_name is None and not is_from_scratch:
         tokenizer = load_tokenizer(model.model_name_or_path, parameter="model_name_or_path")
     else:
@@ -49,7 +54,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         mask_token_id=tokenizer.mask_token_id,
         ordinary_ids=ordinary_token_ids(tokenizer),
     )
-    pair_mode: PairMode = text.pair_mode if config.run.objective == "mlm_nsp" else "none"
+    pair_mode: PairMode = text.pair_mode if with_pairs else "none"
     training, held_out = text_rows(
         corpus,
         tokenizer,
@@ -62,22 +67,28 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         few_shapes=compiles(config, accelerator),
     )
 
-    def make_model() -> BertForPreTraining:
-        built = build_bert(
+    def make_model() -> PreTrainedModel:
+        built = build_text_model(
             config_name=model.config_name,
             model_name_or_path=model.model_name_or_path,
             tokenizer=tokenizer,
             max_seq_length=text.max_seq_length,
             dropout=model.dropout,
+            with_pairs=with_pairs,
         )
-        choose_kernel(built, config, accelerator)
+        if isinstance(built, BertForPreTraining):
+            choose_kernel(built, config, accelerator)
+        elif is_scored_everywhere(built):
+            accelerator.print(
+                f"NOTE: {type(built).__name__} cannot be divided into encoder and head here, so it "
+                "scores the vocabulary at every position, which is slower"
+            )
         return built
 
     objective = BertObjective(
         training,
         held_out,
         make_model,
-        with_pairs=pair_mode != "none",
         token_counts=corpus.token_counts if is_from_scratch else None,
     )
     exporter = BertExporter(
@@ -86,7 +97,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         describe_data=lambda: data_card(
             corpus, training.any_plan(), text.max_seq_length, training.blocks.num_blocks
         ),
-        with_nsp=pair_mode != "none",
+        with_nsp=with_pairs,
         language=text.language or corpus.language,
         max_seq_length=text.max_seq_length,
         is_from_scratch=is_from_scratch,

@@ -8,18 +8,15 @@ those of `transformers.BertForPreTraining`, so that what is saved loads with sto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers import BertConfig
-from transformers.modeling_outputs import ModelOutput
 
-from bert_pretrain.losses.cross_entropy import summed_cross_entropy
 from bert_pretrain.models.attention_kernels import ROWS
+from bert_pretrain.models.text_losses import PretrainingOutput, pretraining_output
 from bert_pretrain.models.unpadded import ATTENTION, ReadingLayer, RowLayout
 
 # Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads
@@ -60,63 +57,6 @@ def bert_config(size: str, *, vocab_size: int, pad_token_id: int, **overrides: A
     return BertConfig(**(fields | overrides))
 
 
-def bert_flops(
-    config: BertConfig, *, num_tokens: int, num_attended: int, num_predicted: int
-) -> float:
-    """Return the FLOPs that learning from some rows needs, forward and backward.
-
-    6 x parameters of the layers' matrices x tokens + 12 x layers x width x sum of squared lengths
-    (the products of queries with keys and of weights with values) + 6 x (width x vocabulary +
-    width^2) x predicted tokens: the head is counted where a loss reads it, and padding never. A
-    product of matrices is two operations an element, and its backward pass twice its forward pass.
-
-    Args:
-        config: of the model.
-        num_tokens: real tokens.
-        num_attended: sum over rows of the squared number of real tokens.
-        num_predicted: masked tokens.
-
-    Source: Chowdhery et al. 2022, appendix B, for an encoder with a sparse head.
-    """
-    width, num_layers = config.hidden_size, config.num_hidden_layers
-    layer = 4 * width**2 + 2 * width * config.intermediate_size
-    head = width * config.vocab_size + width**2
-    return float(
-        6 * num_layers * layer * num_tokens
-        + 12 * num_layers * width * num_attended
-        + 6 * head * num_predicted
-    )
-
-
-@dataclass
-class BertPretrainingOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
-    """Losses as sums, with the counts that turn them into means.
-
-    Every field is a 0-dim tensor unless stated.
-
-    Attributes:
-        loss: what to minimise in a plain loop: mean MLM loss + mean NSP loss, float32, 0 where
-            nothing is labelled.
-        mlm_loss: cross entropy summed over the labelled positions, nats, float32.
-        mlm_count: number of labelled positions, int64.
-        mlm_correct: how many of them the most probable token gets right, int64.
-        nsp_loss: cross entropy summed over the labelled pairs, nats, float32.
-        nsp_count: number of labelled pairs, int64.
-        nsp_correct: how many of them are classified right, int64.
-        seq_relationship_logits: float (B, 2), [is next, is random].
-    """
-
-    # A ModelOutput's fields need defaults; `forward` sets them all.
-    loss: Tensor = None  # type: ignore[assignment]
-    mlm_loss: Tensor = None  # type: ignore[assignment]
-    mlm_count: Tensor = None  # type: ignore[assignment]
-    mlm_correct: Tensor = None  # type: ignore[assignment]
-    nsp_loss: Tensor = None  # type: ignore[assignment]
-    nsp_count: Tensor = None  # type: ignore[assignment]
-    nsp_correct: Tensor = None  # type: ignore[assignment]
-    seq_relationship_logits: Tensor = None  # type: ignore[assignment]
-
-
 class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
     """transformers' `BertForPreTraining`, many times faster when the batch says what is read.
 
@@ -155,7 +95,7 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
         masked_reads: Tensor | None = None,
         masked_positions: Tensor | None = None,
         **kwargs: Any,
-    ) -> BertPretrainingOutput | transformers.modeling_outputs.ModelOutput | tuple[Tensor, ...]:
+    ) -> PretrainingOutput | transformers.modeling_outputs.ModelOutput | tuple[Tensor, ...]:
         """Compute the losses, or with neither kind of label all logits, as the parent class does.
 
         Args:
@@ -181,7 +121,7 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             kwargs: passed to the parent class when there are no labels; else `return_dict`.
 
         Returns:
-            `BertPretrainingOutput` when at least one kind of label is given (the other loss is then
+            `PretrainingOutput` when at least one kind of label is given (the other loss is then
             0 over 0), else transformers' `BertForPreTrainingOutput` with full logits.
         """
         inputs = {
@@ -214,16 +154,12 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             masked = states.index_select(0, masked_reads)
             places = read_index if token_index is None else token_index[read_index]
             targets = labels.flatten()[places[masked_reads]]
-        output = BertPretrainingOutput()
-        output.mlm_loss, output.mlm_correct = summed_cross_entropy(
-            self.cls.predictions(masked), targets
+        output = pretraining_output(
+            self.cls.predictions(masked),
+            targets,
+            self.cls.seq_relationship(self.bert.pooler(first[:, None])),
+            next_sentence_label,
         )
-        output.mlm_count = (targets != -100).sum()
-        logits = self.cls.seq_relationship(self.bert.pooler(first[:, None]))
-        output.seq_relationship_logits = logits
-        self._add_nsp_loss(output, next_sentence_label)
-        mlm_mean = output.mlm_loss / output.mlm_count.clamp(min=1)
-        output.loss = mlm_mean + output.nsp_loss / output.nsp_count.clamp(min=1)
         return output if kwargs.get("return_dict", True) else output.to_tuple()
 
     def _encode(
@@ -247,15 +183,3 @@ class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
             hidden = layer(hidden, layout=layout)
         read: Tensor = last(hidden, layout=layout, read_index=read_index, query_layout=queries)
         return read[0]
-
-    @staticmethod
-    def _add_nsp_loss(output: BertPretrainingOutput, next_sentence_label: Tensor | None) -> None:
-        logits = output.seq_relationship_logits.float()
-        if next_sentence_label is None:
-            next_sentence_label = torch.full(logits.shape[:1], -100, device=logits.device)
-        next_sentence_label = next_sentence_label.view(-1)
-        output.nsp_loss = F.cross_entropy(
-            logits, next_sentence_label, ignore_index=-100, reduction="sum"
-        )
-        output.nsp_count = (next_sentence_label != -100).sum()
-        output.nsp_correct = (logits.detach().argmax(-1) == next_sentence_label).sum()

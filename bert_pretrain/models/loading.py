@@ -1,41 +1,57 @@
-"""Build the BERT to pretrain, new or continued; and how long the rows of a text model may be."""
+"""Build the text encoder to pretrain, new or continued; and how long its rows may be."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
-from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining, bert_config
+from bert_pretrain.models.any_encoder import stock_class, with_losses
+from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining
+from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import set_dropout
+from bert_pretrain.models.text_encoder_config import (
+    ARCHITECTURES,
+    fit_to_tokenizer,
+    is_named,
+    named_config,
+)
 
 
-def build_bert(
+def build_text_model(
     *,
     config_name: str,
     model_name_or_path: str | None,
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
     dropout: float,
-) -> BertForPreTraining:
+    with_pairs: bool,
+) -> PreTrainedModel:
     """Return the model to pretrain.
 
     Args:
-        config_name: a size name, a folder or a Hub id; the vocabulary follows the tokenizer.
-        model_name_or_path: a BERT checkpoint to continue from, in place of `config_name`; heads
-            that it lacks, such as the next-sentence head of a masked-LM checkpoint, are
-            initialised.
-        tokenizer: decides the vocabulary and the padding id.
-        max_seq_length: rows must fit the position table.
-        dropout: probability of all dropout modules while pretraining; the configuration, which
-            fine-tuning will use, keeps its own.
+        config_name: see `is_named`, a folder or a Hub id; the vocabulary follows the tokenizer.
+        model_name_or_path: a checkpoint to continue from, in place of `config_name`; heads that it
+            lacks, such as the next-sentence head of a masked-LM checkpoint, are initialised.
+        tokenizer: decides the vocabulary and the ids of special tokens.
+        max_seq_length: rows must fit the model's positions.
+        dropout: probability of all dropout while pretraining; the configuration, which fine-tuning
+            will use, keeps its own.
+        with_pairs: whether rows are pairs that are judged.
 
     Raises:
-        InputError: not a BERT, a vocabulary larger than the model's, or rows longer than its
-            position table.
+        InputError: no encoder that predicts masked words, one without a head for pairs where there
+            are pairs, a vocabulary larger than the model's, or rows longer than its positions.
     """
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     if model_name_or_path is not None:
@@ -46,47 +62,101 @@ def build_bert(
                 f"{config.vocab_size:,}",
                 advice="pass the model's own tokenizer as `tokenizer_name`",
             )
-    elif config_name in BERT_SIZES:
-        config = bert_config(
-            config_name, vocab_size=vocab_size, pad_token_id=tokenizer.pad_token_id
-        )
     else:
-        config = _read_config(config_name, "config_name")
-        config.vocab_size = vocab_size
-        config.pad_token_id = tokenizer.pad_token_id
-    check_length(max_seq_length, config)
+        config = _new_config(config_name, tokenizer.pad_token_id)
+        fit_to_tokenizer(config, tokenizer, vocab_size)
+    model_class = _class_of(config, with_pairs=with_pairs)
+    _check_length(max_seq_length, config, model_class)
+    # Some architectures keep probabilities as numbers, which could not be found in the model.
+    own_dropouts = {
+        name: value
+        for name, value in config.to_dict().items()
+        if "dropout" in name and isinstance(value, float)
+    }
+    for name in own_dropouts:
+        setattr(config, name, dropout)
     if model_name_or_path is None:
-        model = BertForPreTraining(config)
+        model = model_class(config)
     else:
-        try:
-            model = BertForPreTraining.from_pretrained(model_name_or_path, dtype="float32")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(
-                f"the weights of {model_name_or_path} cannot be read ({error})",
-                advice="pass `model_name_or_path` a complete checkpoint",
-            ) from error
+        model = _with_weights(model_class, config, model_name_or_path)
+    for name, value in own_dropouts.items():
+        setattr(model.config, name, value)
     set_dropout(model, dropout)
+    if not isinstance(model, BertForPreTraining):  # which chooses between more ways
+        choose_attention(model, max_seq_length)
     return model
 
 
-def check_bert(config_name: str, model_name_or_path: str | None, max_seq_length: int) -> None:
+def _with_weights(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str
+) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = model_class.from_pretrained(name, config=config, dtype="float32")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"the weights of {name} cannot be read ({error})",
+            advice="pass `model_name_or_path` a complete checkpoint",
+        ) from error
+    return model
+
+
+def check_text_model(
+    config_name: str,
+    model_name_or_path: str | None,
+    max_seq_length: int,
+    *,
+    with_pairs: bool,
+) -> None:
     """Check what can be told of a model before its tokenizer and text are there.
 
     Raises:
-        InputError: as `build_bert`.
+        InputError: as `build_text_model`.
     """
     if model_name_or_path is not None:
-        check_length(max_seq_length, _read_config(model_name_or_path, "model_name_or_path"))
-    elif config_name in BERT_SIZES:
-        check_length(max_seq_length, bert_config(config_name, vocab_size=1, pad_token_id=0))
+        config = _read_config(model_name_or_path, "model_name_or_path")
     else:
-        check_length(max_seq_length, _read_config(config_name, "config_name"))
+        config = _new_config(config_name)
+    model_class = _class_of(config, with_pairs=with_pairs)
+    _check_length(max_seq_length, config, model_class)
 
 
-def check_length(max_seq_length: int, config: BertConfig) -> None:
-    """Raise `InputError` unless rows fit the model's position table."""
-    longest = config.max_position_embeddings
-    if max_seq_length > longest:
+def _new_config(name: str, pad_token_id: int = 0) -> PreTrainedConfig:
+    """Return the configuration of a name, for a vocabulary that is not known yet."""
+    if is_named(name):
+        # Large enough for the ids of special tokens that architectures begin with.
+        return named_config(name, vocab_size=2**16, pad_token_id=pad_token_id)
+    return _read_config(name, "config_name")
+
+
+def _class_of(config: PreTrainedConfig, *, with_pairs: bool) -> type[PreTrainedModel]:
+    """Return the class to train, which is of transformers or a subclass of the same name."""
+    if config.model_type == "bert":
+        return BertForPreTraining
+    stock = None
+    if not config.is_encoder_decoder:
+        stock = stock_class(config, with_pairs=with_pairs)
+        if with_pairs and stock is None and stock_class(config, with_pairs=False) is not None:
+            raise InputError(
+                f"transformers' {config.model_type} has no next-sentence head, which `objective` "
+                "mlm_nsp trains",
+                advice="pass `objective` mlm, or a `config_name` with such a head: "
+                f"{', '.join(BERT_SIZES)}, or albert- before one of these",
+            )
+    if stock is None:
+        raise InputError(
+            f"transformers has no encoder of type {config.model_type!r} that predicts masked words",
+            advice=f"pass a model of another type, such as {', '.join(ARCHITECTURES)}",
+        )
+    return with_losses(stock)  # type: ignore[arg-type]  # a class can be hashed
+
+
+def _check_length(
+    max_seq_length: int, config: PreTrainedConfig, model_class: type[PreTrainedModel]
+) -> None:
+    """Raise `InputError` unless rows fit the model's positions."""
+    with torch.device("meta"):
+        longest = num_positions(model_class(config))
+    if longest is not None and max_seq_length > longest:
         raise InputError(
             f"`max_seq_length` is {max_seq_length} but the model has {longest} positions",
             advice=f"pass `max_seq_length` of at most {longest}",
@@ -103,9 +173,15 @@ def num_positions(model: PreTrainedModel) -> int | None:
     if not positions or positions < 0:
         return None
     # RoBERTa and its kin count positions from the padding id on, and leave those up to it unused.
-    embeddings = getattr(model.base_model, "embeddings", None)
-    padding_idx = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    padding_idx = getattr(position_table(model), "padding_idx", None)
     return positions if padding_idx is None else positions - padding_idx - 1
+
+
+def position_table(model: PreTrainedModel) -> nn.Module | None:
+    """Return the table of a text model's positions; None where they are relative."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    table: nn.Module | None = getattr(embeddings, "position_embeddings", None)
+    return table
 
 
 def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -125,22 +201,15 @@ def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> 
     )
 
 
-def _read_config(name: str, parameter: str) -> BertConfig:
+def _read_config(name: str, parameter: str) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        refuse_misnamed_model(
-            name, parameter=parameter, sizes=BERT_SIZES if parameter == "config_name" else ()
-        )
+        is_new = parameter == "config_name"
+        refuse_misnamed_model(name, parameter=parameter, sizes=BERT_SIZES if is_new else ())
         is_folder = Path(name).is_dir()
         where = "has no usable config.json" if is_folder else "is neither a folder nor on the Hub"
-        sizes = f", or one of {', '.join(BERT_SIZES)}" if parameter == "config_name" else ""
-        raise InputError(
-            f"{name!r} {where}", advice=f"pass `{parameter}` a BERT folder or Hub id{sizes}"
-        ) from error
-    if config.model_type != "bert":
-        raise InputError(
-            f"{name!r} is a model of type {config.model_type!r} but must be 'bert'",
-            advice=f"change `{parameter}`",
-        )
-    return config
+        architectures = ", ".join(f"{each}-" for each in ARCHITECTURES)
+        sizes = f", or one of {', '.join(BERT_SIZES)}, perhaps with {architectures} before it"
+        advice = f"pass `{parameter}` the folder or Hub id of an encoder"
+        raise InputError(f"{name!r} {where}", advice=advice + sizes * is_new) from error

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.stream import Batch, HeldOutRows, TrainingStream
+from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import (
     Probe,
     fill_mask,
@@ -24,7 +25,8 @@ from bert_pretrain.evaluation.fill_mask import (
     make_probe,
     word_positions,
 )
-from bert_pretrain.models.bert import bert_flops
+from bert_pretrain.models.any_encoder import begin_with_frequencies
+from bert_pretrain.models.flops import TextFlops
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.publishing.export import (
     export_text_model,
@@ -37,6 +39,14 @@ from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import IS_RANDOM, NO_PAIR, EpochPlan, PairMode
 from bert_pretrain.text.prepared import PreparedCorpus, unigram_entropy
 
+# What every encoder is called with.
+_PLAIN_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "labels",
+    "next_sentence_label",
+)
 FOX = "The quick brown fox jumped over the lazy dog."
 
 
@@ -49,7 +59,6 @@ class BertObjective:
         held_out: HeldOutRows[EpochPlan],
         make_model: Callable[[], PreTrainedModel],
         *,
-        with_pairs: bool,
         token_counts: NDArray[np.int64] | None,
     ) -> None:
         """Keep the rows and how the model is made.
@@ -58,7 +67,6 @@ class BertObjective:
             training: rows to train on.
             held_out: rows to evaluate on.
             make_model: returns the model to train.
-            with_pairs: whether rows are pairs, so that the next-sentence head is trained.
             token_counts: int64 (V,), of the training text. The output bias of a new model begins as
                 the logarithm of these frequencies, which training otherwise spends its first
                 hundreds of updates on. None = the model is not new.
@@ -66,22 +74,40 @@ class BertObjective:
         self.training = training
         self.held_out = held_out
         self._make_model = make_model
-        self._with_pairs = with_pairs
         self._token_counts = token_counts
 
     def build_model(self) -> PreTrainedModel:
-        """Return the model; heads that no loss trains are frozen, as distributed training needs."""
+        """Return the model; what no loss trains is frozen, as distributed training needs."""
         model = self._make_model()
-        self._config = model.config
+        self._flops = TextFlops.of(model)
         if self._token_counts is not None:
             counts = self._token_counts + 0.1  # a token never seen is merely unlikely
-            logits = np.log(counts / counts.sum())
-            with torch.no_grad():
-                model.cls.predictions.bias[: len(logits)] = torch.from_numpy(logits)
-        if not self._with_pairs:
-            model.bert.pooler.requires_grad_(False)
-            model.cls.seq_relationship.requires_grad_(False)
+            begin_with_frequencies(model, torch.from_numpy(np.log(counts / counts.sum())))
+        self._freeze_untrained(model)
         return model
+
+    def _freeze_untrained(self, model: PreTrainedModel) -> None:
+        """Freeze the parameters that have no gradient, such as heads for pairs without pairs.
+
+        Raises:
+            InputError: the model does not take the rows.
+        """
+        rows = self.held_out.rows[:1]
+        made = self.held_out.collator.collate([(0, rows, self.held_out.plan.take(rows))])
+        # Without what only kernels of the device read: the model is still on the host.
+        batch = {name: made[name] for name in _PLAIN_INPUTS if name in made}
+        try:
+            terms = self.loss_terms(model, batch).values()
+            torch.stack([term.sum for term in terms]).sum().backward()  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise InputError(
+                f"{type(model).__name__} of transformers cannot be trained on a row of "
+                f"{made['input_ids'].shape[1]} tokens ({type(error).__name__}: {error})",
+                advice="pass another `config_name` or `model_name_or_path`",
+            ) from error
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+        model.zero_grad()
 
     def target_counts(self, batch: Batch) -> dict[str, int]:
         """Return the numbers of masked tokens and of pairs."""
@@ -91,14 +117,9 @@ class BertObjective:
         return counts
 
     def useful_flops(self, batch: Batch) -> float:
-        """Return what a batch needs; see `bert_flops`."""
+        """Return what a batch needs; see `TextFlops`."""
         lengths = batch["attention_mask"].sum(dim=1)
-        return bert_flops(
-            self._config,
-            num_tokens=int(lengths.sum()),
-            num_attended=int((lengths * lengths).sum()),
-            num_predicted=int((batch["masked_positions"] >= 0).sum()),
-        )
+        return self._flops.count(lengths, int((batch["masked_positions"] >= 0).sum()))
 
     def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         """Return the sums of both losses and of correct predictions."""

@@ -7,6 +7,7 @@ processor and, in the folder `pretraining`, the whole model, from which pretrain
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,21 @@ from transformers import (
 )
 
 from bert_pretrain.data.atomic import atomic_folder
+from bert_pretrain.models.loading import num_positions, position_table
 from bert_pretrain.models.pretraining_model import PRETRAINING_FOLDER
 
 # Number of channels -> its name in prose, and Pillow's mode.
 _CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}
+# Names of architectures in prose, where they differ from those of the classes.
+_NAMES = {
+    "Albert": "ALBERT",
+    "Bert": "BERT",
+    "DebertaV2": "DeBERTa-v2",
+    "DistilBert": "DistilBERT",
+    "Electra": "ELECTRA",
+    "ModernBert": "ModernBERT",
+    "Roberta": "RoBERTa",
+}
 _IMAGE_MODELS = {
     "image_autoencoder": "the encoder of an autoencoder",
     "vit_mae": "the encoder of a masked autoencoder",
@@ -34,7 +46,7 @@ _IMAGE_MODELS = {
 def export_text_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
 ) -> None:
-    """Write or replace the export folder of a `BertForPreTraining`, whole or not at all."""
+    """Write or replace the export folder of a text model, whole or not at all."""
     with atomic_folder(directory) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -58,7 +70,7 @@ def text_card_fields(
     max_seq_length: int,
     is_from_scratch: bool,
 ) -> dict[str, Any]:
-    """Return what the model card says of a `BertForPreTraining`; see `publishing.model_card`.
+    """Return what the model card says of a text model; see `publishing.model_card`.
 
     Args:
         model: the trained model.
@@ -68,26 +80,35 @@ def text_card_fields(
         is_from_scratch: whether it began with random weights.
     """
     config = model.config
-    learnt = "masked-language modelling" + (
-        " and next-sentence prediction" if with_nsp else " (its next-sentence head is untrained)"
-    )
+    architecture = re.sub("For[A-Z].*", "", type(model).__name__)
+    learnt = "masked-language modelling"
+    if with_nsp:
+        learnt += " and next-sentence prediction"
+    elif architecture == "Bert":  # whose class has both heads
+        learnt += " (its next-sentence head is untrained)"
     return {
         "is_text": True,
         "with_nsp": with_nsp,
         "language": language,
         "is_english": (language or "").lower().split("-")[0] in ("en", "eng"),
         "pipeline_tag": "fill-mask",
-        "tags": ["bert", "masked-lm", *(["next-sentence-prediction"] if with_nsp else [])],
-        "summary": f"A BERT encoder ({config.num_hidden_layers} layers, width "
+        "relationship_logits": "sop_logits"
+        if architecture == "Albert"
+        else "seq_relationship_logits",
+        "tags": [
+            config.model_type,
+            "masked-lm",
+            *(["next-sentence-prediction"] if with_nsp else []),
+        ],
+        "summary": f"{_with_article(_NAMES.get(architecture, architecture))} encoder "
+        f"({config.num_hidden_layers} layers, width "
         f"{config.hidden_size}, {config.vocab_size:,} word pieces, "
         f"{model.num_parameters() / 1e6:.1f} M parameters) pretrained by {learnt}.",
         "limits": [
             "It knows the language and the topics of its training text, with whatever that text "
             "gets wrong or leaves out; other text, and people and groups of people in particular, "
             "it may represent badly.",
-            _length_limit(
-                config.max_position_embeddings, max_seq_length, is_from_scratch=is_from_scratch
-            ),
+            _length_limit(model, max_seq_length, is_from_scratch=is_from_scratch),
             "It writes no text: it is for classifying, tagging and comparing text after "
             "fine-tuning.",
             "The numbers above are of held-out text of the same source. What it is worth for a "
@@ -96,18 +117,24 @@ def text_card_fields(
     }
 
 
-def _length_limit(num_positions: int, max_seq_length: int, *, is_from_scratch: bool) -> str:
+def _with_article(name: str) -> str:
+    return f"{'An' if name[0] in 'AEIO' else 'A'} {name}"
+
+
+def _length_limit(model: PreTrainedModel, max_seq_length: int, *, is_from_scratch: bool) -> str:
     """Say how long a text may be, and which positions were trained."""
-    rows, table = f"rows of up to {max_seq_length} tokens", f"{num_positions} places"
+    rows = f"rows of up to {max_seq_length} tokens"
+    trained = f"It was trained {'' if is_from_scratch else 'further '}on {rows}"
+    table = position_table(model)
+    if table is None:  # positions are relative: nothing is untrained, but much may be unlike
+        return f"{trained}; what it makes of longer ones was not measured."
+    places = num_positions(model)
     if not is_from_scratch:
-        return (
-            f"It was trained further on {rows}; its position table has {table} and it reads no "
-            "longer row."
-        )
-    if max_seq_length == num_positions:
-        return f"It was trained on {rows} and reads no longer row."
+        return f"{trained}; its position table has {places} places and it reads no longer row."
+    if max_seq_length == places:
+        return f"{trained} and reads no longer row."
     return (
-        f"It was trained on {rows}; its position table has {table}, those from {max_seq_length} on "
+        f"{trained}; its position table has {places} places, those from {max_seq_length} on "
         "(counted from 0) are untrained. Cut longer text there: `model_max_length` of the "
         "tokenizer does, wherever it truncates."
     )

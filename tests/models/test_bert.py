@@ -15,7 +15,8 @@ from trainers import attend_by_bounds
 from transformers import BertConfig
 
 from bert_pretrain.models.attention_kernels import KERNELS
-from bert_pretrain.models.bert import BertForPreTraining, bert_config, bert_flops
+from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.flops import TextFlops
 from bert_pretrain.text import collator
 from bert_pretrain.text.collator import computed_tokens
 
@@ -280,21 +281,15 @@ def test_named_sizes_have_the_published_numbers_of_parameters(size: str, paramet
 
 def test_useful_flops_are_those_of_the_stock_model_less_what_no_loss_reads() -> None:
     """torch counts the products of a full batch; the formula adds up to them."""
-    config = small_config()
-    stock = transformers.BertForPreTraining(config)
+    stock = transformers.BertForPreTraining(small_config())
     ids = torch.randint(5, VOCAB, (ROWS, LENGTH))
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):  # torch counts no fused kernel of a processor
         stock(ids)
-    width, num_tokens = config.hidden_size, ROWS * LENGTH
+    width, num_tokens = stock.config.hidden_size, ROWS * LENGTH
     pooled = 2 * ROWS * (width**2 + 2 * width)  # the pooler and the next-sentence head
     # Every position scored, which is what the stock model does.
-    formula = bert_flops(
-        config,
-        num_tokens=num_tokens,
-        num_attended=ROWS * LENGTH**2,
-        num_predicted=num_tokens,
-    )
+    formula = TextFlops.of(stock).count(torch.full((ROWS,), LENGTH), num_tokens)
     assert formula == 3 * (counter.get_total_flops() - pooled)
 
 
