@@ -139,12 +139,14 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "model"
     config_name: str = flag(
         "micro",
-        "Size of text encoders (tiny, micro, mini, small, medium, base, large) or of image "
-        "encoders (vit-tiny, vit-mini, vit-small, vit-base, convnextv2-mini, convnextv2-micro, "
-        "convnextv2-atto, convnextv2-tiny), or a folder or Hub id with a config.json.",
+        "Size of text encoders (tiny, micro, mini, small, medium, base, large), of BERT or of the "
+        "architecture before it (albert-, deberta-v2-, distilbert-, electra-, modernbert-, "
+        "roberta-, as in modernbert-mini); or of image encoders (vit-tiny, vit-mini, vit-small, "
+        "vit-base, convnextv2-mini, convnextv2-micro, convnextv2-atto, convnextv2-tiny); or a "
+        "folder or Hub id with a config.json.",
     )
     model_name_or_path: str | None = flag(
-        None, "Checkpoint to continue, in place of --config_name."
+        None, "Model to continue from, a folder or Hub id, in place of --config_name."
     )
     dropout: float = flag(
         0.0,

@@ -96,18 +96,19 @@ class BertObjective:
         made = self.held_out.collator.collate([(0, rows, self.held_out.plan.take(rows))])
         # Without what only kernels of the device read: the model is still on the host.
         batch = {name: made[name] for name in _PLAIN_INPUTS if name in made}
+        parameters = list(model.parameters())
         try:
             terms = self.loss_terms(model, batch).values()
-            torch.stack([term.sum for term in terms]).sum().backward()  # type: ignore[no-untyped-call]
+            loss = torch.stack([term.sum for term in terms]).sum()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise InputError(
                 f"{type(model).__name__} of transformers cannot be trained on a row of "
                 f"{made['input_ids'].shape[1]} tokens ({type(error).__name__}: {error})",
                 advice="pass another `config_name` or `model_name_or_path`",
             ) from error
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.grad is not None)
-        model.zero_grad()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
     def target_counts(self, batch: Batch) -> dict[str, int]:
         """Return the numbers of masked tokens and of pairs."""

@@ -129,6 +129,8 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--recipe none_such", "minutes"),
         ("--config_name gigantic", "tiny"),
         ("--config_name ./gigantic", "as --config_name, or one of tiny"),
+        ("--config_name roberta-gigantic", "modernbert-"),
+        ("--config_name roberta-tiny", "--objective mlm"),
         ("--global_batch_size 2 --gradient_accumulation_steps 4", "--global_batch_size"),
         ("--no_such_flag 1", "no_such_flag"),
         ("--optimizer sgd", "muon"),

@@ -33,6 +33,7 @@ from bert_pretrain.config.pretraining import (
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.bert import BERT_SIZES
 from bert_pretrain.models.image_encoder_config import IMAGE_SIZES
+from bert_pretrain.models.text_encoder_config import ARCHITECTURES
 
 
 @dataclass
@@ -101,6 +102,8 @@ def test_the_help_names_the_sizes_that_there_are() -> None:
     (entry,) = (e for e in dataclasses.fields(ModelArguments) if e.name == "config_name")
     text = entry.metadata["help"]
     assert f"({', '.join(BERT_SIZES)})" in text and f"({', '.join(IMAGE_SIZES)})" in text
+    others = ", ".join(f"{name}-" for name in sorted(ARCHITECTURES) if name != "bert")
+    assert f"({others}, as in" in text
 
 
 def test_the_help_of_pretraining_can_be_shown() -> None:
