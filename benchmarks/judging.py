@@ -89,7 +89,8 @@ class Judge:
         self._model_class = AutoModelForMaskedLM if objective == "mlm" else AutoModelForPreTraining
 
     @cached_property
-    def _batches(self) -> list[Batch]:
+    def batches(self) -> list[Batch]:
+        """The rows, for stock models."""
         held_out = open_task(self._flags).objective.held_out
         return [plain_batch(batch) for batch in evaluation_batches(held_out, batch_size=32)]
 
@@ -103,7 +104,7 @@ class Judge:
         is_training = model.training
         model.eval()
         sums: dict[str, float] = {}
-        for batch in self._batches:
+        for batch in self.batches:
             inputs = {name: batch[name] for name in PLAIN[:3]}
             if "next_sentence_label" not in batch:
                 del inputs["token_type_ids"]  # all zero, and not every encoder takes them
