@@ -19,8 +19,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from judging import Judge, add_corpus_arguments, describe_setting, prepare
-from our_runs import PROGRAM, ROOT, judged_curve, train
+from judging import ROOT, Judge, add_corpus_arguments, describe_setting, prepare
+from our_runs import PROGRAM, judged_curve, train
 from results import read_runs, write_results
 
 from bert_pretrain.hardware import describe_run

@@ -8,6 +8,7 @@ is a folder that transformers loads without this package, or a model of its clas
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from functools import cached_property
@@ -26,6 +27,7 @@ from bert_pretrain.data.stream import Batch
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.text.prepared import PreparedCorpus
 
+ROOT = Path(__file__).parents[1]
 SEED, MASKED_SHARE = 42, 0.15
 # What a user of transformers passes; our collator's other columns are for our model.
 PLAIN = ("input_ids", "token_type_ids", "attention_mask", "labels", "next_sentence_label")
@@ -42,6 +44,11 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("runs/benchmarks"))
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of a program of this checkout, whatever else is installed."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
 def prepare(arguments: argparse.Namespace) -> list[str]:
     """Prepare the corpus, at once where that is done, and return the flags that name it."""
     folder = arguments.work_dir / "corpus"
@@ -50,7 +57,7 @@ def prepare(arguments: argparse.Namespace) -> list[str]:
     share = ["--validation_share", str(arguments.validation_share)]
     command = [sys.executable, "-m", "bert_pretrain", "prepare", *flags, *tokenizer, *share]
     command += ["--output_dir", str(folder), "--seed", str(SEED)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env=environment(), stdout=subprocess.DEVNULL)
     length = ["--max_seq_length", str(arguments.max_seq_length)]
     threads = ["--num_cpu_threads", str(arguments.num_cpu_threads)]
     return ["--dataset_name", str(folder), *tokenizer, *length, *threads]

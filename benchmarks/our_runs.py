@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import subprocess
@@ -11,12 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from judging import Judge
+from judging import ROOT, Judge, environment
 
 from bert_pretrain.data.run_folder import read_rows
 from bert_pretrain.training.checkpoint import read_state
 
-ROOT = Path(__file__).parents[1]
 PROGRAM = [str(ROOT / "run_pretraining.py")]
 
 
@@ -30,9 +28,8 @@ def train(run_dir: Path, flags: list[str], *, program: list[str] = PROGRAM) -> d
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, *program, *flags, "--output_dir", str(run_dir)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     rows = read_rows(run_dir / "metrics.jsonl")

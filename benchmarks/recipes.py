@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -205,14 +206,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="run a recipe with several seeds")
+    running = commands.add_parser(
+        "run",
+        help="run a recipe with several seeds",
+        epilog="Flags for run_pretraining.py follow after --.",
+    )
     running.add_argument("name", choices=list(TEXT_PURPOSES))
     running.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     running.add_argument("--json", type=Path, help="default: results/recipe_NAME.json")
-    running.add_argument("flags", nargs="*", help="flags for run_pretraining.py, after --")
     printing = commands.add_parser("table", help="print the tables")
     printing.add_argument("--write", type=Path, nargs="+", default=[], help="documents with marks")
-    arguments = parser.parse_args()
+    # argparse has its own mind about -- after a subcommand.
+    words = sys.argv[1:]
+    place = words.index("--") if "--" in words else len(words)
+    arguments, flags = parser.parse_args(words[:place]), words[place + 1 :]
     if arguments.command == "table":
         print(page(), end="")
         for path in arguments.write:
@@ -224,7 +231,7 @@ def main() -> None:
         if seed in [run["seed"] for run in runs]:
             print(f"seed {seed}: in {path} already")
             continue
-        runs.append(run_recipe(arguments.name, seed, arguments.flags))
+        runs.append(run_recipe(arguments.name, seed, flags))
         figures = {
             name: statistics.median(run[name] for run in runs)
             for name in COLUMNS

@@ -102,35 +102,32 @@ def summarise(runs: list[dict[str, Any]], target_minutes: float) -> dict[str, fl
     for name in ("mlm_loss", "nsp_accuracy", "nsp_loss"):
         for (config, arm, minutes), values in final_values(runs, name).items():
             figures[f"{config}_{arm}_{minutes:g}min_{name}"] = statistics.median(values)
-    medians = {
-        key: statistics.median(values) for key, values in final_values(runs, "mlm_loss").items()
-    }
-    for config in dict.fromkeys(config for config, _, _ in medians):
-        ours = {
-            minutes: loss
-            for (c, arm, minutes), loss in medians.items()
-            if (c, arm) == (config, "ours")
-        }
-        targets = {
+    for config in dict.fromkeys(run["config_name"] for run in runs):
+        members = [run for run in runs if run["config_name"] == config]
+        ours = medians([run for run in members if run["arm"] == "ours"])
+        stock = {
             arm: loss
-            for (c, arm, minutes), loss in medians.items()
-            if c == config and arm in STOCK and minutes == target_minutes
+            for (arm, minutes), loss in medians(members).items()
+            if arm in STOCK and minutes == target_minutes
         }
-        if targets:
-            targets["best_stock"] = min(targets.values())
-        known = (config, "ours")
-        starts = [
-            run["start_mlm_loss"] for run in runs if (run["config_name"], run["arm"]) == known
-        ]
-        for arm, target in targets.items():
+        if stock:
+            stock["best_stock"] = min(stock.values())
+        starts = [run["start_mlm_loss"] for run in members if run["arm"] == "ours"]
+        for arm, target in stock.items():
             figures[f"{config}_{arm}_minutes_to_its_{target_minutes:g}min_loss"] = target_minutes
-            reaching = [minutes for minutes, loss in ours.items() if loss <= target]
+            reaching = [minutes for (_, minutes), loss in ours.items() if loss <= target]
             if reaching:
                 figures[f"{config}_ours_minutes_to_{arm}_loss"] = min(reaching)
                 ratio = target_minutes / min(reaching)
                 figures[f"{config}_{arm}_over_ours_minutes_ratio"] = ratio
                 figures[f"{config}_{arm}_is_below_ours_start"] = int(target < min(starts))
     return figures
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[tuple[str, float], float]:
+    """Return the median final loss of runs of one encoder, by arm and budget."""
+    losses = final_values(runs, "mlm_loss")
+    return {key[1:]: statistics.median(values) for key, values in losses.items()}
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
@@ -201,8 +198,10 @@ def main() -> None:
         raise SystemExit("there is no run: pass --arms, or --json a file that has some")
     print_table(runs)
     for name, value in summarise(runs, arguments.target_minutes).items():
-        if "minutes" in name or "start" in name:
+        if "minutes" in name:
             print(f"{name} {value:.3g}")
+        if name.endswith("is_below_ours_start") and not value:
+            print(f"{name}: no, so that the ratio above says nothing")
     if arguments.plot:
         draw(runs, arguments.plot)
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from runs import ROOT
 
+from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.config.recipes import RECIPES, TEXT_PURPOSES
+from bert_pretrain.models.bert import bert_config, bert_flops
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import recipes
@@ -26,6 +28,28 @@ def test_documents_hold_the_tables_of_the_committed_results(name: str) -> None:
 
 def test_every_recipe_of_text_has_a_purpose() -> None:
     assert list(TEXT_PURPOSES) == list(RECIPES["mlm_nsp"]) == list(RECIPES["mlm"])
+
+
+def test_the_arithmetic_of_the_recipes_is_of_their_settings() -> None:
+    text = (ROOT / "docs/recipes.md").read_text()
+    for name in ("minutes", "half-hour", "two-hours", "hours"):
+        config = parse_config(["--recipe", name])
+        steps, rows = config.optimization.max_steps, config.optimization.global_batch_size
+        tokens = f"{steps * rows * 118 / 1e6:.2g} M"
+        line = f"| `{name}` | {config.model.config_name} | {steps:,} x {rows} | {tokens} |"
+        assert line in text, line
+    day, eight = (parse_config(["--recipe", name]) for name in ("base-24h-1gpu", "base-8gpu"))
+    assert day.optimization.max_hours == 24 and eight.optimization.max_hours == 0
+    for config in (day, eight):
+        rows, steps = config.optimization.global_batch_size, config.optimization.max_steps
+        assert f"{rows * config.text.max_seq_length:,}" in text and f"{steps:,}" in text
+        assert f"{steps * rows * config.text.max_seq_length * 0.95 / 1e9:.1f} G" in text
+        bert = bert_config("base", vocab_size=30522, pad_token_id=0)
+        flops = bert_flops(
+            bert, num_tokens=1000, num_attended=128 * 1000, num_predicted=300
+        )  # of which 30 % are masked
+        assert f"{flops / 1e12:.3f} GF" in text
+        assert f"{round(989e12 * 0.4 / 0.567e9, -3):,.0f}" in text
 
 
 def write_file(path: Path, runs: list[dict[str, Any]]) -> None:
