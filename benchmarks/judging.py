@@ -83,7 +83,10 @@ def plain_batch(batch: Batch) -> Batch:
     """Return the columns for a stock model, padded to the longest row."""
     longest = int(batch["attention_mask"].sum(dim=1).max())
     plain = {name: batch[name] for name in PLAIN if name in batch}
-    return {name: rows[:, :longest] if rows.ndim == 2 else rows for name, rows in plain.items()}
+    return {
+        name: rows[:, :longest].contiguous() if rows.ndim == 2 else rows
+        for name, rows in plain.items()
+    }
 
 
 class Judge:

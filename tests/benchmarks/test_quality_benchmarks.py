@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ import recipes
 import time_to_quality
 import time_to_quality_picture
 import without_savings
-from stock_training import STOCK
+from stock_training import STOCK, train_stock
 
 from bert_pretrain.data.stream import Batch, Place
 from bert_pretrain.text import collator
@@ -113,6 +114,18 @@ def test_the_rate_of_stock_rises_over_the_warm_up_and_falls_to_nothing() -> None
     assert [warm.rate(x) for x in (0, 0.025, 0.05, 0.525, 1)] == pytest.approx(
         [0, 5e-5, 1e-4, 5e-5, 0]
     )
+
+
+@pytest.mark.parametrize("name", ["stock_fp32", "stock_bf16"])
+def test_stock_learns_on_batches_cut_to_their_longest_row(folder: Path, name: str) -> None:
+    flags = [*small_flags(folder), "--max_seq_length", "64"]
+    judge = judging.Judge(flags, objective="mlm_nsp", eval_rows=5)
+    settings = dataclasses.replace(STOCK[name], learning_rate=1e-2, warmup_share=0.0, num_rows=4)
+    found = train_stock(settings, flags, judge, seconds=1.0, seed=1, num_rows=32, num_evaluations=2)
+    assert 2 <= len(found["curve"]) <= 3 and found["curve"][0]["step"] == 0
+    assert found["curve"][-1]["step"] == found["updates"] >= 1
+    assert found["curve"][-1]["mlm_loss"] < found["curve"][0]["mlm_loss"]
+    assert found["tokens"] <= found["updates"] * 4 * 64  # its own rows, not 32
 
 
 def record(arm: str, minutes: float, losses: list[float]) -> list[dict[str, Any]]:
