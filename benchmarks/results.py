@@ -13,6 +13,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bert_pretrain.hardware import describe_run
 
 
+def read_runs(path: Path | None) -> list[dict[str, Any]]:
+    """Return the runs that a results file holds already, none if there is no such file.
+
+    Scripts whose runs take hours are called in pieces; each piece adds to the file.
+    """
+    return json.loads(path.read_text())["runs"] if path is not None and path.is_file() else []
+
+
 def write_results(path: Path | None, figures: dict[str, float], *, runs: Any) -> None:
     """Write figures with the hardware and versions that they hold for.
 
@@ -30,4 +38,5 @@ def write_results(path: Path | None, figures: dict[str, float], *, runs: Any) ->
         "versions": record["versions"],
         "runs": runs,
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
