@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import SEEDS, CountOrAuto, Range, above, at_least, flag, flags
+from bert_pretrain.config.recipes import TEXT_PURPOSES
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
 # No machine has more; without a bound a slip of the finger ends in a crash.
@@ -26,7 +27,8 @@ class RunArguments:
     )
     recipe: str = flag(
         "minutes",
-        "Named defaults: minutes; for text also hours, devlin2019; for images also small_images.",
+        f"Named defaults: {', '.join(TEXT_PURPOSES)} for text, minutes and small_images for images. "
+        "docs/recipes.md says what each is for and what it reached.",
     )
     output_dir: str = flag("runs/bert", "Folder of run.json, metrics.jsonl, checkpoints/, final/.")
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout.", SEEDS)
