@@ -27,7 +27,7 @@ class RunArguments:
     )
     recipe: str = flag(
         "minutes",
-        f"Named defaults: {', '.join(TEXT_PURPOSES)} for text, minutes and small_images for images. "
+        f"Named defaults: for text {', '.join(TEXT_PURPOSES)}, for images minutes, small_images. "
         "docs/recipes.md says what each is for and what it reached.",
     )
     output_dir: str = flag("runs/bert", "Folder of run.json, metrics.jsonl, checkpoints/, final/.")
