@@ -25,7 +25,8 @@ from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.optimizers import OptimizerName, Schedule, build_optimizers
+from bert_pretrain.training.optimizers import OptimizerName, build_optimizers
+from bert_pretrain.training.schedule import Schedule
 from bert_pretrain.training.trainer import Intervals, Trainer
 
 VOCAB, LENGTH = 200, 32

@@ -37,7 +37,7 @@ from bert_pretrain.publishing.hub import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.publishing.publication import Publisher, write_publication
 from bert_pretrain.training.checkpoint import load_model, read_state
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.optimizers import Schedule, build_optimizers
+from bert_pretrain.training.optimizers import build_optimizers
 from bert_pretrain.training.run_directory import (
     claim_run_dir,
     confirm_claim,
@@ -45,6 +45,7 @@ from bert_pretrain.training.run_directory import (
     resume,
     write_run_json,
 )
+from bert_pretrain.training.schedule import Schedule
 from bert_pretrain.training.trainer import Intervals, Trainer
 
 
@@ -178,6 +179,7 @@ def build_trainer(
             warmup_steps=optimization.warmup_steps,
             name=optimization.schedule,
             decay_share=optimization.decay_share,
+            decay_shape=optimization.decay_shape,
         ),
         Intervals(
             logging=run.logging_steps,

@@ -244,13 +244,18 @@ class OptimizationArguments:
     adam_beta2: float = flag(0.98, "AdamW's second decay rate.", SHARE_BELOW_ONE)
     adam_epsilon: float = flag(1e-6, "AdamW's epsilon.", POSITIVE)
     max_grad_norm: float = flag(1.0, "Largest norm of the gradients; 0 = any.", NON_NEGATIVE)
-    schedule: Literal["linear", "stable_decay"] = flag(
+    schedule: Literal["linear", "cosine", "stable_decay"] = flag(
         "stable_decay",
-        "After warm-up: fall to 0 at once, or stay and fall over the last --decay_share.",
+        "After warm-up: fall to 0 at once, evenly or along a cosine, or stay and fall over the "
+        "last --decay_share.",
     )
     warmup_steps: int = flag(30, "Updates over which the rate rises.", NON_NEGATIVE)
     decay_share: float = flag(
         0.5, "Share of the run over which stable_decay falls.", Range(0, 1, low_included=False)
+    )
+    decay_shape: Literal["linear", "sqrt"] = flag(
+        "linear",
+        "How stable_decay falls: evenly, or as 1 - sqrt(x), fast first and slowly in the end.",
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."

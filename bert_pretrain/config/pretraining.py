@@ -106,6 +106,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     check_source(config.data)
     check_masking(config.text)
     _check_length(config.optimization)
+    _check_optimization(config.optimization)
     _check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
@@ -173,6 +174,16 @@ def _check_length(optimization: OptimizationArguments) -> None:
         )
 
 
+def _check_optimization(optimization: OptimizationArguments) -> None:
+    """Raise `InputError` for a flag that means nothing beside the others."""
+    if optimization.decay_shape != "linear" and optimization.schedule != "stable_decay":
+        raise InputError(
+            f"`decay_shape` {optimization.decay_shape} means nothing to `schedule` "
+            f"{optimization.schedule} (it is for stable_decay)",
+            advice="leave it out, or change `schedule`",
+        )
+
+
 def _check_hub(hub: HubArguments) -> None:
     """Raise `InputError` if a name cannot be used, or a flag means nothing without the Hub."""
     if hub.hub_model_id is not None:
@@ -211,7 +222,7 @@ DEFINING = _names(
 NOTED = _names(
     "max_eval_rows max_steps num_train_epochs max_hours learning_rate adamw_learning_rate "
     "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule warmup_steps "
-    "decay_share mixed_precision torch_compile skip_nonfinite"
+    "decay_share decay_shape mixed_precision torch_compile skip_nonfinite"
 )
 # These may change without a word. Some change no number. For the others the run compares what they
 # come to: the key of the prepared corpus or of the images (the same one may lie in another folder),

@@ -41,8 +41,8 @@ from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.memory import explaining_out_of_memory
 from bert_pretrain.training.metrics import CourseWatch, RunningSums
-from bert_pretrain.training.optimizers import Schedule
 from bert_pretrain.training.profiling import StepProfiler
+from bert_pretrain.training.schedule import Schedule
 from bert_pretrain.training.sharding import DistributedModel, spreading_failure
 
 

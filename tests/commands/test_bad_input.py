@@ -132,6 +132,7 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--global_batch_size 2 --gradient_accumulation_steps 4", "--global_batch_size"),
         ("--no_such_flag 1", "no_such_flag"),
         ("--optimizer sgd", "muon"),
+        ("--schedule cosine --decay_shape sqrt", "--decay_shape sqrt means nothing to --schedule"),
         ("--model_name_or_path nowhere", "--model_name_or_path"),
     ],
 )
