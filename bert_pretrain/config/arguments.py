@@ -227,8 +227,10 @@ class OptimizationArguments:
     gradient_accumulation_steps: int = flag(
         0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.", NON_NEGATIVE
     )
-    optimizer: Literal["adamw", "muon"] = flag(
-        "muon", "adamw, or muon for hidden matrices with AdamW for the rest."
+    optimizer: Literal["adamw", "muon", "lamb"] = flag(
+        "muon",
+        "adamw; muon for hidden matrices with AdamW for the rest; or lamb, for thousands of rows "
+        "an update.",
     )
     learning_rate: float = flag(1.5e-3, "Peak rate.", POSITIVE)
     adamw_learning_rate: float = flag(
@@ -240,9 +242,9 @@ class OptimizationArguments:
     weight_decay: float = flag(
         0.01, "Decoupled decay of matrices (never of biases or normalisation).", NON_NEGATIVE
     )
-    adam_beta1: float = flag(0.9, "AdamW's first decay rate.", SHARE_BELOW_ONE)
-    adam_beta2: float = flag(0.98, "AdamW's second decay rate.", SHARE_BELOW_ONE)
-    adam_epsilon: float = flag(1e-6, "AdamW's epsilon.", POSITIVE)
+    adam_beta1: float = flag(0.9, "First decay rate of AdamW and LAMB.", SHARE_BELOW_ONE)
+    adam_beta2: float = flag(0.98, "Second decay rate of AdamW and LAMB.", SHARE_BELOW_ONE)
+    adam_epsilon: float = flag(1e-6, "Epsilon of AdamW and LAMB.", POSITIVE)
     max_grad_norm: float = flag(1.0, "Largest norm of the gradients; 0 = any.", NON_NEGATIVE)
     schedule: Literal["linear", "cosine", "stable_decay"] = flag(
         "stable_decay",

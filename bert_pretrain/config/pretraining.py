@@ -182,6 +182,11 @@ def _check_optimization(optimization: OptimizationArguments) -> None:
             f"{optimization.schedule} (it is for stable_decay)",
             advice="leave it out, or change `schedule`",
         )
+    if optimization.adamw_learning_rate and optimization.optimizer == "lamb":
+        raise InputError(
+            "`adamw_learning_rate` means nothing to `optimizer` lamb, which trains everything",
+            advice="pass `learning_rate`",
+        )
 
 
 def _check_hub(hub: HubArguments) -> None:

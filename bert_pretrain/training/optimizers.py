@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import nn
 
+from bert_pretrain.training.lamb import Lamb
 from bert_pretrain.training.muon import Muon
 
 # benchmarks/gpu_check.py asks for it here.
 from bert_pretrain.training.schedule import Schedule as Schedule
 
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "lamb"]
 
 
 def build_optimizers(
@@ -35,13 +36,14 @@ def build_optimizers(
     Weight decay applies to matrices only, that is to parameters with at least two dimensions: not
     to biases and normalisation gains, whatever their names are. With `muon` the hidden matrices go
     to Muon; embeddings, the output layer, vectors and everything that is no matrix stay with AdamW.
+    `adamw` and `lamb` train all of them, in the same two groups.
 
     Args:
         model: its parameters that require gradients are taken, each once.
-        name: `adamw` or `muon`.
+        name: `adamw`, `muon` or `lamb`.
         weight_decay: decoupled decay of matrices, relative to the learning rate.
-        adam_betas: decay rates of AdamW's moments.
-        adam_epsilon: AdamW's epsilon.
+        adam_betas: decay rates of AdamW's or LAMB's moments.
+        adam_epsilon: epsilon of AdamW or LAMB.
         adamw_rate_ratio: AdamW's learning rate relative to Muon's.
         iteration_dtype: dtype of Muon's orthogonalisation.
         is_compiled: whether that is compiled.
@@ -70,20 +72,18 @@ def build_optimizers(
             hidden.append(parameter)
         else:
             matrices.append(parameter)
-    if name == "adamw":
+    if name != "muon":
         matrices, hidden = matrices + hidden, []
+    # A model may have no vectors, or none but hidden matrices.
     groups = [
-        {"params": matrices, "weight_decay": weight_decay, "rate_ratio": adamw_rate_ratio},
-        {"params": vectors, "weight_decay": 0.0, "rate_ratio": adamw_rate_ratio},
+        {"params": parameters, "weight_decay": decay, "rate_ratio": adamw_rate_ratio}
+        for parameters, decay in ((matrices, weight_decay), (vectors, 0.0))
+        if parameters
     ]
+    if name == "lamb":
+        return [Lamb(groups, lr=0.0, betas=adam_betas, eps=adam_epsilon)]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=0.0,
-            betas=adam_betas,
-            eps=adam_epsilon,
-            fused=True,
-        )
+        torch.optim.AdamW(groups, lr=0.0, betas=adam_betas, eps=adam_epsilon, fused=True)
     ]
     if hidden:
         group = {"params": hidden, "rate_ratio": 1.0}

@@ -133,6 +133,7 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--no_such_flag 1", "no_such_flag"),
         ("--optimizer sgd", "muon"),
         ("--schedule cosine --decay_shape sqrt", "--decay_shape sqrt means nothing to --schedule"),
+        ("--optimizer lamb --adamw_learning_rate 1e-3", "means nothing to --optimizer lamb"),
         ("--model_name_or_path nowhere", "--model_name_or_path"),
     ],
 )

@@ -36,7 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # updates.
 @pytest.mark.parametrize(
     ("optimizer", "tolerance"),
-    [("adamw", 1e-5), pytest.param("muon", 1e-4, marks=pytest.mark.slow)],
+    [
+        ("adamw", 1e-5),
+        pytest.param("lamb", 1e-5, marks=pytest.mark.slow),
+        pytest.param("muon", 1e-4, marks=pytest.mark.slow),
+    ],
 )
 def test_processes_and_micro_batches_do_not_change_the_curve(
     folder: Path, optimizer: str, tolerance: float
@@ -181,14 +185,18 @@ def test_a_sharded_run_has_the_curve_of_one_process_and_continues_there(folder: 
 
 
 @pytest.mark.slow
-def test_a_sharded_run_with_muon_does_so_too_and_continues_from_one_process(folder: Path) -> None:
-    flags = check_sharded_run(folder, "muon", tolerance=1e-4)  # as above
-    expected = losses(folder / "alone-muon")
-    shutil.rmtree(folder / "sharded-muon/checkpoints")
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("lamb", 1e-5), ("muon", 1e-4)])  # as above
+def test_a_sharded_run_with_others_does_so_too_and_continues_from_one_process(
+    folder: Path, optimizer: str, tolerance: float
+) -> None:
+    flags = check_sharded_run(folder, optimizer, tolerance=tolerance)
+    alone, sharded = folder / f"alone-{optimizer}", folder / f"sharded-{optimizer}"
+    expected = losses(alone)
+    shutil.rmtree(sharded / "checkpoints")
     step = "checkpoints/step-000008"
-    shutil.copytree(folder / "alone-muon" / step, folder / "sharded-muon" / step)
+    shutil.copytree(alone / step, sharded / step)
     run_sharded(folder, [*flags, "--resume_from_checkpoint", "latest"])
-    check_close(losses(folder / "sharded-muon"), expected, tolerance=1e-4)
+    check_close(losses(sharded), expected, tolerance=tolerance)
 
 
 def check_sharded_run(folder: Path, optimizer: str, *, tolerance: float) -> list[str]:

@@ -88,7 +88,7 @@ def test_the_compiled_iteration_is_the_written_one(monkeypatch: pytest.MonkeyPat
 
 def test_every_parameter_is_optimised_once_and_only_matrices_decay() -> None:
     model = BertForPreTraining(bert_config("tiny", vocab_size=50, pad_token_id=0))
-    for name in ("adamw", "muon"):
+    for name in ("adamw", "lamb", "muon"):
         optimizers = build_optimizers(
             model, name=name, weight_decay=0.1, adam_betas=(0.9, 0.98), adam_epsilon=1e-6
         )

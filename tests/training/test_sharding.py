@@ -147,9 +147,9 @@ def fail_on_one_process(accelerator: Accelerator, folder: Path) -> tuple[str, li
 def describe(made: DistributedModel) -> dict[str, Any]:
     """Return what a test asks of a sharded BERT."""
     model = made.trained
-    adamw = made.optimizers[0].optimizer
+    optimizer = made.optimizers[0].optimizer  # of the table
     table = model.bert.embeddings.word_embeddings.weight
-    moments = adamw.state[table]["exp_avg"]
+    moments = optimizer.state[table]["exp_avg"]
     numbers = torch.arange(table.numel()).view(table.shape).float()
     shard = like(numbers, table)
     return {
@@ -192,7 +192,7 @@ def work(rank: int, folder: str, port: int) -> None:
         "reductions": count_reductions(accelerator, Path(folder) / f"count{rank}"),
         "failure": fail_on_one_process(accelerator, Path(folder) / f"fail{rank}"),
     }
-    for name in ("adamw", "muon"):
+    for name in ("adamw", "lamb", "muon"):
         copied = train_bert(accelerator, name)
         results[f"ddp {name}"] = weights(copied)
         results["views"] = copied.module.gradient_as_bucket_view
@@ -207,7 +207,7 @@ def work(rank: int, folder: str, port: int) -> None:
         return reduce_scatter(*args, **kwargs)
 
     setattr(dist, name_of_scatter, counted)
-    for name in ("adamw", "muon"):
+    for name in ("adamw", "lamb", "muon"):
         made = train_bert(accelerator, name)
         results |= {f"fsdp {name}": weights(made), f"shards {name}": describe(made)}
     results["scattered"] = (len(scattered), 1 + len(sharding_units(tiny_bert())))
@@ -239,7 +239,7 @@ def test_each_matrix_is_iterated_by_one_process_and_all_get_the_same(
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
 def test_two_processes_make_the_updates_of_one(
     measured: list[dict[str, Any]], layout: str, name: str
@@ -256,7 +256,7 @@ def test_two_processes_make_the_updates_of_one(
     assert max(moved) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_parameters_and_moments_are_divided_among_processes(
     measured: list[dict[str, Any]], name: str
 ) -> None:
@@ -279,7 +279,7 @@ def test_gradients_are_reduced_once_a_window(measured: list[dict[str, Any]]) -> 
         assert found["views"]
         num_scattered, num_units = found["scattered"]
         assert num_units == 3  # two layers, and the rest
-        assert num_scattered == 2 * 3 * num_units  # two runs of three updates
+        assert num_scattered == 3 * 3 * num_units  # three runs of three updates
 
 
 def test_a_failure_on_one_process_stops_all_before_the_update(

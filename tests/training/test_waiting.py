@@ -50,6 +50,7 @@ TASKS = {
     "mlm_nsp": lambda accelerator, folder: bert_trainer(accelerator, folder),
     "mlm": lambda accelerator, folder: bert_trainer(accelerator, folder, with_pairs=False),
     "adamw": lambda accelerator, folder: bert_trainer(accelerator, folder, optimizer="adamw"),
+    "lamb": lambda accelerator, folder: bert_trainer(accelerator, folder, optimizer="lamb"),
     "autoencoder": lambda accelerator, folder: image_trainer(accelerator, folder, "autoencoder"),
     "masked": lambda accelerator, folder: image_trainer(accelerator, folder, "masked"),
     "triplet": lambda accelerator, folder: image_trainer(accelerator, folder, "triplet"),
