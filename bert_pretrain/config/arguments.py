@@ -259,6 +259,13 @@ class OptimizationArguments:
         "linear",
         "How stable_decay falls: evenly, or as 1 - sqrt(x), fast first and slowly in the end.",
     )
+    ema_decay: float = flag(
+        0.0,
+        "Share that a running average of the weights keeps at every update; the average is "
+        "evaluated too, as ema_loss etc.; 0 = no average.",
+        SHARE_BELOW_ONE,
+    )
+    export_ema: bool = flag(False, "Let the averaged weights be what is exported and published.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )

@@ -187,6 +187,11 @@ def _check_optimization(optimization: OptimizationArguments) -> None:
             "`adamw_learning_rate` means nothing to `optimizer` lamb, which trains everything",
             advice="pass `learning_rate`",
         )
+    if optimization.export_ema and not optimization.ema_decay:
+        raise InputError(
+            "`export_ema` means nothing without `ema_decay`",
+            advice="pass `ema_decay`, such as 0.999, or leave `export_ema` out",
+        )
 
 
 def _check_hub(hub: HubArguments) -> None:
@@ -227,7 +232,7 @@ DEFINING = _names(
 NOTED = _names(
     "max_eval_rows max_steps num_train_epochs max_hours learning_rate adamw_learning_rate "
     "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule warmup_steps "
-    "decay_share decay_shape mixed_precision torch_compile skip_nonfinite"
+    "decay_share decay_shape ema_decay mixed_precision torch_compile skip_nonfinite"
 )
 # These may change without a word. Some change no number. For the others the run compares what they
 # come to: the key of the prepared corpus or of the images (the same one may lie in another folder),
@@ -236,8 +241,8 @@ NOTED = _names(
 FREE = _names(
     "recipe output_dir resume_from_checkpoint logging_steps eval_steps save_steps save_total_limit "
     "report_to debug profile preprocessing_num_workers dataloader_num_workers num_cpu_threads "
-    "gradient_checkpointing push_to_hub hub_model_id hub_private_repo hub_strategy hub_push_state "
-    "hub_max_wait hub_license "
+    "gradient_checkpointing export_ema push_to_hub hub_model_id hub_private_repo hub_strategy "
+    "hub_push_state hub_max_wait hub_license "
     "dataset_name dataset_config_name dataset_split data_files validation_share text_column "
     "document_boundary streaming language tokenizer_name image_column label_column image_size "
     "num_channels on_bad_image config_name model_name_or_path global_batch_size "

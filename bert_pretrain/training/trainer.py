@@ -36,6 +36,7 @@ from bert_pretrain.training.compilation import (
     compile_forward,
     uncompiled,
 )
+from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.finite import FiniteGuard
 from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
@@ -81,6 +82,7 @@ class Trainer:
         max_grad_norm: float,
         fingerprint: dict[str, Any],
         skip_nonfinite: int = 0,
+        ema_decay: float = 0.0,
         peak_flops: float = math.inf,
         profile_steps: int = 0,
         is_compiled: bool = False,
@@ -100,6 +102,7 @@ class Trainer:
             max_grad_norm: gradients are scaled to at most this norm; infinite = never.
             fingerprint: what a checkpoint must agree with to be continued; kept in each.
             skip_nonfinite: updates with a gradient that is not finite that a run may skip.
+            ema_decay: of the average of the weights, in [0, 1); 0 = there is none.
             peak_flops: FLOP/s of one process's device, which utilisation is a share of.
             profile_steps: updates to profile.
             is_compiled: whether the model compiles itself when it is called; see `check_compiled`.
@@ -118,6 +121,7 @@ class Trainer:
             compile_forward(model)
         self.distributed = DistributedModel(accelerator, model, optimizers)
         self.model, self.optimizers = self.distributed.module, self.distributed.optimizers
+        self.average = WeightAverage(self.distributed, ema_decay) if ema_decay else None
         self.step = 0
         self.place = Place()
         self.sums = RunningSums(accelerator.device)
@@ -156,7 +160,7 @@ class Trainer:
 
     def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint whose state `read_state` has verified."""
-        load_tensors(checkpoint, self.distributed)
+        load_tensors(checkpoint, self.distributed, self.average)
         self.step = state["step"]
         self.place = Place.of(state["place"])
         self.journal.load(num_units=state["num_units"], seconds=state["elapsed"])
@@ -237,6 +241,8 @@ class Trainer:
         with self.profiler.section("optimizer"):
             grad_norm = self.distributed.clip_grad_norm(self.max_grad_norm)
             self._step_optimizers(learning_rate, grad_norm, end=window.next_place)
+            if self.average is not None:
+                self.average.update(self.step + 1)
         self.step += 1
         self.place = window.next_place
         return grad_norm
@@ -301,25 +307,34 @@ class Trainer:
         )
         compiler = uncompiled(is_compiled=self.is_compiled)
         with self.journal.clock.paused(), compiler, explaining:
-            model = self.distributed.plain().eval()
-            sums = RunningSums(self.accelerator.device)
-            for batch in evaluation_batches(
-                self.objective.held_out,
-                batch_size=self.layout.eval_batch_size,
-                num_processes=self.accelerator.num_processes,
-                process_index=self.accelerator.process_index,
-            ):
-                terms = self.objective.loss_terms(model, self._to_device(batch))
-                sums.add(terms, self.objective.target_counts(batch))
-            means = sums.total().means()
+            averaged = {}
+            if self.average is not None:
+                with self.average.applied() as model:
+                    averaged = {f"ema_{k}": v for k, v in self._held_out_means(model).items()}
+            model = self.distributed.plain()
+            means = self._held_out_means(model)
             row = self._row("validation") | means | self.monitor.measures(model, means)
-            self.journal.write(row)
-            self.journal.print(_summary(row))
+            self.journal.write(row | averaged)
+            self.journal.print(_summary(row | averaged))
             for message in self.watch.warnings(row) + self.monitor.warnings(row):
                 self.journal.print(f"WARNING: {spell(message)}")
             if self.accelerator.is_main_process:
                 shown = self.monitor.show(model, self.run_dir, step=self.step, is_last=is_last)
                 self.journal.show(*shown, step=self.step)
+
+    def _held_out_means(self, model: PreTrainedModel) -> dict[str, float]:
+        """Return what a plain model's loss terms on the held-out rows come to, the same on all."""
+        model.eval()
+        sums = RunningSums(self.accelerator.device)
+        for batch in evaluation_batches(
+            self.objective.held_out,
+            batch_size=self.layout.eval_batch_size,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+        ):
+            terms = self.objective.loss_terms(model, self._to_device(batch))
+            sums.add(terms, self.objective.target_counts(batch))
+        return sums.total().means()
 
     def save(self, on_save: Callable[[Path], None] | None = None) -> None:
         """Write a checkpoint from which the run continues as if it had not been interrupted."""
@@ -337,6 +352,7 @@ class Trainer:
             }
             checkpoint = save_checkpoint(
                 self.distributed,
+                self.average,
                 self.run_dir / "checkpoints",
                 step=self.step,
                 state=state,

@@ -134,6 +134,8 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--optimizer sgd", "muon"),
         ("--schedule cosine --decay_shape sqrt", "--decay_shape sqrt means nothing to --schedule"),
         ("--optimizer lamb --adamw_learning_rate 1e-3", "means nothing to --optimizer lamb"),
+        ("--export_ema", "--export_ema means nothing without --ema_decay"),
+        ("--ema_decay 1", "[0, 1)"),
         ("--model_name_or_path nowhere", "--model_name_or_path"),
     ],
 )

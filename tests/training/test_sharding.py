@@ -21,6 +21,7 @@ from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.training import muon
+from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.muon import Muon, assign_owners
 from bert_pretrain.training.optimizers import build_optimizers
 from bert_pretrain.training.sharding import (
@@ -28,6 +29,7 @@ from bert_pretrain.training.sharding import (
     DistributedModel,
     check_launcher,
     like,
+    local,
     sharding_units,
     without_accelerates_fsdp,
 )
@@ -64,11 +66,19 @@ def batch(step: int, rows: slice = slice(None)) -> dict[str, Tensor]:
 
 def train_bert(accelerator: Accelerator, name: str, *, num_steps: int = 3) -> DistributedModel:
     """Make updates of 8 rows in two micro-batches of all processes."""
+    return train_averaged(accelerator, name, num_steps=num_steps)[0]
+
+
+def train_averaged(
+    accelerator: Accelerator, name: str, *, num_steps: int = 3
+) -> tuple[DistributedModel, WeightAverage]:
+    """Make the updates of `train_bert`, with the average of the weights."""
     model = tiny_bert()
     optimizers = build_optimizers(
         model, name=name, weight_decay=0.1, adam_betas=(0.9, 0.98), adam_epsilon=1e-6
     )
     made = DistributedModel(accelerator, model, optimizers)
+    average = WeightAverage(made, 0.4)
     share = 4 // accelerator.num_processes
     for step in range(num_steps):
         for micro_batch in range(2):
@@ -84,7 +94,8 @@ def train_bert(accelerator: Accelerator, name: str, *, num_steps: int = 3) -> Di
                 group["lr"] = 1e-2
             optimizer.step()
             optimizer.zero_grad()
-    return made
+        average.update(step + 1)
+    return made, average
 
 
 def iterate_matrices() -> tuple[list[Tensor], list[int]]:
@@ -170,6 +181,19 @@ def describe(made: DistributedModel) -> dict[str, Any]:
     }
 
 
+def averaged_weights(accelerator: Accelerator) -> dict[str, Any]:
+    """Return the average of an AdamW run, and whether the trained weights are there afterwards."""
+    made, average = train_averaged(accelerator, "adamw")
+    before = weights(made)
+    with average.applied() as plain:
+        assert type(plain) is BertForPreTraining
+        found = {name: value.detach().clone() for name, value in plain.named_parameters()}
+        assert plain.cls.predictions.decoder.weight is plain.bert.embeddings.word_embeddings.weight
+    is_back = all(map(torch.equal, before.values(), weights(made).values()))
+    num_held = sum(local(value).numel() for value in average.values.values())
+    return {"values": found, "is_back": is_back, "num_held": num_held}
+
+
 def weights(made: DistributedModel) -> dict[str, Tensor]:
     plain = made.plain()
     assert plain.cls.predictions.decoder.weight is plain.bert.embeddings.word_embeddings.weight
@@ -196,6 +220,7 @@ def work(rank: int, folder: str, port: int) -> None:
         copied = train_bert(accelerator, name)
         results[f"ddp {name}"] = weights(copied)
         results["views"] = copied.module.gradient_as_bucket_view
+    results["ddp average"] = averaged_weights(accelerator)
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     # torch 2.13 has renamed it.
     single = "reduce_scatter_single"
@@ -211,6 +236,7 @@ def work(rank: int, folder: str, port: int) -> None:
         made = train_bert(accelerator, name)
         results |= {f"fsdp {name}": weights(made), f"shards {name}": describe(made)}
     results["scattered"] = (len(scattered), 1 + len(sharding_units(tiny_bert())))
+    results["fsdp average"] = averaged_weights(accelerator)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()  # a process that leaves early closes the connections of the others
     dist.destroy_process_group()
@@ -254,6 +280,25 @@ def test_two_processes_make_the_updates_of_one(
         torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-6, msg=key)
     moved = [float((value - start[key]).detach().abs().max()) for key, value in expected.items()]
     assert max(moved) > 1e-2
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_two_processes_have_the_average_of_one(measured: list[dict[str, Any]], layout: str) -> None:
+    expected = averaged_weights(Accelerator(cpu=True))
+    first, second = (found[f"{layout} average"] for found in measured)
+    for key, value in expected["values"].items():
+        assert torch.equal(first["values"][key], second["values"][key]), key
+        # float32, and a rate of 1e-2 over two updates.
+        torch.testing.assert_close(first["values"][key], value, rtol=1e-4, atol=1e-6, msg=key)
+    assert first["is_back"] and second["is_back"] and expected["is_back"]
+    whole = sum(p.numel() for p in tiny_bert().parameters())
+    held = [first["num_held"], second["num_held"]]
+    assert held == [whole, whole] if layout == "ddp" else sum(held) == whole
+    start = dict(tiny_bert().named_parameters())
+    trained = weights(train_bert(Accelerator(cpu=True), "adamw"))
+    for other in (start, trained):  # it is neither
+        gap = max(float((v - other[k]).detach().abs().max()) for k, v in expected["values"].items())
+        assert gap > 1e-3
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
