@@ -194,6 +194,7 @@ def build_trainer(
             name=optimization.schedule,
             decay_share=optimization.decay_share,
             decay_shape=optimization.decay_shape,
+            stop_at_loss=optimization.stop_at_loss,
         ),
         Intervals(
             logging=run.logging_steps,

@@ -211,6 +211,12 @@ class OptimizationArguments:
         "that gives up reproducibility. With --max_steps, whichever ends first.",
         NON_NEGATIVE,
     )
+    stop_at_loss: float = flag(
+        0.0,
+        "Held-out loss at or below which an evaluation ends the run, as if the update before it "
+        "were the last; 0 = none.",
+        NON_NEGATIVE,
+    )
     global_batch_size: int = flag(
         32,
         "Rows per update over all processes, whatever their number; 0 = per-device size x "

@@ -106,7 +106,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     check_source(config.data)
     check_masking(config.text)
     _check_length(config.optimization)
-    _check_optimization(config.optimization)
+    _check_optimization(config.optimization, config.run)
     _check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
@@ -174,7 +174,7 @@ def _check_length(optimization: OptimizationArguments) -> None:
         )
 
 
-def _check_optimization(optimization: OptimizationArguments) -> None:
+def _check_optimization(optimization: OptimizationArguments, run: RunArguments) -> None:
     """Raise `InputError` for a flag that means nothing beside the others."""
     if optimization.decay_shape != "linear" and optimization.schedule != "stable_decay":
         raise InputError(
@@ -191,6 +191,11 @@ def _check_optimization(optimization: OptimizationArguments) -> None:
         raise InputError(
             "`export_ema` means nothing without `ema_decay`",
             advice="pass `ema_decay`, such as 0.999, or leave `export_ema` out",
+        )
+    if optimization.stop_at_loss and not run.eval_steps:
+        raise InputError(
+            "`stop_at_loss` means nothing with `eval_steps` 0, which evaluates at the end alone",
+            advice="pass the updates between evaluations as `eval_steps`",
         )
 
 
@@ -230,9 +235,9 @@ DEFINING = _names(
 # These may change, and the run says that from there on it is not the uninterrupted one: length and
 # steering of the training, and the held-out rows.
 NOTED = _names(
-    "max_eval_rows max_steps num_train_epochs max_hours learning_rate adamw_learning_rate "
-    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule warmup_steps "
-    "decay_share decay_shape ema_decay mixed_precision torch_compile skip_nonfinite"
+    "max_eval_rows max_steps num_train_epochs max_hours stop_at_loss learning_rate "
+    "adamw_learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule "
+    "warmup_steps decay_share decay_shape ema_decay mixed_precision torch_compile skip_nonfinite"
 )
 # These may change without a word. Some change no number. For the others the run compares what they
 # come to: the key of the prepared corpus or of the images (the same one may lie in another folder),

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import Window, copied_ahead, evaluation_batches, training_windows
+from bert_pretrain.data.loader import Window, copied_ahead, training_windows
 from bert_pretrain.data.processes import sum_on_hosts
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Batch, Place
@@ -38,6 +38,7 @@ from bert_pretrain.training.compilation import (
 )
 from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.finite import FiniteGuard
+from bert_pretrain.training.held_out import held_out_means
 from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.memory import explaining_out_of_memory
@@ -124,6 +125,7 @@ class Trainer:
         self.average = WeightAverage(self.distributed, ema_decay) if ema_decay else None
         self.step = 0
         self.place = Place()
+        self.held_out_loss: float | None = None  # of the weights as they are; None = not evaluated
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
         self.guard = FiniteGuard(
@@ -166,6 +168,7 @@ class Trainer:
         self.journal.load(num_units=state["num_units"], seconds=state["elapsed"])
         self.watch.load_state_dict(state["watch"])
         self.guard.load(state["num_skipped"])
+        self.held_out_loss = state.get("held_out_loss")
         # The sums were saved over all processes: one of them takes them up, the others start from
         # zero.
         self.sums.load_state_dict(state["sums"], share=float(self.accelerator.is_main_process))
@@ -196,7 +199,7 @@ class Trainer:
             self.evaluate(is_last=False)
         windows = self._windows()
         elapsed = self._elapsed()
-        is_over = self.schedule.is_over(self.step, elapsed)
+        is_over = self.schedule.is_over(self.step, elapsed) or self._is_goal_reached()
         progress = self.journal.progress_bar(num_steps=self.schedule.max_steps, step=self.step)
         with progress as bar, self._explaining_out_of_memory():
             while not is_over:
@@ -207,14 +210,17 @@ class Trainer:
                 bar.update(1)
                 elapsed = self._elapsed()
                 is_over = self.schedule.is_over(self.step, elapsed)
+                is_logged = is_over or _is_due(self.step, self.intervals.logging)
                 with self.profiler.section("logging"):
-                    if is_over or _is_due(self.step, self.intervals.logging):
+                    if is_logged:
                         self._log(learning_rate, grad_norm)
                     self.journal.write_rows(wait=self.accelerator.device.type == "cpu")
                 if table := self.profiler.step(is_last=is_over):
                     self.journal.print(table)
                 if is_over or _is_due(self.step, self.intervals.evaluation):
-                    self.evaluate(is_last=is_over)
+                    is_over = self.evaluate(is_last=is_over)
+                    if is_over and not is_logged:  # the loss has made this update the last one
+                        self._log(learning_rate, grad_norm)
                 if is_over or _is_due(self.step, self.intervals.checkpoint):
                     self.save(on_save)
 
@@ -244,6 +250,7 @@ class Trainer:
             if self.average is not None:
                 self.average.update(self.step + 1)
         self.step += 1
+        self.held_out_loss = None
         self.place = window.next_place
         return grad_norm
 
@@ -297,8 +304,15 @@ class Trainer:
             self.accelerator.scaler.update()
 
     @torch.no_grad()
-    def evaluate(self, *, is_last: bool) -> None:
-        """Evaluate on the fixed held-out rows and show what has been learnt."""
+    def evaluate(self, *, is_last: bool) -> bool:
+        """Evaluate on the fixed held-out rows and show what has been learnt.
+
+        Args:
+            is_last: whether the run is over.
+
+        Returns:
+            Whether it is over, as it also is where the loss is what it was to reach.
+        """
         self.journal.write_rows(wait=True)
         explaining = explaining_out_of_memory(
             self.accelerator.device,
@@ -307,12 +321,20 @@ class Trainer:
         )
         compiler = uncompiled(is_compiled=self.is_compiled)
         with self.journal.clock.paused(), compiler, explaining:
+            measure = partial(
+                held_out_means,
+                self.objective,
+                accelerator=self.accelerator,
+                batch_size=self.layout.eval_batch_size,
+            )
             averaged = {}
             if self.average is not None:
                 with self.average.applied() as model:
-                    averaged = {f"ema_{k}": v for k, v in self._held_out_means(model).items()}
+                    averaged = {f"ema_{name}": mean for name, mean in measure(model).items()}
             model = self.distributed.plain()
-            means = self._held_out_means(model)
+            means = measure(model)
+            self.held_out_loss = means["loss"]
+            is_last = is_last or self._is_goal_reached()
             row = self._row("validation") | means | self.monitor.measures(model, means)
             self.journal.write(row | averaged)
             self.journal.print(_summary(row | averaged))
@@ -321,20 +343,21 @@ class Trainer:
             if self.accelerator.is_main_process:
                 shown = self.monitor.show(model, self.run_dir, step=self.step, is_last=is_last)
                 self.journal.show(*shown, step=self.step)
+        return is_last
 
-    def _held_out_means(self, model: PreTrainedModel) -> dict[str, float]:
-        """Return what a plain model's loss terms on the held-out rows come to, the same on all."""
-        model.eval()
-        sums = RunningSums(self.accelerator.device)
-        for batch in evaluation_batches(
-            self.objective.held_out,
-            batch_size=self.layout.eval_batch_size,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-        ):
-            terms = self.objective.loss_terms(model, self._to_device(batch))
-            sums.add(terms, self.objective.target_counts(batch))
-        return sums.total().means()
+    def _is_goal_reached(self) -> bool:
+        """Return whether the held-out loss after the latest update ends the run; a collective."""
+        if self.schedule.stop_at_loss == 0 or self.held_out_loss is None or self.step == 0:
+            return False
+        is_reached = self.schedule.is_reached(self.held_out_loss)
+        # The first process decides for all, as it does of the clock.
+        (decision,) = sum_on_hosts([float(is_reached and self.accelerator.is_main_process)])
+        if decision:
+            goal = f"`stop_at_loss` {self.schedule.stop_at_loss:g}"
+            self.journal.print(
+                spell(f"the held-out loss is {self.held_out_loss:.4g}, {goal} is reached")
+            )
+        return decision > 0
 
     def save(self, on_save: Callable[[Path], None] | None = None) -> None:
         """Write a checkpoint from which the run continues as if it had not been interrupted."""
@@ -346,6 +369,7 @@ class Trainer:
                 "num_units": self.journal.num_units,
                 "num_skipped": int(self.guard.numbers[0]),
                 "elapsed": self._elapsed(),
+                "held_out_loss": self.held_out_loss,
                 "watch": self.watch.state_dict(),
                 "sums": self.sums.total().state_dict(),
                 "fingerprint": self.fingerprint,

@@ -136,6 +136,7 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--optimizer lamb --adamw_learning_rate 1e-3", "means nothing to --optimizer lamb"),
         ("--export_ema", "--export_ema means nothing without --ema_decay"),
         ("--ema_decay 1", "[0, 1)"),
+        ("--stop_at_loss 3 --eval_steps 0", "--stop_at_loss means nothing with --eval_steps 0"),
         ("--model_name_or_path nowhere", "--model_name_or_path"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def fail_on_one_process(accelerator: Accelerator, folder: Path) -> tuple[str, li
     return message, [p.detach().clone() for p in trainer.model.parameters()]
 
 
+def stop_at_a_loss(accelerator: Accelerator, folder: Path) -> int:
+    """Return the updates of a run in which the last process would not have stopped by itself."""
+    trainer = line_trainer(accelerator, folder, max_steps=8)
+    goal = math.inf if accelerator.is_main_process else 1e-9
+    trainer.schedule = replace(trainer.schedule, stop_at_loss=goal)
+    trainer.train()
+    return trainer.step
+
+
 def describe(made: DistributedModel) -> dict[str, Any]:
     """Return what a test asks of a sharded BERT."""
     model = made.trained
@@ -214,6 +224,7 @@ def work(rank: int, folder: str, port: int) -> None:
     results: dict[str, Any] = {
         "matrices": iterate_matrices(),
         "reductions": count_reductions(accelerator, Path(folder) / f"count{rank}"),
+        "stopped": stop_at_a_loss(accelerator, Path(folder) / f"stop{rank}"),
         "failure": fail_on_one_process(accelerator, Path(folder) / f"fail{rank}"),
     }
     for name in ("adamw", "lamb", "muon"):
@@ -335,6 +346,10 @@ def test_a_failure_on_one_process_stops_all_before_the_update(
     assert message == other_message
     assert all(torch.isfinite(value).all() for value in first)
     assert all(map(torch.equal, first, second))
+
+
+def test_all_processes_stop_at_a_loss_together(measured: list[dict[str, Any]]) -> None:
+    assert [found["stopped"] for found in measured] == [2, 2]  # the first evaluation is then
 
 
 def test_owners_are_balanced_and_the_same_for_all() -> None:
