@@ -7,7 +7,7 @@ average of each, and on demand the whole model with it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -76,6 +76,11 @@ class WeightAverage:
             yield self._model.plain()
         finally:
             self._exchange()
+
+    def means(self, measure: Callable[[PreTrainedModel], dict[str, float]]) -> dict[str, float]:
+        """Return what `measure` finds of the averaged model, under names that begin with ema_."""
+        with self.applied() as model:
+            return {f"ema_{name}": mean for name, mean in measure(model).items()}
 
     def _exchange(self) -> None:
         for name, parameter in self._parameters.items():

@@ -23,8 +23,9 @@ class Lamb(torch.optim.Optimizer):
     With bias-corrected moments m and v the update of a parameter w is u = m / (sqrt(v) + eps) +
     weight_decay * w, and w falls by lr * ||w|| / ||u|| * u; phi of the paper is the identity. Where
     one of the norms is 0 the ratio is 1. Vectors (biases and the gains of normalisation) have no
-    ratio, as in the paper's code and in NVIDIA's: the norm of a bias that begins at 0 says nothing
-    of how far it should move. The caller gives them no weight decay either.
+    ratio, and are to be given no weight decay: the norm of a bias that begins at 0 says nothing of
+    how far it should move. The authors' code and, unless asked otherwise, NVIDIA's exclude the same
+    parameters from both, by their names and by their weight decay.
 
     By `found_inf` it is told on the device to skip an update, as torch's fused optimisers are; a
     skipped one does not count in the bias correction either.

@@ -327,10 +327,7 @@ class Trainer:
                 accelerator=self.accelerator,
                 batch_size=self.layout.eval_batch_size,
             )
-            averaged = {}
-            if self.average is not None:
-                with self.average.applied() as model:
-                    averaged = {f"ema_{name}": mean for name, mean in measure(model).items()}
+            averaged = {} if self.average is None else self.average.means(measure)
             model = self.distributed.plain()
             means = measure(model)
             self.held_out_loss = means["loss"]
