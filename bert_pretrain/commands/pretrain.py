@@ -46,8 +46,8 @@ from bert_pretrain.training.run_directory import (
     resume,
     write_run_json,
 )
-from bert_pretrain.training.schedule import Schedule
-from bert_pretrain.training.trainer import Intervals, Trainer
+from bert_pretrain.training.schedule import Intervals, Schedule
+from bert_pretrain.training.trainer import Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

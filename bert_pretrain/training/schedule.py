@@ -1,7 +1,7 @@
-"""How long a run is and how its learning rate goes.
+"""How long a run is, how its learning rate goes, and when it logs, evaluates and saves.
 
-Enters: what the flags say of length and rate. Leaves: at every update the answer whether there is a
-next one, and its rate; after every evaluation whether the run has reached what it was to reach.
+Enters: what the flags say of that. Leaves: at every update the answer whether there is a next one,
+and its rate; after every evaluation whether the run has reached what it was to reach.
 """
 
 from __future__ import annotations
@@ -78,3 +78,20 @@ class Schedule:
         if self.max_seconds and elapsed > 0 and step:
             length = min(length, step * self.max_seconds / elapsed)
         return length
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Updates between the loop's side activities; 0 = only where the loop begins or ends.
+
+    Attributes:
+        logging: between training rows, at least 1.
+        evaluation: between evaluations.
+        checkpoint: between checkpoints.
+        save_total_limit: checkpoints kept; 0 = all.
+    """
+
+    logging: int
+    evaluation: int
+    checkpoint: int
+    save_total_limit: int

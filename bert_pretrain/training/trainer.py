@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,25 +43,8 @@ from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.memory import explaining_out_of_memory
 from bert_pretrain.training.metrics import CourseWatch, RunningSums
 from bert_pretrain.training.profiling import StepProfiler
-from bert_pretrain.training.schedule import Schedule
+from bert_pretrain.training.schedule import Intervals, Schedule
 from bert_pretrain.training.sharding import DistributedModel, spreading_failure
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """Updates between the loop's side activities; 0 = only where the loop begins or ends.
-
-    Attributes:
-        logging: between training rows, at least 1.
-        evaluation: between evaluations.
-        checkpoint: between checkpoints.
-        save_total_limit: checkpoints kept; 0 = all.
-    """
-
-    logging: int
-    evaluation: int
-    checkpoint: int
-    save_total_limit: int
 
 
 class Trainer:
