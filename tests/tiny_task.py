@@ -13,8 +13,8 @@ from torch import nn
 from bert_pretrain.data.stream import Batch, HeldOutRows, Part, TrainingStream, WholeEpochs
 from bert_pretrain.objectives.interface import LossTerm, Task
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.optimizers import Schedule
-from bert_pretrain.training.trainer import Intervals, Trainer
+from bert_pretrain.training.schedule import Intervals, Schedule
+from bert_pretrain.training.trainer import Trainer
 
 
 class Numbers(np.ndarray):

@@ -25,8 +25,9 @@ from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.optimizers import OptimizerName, Schedule, build_optimizers
-from bert_pretrain.training.trainer import Intervals, Trainer
+from bert_pretrain.training.optimizers import OptimizerName, build_optimizers
+from bert_pretrain.training.schedule import Intervals, Schedule
+from bert_pretrain.training.trainer import Trainer
 
 VOCAB, LENGTH = 200, 32
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from transformers import PreTrainedModel
 
 from bert_pretrain.commands.machine import (
     batch_layout,
@@ -35,9 +36,9 @@ from bert_pretrain.hardware import native_precision, peak_flops
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.hub import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.publishing.publication import Publisher, write_publication
-from bert_pretrain.training.checkpoint import load_model, read_state
+from bert_pretrain.training.checkpoint import load_average, load_model, read_state
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.optimizers import Schedule, build_optimizers
+from bert_pretrain.training.optimizers import build_optimizers
 from bert_pretrain.training.run_directory import (
     claim_run_dir,
     confirm_claim,
@@ -45,7 +46,8 @@ from bert_pretrain.training.run_directory import (
     resume,
     write_run_json,
 )
-from bert_pretrain.training.trainer import Intervals, Trainer
+from bert_pretrain.training.schedule import Intervals, Schedule
+from bert_pretrain.training.trainer import Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path) -> None:
     """Train to the end, write `final/`, and publish as the flags of the Hub say."""
     accelerator = trainer.accelerator
+    average = trainer.average if config.optimization.export_ema else None
+
+    def model_in_training() -> contextlib.AbstractContextManager[PreTrainedModel]:
+        if average is not None:
+            return average.applied()
+        return contextlib.nullcontext(trainer.distributed.plain())
+
     if not accelerator.is_main_process:
         trainer.train()
-        trainer.distributed.plain()  # which the first process writes
+        with model_in_training():  # which the first process writes
+            pass
         accelerator.end_training()
         return
 
@@ -96,12 +106,17 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
             # been saved.
             checkpoint = checkpoint_path(run_dir / "checkpoints", trainer.step)
         if checkpoint is None:
-            model, step, seconds = trainer.distributed.plain(), trainer.step, trainer.seconds
+            lent, step, seconds = model_in_training(), trainer.step, trainer.seconds
         else:
             state = read_state(checkpoint)
             model = load_model(checkpoint, type(trainer.distributed.outline))
-            step, seconds = state["step"], state["elapsed"]
-        write_publication(model, trainer.exporter, run_dir, directory, step=step, seconds=seconds)
+            if average is not None:
+                load_average(checkpoint, model)
+            lent, step, seconds = contextlib.nullcontext(model), state["step"], state["elapsed"]
+        with lent as exported:
+            write_publication(
+                exported, trainer.exporter, run_dir, directory, step=step, seconds=seconds
+            )
 
     with contextlib.ExitStack() as stack:
         publisher = None
@@ -178,6 +193,8 @@ def build_trainer(
             warmup_steps=optimization.warmup_steps,
             name=optimization.schedule,
             decay_share=optimization.decay_share,
+            decay_shape=optimization.decay_shape,
+            stop_at_loss=optimization.stop_at_loss,
         ),
         Intervals(
             logging=run.logging_steps,
@@ -191,6 +208,7 @@ def build_trainer(
         max_grad_norm=optimization.max_grad_norm or float("inf"),
         fingerprint=fingerprint(*what_must_agree(config, task, layout), model.config),
         skip_nonfinite=optimization.skip_nonfinite,
+        ema_decay=optimization.ema_decay,
         peak_flops=peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision)),
         profile_steps=run.profile,
         is_compiled=compiles(config, accelerator),

@@ -215,6 +215,12 @@ class OptimizationArguments:
         "that gives up reproducibility. With --max_steps, whichever ends first.",
         NON_NEGATIVE,
     )
+    stop_at_loss: float = flag(
+        0.0,
+        "Held-out loss at or below which an evaluation ends the run, as if the update before it "
+        "were the last; 0 = none.",
+        NON_NEGATIVE,
+    )
     global_batch_size: int = flag(
         32,
         "Rows per update over all processes, whatever their number; 0 = per-device size x "
@@ -231,8 +237,10 @@ class OptimizationArguments:
     gradient_accumulation_steps: int = flag(
         0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.", NON_NEGATIVE
     )
-    optimizer: Literal["adamw", "muon"] = flag(
-        "muon", "adamw, or muon for hidden matrices with AdamW for the rest."
+    optimizer: Literal["adamw", "muon", "lamb"] = flag(
+        "muon",
+        "adamw; muon for hidden matrices with AdamW for the rest; or lamb, for thousands of rows "
+        "an update.",
     )
     learning_rate: float = flag(1.5e-3, "Peak rate.", POSITIVE)
     adamw_learning_rate: float = flag(
@@ -244,18 +252,30 @@ class OptimizationArguments:
     weight_decay: float = flag(
         0.01, "Decoupled decay of matrices (never of biases or normalisation).", NON_NEGATIVE
     )
-    adam_beta1: float = flag(0.9, "AdamW's first decay rate.", SHARE_BELOW_ONE)
-    adam_beta2: float = flag(0.98, "AdamW's second decay rate.", SHARE_BELOW_ONE)
-    adam_epsilon: float = flag(1e-6, "AdamW's epsilon.", POSITIVE)
+    adam_beta1: float = flag(0.9, "First decay rate of AdamW and LAMB.", SHARE_BELOW_ONE)
+    adam_beta2: float = flag(0.98, "Second decay rate of AdamW and LAMB.", SHARE_BELOW_ONE)
+    adam_epsilon: float = flag(1e-6, "Epsilon of AdamW and LAMB.", POSITIVE)
     max_grad_norm: float = flag(1.0, "Largest norm of the gradients; 0 = any.", NON_NEGATIVE)
-    schedule: Literal["linear", "stable_decay"] = flag(
+    schedule: Literal["linear", "cosine", "stable_decay"] = flag(
         "stable_decay",
-        "After warm-up: fall to 0 at once, or stay and fall over the last --decay_share.",
+        "After warm-up: fall to 0 at once, evenly or along a cosine, or stay and fall over the "
+        "last --decay_share.",
     )
     warmup_steps: int = flag(30, "Updates over which the rate rises.", NON_NEGATIVE)
     decay_share: float = flag(
         0.5, "Share of the run over which stable_decay falls.", Range(0, 1, low_included=False)
     )
+    decay_shape: Literal["linear", "sqrt"] = flag(
+        "linear",
+        "How stable_decay falls: evenly, or as 1 - sqrt(x), fast first and slowly in the end.",
+    )
+    ema_decay: float = flag(
+        0.0,
+        "Share that a running average of the weights keeps at every update; the average is "
+        "evaluated too, as ema_loss etc.; 0 = no average.",
+        SHARE_BELOW_ONE,
+    )
+    export_ema: bool = flag(False, "Let the averaged weights be what is exported and published.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = flag(
         "auto", "auto = bf16 where processor or GPU computes in it natively."
     )

@@ -106,6 +106,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     check_source(config.data)
     check_masking(config.text)
     _check_length(config.optimization)
+    _check_optimization(config.optimization, config.run)
     _check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
@@ -173,6 +174,31 @@ def _check_length(optimization: OptimizationArguments) -> None:
         )
 
 
+def _check_optimization(optimization: OptimizationArguments, run: RunArguments) -> None:
+    """Raise `InputError` for a flag that means nothing beside the others."""
+    if optimization.decay_shape != "linear" and optimization.schedule != "stable_decay":
+        raise InputError(
+            f"`decay_shape` {optimization.decay_shape} means nothing to `schedule` "
+            f"{optimization.schedule} (it is for stable_decay)",
+            advice="leave it out, or change `schedule`",
+        )
+    if optimization.adamw_learning_rate and optimization.optimizer == "lamb":
+        raise InputError(
+            "`adamw_learning_rate` means nothing to `optimizer` lamb, which trains everything",
+            advice="pass `learning_rate`",
+        )
+    if optimization.export_ema and not optimization.ema_decay:
+        raise InputError(
+            "`export_ema` means nothing without `ema_decay`",
+            advice="pass `ema_decay`, such as 0.999, or leave `export_ema` out",
+        )
+    if optimization.stop_at_loss and not run.eval_steps:
+        raise InputError(
+            "`stop_at_loss` means nothing with `eval_steps` 0, which evaluates at the end alone",
+            advice="pass the updates between evaluations as `eval_steps`",
+        )
+
+
 def _check_hub(hub: HubArguments) -> None:
     """Raise `InputError` if a name cannot be used, or a flag means nothing without the Hub."""
     if hub.hub_model_id is not None:
@@ -209,9 +235,9 @@ DEFINING = _names(
 # These may change, and the run says that from there on it is not the uninterrupted one: length and
 # steering of the training, and the held-out rows.
 NOTED = _names(
-    "max_eval_rows max_steps num_train_epochs max_hours learning_rate adamw_learning_rate "
-    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule warmup_steps "
-    "decay_share mixed_precision torch_compile skip_nonfinite"
+    "max_eval_rows max_steps num_train_epochs max_hours stop_at_loss learning_rate "
+    "adamw_learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule "
+    "warmup_steps decay_share decay_shape ema_decay mixed_precision torch_compile skip_nonfinite"
 )
 # These may change without a word. Some change no number. For the others the run compares what they
 # come to: the key of the prepared corpus or of the images (the same one may lie in another folder),
@@ -220,8 +246,8 @@ NOTED = _names(
 FREE = _names(
     "recipe output_dir resume_from_checkpoint logging_steps eval_steps save_steps save_total_limit "
     "report_to debug profile preprocessing_num_workers dataloader_num_workers num_cpu_threads "
-    "gradient_checkpointing push_to_hub hub_model_id hub_private_repo hub_strategy hub_push_state "
-    "hub_max_wait hub_license "
+    "gradient_checkpointing export_ema push_to_hub hub_model_id hub_private_repo hub_strategy "
+    "hub_push_state hub_max_wait hub_license "
     "dataset_name dataset_config_name dataset_split data_files validation_share text_column "
     "document_boundary streaming language tokenizer_name image_column label_column image_size "
     "num_channels on_bad_image config_name model_name_or_path global_batch_size "

@@ -83,7 +83,8 @@ def model_card(
     config = record["config"]
     repo_id = config.get("hub_model_id") or Path(config["output_dir"]).name
     evaluations = [row for row in metrics_rows if row["split"] == "validation"]
-    evaluated = evaluations[-1] if evaluations else {}
+    exports_average = bool(config.get("export_ema"))
+    evaluated = _of_the_export(evaluations[-1] if evaluations else {}, is_average=exports_average)
     measured = {
         name: value
         for name, value in evaluated.items()
@@ -138,6 +139,7 @@ def model_card(
         machine=_machine(record["hardware"], uses_gpu=config["device"] != "cpu"),
         seconds=seconds,
         emissions_grams=emissions_grams,
+        exports_average=exports_average,
     )
     return card
 
@@ -166,6 +168,21 @@ def read_emissions(run_dir: Path) -> float | None:
             return 1000 * sum(float(row["emissions"]) for row in csv.DictReader(file))
         except (KeyError, TypeError, ValueError):  # another program's file, or half a row
             return None
+
+
+def _of_the_export(row: Mapping[str, Any], *, is_average: bool) -> dict[str, Any]:
+    """Return what an evaluation says of the exported weights, and what is true of any weights.
+
+    Args:
+        row: of the weights as trained, and under names with "ema_" of their average.
+        is_average: whether the average is exported.
+    """
+    prefix = "ema_"
+    if not is_average:
+        return {name: value for name, value in row.items() if not name.startswith(prefix)}
+    averaged = {n.removeprefix(prefix): v for n, v in row.items() if n.startswith(prefix)}
+    common = ("split", "step", "epoch", *_BASELINES.values())
+    return {name: row[name] for name in common if name in row} | averaged
 
 
 def _metric_type(name: str) -> str:

@@ -1,9 +1,10 @@
 """Checkpoints that are whole or not there: written aside, listed with their digests, then renamed.
 
 Enters: the model and the optimisers of all processes. Leaves: `checkpoints/step-000100/` with the
-model (loadable by stock transformers), the optimisers, and `trainer_state.json`, which also names
-every file and its digest. A checkpoint is the same on any layout: what is sharded is written whole,
-and each process takes its shard of it again, so that a run continues on another layout.
+model (loadable by stock transformers), the optimisers, the average of the weights where there is
+one, and `trainer_state.json`, which also names every file and its digest. A checkpoint is the same
+on any layout: what is sharded is written whole, and each process takes its shard of it again, so
+that a run continues on another layout.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from transformers import PreTrainedModel
 from bert_pretrain.data.atomic import replace_folder
 from bert_pretrain.data.run_folder import checkpoint_path, list_checkpoints
 from bert_pretrain.errors import InputError
+from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.sharding import DistributedModel, like, whole
 
 STATE_FILE = "trainer_state.json"
 WEIGHTS_FILE = "model.safetensors"
 SCALER_FILE = "scaler.pt"
+AVERAGE_FILE = "ema.safetensors"
 
 
 def save_checkpoint(
     model: DistributedModel,
+    average: WeightAverage | None,
     folder: Path,
     *,
     step: int,
@@ -44,6 +48,7 @@ def save_checkpoint(
 
     Args:
         model: with its optimisers; all processes must call this function.
+        average: of its weights; None = there is none.
         folder: the run's checkpoint folder.
         step: updates done.
         state: JSON-able state of the loop, the same on every process.
@@ -60,7 +65,7 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    _write_tensors(model, aside)
+    _write_tensors(model, average, aside)
     if accelerator.is_main_process:
         write_config(aside)
         files = sorted(path for path in aside.rglob("*") if path.is_file())
@@ -131,11 +136,31 @@ def load_model(checkpoint: Path, model_class: type[PreTrainedModel]) -> PreTrain
 
 
 @torch.no_grad()
-def load_tensors(checkpoint: Path, model: DistributedModel) -> None:
+def load_average(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Give a plain model the averaged weights of a checkpoint.
+
+    Raises:
+        InputError: the checkpoint has none.
+    """
+    path = checkpoint / AVERAGE_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{checkpoint} holds no average of the weights",
+            advice="leave `export_ema` out, or pass `ema_decay` to the run that makes it",
+        )
+    parameters = dict(model.named_parameters())
+    for name, value in load_file(path).items():
+        parameters[name].copy_(value)
+
+
+@torch.no_grad()
+def load_tensors(
+    checkpoint: Path, model: DistributedModel, average: WeightAverage | None = None
+) -> None:
     """Take up weights and optimiser states from a checkpoint of any layout, in place.
 
     No state of a random generator is among them: what is drawn in training is a function of the
-    place in the run.
+    place in the run. An average begins with the weights if the checkpoint has none.
 
     Raises:
         InputError: the weights are those of another model.
@@ -150,6 +175,11 @@ def load_tensors(checkpoint: Path, model: DistributedModel) -> None:
         )
     for name, target in targets.items():
         target.copy_(like(saved[name], target))
+    if average is not None:
+        average.restart()
+        path = checkpoint / AVERAGE_FILE
+        for name, value in load_file(path).items() if path.is_file() else ():
+            average.values[name].copy_(like(value, average.values[name]))
     for index, prepared in enumerate(model.optimizers):
         optimizer = prepared.optimizer
         state = torch.load(checkpoint / _optimizer_file(index), map_location="cpu")
@@ -165,8 +195,8 @@ def load_tensors(checkpoint: Path, model: DistributedModel) -> None:
 
 
 @torch.no_grad()
-def _write_tensors(model: DistributedModel, folder: Path) -> None:
-    """Write weights and optimiser states on the first process; all must call it."""
+def _write_tensors(model: DistributedModel, average: WeightAverage | None, folder: Path) -> None:
+    """Write weights, their average and optimiser states on the first process; all must call it."""
     is_writing = model.accelerator.is_main_process
 
     def gather(value: Any) -> Any:
@@ -175,10 +205,14 @@ def _write_tensors(model: DistributedModel, folder: Path) -> None:
             return None
         return value.cpu().contiguous() if torch.is_tensor(value) else value
 
-    weights = {name: gather(value) for name, value in _without_ties(model.trained).items()}
-    if is_writing:
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    del weights
+    files = {WEIGHTS_FILE: _without_ties(model.trained)}
+    if average is not None:
+        files[AVERAGE_FILE] = average.values
+    for file, tensors in files.items():
+        gathered = {name: gather(value) for name, value in tensors.items()}
+        if is_writing:
+            save_file(gathered, folder / file, metadata={"format": "pt"})
+        del gathered
     for index, prepared in enumerate(model.optimizers):
         state = prepared.optimizer.state_dict()
         state["state"] = {

@@ -172,16 +172,20 @@ class DistributedModel:
         return norm
 
     @torch.no_grad()
-    def plain(self) -> PreTrainedModel:
+    def plain(self, values: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
         """Return the whole model as it was before it was wrapped; all processes must call it.
 
         Not sharded, it is the model in training itself. Sharded, it is a copy on the device of
         every process, which takes the memory of the parameters as long as it is kept.
+
+        Args:
+            values: shards to take in place of parameters, by their names, where it is sharded.
         """
         if not self.is_sharded:
+            assert values is None
             return self.outline
-        values = {name: whole(shard) for name, shard in self.trained.named_parameters()}
-        return _with_parameters(self.outline, values)
+        shards = dict(self.trained.named_parameters()) | dict(values or {})
+        return _with_parameters(self.outline, {name: whole(s) for name, s in shards.items()})
 
 
 def spreading_failure(loss: Tensor) -> Tensor:

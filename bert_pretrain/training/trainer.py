@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.loader import Window, copied_ahead, evaluation_batches, training_windows
+from bert_pretrain.data.loader import Window, copied_ahead, training_windows
 from bert_pretrain.data.processes import sum_on_hosts
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Batch, Place
@@ -36,31 +35,16 @@ from bert_pretrain.training.compilation import (
     compile_forward,
     uncompiled,
 )
+from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.finite import FiniteGuard
+from bert_pretrain.training.held_out import held_out_means
 from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.memory import explaining_out_of_memory
 from bert_pretrain.training.metrics import CourseWatch, RunningSums
-from bert_pretrain.training.optimizers import Schedule
 from bert_pretrain.training.profiling import StepProfiler
+from bert_pretrain.training.schedule import Intervals, Schedule
 from bert_pretrain.training.sharding import DistributedModel, spreading_failure
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """Updates between the loop's side activities; 0 = only where the loop begins or ends.
-
-    Attributes:
-        logging: between training rows, at least 1.
-        evaluation: between evaluations.
-        checkpoint: between checkpoints.
-        save_total_limit: checkpoints kept; 0 = all.
-    """
-
-    logging: int
-    evaluation: int
-    checkpoint: int
-    save_total_limit: int
 
 
 class Trainer:
@@ -81,6 +65,7 @@ class Trainer:
         max_grad_norm: float,
         fingerprint: dict[str, Any],
         skip_nonfinite: int = 0,
+        ema_decay: float = 0.0,
         peak_flops: float = math.inf,
         profile_steps: int = 0,
         is_compiled: bool = False,
@@ -100,6 +85,7 @@ class Trainer:
             max_grad_norm: gradients are scaled to at most this norm; infinite = never.
             fingerprint: what a checkpoint must agree with to be continued; kept in each.
             skip_nonfinite: updates with a gradient that is not finite that a run may skip.
+            ema_decay: of the average of the weights, in [0, 1); 0 = there is none.
             peak_flops: FLOP/s of one process's device, which utilisation is a share of.
             profile_steps: updates to profile.
             is_compiled: whether the model compiles itself when it is called; see `check_compiled`.
@@ -118,8 +104,10 @@ class Trainer:
             compile_forward(model)
         self.distributed = DistributedModel(accelerator, model, optimizers)
         self.model, self.optimizers = self.distributed.module, self.distributed.optimizers
+        self.average = WeightAverage(self.distributed, ema_decay) if ema_decay else None
         self.step = 0
         self.place = Place()
+        self.held_out_loss: float | None = None  # of the weights as they are; None = not evaluated
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
         self.guard = FiniteGuard(
@@ -156,12 +144,13 @@ class Trainer:
 
     def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint whose state `read_state` has verified."""
-        load_tensors(checkpoint, self.distributed)
+        load_tensors(checkpoint, self.distributed, self.average)
         self.step = state["step"]
         self.place = Place.of(state["place"])
         self.journal.load(num_units=state["num_units"], seconds=state["elapsed"])
         self.watch.load_state_dict(state["watch"])
         self.guard.load(state["num_skipped"])
+        self.held_out_loss = state.get("held_out_loss")
         # The sums were saved over all processes: one of them takes them up, the others start from
         # zero.
         self.sums.load_state_dict(state["sums"], share=float(self.accelerator.is_main_process))
@@ -192,7 +181,7 @@ class Trainer:
             self.evaluate(is_last=False)
         windows = self._windows()
         elapsed = self._elapsed()
-        is_over = self.schedule.is_over(self.step, elapsed)
+        is_over = self.schedule.is_over(self.step, elapsed) or self._is_goal_reached()
         progress = self.journal.progress_bar(num_steps=self.schedule.max_steps, step=self.step)
         with progress as bar, self._explaining_out_of_memory():
             while not is_over:
@@ -203,14 +192,17 @@ class Trainer:
                 bar.update(1)
                 elapsed = self._elapsed()
                 is_over = self.schedule.is_over(self.step, elapsed)
+                is_logged = is_over or _is_due(self.step, self.intervals.logging)
                 with self.profiler.section("logging"):
-                    if is_over or _is_due(self.step, self.intervals.logging):
+                    if is_logged:
                         self._log(learning_rate, grad_norm)
                     self.journal.write_rows(wait=self.accelerator.device.type == "cpu")
                 if table := self.profiler.step(is_last=is_over):
                     self.journal.print(table)
                 if is_over or _is_due(self.step, self.intervals.evaluation):
-                    self.evaluate(is_last=is_over)
+                    is_over = self.evaluate(is_last=is_over)
+                    if is_over and not is_logged:  # the loss has made this update the last one
+                        self._log(learning_rate, grad_norm)
                 if is_over or _is_due(self.step, self.intervals.checkpoint):
                     self.save(on_save)
 
@@ -237,7 +229,10 @@ class Trainer:
         with self.profiler.section("optimizer"):
             grad_norm = self.distributed.clip_grad_norm(self.max_grad_norm)
             self._step_optimizers(learning_rate, grad_norm, end=window.next_place)
+            if self.average is not None:
+                self.average.update(self.step + 1)
         self.step += 1
+        self.held_out_loss = None
         self.place = window.next_place
         return grad_norm
 
@@ -291,8 +286,15 @@ class Trainer:
             self.accelerator.scaler.update()
 
     @torch.no_grad()
-    def evaluate(self, *, is_last: bool) -> None:
-        """Evaluate on the fixed held-out rows and show what has been learnt."""
+    def evaluate(self, *, is_last: bool) -> bool:
+        """Evaluate on the fixed held-out rows and show what has been learnt.
+
+        Args:
+            is_last: whether the run is over.
+
+        Returns:
+            Whether it is over, as it also is where the loss is what it was to reach.
+        """
         self.journal.write_rows(wait=True)
         explaining = explaining_out_of_memory(
             self.accelerator.device,
@@ -301,25 +303,40 @@ class Trainer:
         )
         compiler = uncompiled(is_compiled=self.is_compiled)
         with self.journal.clock.paused(), compiler, explaining:
-            model = self.distributed.plain().eval()
-            sums = RunningSums(self.accelerator.device)
-            for batch in evaluation_batches(
-                self.objective.held_out,
+            measure = partial(
+                held_out_means,
+                self.objective,
+                accelerator=self.accelerator,
                 batch_size=self.layout.eval_batch_size,
-                num_processes=self.accelerator.num_processes,
-                process_index=self.accelerator.process_index,
-            ):
-                terms = self.objective.loss_terms(model, self._to_device(batch))
-                sums.add(terms, self.objective.target_counts(batch))
-            means = sums.total().means()
+            )
+            averaged = {} if self.average is None else self.average.means(measure)
+            model = self.distributed.plain()
+            means = measure(model)
+            self.held_out_loss = means["loss"]
+            is_last = is_last or self._is_goal_reached()
             row = self._row("validation") | means | self.monitor.measures(model, means)
-            self.journal.write(row)
-            self.journal.print(_summary(row))
+            self.journal.write(row | averaged)
+            self.journal.print(_summary(row | averaged))
             for message in self.watch.warnings(row) + self.monitor.warnings(row):
                 self.journal.print(f"WARNING: {spell(message)}")
             if self.accelerator.is_main_process:
                 shown = self.monitor.show(model, self.run_dir, step=self.step, is_last=is_last)
                 self.journal.show(*shown, step=self.step)
+        return is_last
+
+    def _is_goal_reached(self) -> bool:
+        """Return whether the held-out loss after the latest update ends the run; a collective."""
+        if self.schedule.stop_at_loss == 0 or self.held_out_loss is None or self.step == 0:
+            return False
+        is_reached = self.schedule.is_reached(self.held_out_loss)
+        # The first process decides for all, as it does of the clock.
+        (decision,) = sum_on_hosts([float(is_reached and self.accelerator.is_main_process)])
+        if decision:
+            goal = f"`stop_at_loss` {self.schedule.stop_at_loss:g}"
+            self.journal.print(
+                spell(f"the held-out loss is {self.held_out_loss:.4g}, {goal} is reached")
+            )
+        return decision > 0
 
     def save(self, on_save: Callable[[Path], None] | None = None) -> None:
         """Write a checkpoint from which the run continues as if it had not been interrupted."""
@@ -331,12 +348,14 @@ class Trainer:
                 "num_units": self.journal.num_units,
                 "num_skipped": int(self.guard.numbers[0]),
                 "elapsed": self._elapsed(),
+                "held_out_loss": self.held_out_loss,
                 "watch": self.watch.state_dict(),
                 "sums": self.sums.total().state_dict(),
                 "fingerprint": self.fingerprint,
             }
             checkpoint = save_checkpoint(
                 self.distributed,
+                self.average,
                 self.run_dir / "checkpoints",
                 step=self.step,
                 state=state,

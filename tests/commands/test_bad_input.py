@@ -134,6 +134,11 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--global_batch_size 2 --gradient_accumulation_steps 4", "--global_batch_size"),
         ("--no_such_flag 1", "no_such_flag"),
         ("--optimizer sgd", "muon"),
+        ("--schedule cosine --decay_shape sqrt", "--decay_shape sqrt means nothing to --schedule"),
+        ("--optimizer lamb --adamw_learning_rate 1e-3", "means nothing to --optimizer lamb"),
+        ("--export_ema", "--export_ema means nothing without --ema_decay"),
+        ("--ema_decay 1", "[0, 1)"),
+        ("--stop_at_loss 3 --eval_steps 0", "--stop_at_loss means nothing with --eval_steps 0"),
         ("--model_name_or_path nowhere", "--model_name_or_path"),
     ],
 )

@@ -466,41 +466,47 @@ main(["pretrain", *sys.argv[1:]])
 """
 
 
+@pytest.mark.parametrize(
+    ("name", "average"),
+    [
+        ("killed", ""),
+        pytest.param("killed-average", "--ema_decay 0.9 --export_ema", marks=pytest.mark.slow),
+    ],
+)
 def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_continues(
-    client: LoopbackHub, folder: Path
+    client: LoopbackHub, folder: Path, name: str, average: str
 ) -> None:
-    more = "--max_steps 6 --save_steps 2 --save_total_limit 0 --dropout 0.1 --output_dir killed"
-    more += f" {BATCH} --push_to_hub --hub_strategy all_checkpoints --hub_push_state"
+    more = f"--max_steps 6 --save_steps 2 --save_total_limit 0 --dropout 0.1 --output_dir {name}"
+    more += f" {BATCH} --push_to_hub --hub_strategy all_checkpoints --hub_push_state {average}"
     flags = [*small_flags(folder), *more.split()]
     done = call(client, folder, ["-c", KILLED, *flags])
     assert done.returncode == -9, done.stderr
-    checkpoints = folder / "killed/checkpoints"
+    checkpoints = folder / name / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000004"]
-    half = folder / "killed/hub/filling.tmp/step-000004"
+    half = folder / name / "hub/filling.tmp/step-000004"
     half.mkdir(parents=True)
     (half / "config.json").touch()
     printed = pretrain(client, folder, f"{more} --resume_from_checkpoint latest")
     assert "step-000004 has not been published" in printed
     assert "step-000002 has not" not in printed
-    repository = client.model("killed")
+    repository = client.model(name)
     assert set(repository.branches) == {"main", "step-000002", "step-000004", "step-000006"}
-    assert not (folder / "killed/hub").exists()
+    assert not (folder / name / "hub").exists()
     for step in (2, 4, 6):
         files = repository.files(f"step-{step:06d}")
-        published, saved = (
-            load(files["model.safetensors"]),
-            load_file(checkpoints / f"step-{step:06d}/model.safetensors"),
-        )
-        assert all(published[name].equal(saved[name]) for name in saved)
+        kept = "ema.safetensors" if average else "model.safetensors"
+        published = load(files["model.safetensors"])
+        saved = load_file(checkpoints / f"step-{step:06d}" / kept)
+        assert all(published[key].equal(value) for key, value in saved.items())
         assert f"{step} updates of 8 rows" in files["README.md"].decode()
         assert json.loads(files["run.json"])["step"] == step
         state = {path for path in files if path.startswith("training_state/")}
         listed = json.loads(files["training_state/trainer_state.json"])["files"]
-        assert state == {f"training_state/{name}" for name in (*listed, "trainer_state.json")}
+        assert state == {f"training_state/{path}" for path in (*listed, "trainer_state.json")}
     last, final = repository.files("step-000006"), repository.files()
     assert last.keys() == final.keys()
     # The card's minutes of training have grown in between.
-    assert all(last[name] == final[name] for name in last if name != "README.md")
+    assert all(last[path] == final[path] for path in last if path != "README.md")
 
 
 @pytest.mark.slow

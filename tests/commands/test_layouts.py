@@ -18,6 +18,10 @@ from transformers import AutoModelForPreTraining
 STEPS = ["--max_steps", "24", "--global_batch_size", "16", "--dropout", "0", "--save_steps", "0"]
 
 
+# What is tested with it, to test more combinations in as many runs.
+OF_LAMB = ["--schedule", "cosine", "--ema_decay", "0.9", "--export_ema"]
+
+
 def losses(run_dir: Path) -> dict[tuple[str, int, str], float]:
     return {
         (row["split"], row["step"], key): value
@@ -36,12 +40,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # updates.
 @pytest.mark.parametrize(
     ("optimizer", "tolerance"),
-    [("adamw", 1e-5), pytest.param("muon", 1e-4, marks=pytest.mark.slow)],
+    [
+        ("adamw", 1e-5),
+        pytest.param("lamb", 1e-5, marks=pytest.mark.slow),
+        pytest.param("muon", 1e-4, marks=pytest.mark.slow),
+    ],
 )
 def test_processes_and_micro_batches_do_not_change_the_curve(
     folder: Path, optimizer: str, tolerance: float
 ) -> None:
     flags = [*small_flags(folder), *STEPS, "--optimizer", optimizer, "--learning_rate", "1e-3"]
+    flags += OF_LAMB if optimizer == "lamb" else []
     curves = {}
     for num_processes, per_device in ((1, 16), (1, 4), (2, 4)):
         out = folder / f"{optimizer}-{num_processes}x{per_device}"
@@ -181,20 +190,25 @@ def test_a_sharded_run_has_the_curve_of_one_process_and_continues_there(folder: 
 
 
 @pytest.mark.slow
-def test_a_sharded_run_with_muon_does_so_too_and_continues_from_one_process(folder: Path) -> None:
-    flags = check_sharded_run(folder, "muon", tolerance=1e-4)  # as above
-    expected = losses(folder / "alone-muon")
-    shutil.rmtree(folder / "sharded-muon/checkpoints")
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("lamb", 1e-5), ("muon", 1e-4)])  # as above
+def test_a_sharded_run_with_others_does_so_too_and_continues_from_one_process(
+    folder: Path, optimizer: str, tolerance: float
+) -> None:
+    flags = check_sharded_run(folder, optimizer, tolerance=tolerance)
+    alone, sharded = folder / f"alone-{optimizer}", folder / f"sharded-{optimizer}"
+    expected = losses(alone)
+    shutil.rmtree(sharded / "checkpoints")
     step = "checkpoints/step-000008"
-    shutil.copytree(folder / "alone-muon" / step, folder / "sharded-muon" / step)
+    shutil.copytree(alone / step, sharded / step)
     run_sharded(folder, [*flags, "--resume_from_checkpoint", "latest"])
-    check_close(losses(folder / "sharded-muon"), expected, tolerance=1e-4)
+    check_close(losses(sharded), expected, tolerance=tolerance)
 
 
 def check_sharded_run(folder: Path, optimizer: str, *, tolerance: float) -> list[str]:
     """Compare a run on shards, continued on one process, with one there; return its flags."""
     flags = [*small_flags(folder), "--max_steps", "16", "--global_batch_size", "16"]
     flags += ["--per_device_train_batch_size", "4", "--dropout", "0", "--save_steps", "8"]
+    flags += OF_LAMB if optimizer == "lamb" else []
     flags += ["--optimizer", optimizer, "--learning_rate", "1e-3", "--output_dir"]
     alone, sharded = folder / f"alone-{optimizer}", folder / f"sharded-{optimizer}"
     run_here(folder, [*flags, str(alone)])
@@ -212,6 +226,12 @@ def check_sharded_run(folder: Path, optimizer: str, *, tolerance: float) -> list
     _, report = AutoModelForPreTraining.from_pretrained(sharded / step, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     AutoModelForPreTraining.from_pretrained(sharded / "final")
+    is_average = (sharded / step / "ema.safetensors").is_file()
+    assert is_average == (optimizer == "lamb")
+    kept = "ema.safetensors" if is_average else "model.safetensors"
+    exported = load_file(sharded / "final/model.safetensors")
+    for name, value in load_file(sharded / "checkpoints/step-000016" / kept).items():
+        assert torch.equal(exported[name], value), name
     shutil.rmtree(sharded / "checkpoints/step-000016")
     run_here(folder, [*flags, str(sharded), "--resume_from_checkpoint", "latest"])
     check_close(losses(sharded), expected, tolerance=tolerance)

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from runs import metrics, small_flags, write_corpus, write_model_config
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from bert_pretrain.__main__ import main
@@ -65,6 +67,48 @@ def test_resuming_a_finished_run_changes_nothing(folder: Path) -> None:
     before = (folder / "out/metrics.jsonl").read_text()
     pretrain(folder, *flags, "--resume_from_checkpoint", "latest")
     assert (folder / "out/metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("is_average", [False, True])
+def test_the_average_is_exported_where_that_is_asked_for(folder: Path, is_average: bool) -> None:
+    flags = ["--max_steps", "3", "--ema_decay", "0.9", "--eval_steps", "2", "--output_dir", "out"]
+    pretrain(folder, *flags, *(["--export_ema"] if is_average else []))
+    checkpoint = folder / "out/checkpoints/step-000003"
+    final, trained, average = (
+        load_file(path)
+        for path in (
+            folder / "out/final/model.safetensors",
+            checkpoint / "model.safetensors",
+            checkpoint / "ema.safetensors",
+        )
+    )
+    assert not torch.equal(trained["bert.pooler.dense.weight"], average["bert.pooler.dense.weight"])
+    expected = trained | average if is_average else trained
+    assert final.keys() == expected.keys()
+    assert all(torch.equal(final[name], expected[name]) for name in final)
+    AutoModelForMaskedLM.from_pretrained(checkpoint)
+    card = (folder / "out/final/README.md").read_text()
+    last = validation(folder / "out")[-1]
+    shown = last["ema_mlm_loss"] if is_average else last["mlm_loss"]
+    assert f"| mlm loss | {shown:.4g} |" in card
+
+
+def test_a_run_that_stopped_at_its_loss_is_complete(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--max_steps", "8", "--eval_steps", "2", "--output_dir", "out"]
+    pretrain(folder, *flags, "--stop_at_loss", "100")
+    assert "--stop_at_loss 100 is reached" in capfd.readouterr().out
+    rows = metrics(folder / "out")
+    assert [row["step"] for row in rows if row["split"] == "validation"] == [0, 2]
+    shutil.rmtree(folder / "out/final")  # as if it had been killed before its export
+    pretrain(folder, *flags, "--stop_at_loss", "100", "--resume_from_checkpoint", "latest")
+    assert metrics(folder / "out") == rows
+    AutoModelForMaskedLM.from_pretrained(folder / "out/final")
+    capfd.readouterr()
+    pretrain(folder, *flags, "--resume_from_checkpoint", "latest")
+    assert "--stop_at_loss was 100.0, is 0.0" in capfd.readouterr().out
+    assert metrics(folder / "out")[-1]["step"] == 8
 
 
 def test_a_finished_run_continued_in_a_new_folder_is_exported_there(folder: Path) -> None:

@@ -61,6 +61,31 @@ def test_results_are_in_the_model_index_and_baselines_beside_them() -> None:
     assert again.data.to_dict() == made.data.to_dict()
 
 
+def test_the_results_are_those_of_the_weights_that_are_exported() -> None:
+    rows = metrics_rows(
+        mlm_loss=4.25,
+        pseudo_perplexity=70.1,
+        unigram_entropy=6.5,
+        ema_loss=5.0,
+        ema_mlm_loss=4.125,
+        ema_mlm_accuracy=0.5,
+    )
+    trained, averaged = (
+        card(run_record(export_ema=is_average, ema_decay=0.99), metrics_rows=rows)
+        for is_average in (False, True)
+    )
+    results = [
+        {result.metric_name: result.metric_value for result in made.data.eval_results}
+        for made in (trained, averaged)
+    ]
+    # The perplexity was measured of the weights as trained alone.
+    assert results[0] == {"mlm loss": 4.25, "pseudo perplexity": 70.1}
+    assert results[1] == {"mlm loss": 4.125, "mlm accuracy": 0.5}
+    assert "| mlm loss | 4.125 | 6.5 | unigram entropy |" in averaged.text
+    assert "exponential moving average" in averaged.text and "keeps 0.99" in averaged.text
+    assert "exponential moving average" not in trained.text
+
+
 def test_data_set_base_and_licence_are_tags_where_they_are_known() -> None:
     known = card(
         run_record(hub_license="cc-by-4.0"), dataset_id="owner/corpus", base_model="owner/bert"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.training import muon
+from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.muon import Muon, assign_owners
 from bert_pretrain.training.optimizers import build_optimizers
 from bert_pretrain.training.sharding import (
@@ -28,6 +30,7 @@ from bert_pretrain.training.sharding import (
     DistributedModel,
     check_launcher,
     like,
+    local,
     sharding_units,
     without_accelerates_fsdp,
 )
@@ -64,11 +67,19 @@ def batch(step: int, rows: slice = slice(None)) -> dict[str, Tensor]:
 
 def train_bert(accelerator: Accelerator, name: str, *, num_steps: int = 3) -> DistributedModel:
     """Make updates of 8 rows in two micro-batches of all processes."""
+    return train_averaged(accelerator, name, num_steps=num_steps)[0]
+
+
+def train_averaged(
+    accelerator: Accelerator, name: str, *, num_steps: int = 3
+) -> tuple[DistributedModel, WeightAverage]:
+    """Make the updates of `train_bert`, with the average of the weights."""
     model = tiny_bert()
     optimizers = build_optimizers(
         model, name=name, weight_decay=0.1, adam_betas=(0.9, 0.98), adam_epsilon=1e-6
     )
     made = DistributedModel(accelerator, model, optimizers)
+    average = WeightAverage(made, 0.4)
     share = 4 // accelerator.num_processes
     for step in range(num_steps):
         for micro_batch in range(2):
@@ -84,7 +95,8 @@ def train_bert(accelerator: Accelerator, name: str, *, num_steps: int = 3) -> Di
                 group["lr"] = 1e-2
             optimizer.step()
             optimizer.zero_grad()
-    return made
+        average.update(step + 1)
+    return made, average
 
 
 def iterate_matrices() -> tuple[list[Tensor], list[int]]:
@@ -144,12 +156,21 @@ def fail_on_one_process(accelerator: Accelerator, folder: Path) -> tuple[str, li
     return message, [p.detach().clone() for p in trainer.model.parameters()]
 
 
+def stop_at_a_loss(accelerator: Accelerator, folder: Path) -> int:
+    """Return the updates of a run in which the last process would not have stopped by itself."""
+    trainer = line_trainer(accelerator, folder, max_steps=8)
+    goal = math.inf if accelerator.is_main_process else 1e-9
+    trainer.schedule = replace(trainer.schedule, stop_at_loss=goal)
+    trainer.train()
+    return trainer.step
+
+
 def describe(made: DistributedModel) -> dict[str, Any]:
     """Return what a test asks of a sharded BERT."""
     model = made.trained
-    adamw = made.optimizers[0].optimizer
+    optimizer = made.optimizers[0].optimizer  # of the table
     table = model.bert.embeddings.word_embeddings.weight
-    moments = adamw.state[table]["exp_avg"]
+    moments = optimizer.state[table]["exp_avg"]
     numbers = torch.arange(table.numel()).view(table.shape).float()
     shard = like(numbers, table)
     return {
@@ -168,6 +189,19 @@ def describe(made: DistributedModel) -> dict[str, Any]:
             {p.device.type for p in made.outline.parameters()},
         ),
     }
+
+
+def averaged_weights(accelerator: Accelerator) -> dict[str, Any]:
+    """Return the average of an AdamW run, and whether the trained weights are there afterwards."""
+    made, average = train_averaged(accelerator, "adamw")
+    before = weights(made)
+    with average.applied() as plain:
+        assert type(plain) is BertForPreTraining
+        found = {name: value.detach().clone() for name, value in plain.named_parameters()}
+        assert plain.cls.predictions.decoder.weight is plain.bert.embeddings.word_embeddings.weight
+    is_back = all(map(torch.equal, before.values(), weights(made).values()))
+    num_held = sum(local(value).numel() for value in average.values.values())
+    return {"values": found, "is_back": is_back, "num_held": num_held}
 
 
 def weights(made: DistributedModel) -> dict[str, Tensor]:
@@ -190,12 +224,14 @@ def work(rank: int, folder: str, port: int) -> None:
     results: dict[str, Any] = {
         "matrices": iterate_matrices(),
         "reductions": count_reductions(accelerator, Path(folder) / f"count{rank}"),
+        "stopped": stop_at_a_loss(accelerator, Path(folder) / f"stop{rank}"),
         "failure": fail_on_one_process(accelerator, Path(folder) / f"fail{rank}"),
     }
-    for name in ("adamw", "muon"):
+    for name in ("adamw", "lamb", "muon"):
         copied = train_bert(accelerator, name)
         results[f"ddp {name}"] = weights(copied)
         results["views"] = copied.module.gradient_as_bucket_view
+    results["ddp average"] = averaged_weights(accelerator)
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     # torch 2.13 has renamed it.
     single = "reduce_scatter_single"
@@ -207,10 +243,11 @@ def work(rank: int, folder: str, port: int) -> None:
         return reduce_scatter(*args, **kwargs)
 
     setattr(dist, name_of_scatter, counted)
-    for name in ("adamw", "muon"):
+    for name in ("adamw", "lamb", "muon"):
         made = train_bert(accelerator, name)
         results |= {f"fsdp {name}": weights(made), f"shards {name}": describe(made)}
     results["scattered"] = (len(scattered), 1 + len(sharding_units(tiny_bert())))
+    results["fsdp average"] = averaged_weights(accelerator)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()  # a process that leaves early closes the connections of the others
     dist.destroy_process_group()
@@ -239,7 +276,7 @@ def test_each_matrix_is_iterated_by_one_process_and_all_get_the_same(
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
 def test_two_processes_make_the_updates_of_one(
     measured: list[dict[str, Any]], layout: str, name: str
@@ -256,7 +293,26 @@ def test_two_processes_make_the_updates_of_one(
     assert max(moved) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_two_processes_have_the_average_of_one(measured: list[dict[str, Any]], layout: str) -> None:
+    expected = averaged_weights(Accelerator(cpu=True))
+    first, second = (found[f"{layout} average"] for found in measured)
+    for key, value in expected["values"].items():
+        assert torch.equal(first["values"][key], second["values"][key]), key
+        # float32, and a rate of 1e-2 over two updates.
+        torch.testing.assert_close(first["values"][key], value, rtol=1e-4, atol=1e-6, msg=key)
+    assert first["is_back"] and second["is_back"] and expected["is_back"]
+    whole = sum(p.numel() for p in tiny_bert().parameters())
+    held = [first["num_held"], second["num_held"]]
+    assert held == [whole, whole] if layout == "ddp" else sum(held) == whole
+    start = dict(tiny_bert().named_parameters())
+    trained = weights(train_bert(Accelerator(cpu=True), "adamw"))
+    for other in (start, trained):  # it is neither
+        gap = max(float((v - other[k]).detach().abs().max()) for k, v in expected["values"].items())
+        assert gap > 1e-3
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_parameters_and_moments_are_divided_among_processes(
     measured: list[dict[str, Any]], name: str
 ) -> None:
@@ -279,7 +335,7 @@ def test_gradients_are_reduced_once_a_window(measured: list[dict[str, Any]]) -> 
         assert found["views"]
         num_scattered, num_units = found["scattered"]
         assert num_units == 3  # two layers, and the rest
-        assert num_scattered == 2 * 3 * num_units  # two runs of three updates
+        assert num_scattered == 3 * 3 * num_units  # three runs of three updates
 
 
 def test_a_failure_on_one_process_stops_all_before_the_update(
@@ -290,6 +346,10 @@ def test_a_failure_on_one_process_stops_all_before_the_update(
     assert message == other_message
     assert all(torch.isfinite(value).all() for value in first)
     assert all(map(torch.equal, first, second))
+
+
+def test_all_processes_stop_at_a_loss_together(measured: list[dict[str, Any]]) -> None:
+    assert [found["stopped"] for found in measured] == [2, 2]  # the first evaluation is then
 
 
 def test_owners_are_balanced_and_the_same_for_all() -> None:

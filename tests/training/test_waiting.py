@@ -50,6 +50,8 @@ TASKS = {
     "mlm_nsp": lambda accelerator, folder: bert_trainer(accelerator, folder),
     "mlm": lambda accelerator, folder: bert_trainer(accelerator, folder, with_pairs=False),
     "adamw": lambda accelerator, folder: bert_trainer(accelerator, folder, optimizer="adamw"),
+    "lamb": lambda accelerator, folder: bert_trainer(accelerator, folder, optimizer="lamb"),
+    "averaged": lambda accelerator, folder: bert_trainer(accelerator, folder, ema_decay=0.9),
     "autoencoder": lambda accelerator, folder: image_trainer(accelerator, folder, "autoencoder"),
     "masked": lambda accelerator, folder: image_trainer(accelerator, folder, "masked"),
     "triplet": lambda accelerator, folder: image_trainer(accelerator, folder, "triplet"),

@@ -1,0 +1,35 @@
+"""What a model comes to on the held-out rows of a run; its loop calls it at every evaluation."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from bert_pretrain.data.loader import evaluation_batches
+from bert_pretrain.objectives.interface import Objective
+from bert_pretrain.training.metrics import RunningSums
+
+
+def held_out_means(
+    objective: Objective, model: PreTrainedModel, accelerator: Accelerator, *, batch_size: int
+) -> dict[str, float]:
+    """Return the means of the loss terms over the held-out rows of all processes; a collective.
+
+    Args:
+        objective: whose rows they are; they are the same at every evaluation.
+        model: plain; it is left in evaluation mode.
+        accelerator: of the run.
+        batch_size: rows of a forward pass.
+    """
+    device = accelerator.device
+    model.eval()
+    sums = RunningSums(device)
+    for batch in evaluation_batches(
+        objective.held_out,
+        batch_size=batch_size,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    ):
+        there = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        sums.add(objective.loss_terms(model, there), objective.target_counts(batch))
+    return sums.total().means()
