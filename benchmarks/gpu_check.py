@@ -51,8 +51,9 @@ from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.prepared import Shard, TokenStore
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.optimizers import Schedule, build_optimizers
-from bert_pretrain.training.trainer import Intervals, Trainer
+from bert_pretrain.training.optimizers import build_optimizers
+from bert_pretrain.training.schedule import Intervals, Schedule
+from bert_pretrain.training.trainer import Trainer
 
 STOCK_KEYS = (
     "input_ids",

@@ -14,9 +14,6 @@ from torch import nn
 from bert_pretrain.training.lamb import Lamb
 from bert_pretrain.training.muon import Muon
 
-# benchmarks/gpu_check.py asks for it here.
-from bert_pretrain.training.schedule import Schedule as Schedule
-
 OptimizerName = Literal["adamw", "muon", "lamb"]
 
 
