@@ -84,9 +84,14 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         tokenizer,
         # Any block's plan will do: a resumed run need not make the first one's for it.
         describe_data=lambda: data_card(
-            corpus, training.any_plan(), text.max_seq_length, training.blocks.num_blocks
+            corpus,
+            training.any_plan(),
+            text.max_seq_length,
+            training.blocks.num_blocks,
+            pair_mode=pair_mode,
         ),
         with_nsp=pair_mode != "none",
+        is_of_order=pair_mode == "sop",
         language=text.language or corpus.language,
         max_seq_length=text.max_seq_length,
         is_from_scratch=is_from_scratch,

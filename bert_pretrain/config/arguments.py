@@ -105,8 +105,10 @@ class TextArguments:
         128, "Tokens per row with [CLS] and [SEP]; at most the model's positions.", at_least(8)
     )
     short_seq_prob: float = flag(0.1, "Share of rows of a random shorter length.", SHARE_BELOW_ONE)
-    pair_mode: Literal["exact", "google"] = flag(
-        "exact", "How sentence pairs are drawn: unbiased, or as google-research/bert does."
+    pair_mode: Literal["exact", "google", "sop"] = flag(
+        "exact",
+        "How sentence pairs are drawn: unbiased; as google-research/bert does; or sop, sentence "
+        "order: neighbours of one document, in order or swapped (ALBERT).",
     )
     mlm_probability: float = flag(
         0.15, "Share of tokens to predict.", Range(0, 1, low_included=False, high_included=False)

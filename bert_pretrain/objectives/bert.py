@@ -41,7 +41,7 @@ FOX = "The quick brown fox jumped over the lazy dog."
 
 
 class BertObjective:
-    """Predict hidden tokens and, where rows are pairs, whether B follows A; both weigh 1."""
+    """Predict hidden tokens and, where rows are pairs, their label; both weigh 1."""
 
     def __init__(
         self,
@@ -136,7 +136,10 @@ class BertMonitor:
         self._probes = self._make_probes(corpus)
 
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return pseudo-perplexity, the training text's unigram entropy (nats), and NSP's floor."""
+        """Return pseudo-perplexity, the training text's unigram entropy (nats), and NSP's floor.
+
+        Of sentence order too: the more frequent label's share of the evaluated rows.
+        """
         derived = {}
         if "mlm_loss" in means:
             derived["pseudo_perplexity"] = math.exp(means["mlm_loss"])
@@ -177,6 +180,7 @@ class BertExporter:
         language: code of the text's language; None = nobody stated it.
         max_seq_length: tokens of the longest row that the model was trained on.
         is_from_scratch: whether it began with random weights.
+        is_of_order: whether that head was trained to tell the order of neighbours.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -185,6 +189,7 @@ class BertExporter:
     language: str | None
     max_seq_length: int
     is_from_scratch: bool
+    is_of_order: bool = False
 
     @property
     def data_card(self) -> str:
@@ -207,6 +212,7 @@ class BertExporter:
             language=self.language,
             max_seq_length=self.max_seq_length,
             is_from_scratch=self.is_from_scratch,
+            is_of_order=self.is_of_order,
         )
 
 

@@ -57,6 +57,7 @@ def text_card_fields(
     language: str | None,
     max_seq_length: int,
     is_from_scratch: bool,
+    is_of_order: bool = False,
 ) -> dict[str, Any]:
     """Return what the model card says of a `BertForPreTraining`; see `publishing.model_card`.
 
@@ -66,18 +67,23 @@ def text_card_fields(
         language: code of the text's language; None = not stated.
         max_seq_length: tokens of the longest row that it was trained on.
         is_from_scratch: whether it began with random weights.
+        is_of_order: whether that head was trained to tell the order of neighbours instead.
     """
     config = model.config
+    pairs, tag = "next-sentence prediction", "next-sentence-prediction"
+    if is_of_order:
+        pairs, tag = "sentence-order prediction", "sentence-order-prediction"
     learnt = "masked-language modelling" + (
-        " and next-sentence prediction" if with_nsp else " (its next-sentence head is untrained)"
+        f" and {pairs}" if with_nsp else " (its next-sentence head is untrained)"
     )
     return {
         "is_text": True,
         "with_nsp": with_nsp,
+        "is_of_order": is_of_order,
         "language": language,
         "is_english": (language or "").lower().split("-")[0] in ("en", "eng"),
         "pipeline_tag": "fill-mask",
-        "tags": ["bert", "masked-lm", *(["next-sentence-prediction"] if with_nsp else [])],
+        "tags": ["bert", "masked-lm", *([tag] if with_nsp else [])],
         "summary": f"A BERT encoder ({config.num_hidden_layers} layers, width "
         f"{config.hidden_size}, {config.vocab_size:,} word pieces, "
         f"{model.num_parameters() / 1e6:.1f} M parameters) pretrained by {learnt}.",
@@ -90,6 +96,15 @@ def text_card_fields(
             ),
             "It writes no text: it is for classifying, tagging and comparing text after "
             "fine-tuning.",
+            *(
+                [
+                    "Its next-sentence head was trained on order alone: which of two neighbouring "
+                    "passages of a document comes first. It says nothing of whether they belong "
+                    "together."
+                ]
+                if with_nsp and is_of_order
+                else []
+            ),
             "The numbers above are of held-out text of the same source. What it is worth for a "
             "task, only that task's own data can tell.",
         ],

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import TextSource, check_language, open_documents
-from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan
+from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan, PairMode
 from bert_pretrain.text.preparation import prepare_corpus
 from bert_pretrain.text.prepared import MANIFEST, PreparedCorpus
 from bert_pretrain.text.tokenizers import tokenizer_hash
@@ -76,11 +76,16 @@ def open_corpus(
 
 
 def data_card(
-    corpus: PreparedCorpus, plan: EpochPlan, max_seq_length: int, num_blocks: int = 1
+    corpus: PreparedCorpus,
+    plan: EpochPlan,
+    max_seq_length: int,
+    num_blocks: int = 1,
+    *,
+    pair_mode: PairMode = "exact",
 ) -> str:
     """Describe a corpus, and the rows of an epoch of its training documents, as text.
 
-    `plan` is that of one of `num_blocks` blocks, which are alike.
+    `plan` is that of one of `num_blocks` blocks, which are alike, drawn as `pair_mode` says.
     """
     manifest = corpus.manifest
     counts = manifest["counts"]
@@ -101,6 +106,7 @@ def data_card(
     ]
     if is_pair.any():
         random_share = 100 * float((plan.next_sentence_label == IS_RANDOM).mean())
-        lines[-1] += f", random next {random_share:.1f} %"
+        label = "swapped" if pair_mode == "sop" else "random next"
+        lines[-1] += f", {label} {random_share:.1f} %"
         lines[-1] += f", left out without partner {about}{num_blocks * plan.num_unpaired:,}"
     return "\n".join(lines)

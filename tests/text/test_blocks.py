@@ -110,7 +110,7 @@ def test_plans_are_those_of_all_runs_so_far(mode: PairMode, digest: str) -> None
     assert sha256(content).hexdigest()[:16] == digest
 
 
-@pytest.mark.parametrize("mode", ["exact", "google", "none"])
+@pytest.mark.parametrize("mode", ["exact", "google", "sop", "none"])
 def test_a_corpus_that_fits_in_one_block_is_planned_as_a_whole(
     store: TokenStore, mode: PairMode
 ) -> None:
