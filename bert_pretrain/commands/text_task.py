@@ -43,6 +43,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     )
     rule = MaskingRule(
         mlm_probability=text.mlm_probability,
+        last_mlm_probability=text.mlm_probability.last,
         mask_replace_prob=text.mask_replace_prob,
         random_replace_prob=text.random_replace_prob,
         unit=text.masking,
@@ -55,7 +56,8 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         tokenizer,
         rule,
         pair_mode=pair_mode,
-        max_seq_length=text.max_seq_length,
+        max_seq_length=text.max_seq_length.numbers[0],
+        later_lengths=text.max_seq_length.numbers[1:],
         short_seq_prob=text.short_seq_prob,
         seed=seed,
         max_eval_rows=data.max_eval_rows,
@@ -85,9 +87,10 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         # Any block's plan will do: a resumed run need not make the first one's for it.
         describe_data=lambda: data_card(
             corpus,
-            training.any_plan(),
-            text.max_seq_length,
-            training.blocks.num_blocks,
+            *(
+                (training.any_plan(phase), blocks.num_blocks)
+                for phase, blocks in enumerate(training.phases)
+            ),
             pair_mode=pair_mode,
         ),
         with_nsp=pair_mode != "none",

@@ -64,6 +64,7 @@ class EpochPlan:
         next_sentence_label: int8 (N,), 0 = B follows A, 1 = B is random (`sop`: B stands before A
             in the text), -100 for a row of a single segment.
         num_unpaired: windows left out because they found no partner.
+        row_length: tokens of every row after padding.
     """
 
     a_start: NDArray[np.int64]
@@ -72,6 +73,7 @@ class EpochPlan:
     b_length: NDArray[np.int32]
     next_sentence_label: NDArray[np.int8]
     num_unpaired: int
+    row_length: int
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -79,17 +81,28 @@ class EpochPlan:
 
     @classmethod
     def of(
-        cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], num_unpaired: int
+        cls,
+        columns: tuple[NDArray[Any], ...],
+        order: NDArray[np.int64],
+        *,
+        num_unpaired: int,
+        row_length: int,
     ) -> EpochPlan:
         """Return the plan of some columns in an order, int64 (N,)."""
         a_start, a_length, b_start, b_length, label = (column[order] for column in columns)
         lengths = a_length.astype(np.int32), b_length.astype(np.int32)
-        return cls(a_start, lengths[0], b_start, lengths[1], label.astype(np.int8), num_unpaired)
+        label = label.astype(np.int8)
+        return cls(a_start, lengths[0], b_start, lengths[1], label, num_unpaired, row_length)
 
     def take(self, rows: NDArray[np.int64]) -> EpochPlan:
         """Return the given rows, in that order, as a small plan to send to a worker process."""
         columns = (self.a_start, self.a_length, self.b_start, self.b_length)
-        return EpochPlan.of((*columns, self.next_sentence_label), rows, self.num_unpaired)
+        return EpochPlan.of(
+            (*columns, self.next_sentence_label),
+            rows,
+            num_unpaired=self.num_unpaired,
+            row_length=self.row_length,
+        )
 
 
 def plan_epoch(
@@ -150,7 +163,7 @@ def plan_epoch(
         columns = (windows.a_start, windows.a_length, windows.b_start, windows.b_length, no_pair)
     row = first_row + np.arange(len(columns[0]))
     order = np.argsort(hash_uint64(seed, epoch, Purpose.TRAINING_ORDER, row), kind="stable")
-    return EpochPlan.of(columns, order, num_unpaired)
+    return EpochPlan.of(columns, order, num_unpaired=num_unpaired, row_length=max_seq_length)
 
 
 def plan_neighbours(
@@ -173,7 +186,8 @@ def plan_neighbours(
     windows.b_length[first] = np.minimum(windows.b_length[first], room[first])
     columns = _keep_or_swap(store, windows, first, first + 1, settings)
     order = np.argsort(columns[0], kind="stable")
-    plan = EpochPlan.of(columns, order, len(windows.document) - len(order))
+    num_unpaired = len(windows.document) - len(order)
+    plan = EpochPlan.of(columns, order, num_unpaired=num_unpaired, row_length=max_seq_length)
     used = np.unique(windows.document[np.searchsorted(windows.a_start, plan.a_start)])
     return plan, len(documents) - len(used)
 

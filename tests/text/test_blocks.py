@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from stores import store_of
 
 from bert_pretrain.data import stream as streams
+from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import training_windows
 from bert_pretrain.data.stream import Part, Place, TrainingStream
 from bert_pretrain.errors import InputError
@@ -245,7 +246,7 @@ def make_collator(store: TokenStore) -> PretrainingCollator:
         mlm_probability=0.15, unit="token", mask_token_id=4, ordinary_ids=np.arange(10, 600)
     )
     ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
-    return PretrainingCollator(store, rule, **ids, max_seq_length=LENGTH, seed=3)
+    return PretrainingCollator(store, rule, **ids, seed=3)
 
 
 def make_stream(store: TokenStore, rows: int = 80) -> TrainingStream[EpochPlan]:
@@ -261,7 +262,7 @@ def windows(
             training_windows(
                 make_stream(store),
                 place,
-                global_batch_size=24,
+                course=Course(24),
                 num_processes=processes,
                 process_index=process,
                 num_micro_batches=micro_batches,

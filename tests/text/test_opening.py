@@ -72,13 +72,13 @@ def test_the_card_says_what_the_rows_are(tokenizer: PreTrainedTokenizerFast, fol
         plan_epoch(corpus.store, corpus.train_documents, pair_mode=mode, **options)  # type: ignore[arg-type]
         for mode in ("exact", "sop", "none")
     )
-    card = data_card(corpus, pairs, 32)
+    card = data_card(corpus, (pairs, 1))
     assert "20 (18 training, 2 held out); skipped: none" in card
     num_tokens = int((pairs.a_length + pairs.b_length + 3).sum())
     assert f"fill {100 * num_tokens / len(pairs) / 32:.1f} %, random next" in card
-    of_order = data_card(corpus, order, 32, pair_mode="sop")
+    of_order = data_card(corpus, (order, 1), pair_mode="sop")
     assert "swapped 50.0 %" in of_order and "random next" not in of_order
-    assert "random next" not in data_card(corpus, single, 32)
+    assert "random next" not in data_card(corpus, (single, 1))
 
 
 def test_documents_of_one_word_make_rows_with_one_prediction_each(
@@ -98,7 +98,7 @@ def test_documents_of_one_word_make_rows_with_one_prediction_each(
     ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad")
     }
-    collator = PretrainingCollator(corpus.store, rule, **ids, max_seq_length=16, seed=1)
+    collator = PretrainingCollator(corpus.store, rule, **ids, seed=1)
     batch = collator.collate([(0, np.arange(len(plan)), plan)])
     assert (batch["labels"] != -100).sum(dim=1).tolist() == [1] * 8
     assert (batch["attention_mask"].sum(dim=1) == 3).all()

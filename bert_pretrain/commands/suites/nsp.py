@@ -23,6 +23,7 @@ from bert_pretrain.commands.suites.context import (
     SuiteResult,
     load_language_model,
 )
+from bert_pretrain.config.schedules import Lengths
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.next_sentence import (
     NUM_BINS,
@@ -112,8 +113,11 @@ def _max_seq_length(
 ) -> int:
     """Return the tokens of a pair: as asked for, else as in the run, else at most 128."""
     longest = longest_row(model)
-    asked = evaluation.text.max_seq_length or evaluation.run.get("max_seq_length")
-    length = int(asked or min(128, longest, tokenizer.model_max_length))
+    # Of a run with phases: the longest row.
+    of_run = Lengths(evaluation.run.get("max_seq_length", 0))
+    length = int(
+        evaluation.text.max_seq_length or of_run or min(128, longest, tokenizer.model_max_length)
+    )
     if length > longest:
         raise InputError(
             f"`max_seq_length` is {length} but {evaluation.options.model!r} takes {longest} tokens",
