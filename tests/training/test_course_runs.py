@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,12 @@ WAYS = ("ramp", "masks", "phases", "sop")
 
 
 def trainer_in(
-    ways: set[str], folder: Path, *, num_micro_batches: int = 2, num_workers: int = 0
+    ways: set[str],
+    folder: Path,
+    *,
+    num_micro_batches: int = 2,
+    num_workers: int = 0,
+    is_compiled: bool = False,
 ) -> Trainer:
     """Return a trainer of 8 rows an update, and of what `ways` change."""
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -77,6 +83,7 @@ def trainer_in(
         max_steps=STEPS,
         save_steps=1,
         num_micro_batches=num_micro_batches,
+        is_compiled=is_compiled,
         course=Course(
             8,
             STEPS,
@@ -153,6 +160,21 @@ def test_workers_change_nothing_and_micro_batches_no_curve(
             # An accuracy may move by one token where two scores tie to within rounding (float32).
             allowed = 0.02 if key.endswith("accuracy") else 1e-5
             assert row[key] == pytest.approx(value, rel=1e-5, abs=allowed), key
+
+
+@pytest.mark.slow
+def test_compiled_it_has_the_curve_of_the_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    trainer_in(set(WAYS), tmp_path / "plain").train()
+    compiled = trainer_in(set(WAYS), tmp_path / "compiled", is_compiled=True)
+    compiled.check_compiled("on")
+    compiled.train()
+    assert compiled.is_compiled
+    torch.compiler.set_stance("default")
+    for row, plain in zip(rows(tmp_path / "compiled"), rows(tmp_path / "plain"), strict=True):
+        assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)  # float32
 
 
 def test_each_update_has_the_rows_the_masks_and_the_length_of_its_course(tmp_path: Path) -> None:
