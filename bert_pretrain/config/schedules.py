@@ -125,16 +125,17 @@ class Ramp(str):
         Raises:
             InputError: it has another form, or a number is out of its range.
         """
-        made = super().__new__(cls, text)
-        made.start, made.share = 0, 0.0
-        start, _, share = text.partition(":")
+        start, share = 0, 0.0
+        before, _, after = text.partition(":")
         with contextlib.suppress(ValueError):
-            made.start, made.share = int(start), float(share)
-        if made.start < 1 or not 0 < made.share <= 1:
+            start, share = int(before), float(after)
+        if start < 1 or not 0 < share <= 1:
             raise InputError.out_of_range(
                 "batch_size_ramp",
                 text,
                 "START:SHARE, rows and a share in (0, 1]",
                 "pass `batch_size_ramp` one such as 8:0.3",
             )
+        made = super().__new__(cls, f"{start}:{share!r}")  # however it was written
+        made.start, made.share = start, share
         return made

@@ -13,7 +13,6 @@ from sklearn.tree import DecisionTreeClassifier
 from test_pairs import LENGTHS, Layout, Lengths, draw_lengths, make_store, plan, rows_of
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.text.pairs import EpochPlan
 from bert_pretrain.text.windows import EpochSettings, cut_pairs, outlines
 
 Row = tuple[int, int, int, int, int]
@@ -81,20 +80,36 @@ def test_every_shape_is_as_frequent_with_either_label(
         assert shape(row, layout)[2:4] == (True, True)
 
 
+def tree_accuracy(seen: list[Row], held_out: list[Row], layout: Layout) -> float:
+    """Learn the label from the shapes of some rows, and test on others."""
+    tree = DecisionTreeClassifier(min_samples_leaf=20, random_state=0)
+    tree.fit([shape(row, layout) for row in seen], [row[4] for row in seen])
+    guess = tree.predict([shape(row, layout) for row in held_out])
+    return float((guess == np.array([row[4] for row in held_out])).mean())
+
+
 def test_a_tree_that_sees_shapes_alone_guesses() -> None:
     lengths = draw_lengths(2, 400, 15)
-    layout = Layout(lengths)
-
-    def features(made: EpochPlan) -> np.ndarray:
-        return np.array([shape(row, layout) for row in rows_of(made)])
-
-    seen, held_out = (plan(lengths, mode="sop", epoch=epoch) for epoch in (0, 1))
-    tree = DecisionTreeClassifier(min_samples_leaf=20, random_state=0)
-    tree.fit(features(seen), seen.next_sentence_label)
-    guess = tree.predict(features(held_out))
-    accuracy = (guess == held_out.next_sentence_label).mean()
+    seen, held_out = (rows_of(plan(lengths, mode="sop", epoch=epoch)) for epoch in (0, 1))
+    accuracy = tree_accuracy(seen, held_out, Layout(lengths))
     # Partners have opposite labels: at least half as many independent trials.
     assert abs(accuracy - 0.5) < 4 * 0.5 / sqrt(len(held_out) / 2)
+
+
+def test_the_same_tree_knows_the_order_of_windows_that_are_merely_swapped() -> None:
+    lengths = draw_lengths(2, 400, 15)
+    coin = np.random.default_rng(0)
+    epochs: list[list[Row]] = []
+    for epoch in (0, 1):
+        rows: list[Row] = []
+        for outline in outlines(make_store(lengths), np.arange(len(lengths))):
+            made = cut_pairs(outline, EpochSettings(30, 0.1, 1, epoch))
+            columns = (made.a_start, made.a_length, made.b_start, made.b_length)
+            for a, a_length, b, b_length in zip(*(c.tolist() for c in columns), strict=True):
+                in_order, swapped = (a, a_length, b, b_length, 0), (b, b_length, a, a_length, 1)
+                rows.append(in_order if coin.random() < 0.5 else swapped)
+        epochs.append(rows)
+    assert tree_accuracy(*epochs, Layout(lengths)) > 0.8
 
 
 def test_labels_are_balanced_and_the_coin_is_new_in_every_epoch() -> None:
