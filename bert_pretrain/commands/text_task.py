@@ -32,7 +32,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     else:
         tokenizer = load_tokenizer(text.tokenizer_name)
     tokenizer.model_max_length = trained_length(
-        tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
+        tokenizer, int(text.max_seq_length), is_from_scratch=is_from_scratch
     )
     corpus = open_corpus(
         pick(TextSource, data, text),
@@ -113,7 +113,7 @@ def choose_kernel(
         accelerator.device,
         product_dtype(accelerator.mixed_precision),
         num_rows=-(-layout.global_batch_size // num_passes),
-        row_length=config.text.max_seq_length,
+        row_length=int(config.text.max_seq_length),  # the longest
         num_heads=num_heads,
         head_width=model.config.hidden_size // num_heads,
         dropout=config.model.dropout,
