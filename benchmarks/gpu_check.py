@@ -37,6 +37,7 @@ import transformers
 from accelerate import Accelerator
 from results import write_results
 
+from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import training_windows
 from bert_pretrain.data.stream import HeldOutRows, Place, TrainingStream, WholeEpochs
 from bert_pretrain.hardware import known_peak_flops
@@ -95,7 +96,6 @@ class Rows:
                 store,
                 rule,
                 **ids,
-                max_seq_length=length,
                 seed=0,
                 evaluation=evaluation,
                 few_shapes=few_shapes,
@@ -120,7 +120,7 @@ class Rows:
         windows = training_windows(
             self.training,
             Place(),
-            global_batch_size=num_rows,
+            course=Course(num_rows),
             num_processes=1,
             process_index=0,
             num_micro_batches=1,

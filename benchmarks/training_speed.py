@@ -114,7 +114,6 @@ def our_step(
         store,
         rule,
         **ids,
-        max_seq_length=arguments.max_seq_length,
         seed=0,
         few_shapes=is_compiled,
     )

@@ -25,7 +25,7 @@ class Numbers(np.ndarray):
 class NumberCollator:
     unit = "numbers"
 
-    def collate(self, parts: list[Part]) -> Batch:
+    def collate(self, parts: list[Part], progress: float = 0.0) -> Batch:
         rows = np.concatenate([np.asarray(plan) for _, _, plan in parts])
         return {"x": torch.from_numpy(rows.astype(np.float32))[:, None]}
 

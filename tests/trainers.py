@@ -82,7 +82,6 @@ def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: An
             cls_token_id=2,
             sep_token_id=3,
             pad_token_id=0,
-            max_seq_length=LENGTH,
             seed=0,
             evaluation=evaluation,
         )

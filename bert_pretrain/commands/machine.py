@@ -6,6 +6,9 @@ Called by `pretrain`, before and after it has built the trainer.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.config.flags import AUTO
 from bert_pretrain.config.pretraining import PretrainingConfig
+from bert_pretrain.data.course import Course
 from bert_pretrain.data.processes import gather_on_hosts
+from bert_pretrain.data.stream import TrainingStream
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, loader_workers, native_precision
 from bert_pretrain.training.compilation import uncompiled, wants_compilation
@@ -150,6 +155,8 @@ def batch_layout(
         accumulation=optimization.gradient_accumulation_steps or launched_accumulation(),
         num_processes=accelerator.num_processes,
     )
+    course = _course(config, global_batch_size)
+    course.check_rows(num_processes=accelerator.num_processes, num_micro_batches=num_micro_batches)
     if config.run.objective == "contrastive" and global_batch_size // num_micro_batches < 2:
         raise InputError(
             "each forward pass has a single row, but contrastive learning compares images",
@@ -160,6 +167,40 @@ def batch_layout(
         num_micro_batches=num_micro_batches,
         eval_batch_size=optimization.per_device_eval_batch_size,
         num_workers=loader_workers(accelerator.device) if num_workers == AUTO else num_workers,
+    )
+
+
+def plan_course(
+    config: PretrainingConfig, training: TrainingStream[Any], layout: BatchLayout
+) -> Course:
+    """Return what each update of a run is.
+
+    Raises:
+        InputError: a phase has no update.
+    """
+    course = _course(config, layout.global_batch_size)
+    if config.optimization.num_train_epochs:
+        # Exact, so that a single phase has what its rows divide into.
+        epochs_per_update = sum(
+            Fraction(share) * layout.global_batch_size / training.rows_per_epoch(phase)
+            for phase, share in enumerate(course.phase_shares)
+        )
+        num_updates = Fraction(config.optimization.num_train_epochs) / epochs_per_update
+        course = replace(course, max_steps=max(1, round(num_updates)))
+    names = [f"rows of {length} tokens" for length in config.text.max_seq_length.numbers]
+    course.check_phases(names, "max_seq_length")
+    return course
+
+
+def _course(config: PretrainingConfig, global_batch_size: int) -> Course:
+    """Return the course of a run whose updates are given, not its epochs."""
+    ramp = config.optimization.batch_size_ramp
+    return Course(
+        global_batch_size,
+        config.optimization.max_steps,
+        ramp_start=ramp.start if ramp else 0,
+        ramp_share=ramp.share if ramp else 0.0,
+        phase_shares=config.text.max_seq_length.shares,
     )
 
 

@@ -64,6 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             target.seed,
         )
         plan = blocks.planner(0, 0)()
-        card = data_card(corpus, plan, text.max_seq_length, blocks.num_blocks)
+        card = data_card(corpus, (plan, blocks.num_blocks), pair_mode=text.pair_mode)
         sys.stdout.write(card + "\n")
     return 0

@@ -24,6 +24,7 @@ from bert_pretrain.commands.machine import (
     batch_layout,
     build_accelerator,
     compiles,
+    plan_course,
     product_dtype,
     settle_layout,
 )
@@ -164,11 +165,8 @@ def build_trainer(
         iteration_dtype=torch.bfloat16 if native_precision() == "bf16" else torch.float32,
         is_compiled=compiles(config, accelerator),
     )
-    max_steps = optimization.max_steps
-    if optimization.num_train_epochs:
-        num_rows = task.objective.training.rows_per_epoch()
-        num_updates = optimization.num_train_epochs * num_rows / layout.global_batch_size
-        max_steps = max(1, round(num_updates))
+    course = plan_course(config, task.objective.training, layout)
+    max_steps = course.max_steps
     # Every process has looked at the folder before anything is written into it.
     accelerator.wait_for_everyone()
     length = f"{max_steps:,} updates" if max_steps else "as many updates as fit"
@@ -177,7 +175,7 @@ def build_trainer(
             f", at most {optimization.max_hours:g} hours (the clock decides: not reproducible)"
         )
     accelerator.print(
-        f"{model.num_parameters():,} parameters; {layout.global_batch_size} rows an update "
+        f"{model.num_parameters():,} parameters; {course.describe_rows()} rows an update "
         f"({accelerator.num_processes} process(es) x {layout.num_micro_batches} micro-batch(es)); "
         f"{length}"
     )
@@ -212,6 +210,7 @@ def build_trainer(
         peak_flops=peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision)),
         profile_steps=run.profile,
         is_compiled=compiles(config, accelerator),
+        course=course,
     )
 
 

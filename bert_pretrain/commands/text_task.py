@@ -37,7 +37,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     else:
         tokenizer = load_tokenizer(text.tokenizer_name)
     tokenizer.model_max_length = trained_length(
-        tokenizer, text.max_seq_length, is_from_scratch=is_from_scratch
+        tokenizer, int(text.max_seq_length), is_from_scratch=is_from_scratch
     )
     corpus = open_corpus(
         pick(TextSource, data, text),
@@ -48,6 +48,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     )
     rule = MaskingRule(
         mlm_probability=text.mlm_probability,
+        last_mlm_probability=text.mlm_probability.last,
         mask_replace_prob=text.mask_replace_prob,
         random_replace_prob=text.random_replace_prob,
         unit=text.masking,
@@ -60,7 +61,8 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         tokenizer,
         rule,
         pair_mode=pair_mode,
-        max_seq_length=text.max_seq_length,
+        max_seq_length=text.max_seq_length.numbers[0],
+        later_lengths=text.max_seq_length.numbers[1:],
         short_seq_prob=text.short_seq_prob,
         seed=seed,
         max_eval_rows=data.max_eval_rows,
@@ -95,9 +97,15 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         tokenizer,
         # Any block's plan will do: a resumed run need not make the first one's for it.
         describe_data=lambda: data_card(
-            corpus, training.any_plan(), text.max_seq_length, training.blocks.num_blocks
+            corpus,
+            *(
+                (training.any_plan(phase), blocks.num_blocks)
+                for phase, blocks in enumerate(training.phases)
+            ),
+            pair_mode=pair_mode,
         ),
         with_nsp=with_pairs,
+        is_of_order=pair_mode == "sop",
         language=text.language or corpus.language,
         max_seq_length=text.max_seq_length,
         is_from_scratch=is_from_scratch,
@@ -116,7 +124,7 @@ def choose_kernel(
         accelerator.device,
         product_dtype(accelerator.mixed_precision),
         num_rows=-(-layout.global_batch_size // num_passes),
-        row_length=config.text.max_seq_length,
+        row_length=int(config.text.max_seq_length),  # the longest
         num_heads=num_heads,
         head_width=model.config.hidden_size // num_heads,
         dropout=config.model.dropout,

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import SEEDS, CountOrAuto, Range, above, at_least, flag, flags
 from bert_pretrain.config.recipes import TEXT_PURPOSES
+from bert_pretrain.config.schedules import Lengths, Ramp, Rates
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
 # No machine has more; without a bound a slip of the finger ends in a crash.
@@ -103,15 +104,22 @@ class TextArguments:
         aliases=["--tokenizer"],
     )
     preprocessing_num_workers: int = flag(0, "Threads that tokenise; 0 = one a core.", THREADS)
-    max_seq_length: int = flag(
-        128, "Tokens per row with [CLS] and [SEP]; at most the model's positions.", at_least(8)
+    max_seq_length: Lengths = flag(
+        Lengths(128),
+        "Tokens per row with [CLS] and [SEP], at most the model's positions; or LENGTH:SHARE,... "
+        "for phases of a run, such as 128:0.9,512:0.1.",
+        at_least(8),
     )
     short_seq_prob: float = flag(0.1, "Share of rows of a random shorter length.", SHARE_BELOW_ONE)
-    pair_mode: Literal["exact", "google"] = flag(
-        "exact", "How sentence pairs are drawn: unbiased, or as google-research/bert does."
+    pair_mode: Literal["exact", "google", "sop"] = flag(
+        "exact",
+        "How sentence pairs are drawn: unbiased; as google-research/bert does; or sop, sentence "
+        "order: neighbours of one document, in order or swapped (ALBERT).",
     )
-    mlm_probability: float = flag(
-        0.15, "Share of tokens to predict.", Range(0, 1, low_included=False, high_included=False)
+    mlm_probability: Rates = flag(
+        Rates(0.15),
+        "Share of tokens to predict; or FIRST:LAST, linear over the run, such as 0.3:0.15.",
+        Range(0, 1, low_included=False, high_included=False),
     )
     mask_replace_prob: float = flag(0.8, "Share of those that become [MASK].", SHARE)
     random_replace_prob: float = flag(0.1, "Share of those that become a random token.", SHARE)
@@ -226,6 +234,11 @@ class OptimizationArguments:
         "Rows per update over all processes, whatever their number; 0 = per-device size x "
         "accumulation x processes, as also where one of these is given and this is not.",
         NON_NEGATIVE,
+    )
+    batch_size_ramp: Ramp | None = flag(
+        None,
+        "START:SHARE, such as 8:0.3: rows per update rise from START, in multiples of it, to "
+        "--global_batch_size over that share of the updates.",
     )
     per_device_train_batch_size: CountOrAuto = flag(
         CountOrAuto(32),

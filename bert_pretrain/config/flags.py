@@ -115,11 +115,18 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
     """Return the parser's dataclasses, filled from the command line, with every value in its range.
 
     Raises:
-        InputError: the parser does not know a flag, or a value is out of range.
+        InputError: the parser does not know a flag, or a value is out of range or, of a flag that
+            takes more than a number, cannot be read.
     """
-    *groups, unknown = parser.parse_args_into_dataclasses(
-        args=list(arguments), return_remaining_strings=True, look_for_args_file=False
-    )
+    parser.exit_on_error = False
+    try:
+        *groups, unknown = parser.parse_args_into_dataclasses(
+            args=list(arguments), return_remaining_strings=True, look_for_args_file=False
+        )
+    except argparse.ArgumentError as error:
+        if isinstance(error.__context__, InputError):  # it says more than argparse does
+            raise error.__context__ from None
+        parser.error(str(error))
     if unknown:
         raise InputError(
             f"unknown arguments {' '.join(unknown)}", advice="--help lists what is allowed"
@@ -133,14 +140,20 @@ def check_ranges(*groups: Any) -> None:
     for group in groups:
         for entry in dataclasses.fields(group):
             value, allowed = getattr(group, entry.name), entry.metadata.get("allowed")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError.out_of_range(entry.name, value, "a finite number")
-            if allowed is None or value is None or value in allowed:
-                continue
-            advice = ""
-            if allowed.high <= 1 and 2 <= value < 100 and value / 100 in allowed:
-                advice = f"for {value:g} % pass `{entry.name}` {value / 100:g}"
-            raise InputError.out_of_range(entry.name, value, str(allowed), advice)
+            # Those of a schedule have one range, see `config.schedules`.
+            for number in getattr(value, "numbers", (value,)):
+                _check_range(entry.name, number, allowed)
+
+
+def _check_range(name: str, value: Any, allowed: Range | None) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError.out_of_range(name, value, "a finite number")
+    if allowed is None or value is None or value in allowed:
+        return
+    advice = ""
+    if allowed.high <= 1 and 2 <= value < 100 and value / 100 in allowed:
+        advice = f"for {value:g} % pass `{name}` {value / 100:g}"
+    raise InputError.out_of_range(name, value, str(allowed), advice)
 
 
 def pick(target: type[AnyDataclass], *groups: Any, **others: Any) -> AnyDataclass:

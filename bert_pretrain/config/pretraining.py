@@ -49,7 +49,7 @@ class PretrainingConfig:
             group = getattr(self, entry.name)
             if self.run.objective in _OBJECTIVES_OF.get(type(group), RECIPES):
                 flags |= dataclasses.asdict(group)
-        return flags
+        return {name: getattr(value, "as_given", value) for name, value in flags.items()}
 
 
 GROUPS = tuple(get_type_hints(PretrainingConfig).values())
@@ -107,6 +107,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     check_masking(config.text)
     _check_length(config.optimization)
     _check_optimization(config.optimization, config.run)
+    _check_schedules(config)
     _check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
@@ -199,6 +200,38 @@ def _check_optimization(optimization: OptimizationArguments, run: RunArguments) 
         )
 
 
+def _check_schedules(config: PretrainingConfig) -> None:
+    """Raise `InputError` if something is to follow the course of a run that it cannot follow."""
+    text, optimization = config.text, config.optimization
+    ramp = optimization.batch_size_ramp
+    schedules = {
+        "max_seq_length": len(text.max_seq_length.numbers) > 1,
+        "mlm_probability": text.mlm_probability.last is not None,
+        "batch_size_ramp": ramp is not None,
+    }
+    for name, is_used in schedules.items():
+        if is_used and not (optimization.max_steps or optimization.num_train_epochs):
+            raise InputError(
+                f"`{name}` changes in the course of the run, but `max_hours` alone does not say "
+                "how many updates that has",
+                advice="pass `max_steps`, with `max_hours` or without, or `num_train_epochs`",
+            )
+    if ramp is None:
+        return
+    if config.run.objective == "contrastive":
+        raise InputError(
+            "`batch_size_ramp` means nothing to `objective` contrastive, whose loss compares the "
+            "images of a forward pass: their number decides what is learnt",
+            advice="leave it out",
+        )
+    if optimization.num_train_epochs:
+        raise InputError(
+            "`batch_size_ramp` and `num_train_epochs` are given, but how many updates an epoch has "
+            "changes with their rows",
+            advice="pass `max_steps` in place of `num_train_epochs`",
+        )
+
+
 def _check_hub(hub: HubArguments) -> None:
     """Raise `InputError` if a name cannot be used, or a flag means nothing without the Hub."""
     if hub.hub_model_id is not None:
@@ -230,7 +263,7 @@ DEFINING = _names(
     "objective seed max_seq_length short_seq_prob pair_mode mlm_probability mask_replace_prob "
     "random_replace_prob masking dropout embedding_dim reconstruction_loss noise_std mask_ratio "
     "norm_pix_loss augmentation horizontal_flip loss margin distance normalize negatives reduction "
-    "temperature projection_dim optimizer"
+    "temperature projection_dim optimizer batch_size_ramp"
 )
 # These may change, and the run says that from there on it is not the uninterrupted one: length and
 # steering of the training, and the held-out rows.

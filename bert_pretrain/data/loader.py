@@ -1,7 +1,8 @@
 """Batches for the training loop: what each process computes, read ahead by workers if wanted.
 
 A stream of rows enters; windows of micro-batches leave. The rows of a window depend on the place in
-the data and the global batch size alone; processes, micro-batches and workers only divide them up.
+the data and the number of the update alone; processes, micro-batches and workers only divide them
+up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from bert_pretrain.data.course import Course
 from bert_pretrain.data.stream import Batch, Collator, HeldOutRows, Part, Place, TrainingStream
 
 
@@ -60,6 +62,7 @@ class WindowRequest:
 
     micro_batches: list[list[Part]]
     next_place: Place
+    progress: float = 0.0
 
 
 class WindowReader(Dataset[Window]):
@@ -71,7 +74,9 @@ class WindowReader(Dataset[Window]):
 
     def __getitem__(self, request: WindowRequest) -> Window:
         """Return the window of a request."""
-        batches = [self.collator.collate(parts) for parts in request.micro_batches]
+        batches = [
+            self.collator.collate(parts, request.progress) for parts in request.micro_batches
+        ]
         num_units = sum(self.collator.num_units(batch) for batch in batches)
         return Window(batches, request.next_place, num_units)
 
@@ -90,7 +95,8 @@ def training_windows(
     stream: TrainingStream[Any],
     place: Place,
     *,
-    global_batch_size: int,
+    course: Course,
+    first_step: int = 0,
     num_processes: int,
     process_index: int,
     num_micro_batches: int,
@@ -102,20 +108,25 @@ def training_windows(
     Args:
         stream: the rows of epoch after epoch, and what makes batches of them.
         place: where the first window begins.
-        global_batch_size: rows of a window over all processes.
+        course: what each update is: its rows, over all processes, its phase, and its progress.
+        first_step: updates before the first window.
         num_processes: how many share a window, each getting a nearly equal, contiguous part.
         process_index: which of them this is.
-        num_micro_batches: nearly equal parts that a process's share is cut into.
+        num_micro_batches: nearly equal parts that a process's share of a full window is cut into.
         num_workers: worker processes that collate ahead; 0 = this process, when asked.
         pin_memory: whether batches are to be in pinned memory, see `Window.pin_memory`.
     """
 
     def requests() -> Iterator[WindowRequest]:
         here = place
-        while True:
-            parts, here = stream.take(here, global_batch_size)
+        for step in itertools.count(first_step):
+            here = stream.enter(here, course.phase(step))
+            parts, here = stream.take(here, course.rows(step))
             share = _cut(parts, num_processes)[process_index]
-            yield WindowRequest(_cut(share, num_micro_batches), here)
+            num_pieces = course.micro_batches(
+                step, num_processes=num_processes, num_micro_batches=num_micro_batches
+            )
+            yield WindowRequest(_cut(share, num_pieces), here, course.progress(step))
 
     loader: DataLoader[Window] = DataLoader(
         WindowReader(stream.collator),

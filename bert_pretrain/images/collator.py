@@ -62,7 +62,7 @@ class ImageCollator:
         """Return the number of images of a batch."""
         return len(batch["image_ids"])
 
-    def collate(self, parts: Sequence[Part]) -> dict[str, Tensor]:
+    def collate(self, parts: Sequence[Part], progress: float = 0.0) -> dict[str, Tensor]:
         """Return `pixels` uint8 (B, C, H, W), `image_ids` int64 (B,), and what `draw` returns."""
         images = np.concatenate([plan.images for _, _, plan in parts]).astype(np.int64)
         pixels = np.ascontiguousarray(self.corpus.pixels[images].transpose(0, 3, 1, 2))

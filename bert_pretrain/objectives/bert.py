@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ FOX = "The quick brown fox jumped over the lazy dog."
 
 
 class BertObjective:
-    """Predict hidden tokens and, where rows are pairs, whether B follows A; both weigh 1."""
+    """Predict hidden tokens and, where rows are pairs, their label; both weigh 1."""
 
     def __init__(
         self,
@@ -151,14 +151,14 @@ class BertMonitor:
         """
         self.tokenizer = tokenizer
         self._baselines = {"unigram_entropy": unigram_entropy(corpus.token_counts)}
-        labels = held_out.plan.next_sentence_label[held_out.rows]
-        if (labels != NO_PAIR).any():
-            share = float((labels == IS_RANDOM).mean())
-            self._baselines["majority_nsp_accuracy"] = max(share, 1 - share)
+        self._baselines |= pair_baseline(held_out.plan, held_out.rows)
         self._probes = self._make_probes(corpus)
 
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return pseudo-perplexity, the training text's unigram entropy (nats), and NSP's floor."""
+        """Return pseudo-perplexity, the training text's unigram entropy (nats), and NSP's floor.
+
+        Of sentence order too: the more frequent label's share of the evaluated rows.
+        """
         derived = {}
         if "mlm_loss" in means:
             derived["pseudo_perplexity"] = math.exp(means["mlm_loss"])
@@ -199,6 +199,7 @@ class BertExporter:
         language: code of the text's language; None = nobody stated it.
         max_seq_length: tokens of the longest row that the model was trained on.
         is_from_scratch: whether it began with random weights.
+        is_of_order: whether that head was trained to tell the order of neighbours.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -207,6 +208,7 @@ class BertExporter:
     language: str | None
     max_seq_length: int
     is_from_scratch: bool
+    is_of_order: bool = False
 
     @property
     def data_card(self) -> str:
@@ -229,7 +231,17 @@ class BertExporter:
             language=self.language,
             max_seq_length=self.max_seq_length,
             is_from_scratch=self.is_from_scratch,
+            is_of_order=self.is_of_order,
         )
+
+
+def pair_baseline(plan: EpochPlan, rows: NDArray[np.int64]) -> dict[str, float]:
+    """Return the more frequent label's share of some rows of a plan, by name; {} without pairs."""
+    labels = plan.next_sentence_label[rows]
+    if (labels == NO_PAIR).all():
+        return {}
+    share = float((labels == IS_RANDOM).mean())
+    return {"majority_nsp_accuracy": max(share, 1 - share)}
 
 
 def text_rows(
@@ -243,6 +255,7 @@ def text_rows(
     seed: int,
     max_eval_rows: int,
     few_shapes: bool = False,
+    later_lengths: Sequence[int] = (),
 ) -> tuple[TrainingStream[EpochPlan], HeldOutRows[EpochPlan]]:
     """Return the rows to train on and those to evaluate on.
 
@@ -254,17 +267,19 @@ def text_rows(
         tokenizer: the one the corpus was prepared with.
         rule: how tokens are selected and hidden.
         pair_mode: how pairs are drawn; `none` = no pairs.
-        max_seq_length: tokens per row.
+        max_seq_length: tokens per row, in the first phase of a run.
         short_seq_prob: share of shorter rows in training; held-out rows are as long as they can be.
         seed: of pairs, order and masks.
         max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
         few_shapes: whether training batches are to have few shapes, as a compiled model wants.
+        later_lengths: tokens per row in each further phase.
     """
+    lengths = (max_seq_length, *later_lengths)
 
-    def blocks(documents: NDArray[np.int64], short_seq_prob: float, size: int = 0) -> TextBlocks:
-        return TextBlocks(
-            corpus.store, documents, max_seq_length, short_seq_prob, pair_mode, seed, size
-        )
+    def blocks(
+        documents: NDArray[np.int64], length: int, short_seq_prob: float, size: int = 0
+    ) -> TextBlocks:
+        return TextBlocks(corpus.store, documents, length, short_seq_prob, pair_mode, seed, size)
 
     def collator(*, evaluation: bool) -> PretrainingCollator:
         return PretrainingCollator(
@@ -273,24 +288,34 @@ def text_rows(
             cls_token_id=tokenizer.cls_token_id,
             sep_token_id=tokenizer.sep_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            max_seq_length=max_seq_length,
             seed=seed,
             evaluation=evaluation,
             few_shapes=few_shapes and not evaluation,
         )
 
-    rows = blocks(corpus.train_documents, short_seq_prob)
+    rows, *later = [blocks(corpus.train_documents, length, short_seq_prob) for length in lengths]
     training = TrainingStream(
         rows,
         collator(evaluation=False),
         identity={"corpus": corpus.manifest["key"], "rows planned at once": rows.block_size},
+        later_phases=later,
+        heaviest_phase=lengths.index(max(lengths)),
     )
     is_sample_enough = 0 < max_eval_rows <= rows.block_size // 8
     size = rows.block_size if is_sample_enough else sys.maxsize
-    held_out_plan = blocks(corpus.validation_documents, 0.0, size).planner(0, 0)()
-    order = permutation(len(held_out_plan), seed, Purpose.EVALUATION_ROW)
-    evaluated = np.sort(order[: max_eval_rows or len(order)])
-    return training, HeldOutRows(held_out_plan, evaluated, collator(evaluation=True))
+
+    def held_out_rows(length: int) -> HeldOutRows[EpochPlan]:
+        plan = blocks(corpus.validation_documents, length, 0.0, size).planner(0, 0)()
+        order = permutation(len(plan), seed, Purpose.EVALUATION_ROW)
+        evaluated = np.sort(order[: max_eval_rows or len(order)])
+        # In a run of one length all validation rows have these, and `BertMonitor` states them.
+        facts = {"max_seq_length": length} | pair_baseline(plan, evaluated)
+        return HeldOutRows(
+            plan, evaluated, collator(evaluation=True), facts if later_lengths else {}
+        )
+
+    held_out, *held_out_later = map(held_out_rows, lengths)
+    return training, replace(held_out, later_phases=tuple(held_out_later))
 
 
 def _held_out_sentences(corpus: PreparedCorpus, *, count: int) -> list[list[int]]:

@@ -69,6 +69,7 @@ def text_card_fields(
     language: str | None,
     max_seq_length: int,
     is_from_scratch: bool,
+    is_of_order: bool = False,
 ) -> dict[str, Any]:
     """Return what the model card says of a text model; see `publishing.model_card`.
 
@@ -78,17 +79,20 @@ def text_card_fields(
         language: code of the text's language; None = not stated.
         max_seq_length: tokens of the longest row that it was trained on.
         is_from_scratch: whether it began with random weights.
+        is_of_order: whether that head was trained to tell the order of neighbours instead.
     """
     config = model.config
     architecture = re.sub("For[A-Z].*", "", type(model).__name__)
+    pairs = "sentence-order prediction" if is_of_order else "next-sentence prediction"
     learnt = "masked-language modelling"
     if with_nsp:
-        learnt += " and next-sentence prediction"
+        learnt += f" and {pairs}"
     elif architecture == "Bert":  # whose class has both heads
         learnt += " (its next-sentence head is untrained)"
     return {
         "is_text": True,
         "with_nsp": with_nsp,
+        "is_of_order": is_of_order,
         "language": language,
         "is_english": (language or "").lower().split("-")[0] in ("en", "eng"),
         "pipeline_tag": "fill-mask",
@@ -98,7 +102,7 @@ def text_card_fields(
         "tags": [
             config.model_type,
             "masked-lm",
-            *(["next-sentence-prediction"] if with_nsp else []),
+            *([pairs.replace(" ", "-")] if with_nsp else []),
         ],
         "summary": f"{_with_article(_NAMES.get(architecture, architecture))} encoder "
         f"({config.num_hidden_layers} layers, width "
@@ -111,6 +115,15 @@ def text_card_fields(
             _length_limit(model, max_seq_length, is_from_scratch=is_from_scratch),
             "It writes no text: it is for classifying, tagging and comparing text after "
             "fine-tuning.",
+            *(
+                [
+                    "Its next-sentence head was trained on order alone: which of two neighbouring "
+                    "passages of a document comes first. It says nothing of whether they belong "
+                    "together."
+                ]
+                if with_nsp and is_of_order
+                else []
+            ),
             "The numbers above are of held-out text of the same source. What it is worth for a "
             "task, only that task's own data can tell.",
         ],

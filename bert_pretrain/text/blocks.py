@@ -27,14 +27,24 @@ from bert_pretrain.text.windows import running_total, shards_of
 # corpus (benchmarks/epoch_planning.py). As to quality a sixtieth would do: next-sentence accuracy
 # was 0.3 to 0.5 points lower with blocks of 4,096 rows than with one plan, and not measurably with
 # 16,384 (benchmarks/block_quality.py).
-ROWS_PER_BLOCK: dict[PairMode, int] = {"exact": 2**20, "none": 2**20, "google": 2**18}
+ROWS_PER_BLOCK: dict[PairMode, int] = {
+    "exact": 2**20,
+    "sop": 2**20,
+    "none": 2**20,
+    "google": 2**18,
+}
 # A block is a sample of so many places, each some thousand rows long.
 PIECES_PER_BLOCK = 256
 # Fewer of them would be too few documents to pair, where each is longer than a piece should be.
 MIN_PIECES_PER_BLOCK = 16
 # Rows whose plan takes about as long as the start of a process, half a second. Where there are
 # several blocks, each has as many.
-_ROWS_WORTH_A_PROCESS: dict[PairMode, int] = {"exact": 2**18, "none": 2**19, "google": 2**16}
+_ROWS_WORTH_A_PROCESS: dict[PairMode, int] = {
+    "exact": 2**18,
+    "sop": 2**18,
+    "none": 2**19,
+    "google": 2**16,
+}
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class PretrainingCollator:
 
     Attributes:
         store: The prepared corpus that the plans refer to.
-        max_seq_length: L, tokens of every row after padding.
-        evaluation: Whether masks are the same in every epoch, and another stream than in training.
+        evaluation: Whether masks are the same in every epoch, and another stream than in training;
+            they have the rate of the end of a run.
         few_shapes: Whether few shapes matter more than a few per cent of padding that is computed,
             as to a compiler, which takes up to a minute for each.
     """
@@ -52,7 +52,6 @@ class PretrainingCollator:
     cls_token_id: int
     sep_token_id: int
     pad_token_id: int
-    max_seq_length: int
     seed: int
     evaluation: bool = False
     few_shapes: bool = False
@@ -61,12 +60,14 @@ class PretrainingCollator:
         """Return the number of real tokens of a batch."""
         return int(batch["attention_mask"].sum())
 
-    def collate(self, parts: Sequence[Part]) -> dict[str, Tensor]:
+    def collate(self, parts: Sequence[Part], progress: float = 0.0) -> dict[str, Tensor]:
         """Make the batch of some rows.
 
         Args:
             parts: rows of one epoch or of several: (epoch, int64 row numbers, these rows of the
-                epoch's plan).
+                epoch's plan); plans of one row length L.
+            progress: share of the run that lies behind, in [0, 1], which the rate of masking may
+                follow.
 
         Returns:
             int64 tensors: `input_ids`, `token_type_ids`, `attention_mask` (1 = real), `labels`
@@ -75,7 +76,8 @@ class PretrainingCollator:
             pairs; and what spares `BertForPreTraining` a search on the device, see
             `computed_tokens`.
         """
-        made = [self._rows(epoch, rows, plan) for epoch, rows, plan in parts]
+        rule = self.rule.at(1.0 if self.evaluation else progress)
+        made = [self._rows(epoch, rows, plan, rule) for epoch, rows, plan in parts]
         batch = made[0]
         if len(made) > 1:
             batch = {name: np.concatenate([part[name] for part in made]) for name in batch}
@@ -94,12 +96,12 @@ class PretrainingCollator:
         return {name: torch.from_numpy(array) for name, array in arrays}
 
     def _rows(
-        self, epoch: int, rows: NDArray[np.int64], plan: EpochPlan
+        self, epoch: int, rows: NDArray[np.int64], plan: EpochPlan, rule: MaskingRule
     ) -> dict[str, NDArray[np.int64]]:
         """Return the columns of a batch for rows of one epoch."""
         input_ids, word_starts = self._lay_out(plan)
         # (B, 1) ends compared with (L,) positions; a segment is followed by its [SEP].
-        position = np.arange(self.max_seq_length)
+        position = np.arange(plan.row_length)
         first_sep = 1 + plan.a_length.astype(np.int64)[:, None]
         has_pair = plan.next_sentence_label != NO_PAIR
         last_sep = np.where(has_pair[:, None], first_sep + 1 + plan.b_length[:, None], first_sep)
@@ -113,10 +115,10 @@ class PretrainingCollator:
             input_ids,
             maskable,
             word_starts,
-            self.rule,
+            rule,
             row_keys=row_keys,
-            # What a row full of ordinary tokens would get.
-            max_predictions=max(1, round(self.max_seq_length * self.rule.mlm_probability)),
+            # What a row full of ordinary tokens would get where the rate is highest.
+            max_predictions=max(1, round(plan.row_length * self.rule.highest_rate)),
         )
         return {
             "input_ids": hidden,
@@ -129,7 +131,7 @@ class PretrainingCollator:
 
     def _lay_out(self, plan: EpochPlan) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return unmasked ids int64 (B, L) and word starts bool (B, L), if the rule needs them."""
-        shape = (len(plan), self.max_seq_length)
+        shape = (len(plan), plan.row_length)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         word_starts = np.zeros(shape, dtype=np.bool_)
         input_ids[:, 0] = self.cls_token_id

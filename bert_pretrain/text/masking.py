@@ -9,7 +9,7 @@ Source: Devlin et al. 2019, section 3.1; whole words: google-research/bert; span
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -36,6 +36,8 @@ class MaskingRule:
             shown unchanged.
         unit: What is selected together: single tokens, whole words, or spans of whole words.
         ordinary_ids: int64 (V',), sorted ids to draw random tokens from, without special tokens.
+        last_mlm_probability: what `mlm_probability` becomes by the end of a run, linearly; None =
+            it stays.
     """
 
     mlm_probability: float
@@ -44,6 +46,23 @@ class MaskingRule:
     unit: MaskingUnit = "token"
     mask_token_id: int
     ordinary_ids: NDArray[np.int64]
+    last_mlm_probability: float | None = None
+
+    @property
+    def highest_rate(self) -> float:
+        """The largest share of a row that is ever selected."""
+        return max(self.mlm_probability, self.last_mlm_probability or 0.0)
+
+    def at(self, progress: float) -> MaskingRule:
+        """Return the rule of a moment, with a single rate.
+
+        Args:
+            progress: share of the run that lies behind, in [0, 1].
+        """
+        if self.last_mlm_probability is None:
+            return self
+        rate = (1 - progress) * self.mlm_probability + progress * self.last_mlm_probability
+        return replace(self, mlm_probability=rate, last_mlm_probability=None)
 
 
 def ordinary_token_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:

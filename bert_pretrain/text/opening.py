@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import TextSource, check_language, open_documents
-from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan
+from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan, PairMode
 from bert_pretrain.text.preparation import prepare_corpus
 from bert_pretrain.text.prepared import MANIFEST, PreparedCorpus
 from bert_pretrain.text.tokenizers import tokenizer_hash
@@ -76,17 +76,15 @@ def open_corpus(
 
 
 def data_card(
-    corpus: PreparedCorpus, plan: EpochPlan, max_seq_length: int, num_blocks: int = 1
+    corpus: PreparedCorpus, *rows: tuple[EpochPlan, int], pair_mode: PairMode = "exact"
 ) -> str:
     """Describe a corpus, and the rows of an epoch of its training documents, as text.
 
-    `plan` is that of one of `num_blocks` blocks, which are alike.
+    `rows` are, for each phase of a run, the plan of one block, drawn as `pair_mode` says, and the
+    number of blocks, which are alike.
     """
     manifest = corpus.manifest
     counts = manifest["counts"]
-    is_pair = plan.b_length > 0
-    fill = (plan.a_length + plan.b_length + np.where(is_pair, 3, 2)).mean() / max_seq_length
-    about = "about " if num_blocks > 1 else ""
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
     lines = [
         f"corpus           {manifest['source']['description']}",
@@ -96,11 +94,22 @@ def data_card(
         f"{manifest['tokens_per_sentence']:.1f} tokens",
         f"tokens           {counts['tokens']:,}, mean {manifest['tokens_per_document']:,.0f} a "
         f"document, unknown {100 * manifest['unknown_rate']:.3f} %",
-        f"rows             {about}{num_blocks * len(plan):,} an epoch of up to {max_seq_length} "
-        f"tokens, fill {100 * fill:.1f} %",
+        *(f"rows             {_describe_rows(*phase, pair_mode)}" for phase in rows),
     ]
-    if is_pair.any():
-        random_share = 100 * float((plan.next_sentence_label == IS_RANDOM).mean())
-        lines[-1] += f", random next {random_share:.1f} %"
-        lines[-1] += f", left out without partner {about}{num_blocks * plan.num_unpaired:,}"
     return "\n".join(lines)
+
+
+def _describe_rows(plan: EpochPlan, num_blocks: int, pair_mode: PairMode) -> str:
+    is_pair = plan.b_length > 0
+    fill = (plan.a_length + plan.b_length + np.where(is_pair, 3, 2)).mean() / plan.row_length
+    about = "about " if num_blocks > 1 else ""
+    described = (
+        f"{about}{num_blocks * len(plan):,} an epoch of up to {plan.row_length} tokens, "
+        f"fill {100 * fill:.1f} %"
+    )
+    if not is_pair.any():
+        return described
+    random_share = 100 * float((plan.next_sentence_label == IS_RANDOM).mean())
+    label = "swapped" if pair_mode == "sop" else "random next"
+    left_out = f"left out without partner {about}{num_blocks * plan.num_unpaired:,}"
+    return f"{described}, {label} {random_share:.1f} %, {left_out}"

@@ -34,19 +34,20 @@ from numpy.typing import NDArray
 from bert_pretrain.data.random import Purpose, hash_uint64, uniform
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.google_pairs import google_pairs
+from bert_pretrain.text.order_pairs import order_pairs
 from bert_pretrain.text.prepared import TokenStore
 from bert_pretrain.text.windows import (
     Columns,
     EpochSettings,
     Outline,
     Windows,
+    common_length,
     cut_pairs,
     cut_single,
     outlines,
-    sentence_ends,
 )
 
-PairMode: TypeAlias = Literal["exact", "google", "none"]
+PairMode: TypeAlias = Literal["exact", "google", "sop", "none"]
 
 IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -100
 
@@ -60,9 +61,10 @@ class EpochPlan:
         a_length: int32 (N,), tokens of A, at least 1.
         b_start: int64 (N,), global token position of segment B.
         b_length: int32 (N,), tokens of B, 0 for a row of a single segment.
-        next_sentence_label: int8 (N,), 0 = B follows A, 1 = B is random, -100 for a row of a single
-            segment.
+        next_sentence_label: int8 (N,), 0 = B follows A, 1 = B is random (`sop`: B stands before A
+            in the text), -100 for a row of a single segment.
         num_unpaired: windows left out because they found no partner.
+        row_length: tokens of every row after padding.
     """
 
     a_start: NDArray[np.int64]
@@ -71,6 +73,7 @@ class EpochPlan:
     b_length: NDArray[np.int32]
     next_sentence_label: NDArray[np.int8]
     num_unpaired: int
+    row_length: int
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -78,17 +81,28 @@ class EpochPlan:
 
     @classmethod
     def of(
-        cls, columns: tuple[NDArray[Any], ...], order: NDArray[np.int64], num_unpaired: int
+        cls,
+        columns: tuple[NDArray[Any], ...],
+        order: NDArray[np.int64],
+        *,
+        num_unpaired: int,
+        row_length: int,
     ) -> EpochPlan:
         """Return the plan of some columns in an order, int64 (N,)."""
         a_start, a_length, b_start, b_length, label = (column[order] for column in columns)
         lengths = a_length.astype(np.int32), b_length.astype(np.int32)
-        return cls(a_start, lengths[0], b_start, lengths[1], label.astype(np.int8), num_unpaired)
+        label = label.astype(np.int8)
+        return cls(a_start, lengths[0], b_start, lengths[1], label, num_unpaired, row_length)
 
     def take(self, rows: NDArray[np.int64]) -> EpochPlan:
         """Return the given rows, in that order, as a small plan to send to a worker process."""
         columns = (self.a_start, self.a_length, self.b_start, self.b_length)
-        return EpochPlan.of((*columns, self.next_sentence_label), rows, self.num_unpaired)
+        return EpochPlan.of(
+            (*columns, self.next_sentence_label),
+            rows,
+            num_unpaired=self.num_unpaired,
+            row_length=self.row_length,
+        )
 
 
 def plan_epoch(
@@ -111,7 +125,8 @@ def plan_epoch(
         short_seq_prob: probability of a shorter target, uniform from 2 tokens, in [0, 1]; drawn per
             window (`google`: per document, as published).
         pair_mode: `exact`: matched pairs, see the module. `google`: the published algorithm.
-            `none`: single segments for masked-language modelling alone.
+            `sop`: neighbours in order or swapped, see `order_pairs`. `none`: single segments for
+            masked-language modelling alone.
         seed: of the run.
         epoch: its number.
         first_row: number within the epoch of the plan's first row, where the documents are a block
@@ -138,13 +153,17 @@ def plan_epoch(
         windows = Windows.chain([cut_pairs(outline, settings) for outline in parts])
         columns = _exact_pairs(store, windows, settings, num_documents=len(documents))
         num_unpaired = len(windows.document) - len(columns[0])
+    elif pair_mode == "sop":
+        windows = Windows.chain([cut_pairs(part, settings, is_even=True) for part in parts])
+        columns = _order_pairs(store, windows, settings, num_documents=len(documents))
+        num_unpaired = len(windows.document) - len(columns[0])
     else:
         windows = Windows.chain([cut_single(outline, settings) for outline in parts])
         no_pair = np.full(len(windows.document), NO_PAIR)
         columns = (windows.a_start, windows.a_length, windows.b_start, windows.b_length, no_pair)
     row = first_row + np.arange(len(columns[0]))
     order = np.argsort(hash_uint64(seed, epoch, Purpose.TRAINING_ORDER, row), kind="stable")
-    return EpochPlan.of(columns, order, num_unpaired)
+    return EpochPlan.of(columns, order, num_unpaired=num_unpaired, row_length=max_seq_length)
 
 
 def plan_neighbours(
@@ -167,7 +186,8 @@ def plan_neighbours(
     windows.b_length[first] = np.minimum(windows.b_length[first], room[first])
     columns = _keep_or_swap(store, windows, first, first + 1, settings)
     order = np.argsort(columns[0], kind="stable")
-    plan = EpochPlan.of(columns, order, len(windows.document) - len(order))
+    num_unpaired = len(windows.document) - len(order)
+    plan = EpochPlan.of(columns, order, num_unpaired=num_unpaired, row_length=max_seq_length)
     used = np.unique(windows.document[np.searchsorted(windows.a_start, plan.a_start)])
     return plan, len(documents) - len(used)
 
@@ -205,6 +225,27 @@ def _exact_pairs(
     return columns
 
 
+def _order_pairs(
+    store: TokenStore, windows: Windows, settings: EpochSettings, *, num_documents: int
+) -> Columns:
+    """Return the columns of a plan whose labels say whether the segments are in order."""
+    if len(windows.document) == 0:
+        raise InputError(
+            f"sentence order needs documents of 2 or more sentences, but none of {num_documents} "
+            "given documents is such",
+            advice="let documents be longer (`document_boundary` says what ends one in a text "
+            "file), or train without pairs: `objective` mlm",
+        )
+    columns = order_pairs(store, windows, settings)
+    if len(columns[0]) == 0:
+        raise InputError(
+            f"no pair could be formed: none of the {len(windows.document)} text windows has a "
+            "partner whose segments are alike",
+            advice="add text with `data_files`, or train without pairs: `objective` mlm",
+        )
+    return columns
+
+
 def _keep_or_swap(
     store: TokenStore,
     windows: Windows,
@@ -216,7 +257,10 @@ def _keep_or_swap(
 
     Pairs whose Bs have no common length are left out.
     """
-    length = _common_length(store, windows, first, second)
+    b_start = windows.b_start
+    # The end of B would otherwise tell which row kept its B.
+    length = np.minimum(windows.b_length[first], windows.b_length[second])
+    length = common_length(store, b_start[first], b_start[second], length)
     kept = length > 0
     first, second, length = first[kept], second[kept], length[kept]
     keys = (settings.seed, settings.epoch, Purpose.SWAP)
@@ -227,7 +271,7 @@ def _keep_or_swap(
     return (
         windows.a_start[a_rows],
         windows.a_length[a_rows],
-        windows.b_start[b_rows],
+        b_start[b_rows],
         np.tile(length, 2),
         np.tile(label, 2),
     )
@@ -269,21 +313,3 @@ def _match_partners(
         block_size *= 4
     first, second = np.concatenate(matches, axis=1)
     return first, second
-
-
-def _common_length(
-    store: TokenStore, windows: Windows, first: NDArray[np.int64], second: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the largest length (P,) at which both Bs of a pair end with a sentence or both do not.
-
-    Otherwise the end of B would tell which row kept its B. Without such a length it is 0.
-    """
-    length = np.minimum(windows.b_length[first], windows.b_length[second])
-    unlike = np.arange(len(length))
-    while len(unlike):
-        ends_first = sentence_ends(store, windows.b_start[first[unlike]] + length[unlike])
-        ends_second = sentence_ends(store, windows.b_start[second[unlike]] + length[unlike])
-        unlike = unlike[ends_first != ends_second]
-        length[unlike] -= 1
-        unlike = unlike[length[unlike] > 0]
-    return length

@@ -155,7 +155,35 @@ def sentence_ends(store: TokenStore, positions: NDArray[np.int64]) -> NDArray[np
     return ends
 
 
-def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
+def common_length(
+    store: TokenStore,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    length: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return the largest lengths at which two segments both end with a sentence or both do not.
+
+    Args:
+        store: the prepared corpus.
+        first: int64 (P,), global token positions where segments start.
+        second: int64 (P,), where those start that each is compared with.
+        length: int64 (P,), most tokens of both.
+
+    Returns:
+        int64 (P,), at most `length`; 0 where there is none.
+    """
+    length = length.copy()
+    unlike = np.arange(len(length))
+    while len(unlike):
+        ends_first = sentence_ends(store, first[unlike] + length[unlike])
+        ends_second = sentence_ends(store, second[unlike] + length[unlike])
+        unlike = unlike[ends_first != ends_second]
+        length[unlike] -= 1
+        unlike = unlike[length[unlike] > 0]
+    return length
+
+
+def cut_pairs(outline: Outline, settings: EpochSettings, *, is_even: bool = False) -> Windows:
     """Cut every document of at least two sentences into windows of two parts, A and B.
 
     A window starts with a sentence and takes as many tokens as its target (see `_targets`) allows;
@@ -169,6 +197,10 @@ def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
     In both, A or B is clipped to keep the other one whole, so that every token of a sentence
     shorter than the budget is in some window. A longer sentence may lose the part that cannot stand
     in the budget beside another sentence.
+
+    With `is_even` neither part is favoured: B starts with the sentence whose start is nearest to a
+    place drawn uniformly. And A is not clipped, so that it begins with a sentence in any case and
+    may exceed the budget: the caller cuts it at its end.
     """
     starts = outline.starts
     live = np.flatnonzero(outline.end - outline.first >= 2)
@@ -182,7 +214,11 @@ def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
         stop = np.minimum(begin + target, limit)
         num_splits = np.searchsorted(starts, stop) - 1 - sentence  # starts strictly inside
         keys = (settings.seed, settings.epoch, Purpose.SPLIT, document, index)
-        split = sentence + 1 + integers(0, np.maximum(num_splits, 1), *keys)
+        if is_even:
+            split = _nearest_start(starts, integers(begin + 1, stop, *keys))
+            split = np.clip(split, sentence + 1, sentence + np.maximum(num_splits, 1))
+        else:
+            split = sentence + 1 + integers(0, np.maximum(num_splits, 1), *keys)
 
         forced = closing | (num_splits == 0)
         split[forced] = sentence[forced] + 1
@@ -200,6 +236,8 @@ def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
         following = np.searchsorted(starts, stop, side="right") - 1
         number = np.full(len(document), index, dtype=np.int64)
         ends_sentence = starts[following] == stop
+        if is_even:
+            a_length = b_start - begin
         a_start = b_start - a_length
         parts.append(Windows(document, number, a_start, a_length, b_length, ends_sentence))
         live = np.flatnonzero((stop < limit) & ~closing)
@@ -208,6 +246,12 @@ def cut_pairs(outline: Outline, settings: EpochSettings) -> Windows:
         sentence = following[live] - closing
         index += 1
     return Windows.chain(parts)
+
+
+def _nearest_start(starts: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the index of the start that is nearest to each position (N,), the later one if two."""
+    later = np.searchsorted(starts, position)
+    return later - (position - starts[later - 1] < starts[later] - position)
 
 
 def cut_single(outline: Outline, settings: EpochSettings) -> Windows:

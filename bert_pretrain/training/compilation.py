@@ -21,7 +21,8 @@ CompileChoice: TypeAlias = Literal["auto", "on", "off"]
 
 # A graph takes up to a minute, and there are a few.
 _LONG_ENOUGH_STEPS, _LONG_ENOUGH_HOURS = 5_000, 0.5
-_MOST_GRAPHS = 64  # of one function; torch's own limit is 8, after which it stops compiling
+# Of one function and row length; torch's own limit is 8, after which it stops compiling.
+_MOST_GRAPHS = 64
 
 
 def wants_compilation(
@@ -42,9 +43,9 @@ def wants_compilation(
     return device.type == "cuda" and is_long and not 0 < max_steps < _LONG_ENOUGH_STEPS
 
 
-def compile_forward(model: PreTrainedModel) -> None:
+def compile_forward(model: PreTrainedModel, *, num_row_lengths: int = 1) -> None:
     """Let a model compile its forward pass when it is called; in place, before it is wrapped."""
-    torch._dynamo.config.recompile_limit = _MOST_GRAPHS
+    torch._dynamo.config.recompile_limit = _MOST_GRAPHS * num_row_lengths
     model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
 

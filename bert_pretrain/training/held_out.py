@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.loader import evaluation_batches
+from bert_pretrain.data.stream import HeldOutRows
 from bert_pretrain.objectives.interface import Objective
 from bert_pretrain.training.metrics import RunningSums
 
 
 def held_out_means(
-    objective: Objective, model: PreTrainedModel, accelerator: Accelerator, *, batch_size: int
+    objective: Objective,
+    held_out: HeldOutRows[Any],
+    model: PreTrainedModel,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
 ) -> dict[str, float]:
-    """Return the means of the loss terms over the held-out rows of all processes; a collective.
+    """Return the means of the loss terms over held-out rows of all processes; a collective.
 
     Args:
-        objective: whose rows they are; they are the same at every evaluation.
+        objective: what is measured.
+        held_out: the rows.
         model: plain; it is left in evaluation mode.
         accelerator: of the run.
         batch_size: rows of a forward pass.
@@ -25,7 +34,7 @@ def held_out_means(
     model.eval()
     sums = RunningSums(device)
     for batch in evaluation_batches(
-        objective.held_out,
+        held_out,
         batch_size=batch_size,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,

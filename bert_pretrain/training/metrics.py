@@ -218,20 +218,24 @@ class CourseWatch:
         """Continue from `state_dict()`."""
         self._best = dict(state)
 
-    def warnings(self, row: Mapping[str, Any]) -> list[str]:
-        """Return a message for every loss of a validation row that is worse than it has been."""
+    def warnings(self, row: Mapping[str, Any], phase: int = 0) -> list[str]:
+        """Return a message for every loss of a validation row that is worse than it has been.
+
+        Losses of different phases of a run, over different rows, are not compared.
+        """
         messages = []
         for key, value in row.items():
             if not key.endswith("_loss"):
                 continue
-            best = self._best.setdefault(key, value)
+            name = f"{key} of phase {phase}" if phase else key
+            best = self._best.setdefault(name, value)
             if value > best * (1 + self.tolerance):
                 messages.append(
                     f"{key} is {value:.3f} on held-out data but was {best:.3f}: this head is "
                     "getting worse; a lower `learning_rate`, or `dropout` 0.1 on a small corpus, "
                     "usually cures it"
                 )
-            self._best[key] = min(best, value)
+            self._best[name] = min(best, value)
         return messages
 
 

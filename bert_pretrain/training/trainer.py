@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import Window, copied_ahead, training_windows
 from bert_pretrain.data.processes import sum_on_hosts
 from bert_pretrain.data.random import Purpose, hash_uint64
@@ -69,6 +70,7 @@ class Trainer:
         peak_flops: float = math.inf,
         profile_steps: int = 0,
         is_compiled: bool = False,
+        course: Course | None = None,
     ) -> None:
         """Prepare model and optimisers for the accelerator's processes.
 
@@ -89,6 +91,7 @@ class Trainer:
             peak_flops: FLOP/s of one process's device, which utilisation is a share of.
             profile_steps: updates to profile.
             is_compiled: whether the model compiles itself when it is called; see `check_compiled`.
+            course: what each update is; None = all are alike.
         """
         assert accelerator.gradient_accumulation_steps == 1
         self.accelerator = accelerator
@@ -96,12 +99,13 @@ class Trainer:
         self.schedule = schedule
         self.intervals = intervals
         self.layout = layout
+        self.course = course or Course(layout.global_batch_size)
         self.run_dir = run_dir
         self.seed = seed
         self.max_grad_norm = max_grad_norm
         self.fingerprint = fingerprint
         if is_compiled:
-            compile_forward(model)
+            compile_forward(model, num_row_lengths=len(self.course.phase_shares))
         self.distributed = DistributedModel(accelerator, model, optimizers)
         self.model, self.optimizers = self.distributed.module, self.distributed.optimizers
         self.average = WeightAverage(self.distributed, ema_decay) if ema_decay else None
@@ -188,7 +192,10 @@ class Trainer:
                 learning_rate = self.schedule.learning_rate(self.step, elapsed)
                 with self.profiler.section("data wait"):
                     window = next(windows)
-                grad_norm = self._update(window, learning_rate)
+                # Each number of rows that a ramp passes through would have graphs of its own.
+                is_rising = self.course.is_rising(self.step)
+                with uncompiled(is_compiled=self.is_compiled and is_rising):
+                    grad_norm = self._update(window, learning_rate)
                 bar.update(1)
                 elapsed = self._elapsed()
                 is_over = self.schedule.is_over(self.step, elapsed)
@@ -243,7 +250,8 @@ class Trainer:
             num_rows: how many; 0 = as many as a micro-batch has.
         """
         stream = self.objective.training
-        parts, _ = stream.take(Place(), num_rows or self.rows_at_once)
+        heaviest = Place(phase=stream.heaviest_phase)
+        parts, _ = stream.take(heaviest, num_rows or self.rows_at_once)
         batch = self._to_device(stream.collator.collate(parts))
         self.model.train()
         try:
@@ -303,9 +311,12 @@ class Trainer:
         )
         compiler = uncompiled(is_compiled=self.is_compiled)
         with self.journal.clock.paused(), compiler, explaining:
+            phase = self.course.phase(self.step)
+            held_out = self.objective.held_out.of_phase(phase)
             measure = partial(
                 held_out_means,
                 self.objective,
+                held_out,
                 accelerator=self.accelerator,
                 batch_size=self.layout.eval_batch_size,
             )
@@ -315,9 +326,10 @@ class Trainer:
             self.held_out_loss = means["loss"]
             is_last = is_last or self._is_goal_reached()
             row = self._row("validation") | means | self.monitor.measures(model, means)
+            row |= held_out.facts
             self.journal.write(row | averaged)
             self.journal.print(_summary(row | averaged))
-            for message in self.watch.warnings(row) + self.monitor.warnings(row):
+            for message in self.watch.warnings(row, phase) + self.monitor.warnings(row):
                 self.journal.print(f"WARNING: {spell(message)}")
             if self.accelerator.is_main_process:
                 shown = self.monitor.show(model, self.run_dir, step=self.step, is_last=is_last)
@@ -381,7 +393,8 @@ class Trainer:
         windows = training_windows(
             self.objective.training,
             self.place,
-            global_batch_size=self.layout.global_batch_size,
+            course=self.course,
+            first_step=self.step,
             num_processes=self.accelerator.num_processes,
             process_index=self.accelerator.process_index,
             num_micro_batches=self.layout.num_micro_batches,

@@ -84,6 +84,31 @@ def test_two_compiled_processes_have_the_curve_of_one_that_is_not(folder: Path) 
         assert value == pytest.approx(expected[key], rel=1e-5, abs=allowed), key
 
 
+# Of what changes in the course of a run, each with each other in one of these.
+COURSES = {
+    "ramp, phases, order": "--batch_size_ramp 4:0.6 --max_seq_length 24:0.5,48:0.5 --pair_mode sop",
+    "ramp, masks": "--batch_size_ramp 4:0.6 --mlm_probability 0.4:0.1",
+    "phases, masks, order": "--max_seq_length 48:0.5,24:0.5 --mlm_probability 0.4:0.1 "
+    "--pair_mode sop",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("course", COURSES)
+def test_a_run_whose_updates_change_has_one_curve_on_one_and_on_two_processes(
+    folder: Path, course: str
+) -> None:
+    flags = [*small_flags(folder), *STEPS, "--optimizer", "adamw", *COURSES[course].split()]
+    curves = []
+    for number, (num_processes, per_device) in enumerate(((1, 16), (1, 4), (2, 4))):
+        out = folder / f"{course.replace(', ', '-')}-{number}"
+        layout = ["--per_device_train_batch_size", str(per_device), "--output_dir", str(out)]
+        run(folder, [*flags, *layout], num_processes=num_processes)
+        curves.append(losses(out))
+    check_close(curves[1], curves[0], tolerance=1e-5)
+    check_close(curves[2], curves[0], tolerance=1e-5)
+
+
 @pytest.mark.slow
 def test_with_dropout_a_layout_has_one_curve_and_another_layout_another(folder: Path) -> None:
     flags = [*small_flags(folder), "--max_steps", "5", "--save_steps", "0", "--dropout", "0.1"]

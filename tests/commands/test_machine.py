@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from bert_pretrain.commands import machine
-from bert_pretrain.commands.machine import batch_layout, build_accelerator, compiles, settle_layout
+from bert_pretrain.commands.machine import (
+    batch_layout,
+    build_accelerator,
+    compiles,
+    plan_course,
+    settle_layout,
+)
 from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
 from bert_pretrain.errors import InputError
 from bert_pretrain.training.layout import BatchLayout
@@ -47,6 +53,42 @@ def test_the_rows_of_an_update_do_not_depend_on_the_processes_unless_asked_to(
     layout = batch_layout(parse_config(flags), processes(number))
     assert (layout.global_batch_size, layout.num_micro_batches) == expected
     assert layout.num_workers == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "number", "problem"),
+    [
+        ("--batch_size_ramp 4:0.5", 8, "begins with 4 row"),
+        ("--batch_size_ramp 3:0.5 --per_device_train_batch_size 1 --global_batch_size 32", 2, "2"),
+        ("--batch_size_ramp 32:0.5 --per_device_train_batch_size 8", 1, "but an update has 8"),
+    ],
+)
+def test_a_ramp_that_cannot_be_divided_is_refused(flags: str, number: int, problem: str) -> None:
+    config = parse_config([*flags.split(), "--max_steps", "10"])
+    with pytest.raises(InputError, match=rf"`batch_size_ramp`.*{problem}"):
+        batch_layout(config, processes(number))
+
+
+@pytest.mark.parametrize("num_epochs", ["0.5", "3"])
+def test_phases_have_as_many_updates_as_their_epochs_take(num_epochs: str) -> None:
+    config = parse_config(["--num_train_epochs", num_epochs, "--max_seq_length", "24:0.75,48:0.25"])
+    rows: Any = SimpleNamespace(rows_per_epoch=[1000, 480].__getitem__)
+    layout = batch_layout(config, processes())
+    course = plan_course(config, rows, layout)
+    # Count the epochs that the updates take, and those that one more or one fewer would.
+    taken = []
+    for max_steps in (course.max_steps - 1, course.max_steps, course.max_steps + 1):
+        shares = (0.75, 0.25)
+        taken.append(sum(max_steps * s * 32 / n for s, n in zip(shares, (1000, 480), strict=True)))
+    wanted = float(num_epochs)
+    assert abs(taken[1] - wanted) <= min(abs(taken[0] - wanted), abs(taken[2] - wanted))
+    assert course.phase(course.max_steps - 1) == 1 and course.phase(0) == 0
+
+
+def test_one_phase_has_the_updates_of_its_epochs() -> None:
+    config = parse_config(["--num_train_epochs", "1"])
+    rows: Any = SimpleNamespace(rows_per_epoch=lambda _: 1000)
+    assert plan_course(config, rows, batch_layout(config, processes())).max_steps == 31  # 1000 / 32
 
 
 class Card:

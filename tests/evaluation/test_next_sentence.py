@@ -235,6 +235,19 @@ def test_the_command_judges_the_runs_held_out_documents_the_same_every_time(
     assert "the 18 held-out documents" in capsys.readouterr().out
 
 
+def test_a_model_trained_on_order_is_judged_by_order(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["pair_mode"] = "sop"
+    (run / "run.json").write_text(json.dumps(record))
+    found = evaluate(["--model", str(run)], tmp_path)
+    scores = found["details"]["nsp"]["order"]
+    assert found["figures"]["nsp_order_accuracy"] == scores["accuracy"]
+    assert "nsp_easy_accuracy" not in found["figures"] and scores["num_pairs"] > 10
+    assert "half of them swapped" in capsys.readouterr().out
+
+
 def test_pairs_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
     run: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

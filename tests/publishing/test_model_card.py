@@ -193,6 +193,16 @@ def test_positions_are_called_untrained_only_where_nothing_has_trained_them(
     assert said in limits and ("untrained" in limits) == (is_from_scratch and max_seq_length < 64)
 
 
+def test_the_card_of_a_model_trained_on_order_says_so(tmp_path: Path) -> None:
+    model = BertForPreTraining.from_pretrained(make_text_model(tmp_path))
+    how: dict[str, Any] = {"language": "en", "max_seq_length": 64, "is_from_scratch": True}
+    fields = text_card_fields(model, with_nsp=True, is_of_order=True, **how)
+    made = model_card(fields, record=run_record(), data_card="", **measured())
+    assert "sentence-order prediction" in made.text and "1 = they were swapped" in made.text
+    assert "trained on order alone" in made.text and "a random one" not in made.text
+    assert "sentence-order-prediction" in made.data.tags
+
+
 def test_a_model_without_next_sentence_head_is_not_shown_with_one() -> None:
     made = model_card(
         TEXT | {"with_nsp": False},

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from stores import store_of
 
 from bert_pretrain.data import stream as streams
+from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import training_windows
 from bert_pretrain.data.stream import Part, Place, TrainingStream
 from bert_pretrain.errors import InputError
@@ -110,7 +111,7 @@ def test_plans_are_those_of_all_runs_so_far(mode: PairMode, digest: str) -> None
     assert sha256(content).hexdigest()[:16] == digest
 
 
-@pytest.mark.parametrize("mode", ["exact", "google", "none"])
+@pytest.mark.parametrize("mode", ["exact", "google", "sop", "none"])
 def test_a_corpus_that_fits_in_one_block_is_planned_as_a_whole(
     store: TokenStore, mode: PairMode
 ) -> None:
@@ -245,7 +246,7 @@ def make_collator(store: TokenStore) -> PretrainingCollator:
         mlm_probability=0.15, unit="token", mask_token_id=4, ordinary_ids=np.arange(10, 600)
     )
     ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
-    return PretrainingCollator(store, rule, **ids, max_seq_length=LENGTH, seed=3)
+    return PretrainingCollator(store, rule, **ids, seed=3)
 
 
 def make_stream(store: TokenStore, rows: int = 80) -> TrainingStream[EpochPlan]:
@@ -261,7 +262,7 @@ def windows(
             training_windows(
                 make_stream(store),
                 place,
-                global_batch_size=24,
+                course=Course(24),
                 num_processes=processes,
                 process_index=process,
                 num_micro_batches=micro_batches,

@@ -78,7 +78,6 @@ def make_collator(
         cls_token_id=CLS,
         sep_token_id=SEP,
         pad_token_id=PAD,
-        max_seq_length=LENGTH,
         seed=seed,
         evaluation=evaluation,
         few_shapes=few_shapes,
@@ -196,7 +195,7 @@ def test_a_pickled_collator_makes_the_same_batch(store: TokenStore) -> None:
 def plan_of_length(length: int) -> EpochPlan:
     zeros = np.zeros(length, dtype=np.int64)
     lengths = zeros.astype(np.int32)
-    return EpochPlan(zeros, lengths, zeros, lengths, zeros.astype(np.int8), num_unpaired=0)
+    return EpochPlan(zeros, lengths, zeros, lengths, zeros.astype(np.int8), 0, LENGTH)
 
 
 def make_stream(plan_for_epoch: Callable[[int], EpochPlan]) -> TrainingStream[EpochPlan]:

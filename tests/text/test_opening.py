@@ -68,15 +68,17 @@ def test_a_corpus_of_another_tokenizer_is_refused(
 def test_the_card_says_what_the_rows_are(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     corpus = open_it(TextSource(data_files=[str(folder / "corpus.jsonl")]), tokenizer, folder)
     options = {"max_seq_length": 32, "short_seq_prob": 0.0, "seed": 1, "epoch": 0}
-    pairs, single = (
+    pairs, order, single = (
         plan_epoch(corpus.store, corpus.train_documents, pair_mode=mode, **options)  # type: ignore[arg-type]
-        for mode in ("exact", "none")
+        for mode in ("exact", "sop", "none")
     )
-    card = data_card(corpus, pairs, 32)
+    card = data_card(corpus, (pairs, 1))
     assert "20 (18 training, 2 held out); skipped: none" in card
     num_tokens = int((pairs.a_length + pairs.b_length + 3).sum())
     assert f"fill {100 * num_tokens / len(pairs) / 32:.1f} %, random next" in card
-    assert "random next" not in data_card(corpus, single, 32)
+    of_order = data_card(corpus, (order, 1), pair_mode="sop")
+    assert "swapped 50.0 %" in of_order and "random next" not in of_order
+    assert "random next" not in data_card(corpus, (single, 1))
 
 
 def test_documents_of_one_word_make_rows_with_one_prediction_each(
@@ -96,7 +98,7 @@ def test_documents_of_one_word_make_rows_with_one_prediction_each(
     ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad")
     }
-    collator = PretrainingCollator(corpus.store, rule, **ids, max_seq_length=16, seed=1)
+    collator = PretrainingCollator(corpus.store, rule, **ids, seed=1)
     batch = collator.collate([(0, np.arange(len(plan)), plan)])
     assert (batch["labels"] != -100).sum(dim=1).tolist() == [1] * 8
     assert (batch["attention_mask"].sum(dim=1) == 3).all()

@@ -2,7 +2,8 @@
 
 The random B of an easy pair is of another document, as in pretraining; that of a hard pair is a
 neighbouring passage of the same document. Half of either kind is random, both labels have the same
-lengths, and nothing is masked.
+lengths, and nothing is masked. A model whose run had `pair_mode` sop is judged by what its head was
+trained for instead: half of the pairs are neighbours in order, half are swapped.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bert_pretrain.commands.suites.context import (
     SuiteResult,
     load_language_model,
 )
+from bert_pretrain.config.schedules import Lengths
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.next_sentence import (
     NUM_BINS,
@@ -35,7 +37,7 @@ from bert_pretrain.models.loading import describe_excess
 from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.opening import open_corpus
-from bert_pretrain.text.pairs import EpochPlan, plan_epoch, plan_neighbours
+from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch, plan_neighbours
 from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
 
 
@@ -55,15 +57,22 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     length, seed = _max_seq_length(evaluation, model, tokenizer), evaluation.seed
     corpus, documents, which = _open_text(evaluation, tokenizer)
     store, source = corpus.store, corpus.manifest["source"]["description"]
-    hard, num_short = plan_neighbours(store, documents, max_seq_length=length, seed=seed)
-    plans = {"easy": _plan_easy(store, documents, length, seed), "hard": hard}
+    is_of_order = evaluation.run.get("pair_mode") == "sop"
+    num_short = 0
+    if is_of_order:
+        plans = {"order": _plan(store, documents, length, seed, pair_mode="sop")}
+    else:
+        hard, num_short = plan_neighbours(store, documents, max_seq_length=length, seed=seed)
+        plans = {"easy": _plan(store, documents, length, seed, pair_mode="exact"), "hard": hard}
     lines = [
         f"{source}: {which}",
         f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  "
         "tokens of B",
     ]
     figures: dict[str, float] = {}
-    details: dict[str, Any] = {"max_seq_length": length, "documents_without_hard_pair": num_short}
+    details: dict[str, Any] = {"max_seq_length": length}
+    if not is_of_order:
+        details["documents_without_hard_pair"] = num_short
     for name, plan in plans.items():
         max_rows = evaluation.text.max_pairs
         if plan is None or not len(
@@ -95,7 +104,7 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
             "within one",
             advice="give more text with `data_files`, or lower `max_seq_length`",
         )
-    lines += _notes(num_short, len(documents), length)
+    lines += _notes(num_short, len(documents), length, is_of_order=is_of_order)
     return SuiteResult("\n".join(lines), figures, details)
 
 
@@ -104,8 +113,11 @@ def _max_seq_length(
 ) -> int:
     """Return the tokens of a pair: as asked for, else as in the run, else at most 128."""
     longest = longest_row(model)
-    asked = evaluation.text.max_seq_length or evaluation.run.get("max_seq_length")
-    length = int(asked or min(128, longest, tokenizer.model_max_length))
+    # Of a run with phases: the longest row.
+    of_run = Lengths(evaluation.run.get("max_seq_length", 0))
+    length = int(
+        evaluation.text.max_seq_length or of_run or min(128, longest, tokenizer.model_max_length)
+    )
     if length > longest:
         raise InputError(
             f"`max_seq_length` is {length} but {evaluation.options.model!r} takes {longest} tokens",
@@ -116,17 +128,22 @@ def _max_seq_length(
     return length
 
 
-def _plan_easy(
-    store: TokenStore, documents: NDArray[np.int64], max_seq_length: int, seed: int
+def _plan(
+    store: TokenStore,
+    documents: NDArray[np.int64],
+    max_seq_length: int,
+    seed: int,
+    *,
+    pair_mode: PairMode,
 ) -> EpochPlan | None:
-    """Return pairs whose random B is of another document; None if there is only one document."""
+    """Return pairs as in pretraining; None if the documents allow none."""
     try:
         return plan_epoch(
             store,
             documents,
             max_seq_length=max_seq_length,
             short_seq_prob=0.0,
-            pair_mode="exact",
+            pair_mode=pair_mode,
             seed=seed,
             epoch=0,
         )
@@ -166,13 +183,22 @@ def _open_text(
     return corpus, documents, f"all {len(documents):,} documents"
 
 
-def _notes(num_short: int, num_documents: int, length: int) -> list[str]:
+def _notes(num_short: int, num_documents: int, length: int, *, is_of_order: bool) -> list[str]:
+    scores = (
+        f"calibration error: expected, {NUM_BINS} equal bins of the confidence from 0.5 to 1; "
+        "Brier of always saying 0.5: 0.250; intervals: 95 %, of the draw of these pairs alone"
+    )
+    if is_of_order:
+        return [
+            "order: two neighbouring passages of one document, half of them swapped, which is what "
+            "this model's head was trained to tell (--pair_mode sop): guessing reaches 0.500",
+            scores,
+        ]
     short = f"{num_short:,} of {num_documents:,} documents are too short for two passages of "
     short += f"{length} tokens and have no hard pair"
     return [
         "easy: the random B is of another document; hard: a neighbouring passage of the same. Half "
         "of the pairs are random: guessing reaches 0.500",
-        f"calibration error: expected, {NUM_BINS} equal bins of the confidence from 0.5 to 1; "
-        "Brier of always saying 0.5: 0.250; intervals: 95 %, of the draw of these pairs alone",
+        scores,
         short + ("; a lower --max_seq_length makes more of them usable" if num_short else ""),
     ]
