@@ -45,8 +45,8 @@ from bert_pretrain.models.attention_choice import fastest_attention, usable_atte
 from bert_pretrain.models.attention_kernels import ROWS
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
 from bert_pretrain.models.flops import TextFlops
-from bert_pretrain.objectives.bert import BertObjective
 from bert_pretrain.objectives.interface import Task
+from bert_pretrain.objectives.text import TextObjective
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import plan_epoch
@@ -318,7 +318,7 @@ class Check:
     def trainer(self, size: str, folder: Path, *, num_steps: int, num_rows: int) -> Trainer:
         """Return the program's own loop on made-up text, with its default optimisers."""
         rows = Rows(self.vocab_size, 128, num_documents=300 if self.is_quick else 20_000)
-        objective = BertObjective(
+        objective = TextObjective(
             rows.training,
             rows.held_out,
             lambda: self.model(size, 128, "ours_packed").cpu(),

@@ -18,6 +18,7 @@ import torch
 import transformers
 from judging import Judge, open_task, plain_batch
 
+from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import training_windows
 from bert_pretrain.data.stream import Place
 
@@ -92,7 +93,7 @@ def train_stock(
     windows = training_windows(
         task.objective.training,
         Place(),
-        global_batch_size=stock.num_rows or num_rows,
+        course=Course(stock.num_rows or num_rows),
         num_processes=1,
         process_index=0,
         num_micro_batches=1,

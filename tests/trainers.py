@@ -18,9 +18,9 @@ from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.corpus import open_images
 from bert_pretrain.models.bert import BertForPreTraining, bert_config
 from bert_pretrain.objectives.autoencoder import autoencoder_task, masked_autoencoder_task
-from bert_pretrain.objectives.bert import BertObjective
 from bert_pretrain.objectives.contrastive import contrastive_task
 from bert_pretrain.objectives.interface import Objective, Task
+from bert_pretrain.objectives.text import TextObjective
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
@@ -53,7 +53,7 @@ def attend_by_bounds(
     return torch.cat(parts)
 
 
-def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: Any) -> BertObjective:
+def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: Any) -> TextObjective:
     """Return the objective of a very small BERT on random documents, without dropout."""
     generator = np.random.default_rng(0)
     documents = [
@@ -96,7 +96,7 @@ def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: An
             bert_config("tiny", vocab_size=VOCAB, pad_token_id=0, **(fields | sizes | config))
         )
 
-    return BertObjective(
+    return TextObjective(
         TrainingStream(WholeEpochs(plan), collators[0], identity={}),
         HeldOutRows(plan(0), np.arange(12), collators[1]),
         make_model,

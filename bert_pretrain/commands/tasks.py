@@ -14,8 +14,8 @@ from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.objectives.interface import Task
 
 TASKS = {
-    "mlm_nsp": "text_task:bert_task",
-    "mlm": "text_task:bert_task",
+    "mlm_nsp": "text_task:text_task",
+    "mlm": "text_task:text_task",
     "autoencoder": "image_tasks:autoencoder_task",
     "contrastive": "image_tasks:contrastive_task",
 }

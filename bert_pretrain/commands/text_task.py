@@ -9,12 +9,12 @@ from bert_pretrain.commands.machine import batch_layout, compiles, product_dtype
 from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.data.processes import gather_on_hosts
-from bert_pretrain.models.any_encoder import is_scored_everywhere
+from bert_pretrain.models.any_encoder import is_scored_everywhere, may_be_cut
 from bert_pretrain.models.attention_choice import fastest_attention
 from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.loading import build_text_model, check_text_model
-from bert_pretrain.objectives.bert import BertExporter, BertMonitor, BertObjective, text_rows
 from bert_pretrain.objectives.interface import Task
+from bert_pretrain.objectives.text import TextExporter, TextMonitor, TextObjective, text_rows
 from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.documents import TextSource
@@ -24,12 +24,12 @@ from bert_pretrain.text.pairs import PairMode
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 
-def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
+def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     """Open the text and return what a run on it is about; see `tasks.build_task`."""
     data, text, model, seed = config.data, config.text, config.model, config.run.seed
     is_from_scratch = model.model_name_or_path is None
     with_pairs = config.run.objective == "mlm_nsp"
-    check_text_model(
+    model_class = check_text_model(
         model.config_name, model.model_name_or_path, text.max_seq_length, with_pairs=with_pairs
     )
     if text.tokenizer_name is None and not is_from_scratch:
@@ -67,6 +67,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         seed=seed,
         max_eval_rows=data.max_eval_rows,
         few_shapes=compiles(config, accelerator),
+        cuts_padding=may_be_cut(model_class),
     )
 
     def make_model() -> PreTrainedModel:
@@ -87,13 +88,13 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
             )
         return built
 
-    objective = BertObjective(
+    objective = TextObjective(
         training,
         held_out,
         make_model,
         token_counts=corpus.token_counts if is_from_scratch else None,
     )
-    exporter = BertExporter(
+    exporter = TextExporter(
         tokenizer,
         # Any block's plan will do: a resumed run need not make the first one's for it.
         describe_data=lambda: data_card(
@@ -110,7 +111,7 @@ def bert_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         max_seq_length=text.max_seq_length,
         is_from_scratch=is_from_scratch,
     )
-    return Task(objective, BertMonitor(corpus, tokenizer, held_out), exporter)
+    return Task(objective, TextMonitor(corpus, tokenizer, held_out), exporter)
 
 
 def choose_kernel(

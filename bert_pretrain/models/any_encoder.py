@@ -31,10 +31,12 @@ class Heads(NamedTuple):
         scores: of a model and states (..., D): scores of the vocabulary (..., V).
         relationship: of a model and pooled first states (B, D): scores of the pairs (B, 2), [in
             order, not]; None = the class has no such head.
+        reads_padding: whether the state of a token depends on how much padding follows its row.
     """
 
     scores: Callable[[Any, Tensor], Tensor]
     relationship: Callable[[Any, Tensor], Tensor] | None = None
+    reads_padding: bool = False
 
 
 def _deberta_scores(model: Any, states: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ HEADS = {
         lambda model, pooled: model.sop_classifier(pooled),
     ),
     "CamembertForMaskedLM": _LM_HEAD,
-    "ConvBertForMaskedLM": _GENERATOR,
+    "ConvBertForMaskedLM": _GENERATOR._replace(reads_padding=True),  # by its convolutions
     "DebertaForMaskedLM": Heads(_deberta_scores),
     "DebertaV2ForMaskedLM": Heads(_deberta_scores),
     "DistilBertForMaskedLM": Heads(
@@ -194,6 +196,12 @@ def with_losses(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 def is_scored_everywhere(model: PreTrainedModel) -> bool:
     """Return whether a model computes scores that no loss reads, since it cannot be divided."""
     return isinstance(model, ScoresMaskedTokens) and type(model).__name__ not in HEADS
+
+
+def may_be_cut(model_class: type[PreTrainedModel]) -> bool:
+    """Return whether a batch may end with its longest row, since padding changes nothing."""
+    heads = HEADS.get(model_class.__name__)
+    return heads is not None and not heads.reads_padding
 
 
 @torch.no_grad()

@@ -106,8 +106,8 @@ def check_text_model(
     max_seq_length: int,
     *,
     with_pairs: bool,
-) -> None:
-    """Check what can be told of a model before its tokenizer and text are there.
+) -> type[PreTrainedModel]:
+    """Check what can be told of a model before its tokenizer and text are there; return its class.
 
     Raises:
         InputError: as `build_text_model`.
@@ -118,6 +118,7 @@ def check_text_model(
         config = _new_config(config_name)
     model_class = _class_of(config, with_pairs=with_pairs)
     _check_length(max_seq_length, config, model_class)
+    return model_class
 
 
 def _new_config(name: str, pad_token_id: int = 0) -> PreTrainedConfig:

@@ -27,6 +27,7 @@ from bert_pretrain.text.prepared import TokenStore
 MIN_TOKENS_MULTIPLE = 64
 MAX_TOKEN_SHAPES = 64  # of full batches
 READ_MULTIPLE = 32
+WIDTH_MULTIPLE = 8  # of cut batches
 
 
 @dataclass(eq=False)
@@ -42,6 +43,7 @@ class PretrainingCollator:
             they have the rate of the end of a run.
         few_shapes: Whether few shapes matter more than a few per cent of padding that is computed,
             as to a compiler, which takes up to a minute for each.
+        cuts_padding: Whether a batch ends with its longest row, for models that compute padding.
     """
 
     unit = "tokens"
@@ -55,6 +57,7 @@ class PretrainingCollator:
     seed: int
     evaluation: bool = False
     few_shapes: bool = False
+    cuts_padding: bool = False
 
     def num_units(self, batch: dict[str, Tensor]) -> int:
         """Return the number of real tokens of a batch."""
@@ -71,9 +74,9 @@ class PretrainingCollator:
 
         Returns:
             int64 tensors: `input_ids`, `token_type_ids`, `attention_mask` (1 = real), `labels`
-            (-100 = not predicted), all (B, L); `masked_positions` (B, K), ascending, -1 where
-            unused; `next_sentence_label` (B,), 0 = B follows A, 1 = B is random, where the plan has
-            pairs; and what spares `BertForPreTraining` a search on the device, see
+            (-100 = not predicted), all (B, L) or cut; `masked_positions` (B, K), ascending, -1
+            where unused; `next_sentence_label` (B,), 0 = B follows A, 1 = B is random, where the
+            plan has pairs; and what spares `BertForPreTraining` a search on the device, see
             `computed_tokens`.
         """
         rule = self.rule.at(1.0 if self.evaluation else progress)
@@ -83,6 +86,10 @@ class PretrainingCollator:
             batch = {name: np.concatenate([part[name] for part in made]) for name in batch}
         if (batch["next_sentence_label"] == NO_PAIR).all():
             del batch["next_sentence_label"]
+        if self.cuts_padding and not self.few_shapes:
+            longest = _round_up(int(batch["attention_mask"].sum(axis=1).max()), WIDTH_MULTIPLE)
+            for name in ("input_ids", "token_type_ids", "attention_mask", "labels"):
+                batch[name] = np.ascontiguousarray(batch[name][:, :longest])
         indices = computed_tokens(
             batch["attention_mask"],
             batch["masked_positions"],

@@ -13,7 +13,13 @@ import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.models.any_encoder import HEADS, is_scored_everywhere, stock_class, with_losses
+from bert_pretrain.models.any_encoder import (
+    HEADS,
+    is_scored_everywhere,
+    may_be_cut,
+    stock_class,
+    with_losses,
+)
 from bert_pretrain.models.bert import BERT_SIZES
 from bert_pretrain.models.flops import TextFlops
 from bert_pretrain.models.loading import build_text_model, check_text_model, num_positions
@@ -126,6 +132,22 @@ def test_losses_and_gradients_equal_those_of_the_full_head(
         torch.testing.assert_close(
             parameter.grad, wanted, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}"
         )
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_only_where_padding_changes_nothing_may_a_batch_be_cut(name: str) -> None:
+    """The oracle is the class itself: a row's states with more padding and with less."""
+    stock_type = getattr(transformers, name)
+    torch.manual_seed(0)
+    model = stock_type(small_config(stock_type.config_class.model_type)).eval()
+    ids = torch.randint(5, VOCAB, (1, LENGTH))
+    real = (torch.arange(LENGTH) < 16).long()[None]
+    ids = ids * real
+    with torch.no_grad():
+        long = model(input_ids=ids, attention_mask=real)[0][:, :16]
+        short = model(input_ids=ids[:, :16], attention_mask=real[:, :16])[0]
+    is_equal = torch.allclose(long, short, rtol=1e-4, atol=1e-5)
+    assert is_equal == may_be_cut(with_losses(stock_type))
 
 
 def test_the_head_reads_the_masked_tokens_alone() -> None:

@@ -10,7 +10,7 @@ import pytest
 from stores import store_of
 
 from bert_pretrain.data.stream import HeldOutRows, TrainingStream
-from bert_pretrain.objectives.bert import text_rows
+from bert_pretrain.objectives.text import text_rows
 from bert_pretrain.text.blocks import ROWS_PER_BLOCK
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch

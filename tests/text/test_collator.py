@@ -192,6 +192,26 @@ def test_a_pickled_collator_makes_the_same_batch(store: TokenStore) -> None:
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+def test_a_cut_batch_ends_with_its_longest_row_and_loses_nothing(store: TokenStore) -> None:
+    whole, cut = make_collator(store), make_collator(store)
+    cut.cuts_padding = True
+    plan = make_plan(store)
+    lengths = plan.a_length + plan.b_length + 3
+    rows = np.argsort(lengths)[:6]  # short ones
+    expected, batch = collate(whole, plan, rows, 0), collate(cut, plan, rows, 0)
+    width = batch["input_ids"].shape[1]
+    assert lengths[rows].max() <= width < lengths[rows].max() + 8 <= LENGTH
+    for name in ("input_ids", "token_type_ids", "attention_mask", "labels"):
+        assert torch.equal(batch[name], expected[name][:, :width])
+        assert not (expected[name][:, width:] > 0).any()
+    assert torch.equal(batch["masked_positions"], expected["masked_positions"])
+    places = (batch["token_index"] if "token_index" in batch else torch.arange(6 * width))[
+        batch["read_index"]
+    ]
+    labels = batch["labels"].flatten()[places[batch["masked_reads"]]]
+    assert sorted(labels[labels >= 0]) == sorted(expected["labels"][expected["labels"] >= 0])
+
+
 def plan_of_length(length: int) -> EpochPlan:
     zeros = np.zeros(length, dtype=np.int64)
     lengths = zeros.astype(np.int32)

@@ -21,7 +21,7 @@ from stores import store_of
 from trainers import VOCAB, bert_objective, trainer_of
 
 from bert_pretrain.data.course import Course
-from bert_pretrain.objectives.bert import text_rows
+from bert_pretrain.objectives.text import text_rows
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.training.checkpoint import read_state
 from bert_pretrain.training.layout import BatchLayout

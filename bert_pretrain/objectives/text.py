@@ -1,4 +1,4 @@
-"""Masked-language modelling, with or without next sentences (Devlin et al. 2019, section 3.1)."""
+"""Masked-language modelling, with or without pairs (Devlin et al. 2019, section 3.1)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _PLAIN_INPUTS = (
 FOX = "The quick brown fox jumped over the lazy dog."
 
 
-class BertObjective:
+class TextObjective:
     """Predict hidden tokens and, where rows are pairs, their label; both weigh 1."""
 
     def __init__(
@@ -131,7 +131,7 @@ class BertObjective:
         return terms
 
 
-class BertMonitor:
+class TextMonitor:
     """Baselines of both losses, and the [MASK] table of a fixed and of held-out sentences."""
 
     shown_file = "fill_mask.jsonl"
@@ -188,7 +188,7 @@ class BertMonitor:
 
 
 @dataclass(frozen=True)
-class BertExporter:
+class TextExporter:
     """Writes model and tokenizer.
 
     Attributes:
@@ -255,6 +255,7 @@ def text_rows(
     seed: int,
     max_eval_rows: int,
     few_shapes: bool = False,
+    cuts_padding: bool = False,
     later_lengths: Sequence[int] = (),
 ) -> tuple[TrainingStream[EpochPlan], HeldOutRows[EpochPlan]]:
     """Return the rows to train on and those to evaluate on.
@@ -272,6 +273,7 @@ def text_rows(
         seed: of pairs, order and masks.
         max_eval_rows: most held-out rows evaluated, a fixed random subset; 0 = all.
         few_shapes: whether training batches are to have few shapes, as a compiled model wants.
+        cuts_padding: whether others end with their longest row; see `PretrainingCollator`.
         later_lengths: tokens per row in each further phase.
     """
     lengths = (max_seq_length, *later_lengths)
@@ -291,6 +293,7 @@ def text_rows(
             seed=seed,
             evaluation=evaluation,
             few_shapes=few_shapes and not evaluation,
+            cuts_padding=cuts_padding,
         )
 
     rows, *later = [blocks(corpus.train_documents, length, short_seq_prob) for length in lengths]
@@ -308,7 +311,7 @@ def text_rows(
         plan = blocks(corpus.validation_documents, length, 0.0, size).planner(0, 0)()
         order = permutation(len(plan), seed, Purpose.EVALUATION_ROW)
         evaluated = np.sort(order[: max_eval_rows or len(order)])
-        # In a run of one length all validation rows have these, and `BertMonitor` states them.
+        # In a run of one length all validation rows have these, and `TextMonitor` states them.
         facts = {"max_seq_length": length} | pair_baseline(plan, evaluated)
         return HeldOutRows(
             plan, evaluated, collator(evaluation=True), facts if later_lengths else {}
