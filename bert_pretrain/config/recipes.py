@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bert_pretrain.config.schedules import Rates
+
 # What a recipe for text is for, and on what.
 TEXT_PURPOSES = {
     "minutes": ("two CPU cores", "the first command: see a BERT learn"),
@@ -26,7 +28,7 @@ TEXT_PURPOSES = {
 # loss is not to be compared with one at 15 %.
 _BASE_ON_GPUS: dict[str, Any] = {
     "config_name": "base",
-    "mlm_probability": 0.3,
+    "mlm_probability": Rates(0.3),
     "optimizer": "adamw",
     "learning_rate": 5e-4,
     "weight_decay": 1e-5,

@@ -93,12 +93,12 @@ def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
         "--dataloader_num_workers",
         "1",
     ]
-    run(folder, flags)
+    run_here(folder, flags)
     whole = folder / f"{name}-whole"
     cut = shutil.copytree(whole, folder / f"{name}-cut")
     shutil.rmtree(cut / "checkpoints/step-000012")
     shutil.rmtree(cut / "final")
-    run(folder, [*flags, "--output_dir", str(cut), "--resume_from_checkpoint", "latest"])
+    run_here(folder, [*flags, "--output_dir", str(cut), "--resume_from_checkpoint", "latest"])
     assert metrics(cut) == metrics(whole)
     assert (cut / "pictures.jsonl").read_text() == (whole / "pictures.jsonl").read_text()
     expected = load_file(whole / "final/pretraining/model.safetensors")
@@ -135,14 +135,14 @@ def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> 
         "--global_batch_size",
         "8",
     ]
-    printed = run(folder, [*flags, "--dataset_name", "photos", "--output_dir", "first"])
+    printed = run_here(folder, [*flags, "--dataset_name", "photos", "--output_dir", "first"])
     assert "dark 20, light 20" in printed
     processor = AutoImageProcessor.from_pretrained(folder / "first/final")
     model = AutoModelForImageClassification.from_pretrained(folder / "first/final", num_labels=2)
     pixel_values = processor(Image.open(path), return_tensors="pt")["pixel_values"]
     assert model(pixel_values).logits.shape == (1, 2)
     continued = ["--model_name_or_path", "first/final", "--output_dir", "second"]
-    run(folder, [*flags, "--dataset_name", "photos", *continued])
+    run_here(folder, [*flags, "--dataset_name", "photos", *continued])
     last, first = metrics(folder / "first")[-1], metrics(folder / "second")[0]
     assert first["contrastive_loss"] == pytest.approx(last["contrastive_loss"], rel=1e-6)
 
