@@ -33,6 +33,7 @@ from bert_pretrain.commands.tasks import build_task
 from bert_pretrain.config.pretraining import PretrainingConfig, flags_to_compare, parse_config
 from bert_pretrain.data.atomic import make_folder
 from bert_pretrain.data.run_folder import checkpoint_path, held
+from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import native_precision, peak_flops
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.hub import download_checkpoint, is_hub_checkpoint
@@ -153,6 +154,12 @@ def build_trainer(
     set_seed(run.seed)
     model = task.objective.build_model()
     if optimization.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise InputError(
+                f"`gradient_checkpointing` is on, which {type(model).__name__} of transformers "
+                "does not support",
+                advice="leave it out; `gradient_accumulation_steps` saves memory too",
+            )
         model.gradient_checkpointing_enable({"use_reentrant": False})
     rate = optimization.learning_rate
     optimizers = build_optimizers(
