@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from judging import ROOT, Judge, add_corpus_arguments, describe_setting, prepare
-from our_runs import PROGRAM, judged_curve, train
+from our_runs import FEW_OWN_ROWS, PROGRAM, judged_curve, train
 from results import read_runs, write_results
 
 from bert_pretrain.hardware import describe_run
@@ -59,7 +59,9 @@ def run_arm(
     )
     flags = [*corpus, *length, "--eval_steps", "0", "--save_steps", "0", "--seed", str(seed)]
     run_dir = arguments.work_dir / "run"
-    found = train(run_dir, [*flags, *arguments.flags, *change.split()], program=program)
+    found = train(
+        run_dir, [*flags, *FEW_OWN_ROWS, *arguments.flags, *change.split()], program=program
+    )
     (end,) = judged_curve(run_dir, judge, most=1)
     record = describe_run()
     return {

@@ -14,8 +14,10 @@ import sys
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import results  # noqa: F401  # puts the checkout on the path
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 
@@ -69,6 +71,7 @@ def describe_setting(arguments: argparse.Namespace, objective: str) -> dict[str,
         "corpus": PreparedCorpus.load(arguments.work_dir / "corpus").manifest["key"],
         "max_seq_length": arguments.max_seq_length,
         "eval_rows": arguments.eval_rows,
+        "num_cpu_threads": arguments.num_cpu_threads,
         "objective": objective,
     }
 
@@ -103,6 +106,13 @@ class Judge:
         """The rows, for stock models."""
         held_out = open_task(self._flags).objective.held_out
         return [plain_batch(batch) for batch in evaluation_batches(held_out, batch_size=32)]
+
+    def unigram_loss(self, token_counts: NDArray[np.int64]) -> float:
+        """Return the loss of a model that knows how frequent each token is, and nothing else."""
+        counts = token_counts + 0.1  # as the program begins
+        losses = torch.from_numpy(-np.log(counts / counts.sum()))
+        masked = torch.cat([batch["labels"][batch["labels"] != -100] for batch in self.batches])
+        return float(losses[masked].mean())
 
     def judge_folder(self, folder: Path) -> dict[str, float]:
         """Judge an export or a checkpoint, loaded as anybody loads it."""

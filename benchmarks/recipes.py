@@ -227,6 +227,10 @@ def main() -> None:
         return
     path = arguments.json or RESULTS / f"recipe_{arguments.name}.json"
     runs = read_runs(path)
+    if flags and arguments.json is None:
+        parser.error("with flags of your own it is another recipe: name a file with --json")
+    if any(run["flags"] != flags for run in runs):
+        raise SystemExit(f"{path} holds runs with other flags: name a new file with --json")
     for seed in arguments.seeds:
         if seed in [run["seed"] for run in runs]:
             print(f"seed {seed}: in {path} already")

@@ -4,8 +4,9 @@ Equal corpus, tokenizer, size of model and clock. Stock (`stock_training.py`) le
 the defaults of `TrainingArguments` and in bfloat16 with BERT's usual settings, each with a schedule
 of its own that ends with its budget. Ours is `run_pretraining.py` with --max_hours in a process of
 its own: since its schedule falls to 0 at the end too, it has a run for each budget. All are judged
-by stock classes in float32 on the same held-out rows (`judging.py`), and evaluation is no part of
-the clock. The minutes that ours needs are its smallest budget whose final loss is at most stock's.
+by stock classes in float32 on the same held-out rows (`judging.py`), which is no part of the clock;
+ours has an evaluation of 64 rows before its first update and its checkpoints in it. The minutes
+that ours needs are its smallest budget whose final loss is at most stock's.
 
 Settings of ours are those of the default recipe, chosen before on held-out rows of this kind; flags
 after `--` change them and are kept with the run. `--arms ours_mlm ours_modernbert` compares two
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from judging import Judge, add_corpus_arguments, describe_setting, prepare
-from our_runs import judged_curve, train
+from our_runs import FEW_OWN_ROWS, judged_curve, train
 from results import read_runs, write_results
 from stock_training import STOCK, train_stock
 from time_to_quality_picture import draw
 
 from bert_pretrain.hardware import describe_run
+from bert_pretrain.text.prepared import PreparedCorpus
 
 # Objective, and the encoder where --config_name does not name it.
 OURS = {
@@ -64,7 +66,10 @@ def run_arm(
         flags = [*corpus, *encoder, "--max_hours", str(minutes / 60), "--seed", str(seed)]
         flags += f"--save_steps {arguments.save_steps} --save_total_limit 0 --eval_steps 0".split()
         run_dir = arguments.work_dir / "run"
-        found = train(run_dir, [*flags, *arguments.flags])
+        found = train(run_dir, [*flags, *FEW_OWN_ROWS, *arguments.flags])
+        # Before its first update the output bias is that of the unigram frequencies.
+        token_counts = PreparedCorpus.load(arguments.work_dir / "corpus").token_counts
+        found["start_mlm_loss"] = judge.unigram_loss(token_counts)
         found["curve"] = judged_curve(run_dir, judge, most=arguments.num_evaluations)
     record = describe_run()
     return {
@@ -73,7 +78,7 @@ def run_arm(
         "minutes": minutes,
         "seed": seed,
         "flags": [] if arm in STOCK else arguments.flags,
-        "setting": describe_setting(arguments, objective),
+        "setting": describe_setting(arguments, objective) | {"rows": arguments.rows},
         "processor": record["hardware"]["processor"],
         "git_revision": record["git_revision"],
     } | found
@@ -96,7 +101,7 @@ def summarise(runs: list[dict[str, Any]], target_minutes: float) -> dict[str, fl
     the loss that the stock arm ends a run of `target_minutes` with; `best_stock` is the arm whose
     loss is lowest. It is left out if no budget of ours gets there, or stock has no such run.
     `..._is_below_ours_start` is 1 if that loss is below what ours has before its first update,
-    where its output bias knows the frequencies of words; if it is 0, the ratio says nothing.
+    where its output bias knows the frequencies of words; if it is 0, there is no ratio.
     """
     figures = {}
     for name in ("mlm_loss", "nsp_accuracy", "nsp_loss"):
@@ -117,10 +122,12 @@ def summarise(runs: list[dict[str, Any]], target_minutes: float) -> dict[str, fl
             figures[f"{config}_{arm}_minutes_to_its_{target_minutes:g}min_loss"] = target_minutes
             reaching = [minutes for (_, minutes), loss in ours.items() if loss <= target]
             if reaching:
+                is_earned = target < min(starts)
                 figures[f"{config}_ours_minutes_to_{arm}_loss"] = min(reaching)
-                ratio = target_minutes / min(reaching)
-                figures[f"{config}_{arm}_over_ours_minutes_ratio"] = ratio
-                figures[f"{config}_{arm}_is_below_ours_start"] = int(target < min(starts))
+                figures[f"{config}_{arm}_is_below_ours_start"] = int(is_earned)
+                if is_earned:
+                    ratio = target_minutes / min(reaching)
+                    figures[f"{config}_{arm}_over_ours_minutes_ratio"] = ratio
     return figures
 
 
@@ -152,13 +159,18 @@ def print_table(runs: list[dict[str, Any]]) -> None:
 
 
 def refuse_other_settings(runs: list[dict[str, Any]]) -> None:
-    """End with one line if runs of one objective were not judged on the same rows."""
-    by_objective: dict[str, Any] = {}
+    """End with one line if runs of one objective cannot be compared."""
+    known: dict[Any, Any] = {}
     for run in runs:
-        setting = run["setting"]
-        if by_objective.setdefault(setting["objective"], setting) != setting:
+        is_stock = run["arm"] in STOCK
+        compared = {
+            run["setting"]["objective"]: (run["setting"], run["processor"]),
+            (run["arm"], is_stock): run["flags"],
+        }
+        if any(known.setdefault(key, value) != value for key, value in compared.items()):
             raise SystemExit(
-                "--json holds runs on another corpus or with other rows: name a new file"
+                "--json holds runs on another corpus or processor, with other rows, threads or "
+                "flags: name a new file"
             )
 
 
@@ -201,7 +213,7 @@ def main() -> None:
         if "minutes" in name:
             print(f"{name} {value:.3g}")
         if name.endswith("is_below_ours_start") and not value:
-            print(f"{name}: no, so that the ratio above says nothing")
+            print(f"{name}: no, so that a ratio would say nothing")
     if arguments.plot:
         draw(runs, arguments.plot)
 

@@ -15,6 +15,7 @@ COLORS = {
     "ours_modernbert": "#8e44ad",
     "stock_fp32": "#2c3e50",
     "stock_fp32_rows8": "#7f8c8d",
+    "stock_fp32_lr1e-3": "#34495e",
     "stock_bf16": "#2471a3",
     "stock_bf16_lr1e-3": "#5dade2",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from stores import store_of
 from tiny_task import Silence
+from transformers import PreTrainedModel
 
 from bert_pretrain.data.stream import HeldOutRows, TrainingStream, WholeEpochs
 from bert_pretrain.images.augmentation import PRESETS
@@ -53,8 +55,14 @@ def attend_by_bounds(
     return torch.cat(parts)
 
 
-def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: Any) -> TextObjective:
-    """Return the objective of a very small BERT on random documents, without dropout."""
+def bert_objective(
+    *,
+    with_pairs: bool = True,
+    num_layers: int = 2,
+    build: Callable[[], PreTrainedModel] | None = None,
+    **config: Any,
+) -> TextObjective:
+    """Return the objective of a very small BERT, or of what `build` makes, on random documents."""
     generator = np.random.default_rng(0)
     documents = [
         [generator.integers(5, VOCAB, generator.integers(3, 15)).tolist() for _ in range(12)]
@@ -99,7 +107,7 @@ def bert_objective(*, with_pairs: bool = True, num_layers: int = 2, **config: An
     return TextObjective(
         TrainingStream(WholeEpochs(plan), collators[0], identity={}),
         HeldOutRows(plan(0), np.arange(12), collators[1]),
-        make_model,
+        build or make_model,
         token_counts=None,
     )
 

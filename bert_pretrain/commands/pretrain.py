@@ -30,11 +30,16 @@ from bert_pretrain.commands.machine import (
 )
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_task
-from bert_pretrain.config.pretraining import PretrainingConfig, flags_to_compare, parse_config
+from bert_pretrain.config.pretraining import (
+    PretrainingConfig,
+    changing_flags,
+    flags_to_compare,
+    parse_config,
+)
 from bert_pretrain.data.atomic import make_folder
 from bert_pretrain.data.run_folder import checkpoint_path, held
-from bert_pretrain.errors import InputError
-from bert_pretrain.hardware import native_precision, peak_flops
+from bert_pretrain.errors import InputError, spell
+from bert_pretrain.hardware import peak_flops
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.hub import download_checkpoint, is_hub_checkpoint
 from bert_pretrain.publishing.publication import Publisher, write_publication
@@ -135,11 +140,23 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
             stack.enter_context(publisher.pusher)
             publisher.submit_missed(until_step=trainer.step)
         trainer.train(on_save=publisher.on_save if publisher else None)
+        _warn_of_an_early_end(config, trainer)
         write(run_dir / "final", are_all_here=True)
         accelerator.print(f"the model is in {run_dir / 'final'}")
         accelerator.end_training()  # the other processes have no part in the wait for the Hub
         if publisher is not None:
             publisher.finish()
+
+
+def _warn_of_an_early_end(config: PretrainingConfig, trainer: Trainer) -> None:
+    """Say it if a run has ended before what was to change in its course had come to its end."""
+    num_steps = trainer.course.max_steps
+    if changing := ", ".join(changing_flags(config)) if trainer.step < num_steps else "":
+        trainer.accelerator.print(
+            f"WARNING: the run ended after {trainer.step:,} of {num_steps:,} updates, so that what "
+            f"{spell(changing)} was to come to at the end was not reached; without --max_hours "
+            "(0), or with fewer --max_steps, it is"
+        )
 
 
 def build_trainer(
@@ -160,7 +177,9 @@ def build_trainer(
                 "does not support",
                 advice="leave it out; `gradient_accumulation_steps` saves memory too",
             )
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.24 has another name for it; the older one goes with version 6.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     rate = optimization.learning_rate
     optimizers = build_optimizers(
         model,
@@ -169,7 +188,8 @@ def build_trainer(
         adam_betas=(optimization.adam_beta1, optimization.adam_beta2),
         adam_epsilon=optimization.adam_epsilon,
         adamw_rate_ratio=(optimization.adamw_learning_rate or rate) / rate,
-        iteration_dtype=torch.bfloat16 if native_precision() == "bf16" else torch.float32,
+        # In float16 the iteration would overflow.
+        iteration_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
         is_compiled=compiles(config, accelerator),
     )
     course = plan_course(config, task.objective.training, layout)
@@ -180,6 +200,11 @@ def build_trainer(
     if optimization.max_hours:
         length += (
             f", at most {optimization.max_hours:g} hours (the clock decides: not reproducible)"
+        )
+    if 0 < max_steps <= optimization.warmup_steps:
+        accelerator.print(
+            f"NOTE: --warmup_steps {optimization.warmup_steps} is as long as the run, whose rate "
+            "rises to its end and never falls"
         )
     accelerator.print(
         f"{model.num_parameters():,} parameters; {course.describe_rows()} rows an update "

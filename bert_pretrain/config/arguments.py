@@ -225,8 +225,9 @@ class OptimizationArguments:
     )
     stop_at_loss: float = flag(
         0.0,
-        "Held-out loss at or below which an evaluation ends the run, as if the update before it "
-        "were the last; 0 = none.",
+        "Held-out loss (`loss` in metrics.jsonl: the sum of all losses, of the weights in "
+        "training) at or below which an evaluation ends the run, as if the update before it were "
+        "the last; 0 = none.",
         NON_NEGATIVE,
     )
     global_batch_size: int = flag(
@@ -284,8 +285,8 @@ class OptimizationArguments:
     )
     ema_decay: float = flag(
         0.0,
-        "Share that a running average of the weights keeps at every update; the average is "
-        "evaluated too, as ema_loss etc.; 0 = no average.",
+        "Average the weights after each update, those of an older update weighing this factor less "
+        "for each update since; the average is evaluated too, as ema_loss etc.; 0 = no average.",
         SHARE_BELOW_ONE,
     )
     export_ema: bool = flag(False, "Let the averaged weights be what is exported and published.")

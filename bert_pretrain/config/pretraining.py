@@ -103,6 +103,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     parser.set_defaults(**recipe)
     config = PretrainingConfig(*parse_flags(parser, arguments))
     _refuse_unused(given, config.run.objective)
+    _refuse_pairs(given, config.run.objective)
     check_source(config.data)
     check_masking(config.text)
     _check_length(config.optimization)
@@ -151,6 +152,15 @@ def _refuse_unused(given: set[str], objective: str) -> None:
                 )
 
 
+def _refuse_pairs(given: set[str], objective: str) -> None:
+    """Raise `InputError` if the command line says how to draw pairs and there are none."""
+    if "pair_mode" in given and objective == "mlm":
+        raise InputError(
+            "`pair_mode` means nothing to `objective` mlm, whose rows are single segments",
+            advice="leave it out, or change `objective` to mlm_nsp",
+        )
+
+
 def check_masking(text: TextArguments) -> None:
     """Raise `InputError` if more than all of the selected tokens would be replaced."""
     total = text.mask_replace_prob + text.random_replace_prob
@@ -183,9 +193,10 @@ def _check_optimization(optimization: OptimizationArguments, run: RunArguments) 
             f"{optimization.schedule} (it is for stable_decay)",
             advice="leave it out, or change `schedule`",
         )
-    if optimization.adamw_learning_rate and optimization.optimizer == "lamb":
+    if optimization.adamw_learning_rate and optimization.optimizer != "muon":
         raise InputError(
-            "`adamw_learning_rate` means nothing to `optimizer` lamb, which trains everything",
+            f"`adamw_learning_rate` means nothing to `optimizer` {optimization.optimizer}, which "
+            "trains everything",
             advice="pass `learning_rate`",
         )
     if optimization.export_ema and not optimization.ema_decay:
@@ -200,22 +211,27 @@ def _check_optimization(optimization: OptimizationArguments, run: RunArguments) 
         )
 
 
+def changing_flags(config: PretrainingConfig) -> list[str]:
+    """Return the flags whose values change in the course of a run, between backquotes."""
+    is_changing = {
+        "max_seq_length": len(config.text.max_seq_length.numbers) > 1,
+        "mlm_probability": config.text.mlm_probability.last is not None,
+        "batch_size_ramp": config.optimization.batch_size_ramp is not None,
+    }
+    return [f"`{name}`" for name, changes in is_changing.items() if changes]
+
+
 def _check_schedules(config: PretrainingConfig) -> None:
     """Raise `InputError` if something is to follow the course of a run that it cannot follow."""
-    text, optimization = config.text, config.optimization
+    optimization = config.optimization
     ramp = optimization.batch_size_ramp
-    schedules = {
-        "max_seq_length": len(text.max_seq_length.numbers) > 1,
-        "mlm_probability": text.mlm_probability.last is not None,
-        "batch_size_ramp": ramp is not None,
-    }
-    for name, is_used in schedules.items():
-        if is_used and not (optimization.max_steps or optimization.num_train_epochs):
-            raise InputError(
-                f"`{name}` changes in the course of the run, but `max_hours` alone does not say "
-                "how many updates that has",
-                advice="pass `max_steps`, with `max_hours` or without, or `num_train_epochs`",
-            )
+    changing = changing_flags(config)
+    if changing and not (optimization.max_steps or optimization.num_train_epochs):
+        raise InputError(
+            f"{changing[0]} changes in the course of the run, but `max_hours` alone does not say "
+            "how many updates that has",
+            advice="pass `max_steps`, with `max_hours` or without, or `num_train_epochs`",
+        )
     if ramp is None:
         return
     if config.run.objective == "contrastive":

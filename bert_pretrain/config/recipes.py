@@ -31,7 +31,7 @@ _BASE_ON_GPUS: dict[str, Any] = {
     "mlm_probability": Rates(0.3),
     "optimizer": "adamw",
     "learning_rate": 5e-4,
-    "weight_decay": 1e-5,
+    "weight_decay": 0.02,  # theirs, 1e-5, is not multiplied by the rate of 5e-4
     "schedule": "linear",
     "global_batch_size": 4096,
     "per_device_train_batch_size": 256,

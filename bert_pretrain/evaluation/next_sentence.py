@@ -77,7 +77,7 @@ def random_probabilities(
     """Return P(B is random) of every row of a plan, float64 (N,); nothing is masked.
 
     Args:
-        model: returns `logits` (N, 2): is next, is random.
+        model: returns `logits` or `sop_logits` (N, 2): is next, is random.
         tokenizer: the model's.
         store: the prepared corpus.
         plan: its pairs of two segments.
@@ -98,7 +98,9 @@ def random_probabilities(
         batch = tokenizer.pad(
             pairs, padding_side="right", return_attention_mask=True, return_tensors="pt"
         )
-        probabilities = model(**batch.to(model.device)).logits.float().softmax(-1)
+        output = model(**batch.to(model.device))
+        logits = output["logits" if "logits" in output else "sop_logits"]
+        probabilities = logits.float().softmax(-1)
         found[rows] = probabilities[:, IS_RANDOM].double().cpu().numpy()
     return found
 

@@ -93,8 +93,11 @@ class ScoresMaskedTokens:
     Called without labels it is the class that it is mixed into.
 
     Attributes:
+        heads: of the class that it is mixed into; None = it is not in the table.
         tells_segments: whether the encoder embeds two segments differently.
     """
+
+    heads: Heads | None  # by class, and kept: FSDP gives the class of a model another name
 
     def __init__(self, config: PreTrainedConfig) -> None:
         """Build the modules of the class of transformers."""
@@ -150,7 +153,7 @@ class ScoresMaskedTokens:
             places = read_index if token_index is None else token_index[read_index]
             places = places[masked_reads]
             targets = targets[places]
-        heads = HEADS.get(type(model).__name__)
+        heads = self.heads
         if heads is None:
             output = super().forward(**inputs, **kwargs)  # type: ignore[misc]
             scores = output[0].flatten(0, 1)
@@ -190,17 +193,18 @@ def with_losses(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return a subclass of a masked-LM class of transformers that returns losses, of its name."""
     # transformers reads the module of a class to find out what its attention can do.
     described = {"__module__": stock.__module__, "__doc__": ScoresMaskedTokens.__doc__}
-    return type(stock.__name__, (ScoresMaskedTokens, stock), described)
+    heads = {"heads": HEADS.get(stock.__name__)}
+    return type(stock.__name__, (ScoresMaskedTokens, stock), described | heads)
 
 
 def is_scored_everywhere(model: PreTrainedModel) -> bool:
     """Return whether a model computes scores that no loss reads, since it cannot be divided."""
-    return isinstance(model, ScoresMaskedTokens) and type(model).__name__ not in HEADS
+    return isinstance(model, ScoresMaskedTokens) and model.heads is None
 
 
 def may_be_cut(model_class: type[PreTrainedModel]) -> bool:
     """Return whether a batch may end with its longest row, since padding changes nothing."""
-    heads = HEADS.get(model_class.__name__)
+    heads: Heads | None = getattr(model_class, "heads", None)
     return heads is not None and not heads.reads_padding
 
 
@@ -211,5 +215,6 @@ def begin_with_frequencies(model: PreTrainedModel, log_frequencies: Tensor) -> N
     A model without such a bias is left as it is.
     """
     bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is not None and len(bias) >= len(log_frequencies):
+    # Some classes name another layer so, whose bias is no score of tokens.
+    if bias is not None and len(bias) == model.config.vocab_size:
         bias[: len(log_frequencies)] = log_frequencies.to(bias.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -60,8 +61,8 @@ class TextFlops:
             num_predicted: masked tokens.
         """
         attended = sum(
-            int((lengths * (lengths.clamp(max=window) if window else lengths)).sum())
-            for window in self.windows
+            num_layers * int((lengths * (lengths.clamp(max=window) if window else lengths)).sum())
+            for window, num_layers in Counter(self.windows).items()
         )
         return float(
             6 * self.per_token * int(lengths.sum())

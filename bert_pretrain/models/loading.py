@@ -71,7 +71,7 @@ def build_text_model(
     own_dropouts = {
         name: value
         for name, value in config.to_dict().items()
-        if "dropout" in name and isinstance(value, float)
+        if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool)
     }
     for name in own_dropouts:
         setattr(config, name, dropout)
@@ -133,13 +133,15 @@ def _class_of(config: PreTrainedConfig, *, with_pairs: bool) -> type[PreTrainedM
     """Return the class to train, which is of transformers or a subclass of the same name."""
     if config.model_type == "bert":
         return BertForPreTraining
+    if with_pairs:
+        config.num_labels = 2  # of ALBERT's head for pairs, whatever it was fine-tuned for
     stock = None
     if not config.is_encoder_decoder:
         stock = stock_class(config, with_pairs=with_pairs)
         if with_pairs and stock is None and stock_class(config, with_pairs=False) is not None:
             raise InputError(
-                f"transformers' {config.model_type} has no next-sentence head, which `objective` "
-                "mlm_nsp trains",
+                f"{config.model_type} has no next-sentence head that this program knows, and "
+                "`objective` mlm_nsp trains one",
                 advice="pass `objective` mlm, or a `config_name` with such a head: "
                 f"{', '.join(BERT_SIZES)}, or albert- before one of these",
             )
@@ -155,8 +157,16 @@ def _check_length(
     max_seq_length: int, config: PreTrainedConfig, model_class: type[PreTrainedModel]
 ) -> None:
     """Raise `InputError` unless rows fit the model's positions."""
-    with torch.device("meta"):
-        longest = num_positions(model_class(config))
+    try:
+        with torch.device("meta"):
+            longest = num_positions(model_class(config))
+    except (ValueError, AssertionError, AttributeError, TypeError, KeyError) as error:
+        raise InputError(
+            f"transformers cannot build a {config.model_type} model of this configuration "
+            f"({type(error).__name__}: {error})",
+            advice="change its config.json, or the tokenizer (`tokenizer_name`), whose size and "
+            "special tokens it is given",
+        ) from error
     if longest is not None and max_seq_length > longest:
         raise InputError(
             f"`max_seq_length` is {max_seq_length} but the model has {longest} positions",
@@ -171,7 +181,8 @@ def num_positions(model: PreTrainedModel) -> int | None:
         model: of transformers; its weights are not looked at and may be on the device `meta`.
     """
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
-    if not positions or positions < 0:
+    is_relative = getattr(model.config, "position_biased_input", True) is False  # DeBERTa
+    if not positions or positions < 0 or is_relative:
         return None
     # RoBERTa and its kin count positions from the padding id on, and leave those up to it unused.
     padding_idx = getattr(position_table(model), "padding_idx", None)

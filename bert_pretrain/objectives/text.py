@@ -47,6 +47,7 @@ _PLAIN_INPUTS = (
     "labels",
     "next_sentence_label",
 )
+_WORD_STARTS = "\u0120\u2581"  # what byte-level and SentencePiece tokenizers write for a space
 FOX = "The quick brown fox jumped over the lazy dog."
 
 
@@ -79,11 +80,11 @@ class TextObjective:
     def build_model(self) -> PreTrainedModel:
         """Return the model; what no loss trains is frozen, as distributed training needs."""
         model = self._make_model()
-        self._flops = TextFlops.of(model)
         if self._token_counts is not None:
             counts = self._token_counts + 0.1  # a token never seen is merely unlikely
             begin_with_frequencies(model, torch.from_numpy(np.log(counts / counts.sum())))
         self._freeze_untrained(model)
+        self._flops = TextFlops.of(model)
         return model
 
     def _freeze_untrained(self, model: PreTrainedModel) -> None:
@@ -96,7 +97,10 @@ class TextObjective:
         made = self.held_out.collator.collate([(0, rows, self.held_out.plan.take(rows))])
         # Without what only kernels of the device read: the model is still on the host.
         batch = {name: made[name] for name in _PLAIN_INPUTS if name in made}
-        parameters = list(model.parameters())
+        # Some tables of positions are frozen from the start.
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        was_training = model.training
+        model.eval()  # in training some architectures leave out layers at random
         try:
             terms = self.loss_terms(model, batch).values()
             loss = torch.stack([term.sum for term in terms]).sum()
@@ -107,6 +111,7 @@ class TextObjective:
                 f"{made['input_ids'].shape[1]} tokens ({type(error).__name__}: {error})",
                 advice="pass another `config_name` or `model_name_or_path`",
             ) from error
+        model.train(was_training)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
 
@@ -180,7 +185,8 @@ class TextMonitor:
         places = word_positions(self.tokenizer, fox, ["brown", "over", "dog"]) or [len(fox) // 2]
         probes = [make_probe(self.tokenizer, fox, places)]
         for tokens in _held_out_sentences(corpus, count=2):
-            is_word = [token.isalpha() for token in self.tokenizer.convert_ids_to_tokens(tokens)]
+            pieces = self.tokenizer.convert_ids_to_tokens(tokens)
+            is_word = [piece.lstrip(_WORD_STARTS).isalpha() for piece in pieces]
             words = [i for i, alphabetic in enumerate(is_word) if alphabetic] or [0]
             chosen = sorted({words[len(words) // 3], words[2 * len(words) // 3]})
             probes.append(make_probe(self.tokenizer, tokens, chosen))

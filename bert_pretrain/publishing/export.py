@@ -35,6 +35,7 @@ _NAMES = {
     "Electra": "ELECTRA",
     "ModernBert": "ModernBERT",
     "Roberta": "RoBERTa",
+    "XLMRoberta": "XLM-RoBERTa",
 }
 _IMAGE_MODELS = {
     "image_autoencoder": "the encoder of an autoencoder",
@@ -106,7 +107,7 @@ def text_card_fields(
         ],
         "summary": f"{_with_article(_NAMES.get(architecture, architecture))} encoder "
         f"({config.num_hidden_layers} layers, width "
-        f"{config.hidden_size}, {config.vocab_size:,} word pieces, "
+        f"{config.hidden_size}, {config.vocab_size:,} tokens in its vocabulary, "
         f"{model.num_parameters() / 1e6:.1f} M parameters) pretrained by {learnt}.",
         "limits": [
             "It knows the language and the topics of its training text, with whatever that text "
@@ -131,7 +132,8 @@ def text_card_fields(
 
 
 def _with_article(name: str) -> str:
-    return f"{'An' if name[0] in 'AEIO' else 'A'} {name}"
+    begins_with_vowel = name[0] in "AEIO" or name.startswith(("XLM", "MPNet"))  # as spoken
+    return f"{'An' if begins_with_vowel else 'A'} {name}"
 
 
 def _length_limit(model: PreTrainedModel, max_seq_length: int, *, is_from_scratch: bool) -> str:

@@ -37,7 +37,7 @@ from bert_pretrain.text.prepared import (
     stated_language,
     write_token_counts,
 )
-from bert_pretrain.text.tokenizers import bare_backend, tokenizer_hash
+from bert_pretrain.text.tokenizers import bare_backend, has_space_in_words, tokenizer_hash
 
 _SENTENCES_PER_BATCH = 2_000  # tokenised at once, on all cores
 _TOKENS_PER_RECORD_BATCH = 4_000_000  # 12 MB of ids and word starts
@@ -87,6 +87,8 @@ def prepare_corpus(
     languages = {"language": language or source.language, "sentence_rules": rules}
     choices = {**languages, "validation_share": validation_share, "seed": seed}
     parts = [FORMAT_VERSION, source.fingerprint, tokenizer_hash(tokenizer), rules, validation_share]
+    if has_space_in_words(tokenizer):
+        parts.append("a space before each sentence but the first")
     determinants = json.dumps([*parts, seed, metadata.version("sentencex")])
     key = hashlib.sha256(determinants.encode()).hexdigest()
     cached = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
@@ -195,9 +197,15 @@ def _tokenise(
 ) -> Iterator[_Document]:
     """Cut documents into sentences and those into tokens, many short documents at once."""
     backend = bare_backend(tokenizer)
+    space = " " if has_space_in_words(tokenizer) else ""
     split = ((split_sentences(text, sentence_rules), digest) for text, digest in documents)
     for group in grouped(split, lambda document: len(document[0]), _SENTENCES_PER_BATCH):
-        encoded = _encode([s for sentences, _ in group for s in sentences], backend, dtype)
+        texts = [
+            space * (number > 0) + sentence
+            for sentences, _ in group
+            for number, sentence in enumerate(sentences)
+        ]
+        encoded = _encode(texts, backend, dtype)
         for sentences, digest in group:
             cut = list(islice(encoded, len(sentences)))
             kept = [(ids, starts) for ids, starts in cut if len(ids)]

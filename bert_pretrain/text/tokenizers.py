@@ -134,6 +134,18 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(bare_backend(tokenizer).to_str().encode()).hexdigest()
 
 
+def has_space_in_words(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Return whether the space before a word is part of it, as in byte-level BPE.
+
+    A sentence that is cut out of its text then lacks its first word's, and gets other tokens.
+    """
+    backend = bare_backend(tokenizer)
+    together, first, second, with_space = (
+        backend.encode(text, add_special_tokens=False).ids for text in ("a b", "a", "b", " b")
+    )
+    return together != first + second and together == first + with_space
+
+
 def bare_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """Return a copy of the Rust tokenizer that neither truncates nor pads."""
     # Both are state: a file may come with them, and a call with `truncation=True` leaves them.

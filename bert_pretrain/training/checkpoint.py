@@ -174,7 +174,7 @@ def load_tensors(
             advice="pass another checkpoint to `resume_from_checkpoint`",
         )
     for name, target in targets.items():
-        target.copy_(like(saved[name], target))
+        target.copy_(like(saved.pop(name), target))
     if average is not None:
         average.restart()
         path = checkpoint / AVERAGE_FILE
@@ -189,6 +189,9 @@ def load_tensors(
                 # Beside moments there are counts, which every process has whole.
                 if torch.is_tensor(value) and value.shape == parameters[number].shape:
                     values[key] = like(value, parameters[number])
+        # Decay, betas and the like are the flags' of now, which the run has said it takes.
+        for group, kept in zip(state["param_groups"], optimizer.param_groups, strict=True):
+            group |= {key: value for key, value in kept.items() if key != "params"}
         optimizer.load_state_dict(state)
     if model.accelerator.scaler is not None:
         model.accelerator.scaler.load_state_dict(torch.load(checkpoint / SCALER_FILE))

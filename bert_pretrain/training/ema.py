@@ -19,10 +19,10 @@ from bert_pretrain.training.sharding import DistributedModel, local
 class WeightAverage:
     """The exponential moving average of a model's trained parameters, in float32.
 
-    After update t every average a becomes d * a + (1 - d) * w, with d = min(decay, (1 + t) /
-    (10 + t)): while little has been averaged, the beginning is forgotten quickly (TensorFlow's
-    `tf.train.ExponentialMovingAverage` with `num_updates`). An update that is skipped counts, as
-    it does in the schedule; the weights that it leaves as they are enter once more.
+    After t updates it is (1 - decay) / (1 - decay^t) * sum of decay^(t - i) * w_i over the weights
+    w_i after update i: the initial weights have no part in it (the bias correction of Kingma & Ba
+    2015, section 3). An update that is skipped counts, as it does in the schedule; the weights that
+    it leaves as they are enter once more.
 
     Buffers and frozen parameters are not averaged; an averaged model has those in training.
 
@@ -51,15 +51,17 @@ class WeightAverage:
 
     def restart(self) -> None:
         """Begin anew with the weights as they are."""
-        self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.values.clear()  # first, so that no two are in memory
+        self.values.update((name, p.detach().clone()) for name, p in self._parameters.items())
 
     @torch.no_grad()
     def update(self, num_updates: int) -> None:
         """Take in the weights after so many updates; nothing waits for the device."""
-        decay = min(self._decay, (1 + num_updates) / (10 + num_updates))
+        before, now = (1 - self._decay ** (num_updates - i) for i in (1, 0))
+        kept = self._decay * before / now
         averages = [local(value) for value in self.values.values()]
         weights = [local(parameter) for parameter in self._parameters.values()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        torch._foreach_lerp_(averages, weights, 1 - kept)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[PreTrainedModel]:

@@ -164,7 +164,9 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
         )
     trainer.load_checkpoint(checkpoint, state)
     trainer.accelerator.print(f"continuing from {checkpoint} after {trainer.step:,} updates")
-    if noted := _differences(theirs.get("noted", {}), ours["noted"]):
+    then = theirs.get("noted", {})
+    now = {name: value for name, value in ours["noted"].items() if name in then}  # others are new
+    if noted := _differences(then, now):
         listed = spell(", ".join(noted.values()))
         trainer.accelerator.print(
             f"NOTE: from here on the run differs from an uninterrupted one: {listed}"

@@ -131,6 +131,8 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--config_name ./gigantic", "as --config_name, or one of tiny"),
         ("--config_name roberta-gigantic", "modernbert-"),
         ("--config_name roberta-tiny", "--objective mlm"),
+        ("--objective mlm --pair_mode sop", "--pair_mode"),
+        ("--optimizer adamw --adamw_learning_rate 1e-3", "--learning_rate"),
         ("--global_batch_size 2 --gradient_accumulation_steps 4", "--global_batch_size"),
         ("--no_such_flag 1", "no_such_flag"),
         ("--optimizer sgd", "muon"),

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import metrics, small_flags, write_corpus, write_model_config
+from runs import metrics, run_here, small_flags, write_corpus, write_model_config
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
@@ -59,6 +59,20 @@ def test_a_run_given_hours_ends_with_all_rows_logged(
     assert train["step"] == final["step"] > 5
     assert train["learning_rate"] < 0.25 * 1.5e-3  # the clock has run out, and with it the rate
     assert (folder / f"out/checkpoints/step-{final['step']:06d}").is_dir()
+
+
+def test_a_run_that_ends_before_its_masks_have_changed_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: 0.3 * next(ticks))
+    monkeypatch.setattr("bert_pretrain.training.metrics.time", clock)
+    flags = "--max_hours 0.001 --max_steps 500 --eval_steps 0 --mlm_probability 0.3:0.15"
+    out = [*small_flags(folder), *flags.split(), "--output_dir"]
+    assert "of 500 updates, so that what --mlm_probability" in run_here(folder, [*out, "cut"])
+    whole = run_here(folder, [*out, "not-cut", "--max_hours", "0", "--max_steps", "2"])
+    assert "so that what" not in whole
+    assert "NOTE: --warmup_steps 30 is as long as the run" in whole
 
 
 def test_resuming_a_finished_run_changes_nothing(folder: Path) -> None:

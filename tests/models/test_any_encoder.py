@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from trainers import bert_objective
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig
 
 from bert_pretrain.errors import InputError
@@ -150,6 +151,37 @@ def test_only_where_padding_changes_nothing_may_a_batch_be_cut(name: str) -> Non
     assert is_equal == may_be_cut(with_losses(stock_type))
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_all_that_a_loss_trains_is_trained_and_nothing_else(name: str) -> None:
+    """As the program builds it: what has no gradient is frozen, tables made by a formula too."""
+    stock_type = getattr(transformers, name)
+    config = small_config(stock_type.config_class.model_type, vocab_size=200)
+    with_pairs = HEADS[name].relationship is not None
+    objective = bert_objective(with_pairs=with_pairs, build=lambda: with_losses(stock_type)(config))
+    model = objective.build_model()
+    assert model.training
+    rows = objective.held_out.rows
+    batch = objective.held_out.collator.collate([(0, rows, objective.held_out.plan.take(rows))])
+    for term in objective.loss_terms(model, batch).values():
+        term.sum.backward(retain_graph=True)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    for key, parameter in model.named_parameters():
+        assert (parameter.grad is not None) is parameter.requires_grad, key
+    assert objective.useful_flops(batch) > 0
+
+
+def test_a_class_of_another_name_keeps_its_head() -> None:
+    """FSDP renames the class of a model, by which the head was once looked up."""
+    model = with_losses(transformers.RobertaForMaskedLM)(small_config("roberta")).eval()
+    batch = make_batch(with_pairs=False)
+    expected = model(**batch).loss
+    model.__class__ = type("FSDPRobertaForMaskedLM", (type(model),), {})
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[0]))
+    assert torch.equal(model(**batch).loss, expected)
+    assert rows == [len(batch["masked_reads"])]
+
+
 def test_the_head_reads_the_masked_tokens_alone() -> None:
     stock_type = transformers.RobertaForMaskedLM
     model = with_losses(stock_type)(small_config("roberta"))
@@ -224,6 +256,28 @@ def test_dropout_is_what_the_flag_says_and_the_config_keeps_its_own(
         source = {"config_name": "unused", "model_name_or_path": str(tmp_path)}
 
 
+def test_relative_positions_set_no_limit() -> None:
+    check_text_model("deberta-v2-tiny", None, 1024, with_pairs=False)
+    with pytest.raises(InputError, match="512 positions"):
+        check_text_model("roberta-tiny", None, 1024, with_pairs=False)
+
+
+def test_a_whole_number_is_a_dropout_too(tmp_path: Path) -> None:
+    fields = {"attention_dropout": 0, "num_hidden_layers": 1, "hidden_size": 64}
+    config = AutoConfig.for_model("modernbert", num_attention_heads=1, **fields)
+    config.save_pretrained(tmp_path)
+    model = build_text_model(
+        config_name=str(tmp_path),
+        model_name_or_path=None,
+        tokenizer=TOKENIZER,
+        max_seq_length=32,
+        dropout=0.4,
+        with_pairs=False,
+    )
+    assert model.base_model.layers[0].attn.attention_dropout == 0.4
+    assert model.config.attention_dropout == 0
+
+
 def test_roberta_places_its_first_token_after_the_padding_id() -> None:
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.pad_token_id = 7
@@ -253,6 +307,7 @@ def test_without_a_head_for_pairs_next_sentences_are_refused_with_both_ways_out(
 @pytest.mark.parametrize(
     ("model_type", "fields", "message"),
     [
+        ("modernbert", {"hidden_size": 30, "num_attention_heads": 4}, "cannot build a modernbert"),
         ("vit", {}, "no encoder of type 'vit' that predicts masked words"),
         ("bart", {}, "no encoder of type 'bart'"),
         ("gpt2", {}, "no encoder of type 'gpt2'"),
@@ -266,6 +321,21 @@ def test_a_configuration_that_cannot_be_trained_is_refused(
     AutoConfig.for_model(model_type, **fields).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=message):
         check_text_model(str(tmp_path), None, 64, with_pairs=False)
+
+
+def test_a_head_for_pairs_has_two_classes_whatever_the_model_was_fine_tuned_for(
+    tmp_path: Path,
+) -> None:
+    small_config("albert", num_labels=5, vocab_size=len(TOKENIZER)).save_pretrained(tmp_path)
+    model = build_text_model(
+        config_name=str(tmp_path),
+        model_name_or_path=None,
+        tokenizer=TOKENIZER,
+        max_seq_length=32,
+        dropout=0.0,
+        with_pairs=True,
+    )
+    assert model.sop_classifier.classifier.out_features == 2
 
 
 def test_the_class_for_pairs_is_that_of_pretraining() -> None:

@@ -82,7 +82,7 @@ def test_the_results_are_those_of_the_weights_that_are_exported() -> None:
     assert results[0] == {"mlm loss": 4.25, "pseudo perplexity": 70.1}
     assert results[1] == {"mlm loss": 4.125, "mlm accuracy": 0.5}
     assert "| mlm loss | 4.125 | 6.5 | unigram entropy |" in averaged.text
-    assert "exponential moving average" in averaged.text and "keeps 0.99" in averaged.text
+    assert "exponential moving average" in averaged.text and "with decay 0.99" in averaged.text
     assert "exponential moving average" not in trained.text
 
 

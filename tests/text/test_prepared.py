@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import ROOT, write_corpus
 from stores import store_of
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.commands.prepare import main as prepare_command
@@ -30,7 +31,7 @@ from bert_pretrain.text.prepared import (
     stated_language,
     unigram_entropy,
 )
-from bert_pretrain.text.tokenizers import load_tokenizer
+from bert_pretrain.text.tokenizers import has_space_in_words, load_tokenizer
 
 WORDS = [
     "the",
@@ -209,6 +210,32 @@ def test_large_vocabularies_are_stored_in_32_bits(prepare: Callable[..., Prepare
     store = prepare(["The zq65535 word. Another zq1.", *make_texts(4)], tokenizer=tokenizer).store
     assert store.shards[0].tokens.dtype == np.uint32
     assert store.read(1, 1).tolist() == [8192 + 65535]
+
+
+def test_a_byte_level_tokenizer_cuts_a_sentence_as_it_stands_in_its_text(
+    prepare: Callable[..., PreparedCorpus],
+) -> None:
+    """As RoBERTa's and ModernBERT's: the oracle is the encoding of the whole document."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = ["The tree returns. Of each argument. The tree is 42.", *make_texts(20)]
+    backend.train_from_iterator(texts, trainer)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **dict(zip(names, special, strict=True))
+    )
+    assert has_space_in_words(tokenizer) and not has_space_in_words(load_tokenizer(None))
+    store = prepare(texts[:1], tokenizer=tokenizer, validation_share=0.5).store
+    expected = backend.encode(texts[0]).ids
+    assert store.read(0, store.num_tokens).tolist() == expected
+    assert len(store.shards[0].sentence_lengths) == 3
 
 
 def test_a_tokenizer_left_truncating_and_padding_still_sees_everything(

@@ -47,14 +47,17 @@ def recorded_weights(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 def naive_average(history: list[list[float]], decay: float) -> list[float]:
-    averages = list(history[0])
-    for t, weights in enumerate(history[1:], start=1):
-        d = min(decay, (1 + t) / (10 + t))
-        averages = [d * a + (1 - d) * w for a, w in zip(averages, weights, strict=True)]
-    return averages
+    """Return the weighted means of the weights after each update, the latest weighing most."""
+    if len(history) == 1:
+        return history[0]
+    factors = [decay**age for age in reversed(range(len(history) - 1))]
+    return [
+        sum(f * w for f, w in zip(factors, column, strict=True)) / sum(factors)
+        for column in zip(*history[1:], strict=True)
+    ]
 
 
-@pytest.mark.parametrize("decay", [0.3, 0.999])  # below and above the warm-up
+@pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_the_average_is_that_of_a_naive_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: float
 ) -> None:

@@ -274,6 +274,20 @@ def test_a_resumed_run_writes_the_rows_of_a_run_without_interruption(
     assert (tmp_path / "checkpoints/step-000004").is_dir()
 
 
+def test_a_resumed_run_takes_the_optimiser_flags_of_now(tmp_path: Path) -> None:
+    """They are announced as changed; the state in the checkpoint must not bring back the old."""
+    line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4, save_steps=2).train()
+    checkpoint = tmp_path / "checkpoints/step-000002"
+    resumed = line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4)
+    for prepared in resumed.optimizers:
+        for group in prepared.optimizer.param_groups:
+            group |= {"weight_decay": 0.25, "rate_ratio": 3.0}
+    resumed.load_checkpoint(checkpoint, read_state(checkpoint))
+    for prepared in resumed.optimizers:
+        for group in prepared.optimizer.param_groups:
+            assert (group["weight_decay"], group["rate_ratio"]) == (0.25, 3.0)
+
+
 def test_an_update_without_a_target_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

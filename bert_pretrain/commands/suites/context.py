@@ -10,8 +10,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -114,7 +116,10 @@ def load_language_model(
     if head == "next-sentence":
         advice += ", or leave nsp out of `suite`"
     try:
-        model, loading = _AUTO_CLASSES[head].from_pretrained(
+        auto_class = _AUTO_CLASSES[head]
+        if head == "next-sentence" and AutoConfig.from_pretrained(name).model_type == "albert":
+            auto_class = AutoModelForPreTraining  # transformers knows no other class with its head
+        model, loading = auto_class.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
