@@ -43,8 +43,9 @@ from bert_pretrain.data.stream import HeldOutRows, Place, TrainingStream, WholeE
 from bert_pretrain.hardware import known_peak_flops
 from bert_pretrain.models.attention_choice import fastest_attention, usable_attentions
 from bert_pretrain.models.attention_kernels import ROWS
-from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.flops import TextFlops
+from bert_pretrain.models.text_encoder_config import named_config
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.objectives.text import TextObjective
 from bert_pretrain.text.collator import PretrainingCollator
@@ -194,7 +195,7 @@ class Check:
     def model(self, size: str, length: int, variant: str = "ours") -> Any:
         """Return a model in training mode, without dropout unless it is all stock."""
         dropout = {} if variant == "stock" else NO_DROPOUT
-        config = bert_config(size, vocab_size=self.vocab_size, pad_token_id=0, **dropout)
+        config = named_config(size, vocab_size=self.vocab_size, pad_token_id=0, **dropout)
         torch.manual_seed(0)
         if not variant.startswith("ours"):
             return transformers.BertForPreTraining(config).to(self.device).train()

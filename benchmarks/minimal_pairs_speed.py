@@ -29,7 +29,7 @@ from bert_pretrain.evaluation.minimal_pairs import (
 )
 from bert_pretrain.evaluation.pseudo_likelihood import encode_sentences
 from bert_pretrain.hardware import cpu_threads, native_precision
-from bert_pretrain.models.bert import BERT_SIZES, bert_config
+from bert_pretrain.models.text_encoder_config import BERT_SIZES, named_config
 from bert_pretrain.text.tokenizers import load_tokenizer
 
 # In front of a template: as many different pairs of sentences as BLiMP has, of its lengths.
@@ -98,7 +98,7 @@ def main() -> None:
     torch.manual_seed(0)
     # Wider than a new model's weights, so that scores differ from position to position as a trained
     # one's do.
-    config = bert_config(
+    config = named_config(
         arguments.config_name,
         vocab_size=arguments.vocab_size,
         pad_token_id=0,

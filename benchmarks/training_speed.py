@@ -26,8 +26,9 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 
 from bert_pretrain.hardware import cpu_threads, native_precision
 from bert_pretrain.models.attention_kernels import ROWS_WRITTEN_OUT
-from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
+from bert_pretrain.models.text_encoder_config import BERT_SIZES, named_config
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch
@@ -69,7 +70,7 @@ def stock_step(
     size: str,
 ) -> Callable[[np.ndarray], int]:
     """Return a function that makes one stock update of rows and returns its number of tokens."""
-    config = bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
+    config = named_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
     model = transformers.BertForPreTraining(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
@@ -118,7 +119,7 @@ def our_step(
         few_shapes=is_compiled,
     )
     model = BertForPreTraining(
-        bert_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
+        named_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
     ).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from bert_pretrain.data.stream import HeldOutRows, TrainingStream, WholeEpochs
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.corpus import open_images
-from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BertForPreTraining
+from bert_pretrain.models.text_encoder_config import named_config
 from bert_pretrain.objectives.autoencoder import autoencoder_task, masked_autoencoder_task
 from bert_pretrain.objectives.contrastive import contrastive_task
 from bert_pretrain.objectives.interface import Objective, Task
@@ -101,7 +102,7 @@ def bert_objective(
         torch.manual_seed(0)
         sizes = {"num_hidden_layers": num_layers, "hidden_size": 64, "intermediate_size": 96}
         return BertForPreTraining(
-            bert_config("tiny", vocab_size=VOCAB, pad_token_id=0, **(fields | sizes | config))
+            named_config("tiny", vocab_size=VOCAB, pad_token_id=0, **(fields | sizes | config))
         )
 
     return TextObjective(

@@ -19,43 +19,6 @@ from bert_pretrain.models.attention_kernels import ROWS
 from bert_pretrain.models.text_losses import PretrainingOutput, pretraining_output
 from bert_pretrain.models.unpadded import ATTENTION, ReadingLayer, RowLayout
 
-# Devlin et al. 2019 (base, large) and Turc et al. 2019 (the compact models): layers, width. Heads
-# are always 64 wide. `micro` is the one of Turc's grid that learns most in a few minutes on a
-# processor; it has no name there.
-BERT_SIZES = {
-    "tiny": (2, 128),
-    "micro": (2, 256),
-    "mini": (4, 256),
-    "small": (4, 512),
-    "medium": (8, 512),
-    "base": (12, 768),
-    "large": (24, 1024),
-}
-
-
-def bert_config(size: str, *, vocab_size: int, pad_token_id: int, **overrides: Any) -> BertConfig:
-    """Return the configuration of a published BERT size.
-
-    Args:
-        size: a key of `BERT_SIZES`.
-        vocab_size: rows of the embedding table.
-        pad_token_id: id whose embedding stays zero.
-        overrides: further `BertConfig` fields.
-
-    Returns:
-        A `BertConfig` with 512 positions and two token types.
-    """
-    num_hidden_layers, hidden_size = BERT_SIZES[size]
-    fields = {
-        "vocab_size": vocab_size,
-        "pad_token_id": pad_token_id,
-        "num_hidden_layers": num_hidden_layers,
-        "hidden_size": hidden_size,
-        "num_attention_heads": hidden_size // 64,
-        "intermediate_size": 4 * hidden_size,
-    }
-    return BertConfig(**(fields | overrides))
-
 
 class BertForPreTraining(transformers.BertForPreTraining):  # type: ignore[misc]
     """transformers' `BertForPreTraining`, many times faster when the batch says what is read.

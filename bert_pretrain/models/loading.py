@@ -17,11 +17,12 @@ from transformers import (
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.any_encoder import stock_class, with_losses
-from bert_pretrain.models.bert import BERT_SIZES, BertForPreTraining
+from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import set_dropout
 from bert_pretrain.models.text_encoder_config import (
     ARCHITECTURES,
+    BERT_SIZES,
     fit_to_tokenizer,
     is_named,
     named_config,
@@ -92,7 +93,7 @@ def _with_weights(
 ) -> PreTrainedModel:
     try:
         model: PreTrainedModel = model_class.from_pretrained(name, config=config, dtype="float32")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"the weights of {name} cannot be read ({error})",
             advice="pass `model_name_or_path` a complete checkpoint",
@@ -136,7 +137,11 @@ def _class_of(config: PreTrainedConfig, *, with_pairs: bool) -> type[PreTrainedM
     if with_pairs:
         config.num_labels = 2  # of ALBERT's head for pairs, whatever it was fine-tuned for
     stock = None
-    if not config.is_encoder_decoder:
+    # Those of images beside text, or of bytes, say in other words what they are.
+    says_its_size = all(
+        hasattr(config, n) for n in ("vocab_size", "hidden_size", "num_hidden_layers")
+    )
+    if says_its_size and not config.is_encoder_decoder:
         stock = stock_class(config, with_pairs=with_pairs)
         if with_pairs and stock is None and stock_class(config, with_pairs=False) is not None:
             raise InputError(

@@ -13,8 +13,9 @@ from runs import ROOT
 
 from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.config.recipes import RECIPES, TEXT_PURPOSES
-from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.flops import TextFlops
+from bert_pretrain.models.text_encoder_config import named_config
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import recipes
@@ -47,7 +48,7 @@ def test_the_arithmetic_of_the_recipes_is_of_their_settings() -> None:
         assert f"{rows * config.text.max_seq_length:,}" in text and f"{steps:,}" in text
         assert f"{steps * rows * config.text.max_seq_length * 0.95 / 1e9:.1f} G" in text
         with torch.device("meta"):
-            bert = BertForPreTraining(bert_config("base", vocab_size=30522, pad_token_id=0))
+            bert = BertForPreTraining(named_config("base", vocab_size=30522, pad_token_id=0))
         rows = torch.full((10,), 128)
         flops = TextFlops.of(bert).count(rows, num_predicted=384)  # 30 %
         assert f"{flops / 1280 / 1e9:.3f} GF" in text

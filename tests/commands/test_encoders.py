@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import environment, metrics, run, run_here, small_flags
-from transformers import AutoConfig
+from runs import environment, metrics, run, run_here, small_flags, write_model_config
 
 from bert_pretrain.__main__ import main
 
@@ -57,17 +56,8 @@ assert len(pipeline("fill-mask", model=path)("The model returns [MASK].")) == 5
 
 
 def flags_of(model_type: str, folder: Path) -> list[str]:
-    fields = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 64,
-        "vocab_size": 60_000,
-    }
     flags = small_flags(folder)
-    config = folder / model_type
-    AutoConfig.for_model(model_type, **(fields | ENCODERS[model_type])).save_pretrained(config)
+    config = write_model_config(folder / model_type, model_type=model_type, **ENCODERS[model_type])
     flags[flags.index("--config_name") + 1] = str(config)
     objective = "mlm_nsp" if model_type == "albert" else "mlm"
     flags += ["--objective", objective, "--max_steps", "8", "--global_batch_size", "16"]

@@ -12,9 +12,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import metrics, run, run_here, small_flags
+from runs import metrics, run, run_here, small_flags, write_model_config
 from test_encoders import ENCODERS
-from transformers import AutoConfig
 
 from bert_pretrain.__main__ import main
 
@@ -78,17 +77,9 @@ RUNS = covering_runs()
 
 
 def flags_of(choice: dict[str, str], folder: Path) -> list[str]:
-    fields = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 64,
-        "vocab_size": 60_000,
-    }
     encoder = choice["encoder"]
-    config = folder / encoder
-    AutoConfig.for_model(encoder, **(fields | ENCODERS.get(encoder, {}))).save_pretrained(config)
+    fields = ENCODERS.get(encoder, {})
+    config = write_model_config(folder / encoder, model_type=encoder, **fields)
     flags = small_flags(folder)
     flags[flags.index("--config_name") + 1] = str(config)
     del flags[flags.index("--max_seq_length") :][:2]

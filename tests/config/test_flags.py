@@ -31,9 +31,8 @@ from bert_pretrain.config.pretraining import (
     parse_config,
 )
 from bert_pretrain.errors import InputError
-from bert_pretrain.models.bert import BERT_SIZES
 from bert_pretrain.models.image_encoder_config import IMAGE_SIZES
-from bert_pretrain.models.text_encoder_config import ARCHITECTURES
+from bert_pretrain.models.text_encoder_config import ARCHITECTURES, BERT_SIZES
 
 
 @dataclass

@@ -21,10 +21,14 @@ from bert_pretrain.models.any_encoder import (
     stock_class,
     with_losses,
 )
-from bert_pretrain.models.bert import BERT_SIZES
 from bert_pretrain.models.flops import TextFlops
 from bert_pretrain.models.loading import build_text_model, check_text_model, num_positions
-from bert_pretrain.models.text_encoder_config import ARCHITECTURES, is_named, named_config
+from bert_pretrain.models.text_encoder_config import (
+    ARCHITECTURES,
+    BERT_SIZES,
+    is_named,
+    named_config,
+)
 from bert_pretrain.text import collator
 from bert_pretrain.text.collator import computed_tokens
 from bert_pretrain.text.tokenizers import load_tokenizer
@@ -310,6 +314,8 @@ def test_without_a_head_for_pairs_next_sentences_are_refused_with_both_ways_out(
         ("modernbert", {"hidden_size": 30, "num_attention_heads": 4}, "cannot build a modernbert"),
         ("vit", {}, "no encoder of type 'vit' that predicts masked words"),
         ("bart", {}, "no encoder of type 'bart'"),
+        ("perceiver", {}, "no encoder of type 'perceiver'"),
+        ("modernvbert", {}, "no encoder of type 'modernvbert'"),
         ("gpt2", {}, "no encoder of type 'gpt2'"),
         ("distilbert", {"max_position_embeddings": 40}, "the model has 40 positions"),
         ("roberta", {"max_position_embeddings": 40, "pad_token_id": 1}, "has 38 positions"),

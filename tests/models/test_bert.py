@@ -15,8 +15,9 @@ from trainers import attend_by_bounds
 from transformers import BertConfig
 
 from bert_pretrain.models.attention_kernels import KERNELS
-from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.flops import TextFlops
+from bert_pretrain.models.text_encoder_config import named_config
 from bert_pretrain.text import collator
 from bert_pretrain.text.collator import computed_tokens
 
@@ -273,7 +274,7 @@ def test_dropout_reaches_the_positions_of_the_last_layer(place: str, attention: 
 )
 def test_named_sizes_have_the_published_numbers_of_parameters(size: str, parameters: float) -> None:
     # Turc et al. 2019, table 1, and Devlin et al. 2019 (in millions, with pooler, without heads).
-    config = bert_config(size, vocab_size=30522, pad_token_id=0)
+    config = named_config(size, vocab_size=30522, pad_token_id=0)
     with torch.device("meta"):
         encoder = transformers.BertModel(config)
     assert encoder.num_parameters() / 1e6 == pytest.approx(parameters, abs=0.65)

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BertForPreTraining
+from bert_pretrain.models.text_encoder_config import named_config
 from bert_pretrain.training.muon import Muon, orthogonalize
 from bert_pretrain.training.optimizers import build_optimizers
 
@@ -41,7 +42,7 @@ def test_orthogonalised_singular_values_are_near_one() -> None:
 
 
 def test_a_flagged_update_changes_no_parameter() -> None:
-    model = BertForPreTraining(bert_config("tiny", vocab_size=50, pad_token_id=0))
+    model = BertForPreTraining(named_config("tiny", vocab_size=50, pad_token_id=0))
     optimizers = build_optimizers(
         model, name="muon", weight_decay=0.1, adam_betas=(0.9, 0.98), adam_epsilon=1e-6
     )
@@ -87,7 +88,7 @@ def test_the_compiled_iteration_is_the_written_one(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_parameter_is_optimised_once_and_only_matrices_decay() -> None:
-    model = BertForPreTraining(bert_config("tiny", vocab_size=50, pad_token_id=0))
+    model = BertForPreTraining(named_config("tiny", vocab_size=50, pad_token_id=0))
     for name in ("adamw", "lamb", "muon"):
         optimizers = build_optimizers(
             model, name=name, weight_decay=0.1, adam_betas=(0.9, 0.98), adam_epsilon=1e-6

@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.errors import InputError, TrainingError
-from bert_pretrain.models.bert import BertForPreTraining, bert_config
+from bert_pretrain.models.bert import BertForPreTraining
+from bert_pretrain.models.text_encoder_config import named_config
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.training import muon
 from bert_pretrain.training.ema import WeightAverage
@@ -43,7 +44,7 @@ SHAPES = [(17, 40), (17, 40), (17, 40), (40, 19), (32, 32), (16, 64), (64, 16)]
 def tiny_bert() -> BertForPreTraining:
     torch.manual_seed(0)
     return BertForPreTraining(
-        bert_config(
+        named_config(
             "tiny",
             vocab_size=53,  # odd, as above
             pad_token_id=0,
