@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from runs import metrics
 from safetensors.torch import load_file
 from stores import store_of
 from trainers import VOCAB, bert_objective, trainer_of
@@ -25,7 +25,7 @@ from bert_pretrain.objectives.text import text_rows
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.training.checkpoint import read_state
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.metrics import OF_THE_MACHINE, CourseWatch
+from bert_pretrain.training.metrics import CourseWatch
 from bert_pretrain.training.trainer import Trainer
 
 STEPS = 8
@@ -97,14 +97,6 @@ def trainer_in(
     return trainer
 
 
-def rows(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if not key.endswith(OF_THE_MACHINE)}
-        for line in lines
-    ]
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / f"checkpoints/step-{STEPS:06}/model.safetensors")
 
@@ -128,7 +120,7 @@ def check_resumed(ways: set[str], folder: Path, again: Path, step: int) -> None:
     resumed = trainer_in(ways, again)
     resumed.load_checkpoint(checkpoint, read_state(checkpoint))
     resumed.train()
-    assert rows(again) == rows(folder)
+    assert metrics(again) == metrics(folder)
     found, expected = weights(again), weights(folder)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -152,9 +144,9 @@ def test_workers_change_nothing_and_micro_batches_no_curve(
 ) -> None:
     ways, folder = whole
     trainer_in(ways, tmp_path / "workers", num_workers=2).train()
-    assert rows(tmp_path / "workers") == rows(folder)
+    assert metrics(tmp_path / "workers") == metrics(folder)
     trainer_in(ways, tmp_path / "cut", num_micro_batches=4).train()
-    for row, plain in zip(rows(tmp_path / "cut"), rows(folder), strict=True):
+    for row, plain in zip(metrics(tmp_path / "cut"), metrics(folder), strict=True):
         assert row.keys() == plain.keys() and row.pop("split") == plain.pop("split")
         for key, value in plain.items():
             # An accuracy may move by one token where two scores tie to within rounding (float32).
@@ -173,7 +165,7 @@ def test_compiled_it_has_the_curve_of_the_plain_one(
     compiled.train()
     assert compiled.is_compiled
     torch.compiler.set_stance("default")
-    for row, plain in zip(rows(tmp_path / "compiled"), rows(tmp_path / "plain"), strict=True):
+    for row, plain in zip(metrics(tmp_path / "compiled"), metrics(tmp_path / "plain"), strict=True):
         assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)  # float32
 
 
@@ -204,7 +196,7 @@ def test_each_update_has_the_rows_the_masks_and_the_length_of_its_course(tmp_pat
 
 def test_evaluation_has_the_length_of_the_next_update_and_the_last_rate(tmp_path: Path) -> None:
     trainer_in({"masks", "phases"}, tmp_path).train()
-    found = [row for row in rows(tmp_path) if row["split"] == "validation"]
+    found = [row for row in metrics(tmp_path) if row["split"] == "validation"]
     expected = {0: 24, 2: 24, 4: 24, 6: 40, 8: 40}
     assert {row["step"]: row["max_seq_length"] for row in found} == expected
     assert all(0.5 <= row["majority_nsp_accuracy"] < 1 for row in found)

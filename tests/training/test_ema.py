@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from runs import metrics
 from safetensors.torch import load_file
 from tiny_task import line_trainer
 from trainers import bert_trainer
@@ -18,13 +18,7 @@ from trainers import bert_trainer
 from bert_pretrain.errors import InputError
 from bert_pretrain.training.checkpoint import AVERAGE_FILE, load_average, load_tensors, read_state
 from bert_pretrain.training.ema import WeightAverage
-from bert_pretrain.training.metrics import OF_THE_MACHINE
 from bert_pretrain.training.trainer import Trainer
-
-
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith(OF_THE_MACHINE)} for row in rows]
 
 
 def recorded_weights(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
@@ -81,9 +75,9 @@ def test_evaluations_have_the_losses_of_both_and_training_the_numbers_of_a_run_w
     trainer = line_trainer(Accelerator(cpu=True), tmp_path / "ema", ema_decay=0.5)
     history = recorded_weights(trainer, monkeypatch)
     trainer.train()
-    found = rows_of(tmp_path / "ema")
+    found = metrics(tmp_path / "ema")
     own = [{k: v for k, v in row.items() if not k.startswith("ema_")} for row in found]
-    assert own == rows_of(tmp_path / "plain")
+    assert own == metrics(tmp_path / "plain")
     for row in found:
         if row["split"] == "train":
             assert "ema_loss" not in row
@@ -138,7 +132,7 @@ def test_a_resumed_run_has_the_average_of_an_uninterrupted_one_to_the_last_bit(
 ) -> None:
     # With other optimisers and in other modes: test_modes.py.
     averaged_trainer(tmp_path).train()
-    rows, last = rows_of(tmp_path), tmp_path / "checkpoints/step-000004"
+    rows, last = metrics(tmp_path), tmp_path / "checkpoints/step-000004"
     whole = load_file(last / AVERAGE_FILE)
     assert {"ema_loss", "ema_mlm_loss", "ema_mlm_accuracy", "ema_nsp_loss"} <= rows[-1].keys()
     shutil.rmtree(last)
@@ -146,6 +140,6 @@ def test_a_resumed_run_has_the_average_of_an_uninterrupted_one_to_the_last_bit(
     checkpoint = tmp_path / "checkpoints/step-000002"
     resumed.load_checkpoint(checkpoint, read_state(checkpoint))
     resumed.train()
-    assert rows_of(tmp_path) == rows
+    assert metrics(tmp_path) == rows
     again = load_file(last / AVERAGE_FILE)
     assert all(torch.equal(again[name], value) for name, value in whole.items())

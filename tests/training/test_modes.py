@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,12 +13,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from runs import metrics
 from safetensors.torch import load_file
 from trainers import attend_by_bounds, bert_objective, trainer_of
 
 from bert_pretrain.models import attention_kernels
 from bert_pretrain.training.checkpoint import read_state
-from bert_pretrain.training.metrics import OF_THE_MACHINE
 from bert_pretrain.training.trainer import Trainer
 
 # All but the plain one have an average of the weights too.
@@ -127,14 +126,6 @@ def trainer_in(mode: str, folder: Path, optimizer: str) -> Trainer:
     return trainer
 
 
-def rows(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if not key.endswith(OF_THE_MACHINE)}
-        for line in lines
-    ]
-
-
 @pytest.mark.parametrize(
     ("mode", "optimizer"),
     [
@@ -153,7 +144,7 @@ def test_every_mode_has_one_curve_and_continues_to_the_last_bit(
 ) -> None:
     trainer_in("averaged", tmp_path / "plain", optimizer).train()
     trainer_in(mode, tmp_path / "mode", optimizer).train()
-    found, expected = rows(tmp_path / "mode"), rows(tmp_path / "plain")
+    found, expected = metrics(tmp_path / "mode"), metrics(tmp_path / "plain")
     for row, plain in zip(found, expected, strict=True):
         own = row["split"] == "validation" and mode != "plain"
         for key in ("loss", "mlm_loss", "nsp_loss", *["ema_loss", "ema_mlm_loss"] * own):
@@ -167,7 +158,7 @@ def test_every_mode_has_one_curve_and_continues_to_the_last_bit(
     resumed = trainer_in(mode, tmp_path / "mode", optimizer)
     resumed.load_checkpoint(checkpoint, read_state(checkpoint))
     resumed.train()
-    assert rows(tmp_path / "mode") == found
+    assert metrics(tmp_path / "mode") == found
     for path, expected_weights in zip(sorted(last.glob("*.safetensors")), weights, strict=True):
         again = load_file(path)
         assert all(torch.equal(again[name], value) for name, value in expected_weights.items())

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from runs import metrics
 from tiny_task import NumberCollator, Numbers, line_trainer
 
 from bert_pretrain.data.run_folder import list_checkpoints
 from bert_pretrain.data.stream import HeldOutRows
 from bert_pretrain.training.checkpoint import read_state
-from bert_pretrain.training.metrics import OF_THE_MACHINE
 from bert_pretrain.training.trainer import Trainer
 
 
@@ -30,14 +30,8 @@ def trainer_to(goal: float, folder: Path, *, logging: int = 1, **options: Any) -
     return trainer
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if not k.endswith(OF_THE_MACHINE)} for row in rows]
-
-
 def validation(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in rows_of(folder) if row["split"] == "validation"]
+    return [row for row in metrics(folder) if row["split"] == "validation"]
 
 
 def shown_as_last(folder: Path) -> list[bool]:
@@ -61,7 +55,7 @@ def test_the_first_evaluation_at_or_below_the_goal_ends_the_run(
     trainer = trainer_to(goal, tmp_path / "run")
     trainer.train()
     assert trainer.step == 4
-    assert rows_of(tmp_path / "run") == [row for row in rows_of(whole) if row["step"] <= 4]
+    assert metrics(tmp_path / "run") == [row for row in metrics(whole) if row["step"] <= 4]
     assert shown_as_last(tmp_path / "run") == [False, False, True]
     (checkpoint,) = list_checkpoints(tmp_path / "run/checkpoints")
     assert read_state(checkpoint)["step"] == 4
@@ -70,7 +64,7 @@ def test_the_first_evaluation_at_or_below_the_goal_ends_the_run(
 def test_the_last_update_is_logged_though_no_row_is_due(tmp_path: Path, whole: Path) -> None:
     goal = validation(whole)[2]["loss"]
     trainer_to(goal, tmp_path / "run", logging=3).train()
-    logged = [row["step"] for row in rows_of(tmp_path / "run") if row["split"] == "train"]
+    logged = [row["step"] for row in metrics(tmp_path / "run") if row["split"] == "train"]
     assert logged == [3, 4]
 
 
@@ -89,7 +83,7 @@ def test_a_stopped_run_is_complete_until_its_goal_is_changed(tmp_path: Path, who
         resumed.load_checkpoint(checkpoint, read_state(checkpoint))
         resumed.train()
         assert resumed.step == last
-        assert rows_of(folder) == [row for row in rows_of(whole) if row["step"] <= last]
+        assert metrics(folder) == [row for row in metrics(whole) if row["step"] <= last]
 
 
 def test_a_checkpoint_between_evaluations_ends_nothing(tmp_path: Path, whole: Path) -> None:
