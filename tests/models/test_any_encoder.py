@@ -174,6 +174,14 @@ def test_all_that_a_loss_trains_is_trained_and_nothing_else(name: str) -> None:
     assert objective.useful_flops(batch) > 0
 
 
+def test_without_pairs_the_heads_for_pairs_are_frozen_and_nothing_else() -> None:
+    """A parameter that no loss reaches would end distributed training with an error."""
+    model = bert_objective(with_pairs=False).build_model()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    heads = ("bert.pooler.dense", "cls.seq_relationship")
+    assert frozen == {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
+
+
 def test_a_class_of_another_name_keeps_its_head() -> None:
     """FSDP renames the class of a model, by which the head was once looked up."""
     model = with_losses(transformers.RobertaForMaskedLM)(small_config("roberta")).eval()
