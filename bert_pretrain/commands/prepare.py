@@ -17,6 +17,7 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.arguments import DataArguments, TextArguments
 from bert_pretrain.config.flags import SEEDS, check_source, flag, parse_flags, pick
 from bert_pretrain.config.pretraining import check_masking
+from bert_pretrain.errors import spell
 from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.blocks import TextBlocks
 from bert_pretrain.text.documents import TextSource
@@ -65,5 +66,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         plan = blocks.planner(0, 0)()
         card = data_card(corpus, (plan, blocks.num_blocks), pair_mode=text.pair_mode)
-        sys.stdout.write(card + "\n")
+        sys.stdout.write(spell(card) + "\n")
     return 0

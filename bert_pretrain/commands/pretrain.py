@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         layout = batch_layout(config, accelerator)
         task = build_task(config, accelerator)
         if accelerator.is_main_process and checkpoint is None:
-            print(task.exporter.data_card)  # noqa: T201
+            print(spell(task.exporter.data_card))  # noqa: T201
         trainer = build_trainer(config, accelerator, task, layout, run_dir)
         settle_layout(config, trainer)
         if checkpoint is not None:

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.flags import Range, at_least, check_source, flag, flags, parse_flags, pick
 from bert_pretrain.data.atomic import atomic_folder
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, spell
 from bert_pretrain.text.documents import TextSource, open_documents
 from bert_pretrain.text.tokenizers import train_wordpiece
 
@@ -37,11 +37,15 @@ class TokenizerArguments:
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")
     data_files: list[str] | None = flags(
-        "Own text: .txt, .jsonl, .csv, .parquet, also .gz of each; globs allowed."
+        "Own text: .txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, .xz or .zst of each; "
+        "globs and folders allowed."
     )
-    text_column: str = flag("text", "Column that holds the text.")
-    document_boundary: Literal["blank_line", "file"] = flag(
+    text_column: str = flag("text", "Column that holds the text; a.b = column b within a.")
+    document_boundary: Literal["blank_line", "line", "file"] = flag(
         "blank_line", "What ends a document in .txt."
+    )
+    tsv_quotes: Literal["none", "minimal"] = flag(
+        "none", "Quotes of a .tsv are letters, or surround cells that need them."
     )
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     overwrite: bool = flag(False, "Replace the tokenizer in --output_dir.")
@@ -92,3 +96,4 @@ def train(options: TokenizerArguments) -> None:
     with atomic_folder(output_dir) as aside:
         tokenizer.save_pretrained(aside)
     sys.stdout.write(f"{len(tokenizer):,} pieces from {source.description} in {output_dir}\n")
+    sys.stdout.writelines(f"{spell(note)}\n" for note in source.notes)

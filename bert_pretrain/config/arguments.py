@@ -60,14 +60,14 @@ class DataArguments:
         None,
         "'docs' (the documentation inside your own Python; the default for text without "
         "--data_files), 'digits' (scikit-learn's; the default for images), a folder that "
-        "bert-pretrain prepare wrote, a folder of images, a data set saved by datasets, or a name "
-        "on the Hub, of a data set or of a prepared corpus.",
+        "bert-pretrain prepare wrote, a folder of text files or of images, a data set saved by "
+        "datasets, or a name on the Hub, of a data set or of a prepared corpus.",
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
-    dataset_split: str = flag("train", "Split of the Hub data set to read.")
+    dataset_split: str = flag("train", "Split of the data set or folder to read.")
     data_files: list[str] | None = flags(
-        "Own text (.txt, .jsonl, .csv, .parquet, also .gz of each) or images (.parquet); globs "
-        "allowed."
+        "Own text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, .xz or .zst of each; "
+        "globs, and folders, which are read whole) or images (.parquet; globs)."
     )
     validation_share: float = flag(
         0.05,
@@ -87,9 +87,23 @@ class TextArguments:
     """How text becomes training rows."""
 
     _argument_group_name: ClassVar[str] = "text"
-    text_column: str = flag("text", "Column of .jsonl, .csv, .parquet or a data set with the text.")
-    document_boundary: Literal["blank_line", "file"] = flag(
-        "blank_line", "What ends a document in .txt: a blank line or the end of the file."
+    text_column: str = flag(
+        "text",
+        "Column with the text, of files other than .txt and of data sets; a.b = column b within a. "
+        "Of a list of texts each is a paragraph.",
+    )
+    document_boundary: Literal["blank_line", "line", "file"] = flag(
+        "blank_line", "What ends a document in .txt: a blank line, the line, or the file."
+    )
+    newline: Literal["auto", "space", "sentence", "paragraph"] = flag(
+        "auto",
+        "What a newline in a document is: space = a line was wrapped there, sentence = the end of "
+        "one, paragraph = the end of one; auto = what the first part of the text looks like, for "
+        "each kind of file (the data card says so).",
+    )
+    tsv_quotes: Literal["none", "minimal"] = flag(
+        "none",
+        "Quotes of a .tsv: letters like others, or around cells that hold a tab, quote or newline.",
     )
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     language: str | None = flag(

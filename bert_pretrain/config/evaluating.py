@@ -61,7 +61,8 @@ class EvaluationData:
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str | None = flag(None, "Split of the data set to read.")
     data_files: list[str] | None = flags(
-        "Own images (.parquet) or text (.txt, .jsonl, .csv, .parquet); globs allowed."
+        "Own images (.parquet) or text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, "
+        ".xz or .zst of each); globs and, of text, folders allowed."
     )
     validation_share: float | None = flag(
         None,
@@ -104,9 +105,9 @@ class EvaluationText:
         5, "fill_mask: most probable words shown for each [MASK].", at_least(1)
     )
     pairs_file: list[str] | None = flags(
-        "minimal_pairs: .jsonl, also .gz, of {good, bad, group} or BLiMP's {sentence_good, "
-        "sentence_bad, UID}; globs allowed. Default: six small groups written for this package, "
-        "not BLiMP."
+        "minimal_pairs: .jsonl, also compressed, of {good, bad, group} or BLiMP's {sentence_good, "
+        "sentence_bad, UID}; globs allowed. Rows that are no pair are left out and named. Default: "
+        "six small groups written for this package, not BLiMP."
     )
     mixed_precision: Literal["auto", "no", "bf16"] = flag(
         "auto",
@@ -114,11 +115,16 @@ class EvaluationText:
         "cannot decide are scored in float32 all the same.",
     )
     text_column: str | None = flag(
-        None, "nsp: column of .jsonl, .csv, .parquet or a data set that holds the text."
+        None, "nsp: column with the text, of files other than .txt and of data sets."
     )
-    document_boundary: Literal["blank_line", "file"] | None = flag(
-        None, "nsp: what ends a document in .txt: a blank line or the end of the file."
+    document_boundary: Literal["blank_line", "line", "file"] | None = flag(
+        None, "nsp: what ends a document in .txt: a blank line, the line, or the file."
     )
+    newline: Literal["auto", "space", "sentence", "paragraph"] | None = flag(
+        None,
+        "nsp: what a newline in a document is, as in pretraining. Default: the run's, or auto.",
+    )
+    tsv_quotes: Literal["none", "minimal"] | None = flag(None, "nsp: quotes of a .tsv.")
     max_pairs: int = flag(2000, "nsp: most held-out pairs judged, easy and hard each.", at_least(2))
     max_seq_length: int | None = flag(
         None,

@@ -92,7 +92,8 @@ class TaskDataArguments:
     _argument_group_name: ClassVar[str] = "data"
 
     train_file: str | None = flag(
-        None, "Rows to learn from: .csv, .tsv, .jsonl or .parquet, also with .gz or .zst."
+        None,
+        "Rows to learn from: .csv, .tsv, .jsonl, .json or .parquet, also .gz, .bz2, .xz or .zst.",
     )
     validation_file: str | None = flag(
         None, "Rows that choose the checkpoint. Default: a share of the training rows."

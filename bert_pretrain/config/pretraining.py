@@ -298,9 +298,10 @@ FREE = _names(
     "gradient_checkpointing export_ema push_to_hub hub_model_id hub_private_repo hub_strategy "
     "hub_push_state hub_max_wait hub_license "
     "dataset_name dataset_config_name dataset_split data_files validation_share text_column "
-    "document_boundary streaming language tokenizer_name image_column label_column image_size "
-    "num_channels on_bad_image config_name model_name_or_path global_batch_size "
-    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps"
+    "document_boundary newline tsv_quotes streaming language tokenizer_name image_column "
+    "label_column image_size num_channels on_bad_image config_name model_name_or_path "
+    "global_batch_size per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps"
 )
 
 

@@ -1,7 +1,7 @@
-"""Readers of files of text, JSON lines, CSV, TSV and Parquet, plain or compressed.
+"""Readers of files of text, CSV, TSV and Parquet, plain or compressed; `json_files` has JSON's.
 
-A path and the name of the parameter that gave it enter; lines, objects or rows leave. Whatever is
-wrong with a file is one `InputError` that names both.
+A path and the name of the parameter that gave it enter; lines or rows leave, one after the other.
+Whatever is wrong with a file is one `InputError` that names both.
 
 `datasets.load_dataset` infers types, copies all rows to a cache and gives no line; pandas fills the
 missing cells of a short TSV row without a word.
@@ -9,31 +9,33 @@ missing cells of a short TSV row without a word.
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import csv
 import gzip
 import io
-import json
+import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Quotes = Literal["none", "minimal"]  # of TSV files, see `read_tsv`
-_OPENERS: dict[str, Callable[[Path], Any]] = {
-    "": lambda path: path.open("rb"),
-    ".gz": gzip.open,
-    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
+# What undoes each, and its name.
+_COMPRESSIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    ".gz": (gzip.open, "gzip"),
+    ".bz2": (bz2.open, "bzip2"),
+    ".xz": (lzma.open, "xz"),
+    ".zst": (lambda path: pa.input_stream(str(path), compression="zstd"), "Zstandard"),
 }
-_COMPRESSED = (".gz", ".zst")
 # Of a .csv the first one that its header has: where a comma is decimal, ";" is usual.
 _CSV_SEPARATORS = (",", ";", "\t")
 _ROWS_PER_BLOCK = 10_000
@@ -50,7 +52,14 @@ def is_unicode(text: str) -> bool:
 
 def file_kind(path: Path) -> str:
     """Return the extension in lower case, without that of the compression."""
-    return Path(path.stem).suffix.lower() if path.suffix in _COMPRESSED else path.suffix.lower()
+    kind = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if kind in _COMPRESSIONS else kind
+
+
+def describe_kinds(extensions: Sequence[str]) -> str:
+    """Return the names of kinds of files and of compressions, for messages."""
+    *others, last = _COMPRESSIONS
+    return f"{', '.join(extensions)}, each also with {', '.join(others)} or {last}"
 
 
 def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
@@ -59,39 +68,13 @@ def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
     Raises:
         InputError: the file cannot be read, is not UTF-8, or is binary.
     """
-    with _opened(path, parameter) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
+    with opened(path, parameter) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
         for line in file:
             if "\0" in line:
                 raise InputError(
                     f"{path} is a binary file (it holds NUL bytes)", advice=f"change `{parameter}`"
                 )
             yield line
-
-
-def read_json_lines(path: Path, *, parameter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and object of each line of a file; empty lines are skipped.
-
-    Raises:
-        InputError: as for `read_lines`, or a line is not an object.
-    """
-    for number, line in enumerate(read_lines(path, parameter=parameter), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            # A number of thousands of digits is a ValueError but not a JSONDecodeError.
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-            raise InputError(
-                f"{path}, line {number}, is not JSON ({reason})",
-                advice=f"each line must be an object; repair it or change `{parameter}`",
-            ) from error
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{path}, line {number}, is a {type(row).__name__} but each line must be an object",
-                advice=f"repair it or change `{parameter}`",
-            )
-        yield number, row
 
 
 def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
@@ -108,7 +91,7 @@ def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
     separator = next((mark for mark in _CSV_SEPARATORS if mark in header), ",")
     options = {"sep": separator, "dtype": str, "keep_default_na": False, "na_filter": False}
     with (
-        _opened(path, parameter) as binary,
+        opened(path, parameter) as binary,
         io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
     ):
         try:
@@ -167,10 +150,11 @@ def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator
 @contextlib.contextmanager
 def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; raise `InputError` if it cannot be read, or is none."""
-    with _opened(path, parameter) as file:
+    with opened(path, parameter) as file:
         try:
             # Parquet is read from its end, which a compressed stream cannot do.
-            yield pq.ParquetFile(io.BytesIO(file.read()) if path.suffix in _COMPRESSED else file)
+            is_compressed = path.suffix.lower() in _COMPRESSIONS
+            yield pq.ParquetFile(io.BytesIO(file.read()) if is_compressed else file)
         except (gzip.BadGzipFile, InputError):
             raise
         except (OSError, ValueError) as error:
@@ -182,19 +166,22 @@ def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, parameter: str) -> Iterator[IO[bytes]]:
+def opened(path: Path, parameter: str) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed; errors on the way become one `InputError`."""
+    plain = (lambda path: path.open("rb"), "plain")
+    open_binary, kind = _COMPRESSIONS.get(path.suffix.lower(), plain)
     try:
-        with _OPENERS[path.suffix if path.suffix in _COMPRESSED else ""](path) as file:
+        with open_binary(path) as file:
             yield file
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x})",
             advice=f"convert it or change `{parameter}`",
         ) from error
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise InputError(
-            f"{path} is not a complete gzip file ({error})", advice=f"change `{parameter}`"
+            f"{path} is not a complete {kind} file ({error})",
+            advice=f"change `{parameter}`",
         ) from error
     except OSError as error:
         raise InputError(

@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bert_pretrain.data.json_files import read_json
 from bert_pretrain.data.names import is_saved_dataset, refuse_missing_folder
 from bert_pretrain.data.row_files import (
     Quotes,
+    describe_kinds,
     file_kind,
     is_unicode,
     open_parquet,
     read_csv,
-    read_json_lines,
     read_tsv,
 )
 from bert_pretrain.downstream.tasks import Task
@@ -58,7 +59,7 @@ class Table:
 
 
 def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Table:
-    """Read a whole file; its extension, one of `EXTENSIONS` also with .gz or .zst, is the format.
+    """Read a whole file; its extension, one of `EXTENSIONS` also compressed, is the format.
 
     Raises:
         InputError: there is no such file, it cannot be read, or it has no rows.
@@ -71,7 +72,7 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
     if kind not in EXTENSIONS:
         raise InputError(
             f"{path} has an unknown extension",
-            advice=f"`{parameter}` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
+            advice=f"`{parameter}` takes {describe_kinds(EXTENSIONS)}",
         )
     class_names: dict[str, tuple[str, ...]] = {}
     if kind == ".csv":
@@ -93,7 +94,7 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
         columns = _columns_of(content)
         class_names = _class_names(content.schema)
     else:
-        objects = [row for _, row in read_json_lines(file, parameter=parameter)]
+        objects = [row for _, row in read_json(file, parameter=parameter)]
         columns = {
             name: [row.get(name) for row in objects]
             for name in dict.fromkeys(itertools.chain(*objects))

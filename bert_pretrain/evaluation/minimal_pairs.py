@@ -1,8 +1,7 @@
 """Minimal pairs: which of two sentences, one of them unacceptable, a model finds more likely.
 
-Files of pairs, or our own templates, and a model with its tokenizer enter; scores and accuracies
-leave. A line of a file is our own {good, bad, group}, or BLiMP's {sentence_good, sentence_bad, UID}
-(Warstadt et al. 2020).
+Pairs of files (`pair_files`) or our own templates, and a model with its tokenizer, enter; scores
+and accuracies leave.
 """
 
 from __future__ import annotations
@@ -10,37 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.row_files import read_json_lines
-from bert_pretrain.errors import InputError
+from bert_pretrain.evaluation.pair_files import LeftOut, MinimalPair
 from bert_pretrain.evaluation.pseudo_likelihood import (
     VARIANTS,
     EncodedSentence,
     encode_sentences,
-    longest_row,
     pseudo_log_likelihoods,
 )
 from bert_pretrain.evaluation.statistics import Interval, wilson_interval
 
 PAIRS_PER_GROUP = 50  # of our own
-_FIELDS = (("good", "bad", "group"), ("sentence_good", "sentence_bad", "UID"))
 _NUM_TRIALS = 16  # pairs on which the error of bfloat16 is measured
 _SIGMAS = 3.0
-
-
-class MinimalPair(NamedTuple):
-    """An acceptable and an unacceptable sentence, what they test, and where they come from."""
-
-    good: str
-    bad: str
-    group: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -74,40 +60,44 @@ class GroupAccuracy(NamedTuple):
     num_ties: int
 
 
-def read_pairs(path: Path) -> list[MinimalPair]:
-    """Read pairs from a .jsonl file, or a .jsonl.gz; the group defaults to the file's name.
+def leave_out_unscorable(
+    pairs: Sequence[MinimalPair], tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> tuple[list[MinimalPair], list[LeftOut]]:
+    """Return the pairs that can be scored, and the others.
 
-    Raises:
-        InputError: the file cannot be read, or a line holds no pair.
+    A sentence with a [MASK], without a token or of more than `max_length` tokens cannot.
     """
-    default_group = path.name.split(".jsonl")[0]
-    pairs = [
-        _as_pair(row, f"{path}, line {number},", default_group)
-        for number, row in read_json_lines(path, parameter="pairs_file")
-    ]
-    if not pairs:
-        raise InputError(f"{path} holds no pair", advice="pass another `pairs_file`")
-    return pairs
+    scorable, left_out = [], []
+    sentences = encode_sentences(tokenizer, [sentence for pair in pairs for sentence in pair[:2]])
+    for number, pair in enumerate(pairs):
+        found = [
+            _why_unscorable(sentences[2 * number + side], pair, side, tokenizer, max_length)
+            for side in (0, 1)
+        ]
+        if reason := found[0] or found[1]:
+            left_out.append(reason)
+        else:
+            scorable.append(pair)
+    return scorable, left_out
 
 
-def _as_pair(row: dict[str, Any], place: str, default_group: str) -> MinimalPair:
-    names = next((names for names in _FIELDS if names[0] in row and names[1] in row), None)
-    if names is None:
-        raise InputError(
-            f"{place} has {', '.join(map(repr, row)) or 'nothing'} but must be an object with "
-            "'good' and 'bad', or BLiMP's 'sentence_good' and 'sentence_bad'",
-            advice="repair `pairs_file`",
-        )
-    good, bad, group = names
-    pair = MinimalPair(row[good], row[bad], str(row.get(group, default_group)), place)
-    unusable = [text for text in pair[:2] if not isinstance(text, str) or not text.strip()]
-    if unusable:
-        problem = f"{unusable[0]!r} for a sentence but must have text"
-    elif pair.good == pair.bad:
-        problem = f"{pair.good!r} twice but its sentences must differ"
-    else:
-        return pair
-    raise InputError(f"{place} has {problem}", advice="repair `pairs_file`")
+def _why_unscorable(
+    sentence: EncodedSentence,
+    pair: MinimalPair,
+    side: int,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+) -> LeftOut | None:
+    if tokenizer.mask_token_id in sentence.input_ids:
+        problem = f"has a [MASK] in {pair[side]!r}, but minimal pairs are whole sentences"
+        return LeftOut(pair.source, "a [MASK]", problem)
+    if not (sentence.words >= 0).any():
+        problem = f"has {pair[side]!r}, of which the tokenizer leaves nothing"
+        return LeftOut(pair.source, "a sentence without tokens", problem)
+    if len(sentence.input_ids) > max_length:
+        problem = f"has {len(sentence.input_ids)} tokens but the model takes {max_length}"
+        return LeftOut(pair.source, "a sentence longer than the model takes", problem)
+    return None
 
 
 def score_pairs(
@@ -122,16 +112,11 @@ def score_pairs(
     Args:
         model: a masked language model in evaluation mode.
         tokenizer: the model's.
-        pairs: at least one.
+        pairs: at least one, each of which can be scored, see `leave_out_unscorable`.
         bf16: whether to compute in bfloat16. Its error is measured on some pairs, and pairs closer
             than three times that error are scored again in float32.
-
-    Raises:
-        InputError: a sentence is too long, has a [MASK], or has no token.
     """
     sentences = encode_sentences(tokenizer, [sentence for pair in pairs for sentence in pair[:2]])
-    for number, sentence in enumerate(sentences):
-        _check_sentence(sentence, pairs[number // 2], number % 2, tokenizer, longest_row(model))
 
     def score(rows: NDArray[np.int64], *, bf16: bool) -> NDArray[np.float64]:
         """Return sums (2 variants, N, 2 sentences)."""
@@ -158,24 +143,6 @@ def score_pairs(
         is_rescored[trials] = True
     num_tokens = np.array([(sentence.words >= 0).sum() for sentence in sentences]).reshape(-1, 2).T
     return PairScores(sums[:, :, 0], sums[:, :, 1], num_tokens, is_rescored, error)
-
-
-def _check_sentence(
-    sentence: EncodedSentence,
-    pair: MinimalPair,
-    side: int,
-    tokenizer: PreTrainedTokenizerFast,
-    max_length: int,
-) -> None:
-    if tokenizer.mask_token_id in sentence.input_ids:
-        problem = f"a [MASK] in {pair[side]!r}, but minimal pairs are whole sentences"
-    elif not (sentence.words >= 0).any():
-        problem = f"{pair[side]!r}, of which the tokenizer leaves nothing"
-    elif len(sentence.input_ids) > max_length:
-        problem = f"a sentence of {len(sentence.input_ids)} tokens but the model takes {max_length}"
-    else:
-        return
-    raise InputError(f"{pair.source} has {problem}", advice="change `pairs_file`")
 
 
 def accuracies(

@@ -1,7 +1,7 @@
 """Raw text: where documents come from, and how they are split into sentences.
 
-A document is a `str`, its paragraphs separated by newlines. Documents are read one at a time, so
-that no corpus is ever held in memory.
+A document is a `str`, its paragraphs separated by newlines, or a `SplitText`, its sentences.
+Documents are read one at a time, so that no corpus is ever held in memory.
 """
 
 from __future__ import annotations
@@ -10,26 +10,21 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from bert_pretrain.data.names import existing_files, is_saved_dataset
-from bert_pretrain.data.row_files import (
-    file_kind,
-    is_unicode,
-    open_parquet,
-    read_csv,
-    read_json_lines,
-    read_lines,
-)
-from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.data.content import check_unchanged, hash_files
+from bert_pretrain.data.names import is_saved_dataset
+from bert_pretrain.data.row_files import Quotes, file_kind, is_unicode
+from bert_pretrain.errors import InputError
+from bert_pretrain.text.data_sets import open_text_column
 from bert_pretrain.text.embedded import embedded_documents, embedded_key
+from bert_pretrain.text.file_search import FoundFiles, find_files, find_split
+from bert_pretrain.text.newlines import SAMPLE_SIZE, NewlineRule, choose_rule, follow_rule
+from bert_pretrain.text.text_files import DocumentBoundary, FileReader, first_texts
 
-DocumentBoundary: TypeAlias = Literal["blank_line", "file"]
-EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 DEFAULT_SENTENCE_RULES = "en"  # where no language is stated
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
 
@@ -42,11 +37,14 @@ class TextSource:
         dataset_name: `docs` for the documentation inside the user's Python, a folder saved by
             `datasets`, or a data set on the Hub or in a local folder; for `open_corpus` also a
             prepared corpus. None = `docs`, unless there are `data_files`.
-        data_files: paths or globs of .txt, .jsonl, .csv and .parquet, each also with .gz or .zst.
-        text_column: column that holds the text; a row is a document.
-        document_boundary: what ends a document of a .txt: a blank line, or the file. In the first
-            case the lines of a document are joined by spaces, because they are usually wrapped; in
-            the second a blank line ends a paragraph.
+        data_files: paths or globs of files of `file_search.EXTENSIONS`, also compressed, or of
+            folders, which are read whole.
+        text_column: column that holds the text, `a.b` = b within a; a row is a document, and so is
+            a list of texts, each a paragraph.
+        document_boundary: what ends a document of a .txt: a blank line, the line, or the file.
+        newline: what a newline inside a document means, see `newlines.follow_rule`; `auto` = what
+            a first part of the text makes of it, for each kind of file alone.
+        tsv_quotes: what quotes are in a .tsv, see `read_tsv`.
         streaming: whether to read a Hub data set without downloading it first.
         language: code of the text's language; None = not stated.
         validation_share: share of documents that a corpus holds out, in (0, 0.5).
@@ -59,6 +57,8 @@ class TextSource:
     data_files: list[str] | None = None
     text_column: str = "text"
     document_boundary: DocumentBoundary = "blank_line"
+    newline: Literal["auto"] | NewlineRule = "auto"
+    tsv_quotes: Quotes = "none"
     streaming: bool = False
     language: str | None = None
     validation_share: float = 0.05
@@ -71,10 +71,11 @@ class DocumentSource:
 
     Attributes:
         description: what the source is, for people.
-        fingerprint: changes when the documents may have changed.
+        fingerprint: tells the content of what is read, wherever it lies, and how it is read.
         read: starts a new pass over the documents.
         skipped: how many the last pass left out, by reason.
         language: code of its language; None = not known.
+        notes: what was decided about the text and what was left out, a line each.
     """
 
     description: str
@@ -82,6 +83,7 @@ class DocumentSource:
     read: Callable[[], Iterator[str]]
     skipped: Counter[str] = field(default_factory=Counter)
     language: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[str]:
         """Read all documents; empty ones are skipped and counted.
@@ -100,26 +102,103 @@ class DocumentSource:
                 is_empty = False
                 yield text
         if is_empty:
+            skipped = ", ".join(f"{count:,} {why}" for why, count in self.skipped.items())
             raise InputError(
-                f"{self.description} holds no text",
+                f"{self.description} holds no text" + (f" (skipped: {skipped})" if skipped else ""),
                 advice="pass other `data_files` or `dataset_name`",
             )
 
 
 def open_documents(text: TextSource) -> DocumentSource:
-    """Find the documents of a text. Files are opened when they are read.
+    """Find the documents of a text, hash its files, and see what their newlines mean.
 
     Raises:
-        InputError: a file is missing, empty or of an unknown kind, or the data set cannot be
-            loaded.
+        InputError: a file is missing, empty, of an unknown kind or cannot be read, or the data set
+            cannot be loaded.
     """
     if text.data_files:
-        return _open_files(text.data_files, text.text_column, text.document_boundary)
-    if text.dataset_name not in (None, "docs"):
-        return _open_dataset(text)
-    description = "docs: the documentation inside this Python"
-    key = embedded_key()
-    return DocumentSource(description, key, lambda: iter(embedded_documents()), language="en")
+        return _open_files(text, find_files(text.data_files))
+    if text.dataset_name in (None, "docs"):
+        return _open_embedded(text)
+    folder = Path(str(text.dataset_name))
+    if folder.is_dir() and not is_saved_dataset(folder) and text.dataset_config_name is None:
+        found = find_split(folder, text.dataset_split)
+        if found is not None:
+            return _open_files(text, found)
+    return _open_dataset(text)
+
+
+def _open_embedded(text: TextSource) -> DocumentSource:
+    rule: NewlineRule = "paragraph" if text.newline == "auto" else text.newline
+    return DocumentSource(
+        "docs: the documentation inside this Python",
+        embedded_key() if rule == "paragraph" else _hash([embedded_key(), rule]),
+        lambda: _following(rule, embedded_documents()),
+        language="en",
+    )
+
+
+def _open_files(text: TextSource, found: FoundFiles) -> DocumentSource:
+    reader = FileReader(text.text_column, text.document_boundary, text.tsv_quotes)
+    files = hash_files(found.paths)
+    rules, notes = _newline_rules(text, reader, found.paths)
+    names = [path.name for path in found.paths[:4]] + ["..."] * (len(found.paths) > 4)
+    identity = [(file_kind(file.path), file.hash) for file in files]
+    how = [rules, text.text_column, text.document_boundary, text.tsv_quotes]
+
+    def read() -> Iterator[Any]:
+        for file in files:
+            yield from _following(rules[file_kind(file.path)], reader.read(file.path))
+            check_unchanged(file)
+
+    return DocumentSource(
+        ", ".join(names), _hash([identity, how]), read, notes=(*notes, *found.notes)
+    )
+
+
+def _newline_rules(
+    text: TextSource, reader: FileReader, paths: list[Path]
+) -> tuple[dict[str, NewlineRule], list[str]]:
+    """Return what a newline means in each kind of file, and why where that was found out."""
+    rules: dict[str, NewlineRule] = {}
+    notes = []
+    for kind in sorted(set(map(file_kind, paths))):
+        # Lines of a .txt are wrapped more often than not, those of a cell hardly ever.
+        usual: NewlineRule = "space" if kind == ".txt" else "paragraph"
+        alike = [path for path in paths if file_kind(path) == kind]
+        rules[kind], reason = _newline_rule(text, reader.sample(alike, SAMPLE_SIZE), usual)
+        notes += [f"newlines in {kind}: {reason}"] if reason else []
+    return rules, notes
+
+
+def _open_dataset(text: TextSource) -> DocumentSource:
+    name, config_name, split = text.dataset_name, text.dataset_config_name, text.dataset_split
+    column = open_text_column(
+        str(name), config_name, split, text.text_column, streaming=text.streaming
+    )
+    rule, reason = _newline_rule(text, first_texts(column.read(), SAMPLE_SIZE), "paragraph")
+    return DocumentSource(
+        f"{name} ({split})",
+        _hash([column.identity, split, text.text_column, rule]),
+        lambda: _following(rule, column.read()),
+        notes=(f"newlines: {reason}",) if reason else (),
+    )
+
+
+def _newline_rule(
+    text: TextSource, samples: Iterable[str], usual: NewlineRule
+) -> tuple[NewlineRule, str]:
+    """Return what a newline means, and why if that was found out."""
+    return choose_rule(samples, usual) if text.newline == "auto" else (text.newline, "")
+
+
+def _following(rule: NewlineRule, cells: Iterable[Any]) -> Iterator[Any]:
+    for cell in cells:
+        yield follow_rule(cell, rule) if isinstance(cell, str) else cell
+
+
+def _hash(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def check_language(language: str) -> None:
@@ -140,105 +219,3 @@ def split_sentences(text: str, language: str) -> list[str]:
     paragraphs = filter(None, map(str.strip, text.splitlines()))
     pieces = (piece.strip() for paragraph in paragraphs for piece in segment(language, paragraph))
     return [sentence for sentence in pieces if sentence]
-
-
-def _open_files(
-    patterns: list[str], text_column: str, document_boundary: DocumentBoundary
-) -> DocumentSource:
-    paths = list(dict.fromkeys(path for pattern in patterns for path in existing_files(pattern)))
-    for path in paths:
-        if file_kind(path) not in EXTENSIONS:
-            raise InputError(
-                f"{path} has an unknown extension",
-                advice=f"`data_files` takes {', '.join(EXTENSIONS)}, each also with .gz or .zst",
-            )
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty", advice="remove it from `data_files`")
-    identity = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    described = json.dumps([identity, text_column, document_boundary])
-    names = ", ".join(path.name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
-
-    def read() -> Iterator[str]:
-        for path in paths:
-            yield from _read_file(path, text_column, document_boundary)
-
-    return DocumentSource(names, hashlib.sha256(described.encode()).hexdigest(), read)
-
-
-def _read_file(path: Path, text_column: str, document_boundary: DocumentBoundary) -> Iterator[str]:
-    kind = file_kind(path)
-    if kind == ".txt":
-        yield from _read_text(path, document_boundary)
-    elif kind in (".jsonl", ".json"):
-        for number, row in read_json_lines(path, parameter="data_files"):
-            if text_column not in row:
-                raise _missing_column(f"{path}, line {number},", text_column, list(row))
-            yield row[text_column]
-    elif kind == ".csv":
-        for block in read_csv(path, parameter="data_files"):
-            if text_column not in block.columns:
-                raise _missing_column(path, text_column, list(block.columns))
-            yield from block[text_column].tolist()
-    else:
-        with open_parquet(path, parameter="data_files") as parquet:
-            if text_column not in parquet.schema_arrow.names:
-                raise _missing_column(path, text_column, parquet.schema_arrow.names)
-            for batch in parquet.iter_batches(batch_size=1000, columns=[text_column]):
-                yield from batch.column(0).to_pylist()
-
-
-def _read_text(path: Path, document_boundary: DocumentBoundary) -> Iterator[str]:
-    lines = (line.strip() for line in read_lines(path, parameter="data_files"))
-    runs = (" ".join(run) for has_text, run in groupby(lines, key=bool) if has_text)
-    if document_boundary == "blank_line":
-        yield from runs
-    elif text := "\n".join(runs):
-        yield text
-
-
-def _missing_column(where: object, text_column: str, columns: list[Any]) -> InputError:
-    listed = ", ".join(map(repr, columns)) or "none"
-    return InputError(
-        f"{where} has no column {text_column!r}",
-        advice=f"it has {listed}; pass one of them as `text_column`",
-    )
-
-
-def _open_dataset(text: TextSource) -> DocumentSource:
-    from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
-
-    name, config_name, split = text.dataset_name, text.dataset_config_name, text.dataset_split
-    assert name is not None
-    column = text.text_column
-    folder = Path(name)
-    is_saved = is_saved_dataset(folder)
-    try:
-        if is_saved:
-            dataset = load_from_disk(name)
-        else:
-            dataset = load_dataset(name, config_name, streaming=text.streaming)
-    except Exception as error:  # datasets raises whatever its builders and the network raise
-        raise InputError(
-            f"the data set {name!r} cannot be loaded ({first_line(error)})",
-            advice="`dataset_name` takes 'docs', a folder or a Hub id",
-        ) from error
-    if isinstance(dataset, DatasetDict | IterableDatasetDict):
-        if split not in dataset:
-            raise InputError(
-                f"the data set {name!r} has no split {split!r}",
-                advice=f"it has {', '.join(map(str, dataset))}; change `dataset_split`",
-            )
-        dataset, folder = dataset[split], folder / split
-    columns = dataset.column_names
-    if columns is not None and column not in columns:
-        raise _missing_column(f"the data set {name!r}", column, columns)
-    if is_saved:
-        identity = json.loads((folder / "state.json").read_text())["_fingerprint"]
-    elif files := getattr(dataset, "cache_files", None):  # a stream has none
-        # The end of a path in the cache: configuration, version, hash of the content, file.
-        identity = [Path(file["filename"]).parts[-4:] for file in files]
-    else:
-        identity = f"{name} {config_name} {dataset.info.version}"
-    fingerprint = hashlib.sha256(json.dumps([identity, split, column]).encode()).hexdigest()
-    texts = dataset.select_columns([column])
-    return DocumentSource(f"{name} ({split})", fingerprint, lambda: (row[column] for row in texts))

@@ -69,8 +69,8 @@ def open_corpus(
             f"{corpus.manifest['source']['description']} holds "
             f"{corpus.manifest['counts']['documents']} document, but training and evaluation need "
             "at least one each",
-            advice="separate documents by blank lines (`document_boundary`), or give more text "
-            "with `data_files`",
+            advice="separate documents by blank lines, let every line be one (`document_boundary` "
+            "line), or give more text with `data_files`",
         )
     return corpus
 
@@ -95,6 +95,7 @@ def data_card(
         f"tokens           {counts['tokens']:,}, mean {manifest['tokens_per_document']:,.0f} a "
         f"document, unknown {100 * manifest['unknown_rate']:.3f} %",
         *(f"rows             {_describe_rows(*phase, pair_mode)}" for phase in rows),
+        *(f"note             {note}" for note in manifest["notes"]),
     ]
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_pretrain.data.atomic import atomic_folder, write_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import DEFAULT_SENTENCE_RULES, DocumentSource, split_sentences
+from bert_pretrain.text.newlines import SplitText
 from bert_pretrain.text.prepared import (
     ARROW_FILE,
     FORMAT_VERSION,
@@ -73,7 +74,7 @@ def prepare_corpus(
         output_dir: target folder; another corpus in it is replaced. None = a folder in the cache.
         language: code of the text's language, whose rules split sentences; None = not stated, then
             the rules are those of English. If the folder holds a corpus that differs only in
-            the stated language, its manifest alone is written again.
+            the stated language, or in what is noted of it, its manifest alone is written again.
         validation_share: share of documents held out, in [0, 0.5): those with the smallest digests
             of seed and text, so that the choice does not depend on their order; at least 2
             where there are 4 or more documents, unless the share is 0.
@@ -85,7 +86,8 @@ def prepare_corpus(
     """
     rules = language or DEFAULT_SENTENCE_RULES
     languages = {"language": language or source.language, "sentence_rules": rules}
-    choices = {**languages, "validation_share": validation_share, "seed": seed}
+    notes = list(source.notes)
+    choices = {**languages, "validation_share": validation_share, "seed": seed, "notes": notes}
     parts = [FORMAT_VERSION, source.fingerprint, tokenizer_hash(tokenizer), rules, validation_share]
     if has_space_in_words(tokenizer):
         parts.append("a space before each sentence but the first")
@@ -101,8 +103,8 @@ def prepare_corpus(
             with atomic_folder(output_dir) as aside:
                 manifest = identity | _fill(aside, source, tokenizer, choices, show_progress)
                 (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        elif stated_language(manifest) != languages["language"]:
-            write_json(output_dir / MANIFEST, manifest | languages)
+        elif stated_language(manifest) != languages["language"] or manifest["notes"] != notes:
+            write_json(output_dir / MANIFEST, manifest | languages | {"notes": notes})
         return PreparedCorpus.load(output_dir)
 
 
@@ -198,7 +200,7 @@ def _tokenise(
     """Cut documents into sentences and those into tokens, many short documents at once."""
     backend = bare_backend(tokenizer)
     space = " " if has_space_in_words(tokenizer) else ""
-    split = ((split_sentences(text, sentence_rules), digest) for text, digest in documents)
+    split = ((_sentences(text, sentence_rules), digest) for text, digest in documents)
     for group in grouped(split, lambda document: len(document[0]), _SENTENCES_PER_BATCH):
         texts = [
             space * (number > 0) + sentence
@@ -216,6 +218,10 @@ def _tokenise(
             ids, starts = (np.concatenate(parts) for parts in zip(*kept, strict=True))
             lengths = np.array([len(ids) for ids, _ in kept], dtype=np.uint32)
             yield _Document(ids, starts, lengths, digest)
+
+
+def _sentences(text: str, sentence_rules: str) -> list[str]:
+    return text.sentences if isinstance(text, SplitText) else split_sentences(text, sentence_rules)
 
 
 def _encode(

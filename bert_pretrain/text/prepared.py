@@ -24,7 +24,7 @@ from bert_pretrain.errors import InputError
 
 ARROW_FILE, VALIDATION_FILE, MANIFEST = "corpus.arrow", "validation_documents.npy", "manifest.json"
 TOKEN_COUNTS_FILE = "token_counts.npy"
-FORMAT_VERSION = 2  # raised whenever what is written changes
+FORMAT_VERSION = 3  # raised whenever what is written changes
 
 Item = TypeVar("Item")
 

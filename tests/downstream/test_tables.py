@@ -23,7 +23,8 @@ def test_all_file_formats_give_the_same_rows(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
     frame.to_parquet(tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("a.csv", "a.tsv", "a.parquet", "a.jsonl"):
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))  # an array
+    for name in ("a.csv", "a.tsv", "a.parquet", "a.jsonl", "a.json"):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
         for path in (tmp_path / name, tmp_path / f"{name}.gz"):
             table = read_table(str(path), parameter="train_file", tsv_quotes="minimal")

@@ -19,12 +19,12 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation import minimal_pairs
 from bert_pretrain.evaluation.minimal_pairs import (
     PAIRS_PER_GROUP,
-    MinimalPair,
     accuracies,
-    read_pairs,
+    leave_out_unscorable,
     score_pairs,
     template_pairs,
 )
+from bert_pretrain.evaluation.pair_files import LeftOut, MinimalPair, read_pairs, refuse_mostly_bad
 from bert_pretrain.evaluation.pseudo_likelihood import encode_sentences
 from bert_pretrain.text.tokenizers import load_tokenizer
 
@@ -70,24 +70,56 @@ def test_both_formats_are_read_compressed_or_not(tmp_path: Path) -> None:
         ("a", "b", "own"),
     ]
     for name in ("own.jsonl", "own.jsonl.gz"):
-        assert [tuple(pair[:3]) for pair in read_pairs(write(tmp_path / name, rows))] == expected
+        pairs, left_out = read_pairs(write(tmp_path / name, rows))
+        assert [tuple(pair[:3]) for pair in pairs] == expected and not left_out
 
 
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ("{", "line 2, is not JSON"),
-        ("[1]", "line 2, is a list but each line must be an object"),
-        ({"good": "a"}, "line 2, has 'good' but must"),
-        ({"good": "a", "bad": 3}, "line 2, has 3 for a sentence"),
-        ({"good": "a", "bad": "  "}, "line 2, has '  ' for a sentence"),
-        ({"good": "a", "bad": "a"}, "line 2, has 'a' twice"),
-    ],
-)
-def test_a_line_that_is_no_pair_is_named(tmp_path: Path, row: Any, expected: str) -> None:
-    with pytest.raises(InputError, match=expected) as refused:
-        read_pairs(write(tmp_path / "own.jsonl", [OURS, row]))
-    assert "`pairs_file`" in str(refused.value)
+BAD_ROWS: list[tuple[Any, str, str]] = [
+    ("{", "no JSON object", "is not JSON"),
+    ("[1]", "no JSON object", "is a list but each line must be an object"),
+    ({"good": "a"}, "other fields", "has 'good' but must"),
+    ({"good": "a", "bad": 3}, "a sentence without text", "has 3 for a sentence"),
+    ({"good": None, "bad": "a"}, "a sentence without text", "has None for a sentence"),
+    ({"good": "a", "bad": "  "}, "a sentence without text", "has '  ' for a sentence"),
+    ({"good": "a", "bad": "\ud800"}, "a sentence without text", "has '\\ud800' for a sentence"),
+    ({"good": "a", "bad": "a"}, "the same sentence twice", "has 'a' twice"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason", "problem"), BAD_ROWS)
+def test_a_row_that_is_no_pair_is_left_out_and_named(
+    tmp_path: Path, row: Any, reason: str, problem: str
+) -> None:
+    path = write(tmp_path / "own.jsonl", [OURS, row, BLIMP])
+    pairs, left_out = read_pairs(path)
+    assert [pair.good for pair in pairs] == [OURS["good"], BLIMP["sentence_good"]]
+    [bad] = left_out
+    assert (bad.source, bad.reason) == (f"{path}, line 2", reason) and problem in bad.problem
+
+
+def test_a_file_of_all_kinds_of_bad_rows_is_read_for_its_good_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", [OURS, *(row for row, _, _ in BAD_ROWS)])
+    pairs, left_out = read_pairs(path)
+    assert len(pairs) == 1 and len(left_out) == len(BAD_ROWS)
+
+
+@pytest.mark.parametrize(("row", "reason", "problem"), BAD_ROWS)
+def test_a_file_whose_rows_are_mostly_bad_in_the_same_way_is_refused(
+    tmp_path: Path, row: Any, reason: str, problem: str
+) -> None:
+    half = write(tmp_path / "half.jsonl", [OURS, row])
+    assert len(read_pairs(half)[0]) == 1
+    most = write(tmp_path / "most.jsonl", [OURS, row, row])
+    with pytest.raises(InputError, match=r"most.jsonl, line 2, .*; so do 2 of 3 rows") as refused:
+        read_pairs(most)
+    assert problem in str(refused.value) and "`pairs_file`" in str(refused.value)
+
+
+def test_nothing_usable_is_an_error_whatever_the_reasons() -> None:
+    with pytest.raises(InputError, match="line 1, is odd"):
+        refuse_mostly_bad([LeftOut("line 1", "a", "is odd"), LeftOut("line 2", "b", "is even")], 0)
+    refuse_mostly_bad([LeftOut("line 1", "a", "is odd"), LeftOut("line 2", "b", "is even")], 1)
+    refuse_mostly_bad([], 0)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -132,17 +164,25 @@ def test_pairs_too_close_for_bfloat16_are_judged_in_float32(
 
 
 @pytest.mark.parametrize(
-    ("good", "expected"),
+    ("good", "reason", "problem"),
     [
-        ("a [MASK] .", "has a \\[MASK\\]"),
-        ("\u200b", "leaves nothing"),
-        ("a " * 40, "42 tokens but the model takes 32"),
+        ("a [MASK] .", "a [MASK]", "has a [MASK]"),
+        ("\u200b", "a sentence without tokens", "leaves nothing"),
+        ("a " * 40, "a sentence longer than the model takes", "42 tokens but the model takes 32"),
     ],
 )
-def test_sentences_that_cannot_be_scored_are_refused(bert: Path, good: str, expected: str) -> None:
-    model, tokenizer = BertForMaskedLM.from_pretrained(bert).eval(), load_tokenizer(str(bert))
-    with pytest.raises(InputError, match=f"own, line 7, .*{expected}"):
-        score_pairs(model, tokenizer, [MinimalPair(good, "b", "g", "own, line 7,")], bf16=False)
+@pytest.mark.parametrize("side", [0, 1])
+def test_pairs_that_cannot_be_scored_are_left_out(
+    good: str, reason: str, problem: str, side: int
+) -> None:
+    usable = MinimalPair("a cat .", "a cats .", "g", "own, line 6")
+    sentences = (good, "b")[:: 1 - 2 * side]
+    unusable = MinimalPair(*sentences, "g", "own, line 7")
+    tokenizer = load_tokenizer(None)
+    pairs, left_out = leave_out_unscorable([usable, unusable, usable], tokenizer, 32)
+    assert pairs == [usable, usable]
+    [bad] = left_out
+    assert (bad.source, bad.reason) == ("own, line 7", reason) and problem in bad.problem
 
 
 def test_templates_give_distinct_pairs_of_known_words_that_differ_in_one_place() -> None:
@@ -211,3 +251,44 @@ def test_a_missing_file_of_pairs_is_refused(bert: Path, capsys: pytest.CaptureFi
         main(f"evaluate --model {bert} --suite minimal_pairs --pairs_file no*.jsonl".split())
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: no*.jsonl is no file")
+
+
+def test_bad_rows_end_no_evaluation_and_are_named(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As seven pairs of BLiMP's do, whose sentences are the same twice."""
+    long = {"good": "a " * 40, "bad": "the " * 40}
+    same = {"sentence_good": "It is so.", "sentence_bad": "It is so.", "UID": "passive_1"}
+    path = write(tmp_path / "pairs.jsonl", [OURS, same, BLIMP, long, same, OURS])
+    good = write(tmp_path / "good.jsonl", [OURS, BLIMP, OURS])
+    records = []
+    for pairs_file in (path, good):
+        flags = f"evaluate --model {bert} --suite minimal_pairs --mixed_precision no"
+        flags += f" --pairs_file {pairs_file} --json {tmp_path}/out.json"
+        assert main(flags.split()) == 0
+        records.append(json.loads((tmp_path / "out.json").read_text()))
+    with_bad, without = records
+    assert with_bad["figures"] == without["figures"]
+    assert with_bad["details"]["minimal_pairs"]["left_out"] == [
+        {"source": f"{path}, line 2", "reason": "the same sentence twice"},
+        {"source": f"{path}, line 5", "reason": "the same sentence twice"},
+        {"source": f"{path}, line 4", "reason": "a sentence longer than the model takes"},
+    ]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"left out of 6 rows: 2 with the same sentence twice ({path}, line 2; {path}, line 5), "
+        f"1 with a sentence longer than the model takes ({path}, line 4)"
+    ) in printed
+
+
+def test_pairs_too_long_for_the_model_are_one_error(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"good": "a " * 40, "bad": "the " * 40}
+    path = write(tmp_path / "pairs.jsonl", [OURS, long, long])
+    with pytest.raises(SystemExit) as stopped:
+        main(f"evaluate --model {bert} --suite minimal_pairs --pairs_file {path}".split())
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "line 2, has 42 tokens but the model takes 32; so do 2 of 3 rows" in message
+    assert "--pairs_file" in message

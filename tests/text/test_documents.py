@@ -100,7 +100,8 @@ def test_byte_order_marks_and_brackets_in_names_do_no_harm(tmp_path: Path) -> No
 def test_files_are_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\n' * 3 + "bad\n")
-    documents = iter(open_files(path))
+    # What newlines mean is told by the first part of the text, which is read at once.
+    documents = iter(open_files(path, newline="paragraph"))
     assert [next(documents) for _ in range(3)] == ["good"] * 3
     with pytest.raises(InputError, match="line 4"):
         next(documents)
@@ -130,9 +131,59 @@ def test_the_fingerprint_follows_content_and_options(tmp_path: Path) -> None:
     assert open_files(path).fingerprint == first
     assert open_files(path, document_boundary="file").fingerprint != first
     assert open_files(path, text_column="other").fingerprint != first
+    assert open_files(path, newline="sentence").fingerprint != first
     path.write_text("two")
     os.utime(path, ns=(1, 1))
     assert open_files(path).fingerprint != first
+
+
+def test_the_fingerprint_is_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
+    first, second = tmp_path / "here", tmp_path / "there/deep"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        write(folder / "a.jsonl", TEXTS)
+        write(folder / "b.csv.gz", TEXTS[:1])
+    os.utime(second / "a.jsonl", ns=(1, 1))
+    here = open_files(first / "*").fingerprint
+    assert open_files(second / "*").fingerprint == here
+    assert open_files(second / "a.jsonl", first / "b.csv.gz").fingerprint == here
+    assert open_files(first / "b.csv.gz", first / "a.jsonl").fingerprint != here, "order decides"
+    (second / "a.jsonl").rename(second / "z.jsonl")
+    assert open_files(second / "z.jsonl", second / "b.csv.gz").fingerprint == here
+    text = (second / "z.jsonl").read_text()
+    (second / "z.jsonl").write_text(text.replace("First", "first"))
+    assert open_files(second / "z.jsonl", second / "b.csv.gz").fingerprint != here
+
+
+def test_the_fingerprint_of_a_data_set_is_of_its_content(tmp_path: Path) -> None:
+    dataset = Dataset.from_dict({"text": TEXTS})
+    dataset.save_to_disk(tmp_path / "first")
+    # Another fingerprint of `datasets`, because it was made in another way.
+    dataset.map(lambda row: row).save_to_disk(tmp_path / "second")
+    state = [
+        json.loads((tmp_path / name / "state.json").read_text()) for name in ("first", "second")
+    ]
+    assert state[0]["_fingerprint"] != state[1]["_fingerprint"]
+
+    def fingerprint(name: str) -> str:
+        return open_documents(TextSource(dataset_name=str(tmp_path / name))).fingerprint
+
+    first = fingerprint("first")
+    assert fingerprint("second") == first
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert fingerprint("moved") == first
+    Dataset.from_dict({"text": [*TEXTS[:2], TEXTS[2] + "!"]}).save_to_disk(tmp_path / "other")
+    assert fingerprint("other") != first
+
+
+def test_a_file_that_changes_while_documents_are_read_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", TEXTS)
+    documents = iter(open_files(path))
+    next(documents)
+    with path.open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(InputError, match=r"a.jsonl changes while it is read"):
+        list(documents)
 
 
 def test_a_saved_data_set_is_read(tmp_path: Path) -> None:

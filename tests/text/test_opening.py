@@ -74,6 +74,9 @@ def test_the_card_says_what_the_rows_are(tokenizer: PreTrainedTokenizerFast, fol
     )
     card = data_card(corpus, (pairs, 1))
     assert "20 (18 training, 2 held out); skipped: none" in card
+    assert "note" not in card
+    corpus.manifest["notes"].append("left out: 1 empty (a.txt)")
+    assert data_card(corpus, (pairs, 1)).endswith("note             left out: 1 empty (a.txt)")
     num_tokens = int((pairs.a_length + pairs.b_length + 3).sum())
     assert f"fill {100 * num_tokens / len(pairs) / 32:.1f} %, random next" in card
     of_order = data_card(corpus, (order, 1), pair_mode="sop")

@@ -24,6 +24,7 @@ from bert_pretrain.commands.prepare import main as prepare_command
 from bert_pretrain.errors import InputError
 from bert_pretrain.text import preparation, prepared
 from bert_pretrain.text.documents import DocumentSource, split_sentences
+from bert_pretrain.text.newlines import SplitText
 from bert_pretrain.text.prepared import (
     PreparedCorpus,
     TokenStore,
@@ -313,6 +314,27 @@ def test_an_interrupted_preparation_leaves_nothing_to_believe(
     assert not (tmp_path / "corpus.tmp").exists()
 
 
+def test_a_line_that_is_a_sentence_is_not_split_further(
+    prepare: Callable[..., PreparedCorpus],
+) -> None:
+    text = "The tree. Of each argument!\n\nThe function returns.\n"
+    for document, expected in ((text, 3), (SplitText(text), 2)):
+        corpus = prepare(source_of([document, "Each tree."], str(expected)))
+        counts = corpus.store.shards[0].sentences_per_document
+        assert counts.tolist() == [expected, 1]
+
+
+def test_what_is_noted_of_a_text_is_in_the_manifest_and_does_not_prepare_it_again(
+    prepare: Callable[..., PreparedCorpus],
+) -> None:
+    source = dataclasses.replace(source_of(make_texts()), notes=("left out: a.pdf",))
+    key = prepare(source).manifest["key"]
+    unreadable = DocumentSource("test texts", "one", lambda: pytest.fail("read again"))
+    for notes in ((), ("left out: b.pdf",), ("left out: b.pdf",)):
+        manifest = prepare(dataclasses.replace(unreadable, notes=notes)).manifest
+        assert manifest["notes"] == list(notes) and manifest["key"] == key
+
+
 def test_an_old_corpus_survives_an_interrupted_replacement(
     prepare: Callable[..., PreparedCorpus], tmp_path: Path
 ) -> None:
@@ -364,7 +386,8 @@ def test_a_corpus_of_another_format_is_refused(
 ) -> None:
     prepare(make_texts())
     manifest = tmp_path / "corpus/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+    current = f'"format_version": {prepared.FORMAT_VERSION}'
+    manifest.write_text(manifest.read_text().replace(current, '"format_version": 1'))
     with pytest.raises(InputError, match="format 1"):
         PreparedCorpus.load(tmp_path / "corpus")
 

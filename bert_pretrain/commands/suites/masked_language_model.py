@@ -16,12 +16,18 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
 from bert_pretrain.evaluation.minimal_pairs import (
     GroupAccuracy,
-    MinimalPair,
     PairScores,
     accuracies,
-    read_pairs,
+    leave_out_unscorable,
     score_pairs,
     template_pairs,
+)
+from bert_pretrain.evaluation.pair_files import (
+    LeftOut,
+    MinimalPair,
+    describe_left_out,
+    read_pairs,
+    refuse_mostly_bad,
 )
 from bert_pretrain.evaluation.pseudo_likelihood import VARIANTS, longest_row
 from bert_pretrain.evaluation.statistics import format_interval
@@ -121,8 +127,11 @@ def find_pair_files(evaluation: Evaluation) -> list[Path]:
 def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
     """Judge every pair by pseudo-log-likelihood, token by token and within words, by group."""
     files, precision = find_pair_files(evaluation), evaluation.text.mixed_precision
-    pairs = [pair for file in files for pair in read_pairs(file)] if files else template_pairs()
+    pairs, left_out = _read_files(files) if files else (template_pairs(), [])
     model, tokenizer = load_language_model(evaluation.model, "masked-LM")
+    pairs, unscorable = leave_out_unscorable(pairs, tokenizer, longest_row(model))
+    refuse_mostly_bad(unscorable, len(pairs))
+    left_out += unscorable
     bf16 = precision == "bf16" or (precision == "auto" and native_precision() == "bf16")
     scores = score_pairs(model, tokenizer, pairs, bf16=bf16)
     groups = [pair.group for pair in pairs]
@@ -147,6 +156,8 @@ def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
             f"computed in bfloat16 (root mean square error of good - bad {scores.error:.3f} "
             f"nats); the {scores.is_rescored.sum():,} pairs too close for that in float32"
         )
+    if left_out:
+        lines.append(describe_left_out(left_out, len(pairs)))
     if not files:
         lines.append(
             "these pairs are templates of this package, not BLiMP; pass others as --pairs_file"
@@ -162,7 +173,13 @@ def evaluate_minimal_pairs(evaluation: Evaluation) -> SuiteResult:
         for variant, (overall, by_group) in zip(VARIANTS, judged, strict=True)
     }
     details["pairs"] = _pair_details(pairs, scores)
+    details["left_out"] = [{"source": row.source, "reason": row.reason} for row in left_out]
     return SuiteResult("\n".join(lines), figures, details)
+
+
+def _read_files(files: list[Path]) -> tuple[list[MinimalPair], list[LeftOut]]:
+    read = [read_pairs(file) for file in files]
+    return [pair for pairs, _ in read for pair in pairs], [row for _, rows in read for row in rows]
 
 
 def _line(token: GroupAccuracy, word: GroupAccuracy) -> str:

@@ -158,7 +158,7 @@ def _open_text(
     run, given = evaluation.run, evaluation.text
     settings = {name: value for name, value in run.items() if name not in SOURCE_FLAGS}
     settings |= evaluation.source
-    for flag in ("text_column", "document_boundary"):
+    for flag in ("text_column", "document_boundary", "newline", "tsv_quotes"):
         if getattr(given, flag) is not None:
             settings[flag] = getattr(given, flag)
     if (share := evaluation.data.validation_share) is not None:

@@ -1,0 +1,129 @@
+"""The documents in files of text, as they stand there.
+
+A path enters; documents leave one after the other: of a .txt with all their newlines, of other
+files the cells of a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from bert_pretrain.data.json_files import read_json
+from bert_pretrain.data.row_files import (
+    Quotes,
+    file_kind,
+    open_parquet,
+    read_csv,
+    read_lines,
+    read_tsv,
+)
+from bert_pretrain.errors import InputError
+from bert_pretrain.text.cells import cell_of, missing_column, outer_column, text_of
+
+DocumentBoundary: TypeAlias = Literal["blank_line", "line", "file"]
+
+LONGEST_DOCUMENT = 2**28  # letters between two blank lines, many times those of a novel
+_SAMPLED_FILES = 16
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """How files become documents; see `TextSource`."""
+
+    text_column: str
+    document_boundary: DocumentBoundary
+    tsv_quotes: Quotes
+
+    def read(self, path: Path) -> Iterator[Any]:
+        """Yield the documents of a file as they stand in it; what is not text may be among them.
+
+        Raises:
+            InputError: the file cannot be read, or lacks the column.
+        """
+        kind, column = file_kind(path), self.text_column
+        if kind == ".txt":
+            yield from self._read_text(path)
+        elif kind in (".jsonl", ".json"):
+            for number, row in read_json(path, parameter="data_files"):
+                try:
+                    yield text_of(cell_of(row, column))
+                except KeyError as error:
+                    raise missing_column(f"{path}, line {number},", column, row) from error
+        elif kind == ".csv":
+            for block in read_csv(path, parameter="data_files"):
+                if column not in block.columns:
+                    raise missing_column(path, column, list(block.columns))
+                yield from block[column].tolist()
+        elif kind == ".tsv":
+            rows = read_tsv(path, parameter="data_files", quotes=self.tsv_quotes)
+            header = next(rows, [])
+            if column not in header:
+                raise missing_column(path, column, header)
+            yield from (cells[header.index(column)] for cells in rows)
+        else:
+            yield from self._read_parquet(path)
+
+    def _read_text(self, path: Path) -> Iterator[str]:
+        lines = (line.strip() for line in read_lines(path, parameter="data_files"))
+        if self.document_boundary == "line":
+            yield from filter(None, lines)
+        elif self.document_boundary == "blank_line":
+            runs = groupby(lines, key=bool)
+            yield from ("\n".join(_bounded(run, path)) for has_text, run in runs if has_text)
+        else:
+            yield "\n".join(lines)
+
+    def _read_parquet(self, path: Path) -> Iterator[Any]:
+        column = self.text_column
+        with open_parquet(path, parameter="data_files") as parquet:
+            names = parquet.schema_arrow.names
+            outer = outer_column(column, names)
+            if outer is None:
+                raise missing_column(path, column, names)
+            for batch in parquet.iter_batches(batch_size=1000, columns=[outer]):
+                for row in batch.to_pylist():
+                    try:
+                        yield text_of(cell_of(row, column))
+                    except KeyError as error:
+                        raise missing_column(path, column, row) from error
+
+    def sample(self, paths: list[Path], size: int) -> Iterator[str]:
+        """Yield texts from the beginnings of some files, spread evenly, of `size` letters in all.
+
+        Those of a .txt come as one, because the whole file may be one document.
+        """
+        count = min(len(paths), _SAMPLED_FILES)
+        for path in (paths[number * len(paths) // count] for number in range(count)):
+            if file_kind(path) == ".txt" and self.document_boundary != "line":
+                lines = read_lines(path, parameter="data_files")
+                yield "".join(first_texts(lines, size // count))
+            else:
+                yield from first_texts(self.read(path), size // count)
+
+
+def _bounded(lines: Iterable[str], path: Path) -> Iterator[str]:
+    """Yield the lines of a document, unless they are so many that it can hardly be one."""
+    size = 0
+    for line in lines:
+        size += len(line)
+        if size > LONGEST_DOCUMENT:
+            raise InputError(
+                f"{path} has no blank line within {size:,} letters, but one ends a document",
+                advice="pass `document_boundary` line, or file",
+            )
+        yield line
+
+
+def first_texts(texts: Iterable[Any], size: int) -> Iterator[str]:
+    """Yield the first texts, of `size` letters in all, each of which may be cut."""
+    for text in texts:
+        if size <= 0:
+            return
+        if isinstance(text, str):
+            yield text[:size]
+            size -= len(text)
+        size -= 1  # nor may there be too many empty ones
