@@ -13,7 +13,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bert_pretrain"
 
 # A GPU is often rented with torch, transformers and accelerate alone on it.
-ABSENT = ("datasets", "evaluate", "kornia", "sentencex", "matplotlib", "sklearn", "pandas", "scipy")
+ABSENT = (
+    *("datasets", "evaluate", "kornia", "matplotlib", "sklearn", "pandas", "scipy"),
+    *("sentencex", "langcodes", "icu4py"),
+)
 CORE = (
     *(f"models.{path.stem}" for path in sorted((PACKAGE / "models").glob("[a-z]*.py"))),
     *(f"losses.{path.stem}" for path in sorted((PACKAGE / "losses").glob("[a-z]*.py"))),

@@ -23,6 +23,7 @@ from bert_pretrain.text.blocks import TextBlocks
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.tokenizers import load_tokenizer
+from bert_pretrain.text.words import check_unit
 
 
 @dataclass
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             download=download_corpus,
             output_dir=Path(target.output_dir),
         )
+        warnings = check_unit(corpus.manifest["words"], text.masking)
         blocks = TextBlocks(
             corpus.store,
             corpus.train_documents,
@@ -67,4 +69,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = blocks.planner(0, 0)()
         card = data_card(corpus, (plan, blocks.num_blocks), pair_mode=text.pair_mode)
         sys.stdout.write(spell(card) + "\n")
+        sys.stdout.writelines(f"WARNING: {spell(warning)}\n" for warning in warnings)
     return 0

@@ -9,6 +9,7 @@ from bert_pretrain.commands.machine import batch_layout, compiles, product_dtype
 from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.data.processes import gather_on_hosts
+from bert_pretrain.errors import spell
 from bert_pretrain.models.any_encoder import is_scored_everywhere, may_be_cut
 from bert_pretrain.models.attention_choice import fastest_attention
 from bert_pretrain.models.bert import BertForPreTraining
@@ -21,7 +22,9 @@ from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import PairMode
+from bert_pretrain.text.sentences import standard_language
 from bert_pretrain.text.tokenizers import load_tokenizer
+from bert_pretrain.text.words import check_unit
 
 
 def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
@@ -46,6 +49,8 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         download=download_corpus,
         show_progress=accelerator.is_local_main_process,
     )
+    for warning in check_unit(corpus.manifest["words"], text.masking):
+        accelerator.print(f"WARNING: {spell(warning)}")
     rule = MaskingRule(
         mlm_probability=text.mlm_probability,
         last_mlm_probability=text.mlm_probability.last,
@@ -107,7 +112,7 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         ),
         with_nsp=with_pairs,
         is_of_order=pair_mode == "sop",
-        language=text.language or corpus.language,
+        language=standard_language(text.language) if text.language else corpus.language,
         max_seq_length=text.max_seq_length,
         is_from_scratch=is_from_scratch,
     )

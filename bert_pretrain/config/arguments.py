@@ -108,9 +108,10 @@ class TextArguments:
     streaming: bool = flag(False, "Read a Hub data set without downloading it first.")
     language: str | None = flag(
         None,
-        "Language code of the text, such as de or pt-br: its rules split sentences, and the cards "
-        "of model and corpus name it. Without it, sentences are split as English, and cards name "
-        "a language for 'docs' only.",
+        "Language code of the text, such as de or pt-BR: its rules split sentences, and the cards "
+        "of model and corpus name it. Without it, text in Latin script is split as English, and "
+        "cards name a language for 'docs' only. Paragraphs in another script than the language's "
+        "are split by rules of their script (docs/languages.md).",
     )
     tokenizer_name: str | None = flag(
         None,
@@ -137,7 +138,10 @@ class TextArguments:
     )
     mask_replace_prob: float = flag(0.8, "Share of those that become [MASK].", SHARE)
     random_replace_prob: float = flag(0.1, "Share of those that become a random token.", SHARE)
-    masking: Literal["token", "whole_word", "span"] = flag("token", "Unit that is masked together.")
+    masking: Literal["token", "whole_word", "span"] = flag(
+        "token",
+        "Unit that is masked together; words are those of the text (docs/languages.md).",
+    )
 
 
 @dataclass

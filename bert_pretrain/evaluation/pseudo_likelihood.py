@@ -36,6 +36,7 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertLayer
 
 from bert_pretrain.models.loading import num_positions
+from bert_pretrain.text.words import WordFinder
 
 # int64 (N, L), one position per row (N,) -> vocabulary scores there, (N, V)
 ReadScores: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -71,19 +72,19 @@ def longest_row(model: PreTrainedModel) -> int:
 def encode_sentences(
     tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
 ) -> list[EncodedSentence]:
-    """Tokenise sentences, each with its special tokens; words are the tokenizer's own."""
+    """Tokenise sentences, each with its special tokens; words are those of the text."""
+    encodings = tokenizer(list(sentences)).encodings
+    is_special = [np.array(e.special_tokens_mask, dtype=np.bool_) for e in encodings]
+    offsets = [
+        list(itertools.compress(encoding.offsets, ~mask))
+        for encoding, mask in zip(encodings, is_special, strict=True)
+    ]
+    begins = WordFinder().word_starts(sentences, offsets)
     encoded = []
-    for encoding in tokenizer(list(sentences)).encodings:
-        own = itertools.count(len(encoding))  # a token outside all words is a word of its own
-        words = [
-            -1 if is_special else next(own) if word is None else word
-            for word, is_special in zip(
-                encoding.word_ids, encoding.special_tokens_mask, strict=True
-            )
-        ]
-        encoded.append(
-            EncodedSentence(np.array(encoding.ids, dtype=np.int64), np.array(words, dtype=np.int64))
-        )
+    for encoding, mask, starts in zip(encodings, is_special, begins, strict=True):
+        words = np.full(len(encoding), -1, dtype=np.int64)
+        words[~mask] = np.cumsum(starts)
+        encoded.append(EncodedSentence(np.array(encoding.ids, dtype=np.int64), words))
     return encoded
 
 

@@ -1,4 +1,4 @@
-"""Raw text: where documents come from, and how they are split into sentences.
+"""Raw text: where documents come from.
 
 A document is a `str`, its paragraphs separated by newlines, or a `SplitText`, its sentences.
 Documents are read one at a time, so that no corpus is ever held in memory.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,9 +23,6 @@ from bert_pretrain.text.embedded import embedded_documents, embedded_key
 from bert_pretrain.text.file_search import FoundFiles, find_files, find_split
 from bert_pretrain.text.newlines import SAMPLE_SIZE, NewlineRule, choose_rule, follow_rule
 from bert_pretrain.text.text_files import DocumentBoundary, FileReader, first_texts
-
-DEFAULT_SENTENCE_RULES = "en"  # where no language is stated
-_LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class TextSource:
             a first part of the text makes of it, for each kind of file alone.
         tsv_quotes: what quotes are in a .tsv, see `read_tsv`.
         streaming: whether to read a Hub data set without downloading it first.
-        language: code of the text's language; None = not stated.
+        language: code of the text's language in any usual spelling; None = not stated.
         validation_share: share of documents that a corpus holds out, in (0, 0.5).
         preprocessing_num_workers: threads that tokenise; 0 = one per core.
     """
@@ -199,23 +195,3 @@ def _following(rule: NewlineRule, cells: Iterable[Any]) -> Iterator[Any]:
 
 def _hash(identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
-def check_language(language: str) -> None:
-    """Raise `InputError` unless a language is named by a code: sentencex takes all as English."""
-    if not _LANGUAGE_CODE.fullmatch(language):
-        raise InputError.out_of_range(
-            "language", language, "a code such as en or pt-br", "pass the code as `language`"
-        )
-
-
-def split_sentences(text: str, language: str) -> list[str]:
-    """Split a document into stripped, non-empty sentences; a newline always ends one.
-
-    A language without rules of its own gets those of a related one.
-    """
-    from sentencex import segment
-
-    paragraphs = filter(None, map(str.strip, text.splitlines()))
-    pieces = (piece.strip() for paragraph in paragraphs for piece in segment(language, paragraph))
-    return [sentence for sentence in pieces if sentence]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.text.documents import TextSource, check_language, open_documents
+from bert_pretrain.text.documents import TextSource, open_documents
 from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan, PairMode
 from bert_pretrain.text.preparation import prepare_corpus
 from bert_pretrain.text.prepared import MANIFEST, PreparedCorpus
+from bert_pretrain.text.sentences import standard_language
 from bert_pretrain.text.tokenizers import tokenizer_hash
 
 
@@ -36,8 +38,7 @@ def open_corpus(
     Raises:
         InputError: the text or the tokenizer cannot be used.
     """
-    if text.language is not None:
-        check_language(text.language)
+    language = None if text.language is None else standard_language(text.language)
     name = text.dataset_name
     folder = None
     if name is not None:
@@ -59,7 +60,7 @@ def open_corpus(
             open_documents(text),
             tokenizer,
             output_dir=output_dir,
-            language=text.language,
+            language=language,
             validation_share=text.validation_share,
             seed=seed,
             show_progress=show_progress,
@@ -94,10 +95,23 @@ def data_card(
         f"{manifest['tokens_per_sentence']:.1f} tokens",
         f"tokens           {counts['tokens']:,}, mean {manifest['tokens_per_document']:,.0f} a "
         f"document, unknown {100 * manifest['unknown_rate']:.3f} %",
+        f"words            {_describe_words(manifest['words'])}",
         *(f"rows             {_describe_rows(*phase, pair_mode)}" for phase in rows),
         *(f"note             {note}" for note in manifest["notes"]),
     ]
     return "\n".join(lines)
+
+
+def _describe_words(words: dict[str, Any]) -> str:
+    described = (
+        f"{words['number']:,}, mean {words['per_sentence']:.1f} a sentence, "
+        f"{words['tokens_per_word']:.2f} tokens a word"
+    )
+    if words["segmenter"] is None:
+        return described
+    share = 100 * words["share_without_spaces"]
+    how = f"by {words['segmenter']}" if words["has_dictionary"] else "into characters"
+    return f"{described}; {share:.1f} % of the characters in scripts without spaces, cut {how}"
 
 
 def _describe_rows(plan: EpochPlan, num_blocks: int, pair_mode: PairMode) -> str:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.data.atomic import atomic_folder, write_json
 from bert_pretrain.errors import InputError
-from bert_pretrain.text.documents import DEFAULT_SENTENCE_RULES, DocumentSource, split_sentences
+from bert_pretrain.text.documents import DocumentSource
 from bert_pretrain.text.newlines import SplitText
 from bert_pretrain.text.prepared import (
     ARROW_FILE,
@@ -38,11 +38,13 @@ from bert_pretrain.text.prepared import (
     stated_language,
     write_token_counts,
 )
+from bert_pretrain.text.sentences import sentence_rules, split_sentences
 from bert_pretrain.text.tokenizers import bare_backend, has_space_in_words, tokenizer_hash
+from bert_pretrain.text.words import WordFinder, describe_words
 
 _SENTENCES_PER_BATCH = 2_000  # tokenised at once, on all cores
 _TOKENS_PER_RECORD_BATCH = 4_000_000  # 12 MB of ids and word starts
-_MADE_WITH = ("datasets", "tokenizers", "sentencex")  # whose versions a corpus names
+_MADE_WITH = ("datasets", "tokenizers", "sentencex", "regex")  # whose versions a corpus names
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ def prepare_corpus(
         source: the documents; exact duplicates are dropped.
         tokenizer: cuts sentences into tokens, without special ones.
         output_dir: target folder; another corpus in it is replaced. None = a folder in the cache.
-        language: code of the text's language, whose rules split sentences; None = not stated, then
-            the rules are those of English. If the folder holds a corpus that differs only in
-            the stated language, or in what is noted of it, its manifest alone is written again.
+        language: standard code of the text's language, whose rules split sentences; None = not
+            stated, then the rules are those of English. Paragraphs in other scripts have their own,
+            see `split_sentences`. If the folder holds a corpus that differs only in the stated
+            language, or in what is noted of it, its manifest alone is written again.
         validation_share: share of documents held out, in [0, 0.5): those with the smallest digests
             of seed and text, so that the choice does not depend on their order; at least 2
             where there are 4 or more documents, unless the share is 0.
@@ -84,7 +87,7 @@ def prepare_corpus(
     Raises:
         InputError: `output_dir` holds something else, or the source cannot be used.
     """
-    rules = language or DEFAULT_SENTENCE_RULES
+    rules = sentence_rules(language)
     languages = {"language": language or source.language, "sentence_rules": rules}
     notes = list(source.notes)
     choices = {**languages, "validation_share": validation_share, "seed": seed, "notes": notes}
@@ -92,16 +95,20 @@ def prepare_corpus(
     if has_space_in_words(tokenizer):
         parts.append("a space before each sentence but the first")
     determinants = json.dumps([*parts, seed, metadata.version("sentencex")])
+    finder = WordFinder()
     key = hashlib.sha256(determinants.encode()).hexdigest()
+    # Of a corpus with text that the segmenter has cut; installing another changes no other corpus.
+    segmented_key = hashlib.sha256(f"{key} {finder.segmenter.name}".encode()).hexdigest()
     cached = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
     output_dir = (output_dir or cached).absolute()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(output_dir):
         manifest = _manifest_in(output_dir)
-        if manifest is None or manifest["key"] != key:
-            identity = {"format_version": FORMAT_VERSION, "key": key}
+        if manifest is None or manifest["key"] not in (key, segmented_key):
             with atomic_folder(output_dir) as aside:
-                manifest = identity | _fill(aside, source, tokenizer, choices, show_progress)
+                filled = _fill(aside, source, tokenizer, finder, choices, show_progress)
+                corpus_key = segmented_key if filled["words"]["segmenter"] else key
+                manifest = {"format_version": FORMAT_VERSION, "key": corpus_key} | filled
                 (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         elif stated_language(manifest) != languages["language"] or manifest["notes"] != notes:
             write_json(output_dir / MANIFEST, manifest | languages | {"notes": notes})
@@ -112,6 +119,7 @@ def _fill(
     folder: Path,
     source: DocumentSource,
     tokenizer: PreTrainedTokenizerFast,
+    finder: WordFinder,
     choices: dict[str, Any],
     show_progress: bool,
 ) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def _fill(
     skipped: Counter[str] = Counter()
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
     distinct = _distinct(source, choices["seed"], skipped)
-    documents = _tokenise(distinct, tokenizer, choices["sentence_rules"], dtype, skipped)
+    documents = _tokenise(distinct, tokenizer, finder, choices["sentence_rules"], dtype, skipped)
     progress = tqdm(documents, desc="preparing", unit=" documents", disable=not show_progress)
     digests = _write(progress, folder / ARROW_FILE, dtype)
     if not digests:
@@ -152,6 +160,7 @@ def _fill(
             "validation_documents": len(held_out),
             "validation_tokens": int(held_out_counts.sum()),
         },
+        "words": describe_words(store, finder),
         "unknown_rate": int(num_unknown) / store.num_tokens,
         "tokens_per_sentence": store.num_tokens / num_sentences,
         "tokens_per_document": store.num_tokens / store.num_documents,
@@ -193,21 +202,22 @@ def _distinct(
 def _tokenise(
     documents: Iterator[tuple[str, bytes]],
     tokenizer: PreTrainedTokenizerFast,
-    sentence_rules: str,
+    finder: WordFinder,
+    language: str,
     dtype: DTypeLike,
     skipped: Counter[str],
 ) -> Iterator[_Document]:
     """Cut documents into sentences and those into tokens, many short documents at once."""
     backend = bare_backend(tokenizer)
     space = " " if has_space_in_words(tokenizer) else ""
-    split = ((_sentences(text, sentence_rules), digest) for text, digest in documents)
+    split = ((_sentences(text, language), digest) for text, digest in documents)
     for group in grouped(split, lambda document: len(document[0]), _SENTENCES_PER_BATCH):
         texts = [
             space * (number > 0) + sentence
             for sentences, _ in group
             for number, sentence in enumerate(sentences)
         ]
-        encoded = _encode(texts, backend, dtype)
+        encoded = _encode(texts, backend, finder, dtype)
         for sentences, digest in group:
             cut = list(islice(encoded, len(sentences)))
             kept = [(ids, starts) for ids, starts in cut if len(ids)]
@@ -220,23 +230,20 @@ def _tokenise(
             yield _Document(ids, starts, lengths, digest)
 
 
-def _sentences(text: str, sentence_rules: str) -> list[str]:
-    return text.sentences if isinstance(text, SplitText) else split_sentences(text, sentence_rules)
+def _sentences(text: str, language: str) -> list[str]:
+    return text.sentences if isinstance(text, SplitText) else split_sentences(text, language)
 
 
 def _encode(
-    sentences: list[str], backend: Tokenizer, dtype: DTypeLike
+    sentences: list[str], backend: Tokenizer, finder: WordFinder, dtype: DTypeLike
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
     """Yield token ids and word starts of each sentence, both (T,)."""
     # Encodings are large; a novel's would take a gigabyte at once.
     for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
         batch = sentences[first : first + _SENTENCES_PER_BATCH]
-        for encoding in backend.encode_batch(batch, add_special_tokens=False):
-            # A token outside any word has the number None. It becomes NaN, which differs from its
-            # neighbours.
-            words = np.array(encoding.word_ids, dtype=np.float32)
-            is_start = np.ones(len(words), dtype=np.uint8)
-            is_start[1:] = words[1:] != words[:-1]
+        encodings = backend.encode_batch(batch, add_special_tokens=False)
+        starts = finder.word_starts(batch, (encoding.offsets for encoding in encodings))
+        for encoding, is_start in zip(encodings, starts, strict=True):
             yield np.array(encoding.ids, dtype=dtype), is_start
 
 

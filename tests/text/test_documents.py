@@ -1,4 +1,4 @@
-"""Sources of documents, their errors, and sentences."""
+"""Sources of documents and their errors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text import documents as corpus
 from bert_pretrain.text.documents import (
     DocumentSource,
     TextSource,
-    check_language,
     open_documents,
-    split_sentences,
 )
 
 TEXTS = [
@@ -279,27 +275,3 @@ def test_zstandard_files_are_read_also_of_several_frames(tmp_path: Path) -> None
     frames = [pa.compress(text, codec="zstd", asbytes=True) for text in (b"One.\n\nT", b"wo.")]
     (tmp_path / "a.txt.zst").write_bytes(b"".join(frames))
     assert list(open_files(tmp_path / "a.txt.zst")) == ["One.", "Two."]
-
-
-def test_sentences_end_at_newlines_and_not_after_abbreviations() -> None:
-    assert split_sentences("Dr. Smith came. He saw!\nA heading\n\nIt cost 3.5 dollars.", "en") == [
-        "Dr. Smith came.",
-        "He saw!",
-        "A heading",
-        "It cost 3.5 dollars.",
-    ]
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.text(max_size=300))
-def test_splitting_loses_nothing_but_blanks(text: str) -> None:
-    sentences = split_sentences(text, "en")
-    assert "".join("".join(sentences).split()) == "".join(text.split())
-    assert all(sentence and sentence == sentence.strip() for sentence in sentences)
-
-
-def test_a_language_that_is_no_code_is_refused() -> None:
-    assert split_sentences("Das ist z.B. gut. Ja.", "de")[-1] == "Ja."
-    for language in ("english", "", "e", "en_US"):
-        with pytest.raises(InputError, match="`language`"):
-            check_language(language)

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_pretrain.commands.prepare import main as prepare_command
 from bert_pretrain.errors import InputError
 from bert_pretrain.text import preparation, prepared
-from bert_pretrain.text.documents import DocumentSource, split_sentences
+from bert_pretrain.text.documents import DocumentSource
 from bert_pretrain.text.newlines import SplitText
 from bert_pretrain.text.prepared import (
     PreparedCorpus,
@@ -32,6 +32,7 @@ from bert_pretrain.text.prepared import (
     stated_language,
     unigram_entropy,
 )
+from bert_pretrain.text.sentences import split_sentences
 from bert_pretrain.text.tokenizers import has_space_in_words, load_tokenizer
 
 WORDS = [
