@@ -38,10 +38,10 @@ from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text import blocks
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.opening import open_corpus
-from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan
+from bert_pretrain.text.pairs import EpochPlan
 from bert_pretrain.text.prepared import PreparedCorpus
 from bert_pretrain.text.tokenizers import load_tokenizer
-from bert_pretrain.text.windows import sentence_ends
+from bert_pretrain.text.windows import IS_RANDOM, NO_PAIR, sentence_ends
 
 Segments: TypeAlias = tuple[torch.Tensor, ...]
 
@@ -53,7 +53,7 @@ def epoch_rows(
     seed: int,
     documents: NDArray[np.int64] | None = None,
 ) -> list[EpochPlan]:
-    """Return the plans of an epoch, of the training documents by default."""
+    """Return the pairs of an epoch, by plans, of the training documents by default."""
     made = blocks.TextBlocks(
         corpus.store,
         corpus.train_documents if documents is None else documents,
@@ -63,7 +63,8 @@ def epoch_rows(
         seed=seed,
         rows_per_block=way.rows,
     )
-    return [made.planner(epoch, block)() for block in range(made.num_blocks)]
+    plans = [made.planner(epoch, block)() for block in range(made.num_blocks)]
+    return [plan.take(np.flatnonzero(plan.next_sentence_label != NO_PAIR)) for plan in plans]
 
 
 def compare_plans(corpus: PreparedCorpus, way: argparse.Namespace) -> dict[str, float]:

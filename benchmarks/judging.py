@@ -134,8 +134,9 @@ class Judge:
             scores["mlm"] = scores["mlm"][is_masked]
             targets = {"mlm": batch["labels"][is_masked]}
             if "next_sentence_label" in batch:
-                scores["nsp"] = output["seq_relationship_logits"]
-                targets["nsp"] = batch["next_sentence_label"]
+                is_pair = batch["next_sentence_label"] != -100
+                scores["nsp"] = output["seq_relationship_logits"][is_pair]
+                targets["nsp"] = batch["next_sentence_label"][is_pair]
             for name, target in targets.items():
                 loss = cross_entropy(scores[name].float(), target, reduction="sum")
                 correct = (scores[name].argmax(-1) == target).sum()

@@ -33,6 +33,7 @@ from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch
 from bert_pretrain.text.prepared import Shard, TokenStore
+from bert_pretrain.text.windows import NO_PAIR
 from bert_pretrain.training.optimizers import build_optimizers
 
 
@@ -158,6 +159,7 @@ def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> list[lis
         seed=0,
         epoch=0,
     )
+    plan = plan.take(np.flatnonzero(plan.next_sentence_label != NO_PAIR))
     tokenizer = make_tokenizer(arguments.vocab_size)
     steps = [
         stock_step(plan, store, tokenizer, arguments, size),

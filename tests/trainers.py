@@ -60,15 +60,20 @@ def bert_objective(
     *,
     with_pairs: bool = True,
     num_layers: int = 2,
+    num_short: int = 0,
     build: Callable[[], PreTrainedModel] | None = None,
     **config: Any,
 ) -> TextObjective:
-    """Return the objective of a very small BERT, or of what `build` makes, on random documents."""
+    """Return the objective of a very small BERT, or of what `build` makes, on random documents.
+
+    There are 40 documents of 12 sentences, and `num_short` of a single one.
+    """
     generator = np.random.default_rng(0)
     documents = [
         [generator.integers(5, VOCAB, generator.integers(3, 15)).tolist() for _ in range(12)]
         for _ in range(40)
     ]
+    documents += [[generator.integers(5, VOCAB, 12).tolist()] for _ in range(num_short)]
     store = store_of(documents)
     rule = MaskingRule(mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, VOCAB))
     mode: PairMode = "exact" if with_pairs else "none"

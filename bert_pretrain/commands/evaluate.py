@@ -29,6 +29,7 @@ from bert_pretrain.commands.suites.masked_language_model import (
     find_pair_files,
 )
 from bert_pretrain.commands.suites.nsp import evaluate_nsp, refuse_untrained_head
+from bert_pretrain.commands.suites.perplexity import evaluate_perplexity
 from bert_pretrain.config.evaluating import check_evaluation
 from bert_pretrain.config.flags import parse_flags
 from bert_pretrain.data.atomic import write_json
@@ -39,6 +40,7 @@ SUITES: dict[str, Callable[[Evaluation], SuiteResult]] = {
     "fill_mask": evaluate_fill_mask,
     "minimal_pairs": evaluate_minimal_pairs,
     "nsp": evaluate_nsp,
+    "perplexity": evaluate_perplexity,
     "knn": evaluate_knn,
     "linear_probe": evaluate_linear_probe,
 }
@@ -104,10 +106,10 @@ def _judge(arguments: Sequence[str]) -> None:
         FLAG_GROUPS,
         prog="bert-pretrain evaluate",
         description="Judge a model: what it expects behind [MASK], which of two sentences it finds "
-        "more likely, whether it can tell the next passage from another, or how good its frozen "
-        "image features are beside pixels, their principal components and the same encoder "
-        "untrained. --suite label_efficiency, accuracy against the number of labels, has flags of "
-        "its own: add --help.",
+        "more likely, whether it can tell the next passage from another, how well it predicts "
+        "hidden tokens of any text, or how good its frozen image features are beside pixels, their "
+        "principal components and the same encoder untrained. --suite label_efficiency, accuracy "
+        "against the number of labels, has flags of its own: add --help.",
         allow_abbrev=False,
     )
     groups = parse_flags(parser, arguments)

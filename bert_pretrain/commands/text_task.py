@@ -73,6 +73,7 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         max_eval_rows=data.max_eval_rows,
         few_shapes=compiles(config, accelerator),
         cuts_padding=may_be_cut(model_class),
+        same_document_partners=text.same_document_partners,
     )
 
     def make_model() -> PreTrainedModel:

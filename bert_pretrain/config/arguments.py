@@ -71,7 +71,8 @@ class DataArguments:
     )
     validation_share: float = flag(
         0.05,
-        "Share of documents or images held out for evaluation.",
+        "Share of the text's tokens, or of the images, held out for evaluation: whole documents; "
+        "where these are few and long, the first or last sentences of each.",
         Range(0, 0.5, low_included=False, high_included=False),
     )
     max_eval_rows: int = flag(2000, "Evaluated rows at most, drawn once; 0 = all.", NON_NEGATIVE)
@@ -87,6 +88,13 @@ class TextArguments:
     """How text becomes training rows."""
 
     _argument_group_name: ClassVar[str] = "text"
+    validation_files: list[str] | None = flags(
+        "Own text to hold out, in place of --validation_share; training documents that are in it "
+        "as well are left out."
+    )
+    validation_split: str | None = flag(
+        None, "Split of the data set to hold out, in place of --validation_share."
+    )
     text_column: str = flag(
         "text",
         "Column with the text, of files other than .txt and of data sets; a.b = column b within a. "
@@ -130,6 +138,11 @@ class TextArguments:
         "exact",
         "How sentence pairs are drawn: unbiased; as google-research/bert does; or sop, sentence "
         "order: neighbours of one document, in order or swapped (ALBERT).",
+    )
+    same_document_partners: bool = flag(
+        False,
+        "Let the random B of an exact pair be of a distant place of the same document, where none "
+        "of another document is left; the data card says how many are.",
     )
     mlm_probability: Rates = flag(
         Rates(0.15),

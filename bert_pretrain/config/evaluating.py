@@ -29,7 +29,9 @@ class EvaluateArguments:
         MISSING, "Folder or Hub id of a transformers model, or a run directory: its final model."
     )
     suite: list[str] = flag(
-        MISSING, "One or more of: fill_mask, minimal_pairs, nsp (text), knn, linear_probe (images)."
+        MISSING,
+        "One or more of: fill_mask, minimal_pairs, nsp, perplexity (text), knn, linear_probe "
+        "(images).",
     )
     json: str | None = flag(
         None,
@@ -49,7 +51,7 @@ class EvaluateArguments:
 
 @dataclass
 class EvaluationData:
-    """Images for knn and linear_probe, text for nsp; by default those of the run of --model."""
+    """Images for knn and linear_probe, text for nsp and perplexity; by default the run's own."""
 
     _argument_group_name: ClassVar[str] = "data"
 
@@ -66,8 +68,8 @@ class EvaluationData:
     )
     validation_share: float | None = flag(
         None,
-        "Share of images or documents to evaluate on, in (0, 1). Without a run: 0.2 of images, "
-        "0.05 of documents.",
+        "Share of the images or of the text's tokens to evaluate on, in (0, 1). Without a run: 0.2 "
+        "of the images, all of a text.",
     )
 
 
@@ -94,7 +96,7 @@ class EvaluationImages:
 
 @dataclass
 class EvaluationText:
-    """Sentences and text, for fill_mask, minimal_pairs and nsp."""
+    """Sentences and text, for fill_mask, minimal_pairs, nsp and perplexity."""
 
     _argument_group_name: ClassVar[str] = "text"
 
@@ -115,21 +117,26 @@ class EvaluationText:
         "cannot decide are scored in float32 all the same.",
     )
     text_column: str | None = flag(
-        None, "nsp: column with the text, of files other than .txt and of data sets."
+        None, "nsp, perplexity: column with the text, of files other than .txt and of data sets."
     )
     document_boundary: Literal["blank_line", "line", "file"] | None = flag(
-        None, "nsp: what ends a document in .txt: a blank line, the line, or the file."
+        None,
+        "nsp, perplexity: what ends a document in .txt: a blank line, the line, or the file.",
     )
     newline: Literal["auto", "space", "sentence", "paragraph"] | None = flag(
         None,
-        "nsp: what a newline in a document is, as in pretraining. Default: the run's, or auto.",
+        "nsp, perplexity: what a newline in a document is, as in pretraining. Default: the run's, "
+        "or auto.",
     )
-    tsv_quotes: Literal["none", "minimal"] | None = flag(None, "nsp: quotes of a .tsv.")
+    tsv_quotes: Literal["none", "minimal"] | None = flag(None, "nsp, perplexity: quotes of a .tsv.")
     max_pairs: int = flag(2000, "nsp: most held-out pairs judged, easy and hard each.", at_least(2))
+    max_eval_rows: int = flag(
+        2000, "perplexity: most rows judged, drawn once; 0 = all.", at_least(0)
+    )
     max_seq_length: int | None = flag(
         None,
-        "nsp: tokens of a pair with its three special ones. Default: the run's, else 128, or the "
-        "tokenizer's model_max_length if that is less.",
+        "nsp, perplexity: tokens of a row with its special ones. Default: the run's, else 128, or "
+        "the tokenizer's model_max_length if that is less.",
         at_least(8),
     )
 

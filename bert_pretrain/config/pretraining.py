@@ -60,6 +60,7 @@ _OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
     AutoencoderArguments: ("autoencoder",),
     ContrastiveArguments: ("contrastive",),
 }
+_PAIRS = {"pair_mode", "same_document_partners"}  # flags that say how pairs are drawn
 _LENGTHS = {"max_steps": 0, "num_train_epochs": 0.0, "max_hours": 0.0}
 
 
@@ -74,11 +75,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
         InputError: a flag is unknown, or a value cannot be used. (For a value that is not of the
             flag's type or none of its choices, argparse itself exits with status 2.)
     """
-    given = {
-        argument[2:].split("=")[0].replace("-", "_")  # --max-steps is --max_steps
-        for argument in arguments
-        if argument.startswith("--")
-    }
+    given = given_flags(arguments)
     objective, recipe = _recipe_in(arguments)
     # A length on the command line replaces all lengths of the recipe, so that nobody gets two by
     # accident; files replace its data set.
@@ -103,9 +100,8 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     parser.set_defaults(**recipe)
     config = PretrainingConfig(*parse_flags(parser, arguments))
     _refuse_unused(given, config.run.objective)
-    _refuse_pairs(given, config.run.objective)
+    check_text_rows(given, config.run.objective, config.text)
     check_source(config.data)
-    check_masking(config.text)
     _check_length(config.optimization)
     _check_optimization(config.optimization, config.run)
     _check_schedules(config)
@@ -152,13 +148,38 @@ def _refuse_unused(given: set[str], objective: str) -> None:
                 )
 
 
-def _refuse_pairs(given: set[str], objective: str) -> None:
-    """Raise `InputError` if the command line says how to draw pairs and there are none."""
-    if "pair_mode" in given and objective == "mlm":
+def check_text_rows(given: set[str], objective: str, text: TextArguments) -> None:
+    """Check what says how text becomes rows, for training and for preparation.
+
+    Args:
+        given: names of the flags on the command line.
+        objective: of the run.
+        text: all flags of text.
+
+    Raises:
+        InputError: the flags cannot be used together.
+    """
+    if objective == "mlm" and (unused := sorted(given & _PAIRS)):
         raise InputError(
-            "`pair_mode` means nothing to `objective` mlm, whose rows are single segments",
+            f"`{unused[0]}` means nothing to `objective` mlm, whose rows are single segments",
             advice="leave it out, or change `objective` to mlm_nsp",
         )
+    if text.same_document_partners and text.pair_mode != "exact":
+        raise InputError(
+            f"`same_document_partners` means nothing to `pair_mode` {text.pair_mode} (it is for "
+            "exact)",
+            advice="leave it out, or change `pair_mode`",
+        )
+    check_masking(text)
+
+
+def given_flags(arguments: Sequence[str]) -> set[str]:
+    """Return the names of the flags on a command line."""
+    return {
+        argument[2:].split("=")[0].replace("-", "_")  # --max-steps is --max_steps
+        for argument in arguments
+        if argument.startswith("--")
+    }
 
 
 def check_masking(text: TextArguments) -> None:
@@ -276,7 +297,8 @@ def _names(text: str) -> frozenset[str]:
 # were: the numbers before and after could not be compared, and the state of an optimizer fits no
 # other one.
 DEFINING = _names(
-    "objective seed max_seq_length short_seq_prob pair_mode mlm_probability mask_replace_prob "
+    "objective seed max_seq_length short_seq_prob pair_mode same_document_partners "
+    "mlm_probability mask_replace_prob "
     "random_replace_prob masking dropout embedding_dim reconstruction_loss noise_std mask_ratio "
     "norm_pix_loss augmentation horizontal_flip loss margin distance normalize negatives reduction "
     "temperature projection_dim optimizer batch_size_ramp"
@@ -297,11 +319,11 @@ FREE = _names(
     "report_to debug profile preprocessing_num_workers dataloader_num_workers num_cpu_threads "
     "gradient_checkpointing export_ema push_to_hub hub_model_id hub_private_repo hub_strategy "
     "hub_push_state hub_max_wait hub_license "
-    "dataset_name dataset_config_name dataset_split data_files validation_share text_column "
-    "document_boundary newline tsv_quotes streaming language tokenizer_name image_column "
-    "label_column image_size num_channels on_bad_image config_name model_name_or_path "
-    "global_batch_size per_device_train_batch_size per_device_eval_batch_size "
-    "gradient_accumulation_steps"
+    "dataset_name dataset_config_name dataset_split data_files validation_share "
+    "validation_files validation_split text_column document_boundary newline tsv_quotes "
+    "streaming language tokenizer_name image_column label_column image_size num_channels "
+    "on_bad_image config_name model_name_or_path global_batch_size per_device_train_batch_size "
+    "per_device_eval_batch_size gradient_accumulation_steps"
 )
 
 

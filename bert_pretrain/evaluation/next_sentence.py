@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.random import permutation
 from bert_pretrain.evaluation.statistics import Interval, wilson_interval
-from bert_pretrain.text.pairs import IS_NEXT, IS_RANDOM, EpochPlan
+from bert_pretrain.text.pairs import EpochPlan
 from bert_pretrain.text.prepared import TokenStore
+from bert_pretrain.text.windows import IS_NEXT, IS_RANDOM
 
 NUM_BINS = 10
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -32,6 +35,25 @@ def t_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
         return mean, None
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return mean, (mean - half, mean + half)
+
+
+def ratio_interval(sums: NDArray[Any], counts: NDArray[Any]) -> tuple[float, Interval | None]:
+    """Return the sum of `sums` by that of `counts`, and its 95 % interval over groups, (G,) each.
+
+    Rows of one group, as of one document, are alike, so that groups are what was drawn. A single
+    one has no interval.
+
+    Source: Cochran 1977, "Sampling Techniques", section 6.4; the interval is by Student's t.
+    """
+    from scipy import stats
+
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    ratio, num_groups = float(sums.sum() / counts.sum()), len(sums)
+    if num_groups < 2:
+        return ratio, None
+    variance = float(np.square(sums - ratio * counts).sum()) * num_groups / (num_groups - 1)
+    half = float(stats.t.ppf(0.975, num_groups - 1)) * math.sqrt(variance) / float(counts.sum())
+    return ratio, (ratio - half, ratio + half)
 
 
 def format_interval(value: float, interval: Interval | None, *, sign: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.stream import Batch, HeldOutRows, TrainingStream
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.fill_mask import (
@@ -33,11 +31,12 @@ from bert_pretrain.publishing.export import (
     text_card_fields,
     write_config,
 )
-from bert_pretrain.text.blocks import TextBlocks
+from bert_pretrain.text.blocks import evaluation_rows, training_blocks
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.masking import MaskingRule
-from bert_pretrain.text.pairs import IS_RANDOM, NO_PAIR, EpochPlan, PairMode
+from bert_pretrain.text.pairs import EpochPlan, PairMode
 from bert_pretrain.text.prepared import PreparedCorpus, unigram_entropy
+from bert_pretrain.text.windows import IS_RANDOM, NO_PAIR
 
 # What every encoder is called with.
 _PLAIN_INPUTS = (
@@ -119,7 +118,7 @@ class TextObjective:
         """Return the numbers of masked tokens and of pairs."""
         counts = {"mlm": int((batch["masked_positions"] >= 0).sum())}
         if "next_sentence_label" in batch:
-            counts["nsp"] = len(batch["next_sentence_label"])
+            counts["nsp"] = int((batch["next_sentence_label"] != NO_PAIR).sum())
         return counts
 
     def useful_flops(self, batch: Batch) -> float:
@@ -242,9 +241,10 @@ class TextExporter:
 
 
 def pair_baseline(plan: EpochPlan, rows: NDArray[np.int64]) -> dict[str, float]:
-    """Return the more frequent label's share of some rows of a plan, by name; {} without pairs."""
+    """Return the more frequent label's share of the pairs among some rows, by name; {} without."""
     labels = plan.next_sentence_label[rows]
-    if (labels == NO_PAIR).all():
+    labels = labels[labels != NO_PAIR]
+    if not len(labels):
         return {}
     share = float((labels == IS_RANDOM).mean())
     return {"majority_nsp_accuracy": max(share, 1 - share)}
@@ -263,11 +263,9 @@ def text_rows(
     few_shapes: bool = False,
     cuts_padding: bool = False,
     later_lengths: Sequence[int] = (),
+    same_document_partners: bool = False,
 ) -> tuple[TrainingStream[EpochPlan], HeldOutRows[EpochPlan]]:
-    """Return the rows to train on and those to evaluate on.
-
-    Held-out rows are planned at once. Of more than a block of them, where `max_eval_rows` wants
-    few, only a block is planned, a sample as those of training are.
+    """Return the rows to train on and those to evaluate on, which are planned at once.
 
     Args:
         corpus: documents of both splits.
@@ -281,13 +279,18 @@ def text_rows(
         few_shapes: whether training batches are to have few shapes, as a compiled model wants.
         cuts_padding: whether others end with their longest row; see `PretrainingCollator`.
         later_lengths: tokens per row in each further phase.
+        same_document_partners: whether pairs may be of distant places of one document where there
+            is no partner in another one.
+
+    Raises:
+        InputError: the held-out documents allow no pairs.
     """
     lengths = (max_seq_length, *later_lengths)
-
-    def blocks(
-        documents: NDArray[np.int64], length: int, short_seq_prob: float, size: int = 0
-    ) -> TextBlocks:
-        return TextBlocks(corpus.store, documents, length, short_seq_prob, pair_mode, seed, size)
+    pairs: dict[str, Any] = {
+        "pair_mode": pair_mode,
+        "seed": seed,
+        "same_document_partners": same_document_partners,
+    }
 
     def collator(*, evaluation: bool) -> PretrainingCollator:
         return PretrainingCollator(
@@ -302,7 +305,11 @@ def text_rows(
             cuts_padding=cuts_padding,
         )
 
-    rows, *later = [blocks(corpus.train_documents, length, short_seq_prob) for length in lengths]
+    rows, *later = [
+        training_blocks(corpus, max_seq_length=length, short_seq_prob=short_seq_prob, **pairs)
+        for length in lengths
+    ]
+    rows.check()  # before the held-out documents, of which the same may be true
     training = TrainingStream(
         rows,
         collator(evaluation=False),
@@ -310,13 +317,15 @@ def text_rows(
         later_phases=later,
         heaviest_phase=lengths.index(max(lengths)),
     )
-    is_sample_enough = 0 < max_eval_rows <= rows.block_size // 8
-    size = rows.block_size if is_sample_enough else sys.maxsize
 
     def held_out_rows(length: int) -> HeldOutRows[EpochPlan]:
-        plan = blocks(corpus.validation_documents, length, 0.0, size).planner(0, 0)()
-        order = permutation(len(plan), seed, Purpose.EVALUATION_ROW)
-        evaluated = np.sort(order[: max_eval_rows or len(order)])
+        plan, evaluated = evaluation_rows(
+            corpus.store,
+            corpus.validation_documents,
+            max_seq_length=length,
+            max_rows=max_eval_rows,
+            **pairs,
+        )
         # In a run of one length all validation rows have these, and `TextMonitor` states them.
         facts = {"max_seq_length": length} | pair_baseline(plan, evaluated)
         return HeldOutRows(

@@ -28,6 +28,7 @@ EMISSIONS_FILE = "emissions.csv"  # as CodeCarbon writes it
 # them out, and those that begin with hub_.
 _NO_RECIPE = """
     output_dir resume_from_checkpoint report_to debug push_to_hub data_files dataset_name
+    validation_files
     dataset_config_name dataset_split logging_steps eval_steps save_steps save_total_limit
     dataloader_num_workers num_cpu_threads streaming per_device_eval_batch_size max_eval_rows device
 """

@@ -10,6 +10,7 @@ large the corpus is. A corpus that fits in one block is planned as a whole.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.stream import first_row
-from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
-from bert_pretrain.text.prepared import TokenStore
+from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch, refuse_unpairable
+from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
 from bert_pretrain.text.windows import running_total, shards_of
 
 # Rows of a block, as estimated: planned in 2 to 3 seconds and at most 300 MB, however large the
@@ -59,6 +60,8 @@ class TextBlocks:
         pair_mode: how rows are made of documents.
         seed: of the run.
         rows_per_block: what is planned at once, as estimated; 0 = as `ROWS_PER_BLOCK` says.
+        same_document_partners: whether pairs may be of distant places of one document.
+        which: what to call the documents in a message.
     """
 
     store: TokenStore
@@ -68,6 +71,8 @@ class TextBlocks:
     pair_mode: PairMode
     seed: int
     rows_per_block: int = 0
+    same_document_partners: bool = False
+    which: str = "given"
 
     @property
     def block_size(self) -> int:
@@ -90,8 +95,15 @@ class TextBlocks:
     def planner(self, epoch: int, block: int) -> Callable[[], EpochPlan]:
         """Return what makes the plan of a block, a pure function that can be pickled.
 
-        It raises the `InputError` of `plan_epoch` where the documents of the block allow no pairs.
+        It raises the `InputError` of `plan_epoch` where the documents allow no pairs. One of
+        several blocks may have none, as long as the documents of all of them could.
+
+        Raises:
+            InputError: of several blocks there is none that pairs could be made of.
         """
+        is_whole = self.num_blocks == 1
+        if not is_whole:
+            self.check()
         return partial(
             plan_epoch,
             self.store,
@@ -102,6 +114,19 @@ class TextBlocks:
             seed=self.seed,
             epoch=epoch,
             first_row=first_row(block),
+            same_document_partners=self.same_document_partners,
+            needs_pairs=is_whole,
+            which=self.which,
+        )
+
+    def check(self) -> None:
+        """Raise `InputError` if there are no documents, or none that pairs could be made of."""
+        refuse_unpairable(
+            self.store,
+            self.documents,
+            self.pair_mode,
+            same_document_partners=self.same_document_partners,
+            which=self.which,
         )
 
     def documents_of(self, epoch: int, block: int) -> NDArray[np.int64]:
@@ -147,3 +172,62 @@ class TextBlocks:
     def _rows_per_sentence(self) -> float:
         num_sentences = sum(len(shard.sentence_lengths) for shard in self.store.shards)
         return self.store.num_tokens / max(1, num_sentences) / self.max_seq_length
+
+
+def training_blocks(
+    corpus: PreparedCorpus,
+    *,
+    max_seq_length: int,
+    short_seq_prob: float,
+    pair_mode: PairMode,
+    seed: int,
+    same_document_partners: bool = False,
+) -> TextBlocks:
+    """Return the blocks of rows to train on."""
+    return TextBlocks(
+        corpus.store,
+        corpus.train_documents,
+        max_seq_length,
+        short_seq_prob,
+        pair_mode,
+        seed,
+        same_document_partners=same_document_partners,
+        which="training",
+    )
+
+
+def evaluation_rows(
+    store: TokenStore,
+    documents: NDArray[np.int64],
+    *,
+    max_seq_length: int,
+    pair_mode: PairMode,
+    seed: int,
+    same_document_partners: bool = False,
+    max_rows: int = 0,
+) -> tuple[EpochPlan, NDArray[np.int64]]:
+    """Return the plan of rows to evaluate on, as long as they can be, and those of it to be judged.
+
+    All rows of `documents`, which are held out, are planned at once, unless few of more than a
+    block of them are wanted: then a block, which is a sample as those of training are. Judged are
+    at most `max_rows` (0 = all), a random subset that is always the same, ascending, int64.
+
+    Raises:
+        InputError: the documents allow no pairs.
+    """
+    block_size = ROWS_PER_BLOCK[pair_mode]
+    is_sample_enough = 0 < max_rows <= block_size // 8
+    blocks = TextBlocks(
+        store,
+        documents,
+        max_seq_length,
+        0.0,
+        pair_mode,
+        seed,
+        block_size if is_sample_enough else sys.maxsize,
+        same_document_partners,
+        "held-out",
+    )
+    plan = blocks.planner(0, 0)()
+    order = permutation(len(plan), seed, Purpose.EVALUATION_ROW)
+    return plan, np.sort(order[: max_rows or len(order)])

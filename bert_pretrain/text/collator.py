@@ -19,8 +19,9 @@ from torch import Tensor
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Part
 from bert_pretrain.text.masking import MaskingRule, mask_tokens
-from bert_pretrain.text.pairs import NO_PAIR, EpochPlan
+from bert_pretrain.text.pairs import EpochPlan
 from bert_pretrain.text.prepared import TokenStore
+from bert_pretrain.text.windows import NO_PAIR
 
 # Numbers of computed and of read tokens are rounded up to multiples, so that few shapes occur: a
 # kernel is made for each and kept. Without this nothing was gained at a fill of 85 %.
@@ -75,16 +76,18 @@ class PretrainingCollator:
         Returns:
             int64 tensors: `input_ids`, `token_type_ids`, `attention_mask` (1 = real), `labels`
             (-100 = not predicted), all (B, L) or cut; `masked_positions` (B, K), ascending, -1
-            where unused; `next_sentence_label` (B,), 0 = B follows A, 1 = B is random, where the
-            plan has pairs; and what spares `BertForPreTraining` a search on the device, see
-            `computed_tokens`.
+            where unused; `next_sentence_label` (B,), 0 = B follows A, 1 = B is random, -100 = no
+            pair, where rows are pairs; and what spares `BertForPreTraining` a search on the device,
+            see `computed_tokens`.
         """
         rule = self.rule.at(1.0 if self.evaluation else progress)
         made = [self._rows(epoch, rows, plan, rule) for epoch, rows, plan in parts]
         batch = made[0]
         if len(made) > 1:
             batch = {name: np.concatenate([part[name] for part in made]) for name in batch}
-        if (batch["next_sentence_label"] == NO_PAIR).all():
+        # A batch without any pair keeps its labels where others have pairs: every process calls the
+        # model alike, and its head for pairs has a gradient, which is then zero.
+        if not parts[0][2].with_pairs:
             del batch["next_sentence_label"]
         if self.cuts_padding and not self.few_shapes:
             longest = _round_up(int(batch["attention_mask"].sum(axis=1).max()), WIDTH_MULTIPLE)

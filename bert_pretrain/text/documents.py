@@ -43,7 +43,9 @@ class TextSource:
         tsv_quotes: what quotes are in a .tsv, see `read_tsv`.
         streaming: whether to read a Hub data set without downloading it first.
         language: code of the text's language in any usual spelling; None = not stated.
-        validation_share: share of documents that a corpus holds out, in (0, 0.5).
+        validation_share: share of its tokens that a corpus holds out, in (0, 0.5).
+        validation_files: paths or globs of the text to hold out, in place of a share.
+        validation_split: the split of the data set to hold out, in place of a share.
         preprocessing_num_workers: threads that tokenise; 0 = one per core.
     """
 
@@ -58,6 +60,8 @@ class TextSource:
     streaming: bool = False
     language: str | None = None
     validation_share: float = 0.05
+    validation_files: list[str] | None = None
+    validation_split: str | None = None
     preprocessing_num_workers: int = 0
 
 

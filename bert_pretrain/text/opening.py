@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
-from bert_pretrain.text.documents import TextSource, open_documents
-from bert_pretrain.text.pairs import IS_RANDOM, EpochPlan, PairMode
+from bert_pretrain.text.documents import DocumentSource, TextSource, open_documents
+from bert_pretrain.text.pairs import EpochPlan, PairMode
 from bert_pretrain.text.preparation import prepare_corpus
 from bert_pretrain.text.prepared import MANIFEST, PreparedCorpus
+from bert_pretrain.text.row_card import describe_rows
 from bert_pretrain.text.sentences import standard_language
 from bert_pretrain.text.tokenizers import tokenizer_hash
 
@@ -32,8 +34,8 @@ def open_corpus(
     """Return the prepared corpus of a text; if several processes ask for it, one prepares it.
 
     `download` fetches the folder of a prepared corpus of that name from the Hub, and returns None
-    if there is none. With `needs_division` there must be training and validation documents. For
-    the other arguments see `prepare_corpus`.
+    if there is none. With `needs_division` there must be training and validation documents; without
+    it none is held out of what is prepared. For the other arguments see `prepare_corpus`.
 
     Raises:
         InputError: the text or the tokenizer cannot be used.
@@ -44,6 +46,7 @@ def open_corpus(
     if name is not None:
         folder = Path(name) if (Path(name) / MANIFEST).is_file() else download(name)
     if folder is not None:
+        _refuse_division(text)
         corpus = PreparedCorpus.load(folder)
         prepared_with = corpus.manifest["tokenizer"]
         if prepared_with["hash"] != tokenizer_hash(tokenizer):
@@ -61,19 +64,91 @@ def open_corpus(
             tokenizer,
             output_dir=output_dir,
             language=language,
-            validation_share=text.validation_share,
+            validation_share=text.validation_share if needs_division else 0.0,
+            held_out=open_held_out(text) if needs_division else None,
             seed=seed,
             show_progress=show_progress,
         )
     if needs_division and not (len(corpus.train_documents) and len(corpus.validation_documents)):
+        num_documents = corpus.store.num_documents
         raise InputError(
-            f"{corpus.manifest['source']['description']} holds "
-            f"{corpus.manifest['counts']['documents']} document, but training and evaluation need "
-            "at least one each",
+            f"{corpus.manifest['source']['description']} holds {num_documents:,} "
+            f"document{'s' * (num_documents > 1)}, {len(corpus.train_documents):,} to train on and "
+            f"{len(corpus.validation_documents):,} held out, but both need at least one",
             advice="separate documents by blank lines, let every line be one (`document_boundary` "
             "line), or give more text with `data_files`",
         )
     return corpus
+
+
+def open_held_out(text: TextSource) -> DocumentSource | None:
+    """Find the documents to hold out; None = a share of the others.
+
+    Raises:
+        InputError: they are named twice or not at all, or as `open_documents`.
+    """
+    files, split = text.validation_files, text.validation_split
+    if files and split:
+        raise InputError(
+            "`validation_files` and `validation_split` both name what is held out",
+            advice="pass one",
+        )
+    if files:
+        held_out = replace(text, dataset_name=None, data_files=files)
+        names = {"data_files": "validation_files"}
+    elif split:
+        if text.data_files or text.dataset_name in (None, "docs"):
+            raise InputError(
+                f"`validation_split` is {split!r} but the text is no data set with splits",
+                advice="pass a data set as `dataset_name`, or files as `validation_files`",
+            )
+        if split == text.dataset_split:
+            raise InputError(
+                f"`validation_split` and `dataset_split` are both {split!r}",
+                advice="hold out another split, or a share of this one (`validation_share`)",
+            )
+        held_out, names = replace(text, dataset_split=split), {"dataset_split": "validation_split"}
+    else:
+        return None
+    with _naming(names):
+        source = open_documents(held_out)
+    return _HeldOutSource(**vars(source), names=names)
+
+
+@dataclass
+class _HeldOutSource(DocumentSource):
+    """A source whose errors name the parameters of what is held out."""
+
+    names: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[str]:
+        with _naming(self.names):
+            yield from super().__iter__()
+
+
+def _refuse_division(text: TextSource) -> None:
+    """Raise `InputError` if a corpus that is divided already is to be divided otherwise."""
+    for name in ("validation_files", "validation_split"):
+        if getattr(text, name):
+            raise InputError(
+                f"`{name}` means nothing to {text.dataset_name}, a prepared corpus, which is "
+                "divided already",
+                advice=f"leave it out, or pass `{name}` to bert-pretrain prepare",
+            )
+
+
+@contextmanager
+def _naming(names: dict[str, str]) -> Iterator[None]:
+    """Let an `InputError` name other parameters than those it knows."""
+    try:
+        yield
+    except InputError as error:
+        problem, advice = error.problem, error.advice
+        for name, other in names.items():
+            problem, advice = (
+                part.replace(f"`{name}`", f"`{other}`") for part in (problem, advice)
+            )
+        raise InputError(problem, advice=advice) from error
 
 
 def data_card(
@@ -87,16 +162,20 @@ def data_card(
     manifest = corpus.manifest
     counts = manifest["counts"]
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
+    num_held_out = counts["validation_tokens"]
     lines = [
         f"corpus           {manifest['source']['description']}",
         f"documents        {counts['documents']:,} ({len(corpus.train_documents):,} training, "
         f"{len(corpus.validation_documents):,} held out); skipped: {skipped or 'none'}",
         f"sentences        {counts['sentences']:,}, mean "
         f"{manifest['tokens_per_sentence']:.1f} tokens",
-        f"tokens           {counts['tokens']:,}, mean {manifest['tokens_per_document']:,.0f} a "
-        f"document, unknown {100 * manifest['unknown_rate']:.3f} %",
+        f"tokens           {counts['tokens']:,} ({counts['tokens'] - num_held_out:,} training, "
+        f"{num_held_out:,} held out: {100 * num_held_out / counts['tokens']:.1f} %), mean "
+        f"{manifest['tokens_per_document']:,.0f} a document, unknown "
+        f"{100 * manifest['unknown_rate']:.3f} %",
         f"words            {_describe_words(manifest['words'])}",
-        *(f"rows             {_describe_rows(*phase, pair_mode)}" for phase in rows),
+        *_describe_division(manifest),
+        *(line for phase in rows for line in describe_rows(*phase, pair_mode)),
         *(f"note             {note}" for note in manifest["notes"]),
     ]
     return "\n".join(lines)
@@ -114,17 +193,17 @@ def _describe_words(words: dict[str, Any]) -> str:
     return f"{described}; {share:.1f} % of the characters in scripts without spaces, cut {how}"
 
 
-def _describe_rows(plan: EpochPlan, num_blocks: int, pair_mode: PairMode) -> str:
-    is_pair = plan.b_length > 0
-    fill = (plan.a_length + plan.b_length + np.where(is_pair, 3, 2)).mean() / plan.row_length
-    about = "about " if num_blocks > 1 else ""
-    described = (
-        f"{about}{num_blocks * len(plan):,} an epoch of up to {plan.row_length} tokens, "
-        f"fill {100 * fill:.1f} %"
-    )
-    if not is_pair.any():
-        return described
-    random_share = 100 * float((plan.next_sentence_label == IS_RANDOM).mean())
-    label = "swapped" if pair_mode == "sop" else "random next"
-    left_out = f"left out without partner {about}{num_blocks * plan.num_unpaired:,}"
-    return f"{described}, {label} {random_share:.1f} %, {left_out}"
+def _describe_division(manifest: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that say what is held out, where that is not whole documents of the text."""
+    if other := manifest["source"].get("held_out"):
+        yield f"held out         {other}"
+    if num_cut := manifest["counts"]["divided_documents"]:
+        yield (
+            f"held out         also the first or last sentences of {num_cut:,} long documents, "
+            "which count as documents here"
+        )
+    if named := manifest["held_out_twice"]:
+        yield (
+            f"WARNING: {manifest['skipped']['held out as well']:,} training documents are held out "
+            "as well and left out: " + ", ".join(f"'{beginning} ...'" for beginning in named)
+        )

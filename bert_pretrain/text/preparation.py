@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.data.atomic import atomic_folder, write_json
 from bert_pretrain.errors import InputError
+from bert_pretrain.text.distinct import DistinctDocuments
+from bert_pretrain.text.division import Division, divide, write_divided
 from bert_pretrain.text.documents import DocumentSource
 from bert_pretrain.text.newlines import SplitText
 from bert_pretrain.text.prepared import (
@@ -49,10 +51,23 @@ _MADE_WITH = ("datasets", "tokenizers", "sentencex", "regex")  # whose versions 
 
 @dataclass(frozen=True)
 class _Document:
+    """A tokenised document; characters and UTF-8 bytes are those of its sentences."""
+
     input_ids: NDArray[Any]
     word_starts: NDArray[np.uint8]
     sentence_lengths: NDArray[np.uint32]
     digest: bytes
+    num_characters: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What is kept in memory of the documents of an Arrow file: digests, characters and bytes."""
+
+    digests: list[bytes]
+    num_characters: array[int]
+    num_bytes: array[int]
 
 
 def prepare_corpus(
@@ -63,6 +78,7 @@ def prepare_corpus(
     language: str | None,
     validation_share: float,
     seed: int,
+    held_out: DocumentSource | None = None,
     show_progress: bool = True,
 ) -> PreparedCorpus:
     """Prepare a corpus, or load it if `output_dir` holds the same one already.
@@ -78,10 +94,11 @@ def prepare_corpus(
             stated, then the rules are those of English. Paragraphs in other scripts have their own,
             see `split_sentences`. If the folder holds a corpus that differs only in the stated
             language, or in what is noted of it, its manifest alone is written again.
-        validation_share: share of documents held out, in [0, 0.5): those with the smallest digests
-            of seed and text, so that the choice does not depend on their order; at least 2
-            where there are 4 or more documents, unless the share is 0.
+        validation_share: share of the tokens held out, in [0, 0.5), see `division`. What is held
+            out does not depend on the order of documents.
         seed: of that choice.
+        held_out: the documents to hold out, in place of a share. Training documents that are among
+            them are left out and named in the manifest.
         show_progress: whether to draw a progress bar.
 
     Raises:
@@ -89,9 +106,11 @@ def prepare_corpus(
     """
     rules = sentence_rules(language)
     languages = {"language": language or source.language, "sentence_rules": rules}
-    notes = list(source.notes)
-    choices = {**languages, "validation_share": validation_share, "seed": seed, "notes": notes}
-    parts = [FORMAT_VERSION, source.fingerprint, tokenizer_hash(tokenizer), rules, validation_share]
+    share = validation_share if held_out is None else None
+    notes = [*source.notes, *(held_out.notes if held_out is not None else ())]
+    choices = {**languages, "validation_share": share, "seed": seed, "notes": notes}
+    division = share if held_out is None else held_out.fingerprint
+    parts = [FORMAT_VERSION, source.fingerprint, tokenizer_hash(tokenizer), rules, division]
     if has_space_in_words(tokenizer):
         parts.append("a space before each sentence but the first")
     determinants = json.dumps([*parts, seed, metadata.version("sentencex")])
@@ -106,7 +125,7 @@ def prepare_corpus(
         manifest = _manifest_in(output_dir)
         if manifest is None or manifest["key"] not in (key, segmented_key):
             with atomic_folder(output_dir) as aside:
-                filled = _fill(aside, source, tokenizer, finder, choices, show_progress)
+                filled = _fill(aside, source, held_out, tokenizer, finder, choices, show_progress)
                 corpus_key = segmented_key if filled["words"]["segmenter"] else key
                 manifest = {"format_version": FORMAT_VERSION, "key": corpus_key} | filled
                 (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -118,27 +137,70 @@ def prepare_corpus(
 def _fill(
     folder: Path,
     source: DocumentSource,
+    held_out_source: DocumentSource | None,
     tokenizer: PreTrainedTokenizerFast,
     finder: WordFinder,
     choices: dict[str, Any],
     show_progress: bool,
 ) -> dict[str, Any]:
     """Write all of a corpus but its manifest, which is returned; `choices` are part of it."""
-    skipped: Counter[str] = Counter()
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
-    distinct = _distinct(source, choices["seed"], skipped)
-    documents = _tokenise(distinct, tokenizer, finder, choices["sentence_rules"], dtype, skipped)
+    distinct = DistinctDocuments(source, held_out_source, choices["seed"])
+    documents = _tokenise(
+        iter(distinct), tokenizer, finder, choices["sentence_rules"], dtype, distinct.skipped
+    )
     progress = tqdm(documents, desc="preparing", unit=" documents", disable=not show_progress)
-    digests = _write(progress, folder / ARROW_FILE, dtype)
-    if not digests:
+    written = _write(progress, folder / ARROW_FILE, dtype)
+    if not written.digests:
         raise InputError(
             f"{source.description} holds no sentence",
             advice="pass other `data_files` or `dataset_name`",
         )
-    held_out = _held_out(digests, choices["validation_share"])
+    sizes = [np.array(column) for column in (written.num_characters, written.num_bytes)]
+    if held_out_source is None:
+        division = _divide(folder / ARROW_FILE, written.digests, choices["validation_share"])
+        held_out, num_cut = division.held_out, len(division.cut)
+        held_out_sizes = [division.held_out_sum(column) for column in sizes]
+    else:
+        held_out = np.flatnonzero([distinct.is_held_out[digest] for digest in written.digests])
+        num_cut, held_out_sizes = 0, [int(column[held_out].sum()) for column in sizes]
     np.save(folder / VALIDATION_FILE, held_out)
-    training = np.setdiff1d(np.arange(len(digests)), held_out, assume_unique=True)
+    counts = {
+        "characters": int(sizes[0].sum()),
+        "bytes": int(sizes[1].sum()),
+        "validation_documents": len(held_out),
+        "validation_characters": held_out_sizes[0],
+        "validation_bytes": held_out_sizes[1],
+        "divided_documents": num_cut,
+    }
+    described = {"description": source.description, "fingerprint": source.fingerprint}
+    if held_out_source is not None:
+        described["held_out"] = held_out_source.description
+    return {
+        "source": described,
+        "tokenizer": {
+            "name": tokenizer.name_or_path,
+            "hash": tokenizer_hash(tokenizer),
+            "vocab_size": len(tokenizer),
+        },
+        **choices,
+        **_count(folder, held_out, tokenizer, finder, counts),
+        "skipped": dict(distinct.all_skipped),
+        "held_out_twice": distinct.held_out_twice,
+        "versions": {name: metadata.version(name) for name in _MADE_WITH},
+    }
+
+
+def _count(
+    folder: Path,
+    held_out: NDArray[np.int64],
+    tokenizer: PreTrainedTokenizerFast,
+    finder: WordFinder,
+    counts: dict[str, int],
+) -> dict[str, Any]:
+    """Write how often each token occurs in the training documents; return the manifest's counts."""
     store, vocab_size = TokenStore.open(folder / ARROW_FILE), len(tokenizer)
+    training = np.setdiff1d(np.arange(store.num_documents), held_out, assume_unique=True)
     token_counts = count_tokens(store, training, vocab_size)
     write_token_counts(folder, token_counts)
     held_out_counts = count_tokens(store, held_out, vocab_size)
@@ -146,27 +208,29 @@ def _fill(
     num_unknown = 0 if unknown is None else token_counts[unknown] + held_out_counts[unknown]
     num_sentences = sum(len(shard.sentence_lengths) for shard in store.shards)
     return {
-        "source": {"description": source.description, "fingerprint": source.fingerprint},
-        "tokenizer": {
-            "name": tokenizer.name_or_path,
-            "hash": tokenizer_hash(tokenizer),
-            "vocab_size": vocab_size,
-        },
-        **choices,
         "counts": {
             "documents": store.num_documents,
             "sentences": num_sentences,
             "tokens": store.num_tokens,
-            "validation_documents": len(held_out),
             "validation_tokens": int(held_out_counts.sum()),
-        },
+        }
+        | counts,
         "words": describe_words(store, finder),
         "unknown_rate": int(num_unknown) / store.num_tokens,
         "tokens_per_sentence": store.num_tokens / num_sentences,
         "tokens_per_document": store.num_tokens / store.num_documents,
-        "skipped": dict(skipped + source.skipped),
-        "versions": {name: metadata.version(name) for name in _MADE_WITH},
     }
+
+
+def _divide(file: Path, digests: list[bytes], validation_share: float) -> Division:
+    """Choose what an Arrow file's documents hold out, and cut those in it that are to be cut."""
+    division = divide(TokenStore.open(file), digests, validation_share)
+    if len(division.cut):
+        whole = file.with_suffix(".whole")
+        file.rename(whole)
+        write_divided(whole, file, division)
+        whole.unlink()
+    return division
 
 
 def _manifest_in(folder: Path) -> dict[str, Any] | None:
@@ -183,20 +247,6 @@ def _manifest_in(folder: Path) -> dict[str, Any] | None:
             f"{folder} is neither empty nor a prepared corpus", advice="pass another `output_dir`"
         )
     return manifest
-
-
-def _distinct(
-    source: Iterable[str], seed: int, skipped: Counter[str]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield documents with their digests, leaving out exact duplicates."""
-    seen: set[bytes] = set()  # about 100 bytes of memory a document
-    for text in source:
-        digest = hashlib.blake2b(text.encode(), digest_size=16, key=str(seed).encode()).digest()
-        if digest in seen:
-            skipped["duplicates"] += 1
-            continue
-        seen.add(digest)
-        yield text, digest
 
 
 def _tokenise(
@@ -227,7 +277,8 @@ def _tokenise(
                 continue
             ids, starts = (np.concatenate(parts) for parts in zip(*kept, strict=True))
             lengths = np.array([len(ids) for ids, _ in kept], dtype=np.uint32)
-            yield _Document(ids, starts, lengths, digest)
+            size = sum(map(len, sentences)), sum(len(text.encode()) for text in sentences)
+            yield _Document(ids, starts, lengths, digest, *size)
 
 
 def _sentences(text: str, language: str) -> list[str]:
@@ -247,15 +298,15 @@ def _encode(
             yield np.array(encoding.ids, dtype=dtype), is_start
 
 
-def _write(documents: Iterable[_Document], path: Path, dtype: DTypeLike) -> list[bytes]:
-    """Write the Arrow file, record batch by record batch, and return the documents' digests."""
+def _write(documents: Iterable[_Document], path: Path, dtype: DTypeLike) -> _Written:
+    """Write the Arrow file, record batch by record batch."""
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
     token_type = np.dtype(dtype).name
     types = {"input_ids": token_type, "word_starts": "uint8", "sentence_lengths": "uint32"}
     features = Features({name: List(Value(type_name)) for name, type_name in types.items()})
-    digests: list[bytes] = []
+    written = _Written([], array("q"), array("q"))
     with ArrowWriter(features=features, path=str(path)) as writer:
         size = _TOKENS_PER_RECORD_BATCH
         for group in grouped(documents, lambda document: len(document.input_ids), size):
@@ -265,16 +316,9 @@ def _write(documents: Iterable[_Document], path: Path, dtype: DTypeLike) -> list
                 offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
                 columns[name] = pa.ListArray.from_arrays(offsets, np.concatenate(rows))
             writer.write_table(pa.table(columns), writer_batch_size=len(group))
-            digests += [document.digest for document in group]
-        if digests:
+            written.digests.extend(document.digest for document in group)
+            written.num_characters.extend(document.num_characters for document in group)
+            written.num_bytes.extend(document.num_bytes for document in group)
+        if written.digests:
             writer.finalize()
-    return digests
-
-
-def _held_out(digests: list[bytes], validation_share: float) -> NDArray[np.int64]:
-    """Return the sorted indices of the documents with the smallest digests."""
-    count = math.ceil(validation_share * len(digests))
-    if count and len(digests) >= 4:
-        count = max(2, count)
-    order = sorted(range(len(digests)), key=digests.__getitem__)
-    return np.sort(np.array(order[:count], dtype=np.int64))
+    return written

@@ -19,6 +19,8 @@ from bert_pretrain.text.prepared import TokenStore
 # int64 (N,) each: start and length of A, start and length of B, next_sentence_label.
 Columns: TypeAlias = tuple[NDArray[np.int64], ...]
 
+IS_NEXT, IS_RANDOM, NO_PAIR = 0, 1, -100  # values of next_sentence_label
+
 _MAX_GROUP_SENTENCES = 2**22  # 32 MiB of positions at a time, however large the corpus
 
 

@@ -89,12 +89,13 @@ def test_the_judge_gives_what_single_rows_give_without_padding(folder: Path) -> 
                         expected["mlm_loss"].append(-scores[place, label].item())
                 score = output.seq_relationship_logits[0].log_softmax(-1)
                 label = batch["next_sentence_label"][row]
-                expected["nsp_loss"].append(-score[label].item())
+                if label != -100:
+                    expected["nsp_loss"].append(-score[label].item())
     model.train()
     found = judge.judge(model)
     for name, values in expected.items():
         assert found[name] == pytest.approx(sum(values) / len(values), rel=1e-4)
-    assert model.training and len(expected["nsp_loss"]) == 5
+    assert model.training and 0 < len(expected["nsp_loss"]) <= 5
 
 
 def test_the_rows_of_the_judge_depend_neither_on_a_seed_nor_on_a_share_of_masked_tokens(

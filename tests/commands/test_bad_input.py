@@ -132,6 +132,10 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
         ("--config_name roberta-gigantic", "modernbert-"),
         ("--config_name roberta-tiny", "--objective mlm"),
         ("--objective mlm --pair_mode sop", "--pair_mode"),
+        ("--objective mlm --same_document_partners", "--same_document_partners"),
+        ("--pair_mode google --same_document_partners", "means nothing to --pair_mode google"),
+        ("--validation_files nowhere.txt", "--validation_files takes paths"),
+        ("--validation_split test", "--validation_split"),
         ("--optimizer adamw --adamw_learning_rate 1e-3", "--learning_rate"),
         ("--global_batch_size 2 --gradient_accumulation_steps 4", "--global_batch_size"),
         ("--no_such_flag 1", "no_such_flag"),
@@ -253,6 +257,47 @@ def test_prepare_refuses_a_folder_that_is_no_corpus(
     )
     assert "--output_dir" in message
     assert (folder / "mine/notes.txt").read_text() == "mine"
+
+
+def test_prepare_and_pretrain_know_what_an_objective_needs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder / "tweets.txt", "\n\n".join(f"Sentence number {i}." for i in range(40)))
+    config = str(write_model_config(folder / "c"))
+    messages = [
+        refusal(["--data_files", "tweets.txt", *flags], capsys, command).split("error: ")[1]
+        for command, flags in (
+            ("prepare", ["--output_dir", "out"]),
+            ("pretrain", ["--config_name", config, "--max_seq_length", "48"]),
+        )
+    ]
+    assert messages[0] == messages[1]
+    assert "none of 38 training documents" in messages[0] and "--objective mlm" in messages[0]
+    # What the message advises is what prepare takes.
+    flags = ["prepare", "--objective", "mlm", "--data_files", "tweets.txt", "--output_dir", "out"]
+    assert main(flags) == 0
+    card = capsys.readouterr().out
+    assert "tokens read      100.0 % an epoch" in card and "random next" not in card
+    message = refusal([*flags[1:], "--pair_mode", "sop"], capsys, "prepare")
+    assert "--pair_mode means nothing to --objective mlm" in message
+
+
+@pytest.mark.parametrize("command", ["prepare", "pretrain"])
+def test_a_refusal_of_held_out_documents_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    write_corpus(folder / "corpus.jsonl")
+    write(folder / "tweets.txt", "One sentence.\n\nAnother sentence.")
+    flags = ["--data_files", "corpus.jsonl", "--validation_files", "tweets.txt"]
+    config = str(write_model_config(folder / "c"))
+    more = ["--config_name", config] if command == "pretrain" else []
+    message = refusal(
+        [*flags, *more, "--max_seq_length", "48", "--output_dir", "out"], capsys, command
+    )
+    assert "none of 2 held-out documents" in message and "--validation_files" in message
+    more += ["--max_steps", "1"] if command == "pretrain" else []
+    mlm = ["--objective", "mlm", "--max_seq_length", "48", "--output_dir", "out-2"]
+    assert main([command, *flags, *more, *mlm]) == 0
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import command, environment, metrics, run, run_here, small_flags
+from runs import command, environment, metrics, run, run_here, small_flags, write_corpus
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
@@ -85,6 +85,30 @@ def test_two_compiled_processes_have_the_curve_of_one_that_is_not(folder: Path) 
     for key, value in losses(folder / "compiled").items():
         allowed = 0.02 if key[2].endswith("accuracy") else 1e-5
         assert value == pytest.approx(expected[key], rel=1e-5, abs=allowed), key
+
+
+@pytest.mark.slow
+def test_a_process_whose_rows_are_all_single_segments_changes_no_curve(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Of 400 tweets and 20 documents: an update of 8 rows has half a pair."""
+    corpus = write_corpus(tmp_path / "corpus.jsonl", num_documents=20)
+    with corpus.open("a") as file:
+        for number in range(400):
+            file.write(json.dumps({"text": f"The value of {number} is a name in the list."}) + "\n")
+    flags = [*small_flags(folder), *STEPS, "--optimizer", "adamw", "--data_files", str(corpus)]
+    flags += ["--global_batch_size", "8"]
+    curves = []
+    for number, (num_processes, per_device) in enumerate(((1, 8), (1, 1), (2, 1))):
+        out = tmp_path / str(number)
+        layout = ["--per_device_train_batch_size", str(per_device), "--output_dir", str(out)]
+        run(folder, [*flags, *layout], num_processes=num_processes)
+        curves.append(losses(out))
+    # Some updates have no pair at all, and their rows no loss of pairs.
+    num_losses = sum(key[0] == "train" and key[2] == "nsp_loss" for key in curves[0])
+    assert 0 < num_losses < 24
+    check_close(curves[1], curves[0], tolerance=1e-5)
+    check_close(curves[2], curves[0], tolerance=1e-5)
 
 
 # Of what changes in the course of a run, each with each other in one of these.

@@ -100,13 +100,13 @@ def padded(values: list[int]) -> list[int]:
 
 def test_rows_are_cls_a_sep_b_sep_with_types_and_attention(store: TokenStore) -> None:
     plan = make_plan(store)
-    rows = np.arange(len(plan))
+    rows = np.flatnonzero(plan.next_sentence_label != -100)
     batch = collate(make_collator(store), plan, rows, 0)
     bounds = dict.fromkeys(("row_bounds", "read_bounds"), torch.int32)
     dtypes = {key: value.dtype for key, value in batch.items()}
     assert dtypes == dict.fromkeys(batch, torch.int64) | bounds
-    restored = unmasked(batch)
-    for row in rows.tolist():
+    restored, plan = unmasked(batch), plan.take(rows)
+    for row in range(len(plan)):
         a_length, b_length = int(plan.a_length[row]), int(plan.b_length[row])
         # Ids count up from 10, so the ids of a segment follow from where it starts.
         a = list(range(plan.a_start[row] + 10, plan.a_start[row] + 10 + a_length))
@@ -129,6 +129,21 @@ def test_single_segments_are_cls_a_sep_without_a_pair_label(store: TokenStore) -
         a = list(range(plan.a_start[row] + 10, plan.a_start[row] + 10 + length))
         assert restored == padded([CLS, *a, SEP])
         assert batch["attention_mask"][row].sum() == length + 2
+
+
+def test_a_batch_without_any_pair_has_labels_that_ask_for_none(store: TokenStore) -> None:
+    """So that every process calls the model alike, whichever rows it has."""
+    documents = np.arange(store.num_documents)
+    options = {"max_seq_length": LENGTH, "short_seq_prob": 0.2, "seed": 5, "epoch": 0}
+    plan = plan_epoch(store, documents, pair_mode="exact", **options)  # type: ignore[arg-type]
+    single = np.flatnonzero(plan.next_sentence_label == -100)[:4]
+    assert len(single) == 4
+    batch = collate(make_collator(store), plan, single, 0)
+    assert batch["next_sentence_label"].tolist() == [-100] * 4
+    assert not batch["token_type_ids"].any()
+    for row, restored in enumerate(unmasked(batch).tolist()):
+        start, length = int(plan.a_start[single[row]]), int(plan.a_length[single[row]])
+        assert restored == padded([CLS, *range(start + 10, start + 10 + length), SEP])
 
 
 def test_masked_positions_have_a_static_width_that_holds_every_label(store: TokenStore) -> None:
@@ -309,7 +324,9 @@ def test_a_loss_reads_cls_and_every_masked_token_row_after_row(
 @pytest.mark.parametrize("num_rows", [3, 30, 240])
 def test_bounds_keep_rows_and_pieces_of_padding_apart(store: TokenStore, num_rows: int) -> None:
     collator = make_collator(store, few_shapes=True)
-    batch = collate(collator, make_plan(store), np.arange(num_rows), 0)
+    plan = make_plan(store)
+    rows = np.flatnonzero(plan.next_sentence_label != -100)[:num_rows]
+    batch = collate(collator, plan, rows, 0)
     index, read = as_stored(batch)
     bounds, lengths = batch["row_bounds"].tolist(), batch["attention_mask"].sum(dim=1).tolist()
     assert bounds[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,14 +74,19 @@ def test_the_card_says_what_the_rows_are(tokenizer: PreTrainedTokenizerFast, fol
         for mode in ("exact", "sop", "none")
     )
     card = data_card(corpus, (pairs, 1))
-    assert "20 (18 training, 2 held out); skipped: none" in card
+    num_held_out = len(corpus.validation_documents)
+    assert f"20 ({20 - num_held_out} training, {num_held_out} held out); skipped: none" in card
     assert "note" not in card
     corpus.manifest["notes"].append("left out: 1 empty (a.txt)")
     assert data_card(corpus, (pairs, 1)).endswith("note             left out: 1 empty (a.txt)")
-    num_tokens = int((pairs.a_length + pairs.b_length + 3).sum())
+    num_tokens = int((pairs.a_length + pairs.b_length + 2 + (pairs.b_length > 0)).sum())
     assert f"fill {100 * num_tokens / len(pairs) / 32:.1f} %, random next" in card
+    is_pair = pairs.b_length > 0
+    assert f"of {is_pair.sum()} pairs, {(~is_pair).sum()} single segments" in card
+    assert f"tokens read      {100 * pairs.num_read / pairs.num_tokens:.1f} % an epoch" in card
+    assert "WARNING" not in card
     of_order = data_card(corpus, (order, 1), pair_mode="sop")
-    assert "swapped 50.0 %" in of_order and "random next" not in of_order
+    assert re.search(r"swapped (49|50)\.\d % of", of_order) and "random next" not in of_order
     assert "random next" not in data_card(corpus, (single, 1))
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.tree import DecisionTreeClassifier
-from test_pairs import LENGTHS, Layout, Lengths, draw_lengths, make_store, plan, rows_of
+from test_pairs import LENGTHS, Layout, Lengths, draw_lengths, make_store, pairs, plan, rows_of
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.windows import EpochSettings, cut_pairs, outlines
@@ -44,7 +44,7 @@ def test_a_row_is_a_window_in_order_or_swapped_and_each_is_used_once(
     layout = Layout(lengths)
     windows = windows_of(lengths, short_seq_prob=short_seq_prob, epoch=epoch)
     try:
-        made = plan(lengths, mode="sop", short_seq_prob=short_seq_prob, epoch=epoch)
+        made = pairs(lengths, mode="sop", short_seq_prob=short_seq_prob, epoch=epoch)
     except InputError:
         return
     used: Counter[tuple[int, int]] = Counter()
@@ -67,7 +67,7 @@ def test_every_shape_is_as_frequent_with_either_label(
 ) -> None:
     layout = Layout(lengths)
     try:
-        rows = rows_of(plan(lengths, mode="sop", short_seq_prob=short_seq_prob, epoch=epoch))
+        rows = rows_of(pairs(lengths, mode="sop", short_seq_prob=short_seq_prob, epoch=epoch))
     except InputError:
         return
     counts = [Counter(shape(row, layout) for row in rows if row[4] == label) for label in (0, 1)]
@@ -90,7 +90,7 @@ def tree_accuracy(seen: list[Row], held_out: list[Row], layout: Layout) -> float
 
 def test_a_tree_that_sees_shapes_alone_guesses() -> None:
     lengths = draw_lengths(2, 400, 15)
-    seen, held_out = (rows_of(plan(lengths, mode="sop", epoch=epoch)) for epoch in (0, 1))
+    seen, held_out = (rows_of(pairs(lengths, mode="sop", epoch=epoch)) for epoch in (0, 1))
     accuracy = tree_accuracy(seen, held_out, Layout(lengths))
     # Partners have opposite labels: at least half as many independent trials.
     assert abs(accuracy - 0.5) < 4 * 0.5 / sqrt(len(held_out) / 2)
@@ -116,7 +116,7 @@ def test_labels_are_balanced_and_the_coin_is_new_in_every_epoch() -> None:
     lengths = [[8, 9, 8]] * 1000  # a window each, so that many come again
     orders = []
     for epoch in (0, 1):
-        made = plan(lengths, mode="sop", epoch=epoch)
+        made = pairs(lengths, mode="sop", epoch=epoch)
         assert abs(int((made.next_sentence_label == 0).sum()) * 2 - len(made)) <= 1
         orders.append({(min(a, b), max(a, b)): label for a, _, b, _, label in rows_of(made)})
     again = orders[0].keys() & orders[1].keys()
@@ -130,7 +130,7 @@ def test_the_more_windows_the_fewer_tokens_are_lost_to_matching(
     num_documents: int, least: float
 ) -> None:
     lengths = draw_lengths(4, num_documents, 15)
-    made = plan(lengths, mode="sop", max_seq_length=131)
+    made = pairs(lengths, mode="sop", max_seq_length=131)
     store, chosen = make_store(lengths), EpochSettings(128, 0.1, 1, 0)
     before = sum(
         int((windows.a_length + windows.b_length).sum())

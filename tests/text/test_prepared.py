@@ -162,17 +162,14 @@ def test_validation_documents_depend_on_text_and_seed_and_not_on_order(
         return {order[i] for i in corpus.validation_documents}
 
     first = held_out(texts, "a")
-    assert len(first) == 5
+    assert 0.07 * sum(map(len, texts)) < sum(map(len, first)) < 0.13 * sum(map(len, texts))
     assert held_out(texts[::-1], "b") == first
     assert held_out(texts, "c", seed=2) != first
     assert held_out(texts, "d", validation_share=0.2) > first
 
 
-@pytest.mark.parametrize(
-    ("count", "share", "expected"),
-    [(3, 0.01, 1), (4, 0.01, 2), (100, 0.011, 2), (100, 0.021, 3), (9, 0.0, 0)],
-)
-def test_the_number_of_validation_documents_is_rounded_up(
+@pytest.mark.parametrize(("count", "share", "expected"), [(3, 0.01, 1), (4, 0.01, 2), (9, 0.0, 0)])
+def test_of_four_documents_at_least_two_are_held_out_unless_nothing_is_to_be(
     prepare: Callable[..., PreparedCorpus], count: int, share: float, expected: int
 ) -> None:
     corpus = prepare(make_texts(count), validation_share=share)

@@ -176,22 +176,23 @@ def test_each_update_has_the_rows_the_masks_and_the_length_of_its_course(tmp_pat
     for _ in range(STEPS):
         window = next(windows)
         batches = window.micro_batches
-        lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches]).tolist()
+        is_pair = torch.cat([batch["next_sentence_label"] != -100 for batch in batches])
+        real = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
+        ordinary = (real - 2 - is_pair.long()).tolist()  # without [CLS] and one or two [SEP]
         masked = torch.cat([(batch["labels"] != -100).sum(1) for batch in batches]).tolist()
         widths = {batch["input_ids"].shape[1] for batch in batches}
         slots = {batch["masked_positions"].shape[1] for batch in batches}
         assert all(len(batch["input_ids"]) <= 4 for batch in batches)
         (width,) = widths
         assert slots == {round(0.4 * width)}  # by the highest rate, whatever the update's
-        seen.append((len(lengths), width, lengths, masked))
+        seen.append((len(ordinary), width, ordinary, masked))
     # 2 + 6 * step / 6 rows, in multiples of 2, over the first 0.75 * 8 updates.
     assert [number for number, *_ in seen] == [2, 2, 4, 4, 6, 6, 8, 8]
     assert [width for _, width, *_ in seen] == [24] * 5 + [40] * 3
-    for step, (_, _, lengths, masked) in enumerate(seen):
+    for step, (_, _, ordinary, masked) in enumerate(seen):
         rate = 0.4 + (0.1 - 0.4) * step / STEPS
-        for length, count in zip(lengths, masked, strict=True):
-            ordinary = length - 3  # [CLS] and two [SEP]
-            assert count == max(1, int(np.rint(ordinary * rate))), step
+        for length, count in zip(ordinary, masked, strict=True):
+            assert count == max(1, int(np.rint(length * rate))), step
 
 
 def test_evaluation_has_the_length_of_the_next_update_and_the_last_rate(tmp_path: Path) -> None:
