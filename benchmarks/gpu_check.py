@@ -49,6 +49,7 @@ from bert_pretrain.models.text_encoder_config import named_config
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.objectives.text import TextObjective
 from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.layout import RowLayouts
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.prepared import Shard, TokenStore
@@ -92,11 +93,11 @@ class Rows:
         )
 
         def collator(*, evaluation: bool) -> PretrainingCollator:
-            ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
             return PretrainingCollator(
                 store,
                 rule,
-                **ids,
+                layouts=RowLayouts.of_bert(2, 3),
+                pad_token_id=0,
                 seed=0,
                 evaluation=evaluation,
                 few_shapes=few_shapes,

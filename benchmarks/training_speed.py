@@ -30,6 +30,7 @@ from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.fast_paths import prefers_written_out_attention
 from bert_pretrain.models.text_encoder_config import BERT_SIZES, named_config
 from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.layout import RowLayouts
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch
 from bert_pretrain.text.prepared import Shard, TokenStore
@@ -111,11 +112,11 @@ def our_step(
     rule = MaskingRule(
         mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, arguments.vocab_size)
     )
-    ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
     collator = PretrainingCollator(
         store,
         rule,
-        **ids,
+        layouts=RowLayouts.of_bert(2, 3),
+        pad_token_id=0,
         seed=0,
         few_shapes=is_compiled,
     )

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "text": {"data"},
     "images": {"data"},
     "models": {"data", "losses"},
-    "downstream": {"data", "images", "models"},
+    "downstream": {"data", "text", "images", "models"},
     "evaluation": {"data", "text", "images", "models", "downstream"},
     "publishing": {"data", "models"},
     "objectives": {"data", "text", "images", "losses", "models", "evaluation", "publishing"},

@@ -25,6 +25,7 @@ from bert_pretrain.objectives.contrastive import contrastive_task
 from bert_pretrain.objectives.interface import Objective, Task
 from bert_pretrain.objectives.text import TextObjective
 from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.layout import RowLayouts
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.training.layout import BatchLayout
@@ -93,8 +94,7 @@ def bert_objective(
         PretrainingCollator(
             store,
             rule,
-            cls_token_id=2,
-            sep_token_id=3,
+            layouts=RowLayouts.of_bert(2, 3),
             pad_token_id=0,
             seed=0,
             evaluation=evaluation,

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.arguments import DataArguments, TextArguments
@@ -21,6 +21,7 @@ from bert_pretrain.errors import spell
 from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.blocks import evaluation_rows, training_blocks
 from bert_pretrain.text.documents import TextSource
+from bert_pretrain.text.layout import read_layouts
 from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import PairMode
 from bert_pretrain.text.prepared import PreparedCorpus
@@ -57,21 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target, data, text = parse_flags(parser, arguments)
         check_source(data)
         check_text_rows(given_flags(arguments), target.objective, text)
+        tokenizer = load_tokenizer(text.tokenizer_name)
         corpus = open_corpus(
             pick(TextSource, data, text),
-            load_tokenizer(text.tokenizer_name),
+            tokenizer,
             seed=target.seed,
             download=download_corpus,
             output_dir=Path(target.output_dir),
         )
-        card = _describe(corpus, target, text)
+        card = _describe(corpus, tokenizer, target, text)
         warnings = check_unit(corpus.manifest["words"], text.masking)
         sys.stdout.write(spell(card) + "\n")
         sys.stdout.writelines(f"WARNING: {spell(warning)}\n" for warning in warnings)
     return 0
 
 
-def _describe(corpus: PreparedCorpus, target: PrepareArguments, text: TextArguments) -> str:
+def _describe(
+    corpus: PreparedCorpus,
+    tokenizer: PreTrainedTokenizerFast,
+    target: PrepareArguments,
+    text: TextArguments,
+) -> str:
     """Return the data card, with the rows of the longest phase.
 
     Raises:
@@ -83,6 +90,7 @@ def _describe(corpus: PreparedCorpus, target: PrepareArguments, text: TextArgume
         "pair_mode": pair_mode,
         "seed": target.seed,
         "same_document_partners": text.same_document_partners,
+        "num_special_tokens": read_layouts(tokenizer).num_special_tokens,
     }
     blocks = training_blocks(corpus, short_seq_prob=text.short_seq_prob, **rows)
     plan = blocks.planner(0, 0)()

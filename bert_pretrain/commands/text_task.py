@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from accelerate import Accelerator
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.commands.machine import batch_layout, compiles, product_dtype
 from bert_pretrain.config.flags import pick
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.data.processes import gather_on_hosts
 from bert_pretrain.errors import spell
-from bert_pretrain.models.any_encoder import is_scored_everywhere, may_be_cut
+from bert_pretrain.models.any_encoder import is_scored_everywhere, may_be_cut, num_token_types
 from bert_pretrain.models.attention_choice import fastest_attention
 from bert_pretrain.models.bert import BertForPreTraining
-from bert_pretrain.models.loading import build_text_model, check_text_model
+from bert_pretrain.models.loading import build_text_model, check_text_model, check_tokenizer
+from bert_pretrain.models.positions import num_positions
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.objectives.text import TextExporter, TextMonitor, TextObjective, text_rows
 from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.documents import TextSource
+from bert_pretrain.text.foreign_tokenizer import refuse_foreign_tokenizer
+from bert_pretrain.text.layout import fit_token_types
+from bert_pretrain.text.literal_text import protected_token_ids
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import PairMode
@@ -32,15 +38,25 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     data, text, model, seed = config.data, config.text, config.model, config.run.seed
     is_from_scratch = model.model_name_or_path is None
     with_pairs = config.run.objective == "mlm_nsp"
-    model_class = check_text_model(
-        model.config_name, model.model_name_or_path, text.max_seq_length, with_pairs=with_pairs
+    outline = check_text_model(
+        model.config_name,
+        model.model_name_or_path,
+        text.max_seq_length,
+        with_pairs=with_pairs,
+        grow_positions=config.continued.grow_positions,
     )
-    if text.tokenizer_name is None and not is_from_scratch:
-        tokenizer = load_tokenizer(model.model_name_or_path, parameter="model_name_or_path")
-    else:
-        tokenizer = load_tokenizer(text.tokenizer_name)
+    tokenizer = _tokenizer_for(outline, config)
+    are_told_apart = fit_token_types(tokenizer, num_token_types(outline))
+    if with_pairs and not are_told_apart:
+        accelerator.print(
+            "NOTE: the segments of a pair have no token types here: the tokenizer or the model "
+            "knows one type only"
+        )
     tokenizer.model_max_length = trained_length(
-        tokenizer, int(text.max_seq_length), is_from_scratch=is_from_scratch
+        tokenizer,
+        int(text.max_seq_length),
+        is_from_scratch=is_from_scratch,
+        max_positions=num_positions(outline),
     )
     corpus = open_corpus(
         pick(TextSource, data, text),
@@ -59,6 +75,7 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         unit=text.masking,
         mask_token_id=tokenizer.mask_token_id,
         ordinary_ids=ordinary_token_ids(tokenizer),
+        protected_ids=protected_token_ids(tokenizer),
     )
     pair_mode: PairMode = text.pair_mode if with_pairs else "none"
     training, held_out = text_rows(
@@ -72,7 +89,7 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         seed=seed,
         max_eval_rows=data.max_eval_rows,
         few_shapes=compiles(config, accelerator),
-        cuts_padding=may_be_cut(model_class),
+        cuts_padding=may_be_cut(type(outline)),
         same_document_partners=text.same_document_partners,
     )
 
@@ -84,6 +101,7 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
             max_seq_length=text.max_seq_length,
             dropout=model.dropout,
             with_pairs=with_pairs,
+            **asdict(config.continued),
         )
         if isinstance(built, BertForPreTraining):
             choose_kernel(built, config, accelerator)
@@ -118,6 +136,31 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         is_from_scratch=is_from_scratch,
     )
     return Task(objective, TextMonitor(corpus, tokenizer, held_out), exporter)
+
+
+def _tokenizer_for(outline: PreTrainedModel, config: PretrainingConfig) -> PreTrainedTokenizerFast:
+    """Load the tokenizer: the one named, else that of the model to continue, else the shipped one.
+
+    Raises:
+        InputError: it does not fit the model to continue.
+    """
+    source, name = config.model.model_name_or_path, config.text.tokenizer_name
+    if source is None:
+        return load_tokenizer(name)
+    continued = config.continued
+    if name is None:
+        tokenizer = load_tokenizer(source, parameter="model_name_or_path")
+    else:
+        tokenizer = load_tokenizer(name)
+        if not continued.force_tokenizer:
+            refuse_foreign_tokenizer(tokenizer, source)
+    check_tokenizer(
+        outline.config,
+        tokenizer,
+        resize_vocab=continued.resize_vocab,
+        force_tokenizer=continued.force_tokenizer,
+    )
+    return tokenizer
 
 
 def choose_kernel(

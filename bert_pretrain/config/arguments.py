@@ -197,6 +197,28 @@ class ModelArguments:
 
 
 @dataclass
+class ContinuedModelArguments:
+    """What may be changed of the text model that --model_name_or_path names."""
+
+    _argument_group_name: ClassVar[str] = "continued text model"
+    force_tokenizer: bool = flag(
+        False,
+        "Train the model with a tokenizer other than its own, which is refused otherwise: where "
+        "pieces or special tokens have other ids, its embeddings mean other words.",
+    )
+    resize_vocab: bool = flag(
+        False,
+        "Add rows to the model's tables for tokens that they lack, such as added ones; they begin "
+        "as the mean of the others.",
+    )
+    grow_positions: Literal["no", "repeat", "interpolate"] = flag(
+        "no",
+        "Let the model take rows of --max_seq_length where it has fewer positions: its table of "
+        "them again from the beginning, or stretched. Positions by a formula just go on.",
+    )
+
+
+@dataclass
 class AutoencoderArguments:
     """Learning images by reconstruction."""
 

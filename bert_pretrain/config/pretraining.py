@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from bert_pretrain.config.arguments import (
     AutoencoderArguments,
+    ContinuedModelArguments,
     ContrastiveArguments,
     DataArguments,
     HubArguments,
@@ -37,6 +38,7 @@ class PretrainingConfig:
     text: TextArguments
     images: ImageArguments
     model: ModelArguments
+    continued: ContinuedModelArguments
     autoencoder: AutoencoderArguments
     contrastive: ContrastiveArguments
     optimization: OptimizationArguments
@@ -56,6 +58,7 @@ GROUPS = tuple(get_type_hints(PretrainingConfig).values())
 # Groups that only some objectives use; a flag of another is refused rather than ignored.
 _OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
     TextArguments: ("mlm_nsp", "mlm"),
+    ContinuedModelArguments: ("mlm_nsp", "mlm"),
     ImageArguments: ("autoencoder", "contrastive"),
     AutoencoderArguments: ("autoencoder",),
     ContrastiveArguments: ("contrastive",),
@@ -102,6 +105,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     _refuse_unused(given, config.run.objective)
     check_text_rows(given, config.run.objective, config.text)
     check_source(config.data)
+    _check_continued(config.continued, config.model)
     _check_length(config.optimization)
     _check_optimization(config.optimization, config.run)
     _check_schedules(config)
@@ -190,6 +194,17 @@ def check_masking(text: TextArguments) -> None:
             f"`mask_replace_prob` + `random_replace_prob` is {total:g} but must be at most 1",
             advice="lower one of them (BERT: 0.8 and 0.1)",
         )
+
+
+def _check_continued(continued: ContinuedModelArguments, model: ModelArguments) -> None:
+    """Raise `InputError` if something of a model is to change that is to be made anew."""
+    for entry in dataclasses.fields(continued):
+        if model.model_name_or_path is None and getattr(continued, entry.name) != entry.default:
+            raise InputError(
+                f"`{entry.name}` means nothing without `model_name_or_path`: a new model fits its "
+                "tokenizer and its configuration",
+                advice="leave it out",
+            )
 
 
 def _check_length(optimization: OptimizationArguments) -> None:
@@ -322,8 +337,9 @@ FREE = _names(
     "dataset_name dataset_config_name dataset_split data_files validation_share "
     "validation_files validation_split text_column document_boundary newline tsv_quotes "
     "streaming language tokenizer_name image_column label_column image_size num_channels "
-    "on_bad_image config_name model_name_or_path global_batch_size per_device_train_batch_size "
-    "per_device_eval_batch_size gradient_accumulation_steps"
+    "on_bad_image config_name model_name_or_path force_tokenizer resize_vocab grow_positions "
+    "global_batch_size per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps"
 )
 
 

@@ -22,6 +22,7 @@ from bert_pretrain.downstream.tables import Texts
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.augmentation import AugmentationRule
 from bert_pretrain.images.views import Augmentation
+from bert_pretrain.text.literal_text import encode_rows
 
 AUGMENTATIONS = {
     "crop": AugmentationRule(crop_area=(0.6, 1.0), crop_aspect=(3 / 4, 4 / 3)),
@@ -74,7 +75,7 @@ def tokenize(
     max_seq_length: int,
 ) -> TextDataset:
     """Cut texts into rows of at most `max_seq_length` tokens, of a pair the longer text."""
-    encoded = tokenizer(texts.first, texts.second, truncation=True, max_length=max_seq_length)
+    encoded = encode_rows(tokenizer, texts.first, texts.second, max_length=max_seq_length)
     rows = {
         name: [np.array(row, dtype=np.int32) for row in values] for name, values in encoded.items()
     }

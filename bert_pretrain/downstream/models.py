@@ -29,7 +29,7 @@ from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.fast_paths import choose_attention
-from bert_pretrain.models.loading import num_positions
+from bert_pretrain.models.positions import num_positions
 
 # Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al.
 # 2019 take up to ten times that. Between them the rate falls with the square of the width.

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from bert_pretrain.text.layout import read_layouts
 
 
 @dataclass(frozen=True)
@@ -23,22 +25,27 @@ class Probe:
         input_ids: ids with special tokens, some replaced by [MASK].
         positions: of the [MASK]s, ascending.
         original_ids: the tokens that they hide.
+        sentence: the ids without special tokens, but for [MASK].
     """
 
     input_ids: list[int]
     positions: list[int]
     original_ids: list[int]
+    sentence: list[int]
 
 
 def make_probe(
-    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], positions: list[int]
+    tokenizer: PreTrainedTokenizerFast, token_ids: list[int], positions: list[int]
 ) -> Probe:
     """Hide the tokens of a sentence, given without special tokens, that stand at `positions`."""
-    hidden = list(token_ids)
+    sentence = list(token_ids)
     for position in positions:
-        hidden[position] = tokenizer.mask_token_id
-    input_ids = [tokenizer.cls_token_id, *hidden, tokenizer.sep_token_id]
-    return Probe(input_ids, [p + 1 for p in positions], [token_ids[p] for p in positions])
+        sentence[position] = tokenizer.mask_token_id
+    layout = read_layouts(tokenizer).single
+    input_ids, _ = layout.lay_out(sentence)
+    first = len(layout.special_ids[0])
+    hidden = [token_ids[position] for position in positions]
+    return Probe(input_ids, [first + position for position in positions], hidden, sentence)
 
 
 def word_positions(
@@ -81,7 +88,7 @@ def fill_mask(
             top_values, top_ids = (found.tolist() for found in probabilities.topk(num_candidates))
             rows.append(
                 {
-                    "sentence": tokenizer.decode(probe.input_ids[1:-1]),
+                    "sentence": tokenizer.decode(probe.sentence),
                     "position": position,
                     "original": tokenizer.decode([original_id]),
                     "probability": round(float(probabilities[original_id]), 6),

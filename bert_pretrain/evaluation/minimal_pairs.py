@@ -65,14 +65,13 @@ def leave_out_unscorable(
 ) -> tuple[list[MinimalPair], list[LeftOut]]:
     """Return the pairs that can be scored, and the others.
 
-    A sentence with a [MASK], without a token or of more than `max_length` tokens cannot.
+    A sentence without a token or of more than `max_length` tokens cannot.
     """
     scorable, left_out = [], []
     sentences = encode_sentences(tokenizer, [sentence for pair in pairs for sentence in pair[:2]])
     for number, pair in enumerate(pairs):
         found = [
-            _why_unscorable(sentences[2 * number + side], pair, side, tokenizer, max_length)
-            for side in (0, 1)
+            _why_unscorable(sentences[2 * number + side], pair, side, max_length) for side in (0, 1)
         ]
         if reason := found[0] or found[1]:
             left_out.append(reason)
@@ -82,15 +81,8 @@ def leave_out_unscorable(
 
 
 def _why_unscorable(
-    sentence: EncodedSentence,
-    pair: MinimalPair,
-    side: int,
-    tokenizer: PreTrainedTokenizerFast,
-    max_length: int,
+    sentence: EncodedSentence, pair: MinimalPair, side: int, max_length: int
 ) -> LeftOut | None:
-    if tokenizer.mask_token_id in sentence.input_ids:
-        problem = f"has a [MASK] in {pair[side]!r}, but minimal pairs are whole sentences"
-        return LeftOut(pair.source, "a [MASK]", problem)
     if not (sentence.words >= 0).any():
         problem = f"has {pair[side]!r}, of which the tokenizer leaves nothing"
         return LeftOut(pair.source, "a sentence without tokens", problem)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bert_pretrain.data.random import permutation
 from bert_pretrain.evaluation.statistics import Interval, wilson_interval
+from bert_pretrain.text.layout import read_layouts
 from bert_pretrain.text.pairs import EpochPlan
 from bert_pretrain.text.prepared import TokenStore
 from bert_pretrain.text.windows import IS_NEXT, IS_RANDOM
@@ -84,8 +85,8 @@ def random_probabilities(
         plan: its pairs of two segments.
         batch_size: rows of one forward pass; rows of like length go together.
     """
-    lengths = plan.a_length + plan.b_length + 3
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    layout = read_layouts(tokenizer).pair
+    lengths = plan.a_length + plan.b_length
     found = np.zeros(len(plan))
     by_length = np.argsort(lengths, kind="stable")
     for start in range(0, len(plan), batch_size):
@@ -94,8 +95,8 @@ def random_probabilities(
         for row in rows:
             first = store.read(int(plan.a_start[row]), int(plan.a_length[row])).tolist()
             second = store.read(int(plan.b_start[row]), int(plan.b_length[row])).tolist()
-            types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
-            pairs.append({"input_ids": [cls, *first, sep, *second, sep], "token_type_ids": types})
+            input_ids, types = layout.lay_out(first, second)
+            pairs.append({"input_ids": input_ids, "token_type_ids": types})
         batch = tokenizer.pad(
             pairs, padding_side="right", return_attention_mask=True, return_tensors="pt"
         )

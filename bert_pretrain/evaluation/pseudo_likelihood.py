@@ -35,7 +35,8 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertLayer
 
-from bert_pretrain.models.loading import num_positions
+from bert_pretrain.models.positions import num_positions
+from bert_pretrain.text.literal_text import literal_backend, protected_token_ids
 from bert_pretrain.text.words import WordFinder
 
 # int64 (N, L), one position per row (N,) -> vocabulary scores there, (N, V)
@@ -72,9 +73,16 @@ def longest_row(model: PreTrainedModel) -> int:
 def encode_sentences(
     tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
 ) -> list[EncodedSentence]:
-    """Tokenise sentences, each with its special tokens; words are those of the text."""
-    encodings = tokenizer(list(sentences)).encodings
-    is_special = [np.array(e.special_tokens_mask, dtype=np.bool_) for e in encodings]
+    """Tokenise sentences, each with its special tokens; words are those of the text.
+
+    Tokens that the user added as special are no part of a word.
+    """
+    protected = protected_token_ids(tokenizer)
+    encodings = literal_backend(tokenizer).encode_batch(list(sentences))
+    is_special = [
+        np.array(e.special_tokens_mask, dtype=np.bool_) | np.isin(e.ids, protected)
+        for e in encodings
+    ]
     offsets = [
         list(itertools.compress(encoding.offsets, ~mask))
         for encoding, mask in zip(encodings, is_special, strict=True)

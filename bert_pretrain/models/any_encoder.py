@@ -102,9 +102,7 @@ class ScoresMaskedTokens:
     def __init__(self, config: PreTrainedConfig) -> None:
         """Build the modules of the class of transformers."""
         super().__init__(config)  # type: ignore[call-arg]  # mixed in
-        model: Any = self
-        takes_them = "token_type_ids" in inspect.signature(model.base_model.forward).parameters
-        self.tells_segments = takes_them and getattr(config, "type_vocab_size", 0) >= 2
+        self.tells_segments = num_token_types(self) >= 2
 
     def forward(
         self,
@@ -195,6 +193,12 @@ def with_losses(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     described = {"__module__": stock.__module__, "__doc__": ScoresMaskedTokens.__doc__}
     heads = {"heads": HEADS.get(stock.__name__)}
     return type(stock.__name__, (ScoresMaskedTokens, stock), described | heads)
+
+
+def num_token_types(model: PreTrainedModel) -> int:
+    """Return how many token types a text model embeds; 0 = it takes none."""
+    takes_them = "token_type_ids" in inspect.signature(model.base_model.forward).parameters
+    return int(getattr(model.config, "type_vocab_size", 0)) if takes_them else 0
 
 
 def is_scored_everywhere(model: PreTrainedModel) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -19,11 +18,13 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.models.any_encoder import stock_class, with_losses
 from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.models.growing import PositionGrowth, grown
 from bert_pretrain.models.image_encoder import set_dropout
+from bert_pretrain.models.positions import num_positions
 from bert_pretrain.models.text_encoder_config import (
     ARCHITECTURES,
     BERT_SIZES,
-    fit_to_tokenizer,
+    fit_special_ids,
     is_named,
     named_config,
 )
@@ -37,6 +38,9 @@ def build_text_model(
     max_seq_length: int,
     dropout: float,
     with_pairs: bool,
+    resize_vocab: bool = False,
+    force_tokenizer: bool = False,
+    grow_positions: PositionGrowth = "no",
 ) -> PreTrainedModel:
     """Return the model to pretrain.
 
@@ -49,6 +53,10 @@ def build_text_model(
         dropout: probability of all dropout while pretraining; the configuration, which fine-tuning
             will use, keeps its own.
         with_pairs: whether rows are pairs that are judged.
+        resize_vocab: whether a checkpoint's tables may grow to the vocabulary, see `growing`.
+        force_tokenizer: whether a checkpoint takes the tokenizer's ids of special tokens for its
+            own, see `check_tokenizer`.
+        grow_positions: how a checkpoint's positions may grow to the rows.
 
     Raises:
         InputError: no encoder that predicts masked words, one without a head for pairs where there
@@ -57,17 +65,20 @@ def build_text_model(
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     if model_name_or_path is not None:
         config = _read_config(model_name_or_path, "model_name_or_path")
-        if vocab_size > config.vocab_size:
-            raise InputError(
-                f"the tokenizer has {vocab_size:,} tokens but {model_name_or_path} embeds "
-                f"{config.vocab_size:,}",
-                advice="pass the model's own tokenizer as `tokenizer_name`",
-            )
+        check_tokenizer(
+            config, tokenizer, resize_vocab=resize_vocab, force_tokenizer=force_tokenizer
+        )
+        if force_tokenizer:
+            fit_special_ids(config, tokenizer)
     else:
         config = _new_config(config_name, tokenizer.pad_token_id)
-        fit_to_tokenizer(config, tokenizer, vocab_size)
+        config.vocab_size = vocab_size
+        fit_special_ids(config, tokenizer)
     model_class = _class_of(config, with_pairs=with_pairs)
-    _check_length(max_seq_length, config, model_class)
+    outline = _outline(config, model_class)
+    larger = _positions_for(max_seq_length, outline, model_name_or_path, grow_positions)
+    if vocab_size > config.vocab_size:
+        larger["vocab_size"] = vocab_size
     # Some architectures keep probabilities as numbers, which could not be found in the model.
     own_dropouts = {
         name: value
@@ -80,6 +91,8 @@ def build_text_model(
         model = model_class(config)
     else:
         model = _with_weights(model_class, config, model_name_or_path)
+    if larger:
+        model = grown(model, larger, positions=grow_positions)
     for name, value in own_dropouts.items():
         setattr(model.config, name, value)
     set_dropout(model, dropout)
@@ -107,8 +120,12 @@ def check_text_model(
     max_seq_length: int,
     *,
     with_pairs: bool,
-) -> type[PreTrainedModel]:
-    """Check what can be told of a model before its tokenizer and text are there; return its class.
+    grow_positions: PositionGrowth = "no",
+) -> PreTrainedModel:
+    """Check what can be told of a model before its tokenizer and text are there.
+
+    Returns:
+        The model as it is now, without weights: on the device `meta`.
 
     Raises:
         InputError: as `build_text_model`.
@@ -117,9 +134,40 @@ def check_text_model(
         config = _read_config(model_name_or_path, "model_name_or_path")
     else:
         config = _new_config(config_name)
-    model_class = _class_of(config, with_pairs=with_pairs)
-    _check_length(max_seq_length, config, model_class)
-    return model_class
+    outline = _outline(config, _class_of(config, with_pairs=with_pairs))
+    _positions_for(max_seq_length, outline, model_name_or_path, grow_positions)
+    return outline
+
+
+def check_tokenizer(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    resize_vocab: bool,
+    force_tokenizer: bool,
+) -> None:
+    """Check that a checkpoint's configuration allows a tokenizer.
+
+    Raises:
+        InputError: the tokenizer has ids that the model does not embed, unless `resize_vocab`; or
+            it pads with another id than the model, unless `force_tokenizer`.
+    """
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    if vocab_size > config.vocab_size and not resize_vocab:
+        raise InputError(
+            f"the ids of the tokenizer need a table of {vocab_size:,} rows but that of the model "
+            f"to continue has {config.vocab_size:,}",
+            advice="pass the model's own tokenizer as `tokenizer_name`, or `resize_vocab`, which "
+            "adds the rows that are missing",
+        )
+    own = config.pad_token_id
+    if own not in (None, tokenizer.pad_token_id) and not force_tokenizer:
+        raise InputError(
+            f"the tokenizer pads with the id {tokenizer.pad_token_id} but the model to continue "
+            f"with {own} (pad_token_id in its config.json)",
+            advice="pass the model's own tokenizer as `tokenizer_name`, or `force_tokenizer`, with "
+            "which the model takes the tokenizer's id",
+        )
 
 
 def _new_config(name: str, pad_token_id: int = 0) -> PreTrainedConfig:
@@ -158,13 +206,11 @@ def _class_of(config: PreTrainedConfig, *, with_pairs: bool) -> type[PreTrainedM
     return with_losses(stock)  # type: ignore[arg-type]  # a class can be hashed
 
 
-def _check_length(
-    max_seq_length: int, config: PreTrainedConfig, model_class: type[PreTrainedModel]
-) -> None:
-    """Raise `InputError` unless rows fit the model's positions."""
+def _outline(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """Return a model without weights, on the device `meta`."""
     try:
         with torch.device("meta"):
-            longest = num_positions(model_class(config))
+            return model_class(config)
     except (ValueError, AssertionError, AttributeError, TypeError, KeyError) as error:
         raise InputError(
             f"transformers cannot build a {config.model_type} model of this configuration "
@@ -172,33 +218,28 @@ def _check_length(
             advice="change its config.json, or the tokenizer (`tokenizer_name`), whose size and "
             "special tokens it is given",
         ) from error
-    if longest is not None and max_seq_length > longest:
+
+
+def _positions_for(
+    max_seq_length: int,
+    outline: PreTrainedModel,
+    model_name_or_path: str | None,
+    grow_positions: PositionGrowth,
+) -> dict[str, int]:
+    """Return the field of the configuration that must grow for rows to fit, if any must."""
+    longest = num_positions(outline)
+    if longest is None or max_seq_length <= longest:
+        return {}
+    if grow_positions == "no":
+        advice = f"pass `max_seq_length` of at most {longest}"
+        if model_name_or_path is not None:
+            advice += ", or `grow_positions` repeat or interpolate"
         raise InputError(
             f"`max_seq_length` is {max_seq_length} but the model has {longest} positions",
-            advice=f"pass `max_seq_length` of at most {longest}",
+            advice=advice,
         )
-
-
-def num_positions(model: PreTrainedModel) -> int | None:
-    """Return the most tokens of a row, special ones included; None where nothing limits them.
-
-    Args:
-        model: of transformers; its weights are not looked at and may be on the device `meta`.
-    """
-    positions: int | None = getattr(model.config, "max_position_embeddings", None)
-    is_relative = getattr(model.config, "position_biased_input", True) is False  # DeBERTa
-    if not positions or positions < 0 or is_relative:
-        return None
-    # RoBERTa and its kin count positions from the padding id on, and leave those up to it unused.
-    padding_idx = getattr(position_table(model), "padding_idx", None)
-    return positions if padding_idx is None else positions - padding_idx - 1
-
-
-def position_table(model: PreTrainedModel) -> nn.Module | None:
-    """Return the table of a text model's positions; None where they are relative."""
-    embeddings = getattr(model.base_model, "embeddings", None)
-    table: nn.Module | None = getattr(embeddings, "position_embeddings", None)
-    return table
+    before = outline.config.max_position_embeddings
+    return {"max_position_embeddings": before + max_seq_length - longest}
 
 
 def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -100,11 +100,8 @@ def named_config(
     return AutoConfig.for_model(architecture or "bert", **(fields | overrides))
 
 
-def fit_to_tokenizer(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> None:
-    """Give a configuration a tokenizer's vocabulary and the ids of its special tokens; in place."""
-    config.vocab_size = vocab_size
+def fit_special_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a configuration the ids of a tokenizer's special tokens; in place."""
     for name, of_tokenizer in _SPECIAL_IDS.items():
         # BERT has no beginning and no end, and says so by None.
         if name == "pad_token_id" or getattr(config, name, None) is not None:

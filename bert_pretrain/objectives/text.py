@@ -33,6 +33,7 @@ from bert_pretrain.publishing.export import (
 )
 from bert_pretrain.text.blocks import evaluation_rows, training_blocks
 from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.layout import read_layouts
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, PairMode
 from bert_pretrain.text.prepared import PreparedCorpus, unigram_entropy
@@ -269,7 +270,7 @@ def text_rows(
 
     Args:
         corpus: documents of both splits.
-        tokenizer: the one the corpus was prepared with.
+        tokenizer: the one the corpus was prepared with, which lays out rows.
         rule: how tokens are selected and hidden.
         pair_mode: how pairs are drawn; `none` = no pairs.
         max_seq_length: tokens per row, in the first phase of a run.
@@ -286,18 +287,19 @@ def text_rows(
         InputError: the held-out documents allow no pairs.
     """
     lengths = (max_seq_length, *later_lengths)
+    layouts = read_layouts(tokenizer)
     pairs: dict[str, Any] = {
         "pair_mode": pair_mode,
         "seed": seed,
         "same_document_partners": same_document_partners,
+        "num_special_tokens": layouts.num_special_tokens,
     }
 
     def collator(*, evaluation: bool) -> PretrainingCollator:
         return PretrainingCollator(
             corpus.store,
             rule,
-            cls_token_id=tokenizer.cls_token_id,
-            sep_token_id=tokenizer.sep_token_id,
+            layouts=layouts,
             pad_token_id=tokenizer.pad_token_id,
             seed=seed,
             evaluation=evaluation,

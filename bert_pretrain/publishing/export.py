@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from bert_pretrain.data.atomic import atomic_folder
-from bert_pretrain.models.loading import num_positions, position_table
+from bert_pretrain.models.positions import num_positions, position_table
 from bert_pretrain.models.pretraining_model import PRETRAINING_FOLDER
 
 # Number of channels -> its name in prose, and Pillow's mode.
@@ -54,13 +54,21 @@ def export_text_model(
 
 
 def trained_length(
-    tokenizer: PreTrainedTokenizerBase, max_seq_length: int, *, is_from_scratch: bool
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    *,
+    is_from_scratch: bool,
+    max_positions: int | None = None,
 ) -> int:
     """Return the number of tokens at which users of a text model should truncate.
 
-    From scratch it is that of the longest row trained on, since later positions are untrained.
+    From scratch it is that of the longest row trained on, since later positions are untrained. A
+    model that is continued may read longer ones, up to its number of positions before that.
     """
-    return max_seq_length if is_from_scratch else max(max_seq_length, tokenizer.model_max_length)
+    if is_from_scratch:
+        return max_seq_length
+    longest = int(min(tokenizer.model_max_length, max_positions or tokenizer.model_max_length))
+    return max(max_seq_length, longest)
 
 
 def text_card_fields(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.stream import first_row
+from bert_pretrain.text.layout import BERT_COUNTS, SpecialCounts
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch, refuse_unpairable
 from bert_pretrain.text.prepared import PreparedCorpus, TokenStore
 from bert_pretrain.text.windows import running_total, shards_of
@@ -62,6 +63,7 @@ class TextBlocks:
         rows_per_block: what is planned at once, as estimated; 0 = as `ROWS_PER_BLOCK` says.
         same_document_partners: whether pairs may be of distant places of one document.
         which: what to call the documents in a message.
+        num_special_tokens: of a row.
     """
 
     store: TokenStore
@@ -73,6 +75,7 @@ class TextBlocks:
     rows_per_block: int = 0
     same_document_partners: bool = False
     which: str = "given"
+    num_special_tokens: SpecialCounts = BERT_COUNTS
 
     @property
     def block_size(self) -> int:
@@ -114,6 +117,7 @@ class TextBlocks:
             seed=self.seed,
             epoch=epoch,
             first_row=first_row(block),
+            num_special_tokens=self.num_special_tokens,
             same_document_partners=self.same_document_partners,
             needs_pairs=is_whole,
             which=self.which,
@@ -182,6 +186,7 @@ def training_blocks(
     pair_mode: PairMode,
     seed: int,
     same_document_partners: bool = False,
+    num_special_tokens: SpecialCounts = BERT_COUNTS,
 ) -> TextBlocks:
     """Return the blocks of rows to train on."""
     return TextBlocks(
@@ -193,6 +198,7 @@ def training_blocks(
         seed,
         same_document_partners=same_document_partners,
         which="training",
+        num_special_tokens=num_special_tokens,
     )
 
 
@@ -204,6 +210,7 @@ def evaluation_rows(
     pair_mode: PairMode,
     seed: int,
     same_document_partners: bool = False,
+    num_special_tokens: SpecialCounts = BERT_COUNTS,
     max_rows: int = 0,
 ) -> tuple[EpochPlan, NDArray[np.int64]]:
     """Return the plan of rows to evaluate on, as long as they can be, and those of it to be judged.
@@ -227,6 +234,7 @@ def evaluation_rows(
         block_size if is_sample_enough else sys.maxsize,
         same_document_partners,
         "held-out",
+        num_special_tokens,
     )
     plan = blocks.planner(0, 0)()
     order = permutation(len(plan), seed, Purpose.EVALUATION_ROW)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Part
+from bert_pretrain.text.layout import RowLayout, RowLayouts
 from bert_pretrain.text.masking import MaskingRule, mask_tokens
 from bert_pretrain.text.pairs import EpochPlan
 from bert_pretrain.text.prepared import TokenStore
@@ -31,15 +32,26 @@ READ_MULTIPLE = 32
 WIDTH_MULTIPLE = 8  # of cut batches
 
 
+class _Rows(NamedTuple):
+    """Rows before masking, all (B, L): int64, then bool; `is_text` is True in a segment."""
+
+    input_ids: NDArray[np.int64]
+    token_type_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    word_starts: NDArray[np.bool_]
+    is_text: NDArray[np.bool_]
+
+
 @dataclass(eq=False)
 class PretrainingCollator:
     """Read, lay out, mask and pad the rows of a plan.
 
-    A row is `[CLS] A [SEP] B [SEP]` with token type 0 up to the first [SEP] and 1 after it, or
-    `[CLS] A [SEP]` with token type 0 where the plan has no B.
+    A row is laid out as the tokenizer does it, such as BERT's `[CLS] A [SEP] B [SEP]`, and `[CLS] A
+    [SEP]` where the plan has no B.
 
     Attributes:
         store: The prepared corpus that the plans refer to.
+        layouts: Of rows with one segment and with two.
         evaluation: Whether masks are the same in every epoch, and another stream than in training;
             they have the rate of the end of a run.
         few_shapes: Whether few shapes matter more than a few per cent of padding that is computed,
@@ -52,8 +64,7 @@ class PretrainingCollator:
     store: TokenStore
     rule: MaskingRule
     _: KW_ONLY
-    cls_token_id: int
-    sep_token_id: int
+    layouts: RowLayouts
     pad_token_id: int
     seed: int
     evaluation: bool = False
@@ -109,22 +120,16 @@ class PretrainingCollator:
         self, epoch: int, rows: NDArray[np.int64], plan: EpochPlan, rule: MaskingRule
     ) -> dict[str, NDArray[np.int64]]:
         """Return the columns of a batch for rows of one epoch."""
-        input_ids, word_starts = self._lay_out(plan)
-        # (B, 1) ends compared with (L,) positions; a segment is followed by its [SEP].
-        position = np.arange(plan.row_length)
-        first_sep = 1 + plan.a_length.astype(np.int64)[:, None]
-        has_pair = plan.next_sentence_label != NO_PAIR
-        last_sep = np.where(has_pair[:, None], first_sep + 1 + plan.b_length[:, None], first_sep)
-        real = position <= last_sep
-        maskable = (position > 0) & (position < last_sep) & (position != first_sep)
+        made = self._lay_out(plan)
+        maskable = made.is_text & ~np.isin(made.input_ids, rule.protected_ids)
         if self.evaluation:
             row_keys = hash_uint64(self.seed, Purpose.EVALUATION_ROW, rows)
         else:
             row_keys = hash_uint64(self.seed, Purpose.TRAINING_ROW, epoch, rows)
         hidden, labels, masked_positions = mask_tokens(
-            input_ids,
+            made.input_ids,
             maskable,
-            word_starts,
+            made.word_starts,
             rule,
             row_keys=row_keys,
             # What a row full of ordinary tokens would get where the rate is highest.
@@ -132,34 +137,66 @@ class PretrainingCollator:
         )
         return {
             "input_ids": hidden,
-            "token_type_ids": (real & (position > first_sep)).astype(np.int64),
-            "attention_mask": real.astype(np.int64),
+            "token_type_ids": made.token_type_ids,
+            "attention_mask": made.attention_mask,
             "labels": labels,
             "masked_positions": masked_positions,
             "next_sentence_label": plan.next_sentence_label.astype(np.int64),
         }
 
-    def _lay_out(self, plan: EpochPlan) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return unmasked ids int64 (B, L) and word starts bool (B, L), if the rule needs them."""
+    def _lay_out(self, plan: EpochPlan) -> _Rows:
+        """Return the rows of a plan before masking; word starts only if the rule needs them."""
         shape = (len(plan), plan.row_length)
-        input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
-        word_starts = np.zeros(shape, dtype=np.bool_)
-        input_ids[:, 0] = self.cls_token_id
+        made = _Rows(
+            input_ids=np.full(shape, self.pad_token_id, dtype=np.int64),
+            token_type_ids=np.zeros(shape, dtype=np.int64),
+            attention_mask=np.zeros(shape, dtype=np.int64),
+            word_starts=np.zeros(shape, dtype=np.bool_),
+            is_text=np.zeros(shape, dtype=np.bool_),
+        )
+        has_pair = plan.next_sentence_label != NO_PAIR
+        segments = [(plan.a_start, plan.a_length), (plan.b_start, plan.b_length)]
+        for layout, is_so in ((self.layouts.single, ~has_pair), (self.layouts.pair, has_pair)):
+            if len(rows := np.flatnonzero(is_so)):
+                of_rows = [(start[rows], length[rows]) for start, length in segments]
+                self._fill(made, rows, layout, of_rows[: len(layout.segment_types)])
+        return made
+
+    def _fill(
+        self,
+        made: _Rows,
+        rows: NDArray[np.int64],
+        layout: RowLayout,
+        segments: list[tuple[NDArray[np.int64], NDArray[np.int32]]],
+    ) -> None:
+        """Lay out rows of one layout, given the starts and lengths of their segments, each (R,)."""
+        position = np.arange(made.input_ids.shape[1])
+        place = np.zeros((len(rows), 1), dtype=np.int64)  # where the next part begins
+        specials = zip(layout.special_ids, layout.special_types, strict=True)
+        for number, (ids, types) in enumerate(specials):
+            columns = place + np.arange(len(ids))
+            made.input_ids[rows[:, None], columns] = ids
+            made.token_type_ids[rows[:, None], columns] = types
+            place = place + len(ids)
+            if number == len(segments):
+                break
+            starts, lengths = segments[number]
+            is_here = (position >= place) & (position < place + lengths[:, None])
+            made.is_text[rows] |= is_here
+            made.token_type_ids[rows] += layout.segment_types[number] * is_here
+            self._read(made, rows, place[:, 0], starts, lengths)
+            place = place + lengths[:, None]
+        made.attention_mask[rows] = position < place
+
+    def _read(self, made: _Rows, rows: NDArray[np.int64], *segments: NDArray[Any]) -> None:
+        """Read segments, given where each begins in its row, its start and length, each (R,)."""
         needs_words = self.rule.unit != "token"
-        segments = (plan.a_start, plan.a_length, plan.b_start, plan.b_length)
-        columns = (column.tolist() for column in segments)
-        for row, (a_start, a_length, b_start, b_length) in enumerate(zip(*columns, strict=True)):
-            begin = 1
-            for start, length in ((a_start, a_length), (b_start, b_length)):
-                if length == 0:
-                    continue
-                end = begin + length
-                input_ids[row, begin:end] = self.store.read(start, length)
-                input_ids[row, end] = self.sep_token_id
-                if needs_words:
-                    word_starts[row, begin:end] = self.store.read_word_starts(start, length)
-                begin = end + 1
-        return input_ids, word_starts
+        columns = (column.tolist() for column in (rows, *segments))
+        for row, begin, start, length in zip(*columns, strict=True):
+            end = begin + length
+            made.input_ids[row, begin:end] = self.store.read(start, length)
+            if needs_words:
+                made.word_starts[row, begin:end] = self.store.read_word_starts(start, length)
 
 
 def computed_tokens(

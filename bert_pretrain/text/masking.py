@@ -8,8 +8,7 @@ Source: Devlin et al. 2019, section 3.1; whole words: google-research/bert; span
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from bert_pretrain.data.random import Purpose, hash_uint64, integers, uniform
+from bert_pretrain.text.literal_text import protected_token_ids
+from bert_pretrain.text.tokenizers import PLACEHOLDER
 
 MaskingUnit: TypeAlias = Literal["token", "whole_word", "span"]
 
 IGNORED = -100
 _SPAN_STOP_PROB, _MAX_SPAN_WORDS = 0.2, 10  # SpanBERT: geometric lengths, mean 3.8 words
-_PLACEHOLDER = re.compile(r"\[unused\d+\]")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +36,8 @@ class MaskingRule:
             shown unchanged.
         unit: What is selected together: single tokens, whole words, or spans of whole words.
         ordinary_ids: int64 (V',), sorted ids to draw random tokens from, without special tokens.
+        protected_ids: int64 (S,), ids that a text may hold and that are never selected, see
+            `literal_text.protected_token_ids`.
         last_mlm_probability: what `mlm_probability` becomes by the end of a run, linearly; None =
             it stays.
     """
@@ -46,6 +48,7 @@ class MaskingRule:
     unit: MaskingUnit = "token"
     mask_token_id: int
     ordinary_ids: NDArray[np.int64]
+    protected_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     last_mlm_probability: float | None = None
 
     @property
@@ -67,8 +70,9 @@ class MaskingRule:
 
 def ordinary_token_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     """Return the sorted int64 ids that are neither special tokens nor placeholders ([unused7])."""
-    ids = {i for token, i in tokenizer.get_vocab().items() if not _PLACEHOLDER.fullmatch(token)}
-    return np.array(sorted(ids - set(tokenizer.all_special_ids)), dtype=np.int64)
+    ids = {i for token, i in tokenizer.get_vocab().items() if not PLACEHOLDER.fullmatch(token)}
+    special = {*tokenizer.all_special_ids, *protected_token_ids(tokenizer).tolist()}
+    return np.array(sorted(ids - special), dtype=np.int64)
 
 
 def mask_tokens(

@@ -21,6 +21,7 @@ from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.exact_pairs import MIN_DISTANCE, exact_pairs, keep_or_swap
 from bert_pretrain.text.google_pairs import google_pairs
+from bert_pretrain.text.layout import BERT_COUNTS, SpecialCounts
 from bert_pretrain.text.order_pairs import order_pairs
 from bert_pretrain.text.prepared import TokenStore
 from bert_pretrain.text.unread import document_runs, single_rows, single_segments, unread_runs
@@ -55,6 +56,7 @@ class EpochPlan:
         num_same_document: rows whose partner is of the same document, far away (`exact`).
         num_tokens: tokens of the documents.
         num_read: those of them that at least one row reads.
+        num_special_tokens: of them, in a row.
     """
 
     a_start: NDArray[np.int64]
@@ -68,6 +70,7 @@ class EpochPlan:
     num_same_document: int = 0
     num_tokens: int = 0
     num_read: int = 0
+    num_special_tokens: SpecialCounts = BERT_COUNTS
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -116,6 +119,7 @@ def plan_epoch(
     same_document_partners: bool = False,
     needs_pairs: bool = True,
     which: str = "given",
+    num_special_tokens: SpecialCounts = BERT_COUNTS,
 ) -> EpochPlan:
     """Plan all rows that documents give in one epoch, in a random order.
 
@@ -137,6 +141,7 @@ def plan_epoch(
         needs_pairs: whether documents that allow no pair are refused. A block of many may have
             none, whose rows are then single segments.
         which: what to call the documents in a message: `training` or `held-out`.
+        num_special_tokens: that the tokenizer adds to a row.
 
     Returns:
         The plan, never empty.
@@ -148,8 +153,9 @@ def plan_epoch(
         refuse_unpairable(
             store, documents, pair_mode, same_document_partners=same_document_partners, which=which
         )
-    num_special_tokens = 2 if pair_mode == "none" else 3  # [CLS] A [SEP] or [CLS] A [SEP] B [SEP]
-    settings = EpochSettings(max_seq_length - num_special_tokens, short_seq_prob, seed, epoch)
+    is_single = pair_mode == "none"
+    num_added = num_special_tokens.single if is_single else num_special_tokens.pair
+    settings = EpochSettings(max_seq_length - num_added, short_seq_prob, seed, epoch)
     num_unpaired = num_same_document = 0
     columns: Columns
     if pair_mode == "google":
@@ -171,7 +177,8 @@ def plan_epoch(
     unread = unread_runs(runs, columns)
     num_read = int(runs.lengths.sum() - unread.lengths.sum())
     if pair_mode in ("exact", "sop"):
-        single = single_rows(unread, runs, settings)
+        single_budget = max_seq_length - num_special_tokens.single
+        single = single_rows(unread, runs, settings, budget=single_budget)
         num_read += int(single[1].sum())
         columns = tuple(map(np.concatenate, zip(columns, single, strict=True)))
     row = first_row + np.arange(len(columns[0]))
@@ -185,6 +192,7 @@ def plan_epoch(
         num_same_document=num_same_document,
         num_tokens=int(runs.lengths.sum()),
         num_read=num_read,
+        num_special_tokens=num_special_tokens,
     )
 
 
@@ -266,7 +274,12 @@ def _way_to_pairs(pair_mode: PairMode, which: str, same_document_partners: bool)
 
 
 def plan_neighbours(
-    store: TokenStore, documents: NDArray[np.int64], *, max_seq_length: int, seed: int
+    store: TokenStore,
+    documents: NDArray[np.int64],
+    *,
+    max_seq_length: int,
+    seed: int,
+    num_special_tokens: SpecialCounts = BERT_COUNTS,
 ) -> tuple[EpochPlan, int]:
     """Plan hard pairs, for evaluation: the random B is a neighbouring passage of the same document.
 
@@ -277,7 +290,8 @@ def plan_neighbours(
         The plan, in the order of the text, perhaps empty; and the number of documents without a
         pair, because they are too short for two windows.
     """
-    settings = EpochSettings(max_seq_length - 3, short_seq_prob=0.0, seed=seed, epoch=0)
+    budget = max_seq_length - num_special_tokens.pair
+    settings = EpochSettings(budget, short_seq_prob=0.0, seed=seed, epoch=0)
     windows = Windows.chain([cut_pairs(part, settings) for part in outlines(store, documents)])
     # A window begins with the sentence that the end of the one before cuts: that piece is dropped.
     room = windows.a_start[1:] - windows.b_start[:-1]
@@ -285,8 +299,13 @@ def plan_neighbours(
     windows.b_length[first] = np.minimum(windows.b_length[first], room[first])
     columns = keep_or_swap(store, windows, first, first + 1, settings)
     order = np.argsort(columns[0], kind="stable")
-    num_unpaired = len(windows.document) - len(order)
-    plan = EpochPlan.of(columns, order, num_unpaired=num_unpaired, row_length=max_seq_length)
+    plan = EpochPlan.of(
+        columns,
+        order,
+        num_unpaired=len(windows.document) - len(order),
+        row_length=max_seq_length,
+        num_special_tokens=num_special_tokens,
+    )
     used = np.unique(windows.document[np.searchsorted(windows.a_start, plan.a_start)])
     return plan, len(documents) - len(used)
 

@@ -26,6 +26,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.text.distinct import DistinctDocuments
 from bert_pretrain.text.division import Division, divide, write_divided
 from bert_pretrain.text.documents import DocumentSource
+from bert_pretrain.text.literal_text import literal_backend
 from bert_pretrain.text.newlines import SplitText
 from bert_pretrain.text.prepared import (
     ARROW_FILE,
@@ -41,7 +42,7 @@ from bert_pretrain.text.prepared import (
     write_token_counts,
 )
 from bert_pretrain.text.sentences import sentence_rules, split_sentences
-from bert_pretrain.text.tokenizers import bare_backend, has_space_in_words, tokenizer_hash
+from bert_pretrain.text.tokenizers import has_space_in_words, tokenizer_hash, vocabulary_size
 from bert_pretrain.text.words import WordFinder, describe_words
 
 _SENTENCES_PER_BATCH = 2_000  # tokenised at once, on all cores
@@ -144,7 +145,7 @@ def _fill(
     show_progress: bool,
 ) -> dict[str, Any]:
     """Write all of a corpus but its manifest, which is returned; `choices` are part of it."""
-    dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
+    dtype = np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.uint32
     distinct = DistinctDocuments(source, held_out_source, choices["seed"])
     documents = _tokenise(
         iter(distinct), tokenizer, finder, choices["sentence_rules"], dtype, distinct.skipped
@@ -181,7 +182,7 @@ def _fill(
         "tokenizer": {
             "name": tokenizer.name_or_path,
             "hash": tokenizer_hash(tokenizer),
-            "vocab_size": len(tokenizer),
+            "vocab_size": vocabulary_size(tokenizer),
         },
         **choices,
         **_count(folder, held_out, tokenizer, finder, counts),
@@ -199,7 +200,7 @@ def _count(
     counts: dict[str, int],
 ) -> dict[str, Any]:
     """Write how often each token occurs in the training documents; return the manifest's counts."""
-    store, vocab_size = TokenStore.open(folder / ARROW_FILE), len(tokenizer)
+    store, vocab_size = TokenStore.open(folder / ARROW_FILE), vocabulary_size(tokenizer)
     training = np.setdiff1d(np.arange(store.num_documents), held_out, assume_unique=True)
     token_counts = count_tokens(store, training, vocab_size)
     write_token_counts(folder, token_counts)
@@ -258,7 +259,7 @@ def _tokenise(
     skipped: Counter[str],
 ) -> Iterator[_Document]:
     """Cut documents into sentences and those into tokens, many short documents at once."""
-    backend = bare_backend(tokenizer)
+    backend = literal_backend(tokenizer)
     space = " " if has_space_in_words(tokenizer) else ""
     split = ((_sentences(text, language), digest) for text, digest in documents)
     for group in grouped(split, lambda document: len(document[0]), _SENTENCES_PER_BATCH):

@@ -31,7 +31,8 @@ def describe_rows(plan: EpochPlan, num_blocks: int, pair_mode: PairMode) -> list
     """
     is_pair = plan.next_sentence_label != NO_PAIR
     about = "about " if num_blocks > 1 else ""
-    num_tokens = plan.a_length + plan.b_length + np.where(is_pair, 3, 2)
+    num_special = np.where(is_pair, plan.num_special_tokens.pair, plan.num_special_tokens.single)
+    num_tokens = plan.a_length + plan.b_length + num_special
     rows = (
         f"{about}{num_blocks * len(plan):,} an epoch of up to {plan.row_length} tokens, "
         f"fill {100 * num_tokens.mean() / plan.row_length:.1f} %"
@@ -57,7 +58,7 @@ def _line(name: str, what: str) -> str:
 
 
 def _describe_partners(plan: EpochPlan, num_pairs: int) -> str:
-    least = MIN_DISTANCE * (plan.row_length - 3)
+    least = MIN_DISTANCE * (plan.row_length - plan.num_special_tokens.pair)
     return (
         f"{100 * plan.num_same_document / num_pairs:.1f} % of the pairs have both segments from "
         f"one document, where windows begin at least {least:,} tokens apart"

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import string
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import WordPieceTrainer
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertTokenizerFast,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
+from bert_pretrain.text.layout import complete_layout, read_layouts
 
 DEFAULT_TOKENIZER = "docs-uncased-8192"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
+ROLES = ("unk", "cls", "sep", "mask", "pad")
+PLACEHOLDER = re.compile(r"\[unused\d+\]")  # a piece for words that somebody may add
 _QUOTES_AND_DASHES = "\u2013\u2014\u2018\u2019\u201c\u201d"
 _COMMON_CHARACTERS = string.digits + string.ascii_letters + string.punctuation + _QUOTES_AND_DASHES
 
@@ -84,14 +94,15 @@ def train_wordpiece(
 def load_tokenizer(
     name_or_path: str | None, *, parameter: str = "tokenizer_name"
 ) -> PreTrainedTokenizerFast:
-    """Load a tokenizer that can pretrain a BERT.
+    """Load a tokenizer that can pretrain a BERT; one that adds no special tokens gets BERT's rows.
 
     Args:
         name_or_path: folder or Hub id; None = the one that comes with the package.
         parameter: that named it, for messages; a model's folder holds its tokenizer too.
 
     Raises:
-        InputError: it cannot be loaded, is not fast, or lacks a special token.
+        InputError: it cannot be loaded, is not fast, lacks a special token, has two tokens of one
+            id, or lays out rows as no row can be.
     """
     if name_or_path is None:
         return load_tokenizer(str(default_tokenizer_folder()))
@@ -113,12 +124,28 @@ def load_tokenizer(
         problem = f"has no {', '.join(missing)} token"
     elif len(set(ids.values())) < len(ids):
         problem = f"shares ids among mask, cls, sep and pad ({ids}) but they must differ"
+    elif shared := _tokens_of_one_id(tokenizer):
+        problem = f"gives {' and '.join(map(repr, shared))} one id"
     else:
+        complete_layout(tokenizer)
+        read_layouts(tokenizer)  # refuses what cannot be followed
         return tokenizer
     raise InputError(
         f"the tokenizer {name_or_path!r} {problem}",
         advice="pass a fast one with a mask, cls, sep and pad token as `tokenizer_name`",
     )
+
+
+def _tokens_of_one_id(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Return two tokens or more that share an id; none if no id is shared."""
+    vocabulary = tokenizer.get_vocab()
+    shared = [i for i, count in Counter(vocabulary.values()).items() if count > 1]
+    return sorted(token for token, i in vocabulary.items() if i in shared[:1])
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the rows of a table of all ids: more than there are tokens where ids have holes."""
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def default_tokenizer_folder() -> Path:
@@ -131,7 +158,14 @@ def default_tokenizer_folder() -> Path:
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the SHA-256 of everything that decides how the tokenizer cuts text."""
-    return hashlib.sha256(bare_backend(tokenizer).to_str().encode()).hexdigest()
+    determinants = [bare_backend(tokenizer).to_str(), *sorted(role_names(tokenizer))]
+    return hashlib.sha256("\n".join(determinants).encode()).hexdigest()
+
+
+def role_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the names of the special tokens that the machine itself puts into rows."""
+    names = (getattr(tokenizer, f"{role}_token") for role in ROLES)
+    return {str(name) for name in names if name is not None}
 
 
 def has_space_in_words(tokenizer: PreTrainedTokenizerFast) -> bool:

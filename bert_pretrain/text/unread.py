@@ -63,13 +63,14 @@ def unread_runs(documents: Runs, rows: Columns) -> Runs:
     return Runs(read_until[is_gap], read_from[is_gap])
 
 
-def single_rows(unread: Runs, documents: Runs, settings: EpochSettings) -> Columns:
+def single_rows(unread: Runs, documents: Runs, settings: EpochSettings, *, budget: int) -> Columns:
     """Return rows of one segment over the runs that are worth a row.
 
     Args:
         unread: of `unread_runs`.
         documents: those they are of.
-        settings: of the pairs, whose budget is one token less: they have one more [SEP].
+        settings: of the pairs.
+        budget: most tokens of a row of one segment, which has fewer special ones.
     """
     own_document = np.searchsorted(documents.stop, unread.start, side="right")
     least = np.minimum(documents.lengths[own_document], settings.budget // _ROWS_WORTH_IT)
@@ -78,7 +79,7 @@ def single_rows(unread: Runs, documents: Runs, settings: EpochSettings) -> Colum
     place = 2 * np.arange(len(start))
     # Draws are keyed by the run's first token, in place of a document's number.
     outline = Outline(np.stack([start, stop], axis=1).ravel(), start, place, place + 1)
-    return single_segments(cut_single(outline, replace(settings, budget=settings.budget + 1)))
+    return single_segments(cut_single(outline, replace(settings, budget=budget)))
 
 
 def single_segments(windows: Windows) -> Columns:

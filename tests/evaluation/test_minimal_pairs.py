@@ -166,7 +166,6 @@ def test_pairs_too_close_for_bfloat16_are_judged_in_float32(
 @pytest.mark.parametrize(
     ("good", "reason", "problem"),
     [
-        ("a [MASK] .", "a [MASK]", "has a [MASK]"),
         ("\u200b", "a sentence without tokens", "leaves nothing"),
         ("a " * 40, "a sentence longer than the model takes", "42 tokens but the model takes 32"),
     ],

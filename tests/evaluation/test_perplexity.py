@@ -18,6 +18,7 @@ from bert_pretrain.__main__ import main
 from bert_pretrain.evaluation.perplexity import masked_sums
 from bert_pretrain.evaluation.statistics import ratio_interval
 from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.layout import RowLayouts
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.tokenizers import load_tokenizer
@@ -51,8 +52,9 @@ def test_the_sums_of_a_row_are_those_of_the_row_alone() -> None:
         epoch=0,
     )
     rule = MaskingRule(mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(5, VOCAB))
-    ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
-    collator = PretrainingCollator(store, rule, **ids, seed=0, evaluation=True)
+    collator = PretrainingCollator(
+        store, rule, layouts=RowLayouts.of_bert(2, 3), pad_token_id=0, seed=0, evaluation=True
+    )
     model, rows = small_bert(VOCAB), np.arange(1, len(plan), 2)
     found = masked_sums(model, collator, plan, rows, batch_size=5)
     assert (found.num_masked > 0).all()

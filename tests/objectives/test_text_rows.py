@@ -14,6 +14,7 @@ from bert_pretrain.objectives.text import text_rows
 from bert_pretrain.text.blocks import ROWS_PER_BLOCK
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch
+from bert_pretrain.text.tokenizers import load_tokenizer
 
 STORE = store_of([[[7] * (3 + (d + s) % 6) for s in range(8)] for d in range(200)])
 HELD_OUT = np.arange(0, 200, 2)
@@ -26,11 +27,10 @@ def rows(max_eval_rows: int) -> tuple[TrainingStream[EpochPlan], HeldOutRows[Epo
         validation_documents=HELD_OUT,
         manifest={"key": "key"},
     )
-    tokenizer: Any = SimpleNamespace(cls_token_id=2, sep_token_id=3, pad_token_id=0)
     rule = MaskingRule(mlm_probability=0.15, mask_token_id=4, ordinary_ids=np.arange(10, 99))
     return text_rows(
         corpus,
-        tokenizer,
+        load_tokenizer(None),
         rule,
         pair_mode="exact",
         max_seq_length=32,

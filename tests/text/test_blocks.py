@@ -25,6 +25,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.text import blocks as text_blocks
 from bert_pretrain.text.blocks import MIN_PIECES_PER_BLOCK, TextBlocks
 from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.layout import RowLayouts
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.text.prepared import TokenStore
@@ -248,8 +249,9 @@ def make_collator(store: TokenStore) -> PretrainingCollator:
     rule = MaskingRule(
         mlm_probability=0.15, unit="token", mask_token_id=4, ordinary_ids=np.arange(10, 600)
     )
-    ids = {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
-    return PretrainingCollator(store, rule, **ids, seed=3)
+    return PretrainingCollator(
+        store, rule, layouts=RowLayouts.of_bert(2, 3), pad_token_id=0, seed=3
+    )
 
 
 def make_stream(store: TokenStore, rows: int = 80) -> TrainingStream[EpochPlan]:

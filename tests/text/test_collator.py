@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from bert_pretrain.data.loader import WindowReader, WindowRequest
 from bert_pretrain.data.stream import Part, Place, TrainingStream, WholeEpochs
 from bert_pretrain.text.collator import PretrainingCollator, computed_tokens
+from bert_pretrain.text.layout import RowLayouts
 from bert_pretrain.text.masking import MaskingRule, MaskingUnit
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.text.prepared import TokenStore
@@ -75,8 +76,7 @@ def make_collator(
     return PretrainingCollator(
         store,
         rule,
-        cls_token_id=CLS,
-        sep_token_id=SEP,
+        layouts=RowLayouts.of_bert(CLS, SEP),
         pad_token_id=PAD,
         seed=seed,
         evaluation=evaluation,

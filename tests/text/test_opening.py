@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.documents import TextSource
+from bert_pretrain.text.layout import read_layouts
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import plan_epoch
@@ -104,10 +105,8 @@ def test_documents_of_one_word_make_rows_with_one_prediction_each(
         mask_token_id=tokenizer.mask_token_id,
         ordinary_ids=ordinary_token_ids(tokenizer),
     )
-    ids = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad")
-    }
-    collator = PretrainingCollator(corpus.store, rule, **ids, seed=1)
+    layouts, pad = read_layouts(tokenizer), tokenizer.pad_token_id
+    collator = PretrainingCollator(corpus.store, rule, layouts=layouts, pad_token_id=pad, seed=1)
     batch = collator.collate([(0, np.arange(len(plan)), plan)])
     assert (batch["labels"] != -100).sum(dim=1).tolist() == [1] * 8
     assert (batch["attention_mask"].sum(dim=1) == 3).all()

@@ -23,6 +23,7 @@ from trainers import VOCAB, bert_objective, trainer_of
 from bert_pretrain.data.course import Course
 from bert_pretrain.objectives.text import text_rows
 from bert_pretrain.text.masking import MaskingRule
+from bert_pretrain.text.tokenizers import load_tokenizer
 from bert_pretrain.training.checkpoint import read_state
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.metrics import CourseWatch
@@ -55,10 +56,9 @@ def trainer_in(
         validation_documents=np.arange(6),
         manifest={"key": "key"},
     )
-    tokenizer: Any = SimpleNamespace(cls_token_id=2, sep_token_id=3, pad_token_id=0)
     training, held_out = text_rows(
         corpus,
-        tokenizer,
+        load_tokenizer(None),
         MaskingRule(
             mlm_probability=0.4,
             last_mlm_probability=0.1 if "masks" in ways else None,

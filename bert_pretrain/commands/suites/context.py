@@ -28,7 +28,9 @@ from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.data.run_folder import list_checkpoints, read_run_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
-from bert_pretrain.text.tokenizers import load_tokenizer
+from bert_pretrain.models.any_encoder import num_token_types
+from bert_pretrain.text.layout import fit_token_types
+from bert_pretrain.text.tokenizers import load_tokenizer, vocabulary_size
 
 FLAG_GROUPS = (EvaluateArguments, EvaluationData, EvaluationImages, EvaluationText)
 SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "data_files")
@@ -138,4 +140,11 @@ def load_language_model(
             f"{name!r} holds no tokenizer with words",
             advice="pass `model` a folder or Hub id with tokenizer.json",
         )
+    if (num_rows := vocabulary_size(tokenizer)) > model.config.vocab_size:
+        raise InputError(
+            f"the ids of the tokenizer of {name!r} need a table of {num_rows:,} rows but that of "
+            f"the model has {model.config.vocab_size:,}",
+            advice="they do not belong together; change `model`",
+        )
+    fit_token_types(tokenizer, num_token_types(model))
     return model.eval().to(default_device()), tokenizer

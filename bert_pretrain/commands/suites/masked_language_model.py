@@ -8,12 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.commands.suites.context import Evaluation, SuiteResult, load_language_model
 from bert_pretrain.data.run_folder import list_checkpoints, read_rows
 from bert_pretrain.errors import InputError
-from bert_pretrain.evaluation.fill_mask import Probe, fill_mask, format_over_time, most_probable
+from bert_pretrain.evaluation.fill_mask import (
+    Probe,
+    fill_mask,
+    format_over_time,
+    make_probe,
+    most_probable,
+)
 from bert_pretrain.evaluation.minimal_pairs import (
     GroupAccuracy,
     PairScores,
@@ -32,6 +38,7 @@ from bert_pretrain.evaluation.pair_files import (
 from bert_pretrain.evaluation.pseudo_likelihood import VARIANTS, longest_row
 from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.hardware import native_precision
+from bert_pretrain.text.literal_text import encode_with_masks
 
 DEFAULT_SENTENCES = [
     "The quick brown fox jumped over the lazy [MASK].",
@@ -96,21 +103,22 @@ def _models_over_time(model: str) -> dict[str, str]:
     return {run.name: model}  # loading refuses a run without any model
 
 
-def _probe(sentence: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Probe:
-    input_ids = tokenizer(sentence.replace("[MASK]", tokenizer.mask_token))["input_ids"]
+def _probe(sentence: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Probe:
     mask = tokenizer.mask_token_id
-    positions = [place for place, token_id in enumerate(input_ids) if token_id == mask]
+    ids = encode_with_masks(tokenizer, sentence, marks=("[MASK]", tokenizer.mask_token))
+    positions = [place for place, token_id in enumerate(ids) if token_id == mask]
     if not positions:
         raise InputError(
             f"the sentence {sentence!r} has no [MASK]", advice="put one into each of `sentences`"
         )
-    if len(input_ids) > max_length:
+    probe = make_probe(tokenizer, ids, positions)
+    if len(probe.input_ids) > max_length:
         raise InputError(
-            f"the sentence {sentence[:40]!r}... has {len(input_ids)} tokens but the model takes "
-            f"{max_length}",
+            f"the sentence {sentence[:40]!r}... has {len(probe.input_ids)} tokens but the model "
+            f"takes {max_length}",
             advice="shorten `sentences`",
         )
-    return Probe(input_ids, positions, [mask] * len(positions))
+    return probe
 
 
 def find_pair_files(evaluation: Evaluation) -> list[Path]:

@@ -24,6 +24,7 @@ from bert_pretrain.evaluation.next_sentence import (
     random_probabilities,
 )
 from bert_pretrain.evaluation.statistics import format_interval
+from bert_pretrain.text.layout import read_layouts
 from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch, plan_neighbours
 from bert_pretrain.text.prepared import TokenStore
 
@@ -46,11 +47,16 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
     store, source = corpus.store, corpus.manifest["source"]["description"]
     is_of_order = evaluation.run.get("pair_mode") == "sop"
     num_short = 0
+    settings: dict[str, Any] = {
+        "max_seq_length": length,
+        "seed": seed,
+        "num_special_tokens": read_layouts(tokenizer).num_special_tokens,
+    }
     if is_of_order:
-        plans = {"order": _plan(store, documents, length, seed, pair_mode="sop")}
+        plans = {"order": _plan(store, documents, pair_mode="sop", **settings)}
     else:
-        hard, num_short = plan_neighbours(store, documents, max_seq_length=length, seed=seed)
-        plans = {"easy": _plan(store, documents, length, seed, pair_mode="exact"), "hard": hard}
+        hard, num_short = plan_neighbours(store, documents, **settings)
+        plans = {"easy": _plan(store, documents, pair_mode="exact", **settings), "hard": hard}
     lines = [
         f"{source}: {which}",
         f"{'pairs':<5} {'number':>7}  {'accuracy':<22}  confidence  calibration error   Brier  "
@@ -96,23 +102,12 @@ def evaluate_nsp(evaluation: Evaluation) -> SuiteResult:
 
 
 def _plan(
-    store: TokenStore,
-    documents: NDArray[np.int64],
-    max_seq_length: int,
-    seed: int,
-    *,
-    pair_mode: PairMode,
+    store: TokenStore, documents: NDArray[np.int64], *, pair_mode: PairMode, **settings: Any
 ) -> EpochPlan | None:
     """Return pairs as in pretraining; None if the documents allow none."""
     try:
         return plan_epoch(
-            store,
-            documents,
-            max_seq_length=max_seq_length,
-            short_seq_prob=0.0,
-            pair_mode=pair_mode,
-            seed=seed,
-            epoch=0,
+            store, documents, short_seq_prob=0.0, pair_mode=pair_mode, epoch=0, **settings
         )
     except InputError:  # of the documents, because the length has been checked
         return None

@@ -23,6 +23,8 @@ from bert_pretrain.evaluation.perplexity import MaskedSums, masked_sums
 from bert_pretrain.evaluation.statistics import Interval, format_interval, ratio_interval
 from bert_pretrain.text.blocks import evaluation_rows
 from bert_pretrain.text.collator import PretrainingCollator
+from bert_pretrain.text.layout import read_layouts
+from bert_pretrain.text.literal_text import protected_token_ids
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.prepared import PreparedCorpus
 from bert_pretrain.text.unread import document_runs
@@ -43,6 +45,7 @@ def evaluate_perplexity(evaluation: Evaluation) -> SuiteResult:
         max_seq_length=length,
         pair_mode="none",
         seed=seed,
+        num_special_tokens=read_layouts(tokenizer).num_special_tokens,
         max_rows=evaluation.text.max_eval_rows,
     )
     sums = masked_sums(
@@ -87,12 +90,12 @@ def _masking_collator(
         mlm_probability=_MLM_PROBABILITY,
         mask_token_id=tokenizer.mask_token_id,
         ordinary_ids=ordinary_token_ids(tokenizer),
+        protected_ids=protected_token_ids(tokenizer),
     )
     return PretrainingCollator(
         corpus.store,
         rule,
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
+        layouts=read_layouts(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         seed=seed,
         evaluation=True,
