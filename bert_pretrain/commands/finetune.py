@@ -58,6 +58,7 @@ from bert_pretrain.hardware import describe_run
 from bert_pretrain.models.loading import describe_excess
 from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.publishing.publication import open_pusher, submit_final
+from bert_pretrain.publishing.tokenizer_files import save_tokenizer
 
 if TYPE_CHECKING:
     import evaluate
@@ -254,7 +255,9 @@ def _save_model(model: Any, splits: Splits, folder: Path) -> None:
         splits.processor.model_max_length = trained_length(
             splits.processor, splits.max_seq_length, is_from_scratch=False
         )
-    splits.processor.save_pretrained(folder)
+        save_tokenizer(splits.processor, folder)
+    else:
+        splits.processor.save_pretrained(folder)
 
 
 def _is_main() -> bool:

@@ -23,6 +23,7 @@ from transformers import (
 from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.models.positions import num_positions, position_table
 from bert_pretrain.models.pretraining_model import PRETRAINING_FOLDER
+from bert_pretrain.publishing.tokenizer_files import save_tokenizer
 
 # Number of channels -> its name in prose, and Pillow's mode.
 _CHANNELS = {1: ("one channel (grey)", "L"), 3: ("RGB", "RGB"), 4: ("RGBA", "RGBA")}
@@ -50,7 +51,7 @@ def export_text_model(
     """Write or replace the export folder of a text model, whole or not at all."""
     with atomic_folder(directory) as aside:
         model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        save_tokenizer(tokenizer, aside)
 
 
 def trained_length(
@@ -211,7 +212,10 @@ def export_image_model(
 def write_config(model: PreTrainedModel, processor: Any, directory: Path) -> None:
     """Write configuration and tokenizer or image processor into an existing folder."""
     _config(model).save_pretrained(directory)
-    processor.save_pretrained(directory)
+    if isinstance(processor, PreTrainedTokenizerBase):
+        save_tokenizer(processor, directory)
+    else:
+        processor.save_pretrained(directory)
 
 
 def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -> dict[str, Any]:

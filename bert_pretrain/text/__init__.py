@@ -8,4 +8,7 @@ data (`literal_text`). Each epoch has new pairs (`windows`, then `pairs`, `exact
 `order_pairs`, `google_pairs`), rows of what they leave (`unread`), planned by blocks of documents
 (`blocks`), and masks (`masking`). Batches leave by `collator`, laid out as the tokenizer does it
 (`layout`).
+
+A tokenizer is trained (`tokenizer_training`) on counted words (`word_counts`), with defaults by
+what their letters are (`scripts`), and judged by what it does not know of a text (`unknown`).
 """

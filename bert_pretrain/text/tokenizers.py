@@ -1,94 +1,22 @@
-"""Train, find and check a fast tokenizer that has every special token pretraining needs."""
+"""Find and check a fast tokenizer that has every special token pretraining needs."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import string
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import WordPieceTrainer
-from transformers import (
-    AutoTokenizer,
-    BertTokenizerFast,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.layout import complete_layout, read_layouts
 
 DEFAULT_TOKENIZER = "docs-uncased-8192"
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 ROLES = ("unk", "cls", "sep", "mask", "pad")
 PLACEHOLDER = re.compile(r"\[unused\d+\]")  # a piece for words that somebody may add
-_QUOTES_AND_DASHES = "\u2013\u2014\u2018\u2019\u201c\u201d"
-_COMMON_CHARACTERS = string.digits + string.ascii_letters + string.punctuation + _QUOTES_AND_DASHES
-
-
-def train_wordpiece(
-    texts: Iterable[str],
-    *,
-    vocab_size: int,
-    lowercase: bool = True,
-    model_max_length: int = 512,
-    min_frequency: int = 2,
-    show_progress: bool = True,
-) -> PreTrainedTokenizerFast:
-    """Train a WordPiece vocabulary with BERT's normaliser and pre-tokeniser.
-
-    Args:
-        texts: read once, in order; only word counts are held in memory.
-        vocab_size: pieces including the special tokens; a small corpus may fill fewer.
-        lowercase: whether to fold case and strip accents (uncased).
-        model_max_length: longest row the model will take, in tokens.
-        min_frequency: occurrences that a merged pair needs.
-        show_progress: whether to draw a progress bar.
-
-    Raises:
-        InputError: there is no text.
-    """
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
-    # As in Devlin et al.: strip_accents None means "when lowercasing".
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    trainer = WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        # Common characters must not become [UNK] where the text lacks them, and rare ones, such as
-        # a quotation in a foreign script, must not fill the vocabulary.
-        initial_alphabet=sorted(_COMMON_CHARACTERS.lower() if lowercase else _COMMON_CHARACTERS),
-        limit_alphabet=max(256, vocab_size // 4),
-        special_tokens=SPECIAL_TOKENS,
-        show_progress=show_progress,
-        continuing_subword_prefix="##",
-    )
-    backend.train_from_iterator(texts, trainer)
-    if backend.get_vocab_size() <= len(SPECIAL_TOKENS):
-        raise InputError(
-            "the text has no words to train a tokenizer on", advice="pass other `data_files`"
-        )
-    cls_id, sep_id = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", cls_id), ("[SEP]", sep_id)],
-    )
-    tokenizer = BertTokenizerFast(
-        tokenizer_object=backend,
-        vocab=backend.get_vocab(),  # without it transformers 5 makes a tokenizer of five tokens
-        do_lower_case=lowercase,
-        model_max_length=model_max_length,
-    )
-    assert tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == list(range(len(SPECIAL_TOKENS)))
-    return tokenizer
 
 
 def load_tokenizer(

@@ -20,7 +20,8 @@ from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.prepared import PreparedCorpus
-from bert_pretrain.text.tokenizers import load_tokenizer, train_wordpiece
+from bert_pretrain.text.tokenizer_training import train_wordpiece
+from bert_pretrain.text.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")

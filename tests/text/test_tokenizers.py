@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from bert_pretrain.commands import train_tokenizer
 from bert_pretrain.errors import InputError
 from bert_pretrain.text import tokenizers as ours
+from bert_pretrain.text.tokenizer_training import train_wordpiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = ["The quick brown fox jumps over the lazy dog. Café, naïve, ÜBER and Zürich!"] * 5
@@ -33,7 +34,7 @@ def train(texts: Iterable[str] | None = None, **options: object) -> PreTrainedTo
         "model_max_length": 99,
         "show_progress": False,
     }
-    return ours.train_wordpiece(TEXT if texts is None else texts, **{**defaults, **options})  # type: ignore[arg-type]
+    return train_wordpiece(TEXT if texts is None else texts, **{**defaults, **options})  # type: ignore[arg-type]
 
 
 def test_a_saved_tokenizer_loads_without_this_package_and_lays_out_pairs(tmp_path: Path) -> None:
@@ -55,9 +56,13 @@ def test_a_saved_tokenizer_loads_without_this_package_and_lays_out_pairs(tmp_pat
     assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == "the fox dog"
 
 
-def test_uncased_folds_case_and_accents_and_cased_keeps_them(tmp_path: Path) -> None:
-    for lowercase, expected in ((True, ["cafe", "zurich"]), (False, ["Café", "Zürich"])):
-        train(lowercase=lowercase).save_pretrained(tmp_path)
+def test_case_and_accents_are_folded_or_kept_as_asked_for(tmp_path: Path) -> None:
+    for lowercase, strip_accents, expected in (
+        (True, True, ["cafe", "zurich"]),
+        (True, False, ["café", "zürich"]),
+        (False, None, ["Café", "Zürich"]),
+    ):
+        train(lowercase=lowercase, strip_accents=strip_accents).save_pretrained(tmp_path)
         assert AutoTokenizer.from_pretrained(tmp_path).tokenize("Café Zürich") == expected
 
 
@@ -70,7 +75,8 @@ def test_characters_of_a_keyboard_are_never_unknown() -> None:
 
 def test_rare_characters_do_not_fill_the_vocabulary() -> None:
     foreign = [chr(0x4E00 + i) for i in range(2000)]
-    tokenizer = train([*TEXT, " ".join(foreign)], vocab_size=400, min_frequency=1)
+    texts = [*TEXT, " ".join(foreign)]
+    tokenizer = train(texts, vocab_size=400, min_frequency=1, max_unknown_share=1)
     assert sum(character in tokenizer.get_vocab() for character in foreign) < 256
     assert len(tokenizer) <= 400
 
