@@ -29,6 +29,7 @@ from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.models.loaded_models import check_finite_weights
 from bert_pretrain.models.positions import num_positions
 
 # Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al.
@@ -43,7 +44,7 @@ def read_model_config(model: str) -> PreTrainedConfig:
         InputError: there is none, or transformers cannot classify with it.
     """
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers and the network raise
         refuse_misnamed_model(model)
         where = "is neither a folder nor found on the Hub"
@@ -107,7 +108,7 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
         InputError: there is none, it cannot pad, or it has more tokens than the model embeds.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers meet
         raise InputError(
             f"{model!r} holds no usable tokenizer ({type(error).__name__})",
@@ -192,6 +193,7 @@ class ClassifierSource:
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # the head of another classification
                 output_loading_info=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # transformers raises whatever its parsers meet
             raise InputError(
@@ -199,6 +201,7 @@ class ClassifierSource:
                 f"{first_line(error)})",
                 advice="change `model`",
             ) from error
+        check_finite_weights(loaded, model, parameter="model")
         values: dict[str, Tensor] = loaded.state_dict()
         encoder_keys = {key for key in values if key.startswith(f"{loaded.base_model_prefix}.")}
         misfits = {str(key): shapes for key, *shapes in loading["mismatched_keys"]}

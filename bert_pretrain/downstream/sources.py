@@ -84,7 +84,7 @@ def open_splits(
     max_seq_length = 0
     if is_image:
         normalisation = read_processor(model)
-        processor = AutoImageProcessor.from_pretrained(model)
+        processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
         read = read_image_splits(source, processor, num_channels=config.num_channels)
     else:
         processor = load_text_tokenizer(model, config)

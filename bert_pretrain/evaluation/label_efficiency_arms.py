@@ -114,7 +114,9 @@ def _frozen(task: CurveTask) -> Arm:
 def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the mean of the last layer over a row's tokens, (B, D)."""
     try:
-        encoder = AutoModel.from_pretrained(task.model, dtype=torch.float32)
+        encoder = AutoModel.from_pretrained(
+            task.model, dtype=torch.float32, trust_remote_code=False
+        )
     except Exception as error:  # transformers raises whatever its parsers meet
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(

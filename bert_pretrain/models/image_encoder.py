@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -20,9 +19,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
 from bert_pretrain.models.image_encoder_config import read_config, read_encoder_config
+from bert_pretrain.models.loaded_models import check_finite_weights
 
 
 def build_image_encoder(
@@ -187,11 +187,16 @@ def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: 
     place = f"{name.rstrip('/')}/{subfolder}".rstrip("/")
     try:
         model, loading = model_class.from_pretrained(
-            name, subfolder=subfolder, dtype=torch.float32, output_loading_info=True, **fields
+            name,
+            subfolder=subfolder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **fields,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # the readers of files raise whatever they stumble over
         raise InputError(
-            f"the weights of {place} cannot be read ({error})",
+            f"the weights of {place} cannot be read ({first_line(error)})",
             advice="pass `model_name_or_path` a complete checkpoint",
         ) from error
     if loading["missing_keys"]:
@@ -201,6 +206,7 @@ def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: 
             advice="pass `model_name_or_path` a complete checkpoint, or `config_name` to start "
             "from none",
         )
+    check_finite_weights(model, place, parameter="model_name_or_path")
     return model
 
 

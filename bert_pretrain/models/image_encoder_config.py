@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from bert_pretrain.data.names import refuse_misnamed_model
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.models.loaded_models import check_sizes
 
 # Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021
 # (DeiT, table 1) and Dosovitskiy et al. 2021 (table 1); `vit-tiny`, `vit-mini` and
@@ -111,18 +112,19 @@ def read_config(name: str, *, parameter: str) -> PreTrainedConfig:
         InputError: there is none, or it is not that of an image classifier of transformers.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its parsers meet
         sizes = IMAGE_SIZES if parameter == "config_name" else ()
         refuse_misnamed_model(name, parameter=parameter, sizes=sizes)
         lack = "is neither a folder nor on the Hub"
         if Path(name).is_dir():
-            lack = "has no config.json of transformers"
+            lack = f"has no config.json of transformers ({first_line(error)})"
         other = f"or one of {', '.join(sizes)}" if sizes else "such as a run's final/"
         raise InputError(
             f"{name!r} {lack}",
             advice=f"pass `{parameter}` the folder or Hub id of an image encoder, {other}",
         ) from error
+    check_sizes(config, name, parameter=parameter)
     is_classifier = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     if not is_classifier or not hasattr(config, "num_channels"):
         raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -14,12 +13,13 @@ from transformers import (
 )
 
 from bert_pretrain.data.names import refuse_misnamed_model
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.any_encoder import stock_class, with_losses
 from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.growing import PositionGrowth, grown
 from bert_pretrain.models.image_encoder import set_dropout
+from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes
 from bert_pretrain.models.positions import num_positions
 from bert_pretrain.models.text_encoder_config import (
     ARCHITECTURES,
@@ -106,11 +106,12 @@ def _with_weights(
 ) -> PreTrainedModel:
     try:
         model: PreTrainedModel = model_class.from_pretrained(name, config=config, dtype="float32")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # the readers of files raise whatever they stumble over
         raise InputError(
-            f"the weights of {name} cannot be read ({error})",
+            f"the weights of {name} cannot be read ({first_line(error)})",
             advice="pass `model_name_or_path` a complete checkpoint",
         ) from error
+    check_finite_weights(model, name, parameter="model_name_or_path")
     return model
 
 
@@ -211,7 +212,8 @@ def _outline(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> Pr
     try:
         with torch.device("meta"):
             return model_class(config)
-    except (ValueError, AssertionError, AttributeError, TypeError, KeyError) as error:
+    # Whatever its parts stumble over: the configuration is not ours.
+    except Exception as error:
         raise InputError(
             f"transformers cannot build a {config.model_type} model of this configuration "
             f"({type(error).__name__}: {error})",
@@ -261,13 +263,17 @@ def describe_excess(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> 
 
 def _read_config(name: str, parameter: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its parsers meet
         is_new = parameter == "config_name"
         refuse_misnamed_model(name, parameter=parameter, sizes=BERT_SIZES if is_new else ())
         is_folder = Path(name).is_dir()
         where = "has no usable config.json" if is_folder else "is neither a folder nor on the Hub"
+        if (Path(name) / "config.json").is_file():
+            where += f" ({first_line(error)})"
         architectures = ", ".join(f"{each}-" for each in ARCHITECTURES)
         sizes = f", or one of {', '.join(BERT_SIZES)}, perhaps with {architectures} before it"
         advice = f"pass `{parameter}` the folder or Hub id of an encoder"
         raise InputError(f"{name!r} {where}", advice=advice + sizes * is_new) from error
+    check_sizes(config, name, parameter=parameter)
+    return config

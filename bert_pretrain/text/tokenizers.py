@@ -35,7 +35,7 @@ def load_tokenizer(
     if name_or_path is None:
         return load_tokenizer(str(default_tokenizer_folder()))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # of transformers' parsers; all mean the same to the user
         if parameter != "tokenizer_name":
             refuse_misnamed_model(name_or_path, parameter=parameter)

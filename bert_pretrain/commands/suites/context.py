@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -29,6 +28,7 @@ from bert_pretrain.data.run_folder import list_checkpoints, read_run_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.any_encoder import num_token_types
+from bert_pretrain.models.loaded_models import check_finite_weights
 from bert_pretrain.text.layout import fit_token_types
 from bert_pretrain.text.tokenizers import load_tokenizer, vocabulary_size
 
@@ -119,12 +119,13 @@ def load_language_model(
         advice += ", or leave nsp out of `suite`"
     try:
         auto_class = _AUTO_CLASSES[head]
-        if head == "next-sentence" and AutoConfig.from_pretrained(name).model_type == "albert":
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if head == "next-sentence" and config.model_type == "albert":
             auto_class = AutoModelForPreTraining  # transformers knows no other class with its head
         model, loading = auto_class.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # the readers of files raise whatever they stumble over
         refuse_misnamed_model(name)
         where = "holds no" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a"
         raise InputError(
@@ -133,6 +134,7 @@ def load_language_model(
     if loading["missing_keys"]:
         lacking = min(loading["missing_keys"])
         raise InputError(f"{name!r} has no trained {head} head (it lacks {lacking})", advice=advice)
+    check_finite_weights(model, name, parameter="model")
     tokenizer = load_tokenizer(name)
     # For a model without tokenizer files, transformers 5 makes one of its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):

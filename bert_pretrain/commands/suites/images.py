@@ -148,7 +148,8 @@ def _open(evaluation: Evaluation, source: dict[str, Any]) -> ImageCorpus:
     num_channels = run.get("num_channels")
     if not num_channels:
         try:
-            num_channels = int(AutoConfig.from_pretrained(evaluation.model).num_channels)
+            config = AutoConfig.from_pretrained(evaluation.model, trust_remote_code=False)
+            num_channels = int(config.num_channels)
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{evaluation.model!r} is no image encoder of transformers", advice="change `model`"

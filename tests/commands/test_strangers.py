@@ -1,0 +1,170 @@
+"""Models of strangers: their code does not run, and weights that are no numbers are refused."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from downstream_models import make_text_model
+from runs import run_here, small_flags
+from safetensors.torch import load_file, save_file
+
+from bert_pretrain.__main__ import main
+from bert_pretrain.training.checkpoint import STATE_FILE, _write_state
+
+PACKAGE = Path(__file__).parents[2] / "bert_pretrain"
+CODE = """
+from pathlib import Path
+Path({marker!r}).touch()
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+class TheirConfig(PreTrainedConfig):
+    model_type = "theirs"
+class TheirModel(PreTrainedModel):
+    config_class = TheirConfig
+class TheirTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+COMMANDS = {
+    "pretrain from": "pretrain {flags} --output_dir out --model_name_or_path {model}",
+    "pretrain as": "pretrain {flags} --output_dir out --config_name {model}",
+    "pretrain with its tokenizer": "pretrain {flags} --output_dir out --tokenizer_name {model}",
+    "evaluate": "evaluate --model {model} --suite minimal_pairs",
+    "finetune": "finetune --model {model} --train_file rows.jsonl --output_dir out",
+}
+
+
+def refused(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(command.split())
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2, printed
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def write_rows(folder: Path) -> None:
+    rows = [{"text": f"the value {i}", "label": i % 2} for i in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_code_of_a_stranger_is_not_run_even_if_somebody_agrees(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 99))
+    write_rows(tmp_path)
+    marker, folder = tmp_path / "it-ran", tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "theirs.py").write_text(CODE.format(marker=str(marker)))
+    auto_map = {
+        "AutoConfig": "theirs.TheirConfig",
+        "AutoModel": "theirs.TheirModel",
+        "AutoModelForMaskedLM": "theirs.TheirModel",
+        "AutoModelForSequenceClassification": "theirs.TheirModel",
+        "AutoTokenizer": ["theirs.TheirTokenizer", "theirs.TheirTokenizer"],
+    }
+    for file in ("config.json", "tokenizer_config.json"):
+        (folder / file).write_text(json.dumps({"model_type": "theirs", "auto_map": auto_map}))
+    flags = " ".join(small_flags(tmp_path))
+    refused(COMMANDS[name].format(flags=flags, model=folder), capsys)
+    assert not marker.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_whatever_chooses_a_class_by_itself_is_told_to_run_no_foreign_code() -> None:
+    calls = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+                owner = ast.unparse(node.func).removesuffix(".from_pretrained")
+                if owner.startswith("Auto") or owner.endswith("auto_class"):
+                    keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                    calls.append((path.name, owner, keywords.get("trust_remote_code")))
+    assert len(calls) > 8
+    assert [call for call in calls if call[2] != "False"] == []
+
+
+@pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune"])
+def test_weights_that_are_no_numbers_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path)
+    model = make_text_model(tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    weights = load_file(path)
+    key = "bert.encoder.layer.1.output.dense.weight"
+    weights[key][3, 4] = torch.nan
+    save_file(weights, path, metadata={"format": "pt"})
+    flags = " ".join(small_flags(tmp_path))
+    message = refused(COMMANDS[name].format(flags=flags, model=model), capsys)
+    assert f"hold NaN or infinity, such as {key}" in message
+    assert not (tmp_path / "out").exists()
+
+
+class Touch:
+    """Unpickled by a reader that trusts its file, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune"])
+def test_pickled_weights_run_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path)
+    model, marker = make_text_model(tmp_path / "model"), tmp_path / "it-ran"
+    (tmp_path / "model/model.safetensors").unlink()
+    torch.save({"weight": Touch(marker)}, tmp_path / "model/pytorch_model.bin")
+    torch.load(tmp_path / "model/pytorch_model.bin", weights_only=False)
+    assert marker.exists()  # it would
+    marker.unlink()
+    flags = " ".join(small_flags(tmp_path))
+    refused(COMMANDS[name].format(flags=flags, model=model), capsys)
+    assert not marker.exists()
+
+
+def test_a_pickle_in_a_checkpoint_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [*small_flags(tmp_path), "--output_dir", "out", "--max_steps", "2"]
+    run_here(tmp_path, flags)
+    marker = tmp_path / "it-ran"
+    checkpoint = tmp_path / "out/checkpoints/step-000002"
+    torch.save({"state": Touch(marker)}, checkpoint / "optimizer.bin")
+    # Whoever writes the file can write its digest too.
+    state = read_state_without_digests(checkpoint)
+    digest = hashlib.sha256((checkpoint / "optimizer.bin").read_bytes()).hexdigest()
+    state["files"]["optimizer.bin"] = digest
+    _write_state(checkpoint / STATE_FILE, state)
+    message = refused(" ".join([*flags, "--resume_from_checkpoint", "latest"]), capsys)
+    assert "optimizer.bin cannot be read" in message
+    assert not marker.exists()
+
+
+def read_state_without_digests(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
+    return {key: value for key, value in state.items() if key not in ("digest", "format_version")}
