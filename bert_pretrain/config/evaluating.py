@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import (
     SEEDS,
-    above,
+    Range,
     at_least,
     check_seeds,
     check_source,
@@ -91,7 +91,7 @@ class EvaluationImages:
         "error", "What to do with an image that cannot be decoded."
     )
     k: int = flag(20, "Neighbours that vote.", at_least(1))
-    temperature: float = flag(0.07, "T of their weights exp(cosine / T).", above(0))
+    temperature: float = flag(0.07, "T of their weights exp(cosine / T).", Range(1e-3, 1e3))
 
 
 @dataclass

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.downstream.metrics import is_better, predict
 from bert_pretrain.downstream.sources import Splits
+from bert_pretrain.images.decoding import MODES
+from bert_pretrain.models.image_processor import preparation_code
 
 _NAME_WIDTH = 60  # characters of a class name in one line about all of them
 CARD = """\
@@ -26,9 +28,7 @@ CARD = """\
 {made}:
 
 ```python
-from transformers import pipeline
-
-classifier = pipeline("{pipeline_tag}", model="{path}"){path_comment}
+{code}
 ```
 
 Labels: {labels}.
@@ -37,6 +37,29 @@ Labels: {labels}.
 |---|---|---|---|---|
 {rows}
 {overlap}"""
+
+
+TEXT_CODE = """\
+from transformers import pipeline
+
+classifier = pipeline("text-classification", model="{path}"){path_comment}"""
+# `pipeline` converts every image to RGB, whatever the model takes and the image is.
+IMAGE_CODE = """\
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+
+{preparation_code}
+
+path = "{path}"{path_comment}
+processor = AutoImageProcessor.from_pretrained(path)
+classifier = AutoModelForImageClassification.from_pretrained(path).eval()
+image = Image.new("{mode}", (64, 64))  # or Image.open("image.png")
+with torch.no_grad():
+    scores = classifier(**processor(prepared(image), return_tensors="pt")).logits[0]
+print(classifier.config.id2label[scores.argmax().item()], scores)"""
 
 
 def write_predictions(path: Path, logits: NDArray[np.float32], splits: Splits, name: str) -> None:
@@ -194,14 +217,25 @@ def model_card(
             rows.append(f"| {split} | {name} | {numbers} |")
     return CARD.format(
         metadata=metadata.to_yaml(),
-        pipeline_tag=pipeline_tag,
+        code=_code(splits, repo_id),
         title=repo_id.rpartition("/")[2],
         made=made + "It is a plain transformers model",
-        path=repo_id if "/" in repo_id else ".",
-        path_comment="" if "/" in repo_id else "  # this folder, or its name on the Hub",
         labels=", ".join(labels) or "a number (regression)",
         num_seeds=len(results["seeds"]),
         s="" if len(results["seeds"]) == 1 else "s",
         rows="\n".join(rows),
         overlap=f"\n{overlap}\n" if overlap else "",
     )
+
+
+def _code(splits: Splits, repo_id: str) -> str:
+    """Return Python that runs the model."""
+    place = {
+        "path": repo_id if "/" in repo_id else ".",
+        "path_comment": "" if "/" in repo_id else "  # this folder, or its name on the Hub",
+    }
+    if splits.texts:
+        return TEXT_CODE.format(**place)
+    mode = MODES[splits.config.num_channels]
+    code = preparation_code(mode).rstrip()
+    return IMAGE_CODE.format(mode=mode, preparation_code=code, **place)

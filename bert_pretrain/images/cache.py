@@ -26,13 +26,13 @@ from bert_pretrain.images.decoding import (
     ImageSource,
     Label,
     Outcome,
-    channels_of_first,
     decode_rows,
+    usual_channels,
 )
 
 OnBadImage: TypeAlias = Literal["error", "skip"]
 
-FORMAT_VERSION = 1  # raised whenever what is written changes
+FORMAT_VERSION = 2  # raised whenever what is written changes
 PIXELS_FILE, LABELS_FILE, MOMENTS_FILE = "pixels.npy", "labels.npy", "moments.npy"
 MANIFEST = "manifest.json"
 _NAMED_BAD_IMAGES = 5
@@ -114,7 +114,7 @@ def _decode(
     source: ImageSource, rule: DecodingRule, file: IO[bytes], *, show_progress: bool
 ) -> DecodedImages:
     """Decode all rows into `file`, an .npy; the `pixels` of what is returned are empty."""
-    num_channels = rule.num_channels or channels_of_first(source)
+    num_channels = rule.num_channels or usual_channels(source)
     writer = _Writer(file, source.num_rows)
     bad: list[str] = []
     for outcome in tqdm(
@@ -150,7 +150,12 @@ def _decode(
         "image_size": rule.image_size,
         "label_names": label_names,
         "modes": dict(writer.modes),
-        "counts": {"images": num_images, "duplicates": duplicates, "skipped": len(bad)},
+        "counts": {
+            "images": num_images,
+            "duplicates": duplicates,
+            "contradictions": writer.num_contradictions,
+            "skipped": len(bad),
+        },
         "skipped": bad[:_NAMED_BAD_IMAGES],
         "versions": {name: metadata.version(name) for name in ("datasets", "pillow")},
     }
@@ -170,10 +175,10 @@ class _Writer:
         self.digests = bytearray()
         self.moments = bytearray()
         self.modes: Counter[str] = Counter()
-        self.num_duplicates = 0
+        self.num_duplicates = self.num_contradictions = 0
         self._file = file
         self._num_rows = num_rows
-        self._seen: set[bytes] = set()
+        self._seen: dict[bytes, int] = {}  # the place of the first image of a digest
         self._first_name = ""
 
     def add(self, outcome: Outcome, pixels: NDArray[np.uint8]) -> None:
@@ -190,8 +195,13 @@ class _Writer:
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
         if digest in self._seen:
             self.num_duplicates += 1
+            first = self._seen[digest]
+            # Whichever label came first would be as wrong as right.
+            if self.labels[first] is not None and self.labels[first] != outcome.label:
+                self.num_contradictions += 1
+                self.labels[first] = None
             return
-        self._seen.add(digest)
+        self._seen[digest] = len(self.labels)
         self._file.write(pixels.tobytes())
         self.digests += digest
         self.moments += outcome.moments

@@ -106,7 +106,7 @@ def open_images(
 
     Images that are equal after decoding are kept once, so that none is both trained on and held
     out. Where processes call this at once, the first decodes and the others wait. Memory holds a
-    few blocks of images and about 200 bytes for each image.
+    few blocks of images and about 300 bytes for each image.
 
     Args:
         validation_share: share of images held out, in (0, 1), drawn at random; at least 2.
@@ -114,7 +114,7 @@ def open_images(
         image_size: side in pixels of the square that every image becomes: its shorter side is
             resized (bicubic, antialiased), its centre cropped. 0 = the images' own size, the same
             for all.
-        num_channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 = as in the first image.
+        num_channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 = as in most images of a sample.
         on_bad_image: whether to stop at an image that is corrupt, truncated or missing, or to skip
             and count it.
         cache_dir: where decoded images are kept; default a folder under the Hugging Face cache.
@@ -128,7 +128,7 @@ def open_images(
         allowed = "at least 0 (the images' own size)"
         raise InputError.out_of_range("image_size", image_size, allowed)
     if num_channels not in (0, *MODES):
-        allowed = "1 (grey), 3 (RGB), 4 (RGBA) or 0 (as in the first image)"
+        allowed = "1 (grey), 3 (RGB), 4 (RGBA) or 0 (as in most images)"
         raise InputError.out_of_range("num_channels", num_channels, allowed)
     images = open_image_source(**source)
     rule = DecodingRule(image_size, num_channels, on_bad_image)
@@ -229,8 +229,11 @@ def _classes(corpus: ImageCorpus) -> str:
         text = ", ".join(
             f"{name} {count:,}" for name, count in zip(corpus.label_names, per_class, strict=True)
         )
-    num_unlabelled = int((corpus.labels < 0).sum())
-    return text + (f"; without a label: {num_unlabelled:,}" if num_unlabelled else "")
+    if num_unlabelled := int((corpus.labels < 0).sum()):
+        text += f"; without a label: {num_unlabelled:,}"
+    if contradictions := corpus.manifest["counts"]["contradictions"]:
+        text += f", of them {contradictions:,} that lie in several classes"
+    return text
 
 
 def _listed(values: NDArray[np.float32]) -> str:

@@ -6,7 +6,7 @@ Rows of a source enter; what became of each leaves, in the same order.
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ Label: TypeAlias = "int | str | None"
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
+_SAMPLED_IMAGES = 64  # whose channels are looked at
+_MOST_TIMES_AS_LONG = 100
 _ROWS_PER_BLOCK = 16  # decoded by a thread at a time; bounds what is in flight
 
 
@@ -120,9 +122,14 @@ def _decode_row(row: ImageRow, image_size: int, num_channels: int) -> Outcome:
     return Outcome(row.name, row.label, mode, pixels, np.stack([sums, squares]).tobytes())
 
 
-def channels_of_first(source: ImageSource) -> int:
-    """Return the number of channels of the first image that can be used; 3 if none can."""
-    for row in source.read():
+def usual_channels(source: ImageSource) -> int:
+    """Return the number of channels that most images have, of a sample that can be used.
+
+    The sample is spread over the rows. Of equally frequent numbers the larger one is taken, which
+    loses nothing; 3 if no image can be used.
+    """
+    found: Counter[int] = Counter()
+    for row in islice(source.read(), 0, None, max(1, source.num_rows // _SAMPLED_IMAGES)):
         try:
             image = load_image(row)
             is_grey = image.mode.split(";")[0] in _GREY_MODES
@@ -130,8 +137,8 @@ def channels_of_first(source: ImageSource) -> int:
             converted_image(image, num_channels)
         except Exception:  # the pass that follows reports it
             continue
-        return num_channels
-    return 3
+        found[num_channels] += 1
+    return max(found, key=lambda number: (found[number], number), default=3)
 
 
 def load_image(row: ImageRow) -> PIL.Image.Image:
@@ -166,10 +173,19 @@ def converted_image(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Imag
 
 
 def _centre_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-    """Resize the shorter side and crop the centre, as transformers' image processors do."""
+    """Resize the shorter side and crop the centre, as transformers' image processors do.
+
+    Raises:
+        ValueError: the image is so thin that its longer side, resized, would fill the memory.
+    """
     if not size:
         return image
     shorter = min(image.size)
+    if max(image.size) > _MOST_TIMES_AS_LONG * shorter:
+        raise ValueError(
+            f"it is {image.width} x {image.height} pixels, one side more than "
+            f"{_MOST_TIMES_AS_LONG} times the other"
+        )
     width, height = (size * side // shorter for side in image.size)
     if (width, height) != image.size:
         image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)

@@ -25,7 +25,9 @@ from bert_pretrain.images.tables import (
     open_parquet,
 )
 
-_SPLIT_FOLDER = re.compile("train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?")
+_SPLIT_FOLDER = re.compile(
+    "train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?|unlabell?ed", re.IGNORECASE
+)
 # A folder with such files is a data set of its own format, or says more about its images than their
 # folders do.
 _DATASET_EXTENSIONS = {".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", ".gz"}
@@ -149,20 +151,31 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
 def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -> Path:
     """Return the subfolder of a split, or the folder itself where it has no splits.
 
-    Its subfolders are splits if all of them are named so: a class may be called `train`, but hardly
-    all classes are.
+    Its subfolders are splits if all of them are named so, in any case of letters: a class may be
+    called `train`, but hardly all classes are.
+
+    Raises:
+        InputError: there is no such split, or some subfolders are named as splits and others not.
     """
     subfolders = {parts[0] for path in files if len(parts := path.relative_to(folder).parts) > 1}
-    if not subfolders or not all(map(_SPLIT_FOLDER.fullmatch, subfolders)):
+    named = sorted(filter(_SPLIT_FOLDER.fullmatch, subfolders))
+    if 1 < len(named) < len(subfolders):  # images to test on would be trained on, as classes
+        raise InputError(
+            f"{folder} has subfolders named as splits ({', '.join(named)}) and others "
+            f"({', '.join(sorted(subfolders - set(named))[:3])})",
+            advice="pass one of them as the folder, or move the others away",
+        )
+    if not subfolders or len(named) < len(subfolders):
         if split != "train":  # else what is asked for as test images would be the training images
             raise InputError(
                 f"{folder} has no subfolders of splits, so no {split!r}",
                 advice=f"leave out `{parameter}`",
             )
         return folder
-    if split not in subfolders:
+    found = [name for name in named if name.lower() == split.lower()]
+    if not found:
         raise InputError(
             f"{folder} has no split {split!r}",
-            advice=f"it has {', '.join(sorted(subfolders))}; change `{parameter}`",
+            advice=f"it has {', '.join(named)}; change `{parameter}`",
         )
-    return folder / split
+    return folder / (split if split in found else found[0])

@@ -1,4 +1,4 @@
-"""What the saved image processor of a model does to pixels: size, mean and deviation."""
+"""What becomes of an image before a model sees it: by its image processor, and before that."""
 
 from __future__ import annotations
 
@@ -26,6 +26,33 @@ class Preprocessing(NamedTuple):
     std: list[float]
 
 
+_PREPARED = """\
+def prepared(image):
+    \"\"\"Return an opened image as the images were that this encoder was trained on.\"\"\"
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # grey levels of 16 bits
+        image = Image.fromarray(((np.asarray(image).astype(int) + 128) // 257).astype(np.uint8))
+{transparency}    return image.convert("{mode}")
+"""
+_ON_WHITE = """\
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+"""
+
+
+def preparation_code(mode: str) -> str:
+    """Return Python that defines `prepared`, for cards: what image processors leave to the caller.
+
+    It needs `Image` and `ImageOps` of PIL, and numpy as np, and does what
+    `images.decoding.converted_image` does.
+
+    Args:
+        mode: that the encoder takes: L, RGB or RGBA.
+    """
+    return _PREPARED.format(mode=mode, transparency="" if mode == "RGBA" else _ON_WHITE)
+
+
 def read_processor(model: str) -> Preprocessing:
     """Return what the saved image processor of a model, a folder or Hub id, does.
 
@@ -33,7 +60,7 @@ def read_processor(model: str) -> Preprocessing:
         InputError: the model has no image processor, or one whose images are not square.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(model)
+        processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers meet
         refuse_misnamed_model(model)
         where = "holds no usable image processor"

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from bert_pretrain.data.atomic import atomic_folder
+from bert_pretrain.models.image_processor import preparation_code
 from bert_pretrain.models.positions import num_positions, position_table
 from bert_pretrain.models.pretraining_model import PRETRAINING_FOLDER
 from bert_pretrain.publishing.tokenizer_files import save_tokenizer
@@ -231,6 +232,7 @@ def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -
         f"parameters) for {size} x {size} pixels and {channels}, pretrained without labels as "
         f"{_IMAGE_MODELS[model.config.model_type]}.",
         "mode": mode,
+        "preparation_code": preparation_code(mode).rstrip(),
         "image_size": size,
         "has_untrained_pooler": getattr(base, "pooler", 0) is None,
         "pretraining_folder": PRETRAINING_FOLDER,

@@ -8,6 +8,7 @@ recorded, and what enters has been scrubbed of what belongs to the machine alone
 from __future__ import annotations
 
 import csv
+import html
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -122,7 +123,7 @@ def model_card(
         card_data,
         template_str=template.read_text(encoding="utf-8"),
         **fields,
-        title=card_data.model_name,
+        title=html.escape(card_data.model_name),
         repo_id=repo_id,
         state_folder=STATE_FOLDER if config.get("hub_push_state") else "",
         data_card=data_card,
@@ -132,6 +133,7 @@ def model_card(
         step=step,
         amount=_amount(metrics_rows),
         has_curves=bool(metrics_rows),
+        warnings=[row for row in metrics_rows if row["split"] == "warning"],
         evaluated=evaluated,
         evaluated_on=evaluated_on,
         measured=measured,

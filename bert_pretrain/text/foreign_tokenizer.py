@@ -50,7 +50,7 @@ def refuse_foreign_tokenizer(tokenizer: PreTrainedTokenizerBase, model_name_or_p
 
 def _own_tokenizer(model_name_or_path: str) -> PreTrainedTokenizerBase | None:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, trust_remote_code=False)
     except Exception:  # whatever transformers' parsers raise: there is none to compare with
         return None
     # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.

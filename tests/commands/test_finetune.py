@@ -584,7 +584,7 @@ def test_an_encoder_decoder_whose_outputs_hold_more_than_logits(model: str, fold
     assert len(read_rows(folder / "out/seed-42/predictions_test.jsonl")) == 16
 
 
-def test_images_with_augmentation(folder: Path) -> None:
+def test_images_with_augmentation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import pipeline
 
     model = make_image_model(folder / "vit")
@@ -600,6 +600,12 @@ def test_images_with_augmentation(folder: Path) -> None:
         "height": 8,
         "width": 8,
     }
+    (block,) = Path("out/final/README.md").read_text().split("```python")[1:]
+    code = block.split("```")[0]
+    assert 'path = "."' in code
+    capsys.readouterr()
+    exec(code.replace('path = "."', 'path = "out/final"'), {})
+    assert capsys.readouterr().out.startswith(tuple("0123456789"))  # the class of a black image
 
 
 def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -359,9 +359,8 @@ def test_sixteen_bit_levels_are_scaled_and_not_cut_off(open_here: Open, tmp_path
     )
     expected = [[math.floor(Fraction(int(v), 257) + Fraction(1, 2)) for v in row] for row in levels]
     for suffix, kind in (("png", "PNG"), ("tiff", "TIFF")):
-        found = single(
-            open_here, tmp_path / suffix, encoded(PIL.Image.fromarray(levels), kind), suffix
-        )
+        content = encoded(PIL.Image.fromarray(levels), kind)
+        found = single(open_here, tmp_path / suffix, content, suffix, num_channels=1)
         assert found.shape == (2, 7, 1)
         assert found[:, :, 0].tolist() == expected
 
@@ -377,7 +376,7 @@ def test_palettes_become_their_colours_and_what_is_transparent_white(
     transparent = encoded(image, transparency=bytes([255, 0, 255]))
     white = single(open_here, tmp_path / "2", transparent, num_channels=3)
     assert white.tolist() == [[[10, 20, 30], [255, 255, 255]], [[255, 255, 255], [0, 0, 0]]]
-    alpha = single(open_here, tmp_path / "3", transparent)
+    alpha = single(open_here, tmp_path / "3", transparent, num_channels=4)
     assert alpha[:, :, 3].tolist() == [[255, 0], [0, 255]]
 
 
@@ -396,14 +395,14 @@ def test_photographs_are_turned_as_their_camera_was(open_here: Open, tmp_path: P
     assert np.array_equal(found, np.rot90(pixels, -1))
 
 
-def test_the_first_image_decides_the_channels_and_the_card_tells_what_was_converted(
+def test_most_images_decide_the_channels_and_the_card_tells_what_was_converted(
     open_here: Open, tmp_path: Path
 ) -> None:
-    grey, colour = random_pixels(2, channels=1), random_pixels(3)
-    contents = {f"{n}.png": png(image) for n, image in enumerate([*grey, *colour])}
+    grey, colour = random_pixels(3, channels=1), random_pixels(2)
+    contents = {f"{n}.png": png(image) for n, image in enumerate([*colour, *grey])}
     corpus = open_here(write_flat(tmp_path / "f", contents))
     assert corpus.pixels.shape[3] == 1
-    assert "L (from 2 L, 3 RGB)" in image_card(corpus)
+    assert "L (from 3 L, 2 RGB)" in image_card(corpus)
 
 
 JPEG = encoded(picture(random_pixels(1, 40, 40, seed=8)[0]), "JPEG")
