@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,13 @@ from transformers.utils import logging as transformers_logging
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.finetuning import FinetuneArguments, RecipeArguments, TaskDataArguments
 from bert_pretrain.config.flags import parse_flags, pick
-from bert_pretrain.data.atomic import check_creatable, make_folder, write_json
+from bert_pretrain.data.atomic import (
+    atomic_folder,
+    check_creatable,
+    make_folder,
+    replace_folder,
+    write_json,
+)
 from bert_pretrain.data.run_folder import LOCK_FILE, held
 from bert_pretrain.downstream.labelled_rows import LabelledSource
 from bert_pretrain.downstream.metrics import (
@@ -36,6 +41,7 @@ from bert_pretrain.downstream.metrics import (
     predict,
 )
 from bert_pretrain.downstream.models import ClassifierSource, is_image_config, read_model_config
+from bert_pretrain.downstream.progress import SeedProgress
 from bert_pretrain.downstream.results import (
     describe_splits,
     format_metrics,
@@ -48,6 +54,7 @@ from bert_pretrain.downstream.results import (
 from bert_pretrain.downstream.sources import (
     Splits,
     describe_overlap,
+    labelled_rows_sha256,
     open_splits,
     overlap_with_training,
 )
@@ -63,6 +70,17 @@ from bert_pretrain.publishing.tokenizer_files import save_tokenizer
 if TYPE_CHECKING:
     import evaluate
 
+# Flags that no seed's outcome depends on.
+_FREE = {
+    "output_dir",
+    "seeds",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "resume",
+    "debug",
+    "per_device_eval_batch_size",
+}
 _PUSH_SECONDS = 600  # that the end waits for the Hub
 
 
@@ -96,7 +114,8 @@ def run(
     """
     options.check()
     output_dir = Path(options.output_dir)
-    _check_empty(output_dir)
+    if not options.resume:
+        _check_empty(output_dir)
     check_creatable(output_dir, parameter="output_dir")
     task = find_task(data.task)
     is_image = is_image_config(read_model_config(options.model))
@@ -116,19 +135,31 @@ def run(
         max_seq_length=splits.max_seq_length,
         pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
+    flags = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
+    identity = {name: value for name, value in flags.items() if name not in _FREE}
+    identity["rows"] = [labelled_rows_sha256(splits, name) for name in sorted(splits.rows)]
+    progress = SeedProgress(output_dir, identity)
+    outcomes = progress.read() if options.resume else {}
     make_folder(output_dir, parameter="output_dir")
     with contextlib.ExitStack() as stack:
         pusher = None
         if _is_main():
             stack.enter_context(held(output_dir))
-            _check_empty(output_dir)  # another process may have begun there since it was checked
+            if not options.resume:
+                _check_empty(output_dir)  # another process may have begun there since then
             if options.push_to_hub:  # while training it checks the repository already
                 repo_id, is_private = str(options.hub_model_id), options.hub_private_repo
                 pusher = open_pusher(output_dir, repo_id, is_private=is_private)
                 stack.enter_context(pusher)
-        flags = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
         results = _train_all(
-            options, flags, pick(FinetuningRecipe, recipe), source, splits, metrics
+            options,
+            flags,
+            pick(FinetuningRecipe, recipe),
+            source,
+            splits,
+            metrics,
+            progress=progress,
+            outcomes=outcomes,
         )
         if pusher is not None:
             submit_final(pusher, output_dir, with_state=False)
@@ -143,8 +174,14 @@ def _train_all(
     source: ClassifierSource,
     splits: Splits,
     metrics: dict[str, evaluate.Metric],
+    *,
+    progress: SeedProgress,
+    outcomes: dict[int, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Train with every seed and write the folder; returns what results.json holds."""
+    """Train with every seed but those of `outcomes`, and write the folder.
+
+    Returns what results.json holds.
+    """
     output_dir = Path(options.output_dir)
     overlap = overlap_with_training(splits)
     overlap_described = describe_overlap(splits, overlap)
@@ -153,11 +190,15 @@ def _train_all(
     _say(describe_splits(splits))
     for line in (*splits.notes, *warnings):
         _say(spell(line))
-    outcomes: dict[int, dict[str, Any]] = {}
+    if _is_main():
+        progress.write(outcomes)
     for seed in options.seeds:
-        outcomes[seed] = _train_one(
-            source, splits, recipe, metrics, seed=seed, output_dir=output_dir, earlier=outcomes
-        )
+        if seed not in outcomes:
+            outcomes[seed] = _train_one(
+                source, splits, recipe, metrics, seed=seed, output_dir=output_dir, earlier=outcomes
+            )
+            if _is_main():
+                progress.write(outcomes)
         _say(f"seed {seed}: " + format_metrics(outcomes[seed]["metrics"]))
     results = summarize_seeds(outcomes) | {"overlap_with_training": overlap}
     if _is_main():
@@ -171,11 +212,14 @@ def _train_all(
             freeze_encoder=options.freeze_encoder,
             overlap=overlap_described,
         )
-        (output_dir / "final.tmp/README.md").write_text(card, encoding="utf-8")
-        os.replace(output_dir / "final.tmp", output_dir / "final")
+        final, aside = output_dir / "final", output_dir / "final.tmp"
+        if aside.is_dir():  # else it was renamed before the command was ended
+            (aside / "README.md").write_text(card, encoding="utf-8")
+            os.replace(aside, final)
         content = results | {"config": flags} | describe_run()
         # A metric of the Hub may be NaN, for which the others should not be lost.
         write_json(output_dir / "results.json", content, allow_nan=True)
+        progress.remove()
     _say(format_results(results))
     _say(f"the model of seed {results['best_seed']} is in {output_dir / 'final'}")
     return results
@@ -241,23 +285,23 @@ def _train_one(
             write_predictions(aside / f"predictions_{name}.jsonl", logits, splits, name)
         evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
         write_lines(aside / "evaluations.jsonl", evaluations)
-        os.replace(aside, output_dir / f"seed-{seed}")
+        replace_folder(aside, output_dir / f"seed-{seed}")
         if all(is_better(score, other, decisive) for other in scores):
             _save_model(trainer.model, splits, output_dir / "final.tmp")
     return outcome
 
 
 def _save_model(model: Any, splits: Splits, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder)
-    if splits.texts:
-        # Fine-tuning may have learnt from longer rows than the encoder was trained on.
-        splits.processor.model_max_length = trained_length(
-            splits.processor, splits.max_seq_length, is_from_scratch=False
-        )
-        save_tokenizer(splits.processor, folder)
-    else:
-        splits.processor.save_pretrained(folder)
+    with atomic_folder(folder) as aside:
+        model.save_pretrained(aside)
+        if splits.texts:
+            # Fine-tuning may have learnt from longer rows than the encoder was trained on.
+            splits.processor.model_max_length = trained_length(
+                splits.processor, splits.max_seq_length, is_from_scratch=False
+            )
+            save_tokenizer(splits.processor, aside)
+        else:
+            splits.processor.save_pretrained(aside)
 
 
 def _is_main() -> bool:

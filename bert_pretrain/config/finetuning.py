@@ -61,6 +61,9 @@ class FinetuneArguments:
     hub_private_repo: bool = flag(
         False, "Make the repository private; one that is public is then refused."
     )
+    resume: bool = flag(
+        False, "Go on in an --output_dir whose command was ended; its finished seeds are kept."
+    )
     debug: bool = flag(False, "Show the traceback of an input error.")
 
     def check(self) -> None:

@@ -1,0 +1,63 @@
+"""The seeds that a fine-tuning has finished, so that one that was ended goes on with the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bert_pretrain.data.atomic import write_json
+from bert_pretrain.errors import InputError
+
+PROGRESS_FILE = "progress.json"
+
+
+class SeedProgress:
+    """Outcomes by seed, in a file of the output folder until the last one is there.
+
+    A seed's training is a function of the seed, so what goes on ends as what was never ended.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Name the file; nothing is written yet.
+
+        Args:
+            folder: of the results.
+            identity: what an outcome depends on beside its seed, as JSON has it.
+        """
+        self._path = folder / PROGRESS_FILE
+        self._identity = identity
+
+    def read(self) -> dict[int, dict[str, Any]]:
+        """Return the outcomes of the seeds that were finished.
+
+        Raises:
+            InputError: there was no such fine-tuning, or it was another one.
+        """
+        advice = "pass a new `output_dir`, or leave `resume` out"
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            theirs, outcomes = content["identity"], content["outcomes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._path.parent} holds no fine-tuning that was ended before its end "
+                f"({type(error).__name__})",
+                advice=advice,
+            ) from error
+        changed = [name for name, value in self._identity.items() if theirs.get(name) != value]
+        if changed:
+            listed = ", ".join(f"`{name}`" for name in changed)
+            raise InputError(
+                f"the fine-tuning in {self._path.parent} was begun with other {listed}",
+                advice=advice,
+            )
+        return {int(seed): outcome for seed, outcome in outcomes.items()}
+
+    def write(self, outcomes: dict[int, dict[str, Any]]) -> None:
+        """Keep the outcomes so far; a metric of the Hub may be NaN."""
+        content = {"identity": self._identity, "outcomes": outcomes}
+        write_json(self._path, content, allow_nan=True)
+
+    def remove(self) -> None:
+        """Remove the file: all is done."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""A fine-tuning that was ended goes on with the seeds that are left, to the same results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from downstream_models import make_text_model, sentences, write_rows
+from safetensors.torch import load_file
+
+import bert_pretrain.commands.finetune as command
+from bert_pretrain.__main__ import main
+
+FLAGS = (
+    "--train_file train.jsonl --validation_file dev.jsonl --seeds 1 2 --max_steps 6 "
+    "--learning_rate 1e-3 --mixed_precision no"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "train.jsonl", sentences(32))
+    write_rows(tmp_path / "dev.jsonl", sentences(16, seed=1))
+    make_text_model(tmp_path / "model")
+    return tmp_path
+
+
+def finetune(out: str, *more: str) -> dict[str, Any]:
+    assert main(["finetune", "--model", "model", "--output_dir", out, *FLAGS.split(), *more]) == 0
+    results: dict[str, Any] = json.loads(Path(out, "results.json").read_text())
+    return results
+
+
+def ended_while(
+    monkeypatch: pytest.MonkeyPatch, name: str, *, calls: int, out: str = "ended"
+) -> None:
+    """Begin a fine-tuning and end it in a call of one of the command's functions."""
+    real, num_calls = getattr(command, name), 0
+
+    def end(*arguments: Any, **options: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == calls:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(command, name, end)
+        finetune(out)
+    assert stopped.value.code == 130
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("train", 2),
+        *(
+            pytest.param(name, calls, marks=pytest.mark.slow)
+            for name, calls in (("_save_model", 1), ("write_json", 1))
+        ),
+    ],
+)
+def test_what_goes_on_ends_as_what_was_never_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
+) -> None:
+    whole = finetune("whole")
+    ended_while(monkeypatch, name, calls=calls)
+    resumed = finetune("ended", "--resume")
+    assert resumed["seeds"] == whole["seeds"] and resumed["best_seed"] == whole["best_seed"]
+    ours, theirs = (load_file(f"{out}/final/model.safetensors") for out in ("ended", "whole"))
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    names = {path.name for path in Path("ended").glob("[!.]*")}
+    assert names == {path.name for path in Path("whole").glob("[!.]*")}
+
+
+def test_finished_seeds_are_not_trained_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended_while(monkeypatch, "train", calls=2)
+    trained: list[int] = []
+    real = command.train
+
+    def note(*arguments: Any, seed: int, **options: Any) -> Any:
+        trained.append(seed)
+        return real(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(command, "train", note)
+    finetune("ended", "--resume")
+    assert trained == [2]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--learning_rate", "2e-3"], "was begun with other --learning_rate"),
+        (["--train_file", "dev.jsonl"], "--train_file"),
+    ],
+)
+def test_another_fine_tuning_is_not_continued(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    expected: str,
+) -> None:
+    ended_while(monkeypatch, "train", calls=2)
+    before = Path("ended/progress.json").read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        finetune("ended", "--resume", *more)
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert Path("ended/progress.json").read_bytes() == before
+
+
+def test_nothing_to_continue_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        finetune("nothing", "--resume")
+    assert stopped.value.code == 2
+    assert "holds no fine-tuning that was ended" in capsys.readouterr().err
+    assert not Path("nothing").exists()
