@@ -60,6 +60,23 @@ class TrainingError(RuntimeError):
     """
 
 
+class MachineError(RuntimeError):
+    """The machine does not do what was asked of it, such as writing to a disk that is full."""
+
+
+class RunStoppedError(Exception):
+    """A signal has asked a run to stop, and it has saved; the message says how to go on.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, *, number: int) -> None:
+        """Keep the message, which names parameters as an `InputError` does, and the signal."""
+        super().__init__(message)
+        self.number = number
+
+
 def spell(message: str, **spellings: str) -> str:
     """Return a message with every parameter spelt as a flag, `seed` as --seed.
 

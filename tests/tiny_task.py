@@ -100,6 +100,7 @@ def line_trainer(
     max_steps: int = 4,
     infinite_at: tuple[int, ...] = (),
     save_steps: int = 0,
+    save_total_limit: int = 0,
     **options: Any,
 ) -> Trainer:
     """Return a trainer of the line with an optimiser for each of its two parameters."""
@@ -124,7 +125,9 @@ def line_trainer(
             name="stable_decay",
             decay_share=0.5,
         ),
-        Intervals(logging=1, evaluation=2, checkpoint=save_steps, save_total_limit=0),
+        Intervals(
+            logging=1, evaluation=2, checkpoint=save_steps, save_total_limit=save_total_limit
+        ),
         BatchLayout(global_batch_size=8, num_micro_batches=2, eval_batch_size=4),
         run_dir=run_dir,
         seed=0,

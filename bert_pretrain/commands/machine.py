@@ -56,6 +56,9 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
             "bf16",
             f"fp16 or no on {torch.cuda.get_device_name()}, which has no bfloat16",
         )
+    if mixed_precision == "fp16" and use_cpu:
+        # It would run, slower than float32 and with numbers that overflow.
+        raise InputError.out_of_range("mixed_precision", "fp16", "bf16 or no on a processor")
     # With bfloat16 or float16 where they serve, TensorFloat-32 loses nothing elsewhere; without,
     # float32 is what was asked for.
     torch.set_float32_matmul_precision("highest" if mixed_precision == "no" else "high")

@@ -2,9 +2,9 @@
 
 run_pretraining.py and `bert-pretrain pretrain` call `main`. The exit status speaks of the training:
 0 = `final/` is complete, 1 = it diverged, 2 = something given cannot be used and nothing was
-written. If the Hub refuses an upload, the run does not fail, since a launcher might then start it
-again: the program says so and keeps the files, and `bert-pretrain hub push RUN_DIR` uploads them
-later, with an exit status of its own.
+written, 128 + N = signal N has stopped it and it has saved. If the Hub refuses an upload, the run
+does not fail, since a launcher might then start it again: the program says so and keeps the files,
+and `bert-pretrain hub push RUN_DIR` uploads them later, with an exit status of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from bert_pretrain.config.pretraining import (
 )
 from bert_pretrain.data.atomic import make_folder
 from bert_pretrain.data.run_folder import checkpoint_path, held
-from bert_pretrain.errors import InputError, spell
+from bert_pretrain.data.signals import StopRequest
+from bert_pretrain.errors import InputError, RunStoppedError, spell
 from bert_pretrain.hardware import peak_flops
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.publishing.hub import download_checkpoint, is_hub_checkpoint
@@ -83,8 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             confirm_claim(run_dir, resume_from, checkpoint)
             write_run_json(config.to_dict(), run_dir, trainer)
         if config.run.report_to != "none":
-            accelerator.init_trackers("bert_pretrain")
-        train_and_publish(config, trainer, run_dir)
+            # Rows that a killed run has written after its checkpoint come again.
+            again = {"tensorboard": {"purge_step": trainer.step + 1}} if checkpoint else {}
+            accelerator.init_trackers("bert_pretrain", init_kwargs=again)
+        try:
+            train_and_publish(config, trainer, run_dir)
+        except RunStoppedError:  # on all processes after the same update
+            accelerator.end_training()
+            raise
     return 0
 
 
@@ -99,7 +106,8 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
         return contextlib.nullcontext(trainer.distributed.plain())
 
     if not accelerator.is_main_process:
-        trainer.train()
+        with trainer.stop.taken():
+            trainer.train()
         with model_in_training():  # which the first process writes
             pass
         accelerator.end_training()
@@ -139,7 +147,8 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
             )
             stack.enter_context(publisher.pusher)
             publisher.submit_missed(until_step=trainer.step)
-        trainer.train(on_save=publisher.on_save if publisher else None)
+        with trainer.stop.taken():
+            trainer.train(on_save=publisher.on_save if publisher else None)
         _warn_of_an_early_end(config, trainer)
         write(run_dir / "final", are_all_here=True)
         accelerator.print(f"the model is in {run_dir / 'final'}")
@@ -243,6 +252,8 @@ def build_trainer(
         profile_steps=run.profile,
         is_compiled=compiles(config, accelerator),
         course=course,
+        stop=StopRequest(grace_seconds=run.signal_grace),
+        stuck_timeout=run.stuck_timeout,
     )
 
 

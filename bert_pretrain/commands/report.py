@@ -78,6 +78,11 @@ def _render(run_dir: Path, record: dict[str, Any], metrics: list[dict[str, Any]]
         curves=_data_url(run_dir / "curves.png"),
         columns=[name.replace("_", " ") for name in columns],
         evaluations=[[_number(row.get(name)) for name in columns] for row in evaluations],
+        warnings=[
+            [_number(row["step"]), row.get("message", "")]
+            for row in metrics
+            if row.get("split") == "warning"
+        ],
         masks=_mask_tables(run_dir / "fill_mask.jsonl"),
         pictures=_pictures(run_dir),
         config=_known(config),

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
-from bert_pretrain.errors import InputError, TrainingError, spell
+from bert_pretrain.data.signals import exit_status
+from bert_pretrain.errors import (
+    InputError,
+    MachineError,
+    RunStoppedError,
+    TrainingError,
+    spell,
+)
+
+# Errors of the system that no change of this program's input cures; others are bugs.
+_OF_THE_MACHINE = {
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENAMETOOLONG,
+    getattr(errno, "EDQUOT", errno.ENOSPC),  # Windows has none
+}
 
 
 @contextlib.contextmanager
 def reporting_input_errors(*, debug: bool, **spellings: str) -> Iterator[None]:
     """Turn an `InputError` into one message and status 2, a `TrainingError` into status 1.
+
+    So does what the machine refuses, such as a full disk.
+
+    A run that a signal stopped ends with 128 and the signal's number, as shells count it, and so
+    does whatever else is interrupted from the keyboard.
 
     Args:
         debug: let the exception through, with its traceback.
@@ -21,12 +48,31 @@ def reporting_input_errors(*, debug: bool, **spellings: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, TrainingError) as error:
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(exit_status(signal.SIGINT)) from None
+    except OSError as error:
+        if debug or error.errno not in _OF_THE_MACHINE:
+            raise
+        sys.stderr.write(f"{_process()}error: the system refuses: {error}\n")
+        raise SystemExit(1) from None
+    except (InputError, TrainingError, MachineError, RunStoppedError) as error:
         if debug:
             raise
         # The processes of a run usually meet the same error; each says so, in a line of its own,
         # because an error that one process alone meets would otherwise end the run in silence.
-        rank = os.environ.get("RANK", "0")
-        where = "" if rank == "0" else f"process {rank}: "
-        sys.stderr.write(f"{where}error: {spell(str(error), **spellings)}\n")
+        message = spell(str(error), **spellings)
+        if isinstance(error, RunStoppedError):
+            if not _process():  # all processes have stopped together
+                sys.stderr.write(f"{message}\n")
+            raise SystemExit(exit_status(error.number)) from None
+        sys.stderr.write(f"{_process()}error: {message}\n")
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+
+
+def _process() -> str:
+    """Return what a line begins with that another process than the first writes."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank}: "

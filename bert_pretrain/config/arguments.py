@@ -35,13 +35,31 @@ class RunArguments:
     seed: int = flag(42, "Seed of initialisation, order, pairs, masks and dropout.", SEEDS)
     resume_from_checkpoint: str | None = flag(
         None,
-        "'latest' of --output_dir, a checkpoint folder, or owner/name@revision that "
-        "--hub_push_state pushed.",
+        "'auto' = the newest whole checkpoint of --output_dir, or a new run where there is none; "
+        "'latest' = the same, of a run that there is; a checkpoint folder; or owner/name@revision "
+        "that --hub_push_state pushed.",
+    )
+    signal_grace: float = flag(
+        0.0,
+        "Seconds that a run has after SIGTERM, SIGINT, SIGHUP or SIGUSR1 to finish its update and "
+        "save; then it ends without; 0 = as long as that takes. Another SIGINT ends it at once.",
+        NON_NEGATIVE,
     )
     logging_steps: int = flag(10, "Updates between training rows of metrics.jsonl.", ONE_OR_MORE)
     eval_steps: int = flag(450, "Updates between evaluations; 0 = at start and end.", NON_NEGATIVE)
     save_steps: int = flag(450, "Updates between checkpoints; 0 = only at the end.", NON_NEGATIVE)
-    save_total_limit: int = flag(2, "Checkpoints kept, the newest; 0 = all.", NON_NEGATIVE)
+    stuck_timeout: float = flag(
+        1800.0,
+        "Seconds without a forward pass or a checkpoint after which a process ends the run and "
+        "says where it stood; 0 = never.",
+        NON_NEGATIVE,
+    )
+    save_total_limit: int = flag(
+        2,
+        "Checkpoints kept, the newest, and beside them the one of the lowest held-out loss; 0 = "
+        "all.",
+        NON_NEGATIVE,
+    )
     report_to: Literal["none", "tensorboard", "trackio", "wandb", "all"] = flag(
         "none", "Tracker of experiments that gets the metrics too."
     )
@@ -169,7 +187,7 @@ class ImageArguments:
         "Height and width in pixels, by resizing and cropping; 0 = the images' own.",
         PIXELS,
     )
-    num_channels: Literal[0, 1, 3, 4] = flag(0, "Gray, RGB or RGBA; 0 = as the first image has it.")
+    num_channels: Literal[0, 1, 3, 4] = flag(0, "Grey, RGB or RGBA; 0 = as most images have it.")
     on_bad_image: Literal["error", "skip"] = flag("error", "What becomes of an undecodable image.")
 
 
@@ -257,7 +275,7 @@ class ContrastiveArguments:
     reduction: Literal["mean", "mean_positive"] = flag(
         "mean", "Over all triplets, or those above 0."
     )
-    temperature: float = flag(0.5, "Temperature of NT-Xent.", POSITIVE)
+    temperature: float = flag(0.5, "Temperature of NT-Xent.", Range(1e-3, 1e3))
     projection_dim: int = flag(128, "Width that the loss sees; 0 = the encoder's.", Range(0, WIDTH))
 
 

@@ -136,10 +136,14 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
 
 
 def check_ranges(*groups: Any) -> None:
-    """Raise `InputError` if a number of these flags is out of its range, or not finite."""
+    """Raise `InputError` if a number of these flags is out of its range, or a text is empty."""
     for group in groups:
         for entry in dataclasses.fields(group):
             value, allowed = getattr(group, entry.name), entry.metadata.get("allowed")
+            if value == "" != entry.default:
+                raise InputError.out_of_range(
+                    entry.name, value, "a text that is not empty", f"leave `{entry.name}` out"
+                )
             # Those of a schedule have one range, see `config.schedules`.
             for number in getattr(value, "numbers", (value,)):
                 _check_range(entry.name, number, allowed)

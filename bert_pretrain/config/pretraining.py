@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,9 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     _check_length(config.optimization)
     _check_optimization(config.optimization, config.run)
     _check_schedules(config)
+    _check_tracker(config.run.report_to)
+    if config.run.objective == "contrastive":
+        _check_contrast(config.optimization)
     _check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
@@ -247,6 +251,25 @@ def _check_optimization(optimization: OptimizationArguments, run: RunArguments) 
         )
 
 
+def _check_contrast(optimization: OptimizationArguments) -> None:
+    """Raise `InputError` if an image would be compared with no other."""
+    for name in ("global_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(optimization, name) == 1:
+            raise InputError.out_of_range(
+                name, 1, "at least 2: an image is compared with the others of a forward pass"
+            )
+
+
+def _check_tracker(name: str) -> None:
+    """Raise `InputError` if a tracker is asked for that is not installed."""
+    modules = {"tensorboard": ["tensorboard", "tensorboardX"]}.get(name, [name])
+    if name not in ("none", "all") and not any(map(importlib.util.find_spec, modules)):
+        raise InputError(
+            f"`report_to` is {name}, which is not installed",
+            advice=f"pip install {name}, or leave `report_to` out",
+        )
+
+
 def changing_flags(config: PretrainingConfig) -> list[str]:
     """Return the flags whose values change in the course of a run, between backquotes."""
     is_changing = {
@@ -330,10 +353,10 @@ NOTED = _names(
 # the whole configuration of the model (its weights are the checkpoint's), the rows of an update,
 # and, where rows of a forward pass are compared with each other, the number of those.
 FREE = _names(
-    "recipe output_dir resume_from_checkpoint logging_steps eval_steps save_steps save_total_limit "
-    "report_to debug profile preprocessing_num_workers dataloader_num_workers num_cpu_threads "
-    "gradient_checkpointing export_ema push_to_hub hub_model_id hub_private_repo hub_strategy "
-    "hub_push_state hub_max_wait hub_license "
+    "recipe output_dir resume_from_checkpoint signal_grace stuck_timeout logging_steps eval_steps "
+    "save_steps save_total_limit report_to debug profile preprocessing_num_workers "
+    "dataloader_num_workers num_cpu_threads gradient_checkpointing export_ema push_to_hub "
+    "hub_model_id hub_private_repo hub_strategy hub_push_state hub_max_wait hub_license "
     "dataset_name dataset_config_name dataset_split data_files validation_share "
     "validation_files validation_split text_column document_boundary newline tsv_quotes "
     "streaming language tokenizer_name image_column label_column image_size num_channels "

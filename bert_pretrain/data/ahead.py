@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any, TypeVar
+
+from bert_pretrain.data.signals import outlive_stop_signals
 
 Result = TypeVar("Result")
 
@@ -71,7 +72,7 @@ def _fetch(request: bytes, future: Future[Result]) -> None:
 
 def serve() -> None:
     """Do the job that stdin gives and write what came of it to stdout; the process's program."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the parent as well
+    outlive_stop_signals()
     Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
         os.nice(_NICENESS)

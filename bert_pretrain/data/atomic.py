@@ -6,11 +6,39 @@ import contextlib
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bert_pretrain.errors import InputError
+from safetensors import SafetensorError
+
+from bert_pretrain.errors import InputError, MachineError
+
+
+@contextlib.contextmanager
+def naming_disk(folder: Path) -> Iterator[None]:
+    """Let an error of writing below a folder, in this block, name the folder and its disk.
+
+    Raises:
+        MachineError: a file could not be written.
+    """
+    try:
+        yield
+    # safetensors has an error of its own; torch writes a RuntimeError where its writer fails.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        free = ""
+        with contextlib.suppress(OSError):
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
+            free = f"; {shutil.disk_usage(existing).free / 2**20:,.0f} MiB of its disk are free"
+        raise MachineError(
+            f"what belongs into {folder.absolute()} cannot be written ({reason}{free}). What was "
+            "there before is as it was"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -72,12 +100,24 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def replace_folder(aside: Path, target: Path) -> None:
     """Rename a finished folder to `target`; an older `target` is moved away first, then removed."""
+    _give_usual_modes(aside)
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
     os.replace(aside, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _give_usual_modes(folder: Path) -> None:
+    """Let whoever may read new files of this process read all files: safetensors hides its own."""
+    probe = folder / ".mode"
+    probe.touch()
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(usual)
 
 
 def check_creatable(folder: Path, *, parameter: str) -> None:
@@ -88,10 +128,19 @@ def check_creatable(folder: Path, *, parameter: str) -> None:
     """
     absolute = folder.absolute()
     nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+    if not (nearest.is_dir() and _takes_a_file(nearest)):
         below = f"cannot be created in {nearest}"
         problem = "is no folder to write into" if nearest == absolute else below
         raise InputError(f"{folder} {problem}", advice=f"pass another `{parameter}`")
+
+
+def _takes_a_file(folder: Path) -> bool:
+    """Return whether a file can be made in a folder; permissions alone do not tell, as in /proc."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def make_folder(folder: Path, *, parameter: str) -> None:

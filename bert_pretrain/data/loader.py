@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bert_pretrain.data.course import Course
+from bert_pretrain.data.signals import outlive_stop_signals
 from bert_pretrain.data.stream import Batch, Collator, HeldOutRows, Part, Place, TrainingStream
 
 
@@ -134,8 +135,13 @@ def training_windows(
         sampler=_RequestSampler(requests),
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=_begin_worker,
     )
     return iter(loader)
+
+
+def _begin_worker(worker_id: int) -> None:
+    outlive_stop_signals()
 
 
 def copied_ahead(

@@ -120,6 +120,8 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name)]
+    # A checkpoint appears whole; an empty folder of such a name was never one.
+    found = [path for path in found if any(path.iterdir())]
     return sorted(found, key=step_of)
 
 

@@ -48,6 +48,7 @@ _PLAIN_INPUTS = (
     "next_sentence_label",
 )
 _WORD_STARTS = "\u0120\u2581"  # what byte-level and SentencePiece tokenizers write for a space
+_LARGEST_EXPONENT = 709.0  # of e, in float64
 FOX = "The quick brown fox jumped over the lazy dog."
 
 
@@ -166,7 +167,9 @@ class TextMonitor:
         """
         derived = {}
         if "mlm_loss" in means:
-            derived["pseudo_perplexity"] = math.exp(means["mlm_loss"])
+            # A loss that has diverged has one beyond all numbers.
+            loss = means["mlm_loss"]
+            derived["pseudo_perplexity"] = math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
         return derived | self._baselines
 
     def warnings(self, row: dict[str, Any]) -> list[str]:

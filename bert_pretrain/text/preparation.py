@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from bert_pretrain.data.atomic import atomic_folder, write_json
+from bert_pretrain.data.atomic import atomic_folder, check_creatable, write_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.distinct import DistinctDocuments
 from bert_pretrain.text.division import Division, divide, write_divided
@@ -121,6 +121,7 @@ def prepare_corpus(
     segmented_key = hashlib.sha256(f"{key} {finder.segmenter.name}".encode()).hexdigest()
     cached = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
     output_dir = (output_dir or cached).absolute()
+    check_creatable(output_dir, parameter="output_dir")
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(output_dir):
         manifest = _manifest_in(output_dir)

@@ -9,6 +9,8 @@ that a run continues on another layout.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +26,7 @@ from transformers import PreTrainedModel
 
 from bert_pretrain.data.atomic import replace_folder
 from bert_pretrain.data.run_folder import checkpoint_path, list_checkpoints
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.sharding import DistributedModel, like, whole
 
@@ -32,6 +34,7 @@ STATE_FILE = "trainer_state.json"
 WEIGHTS_FILE = "model.safetensors"
 SCALER_FILE = "scaler.pt"
 AVERAGE_FILE = "ema.safetensors"
+FORMAT_VERSION = 1  # of the state file; raised whenever what it holds changes
 
 
 def save_checkpoint(
@@ -53,7 +56,8 @@ def save_checkpoint(
         step: updates done.
         state: JSON-able state of the loop, the same on every process.
         write_config: writes what transformers needs beside the weights into a folder.
-        save_total_limit: checkpoints kept, the newest; 0 = all.
+        save_total_limit: checkpoints kept, the newest, and beside them the best by its held-out
+            loss; 0 = all.
 
     Returns:
         The checkpoint's folder.
@@ -70,7 +74,7 @@ def save_checkpoint(
         write_config(aside)
         files = sorted(path for path in aside.rglob("*") if path.is_file())
         listing = {str(path.relative_to(aside)): _digest(path) for path in files}
-        (aside / STATE_FILE).write_text(json.dumps(state | {"files": listing}, indent=1))
+        _write_state(aside / STATE_FILE, state | {"files": listing})
         _flush_to_disk([*files, aside / STATE_FILE])
         replace_folder(aside, final)
         _rotate(folder, save_total_limit)
@@ -86,15 +90,14 @@ def find_checkpoint(resume_from: str, folder: Path) -> Path | None:
         folder: the run's checkpoint folder, searched for `latest`.
 
     Returns:
-        Its folder; None if `latest` finds none, as when the run was ended before its first
-        checkpoint.
+        Its folder, with `latest` the newest one that is whole; None if there is none at all, as
+        when the run was ended before its first checkpoint.
 
     Raises:
-        InputError: the path is no checkpoint.
+        InputError: the path is no checkpoint, or all that there are are damaged.
     """
     if resume_from == "latest":
-        checkpoints = list_checkpoints(folder)
-        return checkpoints[-1] if checkpoints else None
+        return _newest_whole(list_checkpoints(folder))
     path = Path(resume_from)
     if not (path / STATE_FILE).is_file():
         raise InputError(
@@ -111,14 +114,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         InputError: a file is missing or damaged.
     """
-    try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
-        listing = state.pop("files")
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(
-            f"{checkpoint / STATE_FILE} cannot be read ({error})",
-            advice="pass another checkpoint to `resume_from_checkpoint`",
-        ) from error
+    state = _read_state_file(checkpoint / STATE_FILE)
+    listing = state.pop("files")
     for name, digest in listing.items():
         path = checkpoint / name
         if not path.is_file() or _digest(path) != digest:
@@ -127,6 +124,62 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 advice="pass an older checkpoint to `resume_from_checkpoint`",
             )
     return state
+
+
+def _newest_whole(checkpoints: list[Path]) -> Path | None:
+    """Return the newest checkpoint that is what was written; None if the list is empty.
+
+    Raises:
+        InputError: none of them is.
+    """
+    damages = []
+    for checkpoint in reversed(checkpoints):
+        try:
+            read_state(checkpoint)
+        except InputError as error:
+            damages.append(error.problem)
+        else:
+            return checkpoint
+    if damages:
+        raise InputError(
+            f"no checkpoint in {checkpoints[0].parent} is whole: {'; '.join(damages)}",
+            advice="restore one, or begin anew in another `output_dir`",
+        )
+    return None
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the loop's state, with the version of its form and a digest of it all."""
+    content = {"format_version": FORMAT_VERSION} | state
+    path.write_text(json.dumps(content | {"digest": _digest_of_state(content)}, indent=1))
+
+
+def _read_state_file(path: Path) -> dict[str, Any]:
+    """Return the content of a state file.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or is of another version.
+    """
+    advice = "pass another checkpoint to `resume_from_checkpoint`"
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error})", advice=advice) from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} is of version {version} but must be of {FORMAT_VERSION}",
+            advice=f"{advice}, or continue the run with the version of this program that began it",
+        )
+    if content.pop("digest", None) != _digest_of_state(content):
+        raise InputError(f"{path} is damaged (its digest is not the one written)", advice=advice)
+    del content["format_version"]
+    state: dict[str, Any] = content
+    return state
+
+
+def _digest_of_state(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_model(checkpoint: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
@@ -163,7 +216,7 @@ def load_tensors(
     place in the run. An average begins with the weights if the checkpoint has none.
 
     Raises:
-        InputError: the weights are those of another model.
+        InputError: the weights are those of another model, or a file holds more than numbers.
     """
     saved = load_file(checkpoint / WEIGHTS_FILE)
     targets = _without_ties(model.trained)
@@ -182,7 +235,7 @@ def load_tensors(
             average.values[name].copy_(like(value, average.values[name]))
     for index, prepared in enumerate(model.optimizers):
         optimizer = prepared.optimizer
-        state = torch.load(checkpoint / _optimizer_file(index), map_location="cpu")
+        state = _load_state(checkpoint / _optimizer_file(index))
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for number, values in state["state"].items():
             for key, value in values.items():
@@ -194,7 +247,23 @@ def load_tensors(
             group |= {key: value for key, value in kept.items() if key != "params"}
         optimizer.load_state_dict(state)
     if model.accelerator.scaler is not None:
-        model.accelerator.scaler.load_state_dict(torch.load(checkpoint / SCALER_FILE))
+        model.accelerator.scaler.load_state_dict(_load_state(checkpoint / SCALER_FILE))
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    """Return what torch saved: tensors, numbers and containers of them; nothing else is made.
+
+    Raises:
+        InputError: the file holds anything else, or cannot be read.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # its reader raises whatever it stumbles over
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)})",
+            advice="pass another checkpoint to `resume_from_checkpoint`",
+        ) from error
+    return state
 
 
 @torch.no_grad()
@@ -247,7 +316,11 @@ def _rotate(folder: Path, save_total_limit: int) -> None:
     for stale in (*folder.glob("step-*.tmp"), *folder.glob("step-*.old")):
         shutil.rmtree(stale)
     if save_total_limit:
-        for path in list_checkpoints(folder)[:-save_total_limit]:
+        checkpoints = list_checkpoints(folder)
+        best = _best(checkpoints)
+        for path in checkpoints[:-save_total_limit]:
+            if path == best:
+                continue
             # Renamed first, so that an interruption never leaves half a checkpoint under a valid
             # name.
             doomed = path.with_name(path.name + ".tmp")
@@ -255,7 +328,27 @@ def _rotate(folder: Path, save_total_limit: int) -> None:
             shutil.rmtree(doomed)
 
 
+def _best(checkpoints: list[Path]) -> Path | None:
+    """Return the checkpoint with the lowest held-out loss, the newest of equals; None if none has.
+
+    A run that has diverged goes on from it, when all that were kept as the newest are worthless.
+    """
+    losses: dict[Path, float] = {}
+    for checkpoint in reversed(checkpoints):
+        with contextlib.suppress(InputError):
+            loss = _read_state_file(checkpoint / STATE_FILE)["held_out_loss"]
+            if loss is not None:
+                losses[checkpoint] = loss
+    return min(losses, key=losses.__getitem__, default=None)
+
+
 def _digest(path: Path) -> str:
+    stat = path.stat()
+    return _digest_as_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache  # a run that resumes looks several times at files that nobody changes
+def _digest_as_of(path: Path, size: int, mtime_ns: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

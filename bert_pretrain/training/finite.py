@@ -1,14 +1,17 @@
-"""Keeps updates whose gradient is not finite from being made, without waiting for the device."""
+"""Keeps updates that are not finite from being made, without waiting for the device, or saved."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import torch
 from torch import Tensor
 
+from bert_pretrain.data.processes import sum_on_hosts
 from bert_pretrain.data.stream import Place
 from bert_pretrain.errors import TrainingError
+from bert_pretrain.training.sharding import DistributedModel
 
 # The scale begins at 2^16 and is halved each time: at 2^-34 nothing overflows that is finite.
 _MOST_OVERFLOWS = 50
@@ -78,6 +81,27 @@ class FiniteGuard:
             return
         rows = [f"from {begin} to {end}" for step, begin, end in self._unseen if step == fatal]
         raise TrainingError(_explain(int(fatal), rows, int(num_skipped)))
+
+
+def check_finite(model: DistributedModel, step: int, *, held_out_loss: float = 0.0) -> None:
+    """Check a model before it is measured further or saved; a collective.
+
+    Args:
+        model: in training.
+        step: updates done.
+        held_out_loss: of it.
+
+    Raises:
+        TrainingError: a weight of any process, or the loss, is not finite.
+    """
+    (num_bad,) = sum_on_hosts([float(not model.is_finite())])
+    if num_bad or not math.isfinite(held_out_loss):
+        what = "weights are" if num_bad else "the held-out loss is"
+        raise TrainingError(
+            f"after update {step} {what} not finite: the run has diverged, and this update is not "
+            "saved. Continue from an earlier checkpoint with `resume_from_checkpoint` and a lower "
+            "`learning_rate`"
+        )
 
 
 def _explain(step: int, rows: list[str], num_skipped: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ def held_out_means(
     accelerator: Accelerator,
     *,
     batch_size: int,
+    beat: Callable[[str], None] = lambda place: None,
 ) -> dict[str, float]:
     """Return the means of the loss terms over held-out rows of all processes; a collective.
 
@@ -29,6 +31,7 @@ def held_out_means(
         model: plain; it is left in evaluation mode.
         accelerator: of the run.
         batch_size: rows of a forward pass.
+        beat: is told of every batch, see `Watchdog.beat`.
     """
     device = accelerator.device
     model.eval()
@@ -39,6 +42,7 @@ def held_out_means(
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
     ):
+        beat("a batch of held-out rows")
         there = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         sums.add(objective.loss_terms(model, there), objective.target_counts(batch))
     return sums.total().means()

@@ -166,6 +166,12 @@ class Journal:
         if self._accelerator.is_main_process:
             self._metrics.write(row)
 
+    def warn(self, message: str, *, step: int) -> None:
+        """Print a warning, and keep it as a row of metrics.jsonl for report and card."""
+        self.print(f"WARNING: {message}")
+        if self._accelerator.is_main_process:
+            self._metrics.write({"split": "warning", "step": step, "message": message})
+
     def show(self, text: str, lines: list[dict[str, Any]], *, step: int) -> None:
         """Print what has been learnt, and keep it."""
         self.print(text)

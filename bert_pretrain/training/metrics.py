@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_pretrain.data.atomic import write_text
+from bert_pretrain.data.atomic import naming_disk, write_text
 from bert_pretrain.data.processes import gather_on_hosts, sum_over_processes
 from bert_pretrain.objectives.interface import LossTerm
 
@@ -187,7 +187,7 @@ class JsonLines:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in row.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming_disk(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import check_creatable, write_json
-from bert_pretrain.data.run_folder import LOCK_FILE
+from bert_pretrain.data.run_folder import LOCK_FILE, list_checkpoints, step_of
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state
@@ -33,13 +33,17 @@ def claim_run_dir(
 
     Args:
         run_dir: the run's folder.
-        resume_from: None = a new run; `latest`; the path of a checkpoint; or what `fetch` takes.
+        resume_from: None = a new run; `latest`; `auto` = as `latest` where there is a run, else a
+            new one; the path of a checkpoint; or what `fetch` takes.
         fetch: brings the checkpoint from elsewhere, such as the Hub; None = it is a local one.
 
     Raises:
         InputError: the folder is in use, or there is no run to continue.
     """
-    holds_run = (run_dir / "run.json").is_file()
+    # Whole checkpoints are a run, also if its run.json is lost.
+    holds_run = (run_dir / "run.json").is_file() or bool(list_checkpoints(run_dir / "checkpoints"))
+    if resume_from == "auto":
+        resume_from = "latest" if holds_run else None
     check_creatable(run_dir, parameter="output_dir")
     if resume_from is None:
         # A run killed while it began leaves at most an unfinished run.json and its lock.
@@ -79,7 +83,10 @@ def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | Non
     Raises:
         InputError: another process has begun or continued a run there.
     """
-    if resume_from in (None, "latest") and claim_run_dir(run_dir, resume_from) != checkpoint:
+    if (
+        resume_from in (None, "latest", "auto")
+        and claim_run_dir(run_dir, resume_from) != checkpoint
+    ):
         raise InputError(
             f"another process has continued the run in {run_dir} in the meantime",
             advice="repeat the command",
@@ -164,6 +171,8 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
         )
     trainer.load_checkpoint(checkpoint, state)
     trainer.accelerator.print(f"continuing from {checkpoint} after {trainer.step:,} updates")
+    for name, reason in _newer_ones(checkpoint.parent, trainer.step).items():
+        trainer.accelerator.print(f"NOTE: the newer {name} is left aside: {reason}")
     then = theirs.get("noted", {})
     now = {name: value for name, value in ours["noted"].items() if name in then}  # others are new
     if noted := _differences(then, now):
@@ -171,6 +180,20 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
         trainer.accelerator.print(
             f"NOTE: from here on the run differs from an uninterrupted one: {listed}"
         )
+
+
+def _newer_ones(checkpoints: Path, step: int) -> dict[str, str]:
+    """Return why a run does not continue from checkpoints after `step`, by their names."""
+    found = {}
+    for checkpoint in list_checkpoints(checkpoints):
+        if step_of(checkpoint) > step:
+            try:
+                read_state(checkpoint)
+            except InputError as error:
+                found[checkpoint.name] = error.problem
+            else:
+                found[checkpoint.name] = "an older one was asked for"
+    return found
 
 
 def _differences(

@@ -151,6 +151,12 @@ class DistributedModel:
                 yield
 
     @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Return whether all weights that this process holds are finite."""
+        held = (p.to_local() if isinstance(p, DTensor) else p for p in self.trained.parameters())
+        return bool(torch.stack([torch.isfinite(part).all() for part in held]).all())
+
+    @torch.no_grad()
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """Scale all gradients to at most a norm together, and return the norm before that.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bert_pretrain.data.atomic import naming_disk
 from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import Window, copied_ahead, training_windows
-from bert_pretrain.data.processes import sum_on_hosts
+from bert_pretrain.data.processes import gather_on_hosts, sum_on_hosts
 from bert_pretrain.data.random import Purpose, hash_uint64
+from bert_pretrain.data.signals import StopRequest
 from bert_pretrain.data.stream import Batch, Place
-from bert_pretrain.errors import spell
+from bert_pretrain.errors import RunStoppedError, spell
 from bert_pretrain.objectives.interface import Task
 from bert_pretrain.training.checkpoint import load_tensors, save_checkpoint
 from bert_pretrain.training.compilation import (
@@ -37,7 +40,7 @@ from bert_pretrain.training.compilation import (
     uncompiled,
 )
 from bert_pretrain.training.ema import WeightAverage
-from bert_pretrain.training.finite import FiniteGuard
+from bert_pretrain.training.finite import FiniteGuard, check_finite
 from bert_pretrain.training.held_out import held_out_means
 from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
@@ -46,6 +49,7 @@ from bert_pretrain.training.metrics import CourseWatch, RunningSums
 from bert_pretrain.training.profiling import StepProfiler
 from bert_pretrain.training.schedule import Intervals, Schedule
 from bert_pretrain.training.sharding import DistributedModel, spreading_failure
+from bert_pretrain.training.watchdog import Watchdog
 
 
 class Trainer:
@@ -71,6 +75,8 @@ class Trainer:
         profile_steps: int = 0,
         is_compiled: bool = False,
         course: Course | None = None,
+        stop: StopRequest | None = None,
+        stuck_timeout: float = 0.0,
     ) -> None:
         """Prepare model and optimisers for the accelerator's processes.
 
@@ -92,6 +98,8 @@ class Trainer:
             profile_steps: updates to profile.
             is_compiled: whether the model compiles itself when it is called; see `check_compiled`.
             course: what each update is; None = all are alike.
+            stop: may ask any process to stop the run, which then saves; None = nothing does.
+            stuck_timeout: seconds without progress after which a process ends; 0 = never.
         """
         assert accelerator.gradient_accumulation_steps == 1
         self.accelerator = accelerator
@@ -100,6 +108,9 @@ class Trainer:
         self.intervals = intervals
         self.layout = layout
         self.course = course or Course(layout.global_batch_size)
+        self.stop = stop or StopRequest()
+        self.is_stopping = False
+        self.watchdog = Watchdog(stuck_timeout)
         self.run_dir = run_dir
         self.seed = seed
         self.max_grad_norm = max_grad_norm
@@ -180,6 +191,10 @@ class Trainer:
             on_save: called with each checkpoint's folder once it is complete, on the first process
                 alone, so it must not communicate with the others; a later save may remove it.
         """
+        with self.watchdog.watching():
+            self._train(on_save)
+
+    def _train(self, on_save: Callable[[Path], None] | None) -> None:
         self.journal.start(self.step)
         if self.step == 0:
             self.evaluate(is_last=False)
@@ -189,6 +204,7 @@ class Trainer:
         progress = self.journal.progress_bar(num_steps=self.schedule.max_steps, step=self.step)
         with progress as bar, self._explaining_out_of_memory():
             while not is_over:
+                self.watchdog.beat(f"the rows of update {self.step + 1}")
                 learning_rate = self.schedule.learning_rate(self.step, elapsed)
                 with self.profiler.section("data wait"):
                     window = next(windows)
@@ -210,8 +226,10 @@ class Trainer:
                     is_over = self.evaluate(is_last=is_over)
                     if is_over and not is_logged:  # the loss has made this update the last one
                         self._log(learning_rate, grad_norm)
-                if is_over or _is_due(self.step, self.intervals.checkpoint):
+                if is_over or self.is_stopping or _is_due(self.step, self.intervals.checkpoint):
                     self.save(on_save)
+                if self.is_stopping and not is_over:
+                    raise self._interruption()
 
     def _update(self, window: Window, learning_rate: float) -> Tensor:
         """Make one update from a window of micro-batches and return the gradient norm.
@@ -222,6 +240,7 @@ class Trainer:
         counts = self._global_counts(window)
         last = len(window.micro_batches) - 1
         for i, batch in enumerate(window.micro_batches):
+            self.watchdog.beat(f"micro-batch {i} of update {self.step + 1}")
             self._seed_dropout(i)
             with self.distributed.synchronized(is_last=i == last):
                 with self.profiler.section("forward"):
@@ -275,7 +294,12 @@ class Trainer:
         """Return what each term's sum is divided by, over the window and all processes, >= 1."""
         names = sorted({name for counts in window.targets for name in counts})
         local = [sum(counts.get(name, 0) for counts in window.targets) for name in names]
-        num_units, flops, *counts = sum_on_hosts([window.num_units, window.flops, *local])
+        # With them goes whether any process is to stop, so that all stop after the same update.
+        is_asked = float(self.stop.number > 0)
+        num_units, flops, num_asked, *counts = sum_on_hosts(
+            [window.num_units, window.flops, is_asked, *local]
+        )
+        self.is_stopping = num_asked > 0
         self.journal.count(int(num_units), flops)
         return {name: max(1.0, count) for name, count in zip(names, counts, strict=True)}
 
@@ -319,18 +343,20 @@ class Trainer:
                 held_out,
                 accelerator=self.accelerator,
                 batch_size=self.layout.eval_batch_size,
+                beat=self.watchdog.beat,
             )
             averaged = {} if self.average is None else self.average.means(measure)
             model = self.distributed.plain()
             means = measure(model)
+            check_finite(self.distributed, self.step, held_out_loss=means["loss"])
             self.held_out_loss = means["loss"]
             is_last = is_last or self._is_goal_reached()
             row = self._row("validation") | means | self.monitor.measures(model, means)
             row |= held_out.facts
+            for message in self.watch.warnings(row, phase) + self.monitor.warnings(row):
+                self.journal.warn(spell(message), step=self.step)
             self.journal.write(row | averaged)
             self.journal.print(_summary(row | averaged))
-            for message in self.watch.warnings(row, phase) + self.monitor.warnings(row):
-                self.journal.print(f"WARNING: {spell(message)}")
             if self.accelerator.is_main_process:
                 shown = self.monitor.show(model, self.run_dir, step=self.step, is_last=is_last)
                 self.journal.show(*shown, step=self.step)
@@ -350,10 +376,26 @@ class Trainer:
             )
         return decision > 0
 
+    def _interruption(self) -> RunStoppedError:
+        """Return what says that the run has stopped, and how to go on; a collective."""
+        number = max(gather_on_hosts(self.stop.number))
+        name = signal.Signals(number).name
+        return RunStoppedError(
+            f"stopped by {name} after update {self.step}, which is saved; the same command with "
+            "`resume_from_checkpoint` auto goes on from there",
+            number=number,
+        )
+
     def save(self, on_save: Callable[[Path], None] | None = None) -> None:
-        """Write a checkpoint from which the run continues as if it had not been interrupted."""
+        """Write a checkpoint from which the run continues as if it had not been interrupted.
+
+        Raises:
+            TrainingError: the weights are not finite.
+        """
+        self.watchdog.beat(f"the checkpoint of update {self.step}")
         self.journal.write_rows(wait=True)
-        with self.journal.clock.paused():
+        check_finite(self.distributed, self.step)
+        with self.journal.clock.paused(), naming_disk(self.run_dir):
             state = {
                 "step": self.step,
                 "place": list(self.place),

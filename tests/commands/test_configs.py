@@ -162,16 +162,7 @@ def test_the_slurm_script_launches_each_node_with_its_rank(
         assert (parsed.main_process_ip, parsed.main_process_port) == ("n1", 20041)
         assert Path(parsed.config_file).name == "two_nodes.yaml"
         assert parsed.training_script == "run_pretraining.py"
-        assert "--resume_from_checkpoint" not in line
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/run.json").write_text("{}")
-    subprocess.run(command, env=cluster, cwd=ROOT, check=True, timeout=60)
-    later = (tmp_path / "record").read_text().splitlines()[len(lines) :]
-    assert all(
-        line.endswith("--resume_from_checkpoint latest")
-        for line in later
-        if line.startswith("accelerate")
-    )
+        assert line.endswith("--resume_from_checkpoint auto")
 
 
 def test_the_slurm_script_ends_with_the_status_of_the_run(

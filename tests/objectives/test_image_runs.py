@@ -13,6 +13,8 @@ from runs import metrics, run, run_here
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from bert_pretrain.commands.report import write_report
+
 SMALL = (
     "--config_name convnextv2-mini --max_eval_rows 64 --max_steps 12 --logging_steps 1 "
     "--eval_steps 8"
@@ -158,4 +160,10 @@ def test_a_collapse_is_announced_with_its_cause(folder: Path) -> None:
         folder, [*COMMON, *flags.split(), "--global_batch_size", "64", "--output_dir", "collapsed"]
     )
     assert "WARNING: the triplet loss" in printed
+    rows = [row for row in metrics(folder / "collapsed") if row["split"] == "warning"]
+    assert rows and all(f"WARNING: {row['message']}" in printed for row in rows)
+    card = (folder / "collapsed/final/README.md").read_text()
+    assert all(row["message"] in card for row in rows)
+    page = write_report(folder / "collapsed").read_text()
+    assert "<h2>Warnings</h2>" in page and "stuck at its margin" in page
     assert "--negatives semi_hard" in printed

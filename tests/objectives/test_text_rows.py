@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from stores import store_of
 
 from bert_pretrain.data.stream import HeldOutRows, TrainingStream
-from bert_pretrain.objectives.text import text_rows
+from bert_pretrain.objectives.text import TextMonitor, text_rows
 from bert_pretrain.text.blocks import ROWS_PER_BLOCK
 from bert_pretrain.text.masking import MaskingRule
 from bert_pretrain.text.pairs import EpochPlan, plan_epoch
@@ -72,3 +73,10 @@ def test_of_very_many_held_out_documents_only_a_sample_is_planned(
         _, held_out = rows(max_eval_rows=wanted)
         assert np.array_equal(held_out.plan.a_start, global_plan().a_start)
         assert len(held_out.rows) == (wanted or len(global_plan()))
+
+
+def test_a_loss_beyond_all_numbers_has_an_infinite_perplexity() -> None:
+    monitor = TextMonitor.__new__(TextMonitor)
+    monitor._baselines = {}
+    for loss, expected in ((1.0, math.e), (700.0, math.exp(700)), (1e4, math.inf)):
+        assert monitor.measures(None, {"mlm_loss": loss}) == {"pseudo_perplexity": expected}

@@ -10,6 +10,7 @@ from transformers import ViTConfig
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.image_heads import ContrastiveConfig
+from bert_pretrain.training.checkpoint import STATE_FILE, _write_state
 from bert_pretrain.training.run_directory import (
     claim_run_dir,
     confirm_claim,
@@ -30,6 +31,7 @@ def test_a_run_that_another_process_began_or_continued_is_not_written_over(tmp_p
         claimed = claim_run_dir(run_dir, "latest")
         confirm_claim(run_dir, "latest", claimed)
         checkpoint.mkdir(parents=True)
+        _write_state(checkpoint / STATE_FILE, {"files": {}})
         with pytest.raises(InputError, match="continued the run"):
             confirm_claim(run_dir, "latest", claimed)
     confirm_claim(run_dir, str(first), first)  # asked for by name

@@ -1,0 +1,107 @@
+"""Ends a run in which nothing moves any more, and says where.
+
+A process that waits for another one, or for a worker that hangs, waits for ever and says nothing.
+Here a thread of each process looks whether its loop still makes progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from bert_pretrain.errors import first_line, spell
+
+_LOOKS = 20  # at the loop, in the time that it may stand still
+_SECONDS_TO_ANSWER = 10.0
+
+
+class Watchdog:
+    """Watches one process's loop.
+
+    Attributes:
+        place: where the loop was when it last moved, in words.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Watch nothing yet; all processes must call this.
+
+        Args:
+            seconds: that the loop may stand still; 0 = for ever.
+        """
+        self.place = "the start"
+        self._seconds = seconds
+        self._num_beats = 0
+        self._is_over = threading.Event()
+        # The threads of all processes talk to each other in a group of their own.
+        self._group: Any = None
+        if seconds and dist.is_available() and dist.is_initialized():
+            self._group = dist.new_group(backend=dist.Backend.GLOO)
+
+    def beat(self, place: str) -> None:
+        """Note that the loop has come to a place."""
+        self.place = place
+        self._num_beats += 1
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the loop that runs in this block."""
+        if self._seconds == 0:
+            yield
+            return
+        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        interval = self._seconds / _LOOKS
+        seen, seconds_still, last_look = self._num_beats, 0.0, time.monotonic()
+        while not self._is_over.wait(interval):
+            now = time.monotonic()
+            # A process that was itself stopped for an hour has not stood still for an hour.
+            seconds_still += min(now - last_look, 2 * interval)
+            last_look = now
+            if self._num_beats != seen:
+                seen, seconds_still = self._num_beats, 0.0
+            elif seconds_still >= self._seconds:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(
+            f"error: process {rank} has not moved for {self._seconds:g} seconds since "
+            f"{self.place}{self._describe_others()}. {spell(_ADVICE)}\n"
+        )
+        faulthandler.dump_traceback(sys.stderr)  # where each thread is
+        sys.stderr.flush()
+        os._exit(1)  # no exception reaches a thread that waits
+
+    def _describe_others(self) -> str:
+        """Return which processes do not even answer; others that stand still say so themselves."""
+        if self._group is None:
+            return ""
+        try:
+            dist.monitored_barrier(
+                self._group, timedelta(seconds=_SECONDS_TO_ANSWER), wait_all_ranks=True
+            )
+        except RuntimeError as error:
+            return f"; others do not answer ({first_line(error)})"
+        return ""
+
+
+_ADVICE = (
+    "Continue from the last checkpoint with `resume_from_checkpoint` auto; if an update takes so "
+    "long, raise `stuck_timeout`"
+)

@@ -1,0 +1,113 @@
+"""A run that is asked to stop saves, says how to go on, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import command, environment, metrics, run, run_here, small_flags
+from safetensors.torch import load_file
+
+FLAGS = "--max_steps 60 --global_batch_size 16 --dropout 0.1 --save_steps 0 --logging_steps 3"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("interruption")
+    run_here(folder, [*small_flags(folder), *FLAGS.split(), "--output_dir", "whole"])
+    return folder
+
+
+def started(folder: Path, name: str, *more: str, num_processes: int = 1) -> subprocess.Popen[str]:
+    """Start a run and wait until it has written rows of training."""
+    flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", name, *more]
+    process = subprocess.Popen(
+        command(flags, num_processes=num_processes),
+        env=environment(folder),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    path = folder / name / "metrics.jsonl"
+    while not (path.is_file() and '"train"' in path.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    return process
+
+
+def is_the_whole_run(folder: Path, name: str) -> bool:
+    expected = load_file(folder / "whole/final/model.safetensors")
+    found = load_file(folder / name / "final/model.safetensors")
+    same_weights = all(torch.equal(found[key], value) for key, value in expected.items())
+    return same_weights and metrics(folder / name) == metrics(folder / "whole")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGINT,
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+    ids=lambda number: number.name,
+)
+def test_a_signal_saves_and_the_same_command_goes_on(folder: Path, number: signal.Signals) -> None:
+    workers = ["--dataloader_num_workers", "1", "--resume_from_checkpoint", "auto"]
+    process = started(folder, number.name, *workers)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, printed
+    assert "Traceback" not in printed
+    (checkpoint,) = (folder / number.name / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert 3 <= step < 60
+    assert f"stopped by {number.name} after update {step}, which is saved" in printed
+    assert "--resume_from_checkpoint auto" in printed
+    flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", number.name, *workers]
+    assert f"after {step} updates" in run_here(folder, flags)
+    assert is_the_whole_run(folder, number.name)
+
+
+def test_a_signal_before_training_ends_without_a_traceback(folder: Path) -> None:
+    flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", "early"]
+    process = subprocess.Popen(
+        command(flags),
+        env=environment(folder),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()  # all is imported
+    process.send_signal(signal.SIGINT)
+    printed = first + process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGINT, printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_update(folder: Path) -> None:
+    run(folder, [*small_flags(folder), *FLAGS.split(), "--output_dir", "pair"], num_processes=2)
+    process = started(folder, "one-of-two", num_processes=2)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    second = max(map(int, children.stdout.split()))
+    os.kill(second, signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    (checkpoint,) = (folder / "one-of-two/checkpoints").iterdir()
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert 3 <= state["step"] < 60
+    assert f"stopped by SIGTERM after update {state['step']}" in printed
+    flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", "one-of-two"]
+    run(folder, [*flags, "--resume_from_checkpoint", "auto"], num_processes=2)
+    assert metrics(folder / "one-of-two") == metrics(folder / "pair")
