@@ -41,7 +41,7 @@ from bert_pretrain.downstream.metrics import (
     predict,
 )
 from bert_pretrain.downstream.models import ClassifierSource, is_image_config, read_model_config
-from bert_pretrain.downstream.progress import SeedProgress
+from bert_pretrain.downstream.progress import PROGRESS_FILE, SeedProgress
 from bert_pretrain.downstream.results import (
     describe_splits,
     format_metrics,
@@ -114,7 +114,8 @@ def run(
     """
     options.check()
     output_dir = Path(options.output_dir)
-    if not options.resume:
+    is_resumed = options.resume and (output_dir / PROGRESS_FILE).is_file()
+    if not is_resumed:
         _check_empty(output_dir)
     check_creatable(output_dir, parameter="output_dir")
     task = find_task(data.task)
@@ -139,13 +140,13 @@ def run(
     identity = {name: value for name, value in flags.items() if name not in _FREE}
     identity["rows"] = [labelled_rows_sha256(splits, name) for name in sorted(splits.rows)]
     progress = SeedProgress(output_dir, identity)
-    outcomes = progress.read() if options.resume else {}
+    outcomes = progress.read() if is_resumed else {}
     make_folder(output_dir, parameter="output_dir")
     with contextlib.ExitStack() as stack:
         pusher = None
         if _is_main():
             stack.enter_context(held(output_dir))
-            if not options.resume:
+            if not is_resumed:
                 _check_empty(output_dir)  # another process may have begun there since then
             if options.push_to_hub:  # while training it checks the repository already
                 repo_id, is_private = str(options.hub_model_id), options.hub_private_repo
@@ -190,8 +191,6 @@ def _train_all(
     _say(describe_splits(splits))
     for line in (*splits.notes, *warnings):
         _say(spell(line))
-    if _is_main():
-        progress.write(outcomes)
     for seed in options.seeds:
         if seed not in outcomes:
             outcomes[seed] = _train_one(

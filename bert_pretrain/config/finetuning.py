@@ -62,7 +62,9 @@ class FinetuneArguments:
         False, "Make the repository private; one that is public is then refused."
     )
     resume: bool = flag(
-        False, "Go on in an --output_dir whose command was ended; its finished seeds are kept."
+        False,
+        "Go on in an --output_dir whose command was ended after a seed, which is kept; begin where "
+        "there is none.",
     )
     debug: bool = flag(False, "Show the traceback of an input error.")
 

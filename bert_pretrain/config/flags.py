@@ -136,14 +136,10 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
 
 
 def check_ranges(*groups: Any) -> None:
-    """Raise `InputError` if a number of these flags is out of its range, or a text is empty."""
+    """Raise `InputError` if a number of these flags is out of its range, or not finite."""
     for group in groups:
         for entry in dataclasses.fields(group):
             value, allowed = getattr(group, entry.name), entry.metadata.get("allowed")
-            if value == "" != entry.default:
-                raise InputError.out_of_range(
-                    entry.name, value, "a text that is not empty", f"leave `{entry.name}` out"
-                )
             # Those of a schedule have one range, see `config.schedules`.
             for number in getattr(value, "numbers", (value,)):
                 _check_range(entry.name, number, allowed)
@@ -178,7 +174,9 @@ def pick(target: type[AnyDataclass], *groups: Any, **others: Any) -> AnyDataclas
 
 
 def check_source(options: Any) -> None:
-    """Raise `InputError` if `data_files` and `dataset_name` of some flags both name the data."""
+    """Raise `InputError` if `data_files` and `dataset_name` both name the data, or nothing does."""
+    if options.dataset_name == "":
+        raise InputError.out_of_range("dataset_name", "", "a name", "leave `dataset_name` out")
     if options.data_files and options.dataset_name:
         raise InputError(
             f"`data_files` and `dataset_name` {options.dataset_name!r} both name the data",

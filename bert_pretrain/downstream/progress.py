@@ -32,7 +32,7 @@ class SeedProgress:
         """Return the outcomes of the seeds that were finished.
 
         Raises:
-            InputError: there was no such fine-tuning, or it was another one.
+            InputError: the file is damaged, or of another fine-tuning.
         """
         advice = "pass a new `output_dir`, or leave `resume` out"
         try:
@@ -40,8 +40,7 @@ class SeedProgress:
             theirs, outcomes = content["identity"], content["outcomes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{self._path.parent} holds no fine-tuning that was ended before its end "
-                f"({type(error).__name__})",
+                f"{self._path} is damaged ({type(error).__name__})",
                 advice=advice,
             ) from error
         changed = [name for name, value in self._identity.items() if theirs.get(name) != value]

@@ -123,7 +123,7 @@ def model_card(
         card_data,
         template_str=template.read_text(encoding="utf-8"),
         **fields,
-        title=html.escape(card_data.model_name),
+        title=html.escape(str(card_data.model_name)),
         repo_id=repo_id,
         state_folder=STATE_FOLDER if config.get("hub_push_state") else "",
         data_card=data_card,

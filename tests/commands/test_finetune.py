@@ -911,7 +911,7 @@ def test_what_was_interrupted_can_be_started_again(
 
     with monkeypatch.context() as patched:
         patched.setattr("bert_pretrain.downstream.training.ClassifierTrainer.train", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             finetune(model, *FILES, *SHORT)
     assert not list((folder / "out").glob("[!.]*"))
     finetune(model, *FILES, *SHORT)

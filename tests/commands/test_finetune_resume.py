@@ -116,9 +116,21 @@ def test_another_fine_tuning_is_not_continued(
     assert Path("ended/progress.json").read_bytes() == before
 
 
-def test_nothing_to_continue_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_there_is_nothing_to_go_on_with_it_begins(folder: Path) -> None:
+    assert finetune("new", "--resume")["seeds"] == finetune("whole")["seeds"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("progress.json", "is damaged"), ("thesis.tex", "is not an empty folder")],
+)
+def test_a_folder_of_something_else_is_left_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str
+) -> None:
+    Path("other").mkdir()
+    Path("other", name).write_text("mine")
     with pytest.raises(SystemExit) as stopped:
-        finetune("nothing", "--resume")
+        finetune("other", "--resume")
     assert stopped.value.code == 2
-    assert "holds no fine-tuning that was ended" in capsys.readouterr().err
-    assert not Path("nothing").exists()
+    assert expected in capsys.readouterr().err
+    assert Path("other", name).read_text() == "mine"

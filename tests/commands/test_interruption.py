@@ -80,7 +80,7 @@ def test_a_signal_before_training_ends_without_a_traceback(folder: Path) -> None
     flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", "early"]
     process = subprocess.Popen(
         command(flags),
-        env=environment(folder),
+        env=environment(folder) | {"PYTHONUNBUFFERED": "1"},
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -106,7 +106,7 @@ def test_all_files_of_a_folder_are_as_readable_as_new_ones(tmp_path: Path) -> No
     [
         ("--report_to wandb", "--report_to is wandb, which is not installed"),
         ("--mixed_precision fp16", "--mixed_precision is 'fp16' but must be bf16 or no"),
-        ("--dataset_name=", "--dataset_name is '' but must be a text that is not empty"),
+        ("--dataset_name=", "--dataset_name is '' but must be a name"),
         (
             "--objective contrastive --global_batch_size 1",
             "--global_batch_size is 1 but must be at least 2",

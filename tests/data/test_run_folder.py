@@ -83,6 +83,8 @@ def test_complete_checkpoints_are_listed_by_their_step(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "checkpoints") == []
     for name in ("step-1000000", "step-999999", "step-000010", "step-000020.tmp", "step-5", "old"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "trainer_state.json").touch()
+    (tmp_path / "checkpoints/step-000030").mkdir()  # empty: it was never a checkpoint
     found = list_checkpoints(tmp_path / "checkpoints")
     assert [step_of(path) for path in found] == [10, 999999, 1000000]
     assert found == [checkpoint_path(tmp_path / "checkpoints", step_of(path)) for path in found]

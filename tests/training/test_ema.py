@@ -79,7 +79,7 @@ def test_evaluations_have_the_losses_of_both_and_training_the_numbers_of_a_run_w
     own = [{k: v for k, v in row.items() if not k.startswith("ema_")} for row in found]
     assert own == metrics(tmp_path / "plain")
     for row in found:
-        if row["split"] == "train":
+        if row["split"] != "validation":
             assert "ema_loss" not in row
             continue
         weight, bias = naive_average(history[: row["step"] + 1], 0.5)
