@@ -166,8 +166,8 @@ def check_tokenizer(
         raise InputError(
             f"the tokenizer pads with the id {tokenizer.pad_token_id} but the model to continue "
             f"with {own} (pad_token_id in its config.json)",
-            advice="pass the model's own tokenizer as `tokenizer_name`, or `force_tokenizer`, with "
-            "which the model takes the tokenizer's id",
+            advice="pass the model's own tokenizer as `tokenizer_name`, correct that file, or pass "
+            "`force_tokenizer`, with which the model takes the tokenizer's id",
         )
 
 

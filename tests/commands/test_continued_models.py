@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from runs import metrics, run_here, small_flags, write_corpus, write_model_config
 from tokenizer_kinds import KINDS, wordpiece
 from transformers import (
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.commands.text_task import text_task
+from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.tokenizers import load_tokenizer
 
@@ -77,6 +80,16 @@ def test_a_model_learns_added_tokens_in_longer_rows_and_goes_on_after_an_interru
     shutil.rmtree(folder / "grown/checkpoints/step-000002")
     run_here(folder, [*named, "--resume_from_checkpoint", "latest"])
     assert metrics(folder / "grown") == expected
+
+
+def test_tokens_of_the_user_are_protected_in_a_run(folder: Path) -> None:
+    tokenizer = load_tokenizer(None)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["[E1]"]})
+    tokenizer.save_pretrained(folder / "one-added")
+    flags = [*small_flags(folder), "--tokenizer_name", str(folder / "one-added")]
+    task = text_task(parse_config([*flags, "--torch_compile", "off"]), Accelerator(cpu=True))
+    rule = task.objective.training.collator.rule
+    assert rule.protected_ids.tolist() == [8192] and rule.ordinary_ids[-1] == 8191
 
 
 def test_another_tokenizer_is_refused_and_forced(
