@@ -358,6 +358,7 @@ def test_too_much_unknown_text_is_refused_with_its_flag_and_leaves_nothing(
 
 def test_the_command_reads_whatever_prepare_reads() -> None:
     sources = {field.name for field in dataclasses.fields(TextSource)}
-    of_preparation = {"language", "validation_share", "preprocessing_num_workers"}
+    division = {"validation_share", "validation_files", "validation_split"}
+    of_preparation = division | {"language", "preprocessing_num_workers"}
     flags = {field.name for field in dataclasses.fields(train_tokenizer.TokenizerArguments)}
     assert sources - of_preparation <= flags
