@@ -161,6 +161,7 @@ def turns_the_pair_round(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def adds_an_unknown_id(tokenizer: PreTrainedTokenizerFast) -> None:
     other = with_template(wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]), "$A", "$A $B")
+    other.add_tokens([f"[FILLER{number}]" for number in range(5000)])  # so its id is beyond ours
     other.add_special_tokens(["[END]"])
     with_template(other, "$A [END]", "$A $B [END]")
     tokenizer.backend_tokenizer.post_processor = other.post_processor
