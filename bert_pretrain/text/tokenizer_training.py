@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -233,7 +234,7 @@ def _learn_pieces(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
         special_tokens=[*SPECIAL_TOKENS, *alphabet.pieces],
-        show_progress=show_progress,
+        show_progress=show_progress and sys.stdout.isatty(),  # else it prints blank lines
         continuing_subword_prefix=_CONTINUES,
     )
     learner = Tokenizer(models.WordPiece(unk_token=_UNKNOWN))
