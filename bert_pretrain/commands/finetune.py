@@ -191,6 +191,8 @@ def _train_all(
     _say(describe_splits(splits))
     for line in (*splits.notes, *warnings):
         _say(spell(line))
+    if _is_main():
+        progress.write(outcomes)
     for seed in options.seeds:
         if seed not in outcomes:
             outcomes[seed] = _train_one(
@@ -226,7 +228,8 @@ def _train_all(
 
 def _check_empty(folder: Path) -> None:
     if folder.exists() and (
-        not folder.is_dir() or any(path.name != LOCK_FILE for path in folder.iterdir())
+        not folder.is_dir()
+        or any(path.name not in (LOCK_FILE, PROGRESS_FILE) for path in folder.iterdir())
     ):
         raise InputError(
             f"{folder} is not an empty folder", advice="pass a new one as `output_dir`"

@@ -9,7 +9,7 @@ from typing import Any
 from bert_pretrain.data.atomic import write_json
 from bert_pretrain.errors import InputError
 
-PROGRESS_FILE = "progress.json"
+PROGRESS_FILE = ".progress.json"
 
 
 class SeedProgress:

@@ -108,12 +108,12 @@ def test_another_fine_tuning_is_not_continued(
     expected: str,
 ) -> None:
     ended_while(monkeypatch, "train", calls=2)
-    before = Path("ended/progress.json").read_bytes()
+    before = Path("ended/.progress.json").read_bytes()
     with pytest.raises(SystemExit) as stopped:
         finetune("ended", "--resume", *more)
     assert stopped.value.code == 2
     assert expected in capsys.readouterr().err
-    assert Path("ended/progress.json").read_bytes() == before
+    assert Path("ended/.progress.json").read_bytes() == before
 
 
 def test_where_there_is_nothing_to_go_on_with_it_begins(folder: Path) -> None:
@@ -122,7 +122,7 @@ def test_where_there_is_nothing_to_go_on_with_it_begins(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("progress.json", "is damaged"), ("thesis.tex", "is not an empty folder")],
+    [(".progress.json", "is damaged"), ("thesis.tex", "is not an empty folder")],
 )
 def test_a_folder_of_something_else_is_left_alone(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str

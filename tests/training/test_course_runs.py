@@ -167,7 +167,8 @@ def test_compiled_it_has_the_curve_of_the_plain_one(
     assert compiled.is_compiled
     torch.compiler.set_stance("default")
     for row, plain in zip(metrics(tmp_path / "compiled"), metrics(tmp_path / "plain"), strict=True):
-        assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)  # float32
+        if plain["split"] != "warning":
+            assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)  # float32
 
 
 def test_each_update_has_the_rows_the_masks_and_the_length_of_its_course(tmp_path: Path) -> None:
