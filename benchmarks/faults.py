@@ -166,7 +166,7 @@ FAULTS: dict[str, tuple[int, Fault]] = {  # processes, and what is done
     "killed at random": (1, at_random(signal.SIGKILL)),
     "killed in preparation": (1, killed_while("bert_pretrain/prepared/*.tmp")),
     "killed in a checkpoint": (1, killed_while("checkpoints/step-*.tmp")),
-    "killed in export": (1, killed_while("final.tmp")),
+    "killed in export": (1, killed_while("final.new*")),
     "SIGTERM at random": (1, at_random(signal.SIGTERM)),
     "SIGINT at random": (1, at_random(signal.SIGINT)),
     "SIGUSR1 at random": (1, at_random(signal.SIGUSR1)),
@@ -192,7 +192,7 @@ def content(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
 
 def leftovers(run_dir: Path) -> list[str]:
     """Return what a finished run should not have left."""
-    return [path.name for path in run_dir.rglob("*") if path.suffix in (".tmp", ".old")]
+    return [path.name for path in run_dir.rglob("*") if path.suffix in (".tmp", ".old", ".new")]
 
 
 @contextlib.contextmanager
@@ -209,15 +209,14 @@ def try_fault(
 ) -> dict[str, Any]:
     """Return how often a fault came, and whether anything was lost."""
     num_tried = 0
-    while num_tried < times:
-        if not fault(setting, setting.start()):
-            # It has ended before; what follows is tried on a new run.
-            if num_tried:
-                break
+    for _ in range(3 * times):
+        if num_tried == times:
+            break
+        if fault(setting, setting.start()):
+            num_tried += 1
+        else:  # the run has ended before; what follows is tried on a new one
             shutil.rmtree(setting.run_dir, ignore_errors=True)
             shutil.rmtree(setting.cache, ignore_errors=True)
-            continue
-        num_tried += 1
     status = setting.start().wait()
     is_same = status == 0 and content(setting.run_dir) == whole
     left = leftovers(setting.run_dir)
