@@ -3,7 +3,8 @@
 Each fault is tried --times times, each time on the run as the last one left it; every start, the
 first one too, is the same command with `--resume_from_checkpoint auto`. Then the run goes on to its
 end, and its metrics and weights must be those of an undisturbed run to the last bit; anything else
-counts as lost. No temporary file may be left. Flags for run_pretraining.py follow after --.
+counts as lost. No temporary file may be left. Faults are added to --json, each in place of its
+earlier ones. Flags for run_pretraining.py follow after --.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from results import write_results
+from results import read_runs, write_results
 
 from bert_pretrain.data.run_folder import list_checkpoints
 from bert_pretrain.training.metrics import OF_THE_MACHINE
@@ -159,7 +160,7 @@ def empty_the_newest(run_dir: Path, generator: random.Random) -> None:
 
 def lose_run_json(run_dir: Path, generator: random.Random) -> None:
     """Remove run.json."""
-    (run_dir / "run.json").unlink()
+    (run_dir / "run.json").unlink(missing_ok=True)
 
 
 FAULTS: dict[str, tuple[int, Fault]] = {  # processes, and what is done
@@ -225,6 +226,11 @@ def try_fault(
     return {"tried": num_tried, "lost": 0 if is_same and not left else num_tried}
 
 
+def totals(runs: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how often faults were tried in all, and how many runs lost something."""
+    return {key: sum(run[key] for run in runs) for key in ("tried", "lost")}
+
+
 def main() -> None:
     """Try all faults, print the table, write the figures; exit 1 if anything was lost."""
     parser = argparse.ArgumentParser(
@@ -239,7 +245,7 @@ def main() -> None:
     generator = random.Random(arguments.seed)
     flags = arguments.flags or FLAGS.split()
     wholes: dict[int, tuple[tuple[list[dict[str, Any]], str], float]] = {}
-    runs: list[dict[str, Any]] = []
+    runs = [run for run in read_runs(arguments.json) if run["fault"] not in arguments.faults]
     for name in arguments.faults:
         num_processes, fault = FAULTS[name]
         if num_processes not in wholes:
@@ -253,11 +259,10 @@ def main() -> None:
         with made_setting(flags, num_processes, seconds, generator) as setting:
             found = try_fault(setting, fault, times=arguments.times, whole=whole)
         runs.append({"fault": name, "processes": num_processes} | found)
-        print(f"{name:40} tried {found['tried']:3}, lost {found['lost']:3}", flush=True)
-    figures = {key: sum(run[key] for run in runs) for key in ("tried", "lost")}
-    print(f"{'all':40} tried {figures['tried']:3}, lost {figures['lost']:3}")
-    write_results(arguments.json, figures, runs=runs)
-    sys.exit(figures["lost"] > 0)
+        write_results(arguments.json, totals(runs), runs=runs)
+    for run in [*runs, {"fault": "all"} | totals(runs)]:
+        print(f"{run['fault']:40} tried {run['tried']:3}, lost {run['lost']:3}")
+    sys.exit(totals(runs)["lost"] > 0)
 
 
 if __name__ == "__main__":
