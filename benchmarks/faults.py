@@ -103,11 +103,11 @@ def killed_while(pattern: str) -> Fault:
 
 
 def one_process(number: signal.Signals) -> Fault:
-    """Send a signal to one of two processes once there is a checkpoint."""
+    """Send a signal to one of two processes once there is another checkpoint."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
-        before = len(list_checkpoints(setting.run_dir / "checkpoints"))
-        while len(list_checkpoints(setting.run_dir / "checkpoints")) == min(before, 1):
+        before = list_checkpoints(setting.run_dir / "checkpoints")[-1:]
+        while list_checkpoints(setting.run_dir / "checkpoints")[-1:] == before:
             if process.poll() is not None:
                 return False
             time.sleep(_SECONDS_BETWEEN_LOOKS)
