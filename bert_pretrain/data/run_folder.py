@@ -120,9 +120,15 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name)]
-    # A checkpoint appears whole; an empty folder of such a name was never one.
-    found = [path for path in found if any(path.iterdir())]
-    return sorted(found, key=step_of)
+    return sorted(filter(_is_filled, found), key=step_of)
+
+
+def _is_filled(folder: Path) -> bool:
+    """Return whether a folder holds anything: an empty one never was a checkpoint."""
+    try:
+        return any(folder.iterdir())
+    except OSError:  # a run has just rotated it away
+        return False
 
 
 @contextlib.contextmanager
