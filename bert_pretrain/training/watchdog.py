@@ -89,16 +89,25 @@ class Watchdog:
         os._exit(1)  # no exception reaches a thread that waits
 
     def _describe_others(self) -> str:
-        """Return which processes do not even answer; others that stand still say so themselves."""
+        """Say if other processes do not even answer; those that do say where they are."""
         if self._group is None:
             return ""
-        try:
-            dist.monitored_barrier(
-                self._group, timedelta(seconds=_SECONDS_TO_ANSWER), wait_all_ranks=True
-            )
-        except RuntimeError as error:
-            return f"; others do not answer ({first_line(error)})"
-        return ""
+        reasons = ["no answer"]
+
+        def ask() -> None:
+            try:
+                dist.monitored_barrier(
+                    self._group, timedelta(seconds=_SECONDS_TO_ANSWER), wait_all_ranks=True
+                )
+                reasons[0] = ""
+            except RuntimeError as error:
+                reasons[0] = first_line(error)
+
+        # All but the first process wait for it, whatever their timeout.
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(2 * _SECONDS_TO_ANSWER)
+        return f"; others do not answer ({reasons[0]})" if reasons[0] else ""
 
 
 _ADVICE = (

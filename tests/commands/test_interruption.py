@@ -113,3 +113,19 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_update(folde
     flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", "one-of-two"]
     run(folder, [*flags, "--resume_from_checkpoint", "auto"], num_processes=2)
     assert metrics(folder / "one-of-two") == metrics(folder / "pair")
+
+
+@pytest.mark.slow
+def test_when_one_of_two_processes_hangs_the_other_ends_and_both_go_on(folder: Path) -> None:
+    process = started(folder, "hangs", "--stuck_timeout", "5", num_processes=2)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    first = min(map(int, children.stdout.split()))
+    os.kill(first, signal.SIGSTOP)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "has not moved for 5 seconds since micro-batch 0 of update" in printed
+    assert "others do not answer" in printed
+    flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", "hangs"]
+    run(folder, [*flags, "--resume_from_checkpoint", "auto"], num_processes=2)
