@@ -54,19 +54,25 @@ def write_rows(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder, with labelled rows in it."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_code_of_a_stranger_is_not_run_even_if_somebody_agrees(
-    tmp_path: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 99))
-    write_rows(tmp_path)
-    marker, folder = tmp_path / "it-ran", tmp_path / "theirs"
-    folder.mkdir()
-    (folder / "theirs.py").write_text(CODE.format(marker=str(marker)))
+    marker, theirs = folder / "it-ran", folder / "theirs"
+    theirs.mkdir()
+    (theirs / "theirs.py").write_text(CODE.format(marker=str(marker)))
     auto_map = {
         "AutoConfig": "theirs.TheirConfig",
         "AutoModel": "theirs.TheirModel",
@@ -75,11 +81,11 @@ def test_the_code_of_a_stranger_is_not_run_even_if_somebody_agrees(
         "AutoTokenizer": ["theirs.TheirTokenizer", "theirs.TheirTokenizer"],
     }
     for file in ("config.json", "tokenizer_config.json"):
-        (folder / file).write_text(json.dumps({"model_type": "theirs", "auto_map": auto_map}))
-    flags = " ".join(small_flags(tmp_path))
-    refused(COMMANDS[name].format(flags=flags, model=folder), capsys)
+        (theirs / file).write_text(json.dumps({"model_type": "theirs", "auto_map": auto_map}))
+    flags = " ".join(small_flags(folder))
+    refused(COMMANDS[name].format(flags=flags, model=theirs), capsys)
     assert not marker.exists()
-    assert not (tmp_path / "out").exists()
+    assert not (folder / "out").exists()
 
 
 def test_whatever_chooses_a_class_by_itself_is_told_to_run_no_foreign_code() -> None:
@@ -97,23 +103,18 @@ def test_whatever_chooses_a_class_by_itself_is_told_to_run_no_foreign_code() -> 
 
 @pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune"])
 def test_weights_that_are_no_numbers_are_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path)
-    model = make_text_model(tmp_path / "model")
-    path = tmp_path / "model/model.safetensors"
+    model = make_text_model(folder / "model")
+    path = folder / "model/model.safetensors"
     weights = load_file(path)
     key = "bert.encoder.layer.1.output.dense.weight"
     weights[key][3, 4] = torch.nan
     save_file(weights, path, metadata={"format": "pt"})
-    flags = " ".join(small_flags(tmp_path))
+    flags = " ".join(small_flags(folder))
     message = refused(COMMANDS[name].format(flags=flags, model=model), capsys)
     assert f"hold NaN or infinity, such as {key}" in message
-    assert not (tmp_path / "out").exists()
+    assert not (folder / "out").exists()
 
 
 class Touch:
@@ -128,32 +129,26 @@ class Touch:
 
 @pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune"])
 def test_pickled_weights_run_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path)
-    model, marker = make_text_model(tmp_path / "model"), tmp_path / "it-ran"
-    (tmp_path / "model/model.safetensors").unlink()
-    torch.save({"weight": Touch(marker)}, tmp_path / "model/pytorch_model.bin")
-    torch.load(tmp_path / "model/pytorch_model.bin", weights_only=False)
+    model, marker = make_text_model(folder / "model"), folder / "it-ran"
+    (folder / "model/model.safetensors").unlink()
+    torch.save({"weight": Touch(marker)}, folder / "model/pytorch_model.bin")
+    torch.load(folder / "model/pytorch_model.bin", weights_only=False)
     assert marker.exists()  # it would
     marker.unlink()
-    flags = " ".join(small_flags(tmp_path))
+    flags = " ".join(small_flags(folder))
     refused(COMMANDS[name].format(flags=flags, model=model), capsys)
     assert not marker.exists()
 
 
 def test_a_pickle_in_a_checkpoint_runs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    flags = [*small_flags(tmp_path), "--output_dir", "out", "--max_steps", "2"]
-    run_here(tmp_path, flags)
-    marker = tmp_path / "it-ran"
-    checkpoint = tmp_path / "out/checkpoints/step-000002"
+    flags = [*small_flags(folder), "--output_dir", "out", "--max_steps", "2"]
+    run_here(folder, flags)
+    marker = folder / "it-ran"
+    checkpoint = folder / "out/checkpoints/step-000002"
     torch.save({"state": Touch(marker)}, checkpoint / "optimizer.bin")
     # Whoever writes the file can write its digest too.
     state = read_state_without_digests(checkpoint)
