@@ -130,6 +130,15 @@ def test_special_tokens_of_the_layout_are_never_predicted(name: str, tmp_path: P
     assert is_changed.any() and not special & set(made["unmasked"][is_changed].tolist())
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_are_planned_for_as_many_special_tokens_as_the_tokenizer_adds(
+    name: str, tmp_path: Path
+) -> None:
+    tokenizer = as_the_program_loads_it(name, tmp_path)
+    added = [tokenizer.num_special_tokens_to_add(pair=is_pair) for is_pair in (False, True)]
+    assert list(read_layouts(tokenizer).num_special_tokens) == added
+
+
 @pytest.mark.parametrize("name", ["RoBERTa", "T5", "BERT"])
 def test_planned_rows_fill_a_row_with_the_special_tokens_that_there_are(
     name: str, tmp_path: Path
