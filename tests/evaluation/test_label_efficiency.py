@@ -33,7 +33,7 @@ from bert_pretrain.evaluation.label_efficiency import (
 )
 from bert_pretrain.evaluation.label_efficiency_arms import ARMS, probe_arm
 from bert_pretrain.evaluation.probes import PROBE_GRID
-from bert_pretrain.evaluation.statistics import t_interval
+from bert_pretrain.evaluation.statistics import t_interval, two_way_interval
 
 
 @given(
@@ -76,6 +76,34 @@ def test_intervals_are_those_of_students_t() -> None:
     half = 2.7764451051977987 * math.sqrt(0.025) / math.sqrt(5)  # t of 4 degrees, variance 0.1 / 4
     assert mean == pytest.approx(0.7) and interval == pytest.approx((0.7 - half, 0.7 + half))
     assert t_interval([0.5]) == (0.5, None)
+
+
+def test_an_interval_over_pretraining_seeds_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    for of_models, of_draws, of_both in ((1.0, 1.0, 0.1), (0.3, 1.0, 0.5), (0.0, 1.0, 1.0)):
+        num_covered = 0
+        for _ in range(300):
+            values = of_models * generator.normal(size=(3, 1))
+            values = values + of_draws * generator.normal(size=(1, 5))
+            _, interval = two_way_interval(values + of_both * generator.normal(size=(3, 5)))
+            assert interval is not None
+            num_covered += interval[0] <= 0 <= interval[1]
+        assert num_covered >= 0.92 * 300  # 95 %, less two standard errors
+
+
+def test_the_interval_of_one_pretraining_seed_is_students_t() -> None:
+    values = np.array([[0.5, 0.7, 0.6]])
+    assert two_way_interval(values) == t_interval([0.5, 0.7, 0.6])
+    assert two_way_interval(values[:, :1]) == (0.5, None)
+
+
+def test_equal_models_leave_the_interval_of_the_draws_alone() -> None:
+    draws = np.array([0.5, 0.7, 0.6, 0.4])
+    _, expected = t_interval(draws.tolist())
+    mean, interval = two_way_interval(np.stack([draws, draws]))
+    assert mean == pytest.approx(draws.mean())
+    # The variance between draws, of which there are four and not eight.
+    assert interval == pytest.approx(expected)
 
 
 def test_differences_are_paired_by_seed() -> None:
