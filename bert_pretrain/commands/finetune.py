@@ -12,6 +12,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,12 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.config.finetuning import FinetuneArguments, RecipeArguments, TaskDataArguments
+from bert_pretrain.config.finetuning import (
+    AdaptationArguments,
+    FinetuneArguments,
+    RecipeArguments,
+    TaskDataArguments,
+)
 from bert_pretrain.config.flags import parse_flags, pick
 from bert_pretrain.data.atomic import (
     atomic_folder,
@@ -31,6 +37,7 @@ from bert_pretrain.data.atomic import (
     write_json,
 )
 from bert_pretrain.data.run_folder import LOCK_FILE, held
+from bert_pretrain.downstream.adaptation import Adaptation, adapt
 from bert_pretrain.downstream.labelled_rows import LabelledSource
 from bert_pretrain.downstream.metrics import (
     METRICS,
@@ -91,20 +98,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         debug="--debug" in arguments, model_name_or_path="--model", tokenizer_name="--model"
     ):
         parser = HfArgumentParser(
-            (FinetuneArguments, TaskDataArguments, RecipeArguments),
+            (FinetuneArguments, TaskDataArguments, AdaptationArguments, RecipeArguments),
             prog="bert-pretrain finetune",
             allow_abbrev=False,
         )
-        options, data, recipe = parse_flags(parser, arguments)
+        options, data, adaptation, recipe = parse_flags(parser, arguments)
         # Our messages say what does not fit; transformers' own reports would say it twice.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        run(options, data, recipe)
+        run(options, data, adaptation, recipe)
     return 0
 
 
 def run(
-    options: FinetuneArguments, data: TaskDataArguments, recipe: RecipeArguments
+    options: FinetuneArguments,
+    data: TaskDataArguments,
+    unlabelled: AdaptationArguments,
+    recipe: RecipeArguments,
 ) -> dict[str, Any]:
     """Fine-tune once for each seed; return what results.json in the output folder holds.
 
@@ -121,6 +131,8 @@ def run(
     task = find_task(data.task)
     is_image = is_image_config(read_model_config(options.model))
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    unlabelled.check(options, is_image=is_image, num_processes=num_processes)
     splits = open_splits(options.model, pick(LabelledSource, data), task, seed=options.seeds[0])
     labels = splits.labels
     metrics = load_metrics(
@@ -128,15 +140,18 @@ def run(
         labels.problem_type,
         num_classes=len(labels.names),
     )
-    source = ClassifierSource(
-        options.model,
-        labels,
+    open_source = partial(
+        ClassifierSource,
+        labels=labels,
         from_scratch=options.from_scratch,
         freeze_encoder=options.freeze_encoder,
         max_seq_length=splits.max_seq_length,
         pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
-    flags = dataclasses.asdict(options) | dataclasses.asdict(data) | dataclasses.asdict(recipe)
+    source = open_source(options.model)
+    flags: dict[str, Any] = {}
+    for group in (options, data, unlabelled, recipe):
+        flags |= dataclasses.asdict(group)
     identity = {name: value for name, value in flags.items() if name not in _FREE}
     identity["rows"] = [labelled_rows_sha256(splits, name) for name in sorted(splits.rows)]
     progress = SeedProgress(output_dir, identity)
@@ -152,9 +167,24 @@ def run(
                 repo_id, is_private = str(options.hub_model_id), options.hub_private_repo
                 pusher = open_pusher(output_dir, repo_id, is_private=is_private)
                 stack.enter_context(pusher)
+            progress.write(outcomes)
+        adaptation = None
+        if unlabelled.adapt_minutes:
+            model, adaptation = adapt(
+                Adaptation(
+                    unlabelled.adapt_minutes,
+                    tuple(unlabelled.unlabelled_files or ()),
+                    data.text_column,
+                ),
+                options.model,
+                splits,
+                output_dir,
+                seed=options.seeds[0],
+            )
+            source = open_source(model)
         results = _train_all(
             options,
-            flags,
+            flags | {"adaptation": adaptation},
             pick(FinetuningRecipe, recipe),
             source,
             splits,
@@ -191,8 +221,6 @@ def _train_all(
     _say(describe_splits(splits))
     for line in (*splits.notes, *warnings):
         _say(spell(line))
-    if _is_main():
-        progress.write(outcomes)
     for seed in options.seeds:
         if seed not in outcomes:
             outcomes[seed] = _train_one(
@@ -211,6 +239,7 @@ def _train_all(
             model_id=None if Path(options.model).exists() else options.model,
             from_scratch=options.from_scratch,
             freeze_encoder=options.freeze_encoder,
+            adaptation=flags["adaptation"],
             overlap=overlap_described,
         )
         final, aside = output_dir / "final", output_dir / "final.tmp"

@@ -209,6 +209,47 @@ class TaskDataArguments:
 
 
 @dataclass
+class AdaptationArguments:
+    """Masked words before labels: the encoder first learns from texts without labels."""
+
+    _argument_group_name: ClassVar[str] = "unlabelled texts"
+
+    adapt_minutes: float = flag(
+        0.0, "Minutes of masked-LM learning before the first label; 0 = none.", at_least(0)
+    )
+    unlabelled_files: list[str] | None = flags(
+        "Texts to learn from, as pretraining reads them: .txt, .jsonl, .csv, .parquet, ... "
+        "Default: the training rows' own texts."
+    )
+
+    def check(self, options: FinetuneArguments, *, is_image: bool, num_processes: int) -> None:
+        """Raise `InputError` unless the flags go together and have an effect."""
+        if not self.adapt_minutes:
+            if self.unlabelled_files:
+                raise InputError(
+                    "`unlabelled_files` means nothing without `adapt_minutes`",
+                    advice="pass `adapt_minutes`, such as 3, too",
+                )
+            return
+        if is_image:
+            raise InputError(
+                "`adapt_minutes` means nothing for an image encoder",
+                advice="leave it out or change `model`",
+            )
+        if options.from_scratch:
+            raise InputError(
+                "`from_scratch` leaves the encoder unread that `adapt_minutes` would train",
+                advice="leave out one of them",
+            )
+        if num_processes > 1:
+            raise InputError(
+                f"`adapt_minutes` learns in one process, but there are {num_processes}",
+                advice="run `bert-pretrain pretrain` with `objective` mlm first, and pass its "
+                "final/ as `model`",
+            )
+
+
+@dataclass
 class RecipeArguments:
     """How it is trained: AdamW, warm-up and linear decay; the same for all tasks and models."""
 

@@ -173,6 +173,7 @@ def model_card(
     model_id: str | None,
     from_scratch: bool,
     freeze_encoder: bool,
+    adaptation: dict[str, Any] | None,
     overlap: str | None,
 ) -> str:
     """Return the README.md of the best seed's model.
@@ -184,6 +185,7 @@ def model_card(
         model_id: Hub id of the model that it was made from; None = it is not on the Hub.
         from_scratch: whether it began with random weights.
         freeze_encoder: whether the encoder kept its weights.
+        adaptation: from `adapt`; None = the encoder saw labelled rows alone.
         overlap: from `describe_overlap`.
     """
     pipeline_tag = "text-classification" if splits.texts else "image-classification"
@@ -206,6 +208,12 @@ def model_card(
         made += (
             f"Its encoder is that of {origin}, frozen: only the head, and what that model lacks, "
             "was trained. "
+        )
+    if adaptation:
+        made += (
+            f"Before the first label the encoder learnt masked words for {adaptation['minutes']:g} "
+            f"minutes from texts without labels (masked-LM loss {adaptation['mlm_loss_before']:.2f}"
+            f" to {adaptation['mlm_loss_after']:.2f}). "
         )
     labels = [f"`{_shown(name)}`" for name in splits.labels.names[:50]]
     best = results["seeds"][str(results["best_seed"])]["metrics"]

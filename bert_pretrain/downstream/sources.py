@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,12 @@ class Splits:
 
 
 def open_splits(
-    model: str, source: LabelledSource, task: Task, *, seed: int, needs_validation: bool = True
+    model: str,
+    source: LabelledSource,
+    task: Task,
+    *,
+    seed: int,
+    measured_on: Sequence[str] = ("validation",),
 ) -> Splits:
     """Read the rows of a source and encode them for a model.
 
@@ -73,7 +78,8 @@ def open_splits(
         source: of the rows.
         task: says what the labels are.
         seed: of the rows held out for validation, and of the augmentation.
-        needs_validation: hold rows out also where there are test rows.
+        measured_on: splits of which one is needed: where the source has none of them, training rows
+            are held out as `validation`; empty = none is needed.
 
     Raises:
         InputError: something cannot be read, a column or a label is missing, or a label was not
@@ -99,7 +105,7 @@ def open_splits(
         else tokenize(part.content, encoded[name], processor, max_seq_length=max_seq_length)
         for name, part in read.items()
     }
-    if "validation" not in rows and (needs_validation or "test" not in rows):
+    if measured_on and not rows.keys() & set(measured_on):
         kept, held_out = _hold_out(labels, encoded["train"], source.validation_share, seed)
         for parts in filter(None, (rows, texts)):
             whole = parts["train"]

@@ -351,6 +351,7 @@ def test_the_card_names_the_model_on_the_hub_that_weights_or_architecture_are_of
     splits = open_splits(model, data, find_task("auto"), seed=0)
     results = summarize_seeds({1: {"metrics": {"validation": {"accuracy": 0.5}}}})
     how: dict[str, Any] = {"from_scratch": from_scratch, "freeze_encoder": False, "overlap": None}
+    how["adaptation"] = None
     card = ModelCard(model_card(splits, results, repo_id="me/mine", model_id="owner/bert", **how))
     assert card.data.base_model == (None if from_scratch else "owner/bert")
     assert ("are those of `owner/bert`" in card.text) == from_scratch
