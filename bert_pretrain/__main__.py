@@ -15,7 +15,9 @@ COMMANDS = {
     "prepare": "split, tokenise and store text once, for any number of runs",
     "train-tokenizer": "train a WordPiece tokenizer on your own text",
     "finetune": "train a classifier on any encoder with transformers' Trainer",
+    "worth-it": "say by cross-validation whether pretraining pays on your labels",
     "evaluate": "judge a finished model by one or several suites",
+    "demo": "show in ten minutes what pretraining is worth with few labels, without a download",
     "report": "show a run as one HTML page",
     "hub": "publish a run or a prepared corpus on the Hugging Face Hub",
 }

@@ -37,6 +37,25 @@ def t_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
     return mean, (mean - half, mean + half)
 
 
+def fold_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
+    """Return the mean of what the folds of one cross-validation gave, and its 95 % interval.
+
+    Folds share training rows, so that their numbers spread less than those of new rows would; the
+    variance is corrected for it. A single value has no interval.
+
+    Source: Nadeau and Bengio 2003, "Inference for the Generalization Error", equation 10.
+    """
+    from scipy import stats
+
+    mean, count = math.fsum(values) / len(values), len(values)
+    if count < 2:
+        return mean, None
+    # Of a fold's rows 1 / count are tested, the others trained on.
+    variance = (1 / count + 1 / (count - 1)) * float(np.var(values, ddof=1))
+    half = float(stats.t.ppf(0.975, count - 1)) * math.sqrt(variance)
+    return mean, (mean - half, mean + half)
+
+
 def two_way_interval(values: NDArray[Any]) -> tuple[float, Interval | None]:
     """Return the mean of `values`, (M, S), and its 95 % interval over both rows and columns.
 

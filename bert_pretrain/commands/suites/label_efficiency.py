@@ -165,7 +165,7 @@ def _open_splits(options: CurveOptions) -> Splits:
     is_image = is_image_config(read_model_config(curve.model))
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
     source = pick(LabelledSource, data)
-    splits = open_splits(curve.model, source, task, seed=0, needs_validation=False)
+    splits = open_splits(curve.model, source, task, seed=0, measured_on=("test", "validation"))
     if splits.labels.problem_type != "single_label_classification":
         raise InputError(
             f"the labels are those of {splits.labels.problem_type.replace('_', ' ')}, but labels "
