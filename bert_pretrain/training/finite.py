@@ -8,7 +8,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from bert_pretrain.data.processes import sum_on_hosts
+from bert_pretrain.data.processes import gather_on_hosts, sum_on_hosts
 from bert_pretrain.data.stream import Place
 from bert_pretrain.errors import TrainingError
 from bert_pretrain.training.sharding import DistributedModel
@@ -41,8 +41,9 @@ class FiniteGuard:
         # On the device: updates skipped so far, and the number of the first one too many, else 0.
         self._num_skipped = torch.zeros((), device=device)
         self._fatal = torch.zeros((), device=device)
-        # The rows of the latest updates, of which the host may not know yet.
-        self._unseen: deque[tuple[int, Place, Place]] = deque(maxlen=_MOST_UNSEEN)
+        self._losses: list[Tensor] = []  # of this process's forward passes since the last update
+        # Rows and losses of the latest updates, of which the host may not know yet.
+        self._unseen: deque[tuple[int, Place, Place, Tensor | None]] = deque(maxlen=_MOST_UNSEEN)
 
     @property
     def numbers(self) -> Tensor:
@@ -51,7 +52,11 @@ class FiniteGuard:
 
     def load(self, num_skipped: int) -> None:
         """Continue a run in which so many updates were skipped."""
-        self._num_skipped = self._num_skipped + num_skipped
+        self._num_skipped = torch.full_like(self._num_skipped, num_skipped)
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Keep the loss of a forward pass, 0-dim, for the message if its update is not finite."""
+        self._losses.append(loss.detach())
 
     def found_inf(self, grad_norm: Tensor, step: int, begin: Place, end: Place) -> Tensor:
         """Return 1.0 if an update must not be made, else 0.0, as torch's fused optimisers ask.
@@ -62,7 +67,9 @@ class FiniteGuard:
             begin: where its rows begin.
             end: where they end.
         """
-        self._unseen.append((step, begin, end))
+        losses = torch.stack(self._losses) if self._losses else None
+        self._losses = []
+        self._unseen.append((step, begin, end, losses))
         is_bad = ~torch.isfinite(grad_norm)
         self._num_skipped = self._num_skipped + is_bad
         self._in_a_row = torch.where(is_bad, self._in_a_row + 1, 0.0)
@@ -72,15 +79,19 @@ class FiniteGuard:
         return (is_bad | (self._fatal > 0)).float()
 
     def see(self, num_skipped: float, fatal: float) -> None:
-        """Look at `numbers` as they were after some update.
+        """Look at `numbers` as they were after some update; a collective where `fatal` is not 0.
 
         Raises:
             TrainingError: too many updates were not finite.
         """
         if not fatal:
             return
-        rows = [f"from {begin} to {end}" for step, begin, end in self._unseen if step == fatal]
-        raise TrainingError(_explain(int(fatal), rows, int(num_skipped)))
+        # A run that has gone back has made some updates before: the last time counts.
+        found = [entry for entry in self._unseen if entry[0] == fatal][-1:]
+        rows = [f"from {begin} to {end}" for _, begin, end, _ in found]
+        own = [losses.isfinite().tolist() for *_, losses in found if losses is not None]
+        causes = gather_on_hosts(own[0] if own else [])
+        raise TrainingError(_explain(int(fatal), rows, int(num_skipped), causes))
 
 
 def check_finite(model: DistributedModel, step: int, *, held_out_loss: float = 0.0) -> None:
@@ -104,12 +115,32 @@ def check_finite(model: DistributedModel, step: int, *, held_out_loss: float = 0
         )
 
 
-def _explain(step: int, rows: list[str], num_skipped: int) -> str:
+def _explain(step: int, rows: list[str], num_skipped: int, are_finite: list[list[bool]]) -> str:
+    """Return what has happened and what helps.
+
+    Args:
+        step: the update.
+        rows: where its rows begin and end, if that is known.
+        num_skipped: updates left out so far, with it.
+        are_finite: of each process's forward passes, whether their losses are.
+    """
     where = f" ({rows[0]})" if rows else ""
+    places = [
+        f"process {process} in forward pass {number}"
+        for process, losses in enumerate(are_finite)
+        for number, is_finite in enumerate(losses)
+        if not is_finite
+    ]
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    cause = ""
+    if places:
+        cause = f", nor is the loss of {', '.join(places[:3])}{more} (counted from 0)"
+    elif any(are_finite):
+        cause = ", though all losses are: a gradient has overflowed"
     before = f" ({num_skipped - 1} such updates were skipped before it)" if num_skipped > 1 else ""
     return (
-        f"the gradient norm of update {step} is not finite{where}{before}; it was not made, and no "
-        "later one. Continue from the last checkpoint with `resume_from_checkpoint` latest and a "
-        "lower `learning_rate`, or `mixed_precision` no; `skip_nonfinite` N skips up to N such "
-        "updates"
+        f"the gradient norm of update {step} is not finite{where}{before}{cause}; it was not made, "
+        "and no later one. Continue from the last checkpoint with `resume_from_checkpoint` latest "
+        "and a lower `learning_rate`, or `mixed_precision` no; `skip_nonfinite` N skips up to N "
+        "such updates"
     )

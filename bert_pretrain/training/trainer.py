@@ -248,6 +248,7 @@ class Trainer:
                     parts = [term.weight * term.sum / counts[name] for name, term in terms.items()]
                     loss = spreading_failure(torch.stack(parts).sum())
                 with self.profiler.section("backward"):
+                    self.guard.note_loss(loss)
                     # Distributed training averages gradients over processes; the counts are already
                     # global.
                     self.accelerator.backward(loss * self.accelerator.num_processes)

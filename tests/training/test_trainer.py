@@ -167,6 +167,21 @@ def test_without_a_scaler_an_infinite_gradient_ends_the_run_before_its_update(
     assert torch.isfinite(trainer.model.weight).all()
 
 
+def test_the_forward_pass_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    # Rows 8 to 15 are the second update, its passes have four each.
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path, infinite_at=(13,))
+    message = r"from row 8 .* to row 16 .*, nor is the loss of process 0 in forward pass 1 \("
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+
+
+def test_a_gradient_that_overflows_alone_is_told_from_a_loss(tmp_path: Path) -> None:
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path)
+    trainer.distributed.trained.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match="though all losses are: a gradient has overflowed"):
+        trainer.train()
+
+
 def test_updates_that_are_not_finite_are_skipped_up_to_the_number_allowed(tmp_path: Path) -> None:
     allowed = line_trainer(
         Accelerator(cpu=True), tmp_path / "two", infinite_at=(9, 17), skip_nonfinite=2
