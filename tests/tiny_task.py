@@ -12,6 +12,7 @@ from torch import nn
 
 from bert_pretrain.data.stream import Batch, HeldOutRows, Part, TrainingStream, WholeEpochs
 from bert_pretrain.objectives.interface import LossTerm, Task
+from bert_pretrain.training.checkpoint_state import LoopState
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.schedule import Intervals, Schedule
 from bert_pretrain.training.trainer import Trainer
@@ -70,6 +71,21 @@ class LineObjective:
         return {"line": LossTerm(loss)}
 
 
+def loop_state(step: int = 0) -> LoopState:
+    """Return the state of a loop that has made so many updates and nothing else."""
+    return {
+        "step": step,
+        "place": [0, 0, 8 * step, 0, 0.0],
+        "num_units": 8 * step,
+        "num_skipped": 0,
+        "elapsed": 0.5 * step,
+        "held_out_loss": None,
+        "watch": {},
+        "sums": {"sums": {}, "counts": {}, "weights": {}},
+        "fingerprint": {"defining": {}, "noted": {}, "model": {}},
+    }
+
+
 class Silence:
     shown_file = "shown.jsonl"
     data_card = ""
@@ -101,10 +117,12 @@ def line_trainer(
     infinite_at: tuple[int, ...] = (),
     save_steps: int = 0,
     save_total_limit: int = 0,
+    keep_every: int = 0,
+    objective: LineObjective | None = None,
     **options: Any,
 ) -> Trainer:
     """Return a trainer of the line with an optimiser for each of its two parameters."""
-    objective = LineObjective(infinite_at=infinite_at)
+    objective = objective or LineObjective(infinite_at=infinite_at)
     model = objective.build_model()
     optimizers = [
         # Fused ones can be told on the device to skip an update.
@@ -126,7 +144,11 @@ def line_trainer(
             decay_share=0.5,
         ),
         Intervals(
-            logging=1, evaluation=2, checkpoint=save_steps, save_total_limit=save_total_limit
+            logging=1,
+            evaluation=2,
+            checkpoint=save_steps,
+            save_total_limit=save_total_limit,
+            keep_every=keep_every,
         ),
         BatchLayout(global_batch_size=8, num_micro_batches=2, eval_batch_size=4),
         run_dir=run_dir,

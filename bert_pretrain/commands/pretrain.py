@@ -37,7 +37,7 @@ from bert_pretrain.config.pretraining import (
     parse_config,
 )
 from bert_pretrain.data.atomic import make_folder
-from bert_pretrain.data.run_folder import checkpoint_path, held
+from bert_pretrain.data.run_folder import held
 from bert_pretrain.data.signals import StopRequest
 from bert_pretrain.errors import InputError, RunStoppedError, spell
 from bert_pretrain.hardware import peak_flops
@@ -51,6 +51,7 @@ from bert_pretrain.training.run_directory import (
     claim_run_dir,
     confirm_claim,
     fingerprint,
+    leave_newer_aside,
     resume,
     write_run_json,
 )
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             make_folder(run_dir, parameter="output_dir")
             stack.enter_context(held(run_dir))
             confirm_claim(run_dir, resume_from, checkpoint)
+            if checkpoint is not None:
+                leave_newer_aside(checkpoint, run_dir, accelerator.print)
             write_run_json(config.to_dict(), run_dir, trainer)
         if config.run.report_to != "none":
             # Rows that a killed run has written after its checkpoint come again.
@@ -113,13 +116,8 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
         accelerator.end_training()
         return
 
-    def write(
-        directory: Path, checkpoint: Path | None = None, *, are_all_here: bool = False
-    ) -> None:
-        if checkpoint is None and trainer.distributed.is_sharded and not are_all_here:
-            # The others go on training, so the model is not gathered but read where it has just
-            # been saved.
-            checkpoint = checkpoint_path(run_dir / "checkpoints", trainer.step)
+    def write(directory: Path, checkpoint: Path | None = None) -> None:
+        # A checkpoint is read while all processes go on training; without one, all are here.
         if checkpoint is None:
             lent, step, seconds = model_in_training(), trainer.step, trainer.seconds
         else:
@@ -150,7 +148,7 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
         with trainer.stop.taken():
             trainer.train(on_save=publisher.on_save if publisher else None)
         _warn_of_an_early_end(config, trainer)
-        write(run_dir / "final", are_all_here=True)
+        write(run_dir / "final")
         accelerator.print(f"the model is in {run_dir / 'final'}")
         accelerator.end_training()  # the other processes have no part in the wait for the Hub
         if publisher is not None:
@@ -240,6 +238,7 @@ def build_trainer(
             evaluation=run.eval_steps,
             checkpoint=run.save_steps,
             save_total_limit=run.save_total_limit,
+            keep_every=run.keep_every,
         ),
         layout,
         run_dir=run_dir,
@@ -247,6 +246,7 @@ def build_trainer(
         max_grad_norm=optimization.max_grad_norm or float("inf"),
         fingerprint=fingerprint(*what_must_agree(config, task, layout), model.config),
         skip_nonfinite=optimization.skip_nonfinite,
+        goes_back_on_spike=optimization.on_spike == "rewind",
         ema_decay=optimization.ema_decay,
         peak_flops=peak_flops(accelerator.device, product_dtype(accelerator.mixed_precision)),
         profile_steps=run.profile,
@@ -269,4 +269,7 @@ def what_must_agree(
             "rows compared in training": layout.global_batch_size // layout.num_micro_batches,
             "rows compared in evaluation": layout.eval_batch_size,
         }
+    if config.optimization.on_spike == "rewind":  # whose rows are judged, whose checkpoints serve
+        intervals = {"logging_steps": config.run.logging_steps, "save_steps": config.run.save_steps}
+        noted |= intervals
     return defining, noted

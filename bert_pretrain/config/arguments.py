@@ -60,6 +60,12 @@ class RunArguments:
         "all.",
         NON_NEGATIVE,
     )
+    keep_every: int = flag(
+        0,
+        "Checkpoints of every so many updates, a multiple of --save_steps, are kept as well; 0 = "
+        "none.",
+        NON_NEGATIVE,
+    )
     report_to: Literal["none", "tensorboard", "trackio", "wandb", "all"] = flag(
         "none", "Tracker of experiments that gets the metrics too."
     )
@@ -373,6 +379,11 @@ class OptimizationArguments:
         "Updates with a gradient that is not finite that a run leaves out; one more ends it. "
         "(fp16 leaves out those that overflow anyway, and ends after 50 in a row.)",
         NON_NEGATIVE,
+    )
+    on_spike: Literal["warn", "rewind"] = flag(
+        "warn",
+        "Where the training loss jumps: warn; or go back to the last checkpoint from before it, "
+        "and pass over the rows since (at most 3 times to one checkpoint).",
     )
     num_cpu_threads: int = flag(0, "CPU threads per process; 0 = its share of cores.", THREADS)
 

@@ -110,6 +110,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     _check_length(config.optimization)
     _check_optimization(config.optimization, config.run)
     _check_schedules(config)
+    _check_checkpoints(config.run)
     _check_tracker(config.run.report_to)
     if config.run.objective == "contrastive":
         _check_contrast(config.optimization)
@@ -244,10 +245,31 @@ def _check_optimization(optimization: OptimizationArguments, run: RunArguments) 
             "`export_ema` means nothing without `ema_decay`",
             advice="pass `ema_decay`, such as 0.999, or leave `export_ema` out",
         )
+    if optimization.on_spike == "rewind" and not run.save_steps:
+        raise InputError(
+            "`on_spike` is rewind, which goes back to a checkpoint, but `save_steps` 0 saves none "
+            "before the end",
+            advice="pass the updates between checkpoints as `save_steps`",
+        )
     if optimization.stop_at_loss and not run.eval_steps:
         raise InputError(
             "`stop_at_loss` means nothing with `eval_steps` 0, which evaluates at the end alone",
             advice="pass the updates between evaluations as `eval_steps`",
+        )
+
+
+def _check_checkpoints(run: RunArguments) -> None:
+    """Raise `InputError` if checkpoints are to be kept that are not written, or are kept anyway."""
+    if not run.keep_every:
+        return
+    if not run.save_total_limit:
+        raise InputError(
+            "`keep_every` means nothing with `save_total_limit` 0, which keeps all checkpoints",
+            advice="leave it out, or raise `save_total_limit`",
+        )
+    if not run.save_steps or run.keep_every % run.save_steps:
+        raise InputError.out_of_range(
+            "keep_every", run.keep_every, f"a multiple of `save_steps` ({run.save_steps})"
         )
 
 
@@ -346,7 +368,8 @@ DEFINING = _names(
 NOTED = _names(
     "max_eval_rows max_steps num_train_epochs max_hours stop_at_loss learning_rate "
     "adamw_learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm schedule "
-    "warmup_steps decay_share decay_shape ema_decay mixed_precision torch_compile skip_nonfinite"
+    "warmup_steps decay_share decay_shape ema_decay mixed_precision torch_compile skip_nonfinite "
+    "on_spike"
 )
 # These may change without a word. Some change no number. For the others the run compares what they
 # come to: the key of the prepared corpus or of the images (the same one may lie in another folder),
@@ -354,7 +377,7 @@ NOTED = _names(
 # and, where rows of a forward pass are compared with each other, the number of those.
 FREE = _names(
     "recipe output_dir resume_from_checkpoint signal_grace stuck_timeout logging_steps eval_steps "
-    "save_steps save_total_limit report_to debug profile preprocessing_num_workers "
+    "save_steps save_total_limit keep_every report_to debug profile preprocessing_num_workers "
     "dataloader_num_workers num_cpu_threads gradient_checkpointing export_ema push_to_hub "
     "hub_model_id hub_private_repo hub_strategy hub_push_state hub_max_wait hub_license "
     "dataset_name dataset_config_name dataset_split data_files validation_share "

@@ -44,9 +44,10 @@ class Place(NamedTuple):
         """Return the place that a checkpoint keeps as a list; one of three numbers has no phases.
 
         Raises:
-            InputError: it is not one of three or of five numbers.
+            InputError: it is not one of three or of five numbers, none of them negative.
         """
-        if len(numbers) not in (3, len(cls._fields)):
+        is_place = len(numbers) in (3, len(cls._fields)) and all(0 <= n < 2**63 for n in numbers)
+        if not is_place:
             raise InputError(
                 f"the checkpoint's place in the data is {list(numbers)} but must be an epoch, a "
                 "block and a row, and perhaps a phase: it was written by another version",

@@ -92,8 +92,7 @@ class Publisher:
     """Brings a run to the Hub while it trains: what goes up when, and to which branch.
 
     Attributes:
-        write: writes into a folder, as `write_publication` does, the model of a checkpoint, or for
-            None the model as it is now.
+        write: writes into a folder, as `write_publication` does, the model of a checkpoint.
         repo_id: None = the folder's name.
         is_private: as for `HubPusher`.
         strategy: publish at the end, at every checkpoint too, or each also on its own branch.
@@ -102,7 +101,7 @@ class Publisher:
     """
 
     run_dir: Path
-    write: Callable[[Path, Path | None], None]
+    write: Callable[[Path, Path], None]
     repo_id: str | None
     is_private: bool
     strategy: Literal["end", "every_save", "all_checkpoints"]
@@ -113,9 +112,9 @@ class Publisher:
         self.pusher = open_pusher(self.run_dir, self.repo_id, is_private=self.is_private)
 
     def on_save(self, checkpoint: Path) -> None:
-        """Publish the present state, which has just been written as a checkpoint, if asked for."""
+        """Publish a checkpoint, the newest that is whole, if asked for."""
         if self.strategy != "end":
-            self._submit(checkpoint, model_of=None, is_newest=True)
+            self._submit(checkpoint, is_newest=True)
 
     def submit_missed(self, *, until_step: int) -> None:
         """Publish the checkpoints that an earlier process of the run did not submit.
@@ -130,16 +129,16 @@ class Publisher:
             if not is_submitted(checkpoint, self.pusher.repo_id):
                 self.pusher.say(f"{checkpoint.name} has not been published yet; it is now")
                 is_newest = checkpoint == present[-1]
-                self._submit(checkpoint, model_of=checkpoint, is_newest=is_newest)
+                self._submit(checkpoint, is_newest=is_newest)
 
     def finish(self) -> None:
         """Publish the final export, wait for what is under way, and say how it ended."""
         submit_final(self.pusher, self.run_dir, with_state=self.with_state)
         self.pusher.finish(self.max_wait_seconds)
 
-    def _submit(self, checkpoint: Path, *, model_of: Path | None, is_newest: bool) -> None:
+    def _submit(self, checkpoint: Path, *, is_newest: bool) -> None:
         def fill(folder: Path) -> None:
-            self.write(folder, model_of)
+            self.write(folder, checkpoint)
             if self.with_state:
                 _link_state(checkpoint, folder)
 

@@ -18,9 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bert_pretrain.errors import spell
 from bert_pretrain.training.finite import FiniteGuard
 from bert_pretrain.training.memory import peak_gib
 from bert_pretrain.training.metrics import Clock, JsonLines, ToHost, TotalSums
+from bert_pretrain.training.spikes import Spike, SpikeWatch
 
 
 @dataclass
@@ -28,6 +30,7 @@ class _Row:
     """A training row on its way."""
 
     fields: dict[str, Any]
+    phase: int
     num_units: int
     flops: float
     sums: TotalSums
@@ -37,6 +40,11 @@ class _Row:
     def is_ready(self) -> bool:
         return self.sums.is_ready and self.others.is_ready
 
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the guard will end the run; it waits for the row."""
+        return self.others.read()[2] > 0
+
 
 class Journal:
     """The rows of one run.
@@ -44,6 +52,9 @@ class Journal:
     Attributes:
         clock: of the run, and of training since the last row.
         num_units: what the throughput counts, over all processes, since the run began.
+        has_diverged: whether the guard is to end the run, at the next `write_rows` that waits.
+        spikes: judges the rows.
+        spike: the jump of the loss that it has found last; None = none, or it was dealt with.
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class Journal:
         unit: str,
         shown_file: str,
         peak_flops: float,
+        spike_advice: str = "",
     ) -> None:
         """Name the files; nothing is written yet.
 
@@ -65,14 +77,19 @@ class Journal:
             unit: what the throughput counts.
             shown_file: name of the file of what the monitor shows.
             peak_flops: FLOP/s of one process's device, which utilisation is a share of.
+            spike_advice: ends the warning of a jump of the loss.
         """
         self.clock = Clock()
         self.num_units = 0
+        self.has_diverged = False
+        self.spikes = SpikeWatch()
+        self.spike: Spike | None = None
         self._accelerator = accelerator
         self._guard = guard
         self._metrics = JsonLines(run_dir / "metrics.jsonl")
         self._shown = JsonLines(run_dir / shown_file)
         self._unit = unit
+        self._spike_advice = spell(spike_advice)
         self._peak_flops = peak_flops * accelerator.num_processes
         self._flops = 0.0
         self._last_units, self._last_flops = 0, 0.0  # when the last training row was written
@@ -92,6 +109,21 @@ class Journal:
             for file in (self._metrics, self._shown):
                 file.cut_back(keep_until_step=step or -1)
 
+    def go_back(self, *, step: int, num_units: int) -> None:
+        """Continue from an earlier update that had counted so many units; the clock goes on.
+
+        No row may be on its way.
+        """
+        self.num_units = self._last_units = num_units
+        self._last_flops = self._flops
+        self.clock.lap()
+        if self._accelerator.is_main_process:
+            for file in (self._metrics, self._shown):
+                file.cut_back(keep_until_step=step)
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
+
     @contextlib.contextmanager
     def progress_bar(self, *, num_steps: int, step: int) -> Iterator[tqdm[Any]]:
         """Show a bar that begins at `step`; 0 updates = their number is not known."""
@@ -110,20 +142,25 @@ class Journal:
         self.num_units += num_units
         self._flops += flops
 
-    def begin_row(self, fields: dict[str, Any], sums: TotalSums, grad_norm: Tensor) -> None:
-        """Keep a training row until its numbers are there, see `write_rows`."""
+    def begin_row(
+        self, fields: dict[str, Any], sums: TotalSums, grad_norm: Tensor, *, phase: int = 0
+    ) -> None:
+        """Keep a training row, of a phase of the run, until its numbers are there."""
         others = ToHost(torch.cat([grad_norm.detach()[None], self._guard.numbers]))
-        row = _Row(fields, self.num_units, self._flops, sums, others)
+        row = _Row(fields, phase, self.num_units, self._flops, sums, others)
         self._on_their_way.append(row)
 
     def write_rows(self, *, wait: bool = False) -> None:
         """Write the training rows whose numbers have arrived; wait for all of them if asked.
 
         Raises:
-            TrainingError: one of them says that the run has diverged.
+            TrainingError: the run has diverged. All processes raise it, so they must all wait.
         """
         arrived = []
         while self._on_their_way and (wait or self._on_their_way[0].is_ready):
+            if not wait and self._on_their_way[0].has_diverged:
+                self.has_diverged = True
+                break
             arrived.append(self._on_their_way.popleft())
         for row in arrived:
             row.others.read()  # waits
@@ -150,6 +187,9 @@ class Journal:
             "peak_memory_gib": round(peak_gib(self._accelerator.device), 3),
         }
         self.write(row.fields | means | measured)
+        if spike := self.spikes.judge(means["loss"], phase=row.phase):
+            self.spike = spike
+            self.warn(f"{spike}{self._spike_advice}", step=row.fields["step"])
         if self._bar is not None:
             self._bar.set_postfix_str(
                 f"loss {means['loss']:.3f}, {rate:,.0f} {self._unit}/s, MFU {utilisation:.0%}",

@@ -20,6 +20,7 @@ from torch import Tensor
 from bert_pretrain.data.atomic import naming_disk, write_text
 from bert_pretrain.data.processes import gather_on_hosts, sum_over_processes
 from bert_pretrain.objectives.interface import LossTerm
+from bert_pretrain.training.checkpoint_state import SumsState
 
 # Endings of the numbers in metrics.jsonl that the machine decides: all others are a run's own.
 OF_THE_MACHINE = ("_per_second", "mfu", "peak_memory_gib")
@@ -75,7 +76,7 @@ class RunningSums:
         summed = sum_over_processes(torch.stack(held)) if held else None
         return TotalSums(sorted(keys), summed, counts, weights)
 
-    def load_state_dict(self, state: Mapping[str, Any], *, share: float) -> None:
+    def load_state_dict(self, state: SumsState, *, share: float) -> None:
         """Continue from `TotalSums.state_dict()`; `share` is this process's part, in [0, 1]."""
         self._weights = dict(state["weights"])
         self._counts = {name: share * count for name, count in state["counts"].items()}
@@ -127,7 +128,7 @@ class TotalSums:
                 row["loss"] += self._weights[name] * value / count
         return row
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SumsState:
         """Return plain numbers, for `RunningSums.load_state_dict`."""
         return {"sums": self._read(), "counts": self._counts, "weights": self._weights}
 

@@ -15,10 +15,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import check_creatable, write_json
-from bert_pretrain.data.run_folder import LOCK_FILE, list_checkpoints, step_of
+from bert_pretrain.data.run_folder import LOCK_FILE, list_checkpoints
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.hardware import describe_run
-from bert_pretrain.training.checkpoint import find_checkpoint, read_state
+from bert_pretrain.training.changes import changes, table
+from bert_pretrain.training.checkpoint import find_checkpoint, read_state, set_newer_aside
 from bert_pretrain.training.trainer import Trainer
 
 _UNFINISHED = "run.json.tmp"  # as `write_json` names it
@@ -154,73 +155,33 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
             flags or data.
     """
     state = read_state(checkpoint)
-    theirs, ours = state["fingerprint"], trainer.fingerprint
-    changed = _differences(theirs["defining"], ours["defining"])
-    if "objective" in changed:  # it explains all others
-        changed = {"objective": changed["objective"]}
-    details = list(changed.values())
-    models = (_flat(theirs["model"]), _flat(ours["model"]))
-    if model := list(_differences(*models, is_flags=False).values()):
-        more = f" and {len(model) - 3} more" if len(model) > 3 else ""
-        details.append(f"it is a checkpoint of another model ({', '.join(model[:3])}{more})")
-    if details:
+    found = changes(state["fingerprint"], trainer.fingerprint)
+    if any(not change.is_allowed for change in found):
         raise InputError(
-            f"{checkpoint} cannot be continued with these flags: {'; '.join(details)}",
-            advice="pass the flags of that run (its run.json has them), or another "
-            "`resume_from_checkpoint`",
+            f"{checkpoint} is of a run that cannot be continued with these flags, data or model",
+            advice="pass those of that run (its run.json has the flags), or another "
+            f"`resume_from_checkpoint`. What has changed:\n{table(found)}",
         )
     trainer.load_checkpoint(checkpoint, state)
     trainer.accelerator.print(f"continuing from {checkpoint} after {trainer.step:,} updates")
-    for name, reason in _newer_ones(checkpoint.parent, trainer.step).items():
-        trainer.accelerator.print(f"NOTE: the newer {name} is left aside: {reason}")
-    then = theirs.get("noted", {})
-    now = {name: value for name, value in ours["noted"].items() if name in then}  # others are new
-    if noted := _differences(then, now):
-        listed = spell(", ".join(noted.values()))
+    if found:
         trainer.accelerator.print(
-            f"NOTE: from here on the run differs from an uninterrupted one: {listed}"
+            f"NOTE: from here on the run differs from an uninterrupted one:\n{spell(table(found))}"
         )
 
 
-def _newer_ones(checkpoints: Path, step: int) -> dict[str, str]:
-    """Return why a run does not continue from checkpoints after `step`, by their names."""
-    found = {}
-    for checkpoint in list_checkpoints(checkpoints):
-        if step_of(checkpoint) > step:
-            try:
-                read_state(checkpoint)
-            except InputError as error:
-                found[checkpoint.name] = error.problem
-            else:
-                found[checkpoint.name] = "an older one was asked for"
-    return found
+def leave_newer_aside(checkpoint: Path, run_dir: Path, say: Callable[[str], None]) -> None:
+    """Rename checkpoints of a run after the one that it is continued from, and say so.
 
-
-def _differences(
-    theirs: dict[str, Any], ours: dict[str, Any], *, is_flags: bool = True
-) -> dict[str, str]:
-    """Return a sentence for each value that is not as it was, by its name."""
-    found = {}
-    for name in ours:
-        if theirs.get(name) == ours[name]:
-            continue
-        shown = f"`{name}`" if is_flags and name.isidentifier() else name
-        found[name] = f"{shown} was {theirs.get(name)!r}, is {ours[name]!r}"
-        if name in ("corpus", "images"):  # their keys are hashes, which tell a reader nothing
-            found[name] = (
-                f"other {name} than the checkpoint's: other data, or read, divided or tokenised "
-                "otherwise (`data_files`, `dataset_name`, `validation_share`, `tokenizer_name`, "
-                "...)"
-            )
-    return found
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested configuration as one dict, with names such as encoder.hidden_size."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+    Args:
+        checkpoint: that it is continued from, its own or another's.
+        run_dir: the run's folder, held by this process.
+        say: prints a line.
+    """
+    if checkpoint.resolve().parent != (run_dir / "checkpoints").resolve():
+        return
+    for name, reason in set_newer_aside(checkpoint).items():
+        say(
+            f"NOTE: a newer checkpoint is no longer part of the run and is called {name} now; "
+            f"remove it if you need it no more. {reason}"
+        )

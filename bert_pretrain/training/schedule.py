@@ -89,9 +89,11 @@ class Intervals:
         evaluation: between evaluations.
         checkpoint: between checkpoints.
         save_total_limit: checkpoints kept; 0 = all.
+        keep_every: updates between checkpoints that are kept as well; 0 = none.
     """
 
     logging: int
     evaluation: int
     checkpoint: int
     save_total_limit: int
+    keep_every: int = 0

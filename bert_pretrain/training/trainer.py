@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.atomic import naming_disk
 from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import Window, copied_ahead, training_windows
 from bert_pretrain.data.processes import gather_on_hosts, sum_on_hosts
@@ -32,7 +31,8 @@ from bert_pretrain.data.signals import StopRequest
 from bert_pretrain.data.stream import Batch, Place
 from bert_pretrain.errors import RunStoppedError, spell
 from bert_pretrain.objectives.interface import Task
-from bert_pretrain.training.checkpoint import load_tensors, save_checkpoint
+from bert_pretrain.training.checkpoint_state import LoopState
+from bert_pretrain.training.checkpoint_writing import Retention
 from bert_pretrain.training.compilation import (
     CompileChoice,
     check_compiled,
@@ -47,8 +47,11 @@ from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.memory import explaining_out_of_memory
 from bert_pretrain.training.metrics import CourseWatch, RunningSums
 from bert_pretrain.training.profiling import StepProfiler
+from bert_pretrain.training.resuming import go_on, has_gone_back, needed_step, state_of
+from bert_pretrain.training.saving import CheckpointSaver
 from bert_pretrain.training.schedule import Intervals, Schedule
 from bert_pretrain.training.sharding import DistributedModel, spreading_failure
+from bert_pretrain.training.spikes import SPIKE_ADVICE, Rewinds
 from bert_pretrain.training.watchdog import Watchdog
 
 
@@ -70,6 +73,7 @@ class Trainer:
         max_grad_norm: float,
         fingerprint: dict[str, Any],
         skip_nonfinite: int = 0,
+        goes_back_on_spike: bool = False,
         ema_decay: float = 0.0,
         peak_flops: float = math.inf,
         profile_steps: int = 0,
@@ -93,6 +97,8 @@ class Trainer:
             max_grad_norm: gradients are scaled to at most this norm; infinite = never.
             fingerprint: what a checkpoint must agree with to be continued; kept in each.
             skip_nonfinite: updates with a gradient that is not finite that a run may skip.
+            goes_back_on_spike: whether the run goes back to a checkpoint where the loss jumps, and
+                passes over the rows since; else it warns.
             ema_decay: of the average of the weights, in [0, 1); 0 = there is none.
             peak_flops: FLOP/s of one process's device, which utilisation is a share of.
             profile_steps: updates to profile.
@@ -123,6 +129,8 @@ class Trainer:
         self.step = 0
         self.place = Place()
         self.held_out_loss: float | None = None  # of the weights as they are; None = not evaluated
+        self.goes_back_on_spike = goes_back_on_spike
+        self.rewinds = Rewinds()
         self.sums = RunningSums(accelerator.device)
         self.watch = CourseWatch()
         self.guard = FiniteGuard(
@@ -142,6 +150,14 @@ class Trainer:
             unit=self.objective.training.collator.unit,
             shown_file=self.monitor.shown_file,
             peak_flops=peak_flops,
+            spike_advice="" if goes_back_on_spike else SPIKE_ADVICE,
+        )
+        self.saver = CheckpointSaver(
+            self.distributed,
+            self.average,
+            run_dir / "checkpoints",
+            write_config=partial(self.exporter.write_config, self.distributed.outline),
+            retention=Retention(intervals.save_total_limit, intervals.keep_every),
         )
         self.is_compiled = is_compiled
 
@@ -157,18 +173,9 @@ class Trainer:
         with self._explaining_out_of_memory():
             self.is_compiled = check_compiled(self.try_pass, choice, self.journal.print)
 
-    def load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
+    def load_checkpoint(self, checkpoint: Path, state: LoopState) -> None:
         """Continue from a checkpoint whose state `read_state` has verified."""
-        load_tensors(checkpoint, self.distributed, self.average)
-        self.step = state["step"]
-        self.place = Place.of(state["place"])
-        self.journal.load(num_units=state["num_units"], seconds=state["elapsed"])
-        self.watch.load_state_dict(state["watch"])
-        self.guard.load(state["num_skipped"])
-        self.held_out_loss = state.get("held_out_loss")
-        # The sums were saved over all processes: one of them takes them up, the others start from
-        # zero.
-        self.sums.load_state_dict(state["sums"], share=float(self.accelerator.is_main_process))
+        go_on(self, checkpoint, state)
 
     @property
     def rows_at_once(self) -> int:
@@ -188,22 +195,26 @@ class Trainer:
         """Run to the end of the schedule: evaluate, train, log, evaluate, save.
 
         Args:
-            on_save: called with each checkpoint's folder once it is complete, on the first process
-                alone, so it must not communicate with the others; a later save may remove it.
+            on_save: called with each checkpoint's folder once it is whole, some updates later; see
+                `CheckpointSaver.on_written`.
         """
-        with self.watchdog.watching():
-            self._train(on_save)
+        self.saver.on_written = on_save
+        with self.watchdog.watching(), self.saver.finishing():
+            self._train()
 
-    def _train(self, on_save: Callable[[Path], None] | None) -> None:
+    def _train(self) -> None:
         self.journal.start(self.step)
         if self.step == 0:
             self.evaluate(is_last=False)
         windows = self._windows()
-        elapsed = self._elapsed()
+        elapsed = self.elapsed()
         is_over = self.schedule.is_over(self.step, elapsed) or self._is_goal_reached()
         progress = self.journal.progress_bar(num_steps=self.schedule.max_steps, step=self.step)
+        is_on_cpu = self.accelerator.device.type == "cpu"
         with progress as bar, self._explaining_out_of_memory():
             while not is_over:
+                with self.journal.clock.paused():
+                    self.saver.report()
                 self.watchdog.beat(f"the rows of update {self.step + 1}")
                 learning_rate = self.schedule.learning_rate(self.step, elapsed)
                 with self.profiler.section("data wait"):
@@ -213,13 +224,17 @@ class Trainer:
                 with uncompiled(is_compiled=self.is_compiled and is_rising):
                     grad_norm = self._update(window, learning_rate)
                 bar.update(1)
-                elapsed = self._elapsed()
+                elapsed = self.elapsed()
                 is_over = self.schedule.is_over(self.step, elapsed)
                 is_logged = is_over or _is_due(self.step, self.intervals.logging)
                 with self.profiler.section("logging"):
                     if is_logged:
                         self._log(learning_rate, grad_norm)
-                    self.journal.write_rows(wait=self.accelerator.device.type == "cpu")
+                    is_judged = is_logged and self.goes_back_on_spike
+                    self.journal.write_rows(wait=is_on_cpu or is_judged)
+                if is_judged and not is_over and has_gone_back(self):
+                    windows = self._windows()
+                    continue
                 if table := self.profiler.step(is_last=is_over):
                     self.journal.print(table)
                 if is_over or _is_due(self.step, self.intervals.evaluation):
@@ -227,8 +242,9 @@ class Trainer:
                     if is_over and not is_logged:  # the loss has made this update the last one
                         self._log(learning_rate, grad_norm)
                 if is_over or self.is_stopping or _is_due(self.step, self.intervals.checkpoint):
-                    self.save(on_save)
+                    self.save()
                 if self.is_stopping and not is_over:
+                    self.saver.settle()
                     raise self._interruption()
 
     def _update(self, window: Window, learning_rate: float) -> Tensor:
@@ -295,17 +311,23 @@ class Trainer:
         """Return what each term's sum is divided by, over the window and all processes, >= 1."""
         names = sorted({name for counts in window.targets for name in counts})
         local = [sum(counts.get(name, 0) for counts in window.targets) for name in names]
-        # With them goes whether any process is to stop, so that all stop after the same update.
+        # With them goes whether any process is to stop, so that all stop after the same update, and
+        # whether one knows of a reason why none can go on.
         is_asked = float(self.stop.number > 0)
-        num_units, flops, num_asked, *counts = sum_on_hosts(
-            [window.num_units, window.flops, is_asked, *local]
+        has_failed = float(self.saver.has_failed or self.journal.has_diverged)
+        num_units, flops, num_asked, num_failed, *counts = sum_on_hosts(
+            [window.num_units, window.flops, is_asked, has_failed, *local]
         )
+        if num_failed:
+            self.saver.settle()
+            self.journal.write_rows(wait=True)
         self.is_stopping = num_asked > 0
         self.journal.count(int(num_units), flops)
         return {name: max(1.0, count) for name, count in zip(names, counts, strict=True)}
 
     def _step_optimizers(self, learning_rate: float, grad_norm: Tensor, *, end: Place) -> None:
         found_inf = self.guard.found_inf(grad_norm, self.step + 1, self.place, end)
+        self.saver.before_update()
         for prepared in self.optimizers:
             optimizer = prepared.optimizer
             for group in optimizer.param_groups:
@@ -387,44 +409,25 @@ class Trainer:
             number=number,
         )
 
-    def save(self, on_save: Callable[[Path], None] | None = None) -> None:
-        """Write a checkpoint from which the run continues as if it had not been interrupted.
+    def save(self) -> None:
+        """Begin a checkpoint from which the run continues as if it had not been interrupted.
 
         Raises:
             TrainingError: the weights are not finite.
+            MachineError: the checkpoint before could not be written.
         """
         self.watchdog.beat(f"the checkpoint of update {self.step}")
         self.journal.write_rows(wait=True)
         check_finite(self.distributed, self.step)
-        with self.journal.clock.paused(), naming_disk(self.run_dir):
-            state = {
-                "step": self.step,
-                "place": list(self.place),
-                "num_units": self.journal.num_units,
-                "num_skipped": int(self.guard.numbers[0]),
-                "elapsed": self._elapsed(),
-                "held_out_loss": self.held_out_loss,
-                "watch": self.watch.state_dict(),
-                "sums": self.sums.total().state_dict(),
-                "fingerprint": self.fingerprint,
-            }
-            checkpoint = save_checkpoint(
-                self.distributed,
-                self.average,
-                self.run_dir / "checkpoints",
-                step=self.step,
-                state=state,
-                write_config=partial(self.exporter.write_config, self.distributed.outline),
-                save_total_limit=self.intervals.save_total_limit,
-            )
-            if on_save is not None and self.accelerator.is_main_process:
-                on_save(checkpoint)
+        with self.journal.clock.paused():
+            self.saver.begin(state_of(self), needed=needed_step(self))
 
     def _log(self, learning_rate: float, grad_norm: Tensor) -> None:
         """Begin a training row of what was summed up since the last one."""
         sums, self.sums = self.sums.total(), RunningSums(self.accelerator.device)
         fields = self._row("train") | {"learning_rate": learning_rate}
-        self.journal.begin_row(fields, sums, grad_norm)
+        phase = self.course.phase(self.step - 1)
+        self.journal.begin_row(fields, sums, grad_norm, phase=phase)
 
     def _row(self, split: str) -> dict[str, Any]:
         epoch = self.objective.training.num_epochs(self.place)
@@ -461,7 +464,7 @@ class Trainer:
         """Seconds of the whole run so far by this process's clock, interruptions left out."""
         return self.journal.clock.seconds
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
         """Return the seconds of the whole run; the first process's clock decides for all."""
         if self.schedule.max_seconds == 0:
             return self.seconds

@@ -237,9 +237,12 @@ def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
     capsys.readouterr()
     before = [(folder / "out" / name).read_text() for name in ("metrics.jsonl", "run.json")]
     other = write_model_config(folder / "other", hidden_size=64)
-    message = refusal([*flags, "--config_name", str(other)], capsys)
-    assert "another model" in message and "hidden_size" in message
-    assert "seed was 42, is 7" in refusal([*flags, "--seed", "7"], capsys)
+    message = refusal([*flags, "--config_name", str(other), "--max_steps", "3"], capsys)
+    rows = [line.split() for line in message.splitlines()]
+    assert ["the", "model's", "hidden_size", "32", "64", "no"] in rows
+    assert ["--max_steps", "2", "3", "yes"] in rows
+    message = refusal([*flags, "--seed", "7"], capsys)
+    assert ["--seed", "42", "7", "no"] in [line.split() for line in message.splitlines()]
     weights = folder / "out/checkpoints/step-000002/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "damaged" in refusal(flags, capsys)

@@ -52,7 +52,7 @@ def test_a_run_goes_on_from_the_same_bytes_elsewhere_and_from_no_others(
     (moved / "b.jsonl").write_bytes(text[:place] + b"x" + text[place + 1 :])
     go_on[go_on.index("--max_steps") + 1] = "3"
     message = refusal(go_on, capsys)
-    assert "other corpus than the checkpoint's" in message and "--data_files" in message
+    assert "no: other corpus, or read, divided or tokenised otherwise (--data_files" in message
 
 
 def test_a_corpus_is_not_prepared_again_for_files_that_were_moved(folder: Path) -> None:

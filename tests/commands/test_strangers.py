@@ -17,7 +17,7 @@ from runs import run_here, small_flags
 from safetensors.torch import load_file, save_file
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.training.checkpoint import STATE_FILE, _write_state
+from bert_pretrain.training.checkpoint_state import STATE_FILE, read_state_file, write_state
 
 PACKAGE = Path(__file__).parents[2] / "bert_pretrain"
 CODE = """
@@ -151,15 +151,9 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(
     checkpoint = folder / "out/checkpoints/step-000002"
     torch.save({"state": Touch(marker)}, checkpoint / "optimizer.bin")
     # Whoever writes the file can write its digest too.
-    state = read_state_without_digests(checkpoint)
+    state, files = read_state_file(checkpoint / STATE_FILE)
     digest = hashlib.sha256((checkpoint / "optimizer.bin").read_bytes()).hexdigest()
-    state["files"]["optimizer.bin"] = digest
-    _write_state(checkpoint / STATE_FILE, state)
+    write_state(checkpoint / STATE_FILE, state, files | {"optimizer.bin": digest})
     message = refused(" ".join([*flags, "--resume_from_checkpoint", "latest"]), capsys)
     assert "optimizer.bin cannot be read" in message
     assert not marker.exists()
-
-
-def read_state_without_digests(checkpoint: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
-    return {key: value for key, value in state.items() if key not in ("digest", "format_version")}

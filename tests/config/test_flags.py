@@ -171,3 +171,22 @@ def test_auto_is_a_word_not_a_number(capsys: pytest.CaptureFixture[str]) -> None
         with pytest.raises(SystemExit):
             optimization(spelling, wrong)
         assert f"invalid number or auto value: '{wrong}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ("--keep_every 100", r"`keep_every` is 100 but must be a multiple of `save_steps` \(450\)"),
+        ("--keep_every 100 --save_steps 0", r"a multiple of `save_steps` \(0\)"),
+        ("--keep_every 450 --save_total_limit 0", "`keep_every` means nothing with"),
+        ("--keep_every -450", "`keep_every` is -450 but must be at least 0"),
+        ("--on_spike rewind --save_steps 0", "`on_spike` is rewind, which goes back to a"),
+    ],
+)
+def test_checkpoints_that_are_not_written_cannot_be_kept_or_gone_back_to(
+    flags: str, problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        parse_config(flags.split())
+    assert parse_config(["--keep_every", "900"]).run.keep_every == 900
+    assert optimization().on_spike == "warn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from tiny_task import line_trainer
 
 from bert_pretrain.data.run_folder import list_checkpoints
 from bert_pretrain.errors import InputError, TrainingError
-from bert_pretrain.training.checkpoint import STATE_FILE, find_checkpoint, read_state
-from bert_pretrain.training.run_directory import claim_run_dir
+from bert_pretrain.training import checkpoint_state
+from bert_pretrain.training.checkpoint import find_checkpoint, read_state
+from bert_pretrain.training.checkpoint_state import STATE_FILE, read_state_file, write_state
+from bert_pretrain.training.run_directory import claim_run_dir, leave_newer_aside
 
 
 @pytest.fixture
@@ -44,6 +47,43 @@ def test_latest_is_the_newest_that_is_whole(run_dir: Path) -> None:
     assert find_checkpoint("latest", folder) == folder / "step-000004"
     (folder / "step-000004" / STATE_FILE).unlink()
     assert find_checkpoint("latest", folder) == folder / "step-000002"
+
+
+def test_newer_checkpoints_are_no_longer_part_of_a_run_that_goes_on_from_an_older_one(
+    run_dir: Path,
+) -> None:
+    """Rotation counted them as the newest, and removed what the run had just written."""
+    folder = run_dir / "checkpoints"
+    damage(folder / "step-000006")
+    before = {path.name: path.read_bytes() for path in (folder / "step-000006").iterdir()}
+    said: list[str] = []
+    trainer = line_trainer(
+        Accelerator(cpu=True), run_dir, max_steps=5, save_steps=1, save_total_limit=1
+    )
+    trainer.load_checkpoint(folder / "step-000002", read_state(folder / "step-000002"))
+    leave_newer_aside(folder / "step-000002", run_dir, said.append)
+    assert names(run_dir) == ["step-000002"]
+    first, second = said
+    assert "step-000004.aside-1" in first and "an older one was asked for" in first
+    assert "step-000006.aside-1" in second and "model.safetensors is missing or damaged" in second
+    aside = folder / "step-000006.aside-1"
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
+    trainer.train()
+    assert "step-000005" in names(run_dir) and "step-000004" not in names(run_dir)
+    leave_newer_aside(folder / "step-000005", run_dir, said.append)
+    assert len(said) == 2
+    (folder / "step-000006").mkdir()
+    (folder / "step-000006/junk").touch()
+    leave_newer_aside(folder / "step-000005", run_dir, said.append)
+    assert "step-000006.aside-2" in said[2] and aside.is_dir()
+
+
+def test_a_checkpoint_of_another_folder_leaves_a_runs_own_alone(run_dir: Path) -> None:
+    elsewhere = run_dir.parent / "elsewhere/checkpoints/step-000002"
+    shutil.copytree(run_dir / "checkpoints/step-000002", elsewhere)
+    said: list[str] = []
+    leave_newer_aside(elsewhere, run_dir, said.append)
+    assert said == [] and len(names(run_dir)) == 3
 
 
 def test_an_empty_folder_is_no_checkpoint(run_dir: Path) -> None:
@@ -121,6 +161,115 @@ def test_a_state_of_another_version_says_so(run_dir: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 0}))
     with pytest.raises(InputError, match="is of version 0 but must be of 1"):
         read_state(path.parent)
+
+
+def test_a_newer_version_says_so_whatever_else_it_holds(run_dir: Path) -> None:
+    path = run_dir / "checkpoints/step-000006" / STATE_FILE
+    path.write_text(json.dumps({"format_version": 2, "everything": "else"}))
+    with pytest.raises(InputError, match=r"is of version 2 but must be of 1.*its run.json names"):
+        read_state(path.parent)
+
+
+def test_latest_does_not_pass_over_a_checkpoint_of_another_version(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_dir / "checkpoints"
+    path = folder / "step-000006" / STATE_FILE
+    state, files = read_state_file(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_state, "FORMAT_VERSION", 2)
+        write_state(path, state, files)
+    for asked in ("latest", "auto"):
+        with pytest.raises(InputError, match="is of version 2 but must be of 1"):
+            claim_run_dir(run_dir, asked)
+    path.write_text(path.read_text().replace('"step": 6', '"step": 7'))  # that one is damaged
+    assert find_checkpoint("latest", folder) == folder / "step-000004"
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["../x", "/etc/passwd", "\0", "digest", "files"]),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(
+            st.sampled_from(["sums", "counts", "weights", "losses", "step", "phase", "defining"])
+            | st.text(max_size=3),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_state_of_any_form_is_refused_or_continued(run_dir: Path, data: st.DataObject) -> None:
+    """Its digests are right: whoever writes a file can write them."""
+    whole = run_dir / "checkpoints/step-000006"
+    forged = run_dir / "checkpoints/step-000099"
+    shutil.rmtree(forged, ignore_errors=True)
+    shutil.copytree(whole, forged)
+    state, files = read_state_file(whole / STATE_FILE)
+    key = data.draw(st.sampled_from([*state, "files"]))
+    value = data.draw(VALUES)
+    content = {**state, "files": files} | {key: value}
+    if data.draw(st.booleans()):
+        del content[key]
+    files = content.pop("files", files)
+    write_state(forged / STATE_FILE, content, files)  # type: ignore[arg-type]  # that is the point
+    trainer = line_trainer(Accelerator(cpu=True), run_dir, max_steps=6)
+    try:
+        trainer.load_checkpoint(forged, read_state(forged))
+    except InputError:
+        return
+    # What was taken is of the right form everywhere.
+    assert isinstance(trainer.step, int) and trainer.step >= 0
+    assert isinstance(trainer.journal.num_units, int)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("step", "6", "step is '6'"),
+        ("step", -1, "step is '-1'"),
+        ("step", True, "step is 'True'"),
+        ("elapsed", None, "elapsed is 'None'"),
+        ("place", [0, 0, "x", 0, 0], "an entry of place is 'x'"),
+        ("place", [0, -0.5, 0], "place in the data is"),
+        ("place", [0, 0, float("nan")], "place in the data is"),
+        ("watch", [], "watch is no object"),
+        ("watch", {"line_loss": {}}, "line_loss of watch is '{}'"),
+        ("sums", {"sums": {}}, "sums has no counts"),
+        ("fingerprint", {"defining": 3}, "defining of fingerprint is no object"),
+        ("held_out_loss", "low", "held_out_loss is 'low'"),
+        ("rewinds", {"step": 0}, "rewinds has no number"),
+    ],
+)
+def test_a_state_of_another_form_is_refused_with_what_is_wrong(
+    run_dir: Path, key: str, value: object, problem: str
+) -> None:
+    checkpoint = run_dir / "checkpoints/step-000006"
+    state, files = read_state_file(checkpoint / STATE_FILE)
+    write_state(checkpoint / STATE_FILE, state | {key: value}, files)  # type: ignore[misc]
+    trainer = line_trainer(Accelerator(cpu=True), run_dir, max_steps=6)
+    with pytest.raises(InputError, match=re.escape(problem)):
+        trainer.load_checkpoint(checkpoint, read_state(checkpoint))
+
+
+def test_a_state_names_no_file_outside_its_checkpoint(run_dir: Path) -> None:
+    checkpoint = run_dir / "checkpoints/step-000006"
+    state, files = read_state_file(checkpoint / STATE_FILE)
+    for name in ("../step-000004/model.safetensors", "/etc/passwd"):
+        write_state(checkpoint / STATE_FILE, state, files | {name: "0"})
+        with pytest.raises(InputError, match="names one outside the checkpoint"):
+            read_state(checkpoint)
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import math
 import os
 from dataclasses import replace
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from bert_pretrain.errors import InputError, TrainingError
+from bert_pretrain.errors import InputError, MachineError, TrainingError
 from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.text_encoder_config import named_config
 from bert_pretrain.objectives.interface import LossTerm
-from bert_pretrain.training import muon
+from bert_pretrain.training import muon, saving
 from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.muon import Muon, assign_owners
 from bert_pretrain.training.optimizers import build_optimizers
@@ -157,6 +158,24 @@ def fail_on_one_process(accelerator: Accelerator, folder: Path) -> tuple[str, li
     return message, [p.detach().clone() for p in trainer.model.parameters()]
 
 
+def fail_to_save(accelerator: Accelerator, folder: Path) -> tuple[str, int]:
+    """Train where the first process alone, which writes, finds the disk full."""
+
+    def refused(*_: Any, **__: Any) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer = line_trainer(accelerator, folder, max_steps=20, save_steps=2)
+    write, saving.write_checkpoint = saving.write_checkpoint, refused
+    try:
+        trainer.train()
+        message = ""
+    except MachineError as error:
+        message = str(error)
+    finally:
+        saving.write_checkpoint = write
+    return message, trainer.step
+
+
 def stop_at_a_loss(accelerator: Accelerator, folder: Path) -> int:
     """Return the updates of a run in which the last process would not have stopped by itself."""
     trainer = line_trainer(accelerator, folder, max_steps=8)
@@ -226,6 +245,7 @@ def work(rank: int, folder: str, port: int) -> None:
         "matrices": iterate_matrices(),
         "reductions": count_reductions(accelerator, Path(folder) / f"count{rank}"),
         "stopped": stop_at_a_loss(accelerator, Path(folder) / f"stop{rank}"),
+        "full": fail_to_save(accelerator, Path(folder) / f"full{rank}"),
         "failure": fail_on_one_process(accelerator, Path(folder) / f"fail{rank}"),
     }
     for name in ("adamw", "lamb", "muon"):
@@ -344,9 +364,19 @@ def test_a_failure_on_one_process_stops_all_before_the_update(
 ) -> None:
     (message, first), (other_message, second) = (found["failure"] for found in measured)
     assert "update 2 is not finite" in message
+    assert "nor is the loss of process 1 in forward pass 0, process 1 in forward pass 1" in message
     assert message == other_message
     assert all(torch.isfinite(value).all() for value in first)
     assert all(map(torch.equal, first, second))
+
+
+def test_a_disk_that_the_first_process_finds_full_stops_all_after_the_same_update(
+    measured: list[dict[str, Any]],
+) -> None:
+    (message, step), (other_message, other_step) = (found["full"] for found in measured)
+    assert "No space left on device" in message
+    assert other_message == f"the first process cannot save: {message}"
+    assert step == other_step and 2 <= step <= 4
 
 
 def test_all_processes_stop_at_a_loss_together(measured: list[dict[str, Any]]) -> None:

@@ -1,0 +1,158 @@
+"""The state file of a checkpoint: what the loop needs to go on, beside weights and optimisers.
+
+It carries the version of its form, the digest of every other file, and one of itself. Digests tell
+damage; the form is checked too, since whoever writes a file can write its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+from pathlib import Path
+from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from bert_pretrain.errors import InputError
+
+STATE_FILE = "trainer_state.json"
+FORMAT_VERSION = 1  # raised whenever an older program would misunderstand what is there
+_MOST = 2**63  # no count of a run is larger
+
+
+class OtherVersionError(InputError):
+    """A state file is whole, but of another version of its form."""
+
+
+class SumsState(TypedDict):
+    """See `metrics.TotalSums.state_dict`."""
+
+    sums: dict[str, float]
+    counts: dict[str, float]
+    weights: dict[str, float]
+
+
+class SpikeState(TypedDict):
+    """See `spikes.SpikeWatch.state_dict`."""
+
+    losses: list[float]
+    phase: int
+    is_high: bool
+
+
+class RewindState(TypedDict):
+    """See `spikes.Rewinds`."""
+
+    step: int
+    number: int
+
+
+class _SinceTheFirst(TypedDict, total=False):
+    """What checkpoints did not hold from the beginning."""
+
+    held_out_loss: float | None
+    spikes: SpikeState
+    rewinds: RewindState
+
+
+class LoopState(_SinceTheFirst):
+    """The state of the loop after an update, the same on every process and layout."""
+
+    step: int
+    place: list[float]
+    num_units: int
+    num_skipped: int
+    elapsed: float
+    watch: dict[str, float]
+    sums: SumsState
+    fingerprint: dict[str, dict[str, Any]]
+
+
+def write_state(path: Path, state: LoopState, files: dict[str, str]) -> None:
+    """Write a state file.
+
+    Args:
+        path: of the file.
+        state: of the loop.
+        files: digest of every other file of the checkpoint, by name.
+    """
+    content = {"format_version": FORMAT_VERSION, **state, "files": files}
+    path.write_text(json.dumps(content | {"digest": _digest(content)}, indent=1))
+
+
+def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
+    """Return the state of the loop, and the digest of every other file by name.
+
+    Raises:
+        OtherVersionError: it is of another version, and whole.
+        InputError: it cannot be read, is damaged, or of no form of ours.
+    """
+    advice = "pass another checkpoint to `resume_from_checkpoint`"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error})", advice=advice) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no state of a run (it is no object)", advice=advice)
+    version = content.get("format_version")
+    is_damaged = content.pop("digest", None) != _digest(content)
+    if version != FORMAT_VERSION:
+        raise (InputError if is_damaged else OtherVersionError)(
+            f"{path} is of version {version!r} but must be of {FORMAT_VERSION}",
+            advice=f"{advice}, or continue the run with the version of this program that its "
+            "run.json names",
+        )
+    if is_damaged:
+        raise InputError(f"{path} is damaged (its digest is not the one written)", advice=advice)
+    files = content.pop("files", None)
+    misfit = _misfit(files, dict[str, str], "files") or _misfit(content, LoopState, "the state")
+    if misfit or any(not _is_inside(name) for name in files):
+        misfit = misfit or "files names one outside the checkpoint"
+        raise InputError(f"{path} is no state of a run ({misfit})", advice=advice)
+    del content["format_version"]
+    state: LoopState = content
+    return state, files
+
+
+def _is_inside(name: str) -> bool:
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _misfit(value: Any, expected: Any, name: str) -> str:
+    """Return what of a JSON value is not as a type says, "" if all is."""
+    if expected is Any:
+        return ""
+    if is_typeddict(expected):
+        if not isinstance(value, dict):
+            return f"{name} is no object"
+        if missing := sorted(expected.__required_keys__ - value.keys()):
+            return f"{name} has no {missing[0]}"
+        hints = get_type_hints(expected)
+        parts = [(value[key], hint, key) for key, hint in hints.items() if key in value]
+    elif get_origin(expected) is list:
+        if not isinstance(value, list):
+            return f"{name} is no list"
+        parts = [(entry, get_args(expected)[0], f"an entry of {name}") for entry in value]
+    elif get_origin(expected) is dict:
+        if not isinstance(value, dict):
+            return f"{name} is no object"
+        parts = [(entry, get_args(expected)[1], f"{key} of {name}") for key, entry in value.items()]
+    elif get_origin(expected) in (Union, types.UnionType):
+        found = [_misfit(value, choice, name) for choice in get_args(expected)]
+        return "" if "" in found else found[0]
+    else:
+        return "" if _is_simple(value, expected) else f"{name} is {str(value)[:40]!r}"
+    return next(filter(None, (_misfit(*part) for part in parts)), "")
+
+
+def _is_simple(value: Any, expected: Any) -> bool:
+    """Return whether a JSON value is a string, truth value, nothing, count or number as asked."""
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+    if expected is float:  # a sum may be NaN, where an update was left out
+        return isinstance(value, float) or _is_simple(value, int)
+    return isinstance(value, expected)
