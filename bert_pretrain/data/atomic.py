@@ -26,9 +26,8 @@ def naming_disk(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    # safetensors has an error of its own; torch writes a RuntimeError where its writer fails.
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+    except Exception as error:
+        if not _is_of_writing(error):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         free = ""
@@ -39,6 +38,13 @@ def naming_disk(folder: Path) -> Iterator[None]:
             f"what belongs into {folder.absolute()} cannot be written ({reason}{free}). What was "
             "there before is as it was"
         ) from error
+
+
+def _is_of_writing(error: Exception) -> bool:
+    """Return whether an error is one of writing, as the libraries that write for us raise it."""
+    is_of_torch = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+    is_of_tokenizers = type(error) is Exception and "(os error " in str(error)  # Rust's words
+    return isinstance(error, OSError | SafetensorError) or is_of_torch or is_of_tokenizers
 
 
 @contextlib.contextmanager
