@@ -105,6 +105,20 @@ def read_final(run_dir: Path) -> FinalModel | None:
     return FinalModel(record.get("step"), is_end)
 
 
+def model_in(name: str) -> str:
+    """Return the model that a name means: of a run its `final/`, else its newest checkpoint.
+
+    Every other name, such as a Hub id, stays as it is.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return name
+    if (folder / "final/config.json").is_file():
+        return str(folder / "final")
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    return str(checkpoints[-1]) if checkpoints else name
+
+
 def checkpoint_path(checkpoints: Path, step: int) -> Path:
     """Return where the checkpoint of a step is, or would be, in a run's checkpoint folder."""
     return checkpoints / f"step-{step:06d}"

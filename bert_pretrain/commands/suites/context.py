@@ -24,7 +24,7 @@ from bert_pretrain.config.evaluating import (
     EvaluationText,
 )
 from bert_pretrain.data.names import refuse_misnamed_model
-from bert_pretrain.data.run_folder import list_checkpoints, read_run_json
+from bert_pretrain.data.run_folder import model_in, read_run_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.any_encoder import num_token_types
@@ -70,13 +70,7 @@ class Evaluation:
     @cached_property
     def model(self) -> str:
         """The named model; of a run directory its `final`, else its newest checkpoint."""
-        folder = Path(self.options.model)
-        if (folder / "config.json").is_file() or not folder.is_dir():
-            return self.options.model
-        if (folder / "final/config.json").is_file():
-            return str(folder / "final")
-        checkpoints = list_checkpoints(folder / "checkpoints")
-        return str(checkpoints[-1]) if checkpoints else self.options.model
+        return model_in(self.options.model)
 
     @property
     def source(self) -> dict[str, Any]:
