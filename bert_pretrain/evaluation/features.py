@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
+from bert_pretrain.models.embedding import embed_batches
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
 from bert_pretrain.models.image_processor import Preprocessing
 
@@ -78,14 +79,15 @@ def extract_features(
         torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         for values in (mean, std)
     )
-    batches = []
-    with torch.no_grad():
-        for first in range(0, len(pixels), batch_size):
-            # A copy, because the array may be a read-only map of a file.
-            images = torch.from_numpy(np.array(pixels[first : first + batch_size]))
-            values = images.permute(0, 3, 1, 2).to(device).float() / 255  # to (B, C, H, W)
-            batches.append(model((values - means) / deviations).float().cpu().numpy())
-    features = np.concatenate(batches)
+
+    def pixel_values(first: int) -> Tensor:
+        # A copy, because the array may be a read-only map of a file.
+        images = torch.from_numpy(np.array(pixels[first : first + batch_size]))
+        values = images.permute(0, 3, 1, 2).to(device).float() / 255  # to (B, C, H, W)
+        return (values - means) / deviations
+
+    starts = range(0, len(pixels), batch_size)
+    features = embed_batches(model, map(pixel_values, starts)).cpu().numpy()
     is_finite = np.isfinite(features).all(axis=1)
     if not is_finite.all():
         raise InputError(

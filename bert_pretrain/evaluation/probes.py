@@ -104,7 +104,7 @@ def knn_accuracy(
     predictions = []
     for first in range(0, len(queries), chunk):
         similarities = queries[first : first + chunk] @ bank.T
-        neighbours = _most_similar(similarities, num_neighbours)
+        neighbours = most_similar(similarities, num_neighbours)
         nearest = np.take_along_axis(similarities, neighbours, axis=1).astype(np.float64)
         # Relative to the nearest one, so that no temperature overflows.
         weights = np.exp((nearest - nearest.max(axis=1, keepdims=True)) / temperature)
@@ -122,7 +122,7 @@ def unit_rows(features: Features) -> NDArray[np.float32]:
     return np.asarray(rows / np.maximum(norms, np.finfo(np.float32).tiny))
 
 
-def _most_similar(similarities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+def most_similar(similarities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Return the columns (B, k), ascending, of each row's k largest entries, first ones first."""
     position = similarities.shape[1] - k
     smallest = np.partition(similarities, position, axis=1)[:, position, None]

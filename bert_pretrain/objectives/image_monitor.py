@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
 from bert_pretrain.evaluation.probes import knn_accuracy
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
+from bert_pretrain.models.embedding import embed_batches
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.objectives.interface import LossTerm
 
@@ -183,7 +185,6 @@ class ImageMonitor:
         return {"knn_accuracy": result.accuracy}
 
 
-@torch.no_grad()
 def embed_all(
     encoder: PreTrainedModel,
     num_images: int,
@@ -204,7 +205,7 @@ def embed_all(
     def compute(begin: int, end: int) -> Tensor:
         starts = range(begin, end, EMBEDDED_AT_ONCE)
         inputs = (pixel_values(first, min(first + EMBEDDED_AT_ONCE, end)) for first in starts)
-        return torch.cat([embed(encoder, values).float() for values in inputs])
+        return embed_batches(partial(embed, encoder), inputs)
 
     was_training = encoder.training
     encoder.eval()

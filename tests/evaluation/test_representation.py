@@ -154,7 +154,7 @@ def test_votes_are_equal_whatever_the_order_of_their_sum() -> None:
 def test_of_equally_similar_rows_the_first_are_the_neighbours(seed: int, k: int) -> None:
     similarities = np.random.default_rng(seed).integers(0, 4, size=(5, 12)).astype(np.float32)
     expected = np.sort(np.argsort(-similarities, axis=1, kind="stable")[:, :k], axis=1)
-    assert (probes._most_similar(similarities, k) == expected).all()
+    assert (probes.most_similar(similarities, k) == expected).all()
 
 
 def test_a_low_temperature_overflows_nowhere_and_means_the_nearest() -> None:
