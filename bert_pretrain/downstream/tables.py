@@ -92,7 +92,7 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
         with open_parquet(file, parameter=parameter) as parquet:
             content = parquet.read()
         columns = _columns_of(content)
-        class_names = _class_names(content.schema)
+        class_names = class_names_of(content.schema)
     else:
         objects = [row for _, row in read_json(file, parameter=parameter)]
         columns = {
@@ -126,14 +126,14 @@ def table_of(dataset: datasets.Dataset, description: str) -> Table:
     """Return the rows of a data set."""
     # As Arrow, so that images or sounds beside the texts are not decoded.
     content = dataset.with_format("arrow")[:]
-    return Table(description, _columns_of(content), _class_names(dataset.features.arrow_schema))
+    return Table(description, _columns_of(content), class_names_of(dataset.features.arrow_schema))
 
 
 def _columns_of(content: pa.Table) -> dict[str, list[Any]]:
     return {name: content.column(name).to_pylist() for name in content.column_names}
 
 
-def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+def class_names_of(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     """Return the class names of columns, which `datasets` keeps in the schema's metadata."""
     import datasets
 

@@ -5,12 +5,47 @@ A row, as JSON, Arrow or `datasets` give it, and the name of a column enter; a t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from bert_pretrain.errors import InputError
 
 _NAMED_COLUMNS = 30
+
+
+class LabelColumn(NamedTuple):
+    """The column of labels; one that nobody asked for by name may be missing."""
+
+    name: str
+    is_needed: bool
+
+    def in_row(self, row: Any, where: object) -> Any:
+        """Return the label of a row, cells by column; None if there is none.
+
+        Raises:
+            InputError: there is no such column but it was asked for; `where` names the row.
+        """
+        try:
+            return cell_of(row, self.name)
+        except KeyError as error:
+            if self.is_needed:
+                raise self.missing(where, row) from error
+            return None
+
+    def among(self, columns: Sequence[str], where: object) -> str | None:
+        """Return the column that is it, or holds it; None if there is none.
+
+        Raises:
+            InputError: as `in_row`; `where` names the table.
+        """
+        outer = outer_column(self.name, columns)
+        if outer is None and self.is_needed:
+            raise self.missing(where, columns)
+        return outer
+
+    def missing(self, where: object, row: Any) -> InputError:
+        """Return the error of a row, or of a list of column names, that lacks it."""
+        return missing_column(where, self.name, row, parameter="label_column")
 
 
 def cell_of(row: Any, column: str) -> Any:
@@ -58,14 +93,16 @@ def _flat(cells: list[Any]) -> Iterator[Any]:
             yield cell
 
 
-def missing_column(where: object, column: str, row: Any) -> InputError:
+def missing_column(
+    where: object, column: str, row: Any, *, parameter: str = "text_column"
+) -> InputError:
     """Return the error of a row, or of a list of column names, that lacks a column."""
     names = list(_names_in(row))
     more = ", ..." if len(names) > _NAMED_COLUMNS else ""
     listed = ", ".join(map(repr, names[:_NAMED_COLUMNS])) or "none"
     return InputError(
         f"{where} has no column {column!r}",
-        advice=f"it has {listed}{more}; pass one of them as `text_column`",
+        advice=f"it has {listed}{more}; pass one of them as `{parameter}`",
     )
 
 

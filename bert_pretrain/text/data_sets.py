@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bert_pretrain.data.content import hash_files
 from bert_pretrain.data.names import is_saved_dataset
 from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.text.cells import cell_of, missing_column, outer_column, text_of
+from bert_pretrain.text.cells import LabelColumn, cell_of, missing_column, outer_column, text_of
 
 
 class TextColumn(NamedTuple):
@@ -20,42 +20,61 @@ class TextColumn(NamedTuple):
 
     Attributes:
         identity: of data on disk the hashes of their files, else names.
-        read: starts a new pass over the cells.
+        read_labelled: starts a new pass over the cells, each with its label, None without one.
+        label_names: of class numbers, where the data set declares them.
     """
 
     identity: list[Any]
-    read: Callable[[], Iterator[Any]]
+    read_labelled: Callable[[], Iterator[tuple[Any, Any]]]
+    label_names: tuple[str, ...] | None = None
+
+    def read(self) -> Iterator[Any]:
+        """Start a new pass over the cells."""
+        return (text for text, _ in self.read_labelled())
 
 
 def open_text_column(
-    name: str, config_name: str | None, split: str, column: str, *, streaming: bool
+    name: str,
+    config_name: str | None,
+    split: str,
+    column: str,
+    *,
+    streaming: bool,
+    label: LabelColumn | None = None,
 ) -> TextColumn:
-    """Open a column of a data set.
+    """Open a column of a data set, perhaps with one of labels.
 
     Raises:
         InputError: the data set cannot be loaded, or lacks the split or the column.
     """
+    from datasets import ClassLabel
+
     dataset = _load_split(name, config_name, split, streaming=streaming)
-    columns = dataset.column_names  # None of some streams
+    columns, where = dataset.column_names, f"the data set {name!r}"  # no columns of some streams
     if columns is not None:
         outer = outer_column(column, columns)
         if outer is None:
-            raise missing_column(f"the data set {name!r}", column, columns)
-        dataset = dataset.select_columns([outer])
+            raise missing_column(where, column, columns)
+        others = [label and label.among(columns, where)]
+        dataset = dataset.select_columns(list(dict.fromkeys([outer, *filter(None, others)])))
     rows = dataset.with_format(None)
+    feature = (dataset.features or {}).get(label and label.name)
+    label_names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
 
-    def read() -> Iterator[Any]:
+    def read_labelled() -> Iterator[tuple[Any, Any]]:
         for row in rows:
             try:
-                yield text_of(cell_of(row, column))
+                text = text_of(cell_of(row, column))
             except KeyError as error:
-                raise missing_column(f"the data set {name!r}", column, row) from error
+                raise missing_column(where, column, row) from error
+            yield text, label and label.in_row(row, where)
 
     # The fingerprints that `datasets` keeps tell how its files were made, not what they hold.
     files = [Path(file["filename"]) for file in getattr(dataset, "cache_files", ())]
+    identity = [name, config_name, str(dataset.info.version)]
     if files:
-        return TextColumn([file.hash for file in hash_files(files)], read)
-    return TextColumn([name, config_name, str(dataset.info.version)], read)
+        identity = [file.hash for file in hash_files(files)]
+    return TextColumn(identity, read_labelled, label_names)
 
 
 def _load_split(name: str, config_name: str | None, split: str, *, streaming: bool) -> Any:

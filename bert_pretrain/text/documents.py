@@ -116,16 +116,27 @@ def open_documents(text: TextSource) -> DocumentSource:
         InputError: a file is missing, empty, of an unknown kind or cannot be read, or the data set
             cannot be loaded.
     """
-    if text.data_files:
-        return _open_files(text, find_files(text.data_files))
+    found = files_of(text)
+    if found is not None:
+        return _open_files(text, found)
     if text.dataset_name in (None, "docs"):
         return _open_embedded(text)
-    folder = Path(str(text.dataset_name))
-    if folder.is_dir() and not is_saved_dataset(folder) and text.dataset_config_name is None:
-        found = find_split(folder, text.dataset_split)
-        if found is not None:
-            return _open_files(text, found)
     return _open_dataset(text)
+
+
+def files_of(text: TextSource) -> FoundFiles | None:
+    """Return the files that a text is in; None if it is embedded, or for `datasets` to read.
+
+    Raises:
+        InputError: as `find_files` and `find_split`.
+    """
+    if text.data_files:
+        return find_files(text.data_files)
+    if text.dataset_name in (None, "docs") or text.dataset_config_name is not None:
+        return None
+    folder = Path(str(text.dataset_name))
+    is_for_datasets = not folder.is_dir() or is_saved_dataset(folder)
+    return None if is_for_datasets else find_split(folder, text.dataset_split)
 
 
 def _open_embedded(text: TextSource) -> DocumentSource:

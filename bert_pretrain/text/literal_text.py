@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,22 +91,51 @@ def encode_rows(
         second: the other halves of N pairs.
         max_length: most tokens of a row; of a pair the longer text is cut.
     """
-    if not tokenizer.is_fast:
-        is_literal = len(protected_token_ids(tokenizer)) == 0
-        encoded = tokenizer(
-            first,
-            second,
-            truncation=True,
-            max_length=max_length,
-            split_special_tokens=is_literal,
+    return RowEncoder(tokenizer, max_length=max_length).encode(first, second).inputs
+
+
+class EncodedRows(NamedTuple):
+    """Model inputs of N rows by name, and how many of the rows were cut."""
+
+    inputs: dict[str, list[list[int]]]
+    num_cut: int
+
+
+class RowEncoder:
+    """Encodes texts or pairs, as `encode_rows` does, as often as asked."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+        """See the arguments of `encode_rows`."""
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self._backend: Tokenizer | None = None
+        if tokenizer.is_fast:
+            self._backend = literal_backend(tokenizer)
+            self._backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+
+    def encode(self, first: Sequence[str], second: Sequence[str] | None = None) -> EncodedRows:
+        """Return the model inputs of texts, or of the pairs that they make with others."""
+        if self._backend is None:
+            return self._encode_slowly(first, second)
+        texts = list(first) if second is None else list(zip(first, second, strict=True))
+        encodings = self._backend.encode_batch(texts)
+        inputs = {
+            name: [getattr(encoding, column) for encoding in encodings]
+            for name, column in _COLUMNS.items()
+            if name in self._tokenizer.model_input_names
+        }
+        return EncodedRows(inputs, sum(bool(encoding.overflowing) for encoding in encodings))
+
+    def _encode_slowly(self, first: Sequence[str], second: Sequence[str] | None) -> EncodedRows:
+        how: dict[str, Any] = {
+            "split_special_tokens": len(protected_token_ids(self._tokenizer)) == 0,
+            "verbose": False,
+        }
+        inputs = dict(
+            self._tokenizer(first, second, truncation=True, max_length=self._max_length, **how)
         )
-        return dict(encoded)
-    backend = literal_backend(tokenizer)
-    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
-    texts = list(first) if second is None else list(zip(first, second, strict=True))
-    encodings = backend.encode_batch(texts)
-    return {
-        name: [getattr(encoding, column) for encoding in encodings]
-        for name, column in _COLUMNS.items()
-        if name in tokenizer.model_input_names
-    }
+        num_cut = 0
+        for place, row in enumerate(inputs["input_ids"]):
+            if len(row) >= self._max_length:
+                whole = self._tokenizer(first[place], second and second[place], **how)
+                num_cut += len(whole["input_ids"]) > self._max_length
+        return EncodedRows(inputs, num_cut)

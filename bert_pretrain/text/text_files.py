@@ -22,7 +22,7 @@ from bert_pretrain.data.row_files import (
     read_tsv,
 )
 from bert_pretrain.errors import InputError
-from bert_pretrain.text.cells import cell_of, missing_column, outer_column, text_of
+from bert_pretrain.text.cells import LabelColumn, cell_of, missing_column, outer_column, text_of
 
 DocumentBoundary: TypeAlias = Literal["blank_line", "line", "file"]
 
@@ -44,28 +44,44 @@ class FileReader:
         Raises:
             InputError: the file cannot be read, or lacks the column.
         """
+        return (text for text, _ in self.read_labelled(path, None))
+
+    def read_labelled(self, path: Path, label: LabelColumn | None) -> Iterator[tuple[Any, Any]]:
+        """Yield what `read` yields, each with its label; None = it has none.
+
+        Raises:
+            InputError: as `read`, or the file lacks a column of labels that was asked for.
+        """
         kind, column = file_kind(path), self.text_column
         if kind == ".txt":
-            yield from self._read_text(path)
+            yield from ((text, None) for text in self._read_text(path))
         elif kind in (".jsonl", ".json"):
             for number, row in read_json(path, parameter="data_files"):
-                try:
-                    yield text_of(cell_of(row, column))
-                except KeyError as error:
-                    raise missing_column(f"{path}, line {number},", column, row) from error
+                yield self._of_row(row, label, f"{path}, line {number},")
         elif kind == ".csv":
             for block in read_csv(path, parameter="data_files"):
                 if column not in block.columns:
                     raise missing_column(path, column, list(block.columns))
-                yield from block[column].tolist()
+                name = label and label.among(list(block.columns), path)
+                labels = [None] * len(block) if name is None else block[name].tolist()
+                yield from zip(block[column].tolist(), labels, strict=True)
         elif kind == ".tsv":
             rows = read_tsv(path, parameter="data_files", quotes=self.tsv_quotes)
             header = next(rows, [])
             if column not in header:
                 raise missing_column(path, column, header)
-            yield from (cells[header.index(column)] for cells in rows)
+            name = label and label.among(header, path)
+            for cells in rows:
+                yield cells[header.index(column)], name and cells[header.index(name)]
         else:
-            yield from self._read_parquet(path)
+            yield from self._read_parquet(path, label)
+
+    def _of_row(self, row: Any, label: LabelColumn | None, where: object) -> tuple[Any, Any]:
+        try:
+            text = text_of(cell_of(row, self.text_column))
+        except KeyError as error:
+            raise missing_column(where, self.text_column, row) from error
+        return text, label and label.in_row(row, where)
 
     def _read_text(self, path: Path) -> Iterator[str]:
         lines = (line.strip() for line in read_lines(path, parameter="data_files"))
@@ -77,19 +93,18 @@ class FileReader:
         else:
             yield "\n".join(lines)
 
-    def _read_parquet(self, path: Path) -> Iterator[Any]:
+    def _read_parquet(self, path: Path, label: LabelColumn | None) -> Iterator[tuple[Any, Any]]:
         column = self.text_column
         with open_parquet(path, parameter="data_files") as parquet:
             names = parquet.schema_arrow.names
             outer = outer_column(column, names)
             if outer is None:
                 raise missing_column(path, column, names)
-            for batch in parquet.iter_batches(batch_size=1000, columns=[outer]):
+            others = [label and label.among(names, path)]
+            columns = list(dict.fromkeys([outer, *filter(None, others)]))
+            for batch in parquet.iter_batches(batch_size=1000, columns=columns):
                 for row in batch.to_pylist():
-                    try:
-                        yield text_of(cell_of(row, column))
-                    except KeyError as error:
-                        raise missing_column(path, column, row) from error
+                    yield self._of_row(row, label, path)
 
     def sample(self, paths: list[Path], size: int) -> Iterator[str]:
         """Yield texts from the beginnings of some files, spread evenly, of `size` letters in all.
