@@ -50,8 +50,7 @@ def build_image_encoder(
             set.
     """
     if model_name_or_path is not None:
-        config = read_config(model_name_or_path, parameter="model_name_or_path")
-        encoder = load_weights(_classifier_class(config), model_name_or_path, num_labels=0)
+        encoder = load_image_encoder(model_name_or_path)
     else:
         config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
         encoder = encoder_from_config(config)
@@ -70,6 +69,18 @@ def build_image_encoder(
         num_channels=num_channels,
         dropout=dropout,
     )
+
+
+def load_image_encoder(name: str, *, parameter: str = "model_name_or_path") -> PreTrainedModel:
+    """Return the encoder in a folder or on the Hub, float32; `embed` reads it.
+
+    Raises:
+        InputError: not an image classifier's configuration, or the weights are incomplete or hold
+            NaN; `parameter` gave the name.
+    """
+    config = read_config(name, parameter=parameter)
+    encoder: PreTrainedModel = load_weights(_classifier_class(config), name, num_labels=0)
+    return encoder
 
 
 def prepare_encoder(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import AutoImageProcessor
@@ -53,14 +53,14 @@ def preparation_code(mode: str) -> str:
     return _PREPARED.format(mode=mode, transparency="" if mode == "RGBA" else _ON_WHITE)
 
 
-def read_processor(model: str) -> Preprocessing:
-    """Return what the saved image processor of a model, a folder or Hub id, does.
+def load_processor(model: str) -> Any:
+    """Return the saved image processor of a model, a folder or Hub id.
 
     Raises:
-        InputError: the model has no image processor, or one whose images are not square.
+        InputError: the model has none.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers meet
         refuse_misnamed_model(model)
         where = "holds no usable image processor"
@@ -71,6 +71,15 @@ def read_processor(model: str) -> Preprocessing:
             advice="pass `model` the folder or Hub id of an image encoder with "
             "preprocessor_config.json",
         ) from error
+
+
+def read_processor(model: str) -> Preprocessing:
+    """Return what the saved image processor of a model, a folder or Hub id, does.
+
+    Raises:
+        InputError: the model has no image processor, or one whose images are not square.
+    """
+    processor = load_processor(model)
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     sides = {size[name] for name in ("height", "width", "shortest_edge") if size.get(name)}
     if len(sides) != 1:
