@@ -191,7 +191,7 @@ def check_evaluation(
                 "suite", name, f"one or more of {', '.join(suites)}, or label_efficiency"
             )
     check_source(data)
-    _check_json_target(options.json)
+    check_json_target(options.json)
 
 
 def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[str]) -> None:
@@ -207,10 +207,11 @@ def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[
     check_seeds(curve.seeds)
     if not curve.arms or not set(curve.arms) <= set(arms):
         raise InputError.out_of_range("arms", curve.arms, f"of {', '.join(arms)}")
-    _check_json_target(curve.json)
+    check_json_target(curve.json)
 
 
-def _check_json_target(path: str | None) -> None:
+def check_json_target(path: str | None) -> None:
+    """Raise `InputError` if a file for figures, where one is asked for, cannot be made there."""
     if path is None:
         return
     target = Path(path).absolute()

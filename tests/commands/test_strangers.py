@@ -37,6 +37,7 @@ COMMANDS = {
     "pretrain with its tokenizer": "pretrain {flags} --output_dir out --tokenizer_name {model}",
     "evaluate": "evaluate --model {model} --suite minimal_pairs",
     "finetune": "finetune --model {model} --train_file rows.jsonl --output_dir out",
+    "embed": "embed --model {model} --data_files rows.jsonl --output out/rows.parquet",
 }
 
 
@@ -127,7 +128,7 @@ class Touch:
         return Path.touch, (self.marker,)
 
 
-@pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune"])
+@pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune", "embed"])
 def test_pickled_weights_run_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
