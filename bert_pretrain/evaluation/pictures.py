@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bert_pretrain.data.atomic import atomic_file
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.evaluation.fonts import drawn_names
 from bert_pretrain.evaluation.probes import unit_rows
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def embedding_map(
         method: `pca` draws the first two principal components, which takes milliseconds. `tsne`
             draws them beside t-SNE, which takes seconds.
         labels: int (N,), the colours, -1 where an image has none; None = one colour.
-        label_names: what the legend calls label 0, 1, ...
+        label_names: what the legend calls label 0, 1, ...; see `drawn_names`.
         seed: of the methods and of the rows drawn.
         max_points: rows drawn, a random subset.
     """
@@ -121,7 +122,7 @@ def embedding_map(
         panel.set(title=title, xticks=[], yticks=[])
     axes[0].set(xlabel=axis_names[0], ylabel=axis_names[1])
     if axes[-1].get_legend_handles_labels()[0]:
-        axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, markerscale=3)
+        _write_legend(axes[-1], drawn_names(tuple(label_names or ())).families)
     if len(shown) < len(embeddings):
         figure.suptitle(f"{len(shown):,} of {len(embeddings):,} embeddings", fontsize=9)
     _save(figure, path)
@@ -204,11 +205,24 @@ def _scatter(
         x, y = points.T
         panel.scatter(x, y, c=labels, cmap="viridis", **style)
         return
+    names = drawn_names(tuple(label_names or ())).names
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for number, label in enumerate(classes.tolist()):
         members = points[labels == label]
-        name = label_names[label] if label_names else str(label)
+        name = names[label] if names else str(label)
         panel.scatter(*members.T, color=palette(number), label=name, **style)
+
+
+def _write_legend(panel: Axes, families: Sequence[str]) -> None:
+    """Write the names of the points beside a panel."""
+    legend = panel.legend(
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        prop={"family": list(families), "size": 8},
+        markerscale=3,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a class may be called a$b$
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from bert_pretrain.data.processes import compute_shared
 from bert_pretrain.data.stream import Batch, HeldOutRows
 from bert_pretrain.errors import TrainingError
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
+from bert_pretrain.evaluation.fonts import drawn_names
 from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
 from bert_pretrain.evaluation.probes import knn_accuracy
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
@@ -88,6 +89,7 @@ class ImageMonitor:
     seed: int
     baselines: Mapping[str, float]
     second_views: Callable[[Batch], Tensor] | None
+    _has_noted: bool = field(default=False, init=False)
 
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
         """Return baselines, measures of collapse, and k-NN accuracy if images have labels."""
@@ -104,7 +106,7 @@ class ImageMonitor:
         """Return signs of collapse, once there were updates."""
         if row["step"] == 0:
             return []
-        names = [field.name for field in fields(CollapseMeasures)]
+        names = [entry.name for entry in fields(CollapseMeasures)]
         known = {name: row[name] for name in names if name in row}
         known["active_triplets"] = row.get(f"{self.pretext.term}_active_share")
         return collapse_warnings(CollapseMeasures(**known), **self.pretext.collapse_context(row))
@@ -137,7 +139,12 @@ class ImageMonitor:
             features[num_queries:],
             folder / "neighbours.png",
         )
-        return f"  pictures in {folder}", [{"folder": str(folder.relative_to(run_dir))}]
+        text = f"  pictures in {folder}"
+        note = drawn_names(self.corpus.label_names).note
+        if note and not self._has_noted:
+            text += f"\n  {note}"
+            self._has_noted = True
+        return text, [{"folder": str(folder.relative_to(run_dir))}]
 
     def _features(
         self, encoder: PreTrainedModel, images: NDArray[np.int64], *, is_shared: bool = True
