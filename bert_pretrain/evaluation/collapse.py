@@ -31,11 +31,12 @@ class CollapseMeasures:
     """How embeddings of D dimensions are spread; see the functions of the same names.
 
     Attributes:
+        encoder_dim: D.
         alignment: None without second views.
         active_triplets: share of triplets with a loss above zero, in [0, 1]; None without triplets.
     """
 
-    embedding_dim: int
+    encoder_dim: int
     embedding_std: float
     effective_rank: float
     uniformity: float
@@ -54,7 +55,7 @@ def collapse_measures(
         second_views: (N, D), embeddings of another view of the same images.
     """
     return CollapseMeasures(
-        embedding_dim=embeddings.shape[1],
+        encoder_dim=embeddings.shape[1],
         embedding_std=embedding_std(embeddings),
         effective_rank=effective_rank(embeddings),
         uniformity=uniformity(embeddings),
@@ -168,17 +169,17 @@ def collapse_warnings(
                 "positives and negatives are equally far away, so all embeddings are nearly equal; "
                 + _any_of(easier, slower, normalized)
             )
-    std, evenly_spread = measures.embedding_std, 1 / math.sqrt(measures.embedding_dim)
+    std, evenly_spread = measures.embedding_std, 1 / math.sqrt(measures.encoder_dim)
     if std < _MIN_STD_RATIO * evenly_spread:
         messages.append(
             f"the standard deviation of the normalised embeddings is {std:.2g} (evenly spread: "
             f"{evenly_spread:.2g}): all images have nearly the same embedding; "
             + _any_of(slower, easier, other_loss)
         )
-    elif measures.effective_rank < min(_MIN_EFFECTIVE_RANK, measures.embedding_dim / 4):
+    elif measures.effective_rank < min(_MIN_EFFECTIVE_RANK, measures.encoder_dim / 4):
         messages.append(
             f"the effective rank of the embeddings is {measures.effective_rank:.2f} of "
-            f"{measures.embedding_dim}: they lie along one line (dimensional collapse); "
+            f"{measures.encoder_dim}: they lie along one line (dimensional collapse); "
             + _any_of(slower, other_loss, normalized)
         )
     active = measures.active_triplets

@@ -25,7 +25,7 @@ from bert_pretrain.evaluation.collapse import (
 from bert_pretrain.losses.contrastive import Negatives, triplet_loss
 
 HEALTHY = CollapseMeasures(
-    embedding_dim=64,
+    encoder_dim=64,
     embedding_std=0.11,
     effective_rank=40.0,
     uniformity=-3.5,
@@ -60,7 +60,7 @@ def test_measures_are_those_of_numpys_formulas(shape: tuple[int, int]) -> None:
     assert measures.alignment == pytest.approx(
         ((unit(first) - unit(second)) ** 2).sum(axis=1).mean(), rel=1e-9
     )
-    assert measures.embedding_dim == shape[1]
+    assert measures.encoder_dim == shape[1]
     assert collapse_measures(first).alignment is None
 
 

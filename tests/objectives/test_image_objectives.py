@@ -210,7 +210,7 @@ def test_measures_are_those_of_the_plain_encoder_and_warn_of_a_collapse(
     model = task.objective.build_model().eval()
     with torch.no_grad():
         row = task.monitor.measures(model, {})
-        assert row["embedding_dim"] == 128
+        assert row["encoder_dim"] == 128
         assert {"embedding_std", "effective_rank", "uniformity", "alignment"} < row.keys()
         for parameter in model.encoder.parameters():
             parameter.zero_()
