@@ -66,7 +66,8 @@ def make_image_model(folder: Path) -> str:
 
 def source_of(**flags: Any) -> LabelledSource:
     """Return the source that flags name, all others at their defaults."""
-    return pick(LabelledSource, TaskDataArguments(**flags))
+    data = TaskDataArguments(**flags)
+    return pick(LabelledSource, data, pixel_range=data.pixel_range.ends)
 
 
 def recipe_of(**flags: Any) -> FinetuningRecipe:

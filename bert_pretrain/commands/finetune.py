@@ -133,7 +133,12 @@ def run(
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     unlabelled.check(options, is_image=is_image, num_processes=num_processes)
-    splits = open_splits(options.model, pick(LabelledSource, data), task, seed=options.seeds[0])
+    splits = open_splits(
+        options.model,
+        pick(LabelledSource, data, pixel_range=data.pixel_range.ends),
+        task,
+        seed=options.seeds[0],
+    )
     labels = splits.labels
     metrics = load_metrics(
         options.metrics or task.metrics or DEFAULT_METRICS[labels.problem_type],

@@ -70,6 +70,7 @@ def _open_images(config: PretrainingConfig, accelerator: Accelerator) -> ImageCo
         image_size=images.image_size,
         num_channels=images.num_channels,
         on_bad_image=images.on_bad_image,
+        pixel_range=images.pixel_range.ends,
         validation_share=data.validation_share,
         seed=config.run.seed,
         show_progress=accelerator.is_local_main_process,

@@ -128,7 +128,11 @@ def _open_rows(options: WorthItArguments, data: WorthItData) -> Splits:
     as_task = TaskDataArguments(train_file=options.train_file, **dataclasses.asdict(data))
     task = find_task("classification")
     return open_splits(
-        options.model, pick(LabelledSource, as_task), task, seed=options.seed, measured_on=()
+        options.model,
+        pick(LabelledSource, as_task, pixel_range=None),
+        task,
+        seed=options.seed,
+        measured_on=(),
     )
 
 

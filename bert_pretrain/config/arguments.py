@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import SEEDS, CountOrAuto, Range, above, at_least, flag, flags
+from bert_pretrain.config.flags import (
+    SEEDS,
+    CountOrAuto,
+    LevelRange,
+    Range,
+    above,
+    at_least,
+    flag,
+    flags,
+)
 from bert_pretrain.config.recipes import TEXT_PURPOSES
 from bert_pretrain.config.schedules import Lengths, Ramp, Rates
 
@@ -195,6 +204,13 @@ class ImageArguments:
     )
     num_channels: Literal[0, 1, 3, 4] = flag(0, "Grey, RGB or RGBA; 0 = as most images have it.")
     on_bad_image: Literal["error", "skip"] = flag("error", "What becomes of an undecodable image.")
+    pixel_range: LevelRange = flag(
+        LevelRange("auto"),
+        "Of images of more than 8 bits: LOW:HIGH, the grey levels that become black and white, "
+        "such as 0:4095 (a negative LOW with =, --pixel_range=-160:240); auto = 0 to what 8, 10, "
+        "12, 14 or 16 bits hold (of floating-point images also 1), whichever is the least that all "
+        "of them fit into.",
+    )
 
 
 @dataclass
@@ -247,7 +263,11 @@ class AutoencoderArguments:
     """Learning images by reconstruction."""
 
     _argument_group_name: ClassVar[str] = "autoencoder"
-    embedding_dim: int = flag(32, "Numbers between encoder and decoder.", Range(1, WIDTH))
+    embedding_dim: int = flag(
+        32,
+        "Numbers between encoder and decoder (metrics.jsonl has the encoder's own as encoder_dim).",
+        Range(1, WIDTH),
+    )
     reconstruction_loss: Literal["mse", "l1"] = flag("mse", "Distance of the reconstruction.")
     noise_std: float = flag(
         0.0,

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import (
     SEEDS,
+    LevelRange,
     Range,
     at_least,
     check_seeds,
@@ -82,6 +83,10 @@ class EvaluationImages:
     test_files: list[str] | None = flags(
         "Evaluation images: .parquet. The bank is then all of the other images."
     )
+    test_split: str | None = flag(
+        None,
+        "Split of the data set or folder to evaluate on. The bank is then all of --dataset_split.",
+    )
     image_column: str | None = flag(None, "Column that holds the images.")
     label_column: str | None = flag(None, "Column that holds the labels.")
     image_size: int | None = flag(
@@ -89,6 +94,11 @@ class EvaluationImages:
     )
     on_bad_image: Literal["error", "skip"] = flag(
         "error", "What to do with an image that cannot be decoded."
+    )
+    pixel_range: LevelRange = flag(
+        LevelRange("auto"),
+        "Of images of more than 8 bits: LOW:HIGH, the grey levels that become black and white; "
+        "auto = those that the model was trained on, or found out from the images.",
     )
     k: int = flag(20, "Neighbours that vote.", at_least(1))
     temperature: float = flag(0.07, "T of their weights exp(cosine / T).", Range(1e-3, 1e3))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import (
+    LevelRange,
     Range,
     above,
     at_least,
@@ -131,6 +132,14 @@ class TaskDataArguments:
         None, "Column of the second text. Default: of --task, else text_pair if there."
     )
     image_column: str = flag("image", "Column of the images.")
+    on_bad_image: Literal["error", "skip"] = flag(
+        "error", "What becomes of an image that cannot be decoded."
+    )
+    pixel_range: LevelRange = flag(
+        LevelRange("auto"),
+        "Of images of more than 8 bits: LOW:HIGH, the grey levels that become black and white; "
+        "auto = those that the model was trained on, or found out from the training images.",
+    )
     label_column: str = flag(
         "label",
         "Column of the labels. With --task auto, fractions are values (regression), lists are the "
@@ -186,7 +195,8 @@ class TaskDataArguments:
                 advice="change `dataset_name` or `model`",
             )
         of_texts = ("text_column", "text_pair_column", "max_seq_length", "tsv_quotes")
-        of_others = of_texts if is_image else ("image_column", "augmentation")
+        of_images = ("image_column", "augmentation", "on_bad_image", "pixel_range")
+        of_others = of_texts if is_image else of_images
         what = "an image" if is_image else "a text"
         self._refuse(
             of_others, f"means nothing for {what} encoder", "leave it out or change `model`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import re
@@ -39,6 +40,41 @@ class CountOrAuto(int):
 
 
 CountOrAuto.__name__ = "number or auto"  # as argparse calls it in its messages
+
+
+class LevelRange(str):
+    """LOW:HIGH, the grey levels of an image that become black and white, or auto.
+
+    Attributes:
+        numbers: both; none for auto.
+    """
+
+    numbers: tuple[float, ...]
+
+    def __new__(cls, text: str) -> LevelRange:
+        """Read it.
+
+        Raises:
+            InputError: it has neither form, or LOW is not below HIGH.
+        """
+        numbers: tuple[float, ...] = ()
+        with contextlib.suppress(ValueError):
+            numbers = tuple(float(number) for number in text.split(":")) if text != "auto" else ()
+        if text != "auto" and not (len(numbers) == 2 and numbers[0] < numbers[1]):
+            raise InputError.out_of_range(
+                "pixel_range",
+                text,
+                "auto, or LOW:HIGH with LOW below HIGH",
+                "pass `pixel_range` one such as 0:4095 or 0:1",
+            )
+        made = super().__new__(cls, text)
+        made.numbers = numbers
+        return made
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both levels; None for auto."""
+        return (self.numbers[0], self.numbers[1]) if self.numbers else None
 
 
 @dataclass(frozen=True)

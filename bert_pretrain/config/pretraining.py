@@ -383,8 +383,8 @@ FREE = _names(
     "dataset_name dataset_config_name dataset_split data_files validation_share "
     "validation_files validation_split text_column document_boundary newline tsv_quotes "
     "streaming language tokenizer_name image_column label_column image_size num_channels "
-    "on_bad_image config_name model_name_or_path force_tokenizer resize_vocab grow_positions "
-    "global_batch_size per_device_train_batch_size per_device_eval_batch_size "
+    "on_bad_image pixel_range config_name model_name_or_path force_tokenizer resize_vocab "
+    "grow_positions global_batch_size per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps"
 )
 

@@ -5,23 +5,16 @@ A `LabelledSource` enters; `LabelledRows` of train, and of validation and test i
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bert_pretrain.data.names import refuse_missing_folder
 from bert_pretrain.data.row_files import Quotes
 from bert_pretrain.downstream.tables import Table, open_dataset, read_table, read_texts, table_of
 from bert_pretrain.downstream.tasks import Task
-from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.images.decoding import ImageRow, converted_image, load_image
-from bert_pretrain.images.sources import open_image_source
+from bert_pretrain.errors import InputError
+from bert_pretrain.images.decoding import OnBadImage
 
 SPLITS = ("train", "validation", "test")
-_IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,9 @@ class LabelledSource:
         validation_share: of the training rows, held out where nothing else is validated on, (0, 1).
         max_seq_length: tokens of a row; 0 = 128, or what the tokenizer allows if that is less.
         augmentation: `none` or one of `AUGMENTATIONS`.
+        on_bad_image: whether to stop at an image that cannot be decoded, or to skip and count it.
+        pixel_range: grey levels of images of more than 8 bits that become black and white; None =
+            those that the model's image processor was saved with, or found out.
     """
 
     train_file: str | None
@@ -51,6 +47,8 @@ class LabelledSource:
     text_column: str | None
     text_pair_column: str | None
     image_column: str
+    on_bad_image: OnBadImage
+    pixel_range: tuple[float, float] | None
     label_column: str
     label_names: list[str] | None
     validation_share: float
@@ -79,6 +77,7 @@ class LabelledRows:
         content: `Texts`, or pixels uint8 (N, C, H, W).
         class_names: names of the class numbers, where the data declare them.
         is_typed: the data tell texts from numbers.
+        notes: lines for people on how the rows were read.
     """
 
     description: str
@@ -86,6 +85,7 @@ class LabelledRows:
     labels: list[Any] | None
     class_names: tuple[str, ...] | None
     is_typed: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def read_text_splits(source: LabelledSource, task: Task) -> dict[str, LabelledRows]:
@@ -144,58 +144,3 @@ def _open_tables(source: LabelledSource, task: Task) -> dict[str, Table]:
                 advice=f"it has {', '.join(map(str, splits))}; change {change}`dataset_name`",
             )
     return tables
-
-
-def read_image_splits(
-    source: LabelledSource, processor: Any, *, num_channels: int
-) -> dict[str, LabelledRows]:
-    """Decode images and let the model's image processor resize and crop them, but not normalise.
-
-    Raises:
-        InputError: there are none, one cannot be decoded, or they are not all of one size.
-    """
-
-    def read(role: str, *, split: str = "train", file: str | None = None) -> LabelledRows:
-        try:
-            images = open_image_source(
-                dataset_name=source.dataset_name,
-                dataset_config_name=source.dataset_config_name,
-                dataset_split=split,
-                data_files=[file] if file else None,
-                image_column=source.image_column,
-                label_column=source.label_column,
-                files_parameter=f"{role}_file",
-                split_parameter=f"{role}_split",
-            )
-            labels, pixels = [], []
-            rows = images.read()
-            while block := list(itertools.islice(rows, _IMAGES_AT_ONCE)):
-                pixels.append(_resized(block, processor, num_channels))
-                labels += [None if row.label == -1 else row.label for row in block]
-        except InputError:
-            if source.dataset_name:
-                refuse_missing_folder(
-                    source.dataset_name, what="a data set of images", parameter="dataset_name"
-                )
-            raise
-        if not pixels:
-            raise InputError(f"{images.description} has no images", advice="change `dataset_name`")
-        return LabelledRows(images.description, np.concatenate(pixels), labels, images.label_names)
-
-    if source.train_file:
-        return {role: read(role, file=path) for role, path in source.files.items()}
-    return {role: read(role, split=split) for role, split in source.splits.items() if split}
-
-
-def _resized(rows: list[ImageRow], processor: Any, num_channels: int) -> NDArray[np.uint8]:
-    """Return images as uint8 (N, C, H, W)."""
-    images = []
-    for row in rows:
-        try:
-            images.append(converted_image(load_image(row), num_channels))
-        except Exception as error:  # the decoders raise whatever a broken file leads to
-            raise InputError(
-                f"{row.name} cannot be decoded ({first_line(error)})", advice="repair or remove it"
-            ) from error
-    resized = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
-    return np.asarray(resized["pixel_values"]).round().clip(0, 255).astype(np.uint8)

@@ -245,5 +245,5 @@ def _code(splits: Splits, repo_id: str) -> str:
     if splits.texts:
         return TEXT_CODE.format(**place)
     mode = MODES[splits.config.num_channels]
-    code = preparation_code(mode).rstrip()
+    code = preparation_code(mode, splits.processor).rstrip()
     return IMAGE_CODE.format(mode=mode, preparation_code=code, **place)

@@ -18,12 +18,8 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, augmentation_of, tokenize
-from bert_pretrain.downstream.labelled_rows import (
-    LabelledRows,
-    LabelledSource,
-    read_image_splits,
-    read_text_splits,
-)
+from bert_pretrain.downstream.labelled_images import read_image_splits
+from bert_pretrain.downstream.labelled_rows import LabelledRows, LabelledSource, read_text_splits
 from bert_pretrain.downstream.labels import LabelSpace, as_number, describe_guess, is_missing, tidy
 from bert_pretrain.downstream.models import (
     is_image_config,
@@ -50,8 +46,8 @@ class Splits:
         texts: of the text splits, before tokenisation.
         processor: the model's tokenizer or image processor.
         max_seq_length: longest row in tokens; 0 for images.
-        notes: lines for people: on texts that are cut, and on labels that could have been read in
-            another way.
+        notes: lines for people: on texts that are cut, on images that were left out or look
+            strange, and on labels that could have been read in another way.
     """
 
     rows: dict[str, LabelledDataset]
@@ -115,7 +111,7 @@ def open_splits(
             source.augmentation, rows["train"].pixels.shape[1:], seed=seed
         )
     lengths = np.concatenate([part.lengths for part in rows.values()])
-    notes = []
+    notes = [note for part in read.values() for note in part.notes]
     if max_seq_length and (num_long := int((lengths >= max_seq_length).sum())):
         notes.append(
             f"rows: {num_long:,} of the {len(lengths):,} have {max_seq_length} tokens or more and "

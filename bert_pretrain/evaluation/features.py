@@ -6,6 +6,7 @@ Images enter as uint8 arrays; float arrays of features leave, one row for each i
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -158,7 +159,7 @@ def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> Lab
     test_pixels, test_labels = _with_labels(test_corpus, all_tests, "evaluate on")
     if test_pixels.shape[1:] != train_pixels.shape[1:]:
         raise InputError(
-            f"the images of `test_files` have the shape {test_pixels.shape[1:]} (height, width, "
+            f"the images to evaluate on have the shape {test_pixels.shape[1:]} (height, width, "
             f"channels), the others {train_pixels.shape[1:]}",
             advice="pass `image_size`",
         )
@@ -166,11 +167,21 @@ def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> Lab
     unknown = [name for name in test_corpus.label_names if name not in number]
     if unknown:
         raise InputError(
-            f"`test_files` has the class {unknown[0]!r}, which the other images lack",
+            f"the images to evaluate on have the class {unknown[0]!r}, which the others lack",
             advice="pass files of the same data set, or change `label_column`",
         )
     matched = np.array([number[name] for name in test_corpus.label_names])
     return LabelledImages(train_pixels, train_labels, test_pixels, matched[test_labels])
+
+
+def num_in_both(bank: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:
+    """Return how many of other images are in a bank too, all pixels equal; both (N, H, W, C)."""
+    known = {_digest(image) for image in bank}
+    return sum(_digest(image) in known for image in others)
+
+
+def _digest(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def _with_labels(

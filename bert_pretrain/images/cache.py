@@ -11,9 +11,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock
@@ -22,19 +23,22 @@ from tqdm.auto import tqdm
 
 from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
+from bert_pretrain.images.copies import LABELS_FILE, MANIFEST, MOMENTS_FILE, PIXELS_FILE, hold
 from bert_pretrain.images.decoding import (
+    Conversion,
     ImageSource,
     Label,
+    OnBadImage,
     Outcome,
+    centre_square,
     decode_rows,
-    usual_channels,
 )
-
-OnBadImage: TypeAlias = Literal["error", "skip"]
+from bert_pretrain.images.levels import PixelRange
+from bert_pretrain.images.survey import survey
 
 FORMAT_VERSION = 2  # raised whenever what is written changes
-PIXELS_FILE, LABELS_FILE, MOMENTS_FILE = "pixels.npy", "labels.npy", "moments.npy"
-MANIFEST = "manifest.json"
+# To train on, and to hold out: a single image has no spread, no neighbour and no negative.
+MIN_IMAGES = 2
 _NAMED_BAD_IMAGES = 5
 
 
@@ -45,6 +49,7 @@ class DecodingRule:
     image_size: int
     num_channels: int
     on_bad_image: OnBadImage
+    pixel_range: PixelRange | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +102,7 @@ def decode_once(
                 if decoded.labels is not None:
                     np.save(aside / LABELS_FILE, decoded.labels)
                 (aside / MANIFEST).write_text(json.dumps(decoded.manifest, indent=1) + "\n")
+        hold(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         pixels = np.load(folder / PIXELS_FILE, mmap_mode="r")
@@ -114,11 +120,14 @@ def _decode(
     source: ImageSource, rule: DecodingRule, file: IO[bytes], *, show_progress: bool
 ) -> DecodedImages:
     """Decode all rows into `file`, an .npy; the `pixels` of what is returned are empty."""
-    num_channels = rule.num_channels or usual_channels(source)
+    num_channels, pixel_range = survey(
+        source, num_channels=rule.num_channels, pixel_range=rule.pixel_range
+    )
+    fit = partial(centre_square, size=rule.image_size)
     writer = _Writer(file, source.num_rows)
     bad: list[str] = []
     for outcome in tqdm(
-        decode_rows(source.read(), image_size=rule.image_size, num_channels=num_channels),
+        decode_rows(source.read(), Conversion(num_channels, pixel_range, rule.image_size, fit)),
         total=source.num_rows,
         desc="decoding",
         unit=" images",
@@ -128,16 +137,14 @@ def _decode(
             writer.add(outcome, outcome.pixels)
             continue
         if rule.on_bad_image == "error":
-            raise InputError(
-                f"{outcome.name} cannot be decoded ({outcome.reason})",
-                advice="repair or remove it, or pass `on_bad_image` skip",
-            )
+            raise outcome.refusal()
         bad.append(f"{outcome.name} ({outcome.reason})")
-    num_images, duplicates = len(writer.labels), writer.num_duplicates
-    if num_images < 4:
+    num_images = len(writer.labels)
+    if num_images < 2 * MIN_IMAGES:
+        skipped = "; ".join(bad[:_NAMED_BAD_IMAGES]) or "none"
         raise InputError(
-            f"{source.description} holds {num_images} distinct images, but at least 4 are needed "
-            f"({duplicates} duplicates; skipped: {'; '.join(bad[:_NAMED_BAD_IMAGES]) or 'none'})",
+            f"{source.description} holds {num_images} distinct images, but at least "
+            f"{2 * MIN_IMAGES} are needed ({writer.num_duplicates} duplicates; skipped: {skipped})",
             advice="pass another `dataset_name` or `data_files`",
         )
     writer.finish()
@@ -148,11 +155,12 @@ def _decode(
         "source": {"description": source.description, "fingerprint": source.fingerprint},
         "content": hashlib.sha256(content).hexdigest(),
         "image_size": rule.image_size,
+        "pixel_range": pixel_range,
         "label_names": label_names,
         "modes": dict(writer.modes),
         "counts": {
             "images": num_images,
-            "duplicates": duplicates,
+            "duplicates": writer.num_duplicates,
             "contradictions": writer.num_contradictions,
             "skipped": len(bad),
         },

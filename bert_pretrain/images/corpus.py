@@ -23,13 +23,14 @@ from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.cache import (
     FORMAT_VERSION,
+    MIN_IMAGES,
     DecodedImages,
     DecodingRule,
-    OnBadImage,
     decode_in_memory,
     decode_once,
 )
-from bert_pretrain.images.decoding import MODES
+from bert_pretrain.images.decoding import MODES, OnBadImage
+from bert_pretrain.images.levels import PixelRange, describe_absurdity
 from bert_pretrain.images.sources import open_image_source
 
 # One grey level: a constant channel, such as opaque alpha, must not divide by zero.
@@ -91,6 +92,11 @@ def _unpickle(values: dict[str, Any]) -> ImageCorpus:
     return ImageCorpus(**values)
 
 
+def default_cache_dir() -> Path:
+    """Return where decoded images are kept: below the Hugging Face cache, which HF_HOME moves."""
+    return Path(HF_HOME) / "bert_pretrain" / "images"
+
+
 def open_images(
     *,
     validation_share: float,
@@ -98,6 +104,7 @@ def open_images(
     image_size: int = 0,
     num_channels: int = 0,
     on_bad_image: OnBadImage = "error",
+    pixel_range: tuple[float, float] | None = None,
     cache_dir: Path | None = None,
     show_progress: bool = True,
     **source: Any,
@@ -117,6 +124,8 @@ def open_images(
         num_channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 = as in most images of a sample.
         on_bad_image: whether to stop at an image that is corrupt, truncated or missing, or to skip
             and count it.
+        pixel_range: grey levels that become black and white in images of more than 8 bits; None =
+            0 to what the smallest number of bits holds that all of them fit into.
         cache_dir: where decoded images are kept; default a folder under the Hugging Face cache.
         show_progress: whether to draw a progress bar.
         source: which images; see `open_image_source`.
@@ -131,11 +140,12 @@ def open_images(
         allowed = "1 (grey), 3 (RGB), 4 (RGBA) or 0 (as in most images)"
         raise InputError.out_of_range("num_channels", num_channels, allowed)
     images = open_image_source(**source)
-    rule = DecodingRule(image_size, num_channels, on_bad_image)
+    levels = PixelRange(*pixel_range) if pixel_range else None
+    rule = DecodingRule(image_size, num_channels, on_bad_image, levels)
     if images.is_embedded:
         decoded = decode_in_memory(images, rule)
     else:
-        cache_dir = cache_dir or Path(HF_HOME) / "bert_pretrain" / "images"
+        cache_dir = cache_dir or default_cache_dir()
         decoded = decode_once(images, rule, cache_dir, show_progress=show_progress)
     return _divide(decoded, validation_share, seed)
 
@@ -143,11 +153,11 @@ def open_images(
 def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> ImageCorpus:
     """Hold out a random share of the images and measure the others."""
     num_images, *_ = decoded.pixels.shape
-    num_validation = max(2, math.ceil(validation_share * num_images))
-    if not 0 < validation_share < 1 or num_images - num_validation < 2:
+    num_validation = max(MIN_IMAGES, math.ceil(validation_share * num_images))
+    if not 0 < validation_share < 1 or num_images - num_validation < MIN_IMAGES:
         raise InputError(
             f"`validation_share` is {validation_share} of {num_images} images, but it must lie in "
-            "(0, 1) and leave at least 2 images to train on",
+            f"(0, 1) and leave at least {MIN_IMAGES} images to train on",
             advice="change `validation_share`",
         )
     order = permutation(num_images, seed, Purpose.IMAGE_SPLIT)
@@ -211,12 +221,23 @@ def image_card(corpus: ImageCorpus) -> str:
             f"skipped: {skipped}",
             f"size             {width} x {height} pixels (width x height), {MODES[num_channels]} "
             f"(from {modes}{fit})",
+            *_levels(manifest["pixel_range"]),
             f"classes          {_classes(corpus)}",
             f"mean, std        {_listed(corpus.mean)}, {_listed(corpus.std)} of the training "
             "pixels in [0, 1]",
             f"pixels           {corpus.pixels.nbytes:,} bytes {place}",
+            *filter(None, [describe_absurdity(corpus.mean.tolist(), corpus.std.tolist())]),
         ]
     )
+
+
+def _levels(pixel_range: tuple[float, float] | None) -> list[str]:
+    if pixel_range is None:
+        return []
+    return [
+        f"grey levels      {PixelRange(*pixel_range)} of images of more than 8 bits become 0:255 "
+        "(`pixel_range`)"
+    ]
 
 
 def _classes(corpus: ImageCorpus) -> str:

@@ -1,29 +1,45 @@
-"""Encoded images to pixels of one size and number of channels.
+"""Image files to pixels of one kind, for pretraining, fine-tuning and evaluation alike.
 
-Rows of a source enter; what became of each leaves, in the same order.
+Rows of a source enter; what became of each leaves, in the same order. Memory holds a few images
+however many there are and however large they say they are: see `_MOST_PIXELS`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections import Counter, deque
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from numpy.typing import NDArray
 
+from bert_pretrain.errors import InputError
+from bert_pretrain.images.levels import PixelRange, as_bytes, has_levels
+
 Label: TypeAlias = "int | str | None"
+OnBadImage: TypeAlias = Literal["error", "skip"]
+Result = TypeVar("Result")
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
-_SAMPLED_IMAGES = 64  # whose channels are looked at
 _MOST_TIMES_AS_LONG = 100
 _ROWS_PER_BLOCK = 16  # decoded by a thread at a time; bounds what is in flight
+# Of one image, and of all that are decoded at the same time: up to 2 GB with the copies that a
+# transparent one needs. It is where Pillow begins to warn of decompression bombs; from twice as
+# many on it refuses the header.
+_MOST_PIXELS = 89_478_485
+# A JPEG is decoded to at least so many times the size that it is resized to, as Pillow's
+# `thumbnail` does by default: the rest is resized as if all of it had been decoded.
+_REDUCING_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,23 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """What is done to an image on its way to a model.
+
+    Attributes:
+        num_channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        pixel_range: of images of more than 8 bits; None = there should be none.
+        resized_side: pixels of the shorter side that `fit` resizes to; 0 = it does not.
+        fit: takes an image of the mode of `num_channels`, returns pixels uint8 (H, W, C).
+    """
+
+    num_channels: int
+    pixel_range: PixelRange | None
+    resized_side: int
+    fit: Callable[[PIL.Image.Image], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a row: an image, or the reason why there is none.
 
@@ -81,113 +114,163 @@ class Outcome:
     moments: bytes = b""
     reason: str = ""
 
+    def refusal(self) -> InputError:
+        """Return the error of an image that cannot be used."""
+        return InputError(
+            f"{self.name} cannot be decoded ({self.reason})",
+            advice="repair or remove it, or pass `on_bad_image` skip",
+        )
 
-def decode_rows(
-    rows: Iterator[ImageRow], *, image_size: int, num_channels: int
-) -> Iterator[Outcome]:
-    """Decode rows in threads, a few blocks ahead, and yield them in order.
 
-    Every image becomes a square of `image_size` pixels a side (0 = its own size) with 1, 3 or 4
-    channels. Threads serve, since Pillow releases the interpreter lock.
+def decode_rows(rows: Iterator[ImageRow], conversion: Conversion) -> Iterator[Outcome]:
+    """Decode rows in threads and yield what became of them, in order."""
+    return in_order(partial(_decode_row, conversion=conversion), rows)
+
+
+def in_order(function: Callable[[ImageRow], Result], rows: Iterator[ImageRow]) -> Iterator[Result]:
+    """Yield what a function returns of each row, computed in threads a few blocks ahead.
+
+    Threads serve, since Pillow releases the interpreter lock.
     """
 
-    def decode(block: list[ImageRow]) -> list[Outcome]:
-        return [_decode_row(row, image_size, num_channels) for row in block]
+    def work(block: list[ImageRow]) -> list[Result]:
+        return [function(row) for row in block]
 
     num_threads = min(32, os.cpu_count() or 1)
     blocks = iter(lambda: list(islice(rows, _ROWS_PER_BLOCK)), [])
-    pending: deque[Future[list[Outcome]]] = deque()
+    pending: deque[Future[list[Result]]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         for block in blocks:
-            pending.append(pool.submit(decode, block))
+            pending.append(pool.submit(work, block))
             if len(pending) > num_threads:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
 
 
-def _decode_row(row: ImageRow, image_size: int, num_channels: int) -> Outcome:
+def _decode_row(row: ImageRow, conversion: Conversion) -> Outcome:
     try:
-        image = load_image(row)
-        mode = image.mode
-        image = _centre_square(converted_image(image, num_channels), image_size)
+        with decoded(row, conversion.resized_side) as image:
+            mode = image.mode
+            pixels = conversion.fit(
+                converted_image(image, conversion.num_channels, conversion.pixel_range)
+            )
     except PIL.UnidentifiedImageError:  # its own message is an address in memory
         return Outcome(row.name, row.label, reason="no image in a known format")
     except Exception as error:  # the decoders of broken files raise whatever they stumble over
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return Outcome(row.name, row.label, reason=reason)
-    pixels = np.asarray(image).reshape(image.height, image.width, num_channels)
     sums = pixels.sum(axis=(0, 1), dtype=np.int64)
     squares = np.square(pixels, dtype=np.uint32).sum(axis=(0, 1), dtype=np.int64)
     return Outcome(row.name, row.label, mode, pixels, np.stack([sums, squares]).tobytes())
 
 
-def usual_channels(source: ImageSource) -> int:
-    """Return the number of channels that most images have, of a sample that can be used.
+class _Room:
+    """Room for so many pixels, which threads take for as long as they work on an image."""
 
-    The sample is spread over the rows. Of equally frequent numbers the larger one is taken, which
-    loses nothing; 3 if no image can be used.
-    """
-    found: Counter[int] = Counter()
-    for row in islice(source.read(), 0, None, max(1, source.num_rows // _SAMPLED_IMAGES)):
+    def __init__(self, num_pixels: int) -> None:
+        self._free = num_pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, num_pixels: int) -> Iterator[None]:
+        """Wait until there is room, and take it for the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= num_pixels)
+            self._free -= num_pixels
         try:
-            image = load_image(row)
-            is_grey = image.mode.split(";")[0] in _GREY_MODES
-            num_channels = 1 if is_grey else 4 if image.has_transparency_data else 3
-            converted_image(image, num_channels)
-        except Exception:  # the pass that follows reports it
-            continue
-        found[num_channels] += 1
-    return max(found, key=lambda number: (found[number], number), default=3)
+            yield
+        finally:
+            with self._changed:
+                self._free += num_pixels
+                self._changed.notify_all()
 
 
-def load_image(row: ImageRow) -> PIL.Image.Image:
-    """Return the image of a row, decoded to its last pixel and turned as its EXIF data say."""
+_ROOM = _Room(_MOST_PIXELS)
+
+
+@contextlib.contextmanager
+def decoded(row: ImageRow, resized_side: int) -> Iterator[PIL.Image.Image]:
+    """Yield the image of a row, decoded to its last pixel and turned as its EXIF data say.
+
+    A JPEG is decoded to an eighth, a quarter or half of its size, if that is still `_REDUCING_GAP`
+    times `resized_side` or more; 0 = in full.
+
+    Raises:
+        ValueError: it is too large, or so thin that its longer side, resized, would fill the
+            memory. Pillow's decoders raise whatever a broken file leads to.
+    """
+    with open_image(row) as image:
+        in_file = image.size
+        if resized_side:
+            image.draft(None, (_REDUCING_GAP * resized_side,) * 2)
+        # A progressive JPEG is unpacked in full, whatever it is decoded to.
+        width, height = in_file if image.info.get("progressive") else image.size
+        if width * height > _MOST_PIXELS:
+            raise ValueError(f"it has {width} x {height} pixels, more than {_MOST_PIXELS:,} in all")
+        times_as_long = max(width, height) / min(width, height)
+        if resized_side and (
+            times_as_long > _MOST_TIMES_AS_LONG or resized_side**2 * times_as_long > _MOST_PIXELS
+        ):
+            raise ValueError(
+                f"it is {width} x {height} pixels, too thin to be resized to {resized_side}"
+            )
+        with _ROOM.taken(width * height):
+            PIL.ImageOps.exif_transpose(image, in_place=True)  # loads it
+            yield image
+
+
+def open_image(row: ImageRow) -> PIL.Image.Image:
+    """Open the image of a row without decoding it.
+
+    Raises:
+        ValueError: there is none, or it is a program. Pillow and the system raise whatever a broken
+            or missing file leads to.
+    """
     if row.content is None:
         raise ValueError("the row is empty")
     if isinstance(row.content, np.ndarray):
         return PIL.Image.fromarray(row.content)
-    from datasets import Image
+    content, path = row.content.get("bytes"), row.content.get("path")
+    if content is None and path is None:
+        raise ValueError("the row has neither bytes nor a path")
+    if content is None and not os.path.exists(path):
+        from datasets.utils.file_utils import xopen
 
-    image: PIL.Image.Image = Image().decode_example(row.content)
+        with xopen(path, "rb") as file:  # within an archive, or on the Hub
+            content = file.read()
+    image = PIL.Image.open(path if content is None else BytesIO(content))
+    if image.format == "EPS":  # Pillow would let Ghostscript run it
+        raise ValueError("EPS is a program that draws an image, and may do more")
     return image
 
 
-def converted_image(image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
+def converted_image(
+    image: PIL.Image.Image, num_channels: int, pixel_range: PixelRange | None
+) -> PIL.Image.Image:
     """Convert to grey (ITU-R 601-2 luma), RGB or RGBA; without alpha on a white background.
 
-    The image processors of transformers do the same. 16-bit grey levels v become round(v /
-    257); Pillow alone would cut them off at 255.
+    The code of the model cards and the image processors of transformers do the same. For images of
+    more than 8 bits see `as_bytes`; Pillow alone would cut them off at 255.
     """
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers without a scale")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65_535:
-            raise ValueError(f"its grey levels {values.min()}..{values.max()} exceed 16 bits")
-        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if has_levels(image.mode):
+        image = as_bytes(image, pixel_range)
     if num_channels != 4 and image.has_transparency_data:
         background = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(background, image.convert("RGBA"))
     return image.convert(MODES[num_channels])
 
 
-def _centre_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+def centre_square(image: PIL.Image.Image, size: int) -> NDArray[np.uint8]:
     """Resize the shorter side and crop the centre, as transformers' image processors do.
 
-    Raises:
-        ValueError: the image is so thin that its longer side, resized, would fill the memory.
+    Returns uint8 (H, W, C). A size of 0 leaves the image as it is.
     """
-    if not size:
-        return image
-    shorter = min(image.size)
-    if max(image.size) > _MOST_TIMES_AS_LONG * shorter:
-        raise ValueError(
-            f"it is {image.width} x {image.height} pixels, one side more than "
-            f"{_MOST_TIMES_AS_LONG} times the other"
-        )
-    width, height = (size * side // shorter for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    if size:
+        shorter = min(image.size)
+        width, height = (size * side // shorter for side in image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image).reshape(image.height, image.width, -1)

@@ -25,9 +25,9 @@ from bert_pretrain.images.tables import (
     open_parquet,
 )
 
-_SPLIT_FOLDER = re.compile(
-    "train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?|unlabell?ed", re.IGNORECASE
-)
+_HELD_OUT = "val(id(ation)?)?|dev|test(ing)?|eval(uation)?|unlabell?ed"
+_HELD_OUT_FOLDER = re.compile(_HELD_OUT, re.IGNORECASE)
+_SPLIT_FOLDER = re.compile(f"train(ing)?|{_HELD_OUT}", re.IGNORECASE)
 # A folder with such files is a data set of its own format, or says more about its images than their
 # folders do.
 _DATASET_EXTENSIONS = {".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", ".gz"}
@@ -155,22 +155,17 @@ def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -
     called `train`, but hardly all classes are.
 
     Raises:
-        InputError: there is no such split, or some subfolders are named as splits and others not.
+        InputError: there is no such split, or images to test on would be trained on, as classes.
     """
     subfolders = {parts[0] for path in files if len(parts := path.relative_to(folder).parts) > 1}
     named = sorted(filter(_SPLIT_FOLDER.fullmatch, subfolders))
-    if 1 < len(named) < len(subfolders):  # images to test on would be trained on, as classes
-        raise InputError(
-            f"{folder} has subfolders named as splits ({', '.join(named)}) and others "
-            f"({', '.join(sorted(subfolders - set(named))[:3])})",
-            advice="pass one of them as the folder, or move the others away",
-        )
     if not subfolders or len(named) < len(subfolders):
         if split != "train":  # else what is asked for as test images would be the training images
             raise InputError(
                 f"{folder} has no subfolders of splits, so no {split!r}",
                 advice=f"leave out `{parameter}`",
             )
+        _refuse_splits_below(folder, files)
         return folder
     found = [name for name in named if name.lower() == split.lower()]
     if not found:
@@ -178,4 +173,26 @@ def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -
             f"{folder} has no split {split!r}",
             advice=f"it has {', '.join(named)}; change `{parameter}`",
         )
-    return folder / (split if split in found else found[0])
+    root = folder / (split if split in found else found[0])
+    _refuse_splits_below(root, [path for path in files if path.is_relative_to(root)])
+    return root
+
+
+def _refuse_splits_below(root: Path, files: list[Path]) -> None:
+    """Raise `InputError` if images to validate or test on lie in folders below others.
+
+    A class may be called `train`, but hardly `val` or `test`.
+    """
+    direct = {path.parent.relative_to(root) for path in files}
+    parents = direct.union(*(parent.parents for parent in direct))
+    splits = [parent for parent in parents if _HELD_OUT_FOLDER.fullmatch(parent.name)]
+    if not splits:
+        return
+    first = min(splits, key=lambda parent: (len(parent.parts), parent))
+    siblings = sorted({each.name for each in parents if each.parent == first.parent and each.name})
+    raise InputError(
+        f"{root} would be read as a whole, but its subfolder {first} is named as a split, beside "
+        f"{', '.join(name for name in siblings if name != first.name) or 'no other'}",
+        advice=f"pass {root / first.parent} if all its subfolders are splits, or the folder of one "
+        "split; put splits above classes; rename what is a class",
+    )

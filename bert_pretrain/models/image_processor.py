@@ -11,6 +11,10 @@ from transformers import AutoImageProcessor
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError
 
+# The name, in the files of an image processor, of the grey levels that become black and white.
+PIXEL_RANGE = "pixel_range"
+_USUAL_RANGE = (0, 65_535)  # of an image of more than 8 bits, where training met none
+
 
 class Preprocessing(NamedTuple):
     """How an image processor prepares pixels in [0, 1].
@@ -19,20 +23,27 @@ class Preprocessing(NamedTuple):
         image_size: height and width in pixels.
         mean: of one channel for all, or of each channel.
         std: likewise.
+        pixel_range: grey levels of images of more than 8 bits that are to become black and white;
+            None = not known.
     """
 
     image_size: int
     mean: list[float]
     std: list[float]
+    pixel_range: tuple[float, float] | None = None
 
 
 _PREPARED = """\
 def prepared(image):
     \"\"\"Return an opened image as the images were that this encoder was trained on.\"\"\"
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # grey levels of 16 bits
-        image = Image.fromarray(((np.asarray(image).astype(int) + 128) // 257).astype(np.uint8))
+{draft}    image = ImageOps.exif_transpose(image)
+    if {has_levels}:  # grey levels of more than 8 bits
+        levels = (np.asarray(image, dtype=np.float32) - {low}) * ({scale})
+        image = Image.fromarray(np.rint(levels).clip(0, 255).astype(np.uint8))
 {transparency}    return image.convert("{mode}")
+"""
+_DRAFT = """\
+    image.draft(None, ({side}, {side}))  # a large JPEG is decoded in small
 """
 _ON_WHITE = """\
     if image.has_transparency_data:
@@ -41,16 +52,49 @@ _ON_WHITE = """\
 """
 
 
-def preparation_code(mode: str) -> str:
+def preparation_code(mode: str, processor: Any) -> str:
     """Return Python that defines `prepared`, for cards: what image processors leave to the caller.
 
-    It needs `Image` and `ImageOps` of PIL, and numpy as np, and does what
-    `images.decoding.converted_image` does.
+    It needs `Image` and `ImageOps` of PIL, and numpy as np, and does what `images.decoding` does.
 
     Args:
         mode: that the encoder takes: L, RGB or RGBA.
+        processor: the image processor that comes after it.
     """
-    return _PREPARED.format(mode=mode, transparency="" if mode == "RGBA" else _ON_WHITE)
+    known = read_pixel_range(processor)
+    low, high = known or _USUAL_RANGE
+    is_level = 'image.mode.startswith("I")'
+    side = resized_side(processor)
+    return _PREPARED.format(
+        mode=mode,
+        draft=_DRAFT.format(side=2 * side) if side else "",
+        # Floating-point images have no usual range.
+        has_levels=f'image.mode == "F" or {is_level}' if known else is_level,
+        low=_written(low),
+        scale=f"255 / {_written(high - low)}",
+        transparency="" if mode == "RGBA" else _ON_WHITE,
+    )
+
+
+def _written(number: float) -> str:
+    return repr(float(number)).removesuffix(".0")
+
+
+def read_pixel_range(processor: Any) -> tuple[float, float] | None:
+    """Return the levels of images of more than 8 bits that an image processor was saved with."""
+    found = getattr(processor, PIXEL_RANGE, None)
+    return None if found is None else (float(found[0]), float(found[1]))
+
+
+def resized_side(processor: Any) -> int:
+    """Return the pixels of the longest side that an image processor resizes to; 0 = it does not.
+
+    Of one that keeps the shape of an image it is the shorter side.
+    """
+    if not getattr(processor, "do_resize", False):
+        return 0
+    size = processor.size
+    return int(max(size.get(name) or 0 for name in ("height", "width", "shortest_edge")))
 
 
 def load_processor(model: str) -> Any:
@@ -91,4 +135,4 @@ def read_processor(model: str) -> Preprocessing:
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     raw = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     mean, std = ((np.atleast_1d(values) / factor).tolist() for values in raw)
-    return Preprocessing(sides.pop(), mean, std)
+    return Preprocessing(sides.pop(), mean, std, read_pixel_range(processor))

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, ViTImageProcessorPil
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.stream import Batch, HeldOutRows, Place, TrainingStream, WholeEpochs
 from bert_pretrain.errors import InputError
+from bert_pretrain.images.cache import MIN_IMAGES
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
 from bert_pretrain.images.corpus import ImageCorpus, image_card
 from bert_pretrain.objectives.image_monitor import ImageMonitor, Pretext
@@ -126,8 +127,9 @@ def image_task(
     Raises:
         InputError: a single image would be evaluated, of which no spread can be measured.
     """
-    if max_eval_rows == 1:
-        raise InputError.out_of_range("max_eval_rows", 1, "0 (all) or at least 2 for images")
+    if 0 < max_eval_rows < MIN_IMAGES:
+        allowed = f"0 (all) or at least {MIN_IMAGES} for images"
+        raise InputError.out_of_range("max_eval_rows", max_eval_rows, allowed)
     images = corpus.train_images
 
     def plan(epoch: int) -> ImagePlan:
@@ -154,7 +156,10 @@ def image_task(
         second_views=second_views,
     )
     processor = image_processor(
-        image_size=corpus.pixels.shape[1], mean=corpus.mean.tolist(), std=corpus.std.tolist()
+        image_size=corpus.pixels.shape[1],
+        mean=corpus.mean.tolist(),
+        std=corpus.std.tolist(),
+        pixel_range=corpus.manifest["pixel_range"],
     )
     return Task(
         ImageObjective(training, held_out, build_model, pretext),

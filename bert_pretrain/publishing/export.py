@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from bert_pretrain.data.atomic import atomic_folder
-from bert_pretrain.models.image_processor import preparation_code
+from bert_pretrain.models.image_processor import PIXEL_RANGE, preparation_code
 from bert_pretrain.models.positions import num_positions, position_table
 from bert_pretrain.models.pretraining_model import PRETRAINING_FOLDER
 from bert_pretrain.publishing.tokenizer_files import save_tokenizer
@@ -166,7 +166,11 @@ def _length_limit(model: PreTrainedModel, max_seq_length: int, *, is_from_scratc
 
 
 def image_processor(
-    *, image_size: int, mean: Sequence[float], std: Sequence[float]
+    *,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pixel_range: Sequence[float] | None = None,
 ) -> ViTImageProcessorPil:
     """Return the image processor that prepares a PIL image as an `ImageCorpus` and its loader do.
 
@@ -177,6 +181,8 @@ def image_processor(
         image_size: height and width of the encoder's input, pixels.
         mean: of each of 1, 3 or 4 channels, for pixels in [0, 1].
         std: as `mean`.
+        pixel_range: grey levels of images of more than 8 bits that become black and white, kept for
+            whoever prepares images for the encoder; None = there were no such images.
     """
     return ViTImageProcessorPil(
         do_convert_rgb=len(mean) == 3,
@@ -190,6 +196,7 @@ def image_processor(
         do_normalize=True,
         image_mean=[float(value) for value in mean],
         image_std=[float(value) for value in std],
+        **({} if pixel_range is None else {PIXEL_RANGE: list(pixel_range)}),
     )
 
 
@@ -232,7 +239,7 @@ def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -
         f"parameters) for {size} x {size} pixels and {channels}, pretrained without labels as "
         f"{_IMAGE_MODELS[model.config.model_type]}.",
         "mode": mode,
-        "preparation_code": preparation_code(mode).rstrip(),
+        "preparation_code": preparation_code(mode, processor).rstrip(),
         "image_size": size,
         "has_untrained_pooler": getattr(base, "pooler", 0) is None,
         "pretraining_folder": PRETRAINING_FOLDER,

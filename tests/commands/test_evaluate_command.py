@@ -229,6 +229,48 @@ def test_classes_of_test_files_are_matched_by_name(models: Path, tmp_path: Path)
     assert all(figures[f"{kind}knn_accuracy"] == 1.0 for kind in ("", "pixels_", "pca_"))
 
 
+def write_splits(folder: Path) -> Path:
+    """Write 24 images to learn from and 12 of the same ones to evaluate on, in three classes."""
+    for split, count in (("Train", 24), ("val", 12)):
+        for number in range(count):
+            pixels = np.random.default_rng(number).integers(256, size=(8, 8, 3)).astype(np.uint8)
+            path = folder / split / CLASSES[number % 3] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PillowImage.fromarray(pixels).save(path)
+    return folder
+
+
+def test_a_named_split_of_a_folder_is_evaluated_on_and_another_one_is_the_bank(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_splits(tmp_path / "photographs")
+    flags = f"--model {models}/colour --suite knn --k 1 --dataset_name {folder} --test_split VAL"
+    figures = figures_of(flags.split(), tmp_path)
+    assert all(figures[f"{kind}knn_accuracy"] == 1.0 for kind in ("", "pixels_", "pca_"))
+    printed = capsys.readouterr().out
+    assert "24 images with labels learnt from, 12 evaluated" in printed
+    assert "note: 12 of the 12 images evaluated on are in the bank too" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--test_split none", "has no split 'none'; it has Train, val; change --test_split"),
+        ("--test_split TRAIN", "--test_split is 'TRAIN', which is the bank too"),
+        ("--test_split val --test_files a.parquet", "both name the evaluation images"),
+    ],
+)
+def test_a_split_that_cannot_be_evaluated_on_is_refused(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str
+) -> None:
+    folder = write_splits(tmp_path / "photographs")
+    command = f"evaluate --model {models}/colour --suite knn --dataset_name {folder} {flags}"
+    with pytest.raises(SystemExit) as stopped:
+        main(command.split())
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_images_of_the_run_are_the_default_unless_others_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

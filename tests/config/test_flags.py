@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from bert_pretrain.config.arguments import ModelArguments, OptimizationArguments
 from bert_pretrain.config.flags import (
     AUTO,
+    LevelRange,
     Range,
     above,
     at_least,
@@ -190,3 +191,18 @@ def test_checkpoints_that_are_not_written_cannot_be_kept_or_gone_back_to(
         parse_config(flags.split())
     assert parse_config(["--keep_every", "900"]).run.keep_every == 900
     assert optimization().on_spike == "warn"
+
+
+@pytest.mark.parametrize("text", ["0:4095", "-1024:3071", "0:0.5"])
+def test_a_range_of_levels_is_two_numbers_and_is_recorded_as_it_was_given(text: str) -> None:
+    config = parse_config(["--objective", "autoencoder", f"--pixel_range={text}"])
+    low, high = config.images.pixel_range.ends or (None, None)
+    assert (low, high) == tuple(map(float, text.split(":")))
+    assert config.to_dict()["pixel_range"] == text
+    assert LevelRange("auto").ends is None
+
+
+@pytest.mark.parametrize("text", ["4095", "0:", "9:9", "5:1", "a:b", "0:1:2", "0:nan", "0:inf"])
+def test_other_ranges_of_levels_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"`pixel_range` is .* but must be"):
+        parse_config(["--objective", "autoencoder", f"--pixel_range={text}"])

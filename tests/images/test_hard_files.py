@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +16,17 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+from downstream_models import source_of
 from PIL import Image
+from runs import environment
 
+from bert_pretrain.config.flags import LevelRange
+from bert_pretrain.downstream.labelled_images import read_image_splits
 from bert_pretrain.errors import InputError
+from bert_pretrain.images import decoding
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.images.decoding import MODES
+from bert_pretrain.images.sources import open_image_source
 from bert_pretrain.models.image_processor import preparation_code
 from bert_pretrain.publishing.export import image_processor
 
@@ -25,10 +38,28 @@ def noise(*shape: int, seed: int = 0, high: int = 256, dtype: Any = np.uint8) ->
     return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
 
 
-def turned(path: Path, orientation: int) -> None:
+def orientation(number: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    Image.fromarray(noise(12, 20, 3, seed=orientation)).save(path, exif=exif, quality=95)
+    exif[ORIENTATION] = number
+    return exif
+
+
+def turned(path: Path, number: int) -> None:
+    image = Image.fromarray(noise(12, 20, 3, seed=number))
+    image.save(path, exif=orientation(number), quality=95)
+
+
+def photograph(path: Path, **options: Any) -> None:
+    """Write a JPEG of many times the size that is trained on."""
+    coarse = Image.fromarray(noise(15, 20, 3))
+    coarse.resize((400, 300), Image.Resampling.BICUBIC).save(path, **options)
+
+
+def levels(path: Path, dtype: Any, high: int) -> None:
+    """Write grey levels from 0 to `high`, both of which occur."""
+    pixels = (np.random.default_rng(0).random((12, 20)) * high).astype(dtype)
+    pixels[0, 0], pixels[0, 1] = 0, high
+    Image.fromarray(pixels).save(path)
 
 
 def with_palette(path: Path) -> None:
@@ -52,6 +83,14 @@ FILES = {
         path
     ),
     "print colours.jpg": lambda path: Image.fromarray(noise(12, 20, 4), "CMYK").save(path),
+    "12 bits in 16.png": lambda path: levels(path, np.uint16, 4095),
+    "12 bits in 16.tiff": lambda path: levels(path, np.uint16, 4095),
+    "8 bits in 32.tiff": lambda path: levels(path, np.int32, 255),
+    "8 bits in floats.tiff": lambda path: levels(path, np.float32, 255),
+    "floats to 1.tiff": lambda path: levels(path, np.float32, 1),
+    "large.jpg": lambda path: photograph(path),
+    "large and progressive.jpg": lambda path: photograph(path, progressive=True),
+    "large and turned.jpg": lambda path: photograph(path, exif=orientation(6)),
     "turned 3.jpg": lambda path: turned(path, 3),
     "turned 6.jpg": lambda path: turned(path, 6),
     "mirrored 2.jpg": lambda path: turned(path, 2),
@@ -72,16 +111,29 @@ def write_images(folder: Path, number: int, *, seed: int = 9, channels: int = 3)
         Image.fromarray(pixels).save(folder / f"{seed + place}.png")
 
 
-def prepared_by_card(path: Path, num_channels: int) -> Image.Image:
+def prepared_by_card(path: Path, num_channels: int, processor: Any) -> Image.Image:
     names: dict[str, Any] = {"np": np, "Image": PIL.Image, "ImageOps": PIL.ImageOps}
-    exec(preparation_code(MODES[num_channels]), names)
+    exec(preparation_code(MODES[num_channels], processor), names)
     prepared: Image.Image = names["prepared"](Image.open(path))
     return prepared
 
 
+def processor_of(num_channels: int, **options: Any) -> Any:
+    return image_processor(
+        image_size=SIZE, mean=[0.5] * num_channels, std=[1.0] * num_channels, **options
+    )
+
+
+def finetuned_on(folder: Path, processor: Any, num_channels: int, **flags: Any) -> set[bytes]:
+    """Return the images that fine-tuning learns from, as bytes of (H, W, C)."""
+    source = source_of(dataset_name=str(folder), **flags)
+    pixels = read_image_splits(source, processor, num_channels=num_channels)["train"].content
+    return {image.transpose(1, 2, 0).tobytes() for image in pixels}
+
+
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
 @pytest.mark.parametrize("name", FILES)
-def test_the_code_of_the_card_gives_the_pixels_that_are_trained_on(
+def test_pretraining_the_card_and_fine_tuning_see_the_same_pixels(
     tmp_path: Path, name: str, num_channels: int
 ) -> None:
     folder = tmp_path / "images"
@@ -89,14 +141,107 @@ def test_the_code_of_the_card_gives_the_pixels_that_are_trained_on(
     FILES[name](folder / name)
     write_images(folder, 6)  # a corpus is more than one image
     corpus = opened(folder, num_channels=num_channels)
-    processor = image_processor(
-        image_size=SIZE, mean=[0.5] * num_channels, std=[1.0] * num_channels
-    )
-    image = prepared_by_card(folder / name, num_channels)
+    trained = {each.tobytes() for each in np.asarray(corpus.pixels)}
+    processor = processor_of(num_channels, pixel_range=corpus.manifest["pixel_range"])
+    image = prepared_by_card(folder / name, num_channels, processor)
     assert image.mode == MODES[num_channels]
     found = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
-    pixels = found["pixel_values"][0].transpose(1, 2, 0).astype(np.uint8)
-    assert pixels.tobytes() in {each.tobytes() for each in np.asarray(corpus.pixels)}
+    by_card = found["pixel_values"][0].transpose(1, 2, 0).astype(np.uint8)
+    assert by_card.tobytes() in trained
+    assert finetuned_on(folder, processor, num_channels) == trained
+    # Of a model that knows no range, fine-tuning finds it out, and its card then says it.
+    stranger = processor_of(num_channels)
+    assert finetuned_on(folder, stranger, num_channels) == trained
+    again = prepared_by_card(folder / name, num_channels, stranger)
+    assert again.tobytes() == image.tobytes()
+
+
+LEVELS = {
+    "12 bits in 16.png": 4095,
+    "12 bits in 16.tiff": 4095,
+    "8 bits in 32.tiff": 255,
+    "8 bits in floats.tiff": 255,
+    "floats to 1.tiff": 1,
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_spread_from_black_to_white_over_the_bits_that_are_used(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    FILES[name](folder / name)
+    for place in range(4):  # of the same size, since they are not resized
+        Image.fromarray(noise(12, 20, seed=place)).save(folder / f"{place}.png")
+    corpus = opened(folder, image_size=0)
+    stored = np.asarray(Image.open(folder / name)).astype(np.float64)
+    expected = np.rint(stored * 255 / LEVELS[name])
+    errors = [np.abs(each[:, :, 0] - expected).max() for each in corpus.pixels.astype(int)]
+    assert min(errors) <= (name.endswith("floats.tiff") or name.startswith("floats"))  # ties
+    assert f"grey levels      0:{LEVELS[name]} " in image_card(corpus)
+
+
+def write_levels(folder: Path, count: int, dtype: Any, high: float, *, first: int = 0) -> None:
+    folder.mkdir(exist_ok=True)
+    for place in range(first, first + count):
+        pixels = (np.random.default_rng(place).random((9, 9)) * high).astype(dtype)
+        Image.fromarray(pixels).save(folder / f"{place:03}.tiff")
+
+
+def test_the_brightest_image_decides_the_range_whether_or_not_it_is_sampled(
+    tmp_path: Path,
+) -> None:
+    write_levels(tmp_path / "dark", 151, np.uint16, 900)  # every second one is sampled
+    write_levels(tmp_path / "dark", 1, np.uint16, 4095, first=149)
+    assert opened(tmp_path / "dark").manifest["pixel_range"] == [0, 4095]
+
+
+def test_a_range_that_is_given_cuts_off_what_lies_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    write_levels(folder, 6, np.int32, 400)
+    corpus = opened(folder, image_size=0, pixel_range=(-100, 155))
+    stored = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+    for pixels, level in zip(corpus.pixels, stored, strict=True):
+        assert np.array_equal(pixels[:, :, 0], np.clip(level + 100, 0, 255))
+    processor = processor_of(1, pixel_range=(-100, 155))
+    by_card = np.asarray(prepared_by_card(folder / "000.tiff", 1, processor))
+    assert np.array_equal(by_card, np.clip(stored[0] + 100, 0, 255))
+
+
+def test_a_file_of_more_bits_than_its_range_is_a_bad_image(tmp_path: Path) -> None:
+    write_levels(tmp_path / "scans", 6, np.uint16, 9000)
+    with pytest.raises(InputError, match=r"grey levels are .*, beyond 0:4095; pass a `pixel_range"):
+        opened(tmp_path / "scans", pixel_range=(0, 4095))
+
+
+@pytest.mark.parametrize("low", [-1, -300])
+def test_negative_levels_are_refused_rather_than_made_black(tmp_path: Path, low: float) -> None:
+    (tmp_path / "scans").mkdir()
+    for place in range(6):
+        pixels = np.random.default_rng(place).random((9, 9)) * (1 - low) + low
+        Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "scans" / f"{place}.tiff")
+    with pytest.raises(InputError, match=r"which of them are black and white; pass `pixel_range`"):
+        opened(tmp_path / "scans")
+
+
+def test_formats_of_different_ranges_are_not_mixed_in_silence(tmp_path: Path) -> None:
+    write_levels(tmp_path / "scans", 4, np.float32, 1)
+    write_levels(tmp_path / "scans", 4, np.uint16, 4000, first=4)
+    with pytest.raises(
+        InputError, match=r"0:1 in those of mode F, 0:4095 in .* I;16 .*`pixel_range`"
+    ):
+        opened(tmp_path / "scans")
+
+
+def test_images_on_which_nothing_can_be_seen_are_warned_of(tmp_path: Path) -> None:
+    write_levels(tmp_path / "scans", 6, np.uint16, 4000)
+    assert "WARNING" not in image_card(opened(tmp_path / "scans"))
+    dark = opened(tmp_path / "scans", pixel_range=(0, 65_535))
+    assert "WARNING: the pixels have mean 0.0" in image_card(dark)
+    source = source_of(dataset_name=str(tmp_path / "scans"), pixel_range=LevelRange("0:65535"))
+    rows = read_image_splits(source, processor_of(1), num_channels=1)["train"]
+    assert any(note.startswith("WARNING: the pixels have mean 0.0") for note in rows.notes)
 
 
 def test_channels_are_those_of_most_images_not_of_the_first(tmp_path: Path) -> None:
@@ -142,7 +287,137 @@ def test_splits_beside_other_folders_are_not_taken_for_classes(tmp_path: Path) -
     folder = tmp_path / "images"
     for number, name in enumerate(("train", "val", "cats")):
         write_images(folder / name, 5, seed=100 * number)
-    with pytest.raises(InputError, match=r"named as splits \(train, val\) and others \(cats\)"):
+    with pytest.raises(InputError, match=r"subfolder val is named as a split, beside cats, train"):
         opened(folder)
     (folder / "val").rename(folder / "planes")  # vehicles: a class may be called train
     assert opened(folder).label_names == ("cats", "planes", "train")
+
+
+@pytest.mark.parametrize("layout", ["cats/{}", "ILSVRC/Data/{}", "{}/cats"])
+def test_no_folder_of_held_out_images_is_trained_on_in_silence(tmp_path: Path, layout: str) -> None:
+    folder = tmp_path / "images"
+    for number, name in enumerate(("train", "Val")):
+        write_images(folder / layout.format(name), 5, seed=100 * number)
+    if layout == "{}/cats":
+        assert len(opened(folder).pixels) == 5
+        write_images(folder / "dogs", 5, seed=300)
+    with pytest.raises(InputError, match=r"subfolder \S*Val is named as a split"):
+        opened(folder)
+
+
+def header_of(width: int, height: int) -> bytes:
+    """Return a PNG whose header claims a size; its pixels are those of a small image."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "PNG")
+    head = b"IHDR" + struct.pack(">II", width, height) + file.getvalue()[24:29]
+    checked = head + struct.pack(">I", zlib.crc32(head))
+    return file.getvalue()[:12] + checked + file.getvalue()[33:]
+
+
+def jpeg_header_of(width: int, height: int, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "JPEG", **options)
+    marker = b"\xff\xc2" if options.get("progressive") else b"\xff\xc0"
+    before, after = file.getvalue().split(marker, maxsplit=1)
+    return before + marker + after[:3] + struct.pack(">HH", height, width) + after[7:]
+
+
+BOMBS = {
+    "bomb.png": (header_of(50_000, 50_000), "exceeds limit"),
+    "large.png": (header_of(12_000, 12_000), "12000 x 12000 pixels, more than 89,478,485"),
+    "bomb.jpg": (jpeg_header_of(60_000, 60_000), "exceeds limit"),
+    "progressive.jpg": (
+        jpeg_header_of(12_000, 12_000, progressive=True),
+        "12000 x 12000 pixels, more than 89,478,485",
+    ),
+    "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "program"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_bad_images_in_pretraining_and_fine_tuning(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "images"
+    write_images(folder, 6)
+    content, reason = BOMBS[name]
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} cannot be decoded .*{reason}"):
+        opened(folder)
+    corpus = opened(folder, on_bad_image="skip")
+    assert len(corpus.pixels) == 6 and reason in image_card(corpus)
+    with pytest.raises(InputError, match=rf"{name} cannot be decoded .*{reason}"):
+        finetuned_on(folder, processor_of(3), 3)
+    source = source_of(dataset_name=str(folder), on_bad_image="skip")
+    rows = read_image_splits(source, processor_of(3), num_channels=3)["train"]
+    assert len(rows.content) == len(rows.labels or []) == 6
+    assert any("1 of 7" in note and reason in note for note in rows.notes)
+
+
+def test_what_is_decoded_at_the_same_time_has_no_more_pixels_than_the_largest_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "images", 40)  # 81 pixels each
+    monkeypatch.setattr(decoding, "_ROOM", decoding._Room(200))
+    monkeypatch.setattr(decoding, "_ROWS_PER_BLOCK", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    lock, at_once, most = threading.Lock(), 0, 0
+
+    def fit(image: Image.Image) -> np.ndarray:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.002)
+        with lock:
+            at_once -= 1
+        return np.asarray(image)
+
+    rows = open_image_source(dataset_name=str(tmp_path / "images")).read()
+    outcomes = list(decoding.decode_rows(rows, decoding.Conversion(3, None, 0, fit)))
+    assert len(outcomes) == 40 and not any(outcome.reason for outcome in outcomes)
+    assert most == 2
+
+
+PEAK = """
+import os, resource, sys
+os.cpu_count = lambda: 2
+from downstream_models import source_of
+from bert_pretrain.downstream.labelled_images import read_image_splits
+from bert_pretrain.publishing.export import image_processor
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB on Linux
+
+def read(folder):
+    processor = image_processor(image_size=64, mean=[0.5] * 3, std=[1.0] * 3)
+    return read_image_splits(source_of(dataset_name=folder), processor, num_channels=3)
+
+read(sys.argv[1])
+before = peak()
+assert len(read(sys.argv[2])["train"].content) == 24
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+def test_fine_tuning_holds_a_few_full_size_photographs_however_many_there_are(
+    tmp_path: Path,
+) -> None:
+    write_images(tmp_path / "few", 6)
+    (tmp_path / "photographs").mkdir()
+    image = Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")  # 48 MB in Pillow
+    for kind, count in (("png", 3), ("jpg", 21)):
+        file = io.BytesIO()
+        image.save(file, {"png": "PNG", "jpg": "JPEG"}[kind], compress_level=1)
+        for number in range(count):
+            (tmp_path / "photographs" / f"{number}.{kind}").write_bytes(file.getvalue())
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "few"), str(tmp_path / "photographs")],
+        env=environment(tmp_path) | {"PYTHONPATH": f"{tests}:{tests.parent}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # All 24 have 1,150 MB. Two threads hold two of the PNG files, with a copy or two of each.
+    assert float(done.stdout.split()[-1]) < 400

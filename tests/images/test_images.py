@@ -412,12 +412,12 @@ BAD = {
     "text.png": (b"this is no image", "no image in a known format"),
     "empty.gif": (b"", "no image in a known format"),
     "float.tiff": (
-        encoded(PIL.Image.fromarray(np.ones((40, 40), np.float32)), "TIFF"),
-        "floating-point",
+        encoded(PIL.Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF"),
+        "no finite numbers",
     ),
     "wide.tiff": (
         encoded(PIL.Image.fromarray(np.full((40, 40), 70_000, np.int32)), "TIFF"),
-        "16 bits",
+        "its grey levels are 70000:70000",
     ),
 }
 
@@ -538,15 +538,15 @@ def test_pixels_are_mapped_from_a_plain_npy_file(open_here: Open, tmp_path: Path
 
 
 def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    decoded: list[str] = []
-    original = decoding.load_image
+    names: list[str] = []
+    original = decoding._decode_row
 
-    def load(row: Any) -> PIL.Image.Image:
-        decoded.append(row.name)
-        return original(row)
+    def decode(row: decoding.ImageRow, conversion: decoding.Conversion) -> decoding.Outcome:
+        names.append(row.name)
+        return original(row, conversion)
 
-    monkeypatch.setattr(decoding, "load_image", load)
-    return decoded
+    monkeypatch.setattr(decoding, "_decode_row", decode)
+    return names
 
 
 def test_images_are_decoded_once_until_they_change(

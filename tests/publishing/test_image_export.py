@@ -24,6 +24,7 @@ from bert_pretrain.models.image_heads import (
     build_autoencoder,
     build_contrastive,
 )
+from bert_pretrain.models.image_processor import read_pixel_range
 from bert_pretrain.models.masked_autoencoder import MaskedAutoencoder, build_masked_autoencoder
 from bert_pretrain.publishing.export import (
     export_image_model,
@@ -267,6 +268,16 @@ def test_an_encoder_of_three_channels_takes_grey_and_transparent_images() -> Non
     clear = PIL.Image.new("RGBA", (SIZE, SIZE), (9, 9, 9, 0))
     values = processor(clear, return_tensors="pt")["pixel_values"]
     assert torch.equal(values, our_pixel_values(PIL.Image.new("RGB", (SIZE, SIZE), "white"), 3))
+
+
+def test_the_range_of_grey_levels_is_saved_where_there_is_one(tmp_path: Path) -> None:
+    options = {"image_size": SIZE, "mean": [0.5], "std": [0.5]}
+    for pixel_range in (None, (0, 4095)):
+        image_processor(**options, pixel_range=pixel_range).save_pretrained(tmp_path)
+        found = read_pixel_range(AutoImageProcessor.from_pretrained(tmp_path))
+        assert found == pixel_range
+    image_processor(**options).save_pretrained(tmp_path)
+    assert "pixel_range" not in (tmp_path / "preprocessor_config.json").read_text()
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "masked", "contrastive"])

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig
 
 from bert_pretrain.commands.suites.context import Evaluation, SuiteResult
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.features import (
     FeatureSet,
     LabelledImages,
     compute_features,
     divide_labelled,
+    num_in_both,
 )
 from bert_pretrain.evaluation.probes import (
     KnnResult,
@@ -112,7 +113,8 @@ def _feature_sets(evaluation: Evaluation) -> list[FeatureSet]:
 def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
     """Open the images and print what they are.
 
-    They are divided as the run divided them, or `--test_files` are evaluated on.
+    They are divided as the run divided them, or those of `--test_files` or `--test_split` are
+    evaluated on.
 
     Raises:
         InputError: they cannot be opened, or have no labels.
@@ -120,22 +122,65 @@ def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
     source = evaluation.source
     if not source.keys() & {"dataset_name", "data_files"}:
         source["dataset_name"] = "digits"
-    corpus, test_corpus = _open(evaluation, source), None
-    sys.stdout.write(image_card(corpus) + "\n")
-    if evaluation.images.test_files:
-        test_corpus = _open(evaluation, {"data_files": evaluation.images.test_files})
-        sys.stdout.write(image_card(test_corpus) + "\n")
-    elif all(evaluation.run.get(name) == value for name, value in source.items()) and any(
+    others = _test_source(evaluation, source)
+    corpus = _open(evaluation, source)
+    sys.stdout.write(spell(image_card(corpus)) + "\n")
+    if others:
+        # Their grey levels mean the same.
+        test_corpus = _open(evaluation, others, pixel_range=corpus.manifest["pixel_range"])
+        sys.stdout.write(spell(image_card(test_corpus)) + "\n")
+        labelled = divide_labelled(corpus, test_corpus)
+        if num_shared := num_in_both(labelled.train_pixels, labelled.test_pixels):
+            sys.stdout.write(
+                f"note: {num_shared:,} of the {len(labelled.test_pixels):,} images evaluated on "
+                "are in the bank too, exactly the same: what is right there is memory\n"
+            )
+        return labelled
+    if all(evaluation.run.get(name) == value for name, value in source.items()) and any(
         evaluation.run[name] != corpus.manifest[name] for name in ("seed", "validation_share")
     ):
         sys.stdout.write(
             "note: the run that wrote this model held out other images (its seed or validation "
             "share differ), so it was pretrained on some that are evaluated here\n"
         )
-    return divide_labelled(corpus, test_corpus)
+    return divide_labelled(corpus, None)
 
 
-def _open(evaluation: Evaluation, source: dict[str, Any]) -> ImageCorpus:
+def _test_source(evaluation: Evaluation, source: dict[str, Any]) -> dict[str, Any]:
+    """Return what names the images to evaluate on; {} if they are part of the others.
+
+    Raises:
+        InputError: they have two names, or are images of the bank.
+    """
+    images = evaluation.images
+    if images.test_files and images.test_split:
+        raise InputError(
+            f"`test_files` and `test_split` {images.test_split!r} both name the evaluation images",
+            advice="pass one",
+        )
+    if images.test_files:
+        return {"data_files": images.test_files}
+    if not images.test_split:
+        return {}
+    if "data_files" in source:
+        raise InputError(
+            f"`test_split` is {images.test_split!r}, but `data_files` have no splits",
+            advice="pass `test_files`",
+        )
+    if source.get("dataset_split", "train").lower() == images.test_split.lower():
+        raise InputError(
+            f"`test_split` is {images.test_split!r}, which is the bank too",
+            advice="change `test_split` or `dataset_split`",
+        )
+    return source | {"dataset_split": images.test_split, "split_parameter": "test_split"}
+
+
+def _open(
+    evaluation: Evaluation,
+    source: dict[str, Any],
+    *,
+    pixel_range: tuple[float, float] | None = None,
+) -> ImageCorpus:
     images, run = evaluation.images, evaluation.run
     given = {name: getattr(images, name) for name in ("image_column", "label_column", "image_size")}
     given["validation_share"] = evaluation.data.validation_share
@@ -159,5 +204,6 @@ def _open(evaluation: Evaluation, source: dict[str, Any]) -> ImageCorpus:
         **settings,
         num_channels=num_channels,
         on_bad_image=images.on_bad_image,
+        pixel_range=pixel_range or images.pixel_range.ends or _processor(evaluation).pixel_range,
         seed=evaluation.seed,
     )

@@ -164,7 +164,7 @@ def _open_splits(options: CurveOptions) -> Splits:
     task = find_task(data.task)
     is_image = is_image_config(read_model_config(curve.model))
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
-    source = pick(LabelledSource, data)
+    source = pick(LabelledSource, data, pixel_range=data.pixel_range.ends)
     splits = open_splits(curve.model, source, task, seed=0, measured_on=("test", "validation"))
     if splits.labels.problem_type != "single_label_classification":
         raise InputError(
