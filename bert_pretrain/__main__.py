@@ -22,6 +22,7 @@ COMMANDS = {
     "neighbours": "find the nearest of embedded texts or images",
     "report": "show a run as one HTML page",
     "hub": "publish a run or a prepared corpus on the Hugging Face Hub",
+    "cache": "list and remove the decoded copies of images",
 }
 HELP = "usage: bert-pretrain COMMAND [FLAGS]\n\n" + "\n".join(
     [f"  {name:16} {what}" for name, what in COMMANDS.items()]
