@@ -234,12 +234,12 @@ def open_image(row: ImageRow) -> PIL.Image.Image:
     content, path = row.content.get("bytes"), row.content.get("path")
     if content is None and path is None:
         raise ValueError("the row has neither bytes nor a path")
-    if content is None and not os.path.exists(path):
+    if content is None and not os.path.exists(str(path)):
         from datasets.utils.file_utils import xopen
 
         with xopen(path, "rb") as file:  # within an archive, or on the Hub
             content = file.read()
-    image = PIL.Image.open(path if content is None else BytesIO(content))
+    image = PIL.Image.open(str(path) if content is None else BytesIO(content))
     if image.format == "EPS":  # Pillow would let Ghostscript run it
         raise ValueError("EPS is a program that draws an image, and may do more")
     return image

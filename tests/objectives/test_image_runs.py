@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from bert_pretrain.commands.report import write_report
+from bert_pretrain.evaluation.fonts import drawn_names
 
 SMALL = (
     "--config_name convnextv2-mini --max_eval_rows 64 --max_steps 12 --logging_steps 1 "
@@ -150,6 +152,27 @@ def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> 
     run_here(folder, [*flags, "--dataset_name", "photos", *continued])
     last, first = metrics(folder / "first")[-1], metrics(folder / "second")[0]
     assert first["contrastive_loss"] == pytest.approx(last["contrastive_loss"], rel=1e-6)
+
+
+def test_ten_scans_of_twelve_bits_in_chinese_classes_are_learnt_and_published(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        path = folder / "scans" / ("猫", "犬")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        levels = generator.integers(0, 4096, (16, 16)).astype(np.uint16)
+        Image.fromarray(levels).save(path)
+    flags = "--objective contrastive --dataset_name scans --max_steps 2 --eval_steps 1 "
+    flags += "--global_batch_size 8 --output_dir scanned"
+    printed = run_here(folder, [*COMMON, *flags.split()])
+    assert "10 (8 training, 2 held out)" in printed
+    assert "grey levels      0:4095 of images of more than 8 bits become 0:255 (--" in printed
+    final = folder / "scanned/final"
+    assert AutoImageProcessor.from_pretrained(final).pixel_range == [0, 4095]
+    assert "levels = (np.asarray(image, dtype=np.float32) - 0) * (255 / 4095)" in (
+        final / "README.md"
+    ).read_text(encoding="utf-8")
+    note = drawn_names(("犬", "猫")).note  # where no font has the characters
+    assert not note or printed.count(note) == 1
 
 
 @pytest.mark.slow
