@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
+from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from transformers import (
@@ -242,6 +243,24 @@ def test_a_new_vit_begins_with_positions_that_it_then_trains(tmp_path: Path) -> 
         **small_flags(tmp_path, model_name_or_path=str(tmp_path / "weights"))
     )
     assert torch.equal(continued.base_model.embeddings.position_embeddings, positions)
+
+
+@pytest.mark.parametrize("name", ["vit-tiny", "vit-mini", "convnextv2-mini"])
+@pytest.mark.parametrize("kind", ["encoder", "projections"])
+def test_a_new_encoder_tells_digits_apart(name: str, kind: str) -> None:
+    """Where all embeddings are equal neither NT-Xent nor a squared distance has a gradient."""
+    torch.manual_seed(0)
+    model = BUILDERS["contrastive"](
+        config_name=name, model_name_or_path=None, image_size=8, num_channels=1, dropout=0.0
+    ).eval()
+    pixels = torch.from_numpy(load_digits().images[:300]).float()[:, None] / 16
+    with torch.no_grad():
+        out = model(pixel_values=(pixels - pixels.mean()) / pixels.std())
+    rows = out.embeddings if kind == "encoder" else out.projections
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    # Spread evenly over directions, the deviation of a dimension is 1 / sqrt(D).
+    assert unit.std(dim=0, correction=0).mean() > 0.2 / rows.shape[1] ** 0.5
+    assert torch.linalg.svdvals(unit)[1:].square().sum() > 0.05 * len(unit)
 
 
 # All pretraining models
