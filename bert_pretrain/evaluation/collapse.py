@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 _MAX_PAIRS = 2_000_000
 _STUCK_TOLERANCE = 0.02
+_SMALL_DISTANCE = 0.25  # of that of unrelated embeddings, where it is not squared
+_LUCKY = 3.0  # times as often as by chance
 _MIN_STD_RATIO = 0.1
 _MIN_EFFECTIVE_RANK = 2.0
 _MIN_ACTIVE_SHARE = 0.01
@@ -130,9 +132,15 @@ def collapse_warnings(
     *,
     triplet_loss: float | None = None,
     negative_distance: float | None = None,
+    unrelated_distance: float | None = None,
     margin: float | None = None,
+    contrastive_loss: float | None = None,
+    chance_loss: float | None = None,
+    accuracy: float | None = None,
+    chance_accuracy: float | None = None,
     loss: Literal["triplet", "nt_xent", "reconstruction"] | None = None,
     negatives: str | None = None,
+    distance: str | None = None,
     normalize: bool | None = None,
 ) -> list[str]:
     """Return a message for each sign of collapse, with its cause and the parameters to change.
@@ -145,29 +153,52 @@ def collapse_warnings(
         negative_distance: mean distance of anchors from their negatives; None means small. A
             semi-hard negative lies just behind the positive, so a loss near the margin is a sign of
             collapse only if this distance is small too.
+        unrelated_distance: that of embeddings that have nothing in common; None = not known.
+            Against a large margin, as of 50 on the unit sphere, all distances are small.
         margin: of the triplet loss; needed with it.
+        contrastive_loss: NT-Xent, if that is trained; needed with it are the next three.
+        chance_loss: NT-Xent where all embeddings are equal.
+        accuracy: how often the other view is found.
+        chance_accuracy: how often a random choice finds it.
         loss: what is trained, so that the advice fits it; None = unknown.
         negatives: of the triplet loss, as they are chosen; None = unknown.
+        distance: of the triplet loss; None = unknown.
         normalize: whether the triplet loss compares normalised embeddings; None = unknown.
     """
     if triplet_loss is not None:
         loss = "triplet"
     # Advice is empty where it does not apply, or where it is followed already.
     slower = "lower `learning_rate`"
-    normalized = "pass `normalize`" if loss in (None, "triplet") and not normalize else ""
+    has_scale = not normalize and distance != "cosine"  # which normalises by itself
+    normalized = "pass `normalize`" if loss in (None, "triplet") and has_scale else ""
     easier = _EASIER_NEGATIVES.get(negatives, "") if loss == "triplet" else ""
+    escaping = "use `distance` l2, which drives equal embeddings apart" * (
+        distance in ("l2_squared", "cosine")
+    )
     nt_xent = "use `loss` nt_xent"
     other_loss = {None: f"for a contrastive loss {nt_xent}", "triplet": nt_xent}.get(loss, "")
     harder = "use `negatives` semi_hard" if negatives in (None, "random", "all") else ""
     messages = []
     if triplet_loss is not None:
         assert margin is not None
-        is_small = negative_distance is None or negative_distance < margin / 2
-        if is_small and abs(triplet_loss - margin) <= _STUCK_TOLERANCE * margin:
+        # Cosine distances grow with the square of an angle.
+        smallness = _SMALL_DISTANCE if distance in (None, "l2") else _SMALL_DISTANCE**2
+        scale = margin if unrelated_distance is None else min(margin, unrelated_distance)
+        is_small = negative_distance is None or negative_distance < smallness * scale
+        if is_small and abs(triplet_loss - margin) <= _STUCK_TOLERANCE * scale:
             messages.append(
                 f"the triplet loss is {triplet_loss:.4g}, stuck at its margin {margin:g}: "
                 "positives and negatives are equally far away, so all embeddings are nearly equal; "
-                + _any_of(easier, slower, normalized)
+                + _any_of(easier, slower, escaping, normalized)
+            )
+    if contrastive_loss is not None:
+        assert chance_loss is not None and accuracy is not None and chance_accuracy is not None
+        is_by_chance = accuracy < _LUCKY * chance_accuracy
+        if is_by_chance and abs(contrastive_loss - chance_loss) <= _STUCK_TOLERANCE:
+            messages.append(
+                f"the NT-Xent loss is {contrastive_loss:.4g}, stuck at that of equal embeddings, "
+                f"{chance_loss:.4g}, where it has no gradient (the other view is found as often as "
+                f"by chance, {accuracy:.2%}); begin anew and {slower}"
             )
     std, evenly_spread = measures.embedding_std, 1 / math.sqrt(measures.encoder_dim)
     if std < _MIN_STD_RATIO * evenly_spread:

@@ -159,6 +159,7 @@ def nt_xent_loss(
     view_ids: Tensor,
     candidate_ids: Tensor,
     temperature: float,
+    num_negatives: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the other view of an image among the views of other images.
 
@@ -173,6 +174,9 @@ def nt_xent_loss(
         view_ids: int64 (b,), which image a row shows.
         candidate_ids: int64 (N,).
         temperature: T, above 0; SimCLR takes 0.1 to 0.5.
+        num_negatives: let the negatives of an anchor weigh as so many that are like them, so that
+            losses over batches of different sizes are of one scale: where all embeddings are equal
+            a term is log(1 + num_negatives). None = as many as there are.
 
     Returns:
         The sum of the 2b terms, float32 0-dim, and how many views are more similar to their partner
@@ -181,15 +185,69 @@ def nt_xent_loss(
     Source:
         Chen et al. 2020 (SimCLR), equation 1 and algorithm 1.
     """
-    assert temperature > 0
     normalized = normalize_rows(views)
     anchors = normalized.flatten(0, 1)  # (b, 2, D) -> (2b, D)
     partners = normalized.flip(1).flatten(0, 1)
     others = normalize_rows(candidates).flatten(0, 1)  # (N, 2, D) -> (2N, D)
     view_ids, candidate_ids = (ids.repeat_interleave(2) for ids in (view_ids, candidate_ids))
     is_own = view_ids[:, None] == candidate_ids  # (2b, 2N)
+    return _classify(anchors, partners, others, is_own, temperature, num_negatives)
+
+
+@in_float32
+def key_loss(
+    queries: Tensor,
+    keys: Tensor,
+    candidates: Tensor,
+    *,
+    query_ids: Tensor,
+    candidate_ids: Tensor,
+    temperature: float,
+    num_negatives: int,
+) -> tuple[Tensor, Tensor]:
+    """Find the key of an image among keys of other images.
+
+    The term of a query is that of an anchor of `nt_xent_loss`; keys have no gradient.
+
+    Args:
+        queries: (b, D), embeddings of this process's images; normalised here, as the others.
+        keys: (b, D), another model's embeddings of other views of them.
+        candidates: (N, D), keys of all processes and of earlier updates.
+        query_ids: int64 (b,), which image a row shows.
+        candidate_ids: int64 (N,); below 0 = there is no candidate.
+        temperature: T, above 0.
+        num_negatives: as how many the negatives weigh, see `nt_xent_loss`.
+
+    Returns:
+        The sum of the b terms, float32 0-dim, and how many queries are more similar to their key
+        than to any other, int64 0-dim.
+
+    Source:
+        He et al. 2020 (MoCo), equation 1 and algorithm 1.
+    """
+    queries, keys, candidates = map(normalize_rows, (queries, keys.detach(), candidates.detach()))
+    is_none = (query_ids[:, None] == candidate_ids) | (candidate_ids < 0)  # (b, N)
+    return _classify(queries, keys, candidates, is_none, temperature, num_negatives)
+
+
+def _classify(
+    anchors: Tensor,
+    partners: Tensor,
+    others: Tensor,
+    is_left_out: Tensor,
+    temperature: float,
+    num_negatives: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of finding each anchor's partner, a sum, and how many are found.
+
+    Rows (b, D), (b, D) and (N, D) are of length 1; `is_left_out` is bool (b, N).
+    """
+    assert temperature > 0
     positive_logits = (anchors * partners).sum(dim=1) / temperature
-    negative_logits = (anchors @ others.T / temperature).masked_fill(is_own, -torch.inf)
-    logits = torch.cat([positive_logits[:, None], negative_logits], dim=1)  # (2b, 1 + 2N)
+    negative_logits = (anchors @ others.T / temperature).masked_fill(is_left_out, -torch.inf)
     num_correct = (positive_logits > negative_logits.amax(dim=1)).sum()
+    if num_negatives is not None:
+        weight = num_negatives / (~is_left_out).sum(dim=1, keepdim=True).clamp(min=1)
+        negative_logits = negative_logits + weight.log()
+    logits = torch.cat([positive_logits[:, None], negative_logits], dim=1)  # (b, 1 + N)
     return (logits.logsumexp(dim=1) - positive_logits).sum(), num_correct

@@ -7,6 +7,7 @@ correct digit left in bfloat16.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
@@ -69,6 +70,21 @@ def pairwise_distance(a: Tensor, b: Tensor, distance: Distance) -> Tensor:
     if distance == "l2_squared":
         return (a - b).square().sum(dim=-1)
     return 1 - (normalize_rows(a) * normalize_rows(b)).sum(dim=-1)
+
+
+def largest_distance(distance: Distance, *, is_normalized: bool) -> float:
+    """Return the largest distance that two rows can have; infinite if it grows with the rows.
+
+    On the unit sphere it is 2 with `l2`, and 4 with `l2_squared`; with `cosine` it is always 2.
+    """
+    if distance == "cosine":
+        return 2.0
+    return {"l2": 2.0, "l2_squared": 4.0}[distance] if is_normalized else math.inf
+
+
+def unrelated_distance(distance: Distance, length: float) -> float:
+    """Return the distance of two rows of a length at right angles, as unrelated ones nearly are."""
+    return {"l2": math.sqrt(2) * length, "l2_squared": 2 * length**2, "cosine": 1.0}[distance]
 
 
 @in_float32

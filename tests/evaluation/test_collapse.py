@@ -186,6 +186,80 @@ def test_what_is_so_already_is_not_advised(
     assert not any(word in message for message in messages for word in unsaid)
 
 
+@pytest.mark.parametrize(
+    ("distance", "setting", "unsaid"),
+    [
+        ("l2_squared", {"normalize": True}, "`normalize`"),
+        ("cosine", {"normalize": False}, "`normalize`"),
+        ("l2", {"normalize": False}, "`distance`"),
+    ],
+)
+def test_the_way_out_of_a_stuck_triplet_loss_fits_its_distance(
+    distance: str, setting: dict[str, bool], unsaid: str
+) -> None:
+    stuck = {"triplet_loss": 0.4999, "negative_distance": 0.001, "margin": 0.5}
+    (message,) = collapse_warnings(HEALTHY, **stuck, distance=distance, **setting)
+    assert "stuck at its margin 0.5" in message
+    assert ("`distance` l2" in message) is (distance != "l2")
+    assert ("pass `normalize`" in message) is (distance == "l2")
+    assert unsaid not in message
+
+
+@pytest.mark.parametrize(
+    ("negative_distance", "unrelated_distance", "is_stuck"),
+    [
+        (1.3, 1.41, False),  # on the unit sphere, spread
+        (1e-4, 1.41, True),
+        (13.0, 14.1, False),  # embeddings of length 10
+        (1e-3, 14.1, True),
+    ],
+)
+def test_a_margin_of_50_is_no_collapse(
+    negative_distance: float, unrelated_distance: float, is_stuck: bool
+) -> None:
+    """Of positives at two thirds of the distance of negatives."""
+    gap = negative_distance / 3
+    found = collapse_warnings(
+        HEALTHY,
+        triplet_loss=50 - gap,
+        negative_distance=negative_distance,
+        unrelated_distance=unrelated_distance,
+        margin=50.0,
+    )
+    assert [("stuck at its margin 50" in message) for message in found] == [True] * is_stuck
+
+
+@pytest.mark.parametrize("distance", ["l2_squared", "cosine"])
+def test_semi_hard_negatives_just_behind_their_positives_are_no_collapse(distance: str) -> None:
+    """Of images at 40 degrees from each other; at 4 degrees they are."""
+    for degrees, is_stuck in ((40, False), (4, True)):
+        gap = 1 - math.cos(math.radians(degrees))
+        found = collapse_warnings(
+            HEALTHY,
+            triplet_loss=0.985,
+            negative_distance=gap * (2 if distance == "l2_squared" else 1),
+            unrelated_distance=2.0 if distance == "l2_squared" else 1.0,
+            margin=1.0,
+            distance=distance,
+            negatives="semi_hard",
+        )
+        assert ["stuck" in message for message in found] == [True] * is_stuck
+
+
+@pytest.mark.parametrize(
+    ("loss", "accuracy", "is_stuck"),
+    [(6.236, 0.002, True), (6.236, 0.2, False), (5.9, 0.004, False), (6.6, 0.002, False)],
+)
+def test_nt_xent_that_has_not_left_chance_is_reported(
+    loss: float, accuracy: float, is_stuck: bool
+) -> None:
+    """At chance for the loss alone a run passes by on its way down."""
+    context = {"chance_loss": math.log(511), "chance_accuracy": 1 / 511, "loss": "nt_xent"}
+    found = collapse_warnings(HEALTHY, contrastive_loss=loss, accuracy=accuracy, **context)
+    assert [("no gradient" in m and "`learning_rate`" in m) for m in found] == [True] * is_stuck
+    assert not any("`negatives`" in m or "`normalize`" in m or "`loss`" in m for m in found)
+
+
 def test_harder_negatives_are_advised_unless_they_are_hard_already() -> None:
     idle = replace(HEALTHY, active_triplets=0.001)
     for negatives, is_advised in (("random", True), ("all", True), ("semi_hard", False)):

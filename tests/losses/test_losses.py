@@ -18,6 +18,7 @@ from bert_pretrain.losses import cross_entropy
 from bert_pretrain.losses.contrastive import (
     Negatives,
     TripletTerms,
+    key_loss,
     nt_xent_loss,
     reduction_factor,
     triplet_loss,
@@ -26,10 +27,12 @@ from bert_pretrain.losses.cross_entropy import summed_cross_entropy
 from bert_pretrain.losses.distances import (
     Distance,
     distance_matrix,
+    largest_distance,
     masked_patch_loss,
     normalize_rows,
     pairwise_distance,
     reconstruction_loss,
+    unrelated_distance,
 )
 
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
@@ -458,6 +461,81 @@ def test_nt_xent_knows_no_order_of_images_nor_of_views_and_no_scale() -> None:
         nt_xent(views, candidates=views[order], candidate_ids=order),
     ):
         torch.testing.assert_close(other[0], expected)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_negatives_may_weigh_as_several_that_are_like_them(copies: int) -> None:
+    """As if each other image were there so many times, under another name."""
+    views, ids = rows(6, 2, 5, seed=0), torch.arange(6)
+    found, num_correct = nt_xent(views, num_negatives=10 * copies)
+    expected = torch.zeros(())
+    for i in range(6):
+        others = torch.cat([views[ids != i]] * copies)
+        candidates = torch.cat([views[i : i + 1], others])
+        names = {"view_ids": ids[:1], "candidate_ids": torch.arange(len(candidates))}
+        expected += nt_xent(views[i : i + 1], candidates=candidates, **names)[0]
+    torch.testing.assert_close(found, expected)
+    assert num_correct == nt_xent(views)[1]
+    if copies == 1:  # there are as many
+        assert torch.equal(found, nt_xent(views)[0])
+    for num_images in (1, 2, 5):  # whatever the batch, equal embeddings have one loss
+        total, _ = nt_xent(torch.ones(num_images, 2, 3), num_negatives=510)
+        expected_loss = 0 if num_images == 1 else math.log(511)
+        assert (total / (2 * num_images)).item() == pytest.approx(expected_loss, rel=1e-6)
+
+
+@given(
+    ids=st.lists(st.integers(-1, 4), min_size=1, max_size=9),
+    num_own=st.integers(1, 3),
+    seed=st.integers(0, 50),
+)
+@settings(deadline=None, max_examples=40)
+def test_a_query_is_compared_with_keys_of_other_images_and_keys_have_no_gradient(
+    ids: list[int], num_own: int, seed: int
+) -> None:
+    """Against a loop; below 0 = an empty place of the queue."""
+    queries, keys = (rows(num_own, 4, seed=seed + i).requires_grad_() for i in (0, 100))
+    candidates, temperature = rows(len(ids), 4, seed=seed + 200).requires_grad_(), 0.3
+    total, num_correct = key_loss(
+        queries,
+        keys,
+        candidates,
+        query_ids=torch.arange(num_own),
+        candidate_ids=torch.tensor(ids),
+        temperature=temperature,
+        num_negatives=20,
+    )
+    expected, num_found = 0.0, 0
+    for i in range(num_own):
+        cosines = F.cosine_similarity(queries[i : i + 1], torch.cat([keys[i : i + 1], candidates]))
+        positive, *scores = (cosines / temperature).exp().tolist()
+        negatives = [s for s, j in zip(scores, ids, strict=True) if j not in (i, -1)]
+        weighed = 20 * sum(negatives) / len(negatives) if negatives else 0.0
+        expected -= math.log(positive / (positive + weighed))
+        num_found += all(positive > negative for negative in negatives)
+    assert total.item() == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
+    assert num_correct.item() == num_found
+    gradients = torch.autograd.grad(total, (queries, keys, candidates), allow_unused=True)
+    assert torch.isfinite(gradients[0]).all()
+    assert gradients[1:] == (None, None)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_no_distance_is_above_the_largest_and_right_angles_are_unrelated(
+    distance: Distance,
+) -> None:
+    largest = largest_distance(distance, is_normalized=True)
+    first = normalize_rows(rows(200, 3, seed=0))
+    opposite = pairwise_distance(first, -first, distance)
+    torch.testing.assert_close(opposite, torch.full((200,), largest), rtol=1e-4, atol=0)
+    assert distance_matrix(first, first, distance).max() <= largest * 1.0001
+    assert largest_distance(distance, is_normalized=False) == (
+        2 if distance == "cosine" else math.inf
+    )
+    for length in (1.0, 7.0):
+        a, b = length * torch.eye(2)[:1], length * torch.eye(2)[1:]
+        expected = unrelated_distance(distance, length)
+        assert pairwise_distance(a, b, distance).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_parts_of_the_anchors_add_up_to_the_joint_loss() -> None:
