@@ -47,6 +47,8 @@ class Line(nn.Module):
 class LineObjective:
     """Squared distance of the line from 2 x; the sum is infinite at the rows of `infinite_at`."""
 
+    coupling = None
+
     def __init__(self, *, infinite_at: tuple[int, ...] = ()) -> None:
         plan = np.arange(40).view(Numbers)
         self.training = TrainingStream(

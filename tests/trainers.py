@@ -31,6 +31,7 @@ from bert_pretrain.text.pairs import EpochPlan, PairMode, plan_epoch
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.optimizers import OptimizerName, build_optimizers
 from bert_pretrain.training.schedule import Intervals, Schedule
+from bert_pretrain.training.sharding import local
 from bert_pretrain.training.trainer import Trainer
 
 VOCAB, LENGTH = 200, 32
@@ -173,8 +174,15 @@ def bert_trainer(
     return trainer_of(accelerator, objective, folder, optimizer=optimizer, **options)
 
 
-def image_trainer(accelerator: Accelerator, folder: Path, kind: str) -> Trainer:
-    """Return a trainer of a small image encoder on scikit-learn's digits."""
+def image_trainer(
+    accelerator: Accelerator,
+    folder: Path,
+    kind: str,
+    *,
+    negatives: str = "random",
+    **options: Any,
+) -> Trainer:
+    """Return a trainer of a small image encoder on scikit-learn's digits; see `trainer_of`."""
     corpus = open_images(
         dataset_name="digits",
         validation_share=0.1,
@@ -194,14 +202,35 @@ def image_trainer(accelerator: Accelerator, folder: Path, kind: str) -> Trainer:
     elif kind == "masked":
         task = masked_autoencoder_task(corpus, mask_ratio=0.5, normalize_target=True, **common)
     else:
-        triplet = {"margin": 1.0, "distance": "l2", "normalize": True, "negatives": "random"}
+        triplet = {"margin": 1.0, "distance": "l2", "normalize": True, "negatives": negatives}
         task = contrastive_task(
             corpus,
             PRESETS["basic"],
             loss=kind,
             triplet=triplet | {"reduction": "mean_positive"},
             temperature=0.2,
+            num_images=8,
             projection_dim=8,
             **common,
         )
-    return trainer_of(accelerator, task.objective, folder)
+    return trainer_of(accelerator, task.objective, folder, **options)
+
+
+def first_update(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Make the first update; returns its loss and metrics, and the gradient before it is clipped.
+
+    The gradient is that of all parameters one after the other.
+    """
+    found = {}
+    clip = trainer.distributed.clip_grad_norm
+
+    def keep(max_norm: float) -> torch.Tensor:
+        parameters = trainer.distributed.trained.parameters()
+        gradients = [local(p.grad).flatten() for p in parameters if p.grad is not None]
+        found["gradient"] = torch.cat(gradients).clone()
+        return clip(max_norm)
+
+    trainer.distributed.clip_grad_norm = keep  # type: ignore[method-assign]
+    trainer._update(next(trainer._windows()), learning_rate=1e-3)
+    means = trainer.sums.total().means()
+    return found | {name: torch.tensor(mean) for name, mean in means.items()}

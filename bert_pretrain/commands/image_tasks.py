@@ -7,12 +7,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from bert_pretrain.commands.machine import batch_layout
 from bert_pretrain.config.pretraining import PretrainingConfig
+from bert_pretrain.errors import InputError
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.corpus import ImageCorpus, open_images
 from bert_pretrain.objectives import autoencoder as autoencoders
 from bert_pretrain.objectives import contrastive as contrasts
 from bert_pretrain.objectives.interface import Task
+from bert_pretrain.training.sharding import is_sharded
 
 
 def autoencoder_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
@@ -37,7 +40,12 @@ def autoencoder_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
 
 def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     """Open the images and return what learning them by contrast is about."""
-    contrastive = config.contrastive
+    contrastive, layout = config.contrastive, batch_layout(config, accelerator)
+    if contrastive.queue_size and is_sharded(accelerator):
+        raise InputError(
+            "`queue_size` is not 0, but the slow copy of a model that FSDP shards was not tried",
+            advice="pass `queue_size` 0, or launch without FSDP",
+        )
     rule = PRESETS[contrastive.augmentation]
     if not contrastive.horizontal_flip:
         rule = dataclasses.replace(rule, flip_prob=0.0)
@@ -54,6 +62,9 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
             "reduction": contrastive.reduction,
         },
         temperature=contrastive.temperature,
+        num_images=layout.global_batch_size,
+        queue_size=contrastive.queue_size,
+        key_momentum=contrastive.key_momentum,
         **_common_values(config),
     )
 

@@ -137,12 +137,6 @@ def batch_layout(
             "memory while it tries would leave the others waiting",
             advice="pass a number",
         )
-    if per_device == AUTO and config.run.objective == "contrastive":
-        raise InputError(
-            "`per_device_train_batch_size` is auto, but contrastive learning compares the images "
-            "of a forward pass: their number decides what is learnt",
-            advice="pass a number",
-        )
     if per_device == AUTO and not optimization.global_batch_size:
         raise InputError(
             "`per_device_train_batch_size` is auto and `global_batch_size` 0, so that nothing says "
@@ -160,9 +154,9 @@ def batch_layout(
     )
     course = _course(config, global_batch_size)
     course.check_rows(num_processes=accelerator.num_processes, num_micro_batches=num_micro_batches)
-    if config.run.objective == "contrastive" and global_batch_size // num_micro_batches < 2:
+    if config.run.objective == "contrastive" and global_batch_size < 2:
         raise InputError(
-            "each forward pass has a single row, but contrastive learning compares images",
+            "an update has a single row, but contrastive learning compares images",
             advice="raise `per_device_train_batch_size` or `global_batch_size`",
         )
     return BatchLayout(

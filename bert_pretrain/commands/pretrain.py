@@ -264,11 +264,8 @@ def what_must_agree(
     defining, noted = flags_to_compare(config.to_dict())
     defining |= task.objective.training.identity
     defining["global_batch_size"] = layout.global_batch_size
-    if config.run.objective == "contrastive":  # whose loss compares the rows of a forward pass
-        noted |= {
-            "rows compared in training": layout.global_batch_size // layout.num_micro_batches,
-            "rows compared in evaluation": layout.eval_batch_size,
-        }
+    if config.run.objective == "contrastive":  # whose loss compares held-out rows of a batch
+        noted["rows compared in evaluation"] = layout.eval_batch_size
     if config.optimization.on_spike == "rewind":  # whose rows are judged, whose checkpoints serve
         intervals = {"logging_steps": config.run.logging_steps, "save_steps": config.run.save_steps}
         noted |= intervals

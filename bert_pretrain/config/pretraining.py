@@ -113,7 +113,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     _check_checkpoints(config.run)
     _check_tracker(config.run.report_to)
     if config.run.objective == "contrastive":
-        _check_contrast(config.optimization)
+        _check_contrast(config.optimization, config.contrastive)
     _check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
@@ -273,12 +273,25 @@ def _check_checkpoints(run: RunArguments) -> None:
         )
 
 
-def _check_contrast(optimization: OptimizationArguments) -> None:
-    """Raise `InputError` if an image would be compared with no other."""
-    for name in ("global_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size"):
+def _check_contrast(optimization: OptimizationArguments, contrastive: ContrastiveArguments) -> None:
+    """Raise `InputError` if an image would be compared with no other, or a queue with nothing."""
+    if contrastive.queue_size and contrastive.loss != "nt_xent":
+        raise InputError(
+            f"`queue_size` means nothing to `loss` {contrastive.loss} (it is for nt_xent)",
+            advice="leave it out, or change `loss`",
+        )
+    if contrastive.key_momentum != ContrastiveArguments.key_momentum and not contrastive.queue_size:
+        raise InputError(
+            "`key_momentum` means nothing without `queue_size`",
+            advice="pass `queue_size`, such as 4096, or leave `key_momentum` out",
+        )
+    for name, others in (
+        ("global_batch_size", "an update"),
+        ("per_device_eval_batch_size", "a batch"),
+    ):
         if getattr(optimization, name) == 1:
             raise InputError.out_of_range(
-                name, 1, "at least 2: an image is compared with the others of a forward pass"
+                name, 1, f"at least 2: an image is compared with the others of {others}"
             )
 
 
@@ -318,7 +331,7 @@ def _check_schedules(config: PretrainingConfig) -> None:
     if config.run.objective == "contrastive":
         raise InputError(
             "`batch_size_ramp` means nothing to `objective` contrastive, whose loss compares the "
-            "images of a forward pass: their number decides what is learnt",
+            "images of an update: their number decides what is learnt",
             advice="leave it out",
         )
     if optimization.num_train_epochs:
@@ -361,7 +374,7 @@ DEFINING = _names(
     "mlm_probability mask_replace_prob "
     "random_replace_prob masking dropout embedding_dim reconstruction_loss noise_std mask_ratio "
     "norm_pix_loss augmentation horizontal_flip loss margin distance normalize negatives reduction "
-    "temperature projection_dim optimizer batch_size_ramp"
+    "temperature projection_dim queue_size key_momentum optimizer batch_size_ramp"
 )
 # These may change, and the run says that from there on it is not the uninterrupted one: length and
 # steering of the training, and the held-out rows.
@@ -374,7 +387,7 @@ NOTED = _names(
 # These may change without a word. Some change no number. For the others the run compares what they
 # come to: the key of the prepared corpus or of the images (the same one may lie in another folder),
 # the whole configuration of the model (its weights are the checkpoint's), the rows of an update,
-# and, where rows of a forward pass are compared with each other, the number of those.
+# and, where held-out rows are compared with each other, the number of those.
 FREE = _names(
     "recipe output_dir resume_from_checkpoint signal_grace stuck_timeout logging_steps eval_steps "
     "save_steps save_total_limit keep_every report_to debug profile preprocessing_num_workers "

@@ -1,108 +1,43 @@
-"""Contrastive learning of images: an image and its augmentation together, other images apart.
-
-Each image is compared with the others of a forward pass, over all processes: loss and gradient are
-those of the joint batch. The micro-batches of an accumulation window do not see each other, so
-unlike for other objectives their number changes the curve.
-"""
+"""Contrastive learning of images: an image and its augmentation together, other images apart."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_processes
-from bert_pretrain.data.random import Purpose, hash_uint64
+from bert_pretrain.data.processes import count_rows, gather_rows
 from bert_pretrain.data.stream import Batch
-from bert_pretrain.evaluation.pictures import augmented_views
 from bert_pretrain.images.augmentation import AugmentationRule
-from bert_pretrain.images.collator import PixelScale, channels_last, unit_range
+from bert_pretrain.images.collator import PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.images.views import Augmentation
 from bert_pretrain.losses.contrastive import (
     Negatives,
     Reduction,
+    key_loss,
     nt_xent_loss,
     reduction_factor,
     triplet_loss,
 )
-from bert_pretrain.losses.distances import Distance, normalize_rows
-from bert_pretrain.models.image_heads import build_contrastive
-from bert_pretrain.objectives.image_monitor import Pretext
+from bert_pretrain.losses.distances import (
+    Distance,
+    largest_distance,
+    normalize_rows,
+    unrelated_distance,
+)
+from bert_pretrain.models.image_heads import ContrastiveModel, build_contrastive
+from bert_pretrain.models.momentum_queue import MomentumQueue
 from bert_pretrain.objectives.images import image_task, model_shape
 from bert_pretrain.objectives.interface import LossTerm, Task
+from bert_pretrain.objectives.two_views import Joint, TwoViews, draw_views, joined
 
 LossKind: TypeAlias = Literal["triplet", "nt_xent"]
-Joint: TypeAlias = Callable[[Tensor], Tensor]  # brings together what the processes hold
-
-
-def draw_views(
-    images: NDArray[np.int64], epoch: int, *, augmentation: Augmentation
-) -> dict[str, Tensor]:
-    """Return both views' parameters float32 (B, P), and `negative_offset` int64 (B,)."""
-    hashes = hash_uint64(augmentation.seed, Purpose.NEGATIVE, epoch, images)
-    return {
-        "first_view": augmentation.draw(epoch, images, 0),
-        "second_view": augmentation.draw(epoch, images, 1),
-        # In [0, 2^62), as the triplet loss takes them.
-        "negative_offset": torch.from_numpy((hashes >> np.uint64(2)).astype(np.int64)),
-    }
-
-
-@dataclass(frozen=True)
-class TwoViews(Pretext):
-    """Compare two views of each image, made by `augmentation`, with views of other images."""
-
-    term = "contrastive"
-    augmentation: Augmentation
-
-    @abstractmethod
-    def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
-    ) -> LossTerm:
-        """Return the loss of this process's images, given projections of both views (B, D).
-
-        `gather` returns the rows of all processes, with gradient, `sum_counts` the sum over them,
-        without gradient.
-        """
-
-    def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
-        """Return the loss of a batch, a sum over its images.
-
-        While training, all processes' rows are compared; held-out batches are complete as they are.
-        """
-        views = self.scale.normalize(torch.cat(self.views(batch)))
-        e1, e2 = model(pixel_values=views).projections.float().chunk(2)
-        if not model.training:
-            return self.compare(e1, e2, batch, lambda rows: rows, lambda counts: counts)
-        gather = partial(gather_rows, num_rows_per_rank=count_rows(e1))
-        return self.compare(e1, e2, batch, gather, sum_over_processes)
-
-    def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return what the loss compares, two float (B, C, H, W) in [0, 1]."""
-        images = unit_range(batch["pixels"])
-        first = self.augmentation.apply(images, batch["first_view"])
-        return first, self.augmentation.apply(images, batch["second_view"])
-
-    def second_pixel_values(self, batch: Batch) -> Tensor:
-        """Return the normalised second views of a batch."""
-        view = self.augmentation.apply(unit_range(batch["pixels"]), batch["second_view"])
-        return self.scale.normalize(view)
-
-    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
-        """Draw images above their two views."""
-        pictures = unit_range(batch["pixels"]), *self.views(batch)
-        images, first, second = map(channels_last, pictures)
-        augmented_views(images, first, second, folder / "views.png")
 
 
 @dataclass(frozen=True)
@@ -111,20 +46,123 @@ class NTXent(TwoViews):
 
     loss_kind = "nt_xent"
     temperature: float
+    num_images: int  # of an update
 
-    def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
-    ) -> LossTerm:
+    @property
+    def num_negatives(self) -> int:
+        """Views of other images, of an update of different ones."""
+        return 2 * (self.num_images - 1)
+
+    @property
+    def chance_loss(self) -> float:
+        """log(1 + number of negatives)."""
+        return math.log(1 + self.num_negatives)
+
+    def compare(self, rows: Tensor, batch: Batch, gather: Joint, sum_counts: Joint) -> LossTerm:
         """Return the loss of each image as the mean over its two views."""
-        views = torch.stack([e1, e2], dim=1)
+        return self._term(rows, gather(rows), batch["image_ids"], gather(batch["image_ids"]))
+
+    def compare_held_out(self, rows: Tensor, batch: Batch) -> LossTerm:
+        """Return the loss against the views of a batch, weighed as if they were an update's.
+
+        The accuracy is that of finding the other view in the batch; chance is beside it.
+        """
+        ids = batch["image_ids"]
+        return self._term(rows, rows, ids, ids, num_negatives=self.num_negatives)
+
+    def _term(
+        self,
+        rows: Tensor,
+        candidates: Tensor,
+        ids: Tensor,
+        candidate_ids: Tensor,
+        num_negatives: int | None = None,
+    ) -> LossTerm:
         total, num_correct = nt_xent_loss(
-            views,
-            gather(views),
-            view_ids=batch["image_ids"],
-            candidate_ids=gather(batch["image_ids"]),
+            rows,
+            candidates,
+            view_ids=ids,
+            candidate_ids=candidate_ids,
             temperature=self.temperature,
+            num_negatives=num_negatives,
         )
-        return LossTerm(total / 2, metrics={"accuracy": num_correct / 2})
+        num_candidates = 1 + 2 * (ids[:, None] != candidate_ids).sum(dim=1)
+        metrics = {"accuracy": num_correct / 2, "chance_accuracy": (1 / num_candidates).sum()}
+        return LossTerm(total / 2, metrics=metrics)
+
+    def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the loss and the accuracy with what they are by chance."""
+        return super().collapse_context(row) | {
+            "contrastive_loss": row[f"{self.term}_loss"],
+            "chance_loss": self.chance_loss,
+            "accuracy": row[f"{self.term}_accuracy"],
+            "chance_accuracy": row[f"{self.term}_chance_accuracy"],
+        }
+
+
+@dataclass(frozen=True)
+class MomentumContrast(NTXent):
+    """Find the other view, as a slow copy of the model embeds it, among its embeddings of late.
+
+    The first view of an image is embedded by the model, the second by the copy. Negatives are the
+    copy's embeddings of the other images of this update and of earlier ones, which the model's
+    queue holds (He et al. 2020, MoCo; there the queue alone). Held-out views are both embedded by
+    the model and compared as NT-Xent compares them.
+    """
+
+    relative_cost = 2.0  # of a view forward and back, and of the other forward
+    queue_size: int
+    momentum: float
+
+    @property
+    def num_negatives(self) -> int:
+        """Second views of the other images of an update, and a full queue."""
+        return self.num_images - 1 + self.queue_size
+
+    def rows(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the projections of first views and the keys of second ones, float32 (B, 2, D)."""
+        if not model.training:
+            return super().rows(model, batch)
+        first, second = map(self.scale.normalize, self.views(batch))
+        out = model(pixel_values=first, key_pixel_values=second)
+        return torch.stack([out.projections.float(), out.key_projections.float()], dim=1)
+
+    def joint_terms(
+        self, model: nn.Module, rows: Tensor, batches: Sequence[Batch]
+    ) -> dict[str, LossTerm]:
+        """Return the loss of this process's images, whose keys the queue is to take in."""
+        queue, ids = _with_queue(model)[1], joined(batches)["image_ids"]
+        gather = partial(gather_rows, num_rows_per_rank=count_rows(rows))
+        queries, keys = rows.unbind(dim=1)
+        all_keys, all_ids = gather(keys.detach()), gather(ids)
+        queue.hold(all_keys, all_ids)
+        candidate_ids = torch.cat([all_ids, queue.ids])
+        total, num_correct = key_loss(
+            queries,
+            keys,
+            torch.cat([all_keys, queue.keys]),
+            query_ids=ids,
+            candidate_ids=candidate_ids,
+            temperature=self.temperature,
+            num_negatives=self.num_negatives,
+        )
+        is_negative = (ids[:, None] != candidate_ids) & (candidate_ids >= 0)
+        chance = (1 / (1 + is_negative.sum(dim=1))).sum()
+        return {
+            self.term: LossTerm(total, metrics={"accuracy": num_correct, "chance_accuracy": chance})
+        }
+
+    def after_update(self, model: nn.Module) -> None:
+        """Let the copy follow the model, and the queue take in the keys of the update."""
+        trained, queue = _with_queue(model)
+        queue.follow(trained.encoder, trained.projection, momentum=self.momentum)
+
+
+def _with_queue(model: nn.Module) -> tuple[ContrastiveModel, MomentumQueue]:
+    """Return the model inside whatever wraps it, and its queue."""
+    trained = next(part for part in model.modules() if isinstance(part, ContrastiveModel))
+    assert trained.queue is not None
+    return trained, trained.queue
 
 
 @dataclass(frozen=True)
@@ -142,17 +180,19 @@ class Triplet(TwoViews):
     negatives: Negatives
     reduction: Reduction
 
+    @property
+    def chance_loss(self) -> float:
+        """The margin."""
+        return self.margin
+
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return images as they are, and their second views."""
         images = unit_range(batch["pixels"])
         return images, self.augmentation.apply(images, batch["second_view"])
 
-    def compare(
-        self, e1: Tensor, e2: Tensor, batch: Batch, gather: Joint, sum_counts: Joint
-    ) -> LossTerm:
+    def compare(self, rows: Tensor, batch: Batch, gather: Joint, sum_counts: Joint) -> LossTerm:
         """Return the loss of each image as the mean over its triplets."""
-        if self.normalize:
-            e1, e2 = normalize_rows(e1), normalize_rows(e2)
+        e1, e2 = (normalize_rows(rows) if self.normalize else rows).unbind(dim=1)
         terms = triplet_loss(
             e1,
             e2,
@@ -177,19 +217,48 @@ class Triplet(TwoViews):
             "positive_distance": terms.positive_distance * per_image,
             "negative_distance": terms.negative_distance * per_image,
         }
+        if not self.normalize:
+            lengths = torch.linalg.vector_norm(e1.detach(), dim=1)
+            metrics["embedding_length"] = lengths.sum()
         return LossTerm(terms.sum * factor, metrics=metrics)
 
     def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return how triplets are formed, and the loss where it is a mean over all of them."""
-        formed = {"negatives": self.negatives, "normalize": self.normalize}
+        formed = {
+            "negatives": self.negatives,
+            "distance": self.distance,
+            "normalize": self.normalize,
+        }
         formed |= super().collapse_context(row)
         if self.reduction != "mean":  # a mean over positive triplets says nothing about the others
             return formed
+        length = 1.0 if self.normalize else row[f"{self.term}_embedding_length"]
         return formed | {
             "triplet_loss": row[f"{self.term}_loss"],
             "negative_distance": row[f"{self.term}_negative_distance"],
+            "unrelated_distance": unrelated_distance(self.distance, length),
             "margin": self.margin,
         }
+
+    def settings_warnings(self) -> list[str]:
+        """Return what no training can bring about, and what ruins most."""
+        largest = largest_distance(self.distance, is_normalized=self.normalize)
+        messages = []
+        if self.margin > largest:
+            where = "" if self.distance == "cosine" else "on the unit sphere (`normalize`) "
+            messages.append(
+                f"`margin` is {self.margin:g} but {where}no distance is above {largest:g} "
+                f"(`distance` {self.distance}), so that no triplet can ever be satisfied and the "
+                f"loss stays above {self.margin - largest:g}; pass a `margin` well below "
+                f"{largest:g}, such as {largest / 2:g}"
+            )
+        if self.negatives == "hard":
+            messages.append(
+                "`negatives` is hard, which mostly ends with equal embeddings: without labels the "
+                "image closest to another is often closer than its own view, and the loss falls "
+                "fastest where all distances are 0; use `negatives` semi_hard"
+            )
+        return messages
 
 
 def contrastive_task(
@@ -199,6 +268,9 @@ def contrastive_task(
     loss: LossKind,
     triplet: dict[str, Any],
     temperature: float,
+    num_images: int,
+    queue_size: int = 0,
+    key_momentum: float = 0.99,
     seed: int,
     max_eval_rows: int,
     **model: Any,
@@ -206,21 +278,29 @@ def contrastive_task(
     """Return the task of telling images apart.
 
     `rule` says how views are made, `triplet` holds the fields of a `Triplet` that its loss reads,
-    `temperature` is that of NT-Xent, and `model` what else `build_contrastive` takes. For `seed`
-    and `max_eval_rows` see `image_task`.
+    `temperature` is that of NT-Xent, `num_images` how many images an update compares, and `model`
+    what else `build_contrastive` takes. A `queue_size` above 0 makes it `MomentumContrast`, with
+    `key_momentum`. For `seed` and `max_eval_rows` see `image_task`.
     """
     shape = model_shape(corpus)
     scale = PixelScale(corpus.mean, corpus.std)
     augmentation = Augmentation(rule, **shape, seed=seed)
-    pretext: TwoViews = NTXent(scale, augmentation, temperature)
+    pretext: TwoViews
     if loss == "triplet":
         pretext = Triplet(scale, augmentation, **triplet)
+    elif queue_size:
+        pretext = MomentumContrast(
+            scale, augmentation, temperature, num_images, queue_size, key_momentum
+        )
+    else:
+        pretext = NTXent(scale, augmentation, temperature, num_images)
     return image_task(
         corpus,
         pretext,
-        partial(build_contrastive, **shape, **model),
+        partial(build_contrastive, queue_size=queue_size, **shape, **model),
         partial(draw_views, augmentation=augmentation),
         seed=seed,
         max_eval_rows=max_eval_rows,
+        baselines={f"chance_{pretext.term}_loss": pretext.chance_loss},
         second_views=pretext.second_pixel_values,
     )

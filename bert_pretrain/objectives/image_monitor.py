@@ -25,12 +25,12 @@ from bert_pretrain.errors import TrainingError
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
 from bert_pretrain.evaluation.fonts import drawn_names
 from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
-from bert_pretrain.evaluation.probes import knn_accuracy
+from bert_pretrain.evaluation.probes import knn_accuracy, majority_accuracy
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.models.embedding import embed_batches
 from bert_pretrain.models.image_encoder import embed
-from bert_pretrain.objectives.interface import LossTerm
+from bert_pretrain.objectives.interface import Coupling, LossTerm
 
 # The k-NN accuracy during training is a thermometer, not a result: bank and queries are bounded,
 # and k and T are those of Caron et al. 2021 (DINO, appendix).
@@ -47,12 +47,19 @@ class Pretext(ABC):
     Attributes:
         term: name of its loss.
         loss_kind: how `collapse_warnings` calls it.
+        relative_cost: of an update, in forward passes of evaluation over its images.
         scale: of the pixels.
     """
 
     term: ClassVar[str]
     loss_kind: ClassVar[str]
+    relative_cost: ClassVar[float] = 3.0  # a backward pass takes twice as much as a forward pass
     scale: PixelScale
+
+    @property
+    def coupling(self) -> Coupling | None:
+        """What compares the images of an update; None = each has a loss of its own."""
+        return None
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
@@ -61,6 +68,10 @@ class Pretext(ABC):
     @abstractmethod
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw what the model makes of a few held-out images."""
+
+    def settings_warnings(self) -> list[str]:
+        """Return what is wrong with the settings, whatever will be learnt."""
+        return []
 
     def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return what `collapse_warnings` is told of the loss, given the row of an evaluation."""
@@ -92,7 +103,10 @@ class ImageMonitor:
     _has_noted: bool = field(default=False, init=False)
 
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return baselines, measures of collapse, and k-NN accuracy if images have labels."""
+        """Return baselines, measures of collapse, and k-NN accuracy if images have labels.
+
+        Beside the accuracy stands that of always answering the largest class.
+        """
         encoder = model.plain_encoder()
         features = self._features(encoder, self.held_out.plan.images)
         second = None
@@ -103,9 +117,9 @@ class ImageMonitor:
         return {**self.baselines, **spread, **self._knn(encoder, features)}
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
-        """Return signs of collapse, once there were updates."""
+        """Return what is wrong with the settings, and signs of collapse once there were updates."""
         if row["step"] == 0:
-            return []
+            return self.pretext.settings_warnings()
         names = [entry.name for entry in fields(CollapseMeasures)]
         known = {name: row[name] for name in names if name in row}
         known["active_triplets"] = row.get(f"{self.pretext.term}_active_share")
@@ -189,7 +203,8 @@ class ImageMonitor:
             k=KNN_NEIGHBOURS,
             temperature=KNN_TEMPERATURE,
         )
-        return {"knn_accuracy": result.accuracy}
+        majority = majority_accuracy(labels[bank], query_labels[is_labelled])
+        return {"knn_accuracy": result.accuracy, "majority_knn_accuracy": majority}
 
 
 def embed_all(

@@ -25,7 +25,7 @@ from bert_pretrain.images.cache import MIN_IMAGES
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
 from bert_pretrain.images.corpus import ImageCorpus, image_card
 from bert_pretrain.objectives.image_monitor import ImageMonitor, Pretext
-from bert_pretrain.objectives.interface import LossTerm, Task
+from bert_pretrain.objectives.interface import Coupling, LossTerm, Task
 from bert_pretrain.publishing.export import (
     export_image_model,
     image_card_fields,
@@ -46,6 +46,11 @@ class ImageObjective:
     pretext: Pretext
     flops_per_image: float = 0.0  # known when the model is built
 
+    @property
+    def coupling(self) -> Coupling | None:
+        """What compares the images of an update, if they are."""
+        return self.pretext.coupling
+
     def build_model(self) -> PreTrainedModel:
         """Return the model, and measure what an image costs."""
         model = self.make_model()
@@ -55,7 +60,7 @@ class ImageObjective:
     def _count_flops(self, model: PreTrainedModel) -> float:
         """Return the FLOPs of the matrix products and convolutions that an image needs.
 
-        Two images go forward through the loss; a backward pass takes twice as many.
+        Two images go forward through the loss; see `Pretext.relative_cost`.
         """
         parts, _ = self.training.take(Place(), 2)
         batch = self.training.collator.collate(parts)
@@ -66,7 +71,7 @@ class ImageObjective:
             # In evaluation no processes compare their rows, and the cost is the same.
             self.pretext.loss(model.eval(), batch)
         model.train()
-        return 3 * counter.get_total_flops() / len(batch["image_ids"])
+        return self.pretext.relative_cost * counter.get_total_flops() / len(batch["image_ids"])
 
     def useful_flops(self, batch: Batch) -> float:
         """Return what the images of a batch need."""

@@ -6,6 +6,7 @@ what is kept. It knows no modality.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -32,6 +33,35 @@ class LossTerm:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Coupling(Protocol):
+    """A loss that compares the rows of an update with each other.
+
+    Where an update has several micro-batches, the loop asks for the rows of each and then for the
+    loss of all of them, which is that of a single forward pass.
+    """
+
+    def rows(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run `model` exactly once and return what is compared, float32 (B, ...)."""
+        ...
+
+    def joint_terms(
+        self, model: nn.Module, rows: Tensor, batches: Sequence[Batch]
+    ) -> dict[str, LossTerm]:
+        """Return the loss terms by name, sums over this process's rows.
+
+        Args:
+            model: that they are of; it is not run.
+            rows: of all batches, one after the other; they are compared with those of all
+                processes, and the terms have a gradient with respect to them.
+            batches: that the rows are of.
+        """
+        ...
+
+    def after_update(self, model: nn.Module) -> None:
+        """Change what of `model` an update changes beside its trained parameters."""
+        ...
+
+
 class Objective(Protocol):
     """What is learnt.
 
@@ -42,6 +72,11 @@ class Objective(Protocol):
 
     training: TrainingStream[Any]
     held_out: HeldOutRows[Any]
+
+    @property
+    def coupling(self) -> Coupling | None:
+        """What compares rows of an update with each other; None = each row has its own loss."""
+        ...
 
     def build_model(self) -> PreTrainedModel:
         """Return the model to train, initialised by the global seed or loaded."""

@@ -55,6 +55,8 @@ FOX = "The quick brown fox jumped over the lazy dog."
 class TextObjective:
     """Predict hidden tokens and, where rows are pairs, their label; both weigh 1."""
 
+    coupling = None  # each row has its own losses
+
     def __init__(
         self,
         training: TrainingStream[EpochPlan],

@@ -35,11 +35,15 @@ _NO_RECIPE = """
 """
 _EMBEDDED = ("docs", "digits")
 # Measure -> its baseline: the best guess without context, the more frequent answer for pairs, the
-# best linear reconstruction. Training does not change it, so it is drawn as a dotted line.
+# best linear reconstruction, embeddings that are all equal, a random choice among the views of a
+# batch, the largest class. Training does not change it, so it is drawn as a dotted line.
 _BASELINES = {
     "mlm_loss": "unigram_entropy",
     "nsp_accuracy": "majority_nsp_accuracy",
     "reconstruction_loss": "pca_reconstruction_loss",
+    "contrastive_loss": "chance_contrastive_loss",
+    "contrastive_accuracy": "contrastive_chance_accuracy",
+    "knn_accuracy": "majority_knn_accuracy",
 }
 _PANEL_INCHES = (5.0, 3.2)
 _DOTS_PER_INCH = 110

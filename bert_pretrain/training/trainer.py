@@ -5,7 +5,8 @@ directory metrics.jsonl, checkpoints and what the task's monitor shows. Nothing 
 learnt.
 
 A run's numbers are the same on any layout because every loss is a sum over the rows of an update,
-on whatever process and in whatever micro-batch they are, divided by the count of all of them.
+on whatever process and in whatever micro-batch they are, divided by the count of all of them. Where
+a loss compares rows, it compares all of an update (`joint_loss`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.signals import StopRequest
 from bert_pretrain.data.stream import Batch, Place
 from bert_pretrain.errors import RunStoppedError, spell
-from bert_pretrain.objectives.interface import Task
+from bert_pretrain.objectives.interface import Coupling, Task
 from bert_pretrain.training.checkpoint_state import LoopState
 from bert_pretrain.training.checkpoint_writing import Retention
 from bert_pretrain.training.compilation import (
@@ -42,6 +43,7 @@ from bert_pretrain.training.compilation import (
 from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.finite import FiniteGuard, check_finite
 from bert_pretrain.training.held_out import held_out_means
+from bert_pretrain.training.joint_loss import joint_gradients, mean_loss, stand_in
 from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
 from bert_pretrain.training.memory import explaining_out_of_memory
@@ -50,7 +52,7 @@ from bert_pretrain.training.profiling import StepProfiler
 from bert_pretrain.training.resuming import go_on, has_gone_back, needed_step, state_of
 from bert_pretrain.training.saving import CheckpointSaver
 from bert_pretrain.training.schedule import Intervals, Schedule
-from bert_pretrain.training.sharding import DistributedModel, spreading_failure
+from bert_pretrain.training.sharding import DistributedModel
 from bert_pretrain.training.spikes import SPIKE_ADVICE, Rewinds
 from bert_pretrain.training.watchdog import Watchdog
 
@@ -255,29 +257,55 @@ class Trainer:
         self.model.train()
         counts = self._global_counts(window)
         last = len(window.micro_batches) - 1
+        # A single micro-batch holds all rows that are to be compared.
+        coupling = self.objective.coupling if last else None
+        gradients = self._joint_gradients(coupling, window, counts) if coupling else []
         for i, batch in enumerate(window.micro_batches):
             self.watchdog.beat(f"micro-batch {i} of update {self.step + 1}")
             self._seed_dropout(i)
             with self.distributed.synchronized(is_last=i == last):
                 with self.profiler.section("forward"):
-                    terms = self.objective.loss_terms(self.model, batch)
-                    parts = [term.weight * term.sum / counts[name] for name, term in terms.items()]
-                    loss = spreading_failure(torch.stack(parts).sum())
+                    if coupling is None:
+                        terms = self.objective.loss_terms(self.model, batch)
+                        self.sums.add(terms, window.targets[i])
+                        loss = mean_loss(terms, counts)
+                    else:
+                        loss = stand_in(coupling.rows(self.model, batch), gradients[i])
                 with self.profiler.section("backward"):
                     self.guard.note_loss(loss)
                     # Distributed training averages gradients over processes; the counts are already
                     # global.
                     self.accelerator.backward(loss * self.accelerator.num_processes)
-            self.sums.add(terms, window.targets[i])
         with self.profiler.section("optimizer"):
             grad_norm = self.distributed.clip_grad_norm(self.max_grad_norm)
             self._step_optimizers(learning_rate, grad_norm, end=window.next_place)
+            if self.objective.coupling is not None:
+                self.objective.coupling.after_update(self.model)
             if self.average is not None:
                 self.average.update(self.step + 1)
         self.step += 1
         self.held_out_loss = None
         self.place = window.next_place
         return grad_norm
+
+    def _joint_gradients(
+        self, coupling: Coupling, window: Window, counts: dict[str, float]
+    ) -> list[Tensor]:
+        """Compare the rows of all micro-batches, and return the gradients of each one's rows."""
+        rows = []
+        for i, batch in enumerate(window.micro_batches):
+            self.watchdog.beat(f"the rows of micro-batch {i} of update {self.step + 1}")
+            self._seed_dropout(i)
+            unsynchronized = self.distributed.synchronized(is_last=False)
+            with torch.no_grad(), unsynchronized, self.profiler.section("forward"):
+                rows.append(coupling.rows(self.model, batch))
+        with self.profiler.section("joint loss"):
+            terms, gradients = joint_gradients(
+                coupling, self.model, rows, window.micro_batches, counts
+            )
+        totals = {name: sum(targets[name] for targets in window.targets) for name in terms}
+        self.sums.add(terms, totals)
+        return gradients
 
     def try_pass(self, num_rows: int = 0) -> None:
         """Make a forward and backward pass of the first rows, which changes nothing.
@@ -290,8 +318,12 @@ class Trainer:
         parts, _ = stream.take(heaviest, num_rows or self.rows_at_once)
         batch = self._to_device(stream.collator.collate(parts))
         self.model.train()
+        coupling = self.objective.coupling if self.layout.num_micro_batches > 1 else None
         try:
             with self.distributed.synchronized(is_last=False):
+                if coupling is not None:
+                    with torch.no_grad():  # a graph of its own to a compiler
+                        coupling.rows(self.model, batch)
                 terms = self.objective.loss_terms(self.model, batch)
                 self.accelerator.backward(sum(term.sum for term in terms.values()))
         finally:

@@ -130,20 +130,18 @@ def test_auto_takes_the_rows_that_fit_and_keeps_those_of_an_update(
     assert layout.num_micro_batches == num_micro_batches
 
 
-@pytest.mark.parametrize(
-    ("flags", "problem"),
-    [
-        (("--objective", "contrastive"), "their number decides what is learnt"),
-        ((), "under FSDP"),
-    ],
-)
-def test_auto_is_refused_where_it_would_change_what_is_learnt_or_hang(
-    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], problem: str
-) -> None:
-    if not flags:
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match=f"`per_device_train_batch_size` is auto.*{problem}"):
-        batch_layout(parse_config([*flags, *AUTO]), processes(2))
+def test_auto_is_refused_where_it_would_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=r"`per_device_train_batch_size` is auto.*under FSDP"):
+        batch_layout(parse_config(AUTO), processes(2))
+
+
+def test_images_of_an_update_are_compared_however_many_a_forward_pass_has() -> None:
+    flags = ["--objective", "contrastive", "--per_device_train_batch_size", "1"]
+    layout = batch_layout(parse_config([*flags, "--global_batch_size", "4"]), processes())
+    assert layout.num_micro_batches == 4
+    with pytest.raises(InputError, match="an update has a single row"):
+        batch_layout(parse_config(flags), processes())
 
 
 def test_a_sharded_model_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

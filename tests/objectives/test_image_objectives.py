@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,7 @@ def make_task(kind: str, corpus: ImageCorpus, **overrides: Any) -> Task:
         own = {"mask_ratio": 0.5, "normalize_target": True}
         return masked_autoencoder_task(corpus, **(common | own | overrides))
     own = {"loss": kind, "triplet": TRIPLET, "temperature": 0.2, "projection_dim": 8}
+    own["num_images"] = 8
     return contrastive_task(corpus, PRESETS["simclr_small"], **(common | own | overrides))
 
 
@@ -225,6 +228,90 @@ def test_measures_are_those_of_the_plain_encoder_and_warn_of_a_collapse(
         next(model.encoder.parameters()).fill_(torch.nan)
         with pytest.raises(TrainingError, match=r"12 of 12 images.*`learning_rate`"):
             task.monitor.measures(model, {})
+
+
+def projecting(project: Any) -> torch.nn.Module:
+    """Return a model whose projections are a function of how many views it is given."""
+
+    class Projections(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            return SimpleNamespace(projections=project(len(pixel_values)))
+
+    return Projections().eval()
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 12])
+def test_held_out_nt_xent_is_of_the_scale_of_training_whatever_the_batch(
+    corpus: ImageCorpus, batch_size: int
+) -> None:
+    task = make_task("nt_xent", corpus, num_images=256)
+    model = projecting(lambda n: torch.ones(n, 4))
+    losses, chances, counts = [], [], []
+    for batch in evaluation_batches(task.objective.held_out, batch_size=batch_size):
+        (term,) = task.objective.loss_terms(model, batch).values()
+        losses.append(float(term.sum))
+        chances.append(float(term.metrics["chance_accuracy"]))
+        counts.append(len(batch["image_ids"]))
+    assert sum(losses) / 12 == pytest.approx(math.log(511), rel=1e-6)
+    expected = sum(count / (2 * count - 1) for count in counts)
+    assert sum(chances) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["triplet", "nt_xent"])
+def test_what_is_reached_by_chance_stands_beside_losses_and_accuracies(
+    corpus: ImageCorpus, kind: str
+) -> None:
+    task = make_task(kind, corpus, num_images=256)
+    model = task.objective.build_model().eval()
+    with torch.no_grad():
+        row = task.monitor.measures(model, {})
+    assert row["chance_contrastive_loss"] == pytest.approx(
+        {"triplet": 1, "nt_xent": math.log(511)}[kind]
+    )
+    held_out = corpus.labels[corpus.validation_images]
+    banked = np.bincount(corpus.labels[corpus.train_images])
+    assert row["majority_knn_accuracy"] == (held_out == banked.argmax()).mean()
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        ({}, None),
+        ({"margin": 2.5}, "2"),
+        ({"margin": 2.0}, None),
+        ({"margin": 50.0, "normalize": False}, None),
+        ({"margin": 3.9, "distance": "l2_squared"}, None),
+        ({"margin": 4.5, "distance": "l2_squared"}, "4"),
+        ({"margin": 2.5, "distance": "cosine", "normalize": False}, "2"),
+    ],
+)
+def test_a_margin_that_no_triplet_can_meet_is_announced_at_the_start(
+    corpus: ImageCorpus, settings: dict[str, Any], largest: str | None
+) -> None:
+    monitor = make_task("triplet", corpus, triplet=TRIPLET | settings).monitor
+    messages = monitor.warnings({"step": 0})
+    assert len(messages) == (largest is not None)
+    for message in messages:
+        assert f"`margin` is {(TRIPLET | settings)['margin']:g}" in message
+        assert f"no distance is above {largest}" in message
+        assert ("`normalize`" in message) is settings.get("normalize", True)
+
+
+def test_the_hardest_negatives_are_warned_of_at_the_start(corpus: ImageCorpus) -> None:
+    monitor = make_task("triplet", corpus, triplet=TRIPLET | {"negatives": "hard"}).monitor
+    (message,) = monitor.warnings({"step": 0})
+    assert "equal embeddings" in message
+    assert "use `negatives` semi_hard" in message
+
+
+@pytest.mark.parametrize("kind", ["denoising", "masked"])
+def test_an_autoencoder_is_given_no_advice_for_contrast(corpus: ImageCorpus, kind: str) -> None:
+    flat = {"embedding_dim": 64, "embedding_std": 0.0, "effective_rank": 1.0, "uniformity": 0.0}
+    messages = make_task(kind, corpus).monitor.warnings({"step": 5, **flat})
+    assert messages
+    for message in messages:
+        assert "`learning_rate`" in message
+        assert not any(f"`{flag}`" in message for flag in ("loss", "negatives", "normalize"))
 
 
 def test_pictures_of_few_images_and_of_images_without_labels(

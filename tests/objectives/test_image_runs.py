@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -35,6 +36,7 @@ OBJECTIVES = {
     "masked": "--objective autoencoder --mask_ratio 0.5 --config_name vit-tiny",
     "triplet": "--objective contrastive --loss triplet",
     "nt_xent": "--objective contrastive --loss nt_xent",
+    "queue": "--objective contrastive --loss nt_xent --queue_size 80 --key_momentum 0.9",
 }
 
 
@@ -70,7 +72,7 @@ def assert_equal_curves(one: Path, other: Path) -> None:
 # The gathered negatives of two processes are those of one; reconstruction does not couple images at
 # all.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["triplet", "denoising", "masked", "nt_xent"])
+@pytest.mark.parametrize("name", ["triplet", "denoising", "masked", "nt_xent", "queue"])
 def test_two_processes_train_as_one(folder: Path, name: str) -> None:
     run(folder, flags_of(name, folder, f"{name}-1"))
     run(folder, flags_of(name, folder, f"{name}-2"), num_processes=2)
@@ -89,7 +91,10 @@ def test_micro_batches_do_not_change_an_autoencoder(folder: Path) -> None:
     assert_equal_curves(folder / "one", folder / "four")
 
 
-@pytest.mark.parametrize("name", ["denoising", pytest.param("nt_xent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["denoising", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nt_xent", "queue"))],
+)
 def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
     flags = [
         *flags_of(name, folder, f"{name}-whole"),
@@ -116,12 +121,39 @@ def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
 def test_a_contrastive_run_says_when_another_number_of_images_is_compared(folder: Path) -> None:
     flags = "--objective contrastive --max_steps 1 --max_eval_rows 16 --global_batch_size 32"
     flags += f" --config_name convnextv2-mini --mixed_precision no --output_dir {folder / 'notes'}"
-    run_here(folder, flags.split())
-    changed = "--per_device_train_batch_size 16 --max_steps 2 --resume_from_checkpoint latest"
-    printed = run_here(folder, [*flags.split(), *changed.split()])
-    assert "NOTE" in printed
-    row = ["rows", "compared", "in", "training", "32", "16", "yes"]
-    assert row in [line.split() for line in printed.splitlines()]
+    flags += " --margin 50"
+    printed = run_here(folder, flags.split())
+    changed = "--per_device_train_batch_size 16 --per_device_eval_batch_size 8 --max_steps 2"
+    again = run_here(folder, [*flags.split(), *changed.split(), "--resume_from_checkpoint", "auto"])
+    row = ["rows", "compared", "in", "evaluation", "256", "8", "yes"]
+    assert "NOTE" in again and row in [line.split() for line in again.splitlines()]
+    assert "compared in training" not in again  # all images of an update are compared in any case
+    # A margin that cannot be met is said once, with its reason, and is no collapse.
+    (warning,) = [row for row in metrics(folder / "notes") if row["split"] == "warning"]
+    assert warning["step"] == 0
+    assert (
+        "--margin is 50" in warning["message"] and "above 2 (--distance l2)" in warning["message"]
+    )
+    assert f"WARNING: {warning['message']}" in printed
+    assert warning["message"] in (folder / "notes/final/README.md").read_text()
+    assert html.escape(warning["message"]) in write_report(folder / "notes").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["triplet", "nt_xent", "queue"])
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_micro_batches_do_not_change_what_images_are_compared_with(
+    folder: Path, name: str, num_processes: int
+) -> None:
+    whole = folder / f"{name}-at-once"
+    if not whole.exists():
+        run(folder, flags_of(name, folder, whole.name))
+    cut = f"{name}-cut-{num_processes}"
+    flags = [*flags_of(name, folder, cut), "--per_device_train_batch_size", "5"]
+    run(folder, flags, num_processes=num_processes)
+    recorded = json.loads((folder / cut / "run.json").read_text())["config"]
+    assert recorded["gradient_accumulation_steps"] == {1: 7, 2: 4}[num_processes]
+    assert_equal_curves(whole, folder / cut)
 
 
 def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> None:
