@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -151,10 +151,11 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
     """Return the parser's dataclasses, filled from the command line, with every value in its range.
 
     Raises:
-        InputError: the parser does not know a flag, or a value is out of range or, of a flag that
-            takes more than a number, cannot be read.
+        InputError: the parser does not know a flag, one that must be given is missing, or a value
+            cannot be read, is none of the choices, or is out of range.
     """
     parser.exit_on_error = False
+    parser.error = _raise  # its own prints a page of usage
     try:
         *groups, unknown = parser.parse_args_into_dataclasses(
             args=list(arguments), return_remaining_strings=True, look_for_args_file=False
@@ -162,7 +163,7 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
     except argparse.ArgumentError as error:
         if isinstance(error.__context__, InputError):  # it says more than argparse does
             raise error.__context__ from None
-        parser.error(str(error))
+        raise _in_our_words(error) from None
     if unknown:
         raise InputError(
             f"unknown arguments {' '.join(unknown)}", advice="--help lists what is allowed"
@@ -171,14 +172,63 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
     return tuple(groups)
 
 
+def _raise(message: str) -> NoReturn:
+    raise argparse.ArgumentError(None, message)
+
+
+def _in_our_words(error: argparse.ArgumentError) -> InputError:
+    """Return what argparse says of a command line as an `InputError`."""
+    if missing := re.search(r"required: (.+)", error.message):
+        names = ", ".join(f"`{_parameter(name)}`" for name in missing[1].split(", "))
+        return InputError(f"{names} must be given", advice="--help says what each is")
+    if error.argument_name is None:
+        return InputError(error.message, advice="--help lists what is allowed")
+    name = _parameter(error.argument_name)
+    if found := re.fullmatch(r"invalid choice: (.+?) \(choose from (.+)\)", error.message):
+        choices = found[2].replace("'", "")
+        return InputError(
+            f"`{name}` is {found[1]} but must be one of {choices}", advice=f"change `{name}`"
+        )
+    if found := re.fullmatch(r"invalid (.+) value: (.+)", error.message, re.DOTALL):
+        kind = {"int": "whole number", "float": "number"}.get(found[1], found[1])
+        return InputError(f"`{name}` is {found[2]} but must be a {kind}", advice=f"change `{name}`")
+    if "expected" in error.message and "argument" in error.message:
+        return InputError(
+            f"`{name}` has no value", advice="put one behind it, by = if it begins with -"
+        )
+    return InputError(f"`{name}`: {error.message.rstrip('.')}", advice=f"change `{name}`")
+
+
+def _parameter(option: str) -> str:
+    return option.split("/")[0].lstrip("-")  # of --max_steps/--max-steps
+
+
 def check_ranges(*groups: Any) -> None:
-    """Raise `InputError` if a number of these flags is out of its range, or not finite."""
+    """Check all values of these flags.
+
+    Raises:
+        InputError: a number is out of its range or not finite, or a text is empty or none that
+            UTF-8 can write.
+    """
     for group in groups:
         for entry in dataclasses.fields(group):
             value, allowed = getattr(group, entry.name), entry.metadata.get("allowed")
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    _check_text(entry.name, text)
             # Those of a schedule have one range, see `config.schedules`.
             for number in getattr(value, "numbers", (value,)):
                 _check_range(entry.name, number, allowed)
+
+
+def _check_text(name: str, text: str) -> None:
+    """Raise `InputError` for what no name, path or text can be."""
+    if not text:  # it would mean the current folder, or nothing
+        raise InputError.out_of_range(name, text, "a text that is not empty", f"leave `{name}` out")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a byte that the system could not decode
+        raise InputError.out_of_range(name, text, "text in UTF-8") from error
 
 
 def _check_range(name: str, value: Any, allowed: Range | None) -> None:
@@ -210,9 +260,7 @@ def pick(target: type[AnyDataclass], *groups: Any, **others: Any) -> AnyDataclas
 
 
 def check_source(options: Any) -> None:
-    """Raise `InputError` if `data_files` and `dataset_name` both name the data, or nothing does."""
-    if options.dataset_name == "":
-        raise InputError.out_of_range("dataset_name", "", "a name", "leave `dataset_name` out")
+    """Raise `InputError` if `data_files` and `dataset_name` both name the data."""
     if options.data_files and options.dataset_name:
         raise InputError(
             f"`data_files` and `dataset_name` {options.dataset_name!r} both name the data",

@@ -76,8 +76,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
         prog: the name that `--help` shows.
 
     Raises:
-        InputError: a flag is unknown, or a value cannot be used. (For a value that is not of the
-            flag's type or none of its choices, argparse itself exits with status 2.)
+        InputError: a flag is unknown, or a value cannot be used.
     """
     given = given_flags(arguments)
     objective, recipe = _recipe_in(arguments)
@@ -123,8 +122,9 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
 def _recipe_in(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Return the objective that the command line names, and the defaults that its recipe sets."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--recipe", default="minutes")
-    finder.add_argument("--objective", default="mlm_nsp")
+    # Without a value they are the other parser's to refuse.
+    finder.add_argument("--recipe", nargs="?", default="minutes", const="minutes")
+    finder.add_argument("--objective", nargs="?", default="mlm_nsp", const="mlm_nsp")
     found = finder.parse_known_args(arguments)[0]
     if found.objective not in RECIPES:
         allowed = f"one of {', '.join(RECIPES)}"
@@ -140,7 +140,7 @@ def _is_auto(arguments: Sequence[str]) -> bool:
     """Return whether the command line leaves the rows of a forward pass to the program."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for spelling in ("--per_device_train_batch_size", "--per-device-train-batch-size"):
-        finder.add_argument(spelling, dest="rows")
+        finder.add_argument(spelling, nargs="?", dest="rows")
     return bool(finder.parse_known_args(arguments)[0].rows == "auto")
 
 
