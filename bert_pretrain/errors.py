@@ -89,5 +89,9 @@ def spell(message: str, **spellings: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a foreign exception's message, or its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of a foreign exception's message, or its type if it has none.
+
+    What stands between backquotes there is no parameter of ours, see `spell`.
+    """
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line.replace("`", "'")

@@ -54,6 +54,8 @@ def write_report(run_dir: Path) -> Path:
             advice="wait for the run's first evaluation",
         )
     page = run_dir / "report.html"
+    read_final(run_dir)  # what is damaged is refused before anything is written
+    _mask_tables(run_dir / "fill_mask.jsonl")
     try:
         draw_curves(metrics, run_dir / "curves.png")
         write_text(page, _render(run_dir, record, metrics))

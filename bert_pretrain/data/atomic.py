@@ -91,7 +91,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise InputError(
             f"{folder} is the current folder or holds it and cannot be replaced",
-            advice="pass a folder below it",
+            advice="pass a folder below it as `output_dir`",
         )
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
@@ -133,7 +133,8 @@ def check_creatable(folder: Path, *, parameter: str) -> None:
         InputError: it cannot; `parameter` gave the folder.
     """
     absolute = folder.absolute()
-    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    # A link to nothing is there, and no folder.
+    nearest = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not (nearest.is_dir() and _takes_a_file(nearest)):
         below = f"cannot be created in {nearest}"
         problem = "is no folder to write into" if nearest == absolute else below

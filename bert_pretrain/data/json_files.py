@@ -20,6 +20,18 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 _LETTERS_AT_ONCE = 2**20
 
 
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: it is none, or nested more deeply than the parser can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def parse_object(line: str) -> dict[str, Any]:
     """Return the object of a line of JSON.
 
@@ -27,8 +39,8 @@ def parse_object(line: str) -> dict[str, Any]:
         ValueError: there is none; the message continues "line 3, ...".
     """
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise ValueError(f"is not JSON ({_reason(error)})") from error
     if not isinstance(row, dict):
         raise ValueError(f"is a {type(row).__name__} but each line must be an object")

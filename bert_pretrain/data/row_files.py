@@ -105,7 +105,7 @@ def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
                     )
                 yield block
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
             raise InputError(
                 f"{path} is not a CSV file ({reason})", advice=f"repair it or change `{parameter}`"
             ) from error
@@ -157,7 +157,7 @@ def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(io.BytesIO(file.read()) if is_compressed else file)
         except (gzip.BadGzipFile, InputError):
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{path} is not a Parquet file ({reason})",

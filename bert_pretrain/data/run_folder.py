@@ -7,7 +7,6 @@ each holder removed it, two processes could hold two files of the same name.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError
 
 LOCK_FILE = ".lock"  # in the folder; it is not part of the folder's content
@@ -52,12 +52,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError as error:
             raise InputError(
                 f"{path}, line {number}, is not JSON", advice="the file is damaged"
             ) from error
-        if not isinstance(rows[-1], dict) or "step" not in rows[-1]:
+        if not isinstance(rows[-1], dict) or not isinstance(rows[-1].get("step"), int):
             raise InputError(
                 f"{path}, line {number}, has no step", advice="the file is damaged, or not a run's"
             )
@@ -74,7 +74,7 @@ def read_run_json(run_dir: Path, *, name: str = "run.json") -> dict[str, Any]:
     """
     path = run_dir / name
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"{run_dir} is no run (it has no readable {name})",
@@ -86,6 +86,12 @@ def read_run_json(run_dir: Path, *, name: str = "run.json") -> dict[str, Any]:
         ) from error
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise InputError(f"{path} has no 'config'", advice="pass the folder of a run")
+    for part in ("versions", "hardware"):
+        if not isinstance(record.get(part, {}), dict):
+            raise InputError(
+                f"{path} is damaged ({part!r} is no object)",
+                advice="pass the folder of another run",
+            )
     return record
 
 

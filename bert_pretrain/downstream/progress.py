@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bert_pretrain.data.atomic import write_json
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError
 
 PROGRESS_FILE = ".progress.json"
@@ -36,9 +36,10 @@ class SeedProgress:
         """
         advice = "pass a new `output_dir`, or leave `resume` out"
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            theirs, outcomes = content["identity"], content["outcomes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = parse_json(self._path.read_text(encoding="utf-8"))
+            theirs = dict(content["identity"])
+            outcomes = {int(seed): dict(found) for seed, found in content["outcomes"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self._path} is damaged ({type(error).__name__})",
                 advice=advice,
@@ -50,7 +51,7 @@ class SeedProgress:
                 f"the fine-tuning in {self._path.parent} was begun with other {listed}",
                 advice=advice,
             )
-        return {int(seed): outcome for seed, outcome in outcomes.items()}
+        return outcomes
 
     def write(self, outcomes: dict[int, dict[str, Any]]) -> None:
         """Keep the outcomes so far; a metric of the Hub may be NaN."""

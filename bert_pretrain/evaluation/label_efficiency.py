@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pretrain.data.atomic import check_creatable, make_folder, write_json, write_text
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.run_folder import LOCK_FILE, held
 from bert_pretrain.errors import InputError
@@ -195,7 +196,7 @@ class MeasurementLog:
         known = self.folder / "settings.json"
         if known.exists():
             try:
-                settings = json.loads(known.read_text())
+                settings = parse_json(known.read_text())
             except ValueError as error:
                 raise InputError(
                     f"{known} is damaged ({error})", advice="pass a new `output_dir`"
@@ -259,7 +260,7 @@ def _read_measurements(path: Path) -> list[Measurement]:
         if not line.endswith("\n"):
             break
         try:
-            found.append(Measurement(**json.loads(line)))
+            found.append(Measurement(**parse_json(line)))
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"{path}, line {number}, is no measurement",

@@ -112,8 +112,13 @@ def _open_digits() -> ImageSource:
 
 def _visible_files(folder: Path) -> Iterator[Path]:
     """Walk over the files below a folder, without hidden ones and those of `__MACOSX`."""
+    seen = set()  # a link may lead up again
     for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__"))]
+        if (place := os.path.realpath(parent)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(place)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 

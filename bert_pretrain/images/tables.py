@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -57,12 +58,17 @@ def open_parquet(
     )
 
 
-def _open_parquet_file(path: Path, parameter: str) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _open_parquet_file(path: Path, parameter: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; raise `InputError` if it, or what is read in the block, is damaged."""
     try:
-        return pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except InputError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
-            f"{path} is not a Parquet file ({error})",
+            f"{path} is not a Parquet file ({first_line(error)})",
             advice=f"`{parameter}` takes Parquet files with a column of images, `dataset_name` a "
             "folder of images",
         ) from error

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.data.atomic import atomic_folder, check_creatable, write_json
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.distinct import DistinctDocuments
 from bert_pretrain.text.division import Division, divide, write_divided
@@ -240,7 +241,7 @@ def _manifest_in(folder: Path) -> dict[str, Any] | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         manifest = None
     # Many programs write a manifest.json; only ours may be replaced.

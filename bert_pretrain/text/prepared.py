@@ -5,7 +5,8 @@ Its `TokenStore` is mapped into memory, and read by global token position.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +18,17 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
+from huggingface_hub import constants
 from numpy.typing import NDArray
 
 from bert_pretrain.data.atomic import atomic_file
-from bert_pretrain.errors import InputError
+from bert_pretrain.data.json_files import parse_json
+from bert_pretrain.errors import InputError, first_line
 
 ARROW_FILE, VALIDATION_FILE, MANIFEST = "corpus.arrow", "validation_documents.npy", "manifest.json"
 TOKEN_COUNTS_FILE = "token_counts.npy"
 FORMAT_VERSION = 3  # raised whenever what is written changes
+_PARTS = ("source", "tokenizer", "counts", "words", "skipped")  # objects of every manifest
 
 Item = TypeVar("Item")
 
@@ -198,8 +202,7 @@ class PreparedCorpus:
             with folder_lock(self.folder):
                 if not path.exists():
                     write_token_counts(self.folder, self._counted_tokens())
-        counts: NDArray[np.int64] = np.load(path)
-        return counts
+        return _read_integers(path)
 
     def _counted_tokens(self) -> NDArray[np.int64]:
         vocab_size = self.manifest["tokenizer"]["vocab_size"]
@@ -213,28 +216,80 @@ class PreparedCorpus:
             InputError: the folder holds no complete corpus.
         """
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            validation_documents = np.load(folder / VALIDATION_FILE)
+            manifest = _read_manifest(folder)
+            validation_documents = _read_integers(folder / VALIDATION_FILE)
+            if (folder / TOKEN_COUNTS_FILE).exists():  # else they are counted when needed
+                _read_integers(folder / TOKEN_COUNTS_FILE)
             store = TokenStore.open(folder / ARROW_FILE)
-        except (OSError, ValueError) as error:
+            if validation_documents.max(initial=0) >= max(1, store.num_documents) or (
+                validation_documents.min(initial=0) < 0
+            ):
+                raise ValueError(f"{VALIDATION_FILE} names documents that {ARROW_FILE} lacks")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"{folder} is no complete prepared corpus ({error})",
                 advice="pass a folder that bert-pretrain prepare wrote, or prepare the text again",
             ) from error
-        written_in = manifest.get("format_version")
-        if written_in != FORMAT_VERSION:
-            raise InputError(
-                f"{folder} was written in format {written_in} but must be in {FORMAT_VERSION}",
-                advice="prepare it again with bert-pretrain prepare",
-            )
         all_documents = np.arange(store.num_documents, dtype=np.int64)
         train_documents = np.setdiff1d(all_documents, validation_documents, assume_unique=True)
         return cls(folder, store, train_documents, validation_documents, manifest)
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a corpus.
+
+    Raises:
+        InputError: it was written in another format.
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    manifest = parse_json((folder / MANIFEST).read_text())
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{MANIFEST} is no object")
+    written_in = manifest.get("format_version")
+    if written_in != FORMAT_VERSION:
+        raise InputError(
+            f"{folder} was written in format {written_in} but must be in {FORMAT_VERSION}",
+            advice="prepare it again with bert-pretrain prepare",
+        )
+    if missing := [part for part in _PARTS if not isinstance(manifest.get(part), dict)]:
+        raise ValueError(f"{MANIFEST} has no {', '.join(missing)}")
+    return manifest
+
+
+def _read_integers(path: Path) -> NDArray[np.int64]:
+    """Return the whole numbers (N,) of an .npy file.
+
+    Raises:
+        ValueError: it holds none.
+        OSError: it cannot be read.
+    """
+    try:
+        numbers = np.load(path)
+    except OSError:
+        raise
+    except Exception as error:  # the reader of damaged files raises whatever it stumbles over
+        raise ValueError(f"{path.name}: {first_line(error)}") from error
+    if getattr(numbers, "ndim", 0) != 1 or numbers.dtype.kind not in "iu":
+        raise ValueError(f"{path.name} holds no list of whole numbers")
+    whole: NDArray[np.int64] = numbers
+    return whole
+
+
 def folder_lock(folder: Path) -> FileLock:
-    """Return the lock that a process holds while it writes a prepared corpus into a folder."""
-    return FileLock(f"{folder.absolute()}.lock")
+    """Return the lock that a process holds while it writes a prepared corpus into a folder.
+
+    It lies in the cache, so that a refusal leaves no file beside the folder; where there can be no
+    cache, it does lie there.
+    """
+    locks = Path(constants.HF_HOME) / "bert_pretrain" / "locks"
+    absolute = str(folder.absolute())
+    with contextlib.suppress(OSError):
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{hashlib.sha256(absolute.encode()).hexdigest()[:20]}.lock")
+    return FileLock(f"{absolute}.lock")
 
 
 def write_token_counts(folder: Path, counts: NDArray[np.int64]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bert_pretrain.data.atomic import naming_disk, write_text
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.data.processes import gather_on_hosts, sum_over_processes
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.training.checkpoint_state import SumsState
@@ -174,7 +175,7 @@ class JsonLines:
         """Remove rows past a step, and a last line that is half-written."""
         if self.path.exists():
             # Not splitlines: a word may be a line separator of Unicode, which JSON leaves as it is.
-            lines = self.path.read_text(encoding="utf-8").split("\n")
+            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [f"{line}\n" for line in lines if _step_of(line) <= keep_until_step]
             write_text(self.path, "".join(kept))
 
@@ -194,8 +195,8 @@ class JsonLines:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
