@@ -23,7 +23,7 @@ from bert_pretrain.config.flags import (
     parse_flags,
     pick,
 )
-from bert_pretrain.data.atomic import atomic_folder
+from bert_pretrain.data.atomic import atomic_folder, check_creatable
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.publishing.tokenizer_files import save_tokenizer
 from bert_pretrain.text.documents import TextSource, open_documents
@@ -122,6 +122,7 @@ def train(options: TokenizerArguments) -> None:
         InputError: the target is in use, the text cannot be used, or too much of it is unknown.
     """
     output_dir = Path(options.output_dir)
+    check_creatable(output_dir, parameter="output_dir")
     is_empty_folder = output_dir.is_dir() and not any(output_dir.iterdir())
     if output_dir.exists() and not is_empty_folder:
         if not (output_dir / "tokenizer.json").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -212,7 +213,7 @@ def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[
             `json` cannot be written.
     """
     words = curve.num_labels or []
-    if any(word != "all" and not (word.isdecimal() and int(word)) for word in words):
+    if not all(re.fullmatch(r"all|0*[1-9][0-9]{0,8}", word) for word in words):
         raise InputError.out_of_range("num_labels", " ".join(words), "numbers from 1, or all")
     check_seeds(curve.seeds)
     if not curve.arms or not set(curve.arms) <= set(arms):
@@ -225,8 +226,10 @@ def check_json_target(path: str | None) -> None:
     if path is None:
         return
     target = Path(path).absolute()
-    if target.is_dir() or not target.parent.is_dir():
+    # A device or a pipe would be replaced by the file.
+    is_other = target.exists() and not target.is_file()
+    if is_other or not target.parent.is_dir():
         raise InputError(
-            f"{path} is a folder, or the folder it would lie in does not exist",
+            f"{path} is no file, or the folder it would lie in does not exist",
             advice="pass a file as `json`",
         )

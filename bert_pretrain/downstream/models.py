@@ -29,7 +29,7 @@ from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.fast_paths import choose_attention
-from bert_pretrain.models.loaded_models import check_finite_weights
+from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes
 from bert_pretrain.models.positions import num_positions
 
 # Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al.
@@ -54,6 +54,7 @@ def read_model_config(model: str) -> PreTrainedConfig:
             f"{model!r} {where} ({type(error).__name__})",
             advice="pass `model` the folder or Hub id of a transformers model",
         ) from error
+    check_sizes(config, model, parameter="model")
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         raise InputError(
             f"the config.json of {model!r} has no decoder_start_token_id, which its decoder needs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from transformers import AutoImageProcessor
 
 from bert_pretrain.data.names import refuse_misnamed_model
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 
 # The name, in the files of an image processor, of the grey levels that become black and white.
 PIXEL_RANGE = "pixel_range"
@@ -121,9 +122,21 @@ def read_processor(model: str) -> Preprocessing:
     """Return what the saved image processor of a model, a folder or Hub id, does.
 
     Raises:
-        InputError: the model has no image processor, or one whose images are not square.
+        InputError: the model has no image processor, or one whose images are not square or whose
+            numbers cannot be used.
     """
     processor = load_processor(model)
+    try:
+        return _read_steps(processor, model)
+    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise InputError(
+            f"the image processor of {model!r} cannot be used ({first_line(error)})",
+            advice="repair its preprocessor_config.json, or change `model`",
+        ) from error
+
+
+def _read_steps(processor: Any, model: str) -> Preprocessing:
+    """Return what an image processor does, or stumble over what its file says."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     sides = {size[name] for name in ("height", "width", "shortest_edge") if size.get(name)}
     if len(sides) != 1:
@@ -135,4 +148,10 @@ def read_processor(model: str) -> Preprocessing:
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     raw = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     mean, std = ((np.atleast_1d(values) / factor).tolist() for values in raw)
+    if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise InputError(
+            f"the image processor of {model!r} takes off {mean} and divides by {std}, but all must "
+            "be finite and the latter greater than 0",
+            advice="repair its preprocessor_config.json, or change `model`",
+        )
     return Preprocessing(sides.pop(), mean, std, read_pixel_range(processor))

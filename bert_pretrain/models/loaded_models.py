@@ -15,6 +15,8 @@ _LARGEST = {
     "num_hidden_layers": 2**12,
     "num_attention_heads": 2**12,
     "intermediate_size": 2**18,
+    "num_channels": 2**10,
+    "patch_size": 2**13,
 }
 
 

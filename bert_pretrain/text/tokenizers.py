@@ -45,6 +45,12 @@ def load_tokenizer(
             f"{name_or_path!r} {kind} ({type(error).__name__})",
             advice=f"pass `{parameter}` a folder or Hub id with tokenizer.json",
         ) from error
+    # Where there is no tokenizer, transformers 5 makes one of its special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(
+            f"{name_or_path!r} holds no tokenizer with words",
+            advice=f"pass `{parameter}` a folder or Hub id with tokenizer.json",
+        )
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("mask", "cls", "sep", "pad")}
     if not tokenizer.is_fast:
         problem = "is a slow one (no tokenizer.json)"

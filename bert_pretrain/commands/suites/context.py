@@ -28,7 +28,7 @@ from bert_pretrain.data.run_folder import model_in, read_run_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.any_encoder import num_token_types
-from bert_pretrain.models.loaded_models import check_finite_weights
+from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes
 from bert_pretrain.text.layout import fit_token_types
 from bert_pretrain.text.tokenizers import load_tokenizer, vocabulary_size
 
@@ -114,11 +114,14 @@ def load_language_model(
     try:
         auto_class = _AUTO_CLASSES[head]
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        check_sizes(config, name, parameter="model")
         if head == "next-sentence" and config.model_type == "albert":
             auto_class = AutoModelForPreTraining  # transformers knows no other class with its head
         model, loading = auto_class.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
+    except InputError:
+        raise
     except Exception as error:  # the readers of files raise whatever they stumble over
         refuse_misnamed_model(name)
         where = "holds no" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a"
@@ -130,12 +133,6 @@ def load_language_model(
         raise InputError(f"{name!r} has no trained {head} head (it lacks {lacking})", advice=advice)
     check_finite_weights(model, name, parameter="model")
     tokenizer = load_tokenizer(name)
-    # For a model without tokenizer files, transformers 5 makes one of its special tokens alone.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(
-            f"{name!r} holds no tokenizer with words",
-            advice="pass `model` a folder or Hub id with tokenizer.json",
-        )
     if (num_rows := vocabulary_size(tokenizer)) > model.config.vocab_size:
         raise InputError(
             f"the ids of the tokenizer of {name!r} need a table of {num_rows:,} rows but that of "

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig
-
 from bert_pretrain.commands.suites.context import Evaluation, SuiteResult
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.features import (
@@ -28,6 +26,7 @@ from bert_pretrain.evaluation.probes import (
 )
 from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
+from bert_pretrain.models.image_encoder_config import read_config
 from bert_pretrain.models.image_processor import Preprocessing, read_processor
 
 
@@ -192,13 +191,7 @@ def _open(
     settings |= {name: value for name, value in chosen.items() if value is not None}
     num_channels = run.get("num_channels")
     if not num_channels:
-        try:
-            config = AutoConfig.from_pretrained(evaluation.model, trust_remote_code=False)
-            num_channels = int(config.num_channels)
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{evaluation.model!r} is no image encoder of transformers", advice="change `model`"
-            ) from error
+        num_channels = read_config(evaluation.model, parameter="model").num_channels
     return open_images(
         **source,
         **settings,
