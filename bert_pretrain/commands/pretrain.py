@@ -38,7 +38,7 @@ from bert_pretrain.config.pretraining import (
 )
 from bert_pretrain.data.atomic import make_folder
 from bert_pretrain.data.run_folder import held
-from bert_pretrain.data.signals import StopRequest
+from bert_pretrain.data.signals import StopRequest, stop_with_launcher
 from bert_pretrain.errors import InputError, RunStoppedError, spell
 from bert_pretrain.hardware import peak_flops
 from bert_pretrain.objectives.interface import Task
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prog = "run_pretraining.py" if arguments is None else "bert-pretrain pretrain"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     reporting = reporting_input_errors(debug="--debug" in arguments)
+    stop_with_launcher()
     with reporting, contextlib.ExitStack() as stack:
         config = parse_config(arguments, prog=prog)
         run_dir, resume_from = Path(config.run.output_dir), config.run.resume_from_checkpoint

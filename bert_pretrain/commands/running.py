@@ -21,6 +21,7 @@ from bert_pretrain.errors import (
 # Errors of the system that no change of this program's input cures; others are bugs.
 _OF_THE_MACHINE = {
     errno.ENOSPC,
+    errno.EFBIG,  # as beyond a quota or a limit of file sizes
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
@@ -56,8 +57,10 @@ def reporting_input_errors(*, debug: bool, **spellings: str) -> Iterator[None]:
     except OSError as error:
         if debug or error.errno not in _OF_THE_MACHINE:
             raise
-        sys.stderr.write(f"{_process()}error: the system refuses: {error}\n")
-        raise SystemExit(1) from None
+        is_name = error.errno == errno.ENAMETOOLONG  # the one of them that a flag can cure
+        advice = "; pass shorter names" if is_name else ""
+        sys.stderr.write(f"{_process()}error: the system refuses: {error}{advice}\n")
+        raise SystemExit(2 if is_name else 1) from None
     except (InputError, TrainingError, MachineError, RunStoppedError) as error:
         if debug:
             raise

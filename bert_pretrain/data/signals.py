@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -17,6 +18,7 @@ from types import FrameType
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _SECONDS_OF_A_HELPER = 10.0  # after SIGTERM, for the update that its process is making
+_SECONDS_BETWEEN_LOOKS = 1.0  # at the launcher
 
 
 class StopRequest:
@@ -58,6 +60,24 @@ class StopRequest:
             timer = threading.Timer(self._grace_seconds, os._exit, [exit_status(number)])
             timer.daemon = True
             timer.start()
+
+
+def stop_with_launcher() -> None:
+    """Let the end of the launcher be a SIGTERM to this process; without a launcher do nothing.
+
+    torchrun, and accelerate by it, puts each process into a session of its own: if the launcher is
+    killed they hear nothing of it, train on, and keep whoever starts the run again from its folder.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # nohup and the like may leave a run alone
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
 
 
 def exit_status(number: int) -> int:

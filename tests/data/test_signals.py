@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from bert_pretrain.data.signals import STOP_SIGNALS, StopRequest
@@ -81,3 +82,41 @@ def test_a_helper_ignores_the_signals_of_a_terminal_and_ends_some_time_after_sig
     time.sleep(0.1)
     assert process.poll() is None
     assert process.wait(timeout=10) == -signal.SIGALRM
+
+
+LAUNCHED = """
+import os, time
+from bert_pretrain.data.signals import stop_with_launcher
+stop_with_launcher()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+LAUNCHING = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)  # whom nobody has waited for
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("is_launched", [True, False])
+def test_a_process_ends_with_its_launcher_but_not_with_a_shell(is_launched: bool) -> None:
+    environment = os.environ | ({"TORCHELASTIC_RUN_ID": "none"} if is_launched else {})
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHING, LAUNCHED],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    process = psutil.Process(int(launcher.stdout.readline()))
+    launcher.kill()
+    launcher.wait()
+    limit = time.monotonic() + (20 if is_launched else 3)
+    while is_alive(process) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert is_alive(process) != is_launched
+    if is_alive(process):
+        process.kill()
