@@ -177,6 +177,21 @@ def test_the_slurm_script_ends_with_the_status_of_the_run(
     assert done.returncode and b"--output_dir" in done.stderr
 
 
+def test_the_slurm_script_says_how_it_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
+    # SLURM runs a copy of the script.
+    copy = shutil.copy(SCRIPT, tmp_path / "slurm_script")
+    command = ["bash", str(copy), "--requeue_hint", "--output_dir", "/shared/my run"]
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, check=True)
+    assert "SIGUSR1 120 seconds before the time is over" in done.stdout
+    assert "scontrol requeue 41" in done.stdout and "--resume_from_checkpoint auto" in done.stdout
+    assert done.stdout.strip().endswith(r"pretrain.sbatch --output_dir /shared/my\ run")
+    assert not (tmp_path / "record").exists()  # nothing is started
+    text = SCRIPT.read_text()
+    assert re.search(r"^#SBATCH --signal=B:USR1@120\b", text, flags=re.MULTILINE)
+    assert re.search(r"^#SBATCH --requeue$", text, flags=re.MULTILINE)
+    assert re.search(r"^trap requeue USR1$", text, flags=re.MULTILINE)
+
+
 def test_the_slurm_script_goes_back_into_the_queue_when_told(
     tmp_path: Path, cluster: dict[str, str]
 ) -> None:
@@ -185,9 +200,13 @@ def test_the_slurm_script_goes_back_into_the_queue_when_told(
         ["bash", str(SCRIPT), "--output_dir", str(tmp_path / "run")],
         env=cluster | {"SECONDS_TO_RUN": "3"},
         cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     while not (record.exists() and record.read_text().count("accelerate launch") == 2):
         assert process.poll() is None
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 0
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"pretrain.sbatch --output_dir {tmp_path / 'run'}" in printed
     assert re.search(r"^scontrol requeue 41$", record.read_text(), flags=re.MULTILINE)
