@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.__main__ import main
-
-SENTENCE = "The model returns a list of values. "
 
 
 @pytest.fixture
@@ -55,38 +52,6 @@ def make_no_mask_tokenizer(folder: Path) -> str:
     return str(folder / "no_mask")
 
 
-FILES = {
-    "empty.txt": (b"", "empty"),
-    "binary.txt": (b"MZ\x00\x01\x02" * 50, "binary"),
-    "latin1.txt": ("caf\xe9 cr\xe8me".encode("latin-1"), "UTF-8"),
-    "column.jsonl": (b'{"body": "Some text. More text."}\n', "--text_column"),
-    "broken.jsonl": (b'{"text": "Some text."}\n{"text": \n', "line 2"),
-    "column.csv": (b"body,label\nSome text.,1\n", "--text_column"),
-    "shifted.csv": (b"text,label\nSome text, not quoted.,1\n", "more cells in row 1"),
-    "text.docx": (b"PK", "extension"),
-    "cut.txt.gz": (gzip.compress(SENTENCE.encode() * 999)[:40], "gzip"),
-    "blank.txt": (b"\n\n  \n", "no text"),
-    "one.txt": ((SENTENCE * 40).encode(), "document"),
-    "short.jsonl": (
-        b"".join(b'{"text": "Sentence number %d."}\n' % i for i in range(40)),
-        "--objective mlm",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_an_unusable_file_is_named(
-    folder: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    content, expected = FILES[name]
-    (folder / name).write_bytes(content)
-    config = str(write_model_config(folder / "c"))
-    flags = ["--data_files", name, "--config_name", config, "--max_seq_length", "48"]
-    message = refusal(flags, capsys)
-    assert expected in message
-    assert not (folder / "runs").exists()
-
-
 def test_a_run_begun_by_another_process_while_this_one_got_ready_stays(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,82 +66,6 @@ def test_a_run_begun_by_another_process_while_this_one_got_ready_stays(
     assert (folder / "out/run.json").read_text() == "of another process" and len(
         list((folder / "out").iterdir())
     ) == 1
-
-
-def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nowhere*.txt" in refusal(["--data_files", "nowhere*.txt"], capsys)
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--mlm_probability 15", "--mlm_probability 0.15"),
-        ("--mlm_probability 0", "(0, 1)"),
-        ("--dropout 1", "--dropout"),
-        ("--random_replace_prob -0.1", "[0, 1]"),
-        ("--mask_replace_prob 0.9 --random_replace_prob 0.2", "is 1.1 but must be at most 1"),
-        ("--short_seq_prob 1.5", "[0, 1)"),
-        ("--seed 4294967296", "[0, 4294967295]"),
-        ("--language german", "--language"),
-        ("--max_seq_length 7", "at least 8"),
-        ("--max_seq_length 65", "64 positions"),
-        ("--learning_rate -1", "--learning_rate"),
-        ("--learning_rate inf", "finite"),
-        ("--max_hours nan", "finite"),
-        ("--preprocessing_num_workers -1", "--preprocessing_num_workers"),
-        ("--output_dir corpus.jsonl/out", "--output_dir"),
-        ("--max_steps 5 --num_train_epochs 1", "--num_train_epochs"),
-        ("--recipe none_such", "minutes"),
-        ("--config_name gigantic", "tiny"),
-        ("--config_name ./gigantic", "as --config_name, or one of tiny"),
-        ("--config_name roberta-gigantic", "modernbert-"),
-        ("--config_name roberta-tiny", "--objective mlm"),
-        ("--objective mlm --pair_mode sop", "--pair_mode"),
-        ("--objective mlm --same_document_partners", "--same_document_partners"),
-        ("--pair_mode google --same_document_partners", "means nothing to --pair_mode google"),
-        ("--validation_files nowhere.txt", "--validation_files takes paths"),
-        ("--validation_split test", "--validation_split"),
-        ("--optimizer adamw --adamw_learning_rate 1e-3", "--learning_rate"),
-        ("--global_batch_size 2 --gradient_accumulation_steps 4", "--global_batch_size"),
-        ("--no_such_flag 1", "no_such_flag"),
-        ("--optimizer sgd", "muon"),
-        ("--schedule cosine --decay_shape sqrt", "--decay_shape sqrt means nothing to --schedule"),
-        ("--optimizer lamb --adamw_learning_rate 1e-3", "means nothing to --optimizer lamb"),
-        ("--export_ema", "--export_ema means nothing without --ema_decay"),
-        ("--ema_decay 1", "[0, 1)"),
-        ("--stop_at_loss 3 --eval_steps 0", "--stop_at_loss means nothing with --eval_steps 0"),
-        ("--model_name_or_path nowhere", "--model_name_or_path"),
-        ("--max_seq_length 24,48 --max_steps 9", "128:0.9,512:0.1"),
-        ("--max_seq_length 24:0.5,48:0.4 --max_steps 9", "add up to 0.9"),
-        ("--max_seq_length 24:0.9,65:0.1 --max_steps 9", "64 positions"),
-        ("--max_seq_length 7:0.9,48:0.1 --max_steps 9", "is 7 but must be at least 8"),
-        ("--max_seq_length 24:0.99,48:0.01 --max_steps 9", "of 9 updates that is none"),
-        ("--max_seq_length 24:0.5,48:0.5 --max_hours 1", "pass --max_steps"),
-        ("--mlm_probability 0.3:0.2:0.1", "FIRST:LAST"),
-        ("--mlm_probability 0.3:0 --max_steps 9", "(0, 1)"),
-        ("--mlm_probability 0.3:0.1 --max_hours 1", "--max_hours alone"),
-        ("--batch_size_ramp 8", "such as 8:0.3"),
-        ("--batch_size_ramp 8:1.5", "START:SHARE"),
-        ("--batch_size_ramp 0:0.5", "START:SHARE"),
-        ("--batch_size_ramp 33:0.5", "begins with 33 rows but an update has 32"),
-        ("--batch_size_ramp 8:0.5 --num_train_epochs 1", "pass --max_steps in place"),
-        ("--batch_size_ramp 8:0.5 --max_hours 1", "--max_hours alone"),
-    ],
-)
-def test_a_bad_value_names_its_flag(
-    folder: Path, capsys: pytest.CaptureFixture[str], flags: str, expected: str
-) -> None:
-    assert expected in refusal([*small_flags(folder), *flags.split()], capsys)
-    assert not (folder / "runs").exists()
-
-
-def test_one_document_cannot_be_trained_and_evaluated_on(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(folder / "one.txt", "A sentence. Another one. A third one.")
-    for flags in (["--objective", "mlm"], []):
-        message = refusal([*flags, "--data_files", "one.txt"], capsys)
-        assert "one.txt" in message and "1 document" in message and "--document_boundary" in message
 
 
 def test_a_tokenizer_without_mask_is_refused(
@@ -201,34 +90,6 @@ def test_a_vocabulary_larger_than_the_models_is_refused(
     assert "8,192" in message and "100" in message
 
 
-def test_damaged_weights_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = Path(write_model_config(folder / "model", vocab_size=8192))
-    (model / "model.safetensors").write_bytes(b"no weights")
-    assert "weights of" in refusal(
-        [*small_flags(folder), "--model_name_or_path", str(model)], capsys
-    )
-
-
-def test_a_folder_in_use_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_dir = folder / "used"
-    run_dir.mkdir()
-    write(run_dir / "run.json", "{}")
-    assert "another run" in refusal([*small_flags(folder), "--output_dir", "used"], capsys)
-    write(run_dir / "notes.txt", "mine")
-    (run_dir / "run.json").unlink()
-    assert "not an empty folder" in refusal([*small_flags(folder), "--output_dir", "used"], capsys)
-    assert [path.name for path in run_dir.iterdir()] == ["notes.txt"]
-
-
-def test_resuming_nothing_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds no run" in refusal(
-        [*small_flags(folder), "--resume_from_checkpoint", "latest"], capsys
-    )
-    assert "not a checkpoint" in refusal(
-        [*small_flags(folder), "--resume_from_checkpoint", str(folder)], capsys
-    )
-
-
 def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,19 +108,6 @@ def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "damaged" in refusal(flags, capsys)
     assert [(folder / "out" / name).read_text() for name in ("metrics.jsonl", "run.json")] == before
-
-
-def test_prepare_refuses_a_folder_that_is_no_corpus(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "mine").mkdir()
-    write(folder / "mine/notes.txt", "mine")
-    corpus = write_corpus(folder / "corpus.jsonl")
-    message = refusal(
-        ["--data_files", str(corpus), "--output_dir", "mine"], capsys, command="prepare"
-    )
-    assert "--output_dir" in message
-    assert (folder / "mine/notes.txt").read_text() == "mine"
 
 
 def test_prepare_and_pretrain_know_what_an_objective_needs(
@@ -301,11 +149,6 @@ def test_a_refusal_of_held_out_documents_says_so(
     more += ["--max_steps", "1"] if command == "pretrain" else []
     mlm = ["--objective", "mlm", "--max_seq_length", "48", "--output_dir", "out-2"]
     assert main([command, *flags, *more, *mlm]) == 0
-
-
-def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pretend"]) == 2
-    assert "prepare" in capsys.readouterr().err
 
 
 def test_every_document_once_in_the_manifest(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PillowImage
-from safetensors.torch import load_file, save_file
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import (
     AutoImageProcessor,
     BertConfig,
     BertForMaskedLM,
-    BertModel,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
@@ -105,22 +102,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_encoder(folder / "vit", hidden_dropout_prob=0.5)  # must not make figures random
     save_encoder(folder / "colour", num_channels=3)
     save_bert(folder / "bert")
-    save_bert(folder / "headless", cls=BertModel)
-    save_bert(folder / "wordless")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / "wordless" / name).unlink()
-    save_encoder(folder / "torn")
-    weights = load_file(folder / "torn/model.safetensors")
-    weights.pop(min(weights))
-    save_file(weights, folder / "torn/model.safetensors", metadata={"format": "pt"})
-    for damaged in (save_bert(folder / "damaged"), save_encoder(folder / "damaged-vit")):
-        (damaged / "model.safetensors").write_bytes(b"no weights")
-    save_encoder(folder / "bare")
-    (folder / "bare/preprocessor_config.json").unlink()
-    save_encoder(folder / "mixed")
-    shutil.copy(folder / "colour/preprocessor_config.json", folder / "mixed")
-    for name, label in (("plain", "cat"), ("one", "cat"), ("two", "dog")):
-        write_parquet(folder / f"{name}.parquet", [(number, label) for number in range(8)])
+    write_parquet(folder / "plain.parquet", [(number, "cat") for number in range(8)])
     return folder
 
 
@@ -435,16 +417,6 @@ def test_what_a_run_recorded_while_training_is_shown_unless_other_sentences_are_
     assert "fill_mask.jsonl, line 1, is not JSON" in capsys.readouterr().err
 
 
-def test_a_run_without_a_model_yet_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run.json").write_text('{"config": {}}')
-    with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", "--model", str(tmp_path), "--suite", "fill_mask"])
-    assert stopped.value.code == 2
-    assert "neither a complete checkpoint nor final/" in capsys.readouterr().err
-
-
 def test_a_suite_is_one_entry_of_the_registry_and_run_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -502,74 +474,6 @@ def test_a_suite_that_fails_takes_nothing_away_from_those_before_it(
     ]
     assert main([*flags, "fill_mask"]) == 0
     assert record == json.loads(target.read_text()) | {"missing": record["missing"]}
-
-
-BAD = {
-    "no such model": ("--model nowhere/at-all --suite knn", "--model"),
-    "no such masked language model": ("--model nowhere/at-all --suite fill_mask", "--model"),
-    "unknown suite": ("--model vit --suite knn knnn", "linear_probe"),
-    "unknown flag": ("--model vit --suite knn --neighbours 3", "--neighbours"),
-    "text model": ("--model bert --suite knn", "image processor"),
-    "image model": ("--model vit --suite fill_mask", "masked-LM head"),
-    "no head": ("--model headless --suite fill_mask", "masked-LM head"),
-    "weights missing": ("--model torn --suite knn", "; pass --model a complete checkpoint"),
-    "damaged weights": ("--model damaged --suite fill_mask", "--model"),
-    "damaged weights of images": (
-        "--model damaged-vit --suite knn",
-        "; pass --model a complete checkpoint",
-    ),
-    "no tokenizer": ("--model wordless --suite fill_mask", "pass --model a folder"),
-    "no processor": ("--model bare --suite knn", "preprocessor_config.json"),
-    "wrong channels": ("--model mixed --suite knn", "channels"),
-    "wrong size": ("--model vit --suite knn --image_size 16", "--image_size"),
-    "no neighbour": ("--model vit --suite knn --k 0", "--k"),
-    "no temperature": ("--model vit --suite knn --temperature 0", "--temperature"),
-    "endless temperature": ("--model vit --suite knn --temperature inf", "--temperature"),
-    "no batch": (
-        "--model vit --suite knn --per_device_eval_batch_size 0",
-        "--per_device_eval_batch_size",
-    ),
-    "impossible share": ("--model vit --suite knn --validation_share 1.5", "--validation_share"),
-    "no such file": ("--model colour --suite knn --data_files no.parquet", "no.parquet"),
-    "two sources": ("--model vit --suite knn --data_files a --dataset_name b", "pass one"),
-    "no label": ("--model colour --suite knn --data_files plain.parquet", "--label_column"),
-    "strange class": (
-        "--model colour --suite knn --data_files one.parquet --label_column kind --test_files "
-        "two.parquet",
-        "'dog'",
-    ),
-    "no mask": ("--model bert --suite fill_mask --sentences words", "[MASK]"),
-    "long sentence": (f"--model bert --suite fill_mask --sentences [MASK]{'-' * 40}", "shorten"),
-    "more words than there are": (
-        "--model bert --suite fill_mask --num_candidates 8193",
-        "num_candidates is 8,193 but the model knows 8,192 tokens; lower --num_candidates",
-    ),
-    "no folder for figures": ("--model bert --suite fill_mask --json no/such/f.json", "--json"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_message_and_status_2(
-    case: str,
-    models: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for path in models.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    flags, expected = BAD[case]
-    with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", *flags.split()])
-    assert stopped.value.code == 2
-    # Progress of decoding may come before it.
-    (message,) = [
-        line for line in capsys.readouterr().err.splitlines() if line and "images/s" not in line
-    ]
-    assert message.startswith("error: ")
-    assert expected in message
-    assert "--model_name_or_path" not in message
 
 
 def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:

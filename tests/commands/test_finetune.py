@@ -24,7 +24,6 @@ from downstream_models import (
     write_rows,
 )
 from huggingface_hub import ModelCard
-from PIL import Image
 from runs import environment
 from safetensors.torch import load_file
 from transformers import (
@@ -619,192 +618,6 @@ def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return message
 
 
-def rows_with(**changes: Any) -> list[dict[str, Any]]:
-    rows = sentences(8)
-    rows[2] |= changes
-    return rows
-
-
-BAD_FILES: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
-    "no text column": ([{"body": "a", "label": 0}], [], "--text_column"),
-    "no label column": ([{"text": "a"}], [], "--label_column"),
-    "empty": ([], [], "no rows"),
-    "one class": ([{"text": "a", "label": "x"}] * 9, [], "two classes"),
-    "no label": (rows_with(label=None), [], "row 3"),
-    "nan": (rows_with(label=float("nan")), [], "row 3"),
-    "text is no text": (rows_with(text=5), [], "row 3"),
-    "no pair column": (sentences(8), ["--task", "mrpc"], "text_pair"),
-    "named pair column": (sentences(8), ["--text_pair_column", "second"], "--text_pair_column"),
-    "regression of words": (sentences(8), ["--task", "regression"], "regression needs numbers"),
-    "unknown task": (sentences(8), ["--task", "squad"], "mnli"),
-    "unsuitable metric": (
-        sentences(8),
-        ["--metrics", "pearson", "--validation_share", "0.5"],
-        "not defined",
-    ),
-    "unknown metric": (
-        sentences(8),
-        ["--metrics", "nonesuch", "--validation_share", "0.5"],
-        "--metrics",
-    ),
-    "unknown label": (sentences(8), ["--validation_file", "other.jsonl"], "'worse'"),
-    "no such file": (sentences(8), ["--test_file", "nowhere.csv"], "nowhere.csv"),
-    "too long": (sentences(8), ["--max_seq_length", "65"], "3..64"),
-    "too little to hold out": (sentences(8), [], "--validation_file"),
-    "two sources": (sentences(8), ["--dataset_name", "x"], "pass one"),
-    "batch of none": (sentences(8), ["--per_device_train_batch_size", "0"], "at least 1"),
-    "rate": (sentences(8), ["--learning_rate", "-1"], "--learning_rate"),
-    "seed twice": (sentences(8), ["--seeds", "1", "1"], "--seeds"),
-    "no repository": (sentences(8), ["--push_to_hub"], "--hub_model_id"),
-    "no name of a repository": (
-        sentences(8),
-        ["--push_to_hub", "--hub_model_id", "a/b/c"],
-        "--hub_model_id",
-    ),
-    "private but not pushed": (sentences(8), ["--hub_private_repo"], "--push_to_hub"),
-    "abbreviated flag": (sentences(8), ["--seed", "1"], "--seed"),
-    "scratch and frozen": (sentences(8), ["--from_scratch", "--freeze_encoder"], "one of them"),
-    "names": (sentences(8), ["--label_names", "x", "y"], "--label_names"),
-    "label is an object": (rows_with(label={"a": 1}), [], "row 3"),
-    "lists of zeros and ones": (
-        [row | {"label": [number % 2, 1, 0]} for number, row in enumerate(sentences(8))],
-        [],
-        "pass --task multi_hot if a 1 in place i means the class i, --task multi_label if",
-    ),
-    "quotes of no file": (
-        sentences(8),
-        ["--tsv_quotes", "minimal", "--dataset_name", "x", "--train_file="],
-        "--tsv_quotes goes with --train_file",
-    ),
-    "label is a list of lists": (rows_with(label=[["a"]]), [], "row 3"),
-    "label among others is an object": (
-        rows_with(label=["a", {"b": 1}]),
-        ["--task", "multi_label"],
-        "row 3",
-    ),
-    "one value": ([{"text": "a", "label": 0.5}] * 9, [], "nothing can be learnt"),
-    "label as text": (sentences(8), ["--text_column", "label"], "both text and label"),
-    "columns are listed": (sentences(8), ["--label_column", "lable"], "it has 'text', 'label'"),
-    "empty name": (sentences(8), ["--label_names", "x", ""], "not all there"),
-    "names of values": (
-        [{"text": "a", "label": i / 9} for i in range(9)],
-        ["--label_names", "x"],
-        "--label_names",
-    ),
-    "augmented text": (sentences(8), ["--augmentation", "crop"], "--augmentation"),
-    "split of a file": (sentences(8), ["--test_split", "test"], "--test_split"),
-    "configuration of a file": (
-        sentences(8),
-        ["--dataset_config_name", "x"],
-        "--dataset_config_name",
-    ),
-    "below a file": (
-        sentences(8),
-        ["--validation_share", "0.5", "--output_dir", "bad.jsonl/x"],
-        "--output_dir",
-    ),
-    "unknown flag": (sentences(8), ["--epochs", "3"], "--epochs"),
-    "half a character": (rows_with(text="a \ud800"), [], "row 3"),
-    "half a character in a name": (rows_with(label="a \ud800"), [], "row 3"),
-    "beyond float32": (
-        [{"text": "a", "label": 10.0**i} for i in range(50)],
-        ["--task", "regression"],
-        "row 40",
-    ),
-    "no room for a pair": (
-        [row | {"text_pair": "x"} for row in sentences(8)],
-        ["--max_seq_length", "4"],
-        "must lie in 5..64 for this model and pairs",
-    ),
-    "no room for a text": (sentences(8), ["--max_seq_length", "2"], "must lie in 3..64"),
-    "pairs to test alone": (
-        sentences(20),
-        ["--test_file", "pairs.jsonl"],
-        "pairs.jsonl has pairs of texts but bad",
-    ),
-    "no labels at all": ([{"text": "a", "label": None}] * 9, [], "has no labels"),
-    "never a label": ([{"text": "a", "label": []}] * 9, [], "none of the 9 rows"),
-    "no labels to validate on": (
-        sentences(8),
-        ["--validation_file", "blind.jsonl"],
-        "blind.jsonl has no labels",
-    ),
-    "a folder": (sentences(8), ["--test_file", "."], "'.' is a folder; change --test_file"),
-    "a class a row": (
-        [row | {"label": f"id {number}"} for number, row in enumerate(sentences(8))],
-        [],
-        "each class keeps a row",
-    ),
-    "GLUE without network": (
-        sentences(8),
-        ["--task", "sst2", "--train_file="],
-        "'nyu-mll/glue' cannot be loaded",
-    ),
-    "no such data set": (
-        sentences(8),
-        ["--dataset_name", "./data", "--train_file="],
-        "no folder './data'",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_input_is_refused_before_anything_is_written(
-    model: str, folder: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    rows, flags, expected = BAD_FILES[name]
-    write_rows(folder / "bad.jsonl", rows)
-    write_rows(folder / "other.jsonl", [{"text": "a", "label": "worse"}])
-    write_rows(folder / "blind.jsonl", [{"text": "a", "label": None}])
-    write_rows(folder / "pairs.jsonl", [{"text": "a", "text_pair": "b", "label": "good"}])
-    assert expected in refusal(["--model", model, "--train_file", "bad.jsonl", *flags], capsys)
-
-
-def test_a_model_that_cannot_classify_is_refused(
-    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files = ["--train_file", "train.jsonl"]
-    assert "neither a folder nor" in refusal(["--model", "nowhere", *files], capsys)
-    (folder / "empty").mkdir()
-    assert "config.json" in refusal(["--model", "empty", *files], capsys)
-    bare = shutil.copytree(model, folder / "bare")
-    for path in bare.glob("tokenizer*"):
-        path.unlink()
-    assert "tokenizer" in refusal(["--model", "bare", *files], capsys)
-    broken = shutil.copytree(model, folder / "broken")
-    (broken / "model.safetensors").write_bytes(b"no weights")
-    assert "weights" in refusal(["--model", "broken", *files], capsys)
-    assert "nothing to train on" in refusal(["--model", model], capsys)
-    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
-    assert refusal(["--model", "broken", *files], capsys).count("\n") == 1
-    (folder / "heads").mkdir()
-    heads = json.loads((broken / "config.json").read_text()) | {"num_attention_heads": 3}
-    (folder / "heads/config.json").write_text(json.dumps(heads))
-    message = refusal(["--model", "heads", "--from_scratch", *files], capsys)
-    assert "no model can be made of the config.json of 'heads'" in message
-    config = json.loads((broken / "config.json").read_text()) | {"max_position_embeddings": 128}
-    (broken / "config.json").write_text(json.dumps(config))
-    shutil.copy(f"{model}/model.safetensors", broken)
-    message = refusal(
-        ["--model", "broken", *files], capsys
-    )  # the positions would be those of no training
-    assert "position_embeddings.weight has the shape [64, 32], not [128, 32]" in message
-
-
-def test_images_without_splits_are_not_tested_on_what_they_were_trained_on(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = make_image_model(folder / "vit")
-    (folder / "flat/a").mkdir(parents=True)
-    Image.new("L", (8, 8)).save(folder / "flat/a/0.png")
-    for name in ("digits", "flat"):
-        message = refusal(
-            ["--model", model, "--dataset_name", name, "--test_split", "test"], capsys
-        )
-        assert "no split 'test'" in message or "so no 'test'" in message
-        assert "--test_split" in message
-
-
 def test_columns_that_are_no_texts_are_not_decoded(model: str, folder: Path) -> None:
     rows: dict[str, list[Any]] = {
         key: [row[key] for row in sentences(24)] for key in ("text", "label")
@@ -817,35 +630,6 @@ def test_columns_that_are_no_texts_are_not_decoded(model: str, folder: Path) -> 
     finetune(model, "--dataset_name", "saved", *SHORT)
     texts = {row["text"] for row in read_rows(folder / "out/seed-42/predictions_validation.jsonl")}
     assert texts and texts <= set(rows["text"])
-
-
-def test_flags_of_text_are_refused_for_images(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = make_image_model(folder / "vit")
-    assert "no folder './images'" in refusal(
-        ["--model", model, "--dataset_name", "./images"], capsys
-    )
-    (folder / "flat").mkdir()
-    Image.new("L", (8, 8)).save(folder / "flat/0.png")
-    assert "subfolder for each of its classes" in refusal(
-        ["--model", model, "--dataset_name", "flat"], capsys
-    )
-    (folder / "flat/1.png").write_bytes(b"\x89PNG broken")
-    assert "flat/1.png cannot be decoded" in refusal(
-        ["--model", model, "--dataset_name", "flat"], capsys
-    )
-    for flags in (["--text_column", "x"], ["--max_seq_length", "9"]):
-        assert flags[0] in refusal(["--model", model, "--dataset_name", "digits", *flags], capsys)
-    message = refusal(["--model", model, "--train_file", "train.jsonl"], capsys)
-    assert "--train_file takes Parquet" in message and "--dataset_name a folder" in message
-
-
-def test_the_folder_of_a_run_is_answered_with_its_model(
-    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_text_model(folder / "run/final")
-    assert "run/final" in refusal(["--model", "run", "--train_file", "train.jsonl"], capsys)
 
 
 @pytest.mark.parametrize("is_regression", [False, True])
@@ -872,35 +656,6 @@ def test_a_training_that_diverges_is_said_and_exports_nothing(
     assert stopped.value.code == 1
     assert "--learning_rate" in capsys.readouterr().err
     assert not (folder / "out/final").exists()
-
-
-def test_a_folder_in_use_is_left_alone(
-    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "used").mkdir()
-    (folder / "used/notes.txt").write_text("mine")
-    with pytest.raises(SystemExit):
-        main(["finetune", "--model", model, "--train_file", "train.jsonl", "--output_dir", "used"])
-    assert "--output_dir" in capsys.readouterr().err
-    assert [path.name for path in (folder / "used").iterdir()] == ["notes.txt"]
-
-
-def test_a_folder_that_cannot_be_made_is_refused_before_training(
-    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                "finetune",
-                "--model",
-                model,
-                "--train_file",
-                "train.jsonl",
-                "--output_dir",
-                "train.jsonl/out",
-            ]
-        )
-    assert stopped.value.code == 2 and "pass another --output_dir" in capsys.readouterr().err
 
 
 def test_what_was_interrupted_can_be_started_again(

@@ -20,7 +20,6 @@ from safetensors.torch import load, load_file
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands.hub import dataset_card
-from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing import hub as hub_module
 from bert_pretrain.publishing import publication
@@ -378,44 +377,6 @@ def test_a_missing_token_is_said_without_a_request(
         hub_module.upload(None, repo_id="a/b", repo_type="model", revision="main", is_private=False)
     is_hopeless, reason = hub_module.diagnose(refused.value)
     assert is_hopeless and "HF_TOKEN" in reason
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--hub_model_id a/b", "`hub_model_id` means nothing without `push_to_hub`"),
-        ("--hub_push_state", "`hub_push_state` means nothing without `push_to_hub`"),
-        ("--hub_strategy every_save", "`hub_strategy` means nothing without `push_to_hub`"),
-        ("--hub_max_wait 5", "`hub_max_wait` means nothing without `push_to_hub`"),
-        ("--push_to_hub --hub_model_id a/b/c", "`hub_model_id`"),
-        ("--push_to_hub --hub_model_id a..b", "`hub_model_id`"),
-        ("--hub_max_wait -1", "at least 0"),
-        ("--hub_license My_Own", "`hub_license`"),
-        ("--hub_token hf_x", "unknown"),
-    ],
-)
-def test_flags_that_cannot_be_meant_are_refused(flags: str, expected: str) -> None:
-    with pytest.raises(InputError, match=expected):
-        parse_config(flags.split())
-
-
-def test_pushing_what_is_no_run_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun/run.json").write_text('{"config": {}}')
-    for target, expected in (("absent", "is no run"), ("begun", "nothing to publish")):
-        with pytest.raises(SystemExit) as stopped:
-            main(["hub", "push", str(tmp_path / target)])
-        assert stopped.value.code == 2
-        assert expected in capsys.readouterr().err
-    for more, expected in (
-        ([], "no complete prepared corpus"),
-        (["--hub_license", "My own"], "no identifier of a"),
-    ):
-        with pytest.raises(SystemExit):
-            main(["hub", "push_dataset", str(tmp_path / "begun"), *more])
-        assert expected in capsys.readouterr().err
 
 
 def test_the_card_of_a_corpus_names_its_owner_or_leaves_a_place_for_it() -> None:

@@ -100,31 +100,3 @@ def test_all_files_of_a_folder_are_as_readable_as_new_ones(tmp_path: Path) -> No
     files = [path for path in (tmp_path / "made").rglob("*") if path.is_file()]
     assert len(files) == 2
     assert {path.stat().st_mode for path in files} == {usual}
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--report_to wandb", "--report_to is wandb, which is not installed"),
-        ("--mixed_precision fp16", "--mixed_precision is 'fp16' but must be bf16 or no"),
-        ("--dataset_name=", "--dataset_name is '' but must be a name"),
-        (
-            "--objective contrastive --global_batch_size 1",
-            "--global_batch_size is 1 but must be at least 2",
-        ),
-    ],
-)
-def test_what_would_be_taken_in_silence_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    flags: str,
-    expected: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit) as stopped:
-        main(["pretrain", *flags.split()])
-    assert stopped.value.code == 2
-    assert expected in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []

@@ -162,28 +162,3 @@ def test_an_image_run_shows_the_newest_picture_of_each_kind(tmp_path: Path) -> N
     shown = [base64.b64decode(address.split(",")[1]) for address in page.addresses[1:]]
     assert sorted(shown) == sorted([drawn[1000000, "views"], drawn[5, "embeddings"]])
     assert not re.search(r"(src|href)=\"(?!data:)", html)
-
-
-def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("empty", "torn", "listed", "unstarted", "unmeasured"):
-        write_run(tmp_path / name)
-    (tmp_path / "empty/run.json").unlink()
-    (tmp_path / "torn/run.json").write_text('{"config"')
-    (tmp_path / "listed/run.json").write_text("[]")
-    (tmp_path / "unstarted/metrics.jsonl").unlink()
-    (tmp_path / "unmeasured/metrics.jsonl").write_text('{"split": ')
-    expected = {
-        "nowhere": "is no run",
-        "empty": "is no run",
-        "torn": "is damaged",
-        "listed": "has no 'config'",
-        "unstarted": "metrics.jsonl cannot be read",
-        "unmeasured": "metrics.jsonl has no row yet",
-    }
-    for name, message in expected.items():
-        with pytest.raises(SystemExit) as stopped:
-            main(["report", str(tmp_path / name)])
-        assert stopped.value.code == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and message in error
-        assert not (tmp_path / name / "report.html").exists()

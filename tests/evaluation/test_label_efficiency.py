@@ -312,32 +312,6 @@ def test_what_another_process_measured_while_this_one_got_ready_is_neither_lost_
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--num_labels", "0"], "--num_labels"),
-        (["--num_labels", "some"], "--num_labels"),
-        (["--num_labels", "00"], "--num_labels"),
-        (["--num_labels", "4", "1000"], "no class has more than"),
-        (["--output_dir", "blind.jsonl/x"], "--output_dir"),
-        (["--arms", "magic"], "--arms"),
-        (["--seeds", "1", "1"], "--seeds"),
-        (["--max_test_rows", "-1"], "--max_test_rows"),
-        (["--test_file", "blind.jsonl"], "--test_file"),
-        (["--task", "multi_label"], "single classes"),
-    ],
-)
-def test_bad_input_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
-) -> None:
-    write_rows(folder / "blind.jsonl", [{"text": "a"}])
-    model = make_text_model(folder / "model")
-    with pytest.raises(SystemExit) as stopped:
-        measure("--model", model, "--train_file", "train.jsonl", *flags)
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
-    assert not (folder / "out").exists()
-
-
-@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("settings.json", "{", "damaged"),
@@ -356,33 +330,3 @@ def test_a_damaged_measurement_is_refused_and_left_alone(
     printed = capsys.readouterr().err
     assert stopped.value.code == 2 and message in printed and "--output_dir" in printed
     assert (folder / "out" / name).read_text() == content
-
-
-def test_the_curve_is_measured_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        evaluate(["--model", "m", "--suite", "knn", "label_efficiency"])
-    assert ended.value.code == 2 and "label_efficiency runs alone" in capsys.readouterr().err
-
-
-def test_a_folder_in_use_is_refused_before_the_model_is_read(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "out").mkdir()
-    (folder / "out/notes.txt").write_text("mine")
-    with pytest.raises(SystemExit):
-        measure("--model", "nowhere", "--train_file", "train.jsonl")
-    assert "not an empty folder" in capsys.readouterr().err
-
-
-def test_a_frozen_encoder_that_cannot_be_read_names_the_model_flag(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for model, files in (
-        (make_text_model(folder / "text"), ["--train_file", "train.jsonl"]),
-        (make_image_model(folder / "vit"), ["--dataset_name", "digits"]),
-    ):
-        (Path(model) / "model.safetensors").write_bytes(b"no weights")
-        with pytest.raises(SystemExit) as stopped:
-            measure("--model", model, *files, "--arms", "frozen_probe")
-        assert stopped.value.code == 2 and "--model" in capsys.readouterr().err
-        assert not (folder / "out").exists()

@@ -245,13 +245,6 @@ def test_without_a_file_the_command_judges_its_own_templates_and_says_so(
     assert "not BLiMP" in printed and "reflexive pronoun" in printed
 
 
-def test_a_missing_file_of_pairs_is_refused(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(f"evaluate --model {bert} --suite minimal_pairs --pairs_file no*.jsonl".split())
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: no*.jsonl is no file")
-
-
 def test_bad_rows_end_no_evaluation_and_are_named(
     bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

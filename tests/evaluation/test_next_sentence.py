@@ -318,31 +318,3 @@ def test_text_without_any_pair_is_refused(
         message = capsys.readouterr().err
         assert "note.txt" in message and "--data_files" in message and "--objective" not in message
     assert not (tmp_path / "figures.json").exists()
-
-
-BAD = {
-    "no head": ("--model {models}/mlm", "next-sentence head (it lacks"),
-    "untrained head": ("--model {mlm_run}", "--objective mlm"),
-    "no model": ("--model nowhere/at-all", "pass another --model"),
-    "too long": ("--model {run} --max_seq_length 65", "takes 64 tokens; lower --max_seq_length"),
-    "too short": ("--model {run} --max_seq_length 7", "change --max_seq_length"),
-    "too few": ("--model {run} --max_pairs 1", "change --max_pairs"),
-    "no text": ("--model {run} --data_files no.txt", "--data_files"),
-    "impossible share": ("--model {run} --validation_share 0.7", "--validation_share"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(
-    case: str, run: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mlm_run = tmp_path / "mlm_run"
-    mlm_run.mkdir()
-    (mlm_run / "run.json").write_text(json.dumps({"config": {"objective": "mlm"}}))
-    flags, expected = BAD[case]
-    with pytest.raises(SystemExit) as stopped:
-        given = flags.format(models=models, run=run, mlm_run=mlm_run).split()
-        main(["evaluate", "--suite", "nsp", *given])
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and expected in message
