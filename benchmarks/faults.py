@@ -3,38 +3,58 @@
 Each fault is tried --times times, each time on the run as the last one left it; every start, the
 first one too, is the same command with `--resume_from_checkpoint auto`. Then the run goes on to its
 end, and its metrics and weights must be those of an undisturbed run to the last bit; anything else
-counts as lost. No temporary file may be left. Faults are added to --json, each in place of its
-earlier ones. Flags for run_pretraining.py follow after --.
+counts as lost, as does a process that stays behind, or a temporary file. What was tried before and
+is in --json is kept and added to, so that many tries can be made in pieces; `--times 0` prints the
+table of it. --write puts that table between the marks of documents. It needs the extra `test`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import random
+import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
-from results import read_runs, write_results
+from results import read_runs, replace_marked, write_results
 
 from bert_pretrain.data.run_folder import list_checkpoints
 from bert_pretrain.training.metrics import OF_THE_MACHINE
 
-PROGRAM = str(Path(__file__).parents[1] / "run_pretraining.py")
-FLAGS = "--max_steps 120 --save_steps 10 --eval_steps 40 --max_hours 0 --max_eval_rows 256"
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for a corpus, and a Hub on 127.0.0.1
+from loopback_hub import Fault as HubFault
+from loopback_hub import LoopbackHub, running_hub
+from runs import write_corpus, write_model_config
+
+ROOT = Path(__file__).parents[1]
+FLAGS = "--data_files corpus.jsonl --config_name config --max_seq_length 48 --mixed_precision no "
+FLAGS += "--dropout 0.1 --max_steps 150 --save_steps 10 --eval_steps 25 --logging_steps 5 "
+FLAGS += "--num_cpu_threads 1"
+PUSH = "--save_steps 50 --push_to_hub --hub_model_id tester/words --hub_strategy every_save"
 _SECONDS_BETWEEN_LOOKS = 0.002
+_SECONDS_TO_END = 120  # for a process that is to end by itself
+_SECONDS_TO_FOLLOW = 30  # for processes whose launcher is gone
+_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE = 24, 1  # linux/prctl.h, linux/capability.h
+
+
+class LostError(Exception):
+    """Something was lost, or somebody stayed behind, before the run could go on."""
 
 
 @dataclass
@@ -44,8 +64,9 @@ class Setting:
     folder: Path
     flags: list[str]
     num_processes: int
-    seconds: float  # of an undisturbed run
+    seconds: float  # of the training of an undisturbed run
     generator: random.Random
+    hub: LoopbackHub | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -57,26 +78,91 @@ class Setting:
         """Where its text is prepared."""
         return self.folder / "cache"
 
+    @property
+    def log(self) -> Path:
+        """What all starts have printed."""
+        return self.folder / "log"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a start."""
+        ours = {"HF_HOME": str(self.cache), "PYTHONPATH": str(ROOT)}
+        hub = self.hub.environment(self.folder) if self.hub else {"HF_HUB_OFFLINE": "1"}
+        return os.environ | hub | ours
+
     def start(self) -> subprocess.Popen[bytes]:
         """Start or continue the run."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command = [sys.executable, *(launcher if self.num_processes == 2 else []), PROGRAM]
-        command += [*self.flags, "--output_dir", str(self.run_dir)]
+        command = [sys.executable, *(launcher if self.num_processes == 2 else [])]
+        command += [str(ROOT / "run_pretraining.py"), *self.flags, "--output_dir", "run"]
         command += ["--resume_from_checkpoint", "auto", "--stuck_timeout", "20"]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self.cache)}
-        with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_obey_permissions,
+        )
+        # Through a pipe: a limit on the sizes of files is not to keep the run from speaking.
+        threading.Thread(target=_keep, args=(process, self.log), daemon=True).start()
+        return process
+
+
+def _obey_permissions() -> None:
+    """Let a process of root be refused where permissions refuse others."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+def _keep(process: subprocess.Popen[bytes], path: Path) -> None:
+    assert process.stdout is not None
+    with path.open("ab") as log:
+        shutil.copyfileobj(process.stdout, log)
 
 
 Fault = Callable[[Setting, subprocess.Popen[bytes]], bool]  # whether it came before the end
 
 
+def comes(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> bool:
+    """Wait until something is so; return whether it was before the process had ended."""
+    while not condition():
+        if process.poll() is not None:
+            return False
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return True
+
+
+def trains(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a run trains: it begins metrics.jsonl, or writes it again."""
+    path = setting.run_dir / "metrics.jsonl"
+
+    def written() -> int:
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    before = written()
+    return comes(process, lambda: written() != before)
+
+
+def has_saved(setting: Setting, process: subprocess.Popen[bytes], *, total: int = 1) -> bool:
+    """Wait until a run has another checkpoint, of at least so many."""
+    before = list_checkpoints(setting.run_dir / "checkpoints")
+
+    def is_there() -> bool:
+        found = list_checkpoints(setting.run_dir / "checkpoints")
+        return len(found) >= total and found[-1:] != before[-1:]
+
+    return comes(process, is_there)
+
+
 def at_random(number: signal.Signals) -> Fault:
-    """Send a signal at any moment."""
+    """Send a signal at any moment of the training."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+        if not trains(setting, process):
+            return False
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(setting.generator.uniform(0.1, 0.7) * setting.seconds)
+            process.wait(setting.generator.uniform(0, 0.5) * setting.seconds)
             return False
         process.send_signal(number)
         process.wait()
@@ -85,16 +171,31 @@ def at_random(number: signal.Signals) -> Fault:
     return apply
 
 
-def killed_while(pattern: str) -> Fault:
-    """Kill the run while a file or folder of a pattern exists below the run or its cache."""
+def appears(setting: Setting, process: subprocess.Popen[bytes], pattern: str) -> bool:
+    """Wait until a file or folder of a pattern is made below the run or its cache."""
+
+    def present() -> set[tuple[str, int, int]]:
+        found = set()
+        for place in (setting.run_dir, setting.cache):
+            for path in place.glob(pattern):
+                with contextlib.suppress(OSError):  # it has just been renamed
+                    status = path.stat()
+                    found.add((path.name, status.st_ino, status.st_ctime_ns))
+        return found
+
+    before = present()  # what an earlier start has left
+    return comes(process, lambda: bool(present() - before))
+
+
+def killed_while(pattern: str, *, seconds: float = 0.05) -> Fault:
+    """Kill the run at most so many seconds after it has made a file or folder of a pattern."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
-        delay = setting.generator.uniform(0, 0.05)
-        while not any(any(place.glob(pattern)) for place in (setting.run_dir, setting.cache)):
-            if process.poll() is not None:
-                return False
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        time.sleep(delay)
+        if not appears(setting, process, pattern):
+            return False
+        time.sleep(setting.generator.uniform(0, seconds))
+        if process.poll() is not None:
+            return False
         process.kill()
         process.wait()
         return True
@@ -102,15 +203,42 @@ def killed_while(pattern: str) -> Fault:
     return apply
 
 
+def killed_in_start(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Kill the run before it trains."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(setting.generator.uniform(0.1, 6.0))
+        return False
+    process.kill()
+    process.wait()
+    return True
+
+
+def killed_in_evaluation(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Kill the run when the row of training before an evaluation is there, and its own is not."""
+    interval = int(setting.flags[setting.flags.index("--eval_steps") + 1])
+
+    def evaluates() -> bool:
+        lines = (setting.run_dir / "metrics.jsonl").read_text().splitlines()
+        try:
+            row = json.loads(lines[-1])
+        except (ValueError, IndexError):  # the line is still being written
+            return False
+        return bool(row["split"] == "train" and row["step"] % interval == 0)
+
+    if not (trains(setting, process) and comes(process, evaluates)):
+        return False
+    time.sleep(setting.generator.uniform(0, 0.02))
+    process.kill()
+    process.wait()
+    return True
+
+
 def one_process(number: signal.Signals) -> Fault:
     """Send a signal to one of two processes once there is another checkpoint."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
-        before = list_checkpoints(setting.run_dir / "checkpoints")[-1:]
-        while list_checkpoints(setting.run_dir / "checkpoints")[-1:] == before:
-            if process.poll() is not None:
-                return False
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if not has_saved(setting, process):
+            return False
         workers = psutil.Process(process.pid).children()
         os.kill(setting.generator.choice(workers).pid, number)
         process.wait()
@@ -119,14 +247,37 @@ def one_process(number: signal.Signals) -> Fault:
     return apply
 
 
+def launcher_killed(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Kill the launcher of two processes, which must end by themselves."""
+    if not has_saved(setting, process):
+        return False
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    limit = time.monotonic() + _SECONDS_TO_FOLLOW
+    while alive := [worker for worker in workers if is_alive(worker)]:
+        if time.monotonic() > limit:
+            for worker in alive:
+                worker.kill()
+            raise LostError(f"{len(alive)} processes outlive their launcher")
+        time.sleep(0.1)
+    return True
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process still runs; one that nobody has waited for does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def after_a_kill(damage: Callable[[Path, random.Random], None]) -> Fault:
     """Kill the run once there are two checkpoints, and damage what it left."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
-        while len(list_checkpoints(setting.run_dir / "checkpoints")) < 2:
-            if process.poll() is not None:
-                return False
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if not has_saved(setting, process, total=2):
+            return False
         process.kill()
         process.wait()
         damage(setting.run_dir, setting.generator)
@@ -163,21 +314,116 @@ def lose_run_json(run_dir: Path, generator: random.Random) -> None:
     (run_dir / "run.json").unlink(missing_ok=True)
 
 
-FAULTS: dict[str, tuple[int, Fault]] = {  # processes, and what is done
-    "killed at random": (1, at_random(signal.SIGKILL)),
-    "killed in preparation": (1, killed_while("bert_pretrain/prepared/*.tmp")),
-    "killed in a checkpoint": (1, killed_while("checkpoints/step-*.tmp")),
-    "killed in export": (1, killed_while("final.new*")),
-    "SIGTERM at random": (1, at_random(signal.SIGTERM)),
-    "SIGINT at random": (1, at_random(signal.SIGINT)),
-    "SIGUSR1 at random": (1, at_random(signal.SIGUSR1)),
-    "bit flipped in the newest checkpoint": (1, after_a_kill(flip_a_bit)),
-    "newest checkpoint cut short": (1, after_a_kill(cut_a_file)),
-    "newest checkpoint empty": (1, after_a_kill(empty_the_newest)),
-    "run.json lost": (1, after_a_kill(lose_run_json)),
-    "one of two killed": (2, one_process(signal.SIGKILL)),
-    "one of two told to stop": (2, one_process(signal.SIGTERM)),
-    "one of two hangs": (2, one_process(signal.SIGSTOP)),
+def ended_by_itself(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for the end of a run that cannot write; return whether it came before its own end.
+
+    Raises:
+        LostError: it does not end, or not as one that says what the machine refuses.
+    """
+    said_before = setting.log.stat().st_size if setting.log.exists() else 0
+    try:
+        status = process.wait(_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise LostError("the run goes on though it cannot write") from None
+    time.sleep(0.5)  # until all that it said has been kept
+    said = setting.log.read_bytes()[said_before:]
+    if status not in (0, 1) or b"Traceback" in said:
+        raise LostError(f"the run ends with {status}")
+    return status == 1
+
+
+def disk_full_while(pattern: str | None) -> Fault:
+    """Let no file grow any more, once there is one of a pattern, or at any moment of the training.
+
+    A limit on the sizes of files fails as a full disk does: in the middle of a write.
+    """
+
+    def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+        if pattern is None:
+            if not trains(setting, process):
+                return False
+            time.sleep(setting.generator.uniform(0, 0.3) * setting.seconds)
+        elif not appears(setting, process, pattern):
+            return False
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+        return ended_by_itself(setting, process)
+
+    return apply
+
+
+def disk_read_only(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Take the right to write from the run's folders and from metrics.jsonl, and give it back."""
+    if not has_saved(setting, process):
+        return False
+    run_dir = setting.run_dir
+    places = {run_dir: 0o555, run_dir / "checkpoints": 0o555, run_dir / "metrics.jsonl": 0o444}
+    before = {place: place.stat().st_mode for place in places}
+    try:
+        for place, mode in places.items():
+            place.chmod(mode)
+        return ended_by_itself(setting, process)
+    finally:
+        for place, mode in before.items():
+            place.chmod(mode)
+
+
+def hub_away(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Cut all lines to the Hub in a push, some seconds long, and kill the run when it is back."""
+    assert setting.hub is not None
+    if not appears(setting, process, "hub/[0-9]*-*"):
+        return False
+    setting.hub.faults = [HubFault(".", "cut", times=10**9)]
+    time.sleep(setting.generator.uniform(0.5, 3.0))
+    status = process.poll()
+    setting.hub.faults = []
+    if status not in (None, 0):
+        raise LostError(f"a run without its Hub ends with {status}")
+    time.sleep(setting.generator.uniform(0, 1.0))
+    process.kill()
+    process.wait()
+    return True
+
+
+class Kind(NamedTuple):
+    """A fault: what is done, to how many processes, and with which flags beside the others."""
+
+    fault: Fault
+    num_processes: int = 1
+    flags: str = ""
+    with_hub: bool = False
+    is_kill: bool = True  # with -9
+
+
+FAULTS: dict[str, Kind] = {
+    "killed at random": Kind(at_random(signal.SIGKILL)),
+    "killed before it trains": Kind(killed_in_start),
+    "killed in preparation": Kind(killed_while("bert_pretrain/prepared/*.tmp")),
+    "killed in a checkpoint": Kind(killed_while("checkpoints/step-*.tmp")),
+    "killed in an evaluation": Kind(killed_in_evaluation),
+    "killed in the export": Kind(killed_while("final.new*")),
+    "killed in a push": Kind(killed_while("hub/[0-9]*-*", seconds=3.0), flags=PUSH, with_hub=True),
+    "Hub away in a push, then killed": Kind(hub_away, flags=PUSH, with_hub=True),
+    "SIGTERM at random": Kind(at_random(signal.SIGTERM), is_kill=False),
+    "SIGINT at random": Kind(at_random(signal.SIGINT), is_kill=False),
+    "SIGUSR1 at random": Kind(at_random(signal.SIGUSR1), is_kill=False),
+    "killed, bit flipped in the newest checkpoint": Kind(after_a_kill(flip_a_bit)),
+    "killed, newest checkpoint cut short": Kind(after_a_kill(cut_a_file)),
+    "killed, newest checkpoint empty": Kind(after_a_kill(empty_the_newest)),
+    "killed, run.json lost": Kind(after_a_kill(lose_run_json)),
+    "disk full in preparation": Kind(
+        disk_full_while("bert_pretrain/prepared/*.tmp"), is_kill=False
+    ),
+    "disk full in a checkpoint": Kind(disk_full_while("checkpoints/step-*.tmp"), is_kill=False),
+    "disk full, no row of metrics": Kind(
+        disk_full_while(None), flags="--save_steps 0", is_kill=False
+    ),
+    "disk read-only": Kind(disk_read_only, is_kill=False),
+    "one of two killed": Kind(one_process(signal.SIGKILL), num_processes=2),
+    "one of two told to stop": Kind(one_process(signal.SIGTERM), num_processes=2, is_kill=False),
+    "one of two hangs": Kind(one_process(signal.SIGSTOP), num_processes=2, is_kill=False),
+    "launcher of two killed": Kind(launcher_killed, num_processes=2),
 }
 
 
@@ -191,48 +437,121 @@ def content(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
     return kept, hashlib.sha256((run_dir / "final/model.safetensors").read_bytes()).hexdigest()
 
 
-def leftovers(run_dir: Path) -> list[str]:
+def leftovers(setting: Setting) -> list[str]:
     """Return what a finished run should not have left."""
-    return [path.name for path in run_dir.rglob("*") if path.suffix in (".tmp", ".old", ".new")]
+    places = (setting.run_dir, setting.cache / "bert_pretrain")
+    paths = [path for place in places for path in place.rglob("*")]
+    return [path.name for path in paths if path.suffix in (".tmp", ".old", ".new")]
+
+
+def missing_on_hub(setting: Setting) -> str:
+    """Return what the Hub lacks of a finished run once all is pushed; "" = nothing."""
+    if setting.hub is None:
+        return ""
+    push = [sys.executable, "-m", "bert_pretrain", "hub", "push", "run"]
+    done = subprocess.run(
+        push, cwd=setting.folder, env=setting.environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        return f"hub push: {done.stdout}{done.stderr}"
+    own = (setting.run_dir / "final/model.safetensors").read_bytes()
+    there = setting.hub.model("words").files().get("model.safetensors")
+    return "" if there == own else "the Hub has other weights"
 
 
 @contextlib.contextmanager
 def made_setting(
-    flags: list[str], num_processes: int, seconds: float, generator: random.Random
+    flags: list[str], kind: Kind, *, seconds: float = 0.0, generator: random.Random
 ) -> Iterator[Setting]:
     """Yield the setting of a fault in a folder of its own."""
-    with tempfile.TemporaryDirectory() as name:
-        yield Setting(Path(name), flags, num_processes, seconds, generator)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        write_corpus(folder / "corpus.jsonl", num_documents=600)
+        write_model_config(folder / "config")
+        hub = stack.enter_context(running_hub()) if kind.with_hub else None
+        # Of two flags of one name the last one counts.
+        given = [*flags, *shlex.split(kind.flags)]
+        yield Setting(folder, given, kind.num_processes, seconds, generator, hub)
+
+
+Whole = tuple[tuple[list[dict[str, Any]], str], float]
+
+
+def undisturbed(flags: list[str], num_processes: int) -> Whole:
+    """Return what a run comes to that nothing disturbs, and how many seconds its training takes."""
+    kind = Kind(launcher_killed, num_processes)
+    with made_setting(flags, kind, generator=random.Random(0)) as setting:
+        process = setting.start()
+        trains(setting, process)
+        start = time.perf_counter()
+        if process.wait():
+            sys.exit(setting.log.read_text()[-3000:])
+        return content(setting.run_dir), time.perf_counter() - start
 
 
 def try_fault(
     setting: Setting, fault: Fault, *, times: int, whole: tuple[list[dict[str, Any]], str]
-) -> dict[str, Any]:
-    """Return how often a fault came, and whether anything was lost."""
-    num_tried = 0
-    for _ in range(3 * times):
-        if num_tried == times:
-            break
-        if fault(setting, setting.start()):
-            num_tried += 1
-        else:  # the run has ended before; what follows is tried on a new one
-            shutil.rmtree(setting.run_dir, ignore_errors=True)
-            shutil.rmtree(setting.cache, ignore_errors=True)
-    status = setting.start().wait()
-    is_same = status == 0 and content(setting.run_dir) == whole
-    left = leftovers(setting.run_dir)
-    if not is_same or left:
-        print((setting.folder / "log").read_text()[-3000:], f"left: {left}")
-    return {"tried": num_tried, "lost": 0 if is_same and not left else num_tried}
+) -> dict[str, int]:
+    """Return how often a fault came, how many of these runs lost something, and how many did not.
+
+    A run that has lost something has lost it in the last fault or an earlier one: all count.
+    """
+    num_tried, trouble = 0, ""
+    try:
+        for _ in range(3 * times):
+            if num_tried == times:
+                break
+            process = setting.start()
+            if fault(setting, process):
+                num_tried += 1
+            elif status := process.wait():
+                raise LostError(f"a start ends with {status}")
+            else:  # the run has ended before; what follows is tried on a new one
+                shutil.rmtree(setting.run_dir, ignore_errors=True)
+                shutil.rmtree(setting.cache, ignore_errors=True)
+        if status := setting.start().wait():
+            trouble = f"the last start ends with {status}"
+        elif content(setting.run_dir) != whole:
+            trouble = "other metrics or weights"
+        elif left := leftovers(setting):
+            trouble = f"left: {left}"
+        else:
+            trouble = missing_on_hub(setting)
+    except LostError as error:
+        num_tried, trouble = num_tried + 1, str(error)
+    if trouble:
+        print(setting.log.read_text()[-3000:], trouble)
+    num_lost = num_tried if trouble else 0
+    return {"tried": num_tried, "lost": num_lost, "recovered": num_tried - num_lost}
 
 
 def totals(runs: list[dict[str, Any]]) -> dict[str, int]:
-    """Return how often faults were tried in all, and how many runs lost something."""
-    return {key: sum(run[key] for run in runs) for key in ("tried", "lost")}
+    """Return how often faults were tried in all, how many runs lost something, and the kills."""
+    sums = {key: sum(run[key] for run in runs) for key in ("tried", "lost", "recovered")}
+    kills = [run["tried"] for run in runs if FAULTS[run["fault"]].is_kill]
+    return sums | {"kills": sum(kills)}
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Return what was tried as Markdown."""
+    lines = ["| fault | processes | tried | lost | recovered |", "| --- | --- | --- | --- | --- |"]
+    for run in [*runs, {"fault": "all", "processes": ""} | totals(runs)]:
+        cells = (run[key] for key in ("fault", "processes", "tried", "lost", "recovered"))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def add_to(runs: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what was tried, with more tries of a fault, in the order of `FAULTS`."""
+    by_name = {run["fault"]: run for run in runs}
+    before = by_name.get(record["fault"], {"tried": 0, "lost": 0, "recovered": 0})
+    sums = {key: before[key] + record[key] for key in ("tried", "lost", "recovered")}
+    by_name[record["fault"]] = record | sums
+    return [by_name[name] for name in FAULTS if name in by_name]
 
 
 def main() -> None:
-    """Try all faults, print the table, write the figures; exit 1 if anything was lost."""
+    """Try faults, print the table of all that were tried, write it; exit 1 if anything was lost."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -240,28 +559,27 @@ def main() -> None:
     parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=FAULTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", type=Path, nargs="+", default=[], help="documents with marks")
     parser.add_argument("flags", nargs="*", help=f"default: {FLAGS}")
     arguments = parser.parse_args()
-    generator = random.Random(arguments.seed)
     flags = arguments.flags or FLAGS.split()
-    wholes: dict[int, tuple[tuple[list[dict[str, Any]], str], float]] = {}
-    runs = [run for run in read_runs(arguments.json) if run["fault"] not in arguments.faults]
-    for name in arguments.faults:
-        num_processes, fault = FAULTS[name]
-        if num_processes not in wholes:
-            with made_setting(flags, num_processes, 0.0, generator) as setting:
-                start = time.perf_counter()
-                if setting.start().wait():
-                    sys.exit((setting.folder / "log").read_text()[-3000:])
-                seconds = time.perf_counter() - start
-                wholes[num_processes] = content(setting.run_dir), seconds
-        whole, seconds = wholes[num_processes]
-        with made_setting(flags, num_processes, seconds, generator) as setting:
-            found = try_fault(setting, fault, times=arguments.times, whole=whole)
-        runs.append({"fault": name, "processes": num_processes} | found)
+    wholes: dict[int, Whole] = {}
+    runs = read_runs(arguments.json)
+    for name in arguments.faults if arguments.times else ():
+        kind = FAULTS[name]
+        if kind.num_processes not in wholes:
+            wholes[kind.num_processes] = undisturbed(flags, kind.num_processes)
+        whole, seconds = wholes[kind.num_processes]
+        # Other moments than in an earlier piece.
+        num_earlier = sum(run["tried"] for run in runs if run["fault"] == name)
+        generator = random.Random(f"{arguments.seed} {name} {num_earlier}")
+        with made_setting(flags, kind, seconds=seconds, generator=generator) as setting:
+            found = try_fault(setting, kind.fault, times=arguments.times, whole=whole)
+        runs = add_to(runs, {"fault": name, "processes": kind.num_processes} | found)
         write_results(arguments.json, totals(runs), runs=runs)
-    for run in [*runs, {"fault": "all"} | totals(runs)]:
-        print(f"{run['fault']:40} tried {run['tried']:3}, lost {run['lost']:3}")
+    print(table(runs), end="")
+    for path in arguments.write:
+        path.write_text(replace_marked(path.read_text(), "faults", table(runs)))
     sys.exit(totals(runs)["lost"] > 0)
 
 

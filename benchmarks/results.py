@@ -40,3 +40,16 @@ def write_results(path: Path | None, figures: dict[str, float], *, runs: Any) ->
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def replace_marked(document: str, name: str, content: str) -> str:
+    """Return a document with other content between `<!-- name -->` and `<!-- /name -->`.
+
+    Raises:
+        ValueError: it has no such marks.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if begin not in document or end not in document:
+        raise ValueError(f"there are no marks {begin.strip()} and {end}")
+    before, _, rest = document.partition(begin)
+    return before + begin + content + end + rest.partition(end)[2]

@@ -1,0 +1,108 @@
+"""What machines do to runs loses nothing: one fault here, all of them in the slow part.
+
+`benchmarks/faults.py` tries them many times, and README.md and SECURITY.md say how often.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from functools import cache
+
+import pytest
+from runs import ROOT, run_here
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import faults
+import soak
+from results import replace_marked
+
+RESULTS = json.loads((ROOT / "benchmarks/results/faults.json").read_text())
+SMALL = faults.FLAGS.replace("--max_steps 150", "--max_steps 60")
+
+
+def test_a_run_that_is_killed_in_a_checkpoint_goes_on_as_if_nothing_had_been() -> None:
+    kind = faults.FAULTS["killed in a checkpoint"]
+    resumed = "--output_dir run --resume_from_checkpoint auto"
+    with faults.made_setting(SMALL.split(), kind, generator=random.Random(0)) as setting:
+        run_here(setting.folder, [*setting.flags, "--output_dir", "whole"])
+        assert kind.fault(setting, setting.start())
+        assert not (setting.run_dir / "final").exists()
+        run_here(setting.folder, [*setting.flags, *resumed.split()])
+        assert faults.content(setting.run_dir) == faults.content(setting.folder / "whole")
+        assert faults.leftovers(setting) == []
+
+
+@cache
+def undisturbed(num_processes: int) -> faults.Whole:
+    return faults.undisturbed(faults.FLAGS.split(), num_processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", faults.FAULTS)
+def test_a_fault_loses_nothing(name: str) -> None:
+    kind = faults.FAULTS[name]
+    whole, seconds = undisturbed(kind.num_processes)
+    flags, generator = faults.FLAGS.split(), random.Random(name)
+    with faults.made_setting(flags, kind, seconds=seconds, generator=generator) as setting:
+        found = faults.try_fault(setting, kind.fault, times=1, whole=whole)
+    assert found == {"tried": 1, "lost": 0, "recovered": 1}
+
+
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md"])
+def test_documents_hold_the_table_of_the_committed_results(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert replace_marked(text, "faults", faults.table(RESULTS["runs"])) == text, (
+        "run python benchmarks/faults.py --times 0 --json benchmarks/results/faults.json "
+        "--write README.md SECURITY.md"
+    )
+
+
+def test_nothing_that_was_tried_was_lost() -> None:
+    tried = [run["fault"] for run in RESULTS["runs"]]
+    assert tried == [name for name in faults.FAULTS if name in tried]
+    assert all(run["tried"] > 0 and run["lost"] == 0 for run in RESULTS["runs"])
+    assert RESULTS["figures"] == faults.totals(RESULTS["runs"])
+
+
+def test_tries_of_several_pieces_add_up() -> None:
+    first = {"fault": "one of two killed", "processes": 2, "tried": 3, "lost": 0, "recovered": 3}
+    other = {"fault": "killed at random", "processes": 1, "tried": 1, "lost": 1, "recovered": 0}
+    runs = faults.add_to(faults.add_to([], first), other)
+    assert runs == [other, first]
+    runs = faults.add_to(runs, first)
+    assert runs[1]["tried"] == runs[1]["recovered"] == 6
+    assert faults.totals(runs) == {"tried": 7, "lost": 1, "recovered": 6, "kills": 7}
+    assert "| all |  | 7 | 1 | 6 |\n" in faults.table(runs)
+
+
+def looks(*, growth: float, files: int = 0, threads: int = 0) -> list[soak.Look]:
+    """Return a hundred looks; the last third differs."""
+    early, late = soak.Look(100.0, 9, 5), soak.Look(100.0 + growth, 9 + files, 5 + threads)
+    warming_up = soak.Look(50.0, 3, 2)
+    return [warming_up] * 25 + [early] * 45 + [late] * 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"growth": 1.9}, True),
+        ({"growth": -30.0}, True),
+        ({"growth": 2.1}, False),
+        ({"growth": 0.0, "files": 1}, False),
+        ({"growth": 0.0, "threads": 1}, False),
+    ],
+)
+def test_a_soak_tells_what_grows_from_what_warms_up(
+    changes: dict[str, float], expected: bool
+) -> None:
+    assert soak.is_steady(soak.figures_of(looks(**changes))) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_minute_of_saves_evaluations_and_pushes_leaves_no_file_open() -> None:
+    figures, happened = soak.soak(1.0, soak.FLAGS.split())
+    assert happened["evaluations"] > 2 and happened["commits"] > 1 and happened["hub_away"] >= 1
+    assert figures["open_files_late"] <= figures["open_files_early"]
+    assert figures["threads_late"] <= figures["threads_early"]
