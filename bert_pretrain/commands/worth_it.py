@@ -103,8 +103,12 @@ def run(options: WorthItArguments, data: WorthItData, recipe: RecipeArguments) -
         )
         answers = answer(scores, num_rows=len(labels))
         _say("\n" + "\n".join(f"{question} {said}" for question, said in answers.items()))
-        content = {"accuracies": [dataclasses.asdict(score) for score in scores]}
-        content |= {"answers": answers, "rows": len(labels), "folds": len(folds)}
+        content: dict[str, Any] = {
+            "accuracies": [dataclasses.asdict(score) for score in scores],
+            "answers": answers,
+            "rows": len(labels),
+            "folds": len(folds),
+        }
         write_json(output_dir / "worth_it.json", content | describe_run())
     if options.json:
         write_json(Path(options.json), {"figures": _figures(scores), **content, **describe_run()})

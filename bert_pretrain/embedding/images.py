@@ -19,8 +19,10 @@ from bert_pretrain.data.threads import map_ahead
 from bert_pretrain.embedding.embedder import Embedder, OnBadRow, Window, batched
 from bert_pretrain.embedding.rows import Row
 from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.images.decoding import ImageRow, converted_image, load_image
+from bert_pretrain.images.decoding import ImageRow, converted_image, decoded
+from bert_pretrain.images.levels import PixelRange
 from bert_pretrain.models.image_encoder import embed
+from bert_pretrain.models.image_processor import read_pixel_range, resized_side
 
 ROWS_OF_A_WINDOW = 1024
 _ROWS_OF_A_THREAD = 4  # decoded by a thread at a time; bounds what is in flight
@@ -102,8 +104,11 @@ class ImageEmbedder(Embedder):
         path = image.content.get("path") if isinstance(image.content, dict) else None
         kept = row._replace(content=path)
         try:
-            pixels = converted_image(load_image(image), self.num_channels)
-            values = self.processor(pixels, return_tensors="np")["pixel_values"][0]
+            with decoded(image, resized_side(self.processor)) as stored:
+                known = read_pixel_range(self.processor)
+                pixel_range = PixelRange(*known) if known else None
+                pixels = converted_image(stored, self.num_channels, pixel_range)
+                values = self.processor(pixels, return_tensors="np")["pixel_values"][0]
         except PIL.UnidentifiedImageError:  # its own message is an address in memory
             return _Prepared(kept, image.name, None, "no image in a known format")
         except Exception as error:  # the decoders of broken files raise whatever they stumble over

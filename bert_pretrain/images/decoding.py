@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -23,6 +21,7 @@ import PIL.Image
 import PIL.ImageOps
 from numpy.typing import NDArray
 
+from bert_pretrain.data.threads import map_ahead
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.levels import PixelRange, as_bytes, has_levels
 
@@ -132,20 +131,16 @@ def in_order(function: Callable[[ImageRow], Result], rows: Iterator[ImageRow]) -
 
     Threads serve, since Pillow releases the interpreter lock.
     """
-
-    def work(block: list[ImageRow]) -> list[Result]:
-        return [function(row) for row in block]
-
     num_threads = min(32, os.cpu_count() or 1)
     blocks = iter(lambda: list(islice(rows, _ROWS_PER_BLOCK)), [])
-    pending: deque[Future[list[Result]]] = deque()
-    with ThreadPoolExecutor(num_threads) as pool:
-        for block in blocks:
-            pending.append(pool.submit(work, block))
-            if len(pending) > num_threads:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
+    results = map_ahead(
+        lambda block: [function(row) for row in block],
+        blocks,
+        num_threads=num_threads,
+        num_ahead=num_threads,
+    )
+    for block in results:
+        yield from block
 
 
 def _decode_row(row: ImageRow, conversion: Conversion) -> Outcome:

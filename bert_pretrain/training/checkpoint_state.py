@@ -10,7 +10,16 @@ import hashlib
 import json
 import types
 from pathlib import Path
-from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    TypedDict,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from bert_pretrain.errors import InputError
 
@@ -109,7 +118,7 @@ def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
         misfit = misfit or "files names one outside the checkpoint"
         raise InputError(f"{path} is no state of a run ({misfit})", advice=advice)
     del content["format_version"]
-    state: LoopState = content
+    state = cast("LoopState", content)
     return state, files
 
 

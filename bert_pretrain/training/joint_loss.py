@@ -50,7 +50,7 @@ def joint_gradients(
     joined = torch.cat(list(rows)).requires_grad_()
     terms = coupling.joint_terms(model, joined, batches)
     (gradient,) = torch.autograd.grad(mean_loss(terms, counts), joined)
-    return terms, list(gradient.split([len(part) for part in rows]))
+    return terms, list(torch.split(gradient, [len(part) for part in rows]))
 
 
 def stand_in(rows: Tensor, gradient: Tensor) -> Tensor:
