@@ -72,9 +72,11 @@ class Adaptation:
             flags |= {"optimizer": "adamw", "learning_rate": default_learning_rate(config)}
         if self.text_column and self.files:
             flags["text_column"] = self.text_column
-        files = self.files or (str(folder.parent / _OWN_TEXTS),)
-        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        return [sys.executable, "-m", "bert_pretrain", "pretrain", *words, "--data_files", *files]
+        flags["data_files"] = self.files or (folder.parent / _OWN_TEXTS,)
+        words = []
+        for name, value in flags.items():
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+        return [sys.executable, "-m", "bert_pretrain", "pretrain", *words]
 
 
 def adapt(

@@ -63,7 +63,7 @@ def embedded_documents() -> list[str]:
 
 def embedded_key() -> str:
     """Return a hash of what the embedded corpus depends on: Python, packages and the extractor."""
-    versions = {name: _version(name) for name in PACKAGES if _folder(name)}
+    versions = {name: _version(name) for name in PACKAGES if package_folder(name)}
     parts = [EXTRACTOR_VERSION, platform.python_version(), sysconfig.get_path("stdlib"), versions]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -75,7 +75,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _folder(name: str) -> Path | None:
+def package_folder(name: str) -> Path | None:
     """Return the folder of an installed top-level package without importing it."""
     spec = importlib.util.find_spec(name)
     locations = list(spec.submodule_search_locations or ()) if spec else []
@@ -84,7 +84,7 @@ def _folder(name: str) -> Path | None:
 
 def _modules() -> list[Path]:
     """Return the modules of the standard library and of the packages, without tests."""
-    folders = [Path(sysconfig.get_path("stdlib")), *filter(None, map(_folder, PACKAGES))]
+    folders = [Path(sysconfig.get_path("stdlib")), *filter(None, map(package_folder, PACKAGES))]
     return [path for folder in folders for path in sorted(_python_files(folder))]
 
 
@@ -95,20 +95,31 @@ def _python_files(folder: Path) -> Iterator[Path]:
 
 
 def _extract() -> list[str]:
-    """Read all modules in parallel and join the paragraphs that no earlier document had."""
+    """Return the documents: topics first, then the modules in order."""
+    texts = ["\n".join(paragraphs) for _, paragraphs in read_modules()]
+    return [text for text in texts if len(_SENTENCE_END.findall(text)) >= MIN_SENTENCES]
+
+
+def read_modules() -> list[tuple[Path, list[str]]]:
+    """Read all modules in parallel; return of each the paragraphs that no earlier one had.
+
+    Each topic of the language reference, which all lie in one module, is an entry of its own.
+    """
     topics = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
     documents = docstrings.topic_paragraphs(topics) if topics.exists() else []
-    documents += _paragraphs_of([path for path in _modules() if path != topics])
+    modules = [path for path in _modules() if path != topics]
+    paths = [topics] * len(documents) + modules
+    documents += _paragraphs_of(modules)
     seen: set[str] = set()
-    texts = []
-    for paragraphs in documents:
+    found = []
+    for path, paragraphs in zip(paths, documents, strict=True):
         unique = []
         for paragraph in paragraphs:
             if (words := " ".join(_PLAIN_WORD.findall(paragraph))) not in seen:
                 seen.add(words)
                 unique.append(paragraph)
-        texts.append("\n".join(unique))
-    return [text for text in texts if len(_SENTENCE_END.findall(text)) >= MIN_SENTENCES]
+        found.append((path, unique))
+    return found
 
 
 def _paragraphs_of(modules: list[Path]) -> list[list[str]]:
