@@ -106,13 +106,15 @@ def default_device() -> torch.device:
     return device or torch.device("cpu")
 
 
-def loader_workers(device: torch.device) -> int:
+def loader_workers(device: torch.device, *, decodes_images: bool = False) -> int:
     """Return the worker processes that make batches for a process, where nobody said how many.
 
     A CPU that trains has no core to spare for them. Beside a GPU four make several million tokens a
-    second.
+    second; images are decoded on all cores.
     """
-    return max(1, min(4, cpu_threads(0) - 1)) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    return max(1, cpu_threads(0) - 1 if decodes_images else min(4, cpu_threads(0) - 1))
 
 
 def cpu_threads(requested: int) -> int:

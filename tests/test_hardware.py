@@ -44,3 +44,10 @@ def test_a_processor_is_measured_and_gets_no_loading_processes() -> None:
     assert 1e8 < peak_flops(torch.device("cpu"), torch.float32) < 1e14
     assert loader_workers(torch.device("cpu")) == 0
     assert 1 <= loader_workers(torch.device("cuda")) <= 4
+
+
+def test_images_are_decoded_on_all_cores_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bert_pretrain.hardware.cpu_threads", lambda _: 16)
+    assert loader_workers(torch.device("cuda"), decodes_images=True) == 15
+    assert loader_workers(torch.device("cuda")) == 4
+    assert loader_workers(torch.device("cpu"), decodes_images=True) == 0

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from bert_pretrain.commands.machine import batch_layout
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.errors import InputError
-from bert_pretrain.images.augmentation import PRESETS
+from bert_pretrain.images.augmentation import PRESETS, AugmentationRule
 from bert_pretrain.images.corpus import ImageCorpus, open_images
 from bert_pretrain.objectives import autoencoder as autoencoders
 from bert_pretrain.objectives import contrastive as contrasts
@@ -46,11 +46,9 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
             "`queue_size` is not 0, but the slow copy of a model that FSDP shards was not tried",
             advice="pass `queue_size` 0, or launch without FSDP",
         )
-    rule = PRESETS[contrastive.augmentation]
-    if not contrastive.horizontal_flip:
-        rule = dataclasses.replace(rule, flip_prob=0.0)
+    rule = augmentation_rule(config)  # before much work: it may be refused
     return contrasts.contrastive_task(
-        _open_images(config, accelerator),
+        _open_images(config, accelerator, with_whole=True),
         rule,
         projection_dim=contrastive.projection_dim,
         loss=contrastive.loss,
@@ -69,7 +67,49 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
     )
 
 
-def _open_images(config: PretrainingConfig, accelerator: Accelerator) -> ImageCorpus:
+# What has no effect where another flag is 0.
+_NEEDED = {
+    "rotation_degrees": "rotation_prob",
+    **dict.fromkeys(("brightness", "contrast", "saturation", "hue"), "jitter_prob"),
+    "blur_sigma": "blur_prob",
+}
+
+
+def augmentation_rule(config: PretrainingConfig) -> AugmentationRule:
+    """Return the preset of `augmentation`, changed as the flags of views say.
+
+    Raises:
+        InputError: a value is out of range or has no effect, or two flags contradict each other.
+    """
+    contrastive = config.contrastive
+    given = {name: value for name, value in vars(config.views).items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, list):
+            if len(value) != 2:
+                raise InputError.out_of_range(name, value, "two numbers, such as 0.2 1")
+            given[name] = tuple(value)
+    if not contrastive.horizontal_flip:
+        if given.get("flip_prob"):
+            raise InputError(
+                f"`flip_prob` is {given['flip_prob']:g} but `no_horizontal_flip` allows no mirror "
+                "images",
+                advice="leave out one of them",
+            )
+        given["flip_prob"] = 0.0
+    rule = dataclasses.replace(PRESETS[contrastive.augmentation], **given)
+    for name, needed in _NEEDED.items():
+        if given.get(name) and not getattr(rule, needed):
+            raise InputError(
+                f"`{name}` means nothing while `{needed}` is 0, as `augmentation` "
+                f"{contrastive.augmentation} has it",
+                advice=f"pass `{needed}` too",
+            )
+    return rule
+
+
+def _open_images(
+    config: PretrainingConfig, accelerator: Accelerator, *, with_whole: bool = False
+) -> ImageCorpus:
     data, images = config.data, config.images
     return open_images(
         dataset_name=data.dataset_name,
@@ -78,10 +118,12 @@ def _open_images(config: PretrainingConfig, accelerator: Accelerator) -> ImageCo
         data_files=data.data_files,
         image_column=images.image_column,
         label_column=images.label_column,
-        image_size=images.image_size,
+        image_size=images.image_size.sides,
         num_channels=images.num_channels,
         on_bad_image=images.on_bad_image,
         pixel_range=images.pixel_range.ends,
+        reading=images.image_reading,
+        with_whole=with_whole,
         validation_share=data.validation_share,
         seed=config.run.seed,
         show_progress=accelerator.is_local_main_process,

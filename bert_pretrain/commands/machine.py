@@ -159,11 +159,13 @@ def batch_layout(
             "an update has a single row, but contrastive learning compares images",
             advice="raise `per_device_train_batch_size` or `global_batch_size`",
         )
+    is_streamed = config.images.image_reading == "stream"
+    automatic = loader_workers(accelerator.device, decodes_images=is_streamed)
     return BatchLayout(
         global_batch_size=global_batch_size,
         num_micro_batches=num_micro_batches,
         eval_batch_size=optimization.per_device_eval_batch_size,
-        num_workers=loader_workers(accelerator.device) if num_workers == AUTO else num_workers,
+        num_workers=automatic if num_workers == AUTO else num_workers,
     )
 
 

@@ -17,6 +17,7 @@ from bert_pretrain.config.flags import (
 )
 from bert_pretrain.config.recipes import TEXT_PURPOSES
 from bert_pretrain.config.schedules import Lengths, Ramp, Rates
+from bert_pretrain.config.sizes import ImageSize
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
 # No machine has more; without a bound a slip of the finger ends in a crash.
@@ -100,7 +101,8 @@ class DataArguments:
     dataset_split: str = flag("train", "Split of the data set or folder to read.")
     data_files: list[str] | None = flags(
         "Own text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, .xz or .zst of each; "
-        "globs, and folders, which are read whole) or images (.parquet; globs)."
+        "globs, and folders, which are read whole) or images (.parquet, or .tar as WebDataset has "
+        "them; globs)."
     )
     validation_share: float = flag(
         0.05,
@@ -197,10 +199,17 @@ class ImageArguments:
     _argument_group_name: ClassVar[str] = "images"
     image_column: str = flag("image", "Column that holds the images.")
     label_column: str = flag("label", "Column of labels, for evaluation and pictures; optional.")
-    image_size: int = flag(
-        0,
-        "Height and width in pixels, by resizing and cropping; 0 = the images' own.",
+    image_size: ImageSize = flag(
+        ImageSize(0),
+        "Side in pixels of the squares that images become: the shorter side is resized, the centre "
+        "cropped; or HEIGHTxWIDTH, to which images are resized whole; 0 = the images' own.",
         PIXELS,
+    )
+    image_reading: Literal["cache", "stream"] = flag(
+        "cache",
+        "Decode once and keep the pixels at --image_size, or stream: decode at every visit and "
+        "crop views from the full resolution, without a copy; of a folder, .tar files or a data "
+        "set (docs/images.md).",
     )
     num_channels: Literal[0, 1, 3, 4] = flag(0, "Grey, RGB or RGBA; 0 = as most images have it.")
     on_bad_image: Literal["error", "skip"] = flag("error", "What becomes of an undecodable image.")
@@ -314,6 +323,39 @@ class ContrastiveArguments:
         "Share of its weights that the slow copy of --queue_size keeps in an update.",
         SHARE_BELOW_ONE,
     )
+
+
+@dataclass
+class ViewArguments:
+    """How views differ from their image; what is left out is as --augmentation has it."""
+
+    _argument_group_name: ClassVar[str] = "views of contrastive learning"
+    crop_area: list[float] | None = flags(
+        "Two numbers: smallest and largest share of an image that a crop has."
+    )
+    crop_aspect: list[float] | None = flags(
+        "Two numbers: smallest and largest width / height of a crop, 1 = that of a view."
+    )
+    flip_prob: float | None = flag(None, "Share of views that are mirrored.", SHARE)
+    rotation_prob: float | None = flag(None, "Share of views that are rotated.", SHARE)
+    rotation_degrees: float | None = flag(
+        None, "Largest rotation to either side, degrees.", Range(0, 180)
+    )
+    jitter_prob: float | None = flag(None, "Share of views whose colours change.", SHARE)
+    brightness: float | None = flag(
+        None, "X of that change: a factor from max(0, 1 - X) to 1 + X.", NON_NEGATIVE
+    )
+    contrast: float | None = flag(None, "The same for the contrast.", NON_NEGATIVE)
+    saturation: float | None = flag(None, "The same for the saturation.", NON_NEGATIVE)
+    hue: float | None = flag(None, "Most that hues turn, in turns.", Range(0, 0.5))
+    grayscale_prob: float | None = flag(None, "Share of views that are grey.", SHARE)
+    blur_prob: float | None = flag(
+        None, "Share of views that are blurred, of images of 20 pixels and more.", SHARE
+    )
+    blur_sigma: list[float] | None = flags(
+        "Two numbers: smallest and largest deviation of the blur, pixels."
+    )
+    inversion_prob: float | None = flag(None, "Share of views with inverted colours.", SHARE)
 
 
 @dataclass

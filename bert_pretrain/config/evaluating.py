@@ -18,6 +18,7 @@ from bert_pretrain.config.flags import (
     flag,
     flags,
 )
+from bert_pretrain.config.sizes import ImageSize
 from bert_pretrain.errors import InputError
 
 
@@ -90,8 +91,9 @@ class EvaluationImages:
     )
     image_column: str | None = flag(None, "Column that holds the images.")
     label_column: str | None = flag(None, "Column that holds the labels.")
-    image_size: int | None = flag(
-        None, "Height and width in pixels. Without a run: that of --model's processor."
+    image_size: ImageSize | None = flag(
+        None,
+        "Side of a square in pixels, or HEIGHTxWIDTH. Without a run: that of --model's processor.",
     )
     on_bad_image: Literal["error", "skip"] = flag(
         "error", "What to do with an image that cannot be decoded."

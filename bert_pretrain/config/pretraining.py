@@ -24,6 +24,7 @@ from bert_pretrain.config.arguments import (
     OptimizationArguments,
     RunArguments,
     TextArguments,
+    ViewArguments,
 )
 from bert_pretrain.config.flags import check_license, check_repo_id, check_source, parse_flags
 from bert_pretrain.config.recipes import RECIPES
@@ -42,6 +43,7 @@ class PretrainingConfig:
     continued: ContinuedModelArguments
     autoencoder: AutoencoderArguments
     contrastive: ContrastiveArguments
+    views: ViewArguments
     optimization: OptimizationArguments
     hub: HubArguments
 
@@ -63,6 +65,7 @@ _OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
     ImageArguments: ("autoencoder", "contrastive"),
     AutoencoderArguments: ("autoencoder",),
     ContrastiveArguments: ("contrastive",),
+    ViewArguments: ("contrastive",),
 }
 _PAIRS = {"pair_mode", "same_document_partners"}  # flags that say how pairs are drawn
 _LENGTHS = {"max_steps": 0, "num_train_epochs": 0.0, "max_hours": 0.0}
@@ -374,7 +377,9 @@ DEFINING = _names(
     "mlm_probability mask_replace_prob "
     "random_replace_prob masking dropout embedding_dim reconstruction_loss noise_std mask_ratio "
     "norm_pix_loss augmentation horizontal_flip loss margin distance normalize negatives reduction "
-    "temperature projection_dim queue_size key_momentum optimizer batch_size_ramp"
+    "temperature projection_dim queue_size key_momentum optimizer batch_size_ramp crop_area "
+    "crop_aspect flip_prob rotation_prob rotation_degrees jitter_prob brightness contrast "
+    "saturation hue grayscale_prob blur_prob blur_sigma inversion_prob"
 )
 # These may change, and the run says that from there on it is not the uninterrupted one: length and
 # steering of the training, and the held-out rows.
@@ -396,7 +401,8 @@ FREE = _names(
     "dataset_name dataset_config_name dataset_split data_files validation_share "
     "validation_files validation_split text_column document_boundary newline tsv_quotes "
     "streaming language tokenizer_name image_column label_column image_size num_channels "
-    "on_bad_image pixel_range config_name model_name_or_path force_tokenizer resize_vocab "
+    "image_reading on_bad_image pixel_range config_name model_name_or_path force_tokenizer "
+    "resize_vocab "
     "grow_positions global_batch_size per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps"
 )

@@ -136,18 +136,18 @@ def augmentation_of(name: str, shape: tuple[int, ...], *, seed: int) -> Augmenta
     """Return an augmentation, `none` or one of `AUGMENTATIONS`, for images of a shape (C, H, W).
 
     Raises:
-        InputError: the images are not square, or have a number of channels other than 1, 3 or 4.
+        InputError: the images have a number of channels other than 1, 3 or 4.
     """
     if name == "none":
         return None
     num_channels, height, width = shape
-    if height != width or num_channels not in (1, 3, 4):
+    if num_channels not in (1, 3, 4):
         raise InputError(
             f"images of the shape {shape} (C, H, W) cannot be augmented",
             advice="pass `augmentation` none",
         )
     return Augmentation(
-        AUGMENTATIONS[name], num_channels=num_channels, image_size=height, seed=seed
+        AUGMENTATIONS[name], num_channels=num_channels, image_size=(height, width), seed=seed
     )
 
 

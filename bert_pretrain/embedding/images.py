@@ -104,7 +104,7 @@ class ImageEmbedder(Embedder):
         path = image.content.get("path") if isinstance(image.content, dict) else None
         kept = row._replace(content=path)
         try:
-            with decoded(image, resized_side(self.processor)) as stored:
+            with decoded(image, resized_side(self.processor)) as (stored, _):
                 known = read_pixel_range(self.processor)
                 pixel_range = PixelRange(*known) if known else None
                 pixels = converted_image(stored, self.num_channels, pixel_range)

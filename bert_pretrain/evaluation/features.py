@@ -21,6 +21,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.embedding import embed_batches
 from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
+from bert_pretrain.models.image_encoder_config import image_size_of
 from bert_pretrain.models.image_processor import Preprocessing
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def compute_features(
         InputError: the model is no image encoder, does not fit the images, or gives embeddings that
             are not finite.
     """
-    _, height, _, num_channels = images.train_pixels.shape
+    _, height, width, num_channels = images.train_pixels.shape
     if len(preprocessing.mean) not in (1, num_channels):
         raise InputError(
             f"the image processor of {model!r} is for {len(preprocessing.mean)} channels but the "
@@ -226,7 +227,7 @@ def compute_features(
     encoder = build_image_encoder(
         config_name="",
         model_name_or_path=model,
-        image_size=height,
+        image_size=image_size_of(height, width),
         num_channels=num_channels,
         dropout=0.0,
     )

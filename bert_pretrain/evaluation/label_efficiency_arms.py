@@ -28,6 +28,7 @@ from bert_pretrain.evaluation.probes import fit_best_penalty, fit_probe
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
+from bert_pretrain.models.image_encoder_config import image_size_of
 
 ARMS = {
     "fine_tuned": "pretrained, fine-tuned",
@@ -140,11 +141,11 @@ def _image_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the input of the architecture's own classifier, (B, D)."""
     pool = task.splits.rows["train"]
     assert isinstance(pool, ImageDataset)
-    _, num_channels, height, _ = pool.pixels.shape
+    _, num_channels, height, width = pool.pixels.shape
     encoder = build_image_encoder(
         config_name="",
         model_name_or_path=task.model,
-        image_size=height,
+        image_size=image_size_of(height, width),
         num_channels=num_channels,
         dropout=0.0,
     )

@@ -25,7 +25,8 @@ class AugmentationRule:
 
     Attributes:
         crop_area: smallest and largest share of the image that is cropped and resized back, (0, 1].
-        crop_aspect: smallest and largest width / height of the crop; drawn log-uniformly.
+        crop_aspect: smallest and largest width / height of the crop, as a multiple of the view's;
+            drawn log-uniformly.
         flip_prob: probability of a horizontal flip.
         rotation_prob: probability of a rotation.
         rotation_degrees: largest rotation to either side; past the edge its mirror image is seen.
@@ -67,7 +68,7 @@ class AugmentationRule:
             value = getattr(self, name)
             if not 0 <= value <= upper:
                 raise InputError(
-                    f"{name} of the augmentation is {value} but must lie in [0, {upper:g}]"
+                    f"`{name}` of the augmentation is {value} but must lie in [0, {upper:g}]"
                 )
         for name, upper in {
             "crop_area": 1.0,
@@ -77,7 +78,7 @@ class AugmentationRule:
             low, high = getattr(self, name)
             if not 0 < low <= high <= upper:
                 raise InputError(
-                    f"{name} of the augmentation is ({low}, {high}) but must be two ascending "
+                    f"`{name}` of the augmentation is ({low}, {high}) but must be two ascending "
                     f"values in (0, {upper:g}]"
                 )
 
@@ -146,13 +147,20 @@ class _Number(IntEnum):
 NUM_DRAWS = _Number.CROP_ATTEMPTS + 2 * _NUM_CROP_ATTEMPTS
 
 
-def draw_parameters(rule: AugmentationRule, draws: NDArray[np.float64]) -> NDArray[np.float64]:
+# Columns of a crop: left, top, width, height.
+BOX = slice(Parameter.CROP_LEFT, Parameter.CROP_HEIGHT + 1)
+
+
+def draw_parameters(
+    rule: AugmentationRule, draws: NDArray[np.float64], stretch: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Turn independent draws (B, `NUM_DRAWS`) from [0, 1) into the parameters of a view, (B, P).
 
-    The columns are those of `Parameter`.
+    The columns are those of `Parameter`. `stretch` (B,) is width / height of each image divided by
+    that of its view; None = they are alike.
     """
     table = np.zeros((len(draws), len(Parameter)), dtype=np.float64)
-    _draw_geometry(table, draws, rule)
+    _draw_geometry(table, draws, rule, np.ones(len(draws)) if stretch is None else stretch)
     _draw_jitter(table, draws, rule)
     table[:, Parameter.GRAYSCALE] = draws[:, _Number.GRAYSCALE] < rule.grayscale_prob
     sigma = _scaled(draws[:, _Number.BLUR_SIGMA], *rule.blur_sigma)
@@ -163,7 +171,10 @@ def draw_parameters(rule: AugmentationRule, draws: NDArray[np.float64]) -> NDArr
 
 
 def _draw_geometry(
-    table: NDArray[np.float64], draws: NDArray[np.float64], rule: AugmentationRule
+    table: NDArray[np.float64],
+    draws: NDArray[np.float64],
+    rule: AugmentationRule,
+    stretch: NDArray[np.float64],
 ) -> None:
     """Fill in crop, flip and angle.
 
@@ -172,13 +183,14 @@ def _draw_geometry(
     """
     areas = _scaled(draws[:, _Number.CROP_ATTEMPTS :: 2], *rule.crop_area)  # (B, attempts)
     aspects = np.exp(_scaled(draws[:, _Number.CROP_ATTEMPTS + 1 :: 2], *np.log(rule.crop_aspect)))
+    aspects /= stretch[:, None]  # in shares of the image's own sides
     widths, heights = np.sqrt(areas * aspects), np.sqrt(areas / aspects)
     fits = (widths <= 1) & (heights <= 1)
     chosen = np.arange(len(table)), fits.argmax(axis=1)
-    fallback = np.clip(1.0, *rule.crop_aspect)  # a square image has aspect 1
+    fallback = np.clip(stretch, *rule.crop_aspect) / stretch  # in shares the whole image has 1
     any_fits = fits.any(axis=1)
-    width = np.where(any_fits, widths[chosen], min(1.0, fallback))
-    height = np.where(any_fits, heights[chosen], min(1.0, 1 / fallback))
+    width = np.where(any_fits, widths[chosen], np.minimum(1.0, fallback))
+    height = np.where(any_fits, heights[chosen], np.minimum(1.0, 1 / fallback))
     table[:, Parameter.CROP_WIDTH], table[:, Parameter.CROP_HEIGHT] = width, height
     left, top = draws[:, _Number.CROP_LEFT], draws[:, _Number.CROP_TOP]
     table[:, Parameter.CROP_LEFT] = (1 - width) * np.where(any_fits, left, 0.5)

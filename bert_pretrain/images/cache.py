@@ -1,4 +1,4 @@
-"""Decoded images, kept in a mapped file that later runs reuse.
+"""What a pass over all images finds out, kept in files that later runs reuse: pixels, if wanted.
 
 A source enters; the pixels of all its images leave, with what is known of each.
 """
@@ -9,9 +9,9 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -25,13 +25,13 @@ from bert_pretrain.data.atomic import atomic_folder
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.copies import LABELS_FILE, MANIFEST, MOMENTS_FILE, PIXELS_FILE, hold
 from bert_pretrain.images.decoding import (
-    Conversion,
     ImageSource,
     Label,
     OnBadImage,
     Outcome,
-    centre_square,
+    PictureSize,
     decode_rows,
+    picture_conversion,
 )
 from bert_pretrain.images.levels import PixelRange
 from bert_pretrain.images.survey import survey
@@ -39,6 +39,7 @@ from bert_pretrain.images.survey import survey
 FORMAT_VERSION = 2  # raised whenever what is written changes
 # To train on, and to hold out: a single image has no spread, no neighbour and no negative.
 MIN_IMAGES = 2
+PLACES_FILE = "places.npy"
 _NAMED_BAD_IMAGES = 5
 
 
@@ -46,7 +47,7 @@ _NAMED_BAD_IMAGES = 5
 class DecodingRule:
     """How images are decoded; see the arguments of `open_images`."""
 
-    image_size: int
+    image_size: PictureSize
     num_channels: int
     on_bad_image: OnBadImage
     pixel_range: PixelRange | None
@@ -57,16 +58,20 @@ class DecodedImages:
     """A corpus before its division.
 
     Attributes:
-        pixels: uint8 (N, H, W, C).
+        pixels: uint8 (N, H, W, C), or what reads like that; with N = 0 if they were not to be kept.
         labels: int64 (N,), -1 where an image has none; None if none has one.
         moments: int64 (N, 2, C), sums of an image's pixels and of their squares.
+        places: int64 (N, 3), the row of an image in its source, and its width and height there.
         manifest: what was decoded.
+        folder: where this is kept; None = in memory.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Any
     labels: NDArray[np.int64] | None
     moments: NDArray[np.int64]
+    places: NDArray[np.int64]
     manifest: dict[str, Any]
+    folder: Path | None = None
 
 
 def decode_in_memory(source: ImageSource, rule: DecodingRule) -> DecodedImages:
@@ -80,61 +85,158 @@ def decode_in_memory(source: ImageSource, rule: DecodingRule) -> DecodedImages:
 
 
 def decode_once(
-    source: ImageSource, rule: DecodingRule, cache_dir: Path, *, show_progress: bool
+    source: ImageSource,
+    rule: DecodingRule,
+    cache_dir: Path,
+    *,
+    keeps_pixels: bool = True,
+    show_progress: bool,
 ) -> DecodedImages:
     """Decode all images of a source into a folder, unless they are there, and map them.
 
     Processes that call this at once do the work once. The folder appears whole or not at all.
+    Without `keeps_pixels` it holds what is known of each image and no pixels.
 
     Raises:
         InputError: an image cannot be used, or what is there is damaged.
     """
-    determinants = [FORMAT_VERSION, source.fingerprint, astuple(rule), metadata.version("pillow")]
-    key = hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
-    folder = cache_dir.absolute() / key[:20]
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = _folder(source, rule, cache_dir, "decoded" if keeps_pixels else "known")
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with atomic_folder(folder) as aside:
-                with (aside / PIXELS_FILE).open("wb") as file:
+                kept = (aside / PIXELS_FILE).open("wb") if keeps_pixels else nullcontext()
+                with kept as file:
                     decoded = _decode(source, rule, file, show_progress=show_progress)
                 np.save(aside / MOMENTS_FILE, decoded.moments)
+                np.save(aside / PLACES_FILE, decoded.places)
                 if decoded.labels is not None:
                     np.save(aside / LABELS_FILE, decoded.labels)
-                (aside / MANIFEST).write_text(json.dumps(decoded.manifest, indent=1) + "\n")
+                _write_manifest(decoded, aside)
         hold(folder)
-    try:
+    with _reading(folder):
         manifest = json.loads((folder / MANIFEST).read_text())
-        pixels = np.load(folder / PIXELS_FILE, mmap_mode="r")
-        moments = np.load(folder / MOMENTS_FILE)
+        pixels = np.empty((0, *manifest["shape"]), dtype=np.uint8)
+        if keeps_pixels:
+            pixels = np.load(folder / PIXELS_FILE, mmap_mode="r")
+        moments, places = np.load(folder / MOMENTS_FILE), np.load(folder / PLACES_FILE)
         labels = np.load(folder / LABELS_FILE) if manifest["label_names"] else None
+    return DecodedImages(pixels, labels, moments, places, manifest, folder)
+
+
+def decode_whole(
+    source: ImageSource,
+    rule: DecodingRule,
+    decoded: DecodedImages,
+    cache_dir: Path,
+    *,
+    show_progress: bool,
+) -> NDArray[np.uint8]:
+    """Return the images of a corpus whole, each squeezed into the sides of its decoded pixels.
+
+    They are decoded once, as by `decode_once`.
+
+    Returns:
+        uint8 (N, H, W, C), mapped.
+
+    Raises:
+        InputError: an image has changed since it was decoded, or what is there is damaged.
+    """
+    num_images, height, width, num_channels = decoded.pixels.shape
+    folder = _folder(source, rule, cache_dir, "whole")
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            is_kept = np.zeros(source.num_rows, dtype=bool)
+            is_kept[decoded.places[:, 0]] = True
+            rows = (row for row, keep in zip(source.read(), is_kept, strict=True) if keep)
+            with atomic_folder(folder) as aside:
+                pixels = np.lib.format.open_memmap(
+                    aside / PIXELS_FILE, "w+", np.uint8, decoded.pixels.shape
+                )
+                pixel_range = decoded_range(decoded)
+                conversion = picture_conversion((height, width), num_channels, pixel_range)
+                outcomes = decode_rows(rows, conversion)
+                for place, outcome in enumerate(
+                    tqdm(
+                        outcomes,
+                        total=num_images,
+                        desc="decoding whole images",
+                        unit=" images",
+                        disable=not show_progress,
+                    )
+                ):
+                    pixels[place] = checked_pixels(outcome)
+                pixels.flush()
+                _write_manifest(decoded, aside)
+        hold(folder)
+    with _reading(folder):
+        return np.asanyarray(np.load(folder / PIXELS_FILE, mmap_mode="r"))
+
+
+def decoded_range(decoded: DecodedImages) -> PixelRange | None:
+    """Return the grey levels that became black and white in images of more than 8 bits."""
+    found = decoded.manifest["pixel_range"]
+    return PixelRange(*found) if found else None
+
+
+def checked_pixels(outcome: Outcome) -> NDArray[np.uint8]:
+    """Return the pixels of an image that could be decoded before.
+
+    Raises:
+        InputError: it cannot be decoded any more.
+    """
+    if outcome.pixels is None:
+        raise InputError(
+            f"{outcome.name} cannot be decoded any more ({outcome.reason})",
+            advice="leave the images as they are while they are read",
+        )
+    return outcome.pixels
+
+
+def _write_manifest(decoded: DecodedImages, folder: Path) -> None:
+    (folder / MANIFEST).write_text(json.dumps(decoded.manifest, indent=1) + "\n")
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Raise `InputError` if something of a folder that was written whole cannot be read."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise InputError(
             f"the decoded images in {folder} are not complete ({error})",
             advice="remove the folder, and they are decoded again",
         ) from error
-    return DecodedImages(pixels, labels, moments, manifest)
+
+
+def _folder(source: ImageSource, rule: DecodingRule, cache_dir: Path, what: str) -> Path:
+    """Return where what was decoded of a source is kept; the folder's parent exists."""
+    versions = [FORMAT_VERSION, metadata.version("pillow")]
+    determinants = [what, *versions, source.fingerprint, astuple(rule)]
+    key = hashlib.sha256(json.dumps(determinants).encode()).hexdigest()
+    folder = cache_dir.absolute() / key[:20]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _decode(
-    source: ImageSource, rule: DecodingRule, file: IO[bytes], *, show_progress: bool
+    source: ImageSource, rule: DecodingRule, file: IO[bytes] | None, *, show_progress: bool
 ) -> DecodedImages:
-    """Decode all rows into `file`, an .npy; the `pixels` of what is returned are empty."""
+    """Decode all rows, into `file`, an .npy, if given; the `pixels` that are returned are empty."""
     num_channels, pixel_range = survey(
         source, num_channels=rule.num_channels, pixel_range=rule.pixel_range
     )
-    fit = partial(centre_square, size=rule.image_size)
     writer = _Writer(file, source.num_rows)
     bad: list[str] = []
-    for outcome in tqdm(
-        decode_rows(source.read(), Conversion(num_channels, pixel_range, rule.image_size, fit)),
+    outcomes = tqdm(
+        decode_rows(source.read(), picture_conversion(rule.image_size, num_channels, pixel_range)),
         total=source.num_rows,
         desc="decoding",
         unit=" images",
         disable=not show_progress,
-    ):
+    )
+    for row, outcome in enumerate(outcomes):
         if outcome.pixels is not None:
-            writer.add(outcome, outcome.pixels)
+            writer.add(row, outcome, outcome.pixels)
             continue
         if rule.on_bad_image == "error":
             raise outcome.refusal()
@@ -156,6 +258,7 @@ def _decode(
         "content": hashlib.sha256(content).hexdigest(),
         "image_size": rule.image_size,
         "pixel_range": pixel_range,
+        "shape": writer.shape,
         "label_names": label_names,
         "modes": dict(writer.modes),
         "counts": {
@@ -168,20 +271,24 @@ def _decode(
         "versions": {name: metadata.version(name) for name in ("datasets", "pillow")},
     }
     moments = np.frombuffer(writer.moments, dtype=np.int64).reshape(num_images, 2, num_channels)
-    return DecodedImages(np.empty((0, *writer.shape), dtype=np.uint8), labels, moments, manifest)
+    places = np.frombuffer(writer.places, dtype=np.int64).reshape(num_images, 3)
+    pixels = np.empty((0, *writer.shape), dtype=np.uint8)
+    return DecodedImages(pixels, labels, moments, places, manifest)
 
 
 class _Writer:
-    """Appends distinct images of one size to an .npy file and keeps what is known of each.
+    """Appends distinct images of one size to an .npy file, if any, and keeps what is known of each.
 
-    Digests and moments are bytes: a Python object for each image would take several times as much.
+    Digests, moments and places are bytes: a Python object for each image would take several times
+    as much.
     """
 
-    def __init__(self, file: IO[bytes], num_rows: int) -> None:
+    def __init__(self, file: IO[bytes] | None, num_rows: int) -> None:
         self.shape: tuple[int, ...] = ()
         self.labels: list[Label] = []
         self.digests = bytearray()
         self.moments = bytearray()
+        self.places = bytearray()
         self.modes: Counter[str] = Counter()
         self.num_duplicates = self.num_contradictions = 0
         self._file = file
@@ -189,7 +296,7 @@ class _Writer:
         self._seen: dict[bytes, int] = {}  # the place of the first image of a digest
         self._first_name = ""
 
-    def add(self, outcome: Outcome, pixels: NDArray[np.uint8]) -> None:
+    def add(self, row: int, outcome: Outcome, pixels: NDArray[np.uint8]) -> None:
         if not self.shape:
             self.shape, self._first_name = pixels.shape, outcome.name
             self._write_header(self._num_rows)
@@ -210,17 +317,22 @@ class _Writer:
                 self.labels[first] = None
             return
         self._seen[digest] = len(self.labels)
-        self._file.write(pixels.tobytes())
+        if self._file is not None:
+            self._file.write(pixels.tobytes())
         self.digests += digest
         self.moments += outcome.moments
+        self.places += np.array([row, *outcome.sides], dtype=np.int64).tobytes()
         self.labels.append(outcome.label)
         self.modes[outcome.mode] += 1
 
     def finish(self) -> None:
-        self._file.seek(0)
+        if self._file is not None:
+            self._file.seek(0)
         self._write_header(len(self.labels))
 
     def _write_header(self, num_images: int) -> None:
+        if self._file is None:
+            return
         # NumPy pads the header for any length of the first axis, so it can be rewritten in place.
         description = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self.shape)}
         np.lib.format.write_array_header_1_0(self._file, description)

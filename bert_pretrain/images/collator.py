@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bert_pretrain.data.stream import Part
+from bert_pretrain.data.stream import Batch, Part
+from bert_pretrain.images.augmentation import BOX
 from bert_pretrain.images.corpus import ImageCorpus
+from bert_pretrain.images.streaming import StreamedPixels
 
 # Held-out images are drawn for alike at every evaluation, and unlike in any training epoch.
 EVALUATION_EPOCH = -1
@@ -48,14 +50,18 @@ class ImageCollator:
     """Reads the pixels of images and draws their random numbers.
 
     Attributes:
-        corpus: the decoded images.
+        corpus: the images.
         draw: returns what the loss needs beside the pixels.
         evaluation: whether the random numbers are the same in every epoch.
+        views: names of what `draw` returns that are parameters of views.
+        needs_pixels: whether the loss reads `pixels` beside what its views are cut from.
     """
 
     corpus: ImageCorpus
     draw: ImageDraw
     evaluation: bool
+    views: tuple[str, ...] = ()
+    needs_pixels: bool = True
     unit: str = "images"
 
     def num_units(self, batch: dict[str, Tensor]) -> int:
@@ -63,18 +69,51 @@ class ImageCollator:
         return len(batch["image_ids"])
 
     def collate(self, parts: Sequence[Part], progress: float = 0.0) -> dict[str, Tensor]:
-        """Return `pixels` uint8 (B, C, H, W), `image_ids` int64 (B,), and what `draw` returns."""
+        """Return `pixels` uint8 (B, C, H, W), `image_ids` int64 (B,), and what `draw` returns.
+
+        What views are cut from is `whole`, if the corpus has it, like `pixels`. Of streamed images
+        it is a crop for each view, which the parameters then leave as it is; see `view_source`.
+        """
         images = np.concatenate([plan.images for _, _, plan in parts]).astype(np.int64)
-        pixels = np.ascontiguousarray(self.corpus.pixels[images].transpose(0, 3, 1, 2))
-        drawn = [
+        per_part = [
             self.draw(plan.images, EVALUATION_EPOCH if self.evaluation else epoch)
             for epoch, _, plan in parts
         ]
-        return {
-            "pixels": torch.from_numpy(pixels),
-            "image_ids": torch.from_numpy(images),
-            **{name: torch.cat([part[name] for part in drawn]) for name in drawn[0]},
-        }
+        drawn = {name: torch.cat([part[name] for part in per_part]) for name in per_part[0]}
+        return self._read(images, drawn) | {"image_ids": torch.from_numpy(images)} | drawn
+
+    def _read(self, images: NDArray[np.int64], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return pixels by name; parameters of views whose crops are among them are changed."""
+        corpus = self.corpus
+        if isinstance(corpus.pixels, StreamedPixels) and self.views:
+            boxes = [drawn[view][:, BOX].numpy().copy() for view in self.views]
+            found = corpus.pixels.crops(images, boxes, with_pixels=self.needs_pixels)
+            for view in self.views:
+                drawn[view][:, BOX] = torch.tensor(_WHOLE)
+            names = ["pixels"] * self.needs_pixels + [_crop(view) for view in self.views]
+            return dict(zip(names, map(_channels_first, found), strict=True))
+        read = {}
+        if corpus.whole is not None and self.views:
+            read["whole"] = _channels_first(corpus.whole[images])
+        if not read or self.needs_pixels:
+            read["pixels"] = _channels_first(corpus.pixels[images])
+        return read
+
+
+_WHOLE = (0.0, 0.0, 1.0, 1.0)  # the box of all of an image
+
+
+def _crop(view: str) -> str:
+    return f"{view}_crop"
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def view_source(batch: Batch, view: str) -> Tensor:
+    """Return what the parameters of a view are applied to, uint8 (B, C, H, W)."""
+    return next(batch[name] for name in (_crop(view), "whole", "pixels") if name in batch)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,8 @@ def _describe(folder: Path) -> Copy:
     last_used = (use if use.exists() else folder).stat().st_mtime
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        count, height, width, _ = np.load(folder / PIXELS_FILE, mmap_mode="r").shape
+        height, width, _ = manifest["shape"]
+        count = len(np.load(folder / MOMENTS_FILE, mmap_mode="r"))
         description = f"{count:,} of {width} x {height} from {manifest['source']['description']}"
     except (OSError, ValueError, KeyError, TypeError):
         description = "unfinished or damaged"

@@ -1,4 +1,4 @@
-"""Images decoded once to uint8, divided into those to train on and those held out.
+"""Images as uint8, decoded once or whenever read, divided into training and held-out images.
 
 Names of a data set enter; an `ImageCorpus` leaves.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from filelock import FileLock
@@ -28,10 +28,21 @@ from bert_pretrain.images.cache import (
     DecodingRule,
     decode_in_memory,
     decode_once,
+    decode_whole,
+    decoded_range,
 )
-from bert_pretrain.images.decoding import MODES, OnBadImage
+from bert_pretrain.images.decoding import (
+    MODES,
+    ImageSource,
+    OnBadImage,
+    PictureSize,
+    picture_conversion,
+)
 from bert_pretrain.images.levels import PixelRange, describe_absurdity
 from bert_pretrain.images.sources import open_image_source
+from bert_pretrain.images.streaming import StreamedPixels
+
+ImageReading: TypeAlias = Literal["cache", "stream"]
 
 # One grey level: a constant channel, such as opaque alpha, must not divide by zero.
 MIN_STD = 1 / 255
@@ -40,10 +51,11 @@ _NAMED_CLASSES = 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageCorpus:
-    """Decoded images and their division into training and validation images.
+    """Images and their division into training and validation images.
 
     Attributes:
-        pixels: uint8 (N, H, W, C), read-only, in memory or mapped; no two images are equal.
+        pixels: uint8 (N, H, W, C), read-only, in memory, mapped, or decoded when it is indexed; no
+            two images are equal.
         labels: int64 (N,), class numbers, -1 where an image has none; None if none has one.
         label_names: name of each class number; empty if `labels` is None.
         train_images: int64, sorted indices of the images to train on.
@@ -52,9 +64,13 @@ class ImageCorpus:
         std: float32 (C,), their population standard deviation, at least `MIN_STD`.
         manifest: what the corpus is and was made of; `key` changes if and only if pixels, labels,
             order or division do.
+        whole: uint8 (N, H, W, C), each image whole, squeezed into the sides of `pixels`, where
+            these show only its centre and crops are to see all of it.
+        stretch: float64 (N,), width / height of each image divided by W / H, where crops are cut
+            from whole images; None = all 1, or crops are cut from `pixels`.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | StreamedPixels
     labels: NDArray[np.int64] | None
     label_names: tuple[str, ...]
     train_images: NDArray[np.int64]
@@ -62,16 +78,21 @@ class ImageCorpus:
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     manifest: dict[str, Any]
+    whole: NDArray[np.uint8] | None = None
+    stretch: NDArray[np.float64] | None = None
 
     def remembered(self, name: str, compute: Callable[[], float]) -> float:
-        """Return a number about this corpus, computed once and kept beside pixels in a file.
+        """Return a number about this corpus, computed once and kept in a file, beside its pixels.
 
         `name` tells all that the number depends on beside the corpus. Processes that ask at once
         compute it once.
         """
-        if not isinstance(self.pixels, np.memmap):
+        if isinstance(self.pixels, StreamedPixels):
+            folder = self.pixels.folder
+        elif isinstance(self.pixels, np.memmap):
+            folder = Path(str(self.pixels.filename)).parent
+        else:
             return compute()
-        folder = Path(str(self.pixels.filename)).parent
         file = folder / f"{name}-{self.manifest['key'][:20]}.json"
         with FileLock(f"{folder}.lock"):
             if not file.is_file():
@@ -81,14 +102,16 @@ class ImageCorpus:
     def __reduce__(self) -> tuple[Any, ...]:
         """Send a worker process the path to map, not the pixels."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if isinstance(self.pixels, np.memmap):
-            values["pixels"] = Path(str(self.pixels.filename))
+        for name in ("pixels", "whole"):
+            if isinstance(values[name], np.memmap):
+                values[name] = Path(str(values[name].filename))
         return _unpickle, (values,)
 
 
 def _unpickle(values: dict[str, Any]) -> ImageCorpus:
-    if isinstance(values["pixels"], Path):
-        values["pixels"] = np.load(values["pixels"], mmap_mode="r")
+    for name in ("pixels", "whole"):
+        if isinstance(values[name], Path):
+            values[name] = np.load(values[name], mmap_mode="r")
     return ImageCorpus(**values)
 
 
@@ -101,10 +124,12 @@ def open_images(
     *,
     validation_share: float,
     seed: int,
-    image_size: int = 0,
+    image_size: PictureSize = 0,
     num_channels: int = 0,
     on_bad_image: OnBadImage = "error",
     pixel_range: tuple[float, float] | None = None,
+    reading: ImageReading = "cache",
+    with_whole: bool = False,
     cache_dir: Path | None = None,
     show_progress: bool = True,
     **source: Any,
@@ -115,17 +140,21 @@ def open_images(
     out. Where processes call this at once, the first decodes and the others wait. Memory holds a
     few blocks of images and about 300 bytes for each image.
 
+    Streamed images are decoded once too, to find out the same of them; then no pixels are kept.
+
     Args:
         validation_share: share of images held out, in (0, 1), drawn at random; at least 2.
         seed: of that draw.
         image_size: side in pixels of the square that every image becomes: its shorter side is
-            resized (bicubic, antialiased), its centre cropped. 0 = the images' own size, the same
-            for all.
+            resized (bicubic, antialiased), its centre cropped. Height and width = all of it is
+            resized to these. 0 = the images' own size, the same for all.
         num_channels: 1 (grey), 3 (RGB) or 4 (RGBA); 0 = as in most images of a sample.
         on_bad_image: whether to stop at an image that is corrupt, truncated or missing, or to skip
             and count it.
         pixel_range: grey levels that become black and white in images of more than 8 bits; None =
             0 to what the smallest number of bits holds that all of them fit into.
+        reading: whether pixels are decoded once and kept, or whenever they are read.
+        with_whole: whether crops are to see what lies beyond the centres that become squares.
         cache_dir: where decoded images are kept; default a folder under the Hugging Face cache.
         show_progress: whether to draw a progress bar.
         source: which images; see `open_image_source`.
@@ -133,7 +162,7 @@ def open_images(
     Raises:
         InputError: the images cannot be used, or a value is out of range.
     """
-    if image_size < 0:
+    if min(image_size if isinstance(image_size, tuple) else (image_size,)) < 0:
         allowed = "at least 0 (the images' own size)"
         raise InputError.out_of_range("image_size", image_size, allowed)
     if num_channels not in (0, *MODES):
@@ -142,12 +171,45 @@ def open_images(
     images = open_image_source(**source)
     levels = PixelRange(*pixel_range) if pixel_range else None
     rule = DecodingRule(image_size, num_channels, on_bad_image, levels)
-    if images.is_embedded:
+    cache_dir = cache_dir or default_cache_dir()
+    if reading == "stream":
+        decoded = _streamed(images, rule, cache_dir, show_progress)
+    elif images.is_embedded:
         decoded = decode_in_memory(images, rule)
     else:
-        cache_dir = cache_dir or default_cache_dir()
         decoded = decode_once(images, rule, cache_dir, show_progress=show_progress)
-    return _divide(decoded, validation_share, seed)
+    corpus = _divide(decoded, validation_share, seed)
+    if not with_whole:
+        return replace(corpus, stretch=None)
+    # To height and width, images are resized whole; streamed ones are cropped as they are stored.
+    is_cropped = isinstance(image_size, int) and isinstance(decoded.pixels, np.ndarray)
+    if corpus.stretch is None or not is_cropped:
+        return corpus
+    whole = decode_whole(images, rule, decoded, cache_dir, show_progress=show_progress)
+    return replace(corpus, whole=whole)
+
+
+def _streamed(
+    images: ImageSource, rule: DecodingRule, cache_dir: Path, show_progress: bool
+) -> DecodedImages:
+    """Return what is known of images that are to be decoded whenever they are read.
+
+    Raises:
+        InputError: they cannot be read one by one.
+    """
+    if images.fetch is None:
+        raise InputError(
+            f"{images.description} cannot be streamed: its images "
+            + ("are embedded" if images.is_embedded else "lie in groups of rows"),
+            advice="pass a folder of images or a data set as `dataset_name`, or .tar files as "
+            "`data_files`; or leave out `image_reading`",
+        )
+    known = decode_once(images, rule, cache_dir, keeps_pixels=False, show_progress=show_progress)
+    assert known.folder is not None
+    shape = (len(known.places), *known.pixels.shape[1:])
+    conversion = picture_conversion(rule.image_size, shape[-1], decoded_range(known))
+    pixels = StreamedPixels(images.fetch, known.places, conversion, shape, known.folder)
+    return replace(known, pixels=pixels)
 
 
 def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> ImageCorpus:
@@ -166,6 +228,8 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
     content = decoded.manifest["content"]
     determinants = [FORMAT_VERSION, decoded.pixels.shape, content, validation_share, seed]
     counts = {"training": len(train_images), "validation": num_validation}
+    _, height, width, _ = decoded.pixels.shape
+    stretch = decoded.places[:, 1] / decoded.places[:, 2] / (width / height)
     return ImageCorpus(
         pixels=decoded.pixels,
         labels=decoded.labels,
@@ -181,6 +245,7 @@ def _divide(decoded: DecodedImages, validation_share: float, seed: int) -> Image
             "seed": seed,
             "counts": decoded.manifest["counts"] | counts,
         },
+        stretch=None if (stretch == 1).all() else stretch,
     )
 
 
@@ -210,9 +275,16 @@ def image_card(corpus: ImageCorpus) -> str:
         skipped += ": " + ", ".join(manifest["skipped"]) + more
     modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(manifest["modes"].items()))
     fit = ", shorter side resized, centre cropped" if manifest["image_size"] else ""
-    place = "in memory"
-    if isinstance(corpus.pixels, np.memmap):
-        place = f"mapped from {corpus.pixels.filename}"
+    if isinstance(manifest["image_size"], Sequence):
+        fit = ", resized as a whole"
+    if isinstance(corpus.pixels, StreamedPixels):
+        place = "decoded whenever they are read"
+    elif isinstance(corpus.pixels, np.memmap):
+        place = f"{corpus.pixels.nbytes:,} bytes mapped from {corpus.pixels.filename}"
+    else:
+        place = f"{corpus.pixels.nbytes:,} bytes in memory"
+    if corpus.whole is not None:
+        place += f"; views see the edges too, by as many in {corpus.whole.filename}"  # type: ignore[attr-defined]  # mapped
     return "\n".join(
         [
             f"images           {manifest['source']['description']}",
@@ -225,7 +297,7 @@ def image_card(corpus: ImageCorpus) -> str:
             f"classes          {_classes(corpus)}",
             f"mean, std        {_listed(corpus.mean)}, {_listed(corpus.std)} of the training "
             "pixels in [0, 1]",
-            f"pixels           {corpus.pixels.nbytes:,} bytes {place}",
+            f"pixels           {place}",
             *filter(None, [describe_absurdity(corpus.mean.tolist(), corpus.std.tolist())]),
         ]
     )

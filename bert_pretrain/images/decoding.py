@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from numpy.typing import NDArray
+from PIL import ExifTags
 
 from bert_pretrain.data.threads import map_ahead
 from bert_pretrain.errors import InputError
@@ -28,6 +29,8 @@ from bert_pretrain.images.levels import PixelRange, as_bytes, has_levels
 Label: TypeAlias = "int | str | None"
 OnBadImage: TypeAlias = Literal["error", "skip"]
 Result = TypeVar("Result")
+# Pixels: the side of a square, or height and width; 0 = the image's own.
+PictureSize: TypeAlias = "int | tuple[int, int]"
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _MOST_TIMES_AS_LONG = 100
@@ -39,6 +42,7 @@ _MOST_PIXELS = 89_478_485
 # A JPEG is decoded to at least so many times the size that it is resized to, as Pillow's
 # `thumbnail` does by default: the rest is resized as if all of it had been decoded.
 _REDUCING_GAP = 2
+_ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations of EXIF that swap width and height
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class ImageSource:
         label_names: name of each class number, where the source tells them.
         read: starts a new pass over the rows.
         is_embedded: whether the images come with an installed package and are few.
+        fetch: returns the row of a number, and can be pickled; None = rows come in passes alone.
     """
 
     description: str
@@ -76,6 +81,7 @@ class ImageSource:
     label_names: tuple[str, ...] | None
     read: Callable[[], Iterator[ImageRow]]
     is_embedded: bool = False
+    fetch: Callable[[int], ImageRow] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class Conversion:
     Attributes:
         num_channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         pixel_range: of images of more than 8 bits; None = there should be none.
-        resized_side: pixels of the shorter side that `fit` resizes to; 0 = it does not.
+        resized_side: pixels of the side that `fit` resizes the shorter one to, at most; 0 = it does
+            not resize.
         fit: takes an image of the mode of `num_channels`, returns pixels uint8 (H, W, C).
     """
 
@@ -101,6 +108,7 @@ class Outcome:
 
     Attributes:
         mode: Pillow's name of the kind of pixels, before any conversion.
+        sides: width and height of the upright image, before any resizing.
         pixels: uint8 (H, W, C).
         moments: bytes of int64 (2, C), sums of the pixels and of their squares.
         reason: why there are no pixels; empty otherwise.
@@ -109,6 +117,7 @@ class Outcome:
     name: str
     label: Label
     mode: str = ""
+    sides: tuple[int, int] = (0, 0)
     pixels: NDArray[np.uint8] | None = None
     moments: bytes = b""
     reason: str = ""
@@ -123,7 +132,7 @@ class Outcome:
 
 def decode_rows(rows: Iterator[ImageRow], conversion: Conversion) -> Iterator[Outcome]:
     """Decode rows in threads and yield what became of them, in order."""
-    return in_order(partial(_decode_row, conversion=conversion), rows)
+    return in_order(partial(decode_row, conversion=conversion), rows)
 
 
 def in_order(function: Callable[[ImageRow], Result], rows: Iterator[ImageRow]) -> Iterator[Result]:
@@ -143,9 +152,10 @@ def in_order(function: Callable[[ImageRow], Result], rows: Iterator[ImageRow]) -
         yield from block
 
 
-def _decode_row(row: ImageRow, conversion: Conversion) -> Outcome:
+def decode_row(row: ImageRow, conversion: Conversion) -> Outcome:
+    """Decode one row; see `decode_rows`."""
     try:
-        with decoded(row, conversion.resized_side) as image:
+        with decoded(row, conversion.resized_side) as (image, sides):
             mode = image.mode
             pixels = conversion.fit(
                 converted_image(image, conversion.num_channels, conversion.pixel_range)
@@ -157,7 +167,7 @@ def _decode_row(row: ImageRow, conversion: Conversion) -> Outcome:
         return Outcome(row.name, row.label, reason=reason)
     sums = pixels.sum(axis=(0, 1), dtype=np.int64)
     squares = np.square(pixels, dtype=np.uint32).sum(axis=(0, 1), dtype=np.int64)
-    return Outcome(row.name, row.label, mode, pixels, np.stack([sums, squares]).tobytes())
+    return Outcome(row.name, row.label, mode, sides, pixels, np.stack([sums, squares]).tobytes())
 
 
 class _Room:
@@ -185,11 +195,15 @@ _ROOM = _Room(_MOST_PIXELS)
 
 
 @contextlib.contextmanager
-def decoded(row: ImageRow, resized_side: int) -> Iterator[PIL.Image.Image]:
+def decoded(
+    row: ImageRow, resized_side: int, *, gap: int = _REDUCING_GAP
+) -> Iterator[tuple[PIL.Image.Image, tuple[int, int]]]:
     """Yield the image of a row, decoded to its last pixel and turned as its EXIF data say.
 
-    A JPEG is decoded to an eighth, a quarter or half of its size, if that is still `_REDUCING_GAP`
-    times `resized_side` or more; 0 = in full.
+    Beside it stand the width and the height that it has in its file, upright.
+
+    A JPEG is decoded to an eighth, a quarter or half of its size, if that is still `gap` times
+    `resized_side` or more; 0 = in full.
 
     Raises:
         ValueError: it is too large, or so thin that its longer side, resized, would fill the
@@ -198,7 +212,7 @@ def decoded(row: ImageRow, resized_side: int) -> Iterator[PIL.Image.Image]:
     with open_image(row) as image:
         in_file = image.size
         if resized_side:
-            image.draft(None, (_REDUCING_GAP * resized_side,) * 2)
+            image.draft(None, (gap * resized_side,) * 2)
         # A progressive JPEG is unpacked in full, whatever it is decoded to.
         width, height = in_file if image.info.get("progressive") else image.size
         if width * height > _MOST_PIXELS:
@@ -210,9 +224,10 @@ def decoded(row: ImageRow, resized_side: int) -> Iterator[PIL.Image.Image]:
             raise ValueError(
                 f"it is {width} x {height} pixels, too thin to be resized to {resized_side}"
             )
+        is_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_THEIR_SIDE
         with _ROOM.taken(width * height):
             PIL.ImageOps.exif_transpose(image, in_place=True)  # loads it
-            yield image
+            yield image, in_file[::-1] if is_on_its_side else in_file
 
 
 def open_image(row: ImageRow) -> PIL.Image.Image:
@@ -256,12 +271,27 @@ def converted_image(
     return image.convert(MODES[num_channels])
 
 
-def centre_square(image: PIL.Image.Image, size: int) -> NDArray[np.uint8]:
-    """Resize the shorter side and crop the centre, as transformers' image processors do.
+def picture_conversion(
+    size: PictureSize, num_channels: int, pixel_range: PixelRange | None
+) -> Conversion:
+    """Return what makes pictures of a size out of images; see `picture`."""
+    longest = max(size) if isinstance(size, tuple) else size
+    return Conversion(num_channels, pixel_range, longest, partial(picture, size=size))
+
+
+def picture(image: PIL.Image.Image, size: PictureSize) -> NDArray[np.uint8]:
+    """Return an image as transformers' image processors make it.
+
+    To a square its shorter side is resized and its centre cropped; to height and width all of it is
+    resized.
 
     Returns uint8 (H, W, C). A size of 0 leaves the image as it is.
     """
-    if size:
+    if isinstance(size, tuple):
+        height, width = size
+        if image.size != (width, height):
+            image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+    elif size:
         shorter = min(image.size)
         width, height = (size * side // shorter for side in image.size)
         if (width, height) != image.size:

@@ -1,4 +1,4 @@
-"""Where images come from: the embedded digits, the files of a folder, or a column of a table.
+"""Where images come from: the embedded digits, the files of a folder, tars, a column of a table.
 
 Names enter; an `ImageSource` leaves, whose rows hold encoded bytes or paths and come one at a time,
 so that no data set is ever held in memory.
@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from bert_pretrain.images.tables import (
     open_dataset,
     open_parquet,
 )
+from bert_pretrain.images.tars import open_tars
 
 _HELD_OUT = "val(id(ation)?)?|dev|test(ing)?|eval(uation)?|unlabell?ed"
 _HELD_OUT_FOLDER = re.compile(_HELD_OUT, re.IGNORECASE)
@@ -53,7 +55,8 @@ def open_image_source(
             any; a folder saved by `datasets`; or what `datasets.load_dataset` takes.
         dataset_config_name: configuration of a data set that `load_dataset` loads.
         dataset_split: split of a data set that has several.
-        data_files: paths or globs of Parquet files, in place of a data set.
+        data_files: paths or globs of Parquet files, or of WebDataset shards (.tar), in place of a
+            data set.
         image_column: column of encoded images: of the `Image` feature, bytes, a struct of bytes and
             path, or paths.
         label_column: column of class numbers, class names (numbered in sorted order) or the
@@ -65,6 +68,8 @@ def open_image_source(
         InputError: there are no images, a file or data set cannot be read, a column is missing or
             of another type.
     """
+    if data_files and all(name.endswith(".tar") for name in data_files):
+        return open_tars(data_files, parameter=files_parameter)
     if data_files:
         return open_parquet(data_files, image_column, label_column, parameter=files_parameter)
     if dataset_name is None or dataset_name == "digits":
@@ -137,20 +142,24 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
     parents = {path.parent for path in files}
     names = sorted({parent.name for parent in parents})
     is_labelled = len(names) > 1 and len({len(parent.parts) for parent in parents}) == 1
-    class_number = {name: number for number, name in enumerate(names)}
-
-    def read() -> Iterator[ImageRow]:
-        for path in files:
-            label = class_number[path.parent.name] if is_labelled else None
-            yield ImageRow(str(path), {"path": str(path), "bytes": None}, label)
+    class_number = {name: number for number, name in enumerate(names)} if is_labelled else {}
+    fetch = partial(_file_row, files, class_number)
 
     return ImageSource(
         description=str(root),
         fingerprint=files_fingerprint(files),
         num_rows=len(files),
         label_names=tuple(names) if is_labelled else None,
-        read=read,
+        read=lambda: map(fetch, range(len(files))),
+        fetch=fetch,
     )
+
+
+def _file_row(files: list[Path], class_number: dict[str, int], number: int) -> ImageRow:
+    """Return the row of a file; a folder without classes has no numbers of any."""
+    path = files[number]
+    content = {"path": str(path), "bytes": None}
+    return ImageRow(str(path), content, class_number.get(path.parent.name))
 
 
 def _split_folder(folder: Path, files: list[Path], split: str, parameter: str) -> Path:

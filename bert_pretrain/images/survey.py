@@ -73,7 +73,7 @@ def survey(
 
 def _channels_of(row: ImageRow) -> int:
     """Return the channels that an image of this kind needs; raise what its decoder raises."""
-    with decoded(row, resized_side=1) as image:
+    with decoded(row, resized_side=1) as (image, _):
         if has_levels(image.mode) or image.mode in _GREY_MODES:
             return 1
         num_channels = 4 if image.has_transparency_data else 3
@@ -100,7 +100,7 @@ def _extremes_of(row: ImageRow) -> tuple[str, PixelRange] | None:
         with open_image(row) as image:
             if not has_levels(image.mode):
                 return None
-        with decoded(row, resized_side=0) as image:
+        with decoded(row, resized_side=0) as (image, _):
             return image.mode, extremes(image)
     except Exception:  # the pass that follows reports it
         return None

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,10 @@ def open_dataset(
     label = _label_feature(f"the data set {name!r}", schema, image_column, label_column)
     columns = [image_column] if label is None else [image_column, label_column]
     described = json.dumps([generate_fingerprint(dataset), split, columns])
+    # The Arrow format leaves images encoded: one that cannot be decoded does not end the pass.
+    arrow = dataset.select_columns(columns).with_format("arrow")
 
     def read() -> Iterator[ImageRow]:
-        # The Arrow format leaves images encoded: one that cannot be decoded does not end the pass.
-        arrow = dataset.select_columns(columns).with_format("arrow")
         tables = arrow.iter(batch_size=_ROWS_PER_READ)
         batches = (batch for table in tables for batch in table.to_batches())
         yield from _rows_of(batches, name, columns)
@@ -105,7 +106,14 @@ def open_dataset(
         num_rows=len(dataset),
         label_names=_class_names(label),
         read=read,
+        fetch=partial(_dataset_row, arrow, name, columns),
     )
+
+
+def _dataset_row(arrow: Any, name: str, columns: list[str], number: int) -> ImageRow:
+    """Return one row of a mapped data set, in the Arrow format."""
+    batches = arrow[number : number + 1].to_batches()
+    return next(_rows_of(batches, name, columns, first=number))
 
 
 def _load_split(name: str, config_name: str | None, split: str, split_parameter: str) -> Any:
@@ -182,23 +190,31 @@ def _class_names(feature: Any) -> tuple[str, ...] | None:
 
 
 def _rows_of(
-    batches: Iterable[pa.RecordBatch], where: str, columns: list[str]
+    batches: Iterable[pa.RecordBatch], where: str, columns: list[str], *, first: int = 0
 ) -> Iterator[ImageRow]:
-    """Yield the rows of record batches with a column of images and, if wanted, one of labels."""
+    """Yield the rows of record batches with a column of images and, if wanted, one of labels.
+
+    They are numbered from `first` on.
+    """
     from datasets import Image
 
-    number = 0
+    number = first
     for batch in batches:
         images = Image().cast_storage(batch.column(columns[0])).to_pylist()
         labels = batch.column(columns[1]).to_pylist() if len(columns) > 1 else [None] * len(images)
         for content, label in zip(images, labels, strict=True):
             path = content and content["path"]
             name = f"row {number} of {where}" + (f" ({path})" if path else "")
-            yield ImageRow(name, content, _checked_label(label, name))
+            yield ImageRow(name, content, checked_label(label, name))
             number += 1
 
 
-def _checked_label(label: Label, name: str) -> Label:
+def checked_label(label: Label, name: str) -> Label:
+    """Return a label, if it can be one.
+
+    Raises:
+        InputError: it is a number that no class has.
+    """
     if isinstance(label, str):
         return sys.intern(label)  # one object for each class, not for each image
     if label is not None and not -1 <= label <= _MAX_CLASS_NUMBER:

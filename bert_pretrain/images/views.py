@@ -2,11 +2,12 @@
 
 `Augmentation.draw` makes a table of parameters on the CPU, a pure function of seed, epoch, image
 and view; `Augmentation.apply` makes the views, on the device of the images. In the functions below
-images are float32 (B, C, S, S) in [0, 1], colours their first 1 or 3 channels, and parameters
+images are float32 (B, C, H, W) in [0, 1], colours their first 1 or 3 channels, and parameters
 float32 (B, P).
 
 Crop, flip, rotation, jitter, grey, blur and inversion follow each other in this order. A view has
-the image's size, so a crop only magnifies and nothing aliases. Crop, rotation and jitter are
+the size of the picture that it is cropped from (which may be a whole image squeezed into the view's
+sides), so a crop only magnifies and nothing aliases. Crop, rotation and jitter are
 Pillow's (and torchvision's ColorJitter's) without rounding to whole pixels and 8 bits; the blur is
 kornia's.
 """
@@ -34,25 +35,30 @@ _SMALLEST_SIGMA = 0.01  # pixels; the weight of a neighbour, exp(-5000), is 0 in
 
 @dataclass
 class Augmentation:
-    """Draws and applies random views of square images.
+    """Draws and applies random views of images.
 
     Attributes:
         rule: how often and how strongly images change.
         num_channels: 1 grey, 3 red-green-blue, 4 with alpha, which is cropped, flipped and rotated
             with the colours. On one channel the jitter is brightness and contrast.
-        image_size: height and width, pixels.
+        image_size: of a view in pixels: the side of a square, or height and width.
         seed: of the run.
+        stretch: float64 (N,), by the number of an image: its width / height divided by that of a
+            view, where pictures are whole images squeezed into a view's sides; None = all 1.
     """
 
     rule: AugmentationRule
     _: KW_ONLY
     num_channels: int
-    image_size: int
+    image_size: int | tuple[int, int]
     seed: int
+    stretch: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         """Leave out of the rule what one channel cannot show."""
         assert self.num_channels in (1, 3, 4)
+        size = self.image_size
+        self._sides = (size, size) if isinstance(size, int) else size
         if self.num_channels == 1:
             self.rule = replace(self.rule, saturation=0.0, hue=0.0, grayscale_prob=0.0)
 
@@ -71,7 +77,8 @@ class Augmentation:
         draws = uniform(
             self.seed, Purpose.AUGMENTATION, epochs, rows[:, None], view, np.arange(NUM_DRAWS)
         )
-        return torch.from_numpy(draw_parameters(self.rule, draws).astype(np.float32))
+        stretch = None if self.stretch is None else self.stretch[rows]
+        return torch.from_numpy(draw_parameters(self.rule, draws, stretch).astype(np.float32))
 
     @torch.no_grad()
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
@@ -80,7 +87,7 @@ class Augmentation:
         Control flow depends on the rule alone, never on the values drawn, so nothing waits for the
         device. The images are not changed.
         """
-        assert images.shape[1:] == (self.num_channels, self.image_size, self.image_size)
+        assert images.shape[1:] == (self.num_channels, *self._sides)
         assert parameters.shape == (len(images), len(Parameter))
         # Under autocast a product and a convolution would round pixels to the 8 bits of bfloat16.
         with torch.autocast(images.device.type, enabled=False):
@@ -88,7 +95,8 @@ class Augmentation:
 
     def _apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         rule = self.rule
-        if rule.crop_area[0] < 1 or rule.crop_aspect != (1.0, 1.0) or rule.flip_prob > 0:
+        crops = rule.crop_area[0] < 1 or rule.crop_aspect != (1.0, 1.0) or rule.flip_prob > 0
+        if crops or self.stretch is not None:
             images = crop_and_flip(images, parameters)
         if rule.rotation_prob > 0:
             images = rotate(images, parameters[:, Parameter.ANGLE])
@@ -97,7 +105,7 @@ class Augmentation:
             colours = jitter(colours, parameters)
         if rule.grayscale_prob > 0:
             colours = colours.lerp(_grey(colours), _column(parameters, Parameter.GRAYSCALE))
-        radius = self.image_size // 20
+        radius = min(self._sides) // 20
         if rule.blur_prob > 0 and radius > 0:
             colours = blur(colours, parameters[:, Parameter.BLUR_SIGMA], radius=radius)
         if rule.inversion_prob > 0:
@@ -118,12 +126,12 @@ def crop_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
     """
     box = parameters[:, Parameter.CROP_LEFT : Parameter.FLIP + 1]
     left, top, width, height, flip = box.unbind(dim=1)
-    size = images.shape[-1]
-    from_rows = _bicubic_weights(top, height, size)
+    num_rows, num_columns = images.shape[-2:]
+    from_rows = _bicubic_weights(top, height, num_rows)
     # A flipped image is read from right to left.
-    from_columns = _bicubic_weights(left + width * flip, width * (1 - 2 * flip), size)
+    from_columns = _bicubic_weights(left + width * flip, width * (1 - 2 * flip), num_columns)
     resized_rows = from_rows[:, None] @ images
-    # (B, C, S, S) -> (B, C * S, S): one product for each image.
+    # (B, C, H, W) -> (B, C * H, W): one product for each image.
     resized = resized_rows.flatten(1, 2) @ from_columns.mT
     return resized.view_as(images).clamp_(0, 1)
 
@@ -147,8 +155,10 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Rotate counter-clockwise around the middle, bilinearly, by `degrees` float32 (B,)."""
     angle = degrees.deg2rad()
     cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # Each pixel is looked up where the inverse rotation puts it.
-    to_source = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
+    # Each pixel is looked up where the inverse rotation puts it, in units of half a side.
+    aspect = images.shape[-1] / images.shape[-2]
+    rows = [cosine, -sine / aspect, zero, sine * aspect, cosine, zero]
+    to_source = torch.stack(rows, dim=1).view(-1, 2, 3)
     grid = F.affine_grid(to_source, list(images.shape), align_corners=False)
     # Mirrored at the edges, since black corners would give the angle away.
     rotated = F.grid_sample(

@@ -8,6 +8,8 @@ patch of a DINOv2. Pretraining losses, k-NN, probes and the exported model all r
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import torch
@@ -21,7 +23,13 @@ from transformers import (
 
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
-from bert_pretrain.models.image_encoder_config import read_config, read_encoder_config
+from bert_pretrain.models.image_encoder_config import (
+    InputSize,
+    read_config,
+    read_encoder_config,
+    sides,
+)
+from bert_pretrain.models.image_positions import stretched
 from bert_pretrain.models.loaded_models import check_finite_weights
 
 
@@ -29,7 +37,7 @@ def build_image_encoder(
     *,
     config_name: str,
     model_name_or_path: str | None,
-    image_size: int,
+    image_size: InputSize,
     num_channels: int,
     dropout: float,
 ) -> PreTrainedModel:
@@ -39,7 +47,8 @@ def build_image_encoder(
         config_name: a named size, or a folder or Hub id of a configuration whose image size and
             channels are then replaced by those given.
         model_name_or_path: weights to continue from, in place of `config_name`.
-        image_size: height and width, pixels.
+        image_size: in pixels. Where weights to continue from have learnt positions for another
+            size, these are stretched, see `fitted`.
         num_channels: channels of an image.
         dropout: probability of all dropout modules while pretraining; the configuration, which
             fine-tuning will use, keeps its own.
@@ -50,7 +59,7 @@ def build_image_encoder(
             set.
     """
     if model_name_or_path is not None:
-        encoder = load_image_encoder(model_name_or_path)
+        encoder = fitted(load_image_encoder(model_name_or_path), image_size)
     else:
         config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
         encoder = encoder_from_config(config)
@@ -77,8 +86,38 @@ def load_image_encoder(name: str, *, parameter: str = "model_name_or_path") -> P
     return encoder
 
 
+def fitted(encoder: PreTrainedModel, image_size: InputSize) -> PreTrainedModel:
+    """Return an encoder that takes images of a size: itself, or one with stretched positions.
+
+    The latter comes with a warning. It is itself too where nothing can be stretched;
+    `prepare_encoder` then refuses the size.
+    """
+    try:
+        embedding_width(encoder, image_size=image_size, num_channels=encoder.config.num_channels)
+    except (ValueError, RuntimeError):
+        config, state = stretched(encoder, image_size)
+        if config is not None:
+            before, after = (
+                "x".join(map(str, sides(each.image_size))) for each in (encoder.config, config)
+            )
+            warnings.warn(
+                f"the learnt positions of the model, for images of {before} pixels, are stretched "
+                f"to {after}; `image_size` {before} reads images as it knows them",
+                stacklevel=2,
+            )
+            other = encoder_from_config(config)
+            other.load_state_dict(state)
+            return other
+    return encoder
+
+
 def prepare_encoder(
-    encoder: PreTrainedModel, *, source: str, image_size: int, num_channels: int, dropout: float
+    encoder: PreTrainedModel,
+    *,
+    source: str,
+    image_size: InputSize,
+    num_channels: int,
+    dropout: float,
 ) -> PreTrainedModel:
     """Check that an encoder suits the images and the export, set dropout, freeze what is unread.
 
@@ -97,16 +136,20 @@ def prepare_encoder(
     try:
         embedding_width(encoder, image_size=image_size, num_channels=num_channels)
     except (ValueError, RuntimeError) as error:
+        shown = " x ".join(map(str, sides(image_size)))
+        advice = "pass the `image_size` that it was made for"
+        if patch_size := getattr(encoder.config, "patch_size", None):
+            advice += f", or a multiple of its patches of {patch_size}"
         raise InputError(
-            f"{source} does not take images of {image_size} x {image_size} pixels ({error})",
-            advice="pass the `image_size` that it was made for",
+            f"{source} does not take images of {shown} pixels ({error})", advice=advice
         ) from error
     set_dropout(encoder, dropout)
     use_fast_response_norm(encoder)
     if encoder.config.model_type == "vit":
-        choose_attention(encoder, (image_size // encoder.config.patch_size) ** 2 + 1)
+        grid = [side // encoder.config.patch_size for side in sides(image_size)]
+        choose_attention(encoder, math.prod(grid) + 1)
     parameters = list(encoder.parameters())
-    image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
+    image = torch.zeros(1, num_channels, *sides(image_size), device=encoder.device)
     total = embed(encoder.eval(), image).sum()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -138,7 +181,7 @@ def initialize_vit(vit: PreTrainedModel) -> None:
     keep that of their input (Xavier's uniform distribution, as He et al. 2022, appendix A.1).
     """
     config, embeddings = vit.config, vit.embeddings
-    grid = config.image_size // config.patch_size
+    grid = tuple(side // config.patch_size for side in sides(config.image_size))
     embeddings.position_embeddings.copy_(sincos_positions(grid, config.hidden_size))
     nn.init.kaiming_normal_(embeddings.patch_embeddings.projection.weight, nonlinearity="linear")
     for module in vit.modules():
@@ -146,8 +189,8 @@ def initialize_vit(vit: PreTrainedModel) -> None:
             nn.init.xavier_uniform_(module.weight)
 
 
-def sincos_positions(grid: int, width: int) -> Tensor:
-    """Return position embeddings of a square of patches, float32 (1, 1 + grid * grid, width).
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """Return position embeddings of rows x columns of patches, float32 (1, 1 + patches, width).
 
     The first, for [CLS], is zero; the others follow row by row. Half of a vector encodes the
     column, half the row; each half holds the sines, then the cosines, of the coordinate times
@@ -156,10 +199,12 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     Source: He et al. 2022, appendix A.1.
     """
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
-    along_side = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
-    columns, rows = along_side.repeat(grid, 1), along_side.repeat_interleave(grid, dim=0)
-    patches = torch.cat([columns, rows], dim=1)  # (grid * grid, width)
+    angles = torch.arange(max(grid), dtype=torch.float64)[:, None] * frequencies
+    along_side = torch.cat([angles.sin(), angles.cos()], dim=1)  # (longer side, width / 2)
+    num_rows, num_columns = grid
+    columns = along_side[:num_columns].repeat(num_rows, 1)
+    rows = along_side[:num_rows].repeat_interleave(num_columns, dim=0)
+    patches = torch.cat([columns, rows], dim=1)  # (rows * columns, width)
     return torch.cat([torch.zeros(1, width), patches.float()])[None]
 
 
@@ -173,7 +218,7 @@ def embed(encoder: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     return embedding
 
 
-def embedding_width(encoder: PreTrainedModel, *, image_size: int, num_channels: int) -> int:
+def embedding_width(encoder: PreTrainedModel, *, image_size: InputSize, num_channels: int) -> int:
     """Return D of `embed`, found by embedding a black image.
 
     Raises:
@@ -181,7 +226,7 @@ def embedding_width(encoder: PreTrainedModel, *, image_size: int, num_channels: 
         RuntimeError: the image is too small for the encoder's convolutions.
     """
     was_training = encoder.training
-    image = torch.zeros(1, num_channels, image_size, image_size, device=encoder.device)
+    image = torch.zeros(1, num_channels, *sides(image_size), device=encoder.device)
     with torch.no_grad():
         embedding = embed(encoder.eval(), image)
     encoder.train(was_training)

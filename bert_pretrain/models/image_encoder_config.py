@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -16,6 +18,9 @@ from transformers import (
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.loaded_models import check_sizes
+
+# Pixels of an image: the side of a square, or height and width (a list where JSON was read).
+InputSize: TypeAlias = "int | Sequence[int]"
 
 # Parameters are those at 32x32x3. `vit-small` and `vit-base` are the shapes of Touvron et al. 2021
 # (DeiT, table 1) and Dosovitskiy et al. 2021 (table 1); `vit-tiny`, `vit-mini` and
@@ -43,7 +48,20 @@ MAX_PATCH_SIZE = 16
 MIN_GRID = 8
 
 
-def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> PreTrainedConfig:
+def sides(image_size: InputSize) -> tuple[int, int]:
+    """Return height and width."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
+
+
+def image_size_of(height: int, width: int) -> int | tuple[int, int]:
+    """Return what configurations call `image_size`: a number for a square."""
+    return height if height == width else (height, width)
+
+
+def image_encoder_config(
+    name: str, *, image_size: InputSize, num_channels: int
+) -> PreTrainedConfig:
     """Return the configuration of a size of `IMAGE_SIZES`, with patches that suit the image.
 
     Raises:
@@ -57,7 +75,8 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
     is_convolutional = "depths" in fields
     if is_convolutional and fields.pop("stem", "") != "vit":
         # The published stem of 4 pixels leaves too small a map of small images to halve further.
-        patch_size = 1 if image_size < 16 else 2 if image_size < 96 else 4
+        shorter = min(sides(image_size))
+        patch_size = 1 if shorter < 16 else 2 if shorter < 96 else 4
     else:
         patch_size = vit_patch_size(image_size)
     if is_convolutional:
@@ -69,27 +88,31 @@ def image_encoder_config(name: str, *, image_size: int, num_channels: int) -> Pr
     )
 
 
-def vit_patch_size(image_size: int) -> int:
-    """Return the patch edge in pixels for a square image: 8 -> 2, 32 -> 4, 64 -> 8, 224 -> 16.
+def vit_patch_size(image_size: InputSize) -> int:
+    """Return the patch edge in pixels: 8 -> 2, 32 -> 4, 64 -> 8, 224 -> 16, 64 x 96 -> 16.
 
-    It is the smallest divisor of `image_size` from 2 to 16 that leaves at most 8 patches along a
-    side, or the largest if all leave more.
+    It is the smallest divisor of both sides from 2 to 16 that leaves at most 8 patches along the
+    side of a square, or as many in all, or the largest if all leave more.
 
     Raises:
         InputError: `image_size` has no such divisor.
     """
-    divisors = [size for size in range(2, MAX_PATCH_SIZE + 1) if image_size % size == 0]
+    height, width = sides(image_size)
+    common = math.gcd(height, width)
+    divisors = [size for size in range(2, MAX_PATCH_SIZE + 1) if common % size == 0]
     if not divisors:
+        shown = image_size if height == width else f"{height}x{width}"
         raise InputError(
-            f"`image_size` is {image_size}, which no patch of 2 to {MAX_PATCH_SIZE} pixels divides",
+            f"`image_size` is {shown}, which no patch of 2 to {MAX_PATCH_SIZE} pixels divides",
             advice="pass another `image_size`, such as a multiple of 8, or a convolutional "
             "`config_name`",
         )
-    return next((size for size in divisors if image_size <= MIN_GRID * size), divisors[-1])
+    is_enough = (size for size in divisors if height * width <= (MIN_GRID * size) ** 2)
+    return next(is_enough, divisors[-1])
 
 
 def read_encoder_config(
-    config_name: str, *, image_size: int, num_channels: int
+    config_name: str, *, image_size: InputSize, num_channels: int
 ) -> PreTrainedConfig:
     """Return the configuration that `config_name` means, for images of a size and channels.
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.models.image_encoder import embed
+from bert_pretrain.models.image_encoder_config import InputSize, sides
 from bert_pretrain.models.momentum_queue import MomentumQueue
 from bert_pretrain.models.pretraining_model import (
     EncoderWithHead,
@@ -38,7 +39,7 @@ class ImageAutoencoderConfig(EncoderWithHeadConfig):
         encoder: PreTrainedConfig | dict[str, Any] | None = None,
         hidden_size: int = 768,
         embedding_dim: int = 64,
-        image_size: int = 224,
+        image_size: InputSize = 224,
         num_channels: int = 3,
         decoder_channels: Sequence[int] | None = None,
         **kwargs: Any,
@@ -51,7 +52,9 @@ class ImageAutoencoderConfig(EncoderWithHeadConfig):
         self.embedding_dim = embedding_dim
         self.image_size = image_size
         self.num_channels = num_channels
-        self.decoder_channels = list(decoder_channels or default_decoder_channels(image_size))
+        self.decoder_channels = list(
+            decoder_channels or default_decoder_channels(max(sides(image_size)))
+        )
         super().__init__(encoder, hidden_size, **kwargs)
 
 
@@ -109,21 +112,27 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, embedding_dim: int, *, image_size: int, num_channels: int, channels: Sequence[int]
+        self,
+        embedding_dim: int,
+        *,
+        image_size: InputSize,
+        num_channels: int,
+        channels: Sequence[int],
     ) -> None:
         """Build it; see `ImageAutoencoderConfig`."""
         super().__init__()
-        self.image_shape = (num_channels, image_size, image_size)
-        self.first_grid = math.ceil(image_size / 2 ** (len(channels) - 1))
+        self.image_shape = (num_channels, *sides(image_size))
+        growth = 2 ** (len(channels) - 1)
+        self.first_grid = tuple(math.ceil(side / growth) for side in sides(image_size))
         self.linear = nn.Linear(embedding_dim, math.prod(self.image_shape))
-        self.first_map = nn.Linear(embedding_dim, channels[0] * self.first_grid**2)
+        self.first_map = nn.Linear(embedding_dim, channels[0] * math.prod(self.first_grid))
         self.growth = nn.Sequential(*(_grow(before, after) for before, after in pairwise(channels)))
         self.to_pixels = nn.Conv2d(channels[-1], num_channels, kernel_size=3, padding=1)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return images (B, C, H, W) of embeddings (B, embedding_dim)."""
         _, height, width = self.image_shape
-        first_map = self.first_map(embeddings).unflatten(1, (-1, self.first_grid, self.first_grid))
+        first_map = self.first_map(embeddings).unflatten(1, (-1, *self.first_grid))
         # The last map may be a few pixels larger than the image.
         refined = self.to_pixels(self.growth(first_map))[:, :, :height, :width]
         image: Tensor = self.linear(embeddings).unflatten(1, self.image_shape) + refined
@@ -131,7 +140,7 @@ class Decoder(nn.Module):
 
 
 def default_decoder_channels(image_size: int) -> list[int]:
-    """Return the widths of the decoder's maps, from 7 pixels a side at most to the image's size.
+    """Return the widths of the decoder's maps, from 7 pixels a side at most to the longer side.
 
     32 pixels give [128, 64, 32, 32]: maps of 4, 8, 16 and 32 pixels.
     """
@@ -151,7 +160,7 @@ def _grow(before: int, after: int) -> nn.Module:
 
 
 def build_autoencoder(
-    *, embedding_dim: int, image_size: int, num_channels: int, **encoder: Any
+    *, embedding_dim: int, image_size: InputSize, num_channels: int, **encoder: Any
 ) -> ImageAutoencoder:
     """Return the model to pretrain, in training mode; for all else see `build_with_head`."""
     images: dict[str, Any] = {"image_size": image_size, "num_channels": num_channels}

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.models.image_encoder_config import image_size_of
 
 # The name, in the files of an image processor, of the grey levels that become black and white.
 PIXEL_RANGE = "pixel_range"
@@ -21,14 +22,14 @@ class Preprocessing(NamedTuple):
     """How an image processor prepares pixels in [0, 1].
 
     Attributes:
-        image_size: height and width in pixels.
+        image_size: in pixels, the side of a square or height and width.
         mean: of one channel for all, or of each channel.
         std: likewise.
         pixel_range: grey levels of images of more than 8 bits that are to become black and white;
             None = not known.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     mean: list[float]
     std: list[float]
     pixel_range: tuple[float, float] | None = None
@@ -122,8 +123,8 @@ def read_processor(model: str) -> Preprocessing:
     """Return what the saved image processor of a model, a folder or Hub id, does.
 
     Raises:
-        InputError: the model has no image processor, or one whose images are not square or whose
-            numbers cannot be used.
+        InputError: the model has no image processor, or one whose images are neither squares nor
+            whole images resized to fixed sides, or whose numbers cannot be used.
     """
     processor = load_processor(model)
     try:
@@ -137,11 +138,13 @@ def read_processor(model: str) -> Preprocessing:
 
 def _read_steps(processor: Any, model: str) -> Preprocessing:
     """Return what an image processor does, or stumble over what its file says."""
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    sides = {size[name] for name in ("height", "width", "shortest_edge") if size.get(name)}
-    if len(sides) != 1:
+    is_cropped = getattr(processor, "do_center_crop", False)
+    size = processor.crop_size if is_cropped else processor.size
+    sides = [size[name] for name in ("height", "width", "shortest_edge") if size.get(name)]
+    if not sides or (len(set(sides)) > 1 and (is_cropped or len(sides) > 2)):
         raise InputError(
-            f"the image processor of {model!r} makes images of {dict(size)}, not squares",
+            f"the image processor of {model!r} makes images of {dict(size)}, neither squares nor "
+            "whole images resized to fixed sides",
             advice="change `model`",
         )
     # The processor's mean and deviation are for rescaled bytes; ours are for pixels in [0, 1].
@@ -154,4 +157,4 @@ def _read_steps(processor: Any, model: str) -> Preprocessing:
             "be finite and the latter greater than 0",
             advice="repair its preprocessor_config.json, or change `model`",
         )
-    return Preprocessing(sides.pop(), mean, std, read_pixel_range(processor))
+    return Preprocessing(image_size_of(sides[0], sides[-1]), mean, std, read_pixel_range(processor))

@@ -8,6 +8,7 @@ mask); after training, the encoder as a plain ViT (He et al. 2022, section 3).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,12 @@ from bert_pretrain.models.image_encoder import (
     set_dropout,
     sincos_positions,
 )
-from bert_pretrain.models.image_encoder_config import read_config, read_encoder_config
+from bert_pretrain.models.image_encoder_config import (
+    InputSize,
+    read_config,
+    read_encoder_config,
+    sides,
+)
 from bert_pretrain.models.pretraining_model import LoadsFromExport, pretraining_subfolder
 
 # Width of the encoder from which on, decoder's width and layers. The last row is the paper's own
@@ -82,7 +88,7 @@ class MaskedAutoencoder(LoadsFromExport, ViTMAEForPreTraining):  # type: ignore[
         """Build both parts, initialised by the global seed as in He et al. 2022, appendix A.1."""
         super().__init__(config)
         embeddings, decoder = self.vit.embeddings, self.decoder
-        grid = config.image_size // config.patch_size
+        grid = (config.image_size // config.patch_size,) * 2
         projection = embeddings.patch_embeddings.projection.weight
         with torch.no_grad():
             embeddings.position_embeddings.copy_(sincos_positions(grid, config.hidden_size))
@@ -123,7 +129,7 @@ def build_masked_autoencoder(
     *,
     config_name: str,
     model_name_or_path: str | None,
-    image_size: int,
+    image_size: InputSize,
     num_channels: int,
     dropout: float,
     mask_ratio: float,
@@ -139,12 +145,12 @@ def build_masked_autoencoder(
             no patch, or what `build_image_encoder` raises.
     """
     source = model_name_or_path or config_name
-    images = {"image_size": image_size, "num_channels": num_channels}
+    images: dict[str, Any] = {"image_size": image_size, "num_channels": num_channels}
     config, subfolder = _read_config(config_name, model_name_or_path, **images)
     check_mask_ratio(mask_ratio, num_patches=_num_patches(config))
     model: MaskedAutoencoder
     if subfolder is not None:
-        model = load_weights(MaskedAutoencoder, source, subfolder=subfolder)
+        model = _of_size(load_weights(MaskedAutoencoder, source, subfolder=subfolder), config)
     elif model_name_or_path is not None:
         encoder = build_image_encoder(
             config_name=config_name, model_name_or_path=source, dropout=dropout, **images
@@ -161,10 +167,10 @@ def build_masked_autoencoder(
 
 
 def count_patches(
-    *, config_name: str, model_name_or_path: str | None, image_size: int, num_channels: int
+    *, config_name: str, model_name_or_path: str | None, image_size: InputSize, num_channels: int
 ) -> int:
     """Return P of the model that `build_masked_autoencoder` would build, before it is built."""
-    images = {"image_size": image_size, "num_channels": num_channels}
+    images: dict[str, Any] = {"image_size": image_size, "num_channels": num_channels}
     config, _ = _read_config(config_name, model_name_or_path, **images)
     return _num_patches(config)
 
@@ -186,13 +192,21 @@ def check_mask_ratio(mask_ratio: float, *, num_patches: int) -> None:
 
 
 def _read_config(
-    config_name: str, model_name_or_path: str | None, *, image_size: int, num_channels: int
+    config_name: str, model_name_or_path: str | None, *, image_size: InputSize, num_channels: int
 ) -> tuple[PreTrainedConfig, str | None]:
     """Return the configuration of a ViT or of a masked autoencoder, checked against the images.
 
-    Beside it the subfolder that holds the masked autoencoder to continue; None = a new one.
+    Beside it the subfolder that holds the masked autoencoder to continue; None = a new one. A model
+    to continue at another size gets it here.
     """
     source, subfolder = model_name_or_path or config_name, None
+    height, width = sides(image_size)
+    if height != width:  # transformers' ViTMAE cuts squares alone into patches
+        raise InputError(
+            f"the images have {height} x {width} pixels, but a masked autoencoder reads squares",
+            advice="pass `image_size` one number, or `mask_ratio` 0 for an autoencoder of any size",
+        )
+    image_size = height
     if model_name_or_path is None:
         config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
     else:
@@ -212,11 +226,7 @@ def _read_config(
             f"the images have {num_channels} channels but {source} takes {config.num_channels}",
             advice=f"pass `num_channels` {config.num_channels}",
         )
-    if config.image_size != image_size:
-        raise InputError(
-            f"`image_size` is {image_size} but {source} takes {config.image_size}",
-            advice=f"pass `image_size` {config.image_size}",
-        )
+    config.image_size = image_size
     if image_size % config.patch_size:
         multiple = max(image_size // config.patch_size, 1) * config.patch_size
         raise InputError(
@@ -225,6 +235,17 @@ def _read_config(
             advice=f"pass `image_size` {multiple}",
         )
     return config, subfolder
+
+
+def _of_size(model: MaskedAutoencoder, config: ViTMAEConfig) -> MaskedAutoencoder:
+    """Return a masked autoencoder for images of the size in `config`; positions are a formula's."""
+    if model.config.image_size == config.image_size:
+        return model
+    other = MaskedAutoencoder(config)
+    of_other, own = other.state_dict(), model.state_dict()
+    kept = {name: own[name] for name in own if own[name].shape == of_other[name].shape}
+    other.load_state_dict(kept, strict=False)
+    return other
 
 
 def _num_patches(config: PreTrainedConfig) -> int:

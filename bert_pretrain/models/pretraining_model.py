@@ -18,6 +18,7 @@ from bert_pretrain.models.image_encoder import (
     build_image_encoder,
     embedding_width,
     encoder_from_config,
+    fitted,
     load_weights,
     prepare_encoder,
 )
@@ -109,11 +110,11 @@ class EncoderWithHead(LoadsFromExport):
 def build_with_head(
     model_class: Any,
     *,
-    head: dict[str, int],
+    head: dict[str, Any],
     config_name: str,
     model_name_or_path: str | None,
     dropout: float,
-    **images: int,
+    **images: Any,
 ) -> Any:
     """Return a model to pretrain, in training mode.
 
@@ -142,10 +143,14 @@ def build_with_head(
     model = load_weights(model_class, source, subfolder=subfolder)
     for name, wanted in head.items():
         found = getattr(model.config, name)
+        found = tuple(found) if isinstance(found, list) else found  # as JSON has an image's size
         if found != wanted:
             raise InputError(
                 f"{name} is {wanted} but {source} has {found}", advice=f"pass `{name}` {found}"
             )
+    encoder = fitted(model.encoder, images["image_size"])
+    if encoder is not model.encoder:
+        model.encoder, model.config.encoder = encoder, copy.deepcopy(encoder.config)
     prepare_encoder(model.encoder, source=source, dropout=dropout, **images)
     return model.train()
 

@@ -157,7 +157,7 @@ def autoencoder_task(
     `image_task`; `encoder` is what else `build_autoencoder` takes.
     """
     shape = model_shape(corpus)
-    size, num_channels = shape.values()
+    _, height, width, num_channels = corpus.pixels.shape
 
     def pca_loss() -> float:
         """Return the error of as many principal components, on the images that are evaluated."""
@@ -176,7 +176,7 @@ def autoencoder_task(
         corpus,
         Reconstruction(PixelScale(corpus.mean, corpus.std), kind, noise_std),
         partial(build_autoencoder, embedding_dim=embedding_dim, **shape, **encoder),
-        partial(draw_noise, seed=seed, shape=(num_channels, size, size))
+        partial(draw_noise, seed=seed, shape=(num_channels, height, width))
         if noise_std
         else draw_nothing,
         seed=seed,

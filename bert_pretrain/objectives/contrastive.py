@@ -45,6 +45,7 @@ class NTXent(TwoViews):
     """Find the other view of an image among views of others; see `nt_xent_loss`."""
 
     loss_kind = "nt_xent"
+    view_names = ("first_view", "second_view")
     temperature: float
     num_images: int  # of an update
 
@@ -174,6 +175,7 @@ class Triplet(TwoViews):
     """
 
     loss_kind = "triplet"
+    view_names = ("second_view",)
     margin: float
     distance: Distance
     normalize: bool
@@ -187,8 +189,7 @@ class Triplet(TwoViews):
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return images as they are, and their second views."""
-        images = unit_range(batch["pixels"])
-        return images, self.augmentation.apply(images, batch["second_view"])
+        return unit_range(batch["pixels"]), self._view(batch, "second_view")
 
     def compare(self, rows: Tensor, batch: Batch, gather: Joint, sum_counts: Joint) -> LossTerm:
         """Return the loss of each image as the mean over its triplets."""
@@ -284,7 +285,7 @@ def contrastive_task(
     """
     shape = model_shape(corpus)
     scale = PixelScale(corpus.mean, corpus.std)
-    augmentation = Augmentation(rule, **shape, seed=seed)
+    augmentation = Augmentation(rule, **shape, seed=seed, stretch=corpus.stretch)
     pretext: TwoViews
     if loss == "triplet":
         pretext = Triplet(scale, augmentation, **triplet)
@@ -303,4 +304,5 @@ def contrastive_task(
         max_eval_rows=max_eval_rows,
         baselines={f"chance_{pretext.term}_loss": pretext.chance_loss},
         second_views=pretext.second_pixel_values,
+        views=pretext.view_names,
     )

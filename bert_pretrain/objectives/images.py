@@ -24,6 +24,8 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.images.cache import MIN_IMAGES
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
 from bert_pretrain.images.corpus import ImageCorpus, image_card
+from bert_pretrain.images.streaming import StreamedPixels
+from bert_pretrain.models.image_encoder_config import image_size_of
 from bert_pretrain.objectives.image_monitor import ImageMonitor, Pretext
 from bert_pretrain.objectives.interface import Coupling, LossTerm, Task
 from bert_pretrain.publishing.export import (
@@ -116,11 +118,12 @@ def image_task(
     max_eval_rows: int,
     baselines: Mapping[str, float] | None = None,
     second_views: Callable[[Batch], Tensor] | None = None,
+    views: tuple[str, ...] = (),
 ) -> Task:
     """Return the task of learning a pretext from an image corpus.
 
     Args:
-        corpus: the decoded images.
+        corpus: the images.
         pretext: what the model does with them.
         build_model: returns the model to train.
         draw: draws the random numbers that the pretext's loss needs.
@@ -128,6 +131,8 @@ def image_task(
         max_eval_rows: most held-out images evaluated, a fixed random subset; 0 = all.
         baselines: see `ImageMonitor`, as for `second_views`.
         second_views: see `ImageMonitor`.
+        views: names of what `draw` returns that are parameters of views that the loss compares; a
+            single one it compares with the image as it is.
 
     Raises:
         InputError: a single image would be evaluated, of which no spread can be measured.
@@ -142,14 +147,14 @@ def image_task(
 
     training = TrainingStream(
         WholeEpochs(plan),
-        ImageCollator(corpus, draw, evaluation=False),
-        identity={"images": corpus.manifest["key"]},
+        ImageCollator(corpus, draw, evaluation=False, views=views, needs_pixels=len(views) < 2),
+        identity={"images": _identity(corpus, with_views=bool(views))},
     )
     evaluated = random_subset(corpus.validation_images, max_eval_rows, seed)
     held_out = HeldOutRows(
         ImagePlan(evaluated),
         np.arange(len(evaluated)),
-        ImageCollator(corpus, draw, evaluation=True),
+        ImageCollator(corpus, draw, evaluation=True, views=views),
     )
     monitor = ImageMonitor(
         corpus,
@@ -161,7 +166,7 @@ def image_task(
         second_views=second_views,
     )
     processor = image_processor(
-        image_size=corpus.pixels.shape[1],
+        image_size=image_size_of(*corpus.pixels.shape[1:3]),
         mean=corpus.mean.tolist(),
         std=corpus.std.tolist(),
         pixel_range=corpus.manifest["pixel_range"],
@@ -173,19 +178,19 @@ def image_task(
     )
 
 
-def model_shape(corpus: ImageCorpus) -> dict[str, int]:
-    """Return `image_size` and `num_channels` of the model for a corpus.
+def _identity(corpus: ImageCorpus, *, with_views: bool) -> str:
+    """Return what tells training on images, or on views of them, from training on others."""
+    how = ""
+    if with_views:  # cropped from the pixels that are stored, from whole images, or from pixels
+        streams = isinstance(corpus.pixels, StreamedPixels)
+        how = " streamed" if streams else "" if corpus.stretch is None else " whole"
+    return f"{corpus.manifest['key']}{how}"
 
-    Raises:
-        InputError: the images are not square.
-    """
+
+def model_shape(corpus: ImageCorpus) -> dict[str, Any]:
+    """Return `image_size` and `num_channels` of the model for a corpus."""
     _, height, width, num_channels = corpus.pixels.shape
-    if height != width:
-        raise InputError(
-            f"the images have {width} x {height} pixels (width x height), but models read squares",
-            advice=f"pass `image_size`, such as {min(height, width)}",
-        )
-    return {"image_size": height, "num_channels": num_channels}
+    return {"image_size": image_size_of(height, width), "num_channels": num_channels}
 
 
 def random_subset(images: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:

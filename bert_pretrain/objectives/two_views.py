@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_proce
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Batch
 from bert_pretrain.evaluation.pictures import augmented_views
-from bert_pretrain.images.collator import channels_last, unit_range
+from bert_pretrain.images.collator import channels_last, unit_range, view_source
 from bert_pretrain.images.views import Augmentation
 from bert_pretrain.objectives.image_monitor import Pretext
 from bert_pretrain.objectives.interface import Coupling, LossTerm
@@ -56,6 +56,9 @@ class TwoViews(Pretext):
     """Compare two views of each image, made by `augmentation`, with views of other images."""
 
     term = "contrastive"
+    # Of the views that `draw_views` draws those that are compared; one alone is compared with the
+    # image as it is.
+    view_names: ClassVar[tuple[str, ...]]
     augmentation: Augmentation
 
     @property
@@ -111,14 +114,14 @@ class TwoViews(Pretext):
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what the loss compares, two float (B, C, H, W) in [0, 1]."""
-        images = unit_range(batch["pixels"])
-        first = self.augmentation.apply(images, batch["first_view"])
-        return first, self.augmentation.apply(images, batch["second_view"])
+        return self._view(batch, "first_view"), self._view(batch, "second_view")
+
+    def _view(self, batch: Batch, name: str) -> Tensor:
+        return self.augmentation.apply(unit_range(view_source(batch, name)), batch[name])
 
     def second_pixel_values(self, batch: Batch) -> Tensor:
         """Return the normalised second views of a batch."""
-        view = self.augmentation.apply(unit_range(batch["pixels"]), batch["second_view"])
-        return self.scale.normalize(view)
+        return self.scale.normalize(self._view(batch, "second_view"))
 
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above their two views."""

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from bert_pretrain.data.atomic import atomic_folder
+from bert_pretrain.models.image_encoder_config import InputSize, sides
 from bert_pretrain.models.image_processor import PIXEL_RANGE, preparation_code
 from bert_pretrain.models.positions import num_positions, position_table
 from bert_pretrain.models.pretraining_model import PRETRAINING_FOLDER
@@ -167,7 +168,7 @@ def _length_limit(model: PreTrainedModel, max_seq_length: int, *, is_from_scratc
 
 def image_processor(
     *,
-    image_size: int,
+    image_size: InputSize,
     mean: Sequence[float],
     std: Sequence[float],
     pixel_range: Sequence[float] | None = None,
@@ -178,19 +179,22 @@ def image_processor(
     or four channels transformers has no such conversion: pass images of mode L or RGBA.
 
     Args:
-        image_size: height and width of the encoder's input, pixels.
+        image_size: of the encoder's input, pixels. To a square the centre of an image is cropped,
+            its shorter side resized; to a rectangle the whole image is resized.
         mean: of each of 1, 3 or 4 channels, for pixels in [0, 1].
         std: as `mean`.
         pixel_range: grey levels of images of more than 8 bits that become black and white, kept for
             whoever prepares images for the encoder; None = there were no such images.
     """
+    height, width = sides(image_size)
+    is_square = height == width
     return ViTImageProcessorPil(
         do_convert_rgb=len(mean) == 3,
         do_resize=True,
-        size={"shortest_edge": image_size},
+        size={"shortest_edge": height} if is_square else {"height": height, "width": width},
         resample=Resampling.BICUBIC,
-        do_center_crop=True,
-        crop_size={"height": image_size, "width": image_size},
+        do_center_crop=is_square,
+        crop_size={"height": height, "width": width},
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
@@ -230,24 +234,25 @@ def image_card_fields(model: PreTrainedModel, processor: ViTImageProcessorPil) -
     """Return what the model card says of an image encoder; see `publishing.model_card`."""
     base = model.plain_encoder().base_model
     channels, mode = _CHANNELS[len(processor.image_mean)]
-    size = processor.crop_size["height"]
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    size = f"{height} x {width}"
     return {
         "is_text": False,
         "pipeline_tag": "image-feature-extraction",
         "tags": [base.config.model_type, "self-supervised"],
         "summary": f"An image encoder ({type(base).__name__}, {base.num_parameters() / 1e6:.1f} M "
-        f"parameters) for {size} x {size} pixels and {channels}, pretrained without labels as "
+        f"parameters) for {size} pixels and {channels}, pretrained without labels as "
         f"{_IMAGE_MODELS[model.config.model_type]}.",
         "mode": mode,
         "preparation_code": preparation_code(mode, processor).rstrip(),
-        "image_size": size,
+        "width_and_height": f"{width}, {height}",
         "has_untrained_pooler": getattr(base, "pooler", 0) is None,
         "pretraining_folder": PRETRAINING_FOLDER,
         "pretraining_class": type(model).__name__,
         "limits": [
             "It knows images like those it was trained on, with whatever they show too much or too "
             "little of; people and groups of people in particular it may represent badly.",
-            f"It was trained at {size} x {size} pixels; larger images are scaled down to that, and "
+            f"It was trained at {size} pixels; larger images are scaled down to that, and "
             "details are lost.",
             "The numbers above are of held-out images of the same source. What it is worth for a "
             "task, only that task's own data can tell.",

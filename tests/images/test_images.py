@@ -539,13 +539,13 @@ def test_pixels_are_mapped_from_a_plain_npy_file(open_here: Open, tmp_path: Path
 
 def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    original = decoding._decode_row
+    original = decoding.decode_row
 
     def decode(row: decoding.ImageRow, conversion: decoding.Conversion) -> decoding.Outcome:
         names.append(row.name)
         return original(row, conversion)
 
-    monkeypatch.setattr(decoding, "_decode_row", decode)
+    monkeypatch.setattr(decoding, "decode_row", decode)
     return names
 
 

@@ -235,7 +235,7 @@ def test_no_patch_for_a_prime_image_size() -> None:
 def test_a_new_vit_begins_with_positions_that_it_then_trains(tmp_path: Path) -> None:
     encoder = build_image_encoder(**small_flags(tmp_path))
     positions = encoder.base_model.embeddings.position_embeddings
-    assert torch.equal(positions, sincos_positions(4, 32)) and positions.requires_grad
+    assert torch.equal(positions, sincos_positions((4, 4), 32)) and positions.requires_grad
     with torch.no_grad():
         positions.add_(1)
     encoder.base_model.save_pretrained(tmp_path / "weights")
@@ -537,9 +537,9 @@ def test_prediction_and_mask_give_the_stock_loss(tmp_path: Path, norm_pix_loss: 
 
 
 def test_positions_are_sines_and_cosines_of_column_and_row() -> None:
-    positions = sincos_positions(3, 8)
-    assert positions.shape == (1, 10, 8) and not positions[0, 0].any()
-    for row in range(3):
+    positions = sincos_positions((2, 3), 8)
+    assert positions.shape == (1, 7, 8) and not positions[0, 0].any()
+    for row in range(2):
         for column in range(3):
             values = []
             for coordinate in (column, row):
@@ -608,7 +608,10 @@ REFUSED = {
         {"model_name_or_path": "weights", "num_channels": 1},
         r"1 channels.*takes 3.*`num_channels` 3",
     ),
-    "size": ({"model_name_or_path": "weights", "image_size": 32}, r"32 x 32.*`image_size`"),
+    "size": (
+        {"model_name_or_path": "weights", "image_size": 30},
+        r"30 x 30.*`image_size`.*multiple of its patches of 4",
+    ),
     "heads only": (
         {"model_name_or_path": "incomplete"},
         r"lacks \d+ weights.*embeddings.*`model_name_or_path`",

@@ -118,6 +118,55 @@ def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
         assert torch.equal(tensor, expected[key]), key
 
 
+def write_photos(folder: Path) -> Path:
+    """Write 40 JPEGs of two shapes, larger than what they become."""
+    generator = torch.Generator().manual_seed(1)
+    for number in range(40):
+        sides = (48, 36, 3) if number % 2 else (40, 60, 3)
+        pixels = torch.randint(0, 256, sides, generator=generator).to(torch.uint8).numpy()
+        path = folder / "streamed" / ("dark", "light")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder / "streamed"
+
+
+def streaming_flags(folder: Path, out: str) -> list[str]:
+    write_photos(folder)
+    flags = (
+        f"--objective contrastive --loss nt_xent --image_reading stream --image_size 16 "
+        f"--dataset_name {folder / 'streamed'} --validation_share 0.2 --output_dir {folder / out} "
+        f"--global_batch_size 12 --max_steps 4 --eval_steps 0 --save_steps 2"
+    )
+    return [*COMMON, *flags.split()]
+
+
+def test_a_streamed_run_is_bit_identical_on_any_workers_and_after_any_interruption(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = streaming_flags(folder, "workers")
+    run_here(folder, [*flags, "--dataloader_num_workers", "2"])
+    whole = folder / "workers"
+    cut = shutil.copytree(whole, folder / "none")
+    shutil.rmtree(cut / "checkpoints/step-000004")
+    shutil.rmtree(cut / "final")
+    resumed = ["--output_dir", str(cut), "--resume_from_checkpoint", "latest"]
+    run_here(folder, [*flags, *resumed, "--dataloader_num_workers", "0"])
+    assert metrics(cut) == metrics(whole)
+    expected = load_file(whole / "final/pretraining/model.safetensors")
+    for key, tensor in load_file(cut / "final/pretraining/model.safetensors").items():
+        assert torch.equal(tensor, expected[key]), key
+    with pytest.raises(SystemExit):
+        run_here(folder, [*flags, *resumed, "--image_reading", "cache"])
+    assert "other images than the checkpoint's" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_stream_as_one(folder: Path) -> None:
+    run(folder, streaming_flags(folder, "one-process"))
+    run(folder, streaming_flags(folder, "two-processes"), num_processes=2)
+    assert_equal_curves(folder / "one-process", folder / "two-processes")
+
+
 def test_a_contrastive_run_says_when_another_number_of_images_is_compared(folder: Path) -> None:
     flags = "--objective contrastive --max_steps 1 --max_eval_rows 16 --global_batch_size 32"
     flags += f" --config_name convnextv2-mini --mixed_precision no --output_dir {folder / 'notes'}"

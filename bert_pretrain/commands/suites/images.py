@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from bert_pretrain.commands.suites.context import Evaluation, SuiteResult
+from bert_pretrain.config.sizes import ImageSize
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.features import (
     FeatureSet,
@@ -189,6 +190,8 @@ def _open(
         "validation_share": 0.2,
     }
     settings |= {name: value for name, value in chosen.items() if value is not None}
+    if chosen["image_size"] is not None:  # of a run it is what run.json has
+        settings["image_size"] = ImageSize(chosen["image_size"]).sides
     num_channels = run.get("num_channels")
     if not num_channels:
         num_channels = read_config(evaluation.model, parameter="model").num_channels
