@@ -22,6 +22,7 @@ from bert_pretrain.data.processes import gather_on_hosts
 from bert_pretrain.data.stream import TrainingStream
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, loader_workers, native_precision
+from bert_pretrain.models.batch_norm import SharedBatchNorm2d, batch_norms
 from bert_pretrain.training.compilation import uncompiled, wants_compilation
 from bert_pretrain.training.layout import (
     BatchLayout,
@@ -201,6 +202,46 @@ def _course(config: PretrainingConfig, global_batch_size: int) -> Course:
         ramp_share=ramp.share if ramp else 0.0,
         phase_shares=config.text.max_seq_length.shares,
     )
+
+
+def check_batch_norm(config: PretrainingConfig, trainer: Trainer) -> None:
+    """Refuse layouts on which a model with batch normalisation would learn something else.
+
+    Over processes its statistics are brought together (`models.batch_norm`), over micro-batches,
+    which come one after the other, they cannot be.
+
+    Raises:
+        InputError: the run is such a one.
+    """
+    accelerator, norms = trainer.accelerator, batch_norms(trainer.distributed.outline)
+    if not norms:
+        return
+    because = "this encoder's batch normalisation looks at all rows of an update together, "
+    other = "`config_name` an encoder without it, such as convnextv2-tiny"
+    is_auto = config.optimization.per_device_train_batch_size == AUTO
+    if is_auto and accelerator.device.type == "cuda":
+        raise InputError(
+            f"{because}but `per_device_train_batch_size` is auto, which may divide them",
+            advice=f"pass a number, or {other}",
+        )
+    layout = trainer.layout
+    if layout.num_micro_batches > 1:
+        share = -(-layout.global_batch_size // accelerator.num_processes)
+        raise InputError(
+            f"{because}but they are divided into {layout.num_micro_batches} micro-batches",
+            advice=f"pass `per_device_train_batch_size` {share}, a smaller `global_batch_size`, "
+            f"or {other}",
+        )
+    if accelerator.num_processes > 1 and not all(isinstance(n, SharedBatchNorm2d) for n in norms):
+        raise InputError(
+            f"{because}of a kind that is not brought together over processes",
+            advice=f"train on one process, or pass {other}",
+        )
+    if trainer.distributed.is_sharded:
+        raise InputError(
+            f"{because}whose running means FSDP does not keep",
+            advice=f"leave FSDP out, which a model of this size does not need, or pass {other}",
+        )
 
 
 def settle_layout(config: PretrainingConfig, trainer: Trainer) -> None:

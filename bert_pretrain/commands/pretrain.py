@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from bert_pretrain.commands.machine import (
     batch_layout,
     build_accelerator,
+    check_batch_norm,
     compiles,
     plan_course,
     product_dtype,
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if accelerator.is_main_process and checkpoint is None:
             print(spell(task.exporter.data_card))  # noqa: T201
         trainer = build_trainer(config, accelerator, task, layout, run_dir)
+        check_batch_norm(config, trainer)
         settle_layout(config, trainer)
         if checkpoint is not None:
             resume(trainer, checkpoint)

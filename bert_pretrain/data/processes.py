@@ -120,6 +120,11 @@ def compute_shared(
     return gather_rows(own.detach(), num_rows_per_rank=counts)
 
 
+def num_processes() -> int:
+    """Return how many processes hold rows."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

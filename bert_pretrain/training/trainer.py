@@ -319,6 +319,8 @@ class Trainer:
         batch = self._to_device(stream.collator.collate(parts))
         self.model.train()
         coupling = self.objective.coupling if self.layout.num_micro_batches > 1 else None
+        # Batch normalisation counts every pass in its running mean.
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
             with self.distributed.synchronized(is_last=False):
                 if coupling is not None:
@@ -328,6 +330,8 @@ class Trainer:
                 self.accelerator.backward(sum(term.sum for term in terms.values()))
         finally:
             self.model.zero_grad()
+            for buffer, value in kept:
+                buffer.copy_(value)
 
     def _seed_dropout(self, micro_batch: int) -> None:
         """Make dropout a function of the place in the run, so that a resumed run draws the same.

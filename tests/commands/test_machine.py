@@ -12,12 +12,14 @@ from bert_pretrain.commands import machine
 from bert_pretrain.commands.machine import (
     batch_layout,
     build_accelerator,
+    check_batch_norm,
     compiles,
     plan_course,
     settle_layout,
 )
 from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
 from bert_pretrain.errors import InputError
+from bert_pretrain.models.batch_norm import SharedBatchNorm2d
 from bert_pretrain.training.layout import BatchLayout
 
 AUTO = ("--per_device_train_batch_size", "auto")
@@ -142,6 +144,43 @@ def test_images_of_an_update_are_compared_however_many_a_forward_pass_has() -> N
     assert layout.num_micro_batches == 4
     with pytest.raises(InputError, match="an update has a single row"):
         batch_layout(parse_config(flags), processes())
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "is_sharded", "problem"),
+    [
+        ("--gradient_accumulation_steps 2", "cpu", False, "2 micro-batches.*batch_size` 32, a"),
+        ("--per_device_train_batch_size auto", "cuda", False, "batch_size` is auto.*a number"),
+        ("", "cpu", True, "FSDP does not keep"),
+        ("", "cpu", False, "a kind that is not brought together over processes"),
+    ],
+)
+def test_batch_normalisation_is_refused_where_its_rows_would_not_be_together(
+    flags: str, device: str, is_sharded: bool, problem: str
+) -> None:
+    config = parse_config([*flags.split(), "--global_batch_size", "64"])
+    layout = batch_layout(config, processes(2))
+
+    def trainer(*layers: torch.nn.Module) -> Any:
+        distributed = SimpleNamespace(outline=torch.nn.Sequential(*layers), is_sharded=is_sharded)
+        return SimpleNamespace(
+            accelerator=processes(2, device), layout=layout, distributed=distributed
+        )
+
+    convolution = torch.nn.Conv2d(3, 4, 1)
+    check_batch_norm(config, trainer(convolution))
+    norm = torch.nn.BatchNorm1d(4) if "a kind" in problem else SharedBatchNorm2d(4)
+    with pytest.raises(InputError, match=f"batch normalisation.*{problem}.*`config_name`"):
+        check_batch_norm(config, trainer(convolution, norm))
+
+
+def test_batch_normalisation_is_trained_on_several_processes() -> None:
+    config = parse_config(["--global_batch_size", "64"])
+    distributed = SimpleNamespace(outline=SharedBatchNorm2d(4), is_sharded=False)
+    layout = batch_layout(config, processes(2))
+    assert layout.num_micro_batches == 1
+    trainer: Any = SimpleNamespace(accelerator=processes(2), layout=layout, distributed=distributed)
+    check_batch_norm(config, trainer)
 
 
 def test_a_sharded_model_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

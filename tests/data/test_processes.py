@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bert_pretrain.data.processes import compute_shared, gather_rows
 from bert_pretrain.losses.contrastive import nt_xent_loss, triplet_loss
+from bert_pretrain.models.batch_norm import SharedBatchNorm2d, share_batch_statistics
 
 # Rows of each process; both splits over 3 processes are measured by the same processes.
 SPLITS = {"2 equal": [4, 4], "3 unequal": [4, 1, 3], "3 with an empty one": [5, 0, 3]}
@@ -128,6 +129,36 @@ def check_shared_work() -> dict[int, tuple[list[tuple[int, int]], Tensor]]:
     return found
 
 
+def convolutions() -> nn.Module:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(4)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 1, 2))
+
+
+def normalise(
+    model: nn.Module, own: slice, num_processes: int
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Train on own rows twice; return outputs, gradients of rows and parameters, and buffers."""
+    generator = torch.Generator().manual_seed(2)
+    # A mean far above the deviation, of which a difference of squares would leave nothing.
+    rows = torch.randn(NUM_ROWS, 2, 6, 5, generator=generator) + torch.linspace(
+        30, 90, NUM_ROWS
+    ).view(-1, 1, 1, 1)
+    weights = torch.randn(NUM_ROWS, 1, 3, 2, generator=generator)
+    rows, weights = rows[own].requires_grad_(), weights[own]
+    for _ in range(2):
+        model.zero_grad()
+        rows.grad = None
+        outputs = model(rows)
+        # Gradients of parameters are averaged over processes.
+        ((outputs * weights).sum() * num_processes).backward()
+    assert rows.grad is not None
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    return outputs.detach(), rows.grad / num_processes, gradients(model), buffers
+
+
 def work(rank: int, splits: dict[str, list[int]], folder: str, port: int) -> None:
     """Run as one of several processes and leave the results in a file."""
     torch.set_num_threads(1)
@@ -152,6 +183,13 @@ def work(rank: int, splits: dict[str, list[int]], folder: str, port: int) -> Non
             "alone": check_gather_alone(rank, counts),
             "shared": check_shared_work(),
         }
+        if 0 not in counts:
+            shared = convolutions()
+            share_batch_statistics(shared)
+            own = slice(begin, begin + counts[rank])
+            results["normalised"] = normalise(
+                DistributedDataParallel(shared, broadcast_buffers=False), own, num_processes
+            )
         torch.save(results, f"{folder}/{name} {rank}.pt")
     dist.barrier()  # a process that leaves early closes the connections of the others
     dist.destroy_process_group()
@@ -260,6 +298,36 @@ def test_shared_work_is_done_once_in_whole_blocks_and_all_get_all_of_it(
             assert len(busy) == len(results)
             longest = max(end - begin for begin, end in busy)
             assert longest <= 4 * -(-11 // len(results))  # 11 blocks
+
+
+def test_batch_normalisation_of_all_processes_is_torchs_on_the_joint_batch(
+    measured: dict[str, list[Any]],
+) -> None:
+    outputs, of_rows, of_parameters, buffers = normalise(convolutions(), slice(None), 1)
+    for name, results in measured.items():
+        if name == "3 with an empty one":  # no forward pass is without a row
+            continue
+        found = [result["normalised"] for result in results]
+        # float32, of values up to 90 times their deviation.
+        exactly = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(torch.cat([part[0] for part in found]), outputs, **exactly)
+        torch.testing.assert_close(torch.cat([part[1] for part in found]), of_rows, **exactly)
+        for part in found:
+            torch.testing.assert_close(part[2], of_parameters, rtol=1e-4, atol=1e-3)
+            for buffer, first, expected in zip(part[3], found[0][3], buffers, strict=True):
+                assert torch.equal(buffer, first)  # on all processes the same
+                torch.testing.assert_close(buffer, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_process_alone_normalises_as_torch_does() -> None:
+    shared = convolutions()
+    share_batch_statistics(shared)
+    assert isinstance(shared[1], SharedBatchNorm2d)
+    assert shared.state_dict().keys() == convolutions().state_dict().keys()
+    ours, theirs = (normalise(model, slice(None), 1) for model in (shared, convolutions()))
+    for mine, other in zip(ours[:3], theirs[:3], strict=True):
+        assert torch.equal(mine, other)
+    assert all(torch.equal(*pair) for pair in zip(ours[3], theirs[3], strict=True))
 
 
 def test_shared_work_of_one_process_is_done_at_once() -> None:

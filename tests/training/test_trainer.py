@@ -66,6 +66,23 @@ def test_the_loop_makes_the_updates_of_a_naive_loop(tmp_path: Path) -> None:
     assert [row["is_last"] for row in shown] == [False, False, True]
 
 
+def test_a_pass_on_trial_changes_nothing(tmp_path: Path) -> None:
+    """Not even the buffers that count passes, as batch normalisation's do."""
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path)
+    trainer.model.register_buffer("num_passes", torch.zeros(1))
+    passes = []
+
+    def count(model: Any, _: Any) -> None:
+        passes.append(model.num_passes.add_(1))
+
+    trainer.model.register_forward_pre_hook(count)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.try_pass(2)
+    assert passes
+    assert all(torch.equal(before[name], v) for name, v in trainer.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
 def test_gradients_are_unscaled_once_whatever_the_number_of_optimisers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

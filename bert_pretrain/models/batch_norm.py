@@ -1,0 +1,65 @@
+"""Batch normalisation by the statistics of the rows of all processes.
+
+Enters: an encoder with torch's batch normalisation, such as a ResNet. It leaves with the same
+parameters and buffers under the same names, and trains on any number of processes as on one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bert_pretrain.data.processes import gather_rows, num_processes
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """torch's batch normalisation, whose mean and variance are those of all processes' rows.
+
+    Alone, and in evaluation, it is the parent to the last bit. torch's own `SyncBatchNorm` does the
+    same, but not on processors. A training step is a collective, forwards and backwards.
+
+    Source: Ioffe and Szegedy 2015, algorithm 1.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise float (B, C, H, W); B may differ between processes."""
+        if not self.training or num_processes() == 1:
+            alone: Tensor = super().forward(input)
+            return alone
+        rows = input.float()
+        variance, mean = torch.var_mean(rows, dim=(0, 2, 3), correction=0)
+        count = mean.new_full((1,), rows.numel() / rows.shape[1])
+        parts = gather_rows(
+            torch.cat([count, mean, variance])[None], num_rows_per_rank=[1] * num_processes()
+        )
+        counts, means, variances = parts.split([1, len(mean), len(mean)], dim=1)
+        total = counts.sum()
+        shares = counts / total  # (number of processes, 1)
+        mean = (shares * means).sum(dim=0)
+        # Of each process around its own mean, and of those means around the common one: no
+        # difference of large squares.
+        variance = (shares * (variances + (means - mean).square())).sum(dim=0)
+        self._remember(mean.detach(), variance.detach() * total / (total - 1))
+        factor = torch.rsqrt(variance + self.eps) * self.weight
+        shape = (1, -1, 1, 1)
+        normal = (rows - mean.view(shape)) * factor.view(shape) + self.bias.view(shape)
+        return normal.to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def share_batch_statistics(model: nn.Module) -> None:
+    """Let all 2-D batch normalisations of a model see the rows of all processes; in place."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d and module.affine and module.momentum is not None:
+            module.__class__ = SharedBatchNorm2d
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return what makes the rows of a forward pass of a model in training depend on each other."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [module for module in model.modules() if isinstance(module, kind)]
