@@ -232,8 +232,12 @@ class ModelArguments:
         "Size of text encoders (tiny, micro, mini, small, medium, base, large), of BERT or of the "
         "architecture before it (albert-, deberta-v2-, distilbert-, electra-, modernbert-, "
         "roberta-, as in modernbert-mini); or of image encoders (vit-tiny, vit-mini, vit-small, "
-        "vit-base, convnextv2-mini, convnextv2-micro, convnextv2-atto, convnextv2-tiny); or a "
-        "folder or Hub id with a config.json.",
+        "vit-base, vit-large, beit-base, beit-large, dinov2-small, dinov2-base, dinov2-large, "
+        "convnext-tiny, convnext-small, convnext-base, convnextv2-mini, convnextv2-micro, "
+        "convnextv2-atto, convnextv2-nano, convnextv2-tiny, convnextv2-base, swin-tiny, "
+        "swin-small, swin-base, swinv2-tiny, swinv2-small, swinv2-base, resnet18, resnet34, "
+        "resnet50, resnet101, resnet152); or a folder or Hub id with a config.json. All begin "
+        "with random weights.",
     )
     model_name_or_path: str | None = flag(
         None, "Model to continue from, a folder or Hub id, in place of --config_name."

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.models.batch_norm import share_batch_statistics
 from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
 from bert_pretrain.models.image_encoder_config import (
     InputSize,
@@ -145,6 +146,7 @@ def prepare_encoder(
         ) from error
     set_dropout(encoder, dropout)
     use_fast_response_norm(encoder)
+    share_batch_statistics(encoder)
     if encoder.config.model_type == "vit":
         grid = [side // encoder.config.patch_size for side in sides(image_size)]
         choose_attention(encoder, math.prod(grid) + 1)
@@ -236,7 +238,10 @@ def embedding_width(encoder: PreTrainedModel, *, image_size: InputSize, num_chan
 
 
 def set_dropout(model: nn.Module, dropout: float) -> None:
-    """Set the probability of all `nn.Dropout` modules of a model.
+    """Set the probability of all `nn.Dropout` modules of a model, and drop no path.
+
+    Stochastic depth (Huang et al. 2016), which some configurations ask for by default, would draw
+    other paths on other numbers of processes. Like dropout, the configuration keeps its own.
 
     Raises:
         InputError: `dropout` is not 0 and there are none, as in most convolutional architectures.
@@ -248,6 +253,9 @@ def set_dropout(model: nn.Module, dropout: float) -> None:
         )
     for module in modules:
         module.p = dropout
+    for module in model.modules():
+        if isinstance(getattr(module, "drop_prob", None), float):  # a DropPath of transformers
+            module.drop_prob = 0.0
 
 
 def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: Any) -> Any:

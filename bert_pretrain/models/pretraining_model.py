@@ -77,7 +77,6 @@ class EncoderWithHead(LoadsFromExport):
     """An image encoder, `encoder`, under whatever a subclass puts on top."""
 
     main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
 
     def __init__(
@@ -86,6 +85,10 @@ class EncoderWithHead(LoadsFromExport):
         """Keep the encoder, or build one, initialised by the global seed."""
         super().__init__(config)
         self.encoder = encoder_from_config(config.encoder) if encoder is None else encoder
+        # Most convolutional classes have no layer that can be computed twice.
+        self.supports_gradient_checkpointing = any(
+            hasattr(module, "gradient_checkpointing") for module in self.encoder.modules()
+        )
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a layer of the head to keep the variance of its input.

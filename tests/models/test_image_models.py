@@ -194,7 +194,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", IMAGE_SIZES)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_a_named_size_has_the_stated_number_of_parameters(name: str) -> None:
     with torch.device("meta"):
         encoder = encoder_from_config(image_encoder_config(name, image_size=32, num_channels=3))
@@ -224,7 +224,9 @@ def test_convolutional_sizes_take_small_images(name: str, image_size: int) -> No
         image_encoder_config(name, image_size=image_size, num_channels=1)
     ).eval()
     embedding = embed(encoder, images(rows=1, channels=1, size=image_size))
-    assert embedding.shape == (1, IMAGE_SIZES[name]["hidden_sizes"][-1]) and embedding.std() > 0
+    assert (
+        embedding.shape == (1, IMAGE_SIZES[name].fields["hidden_sizes"][-1]) and embedding.std() > 0
+    )
 
 
 def test_no_patch_for_a_prime_image_size() -> None:

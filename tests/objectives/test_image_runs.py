@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from runs import metrics, run, run_here
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetConfig
 
 from bert_pretrain.commands.report import write_report
 from bert_pretrain.evaluation.fonts import drawn_names
@@ -37,12 +37,17 @@ OBJECTIVES = {
     "triplet": "--objective contrastive --loss triplet",
     "nt_xent": "--objective contrastive --loss nt_xent",
     "queue": "--objective contrastive --loss nt_xent --queue_size 80 --key_momentum 0.9",
+    "batch_norm": "--objective contrastive --loss nt_xent --config_name resnet --image_size 16",
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
+    folder = tmp_path_factory.mktemp("images")
+    ResNetConfig(
+        embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic"
+    ).save_pretrained(folder / "resnet")
+    return folder
 
 
 def flags_of(name: str, folder: Path, out: str) -> list[str]:
@@ -72,7 +77,9 @@ def assert_equal_curves(one: Path, other: Path) -> None:
 # The gathered negatives of two processes are those of one; reconstruction does not couple images at
 # all.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["triplet", "denoising", "masked", "nt_xent", "queue"])
+@pytest.mark.parametrize(
+    "name", ["triplet", "denoising", "masked", "nt_xent", "queue", "batch_norm"]
+)
 def test_two_processes_train_as_one(folder: Path, name: str) -> None:
     run(folder, flags_of(name, folder, f"{name}-1"))
     run(folder, flags_of(name, folder, f"{name}-2"), num_processes=2)
@@ -93,7 +100,10 @@ def test_micro_batches_do_not_change_an_autoencoder(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["denoising", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nt_xent", "queue"))],
+    [
+        "denoising",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("nt_xent", "queue", "batch_norm")),
+    ],
 )
 def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
     flags = [
