@@ -22,6 +22,16 @@ from bert_pretrain.data.run_folder import is_held, read_final, read_rows, read_r
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.model_card import draw_curves
 
+# Headings of the pictures of a run, by the names of their files, in the order of the page.
+_PICTURES = {
+    "reconstructions": "Reconstructions",
+    "triplets": "Triplets",
+    "views": "Views that are compared",
+    "embeddings": "Map of the embeddings",
+    "embeddings_tsne": "Map of the embeddings by t-SNE",
+    "neighbours": "Nearest neighbours",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report of a run; returns the exit status."""
@@ -136,16 +146,36 @@ def _mask_tables(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _pictures(run_dir: Path) -> list[dict[str, str]]:
-    """Return the newest picture of each kind."""
-    pictures = (run_dir / "pictures").glob("step-*/*.png")
+def _pictures(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the first and the last picture of each kind, which is one where there is one."""
+    found = (run_dir / "pictures").glob("step-*/*.png")
     # Steps of more than six digits are longer names.
-    oldest_first = sorted(pictures, key=lambda path: (len(path.parent.name), path))
-    newest = {path.stem: path for path in oldest_first}
+    oldest_first = sorted(found, key=lambda path: (len(path.parent.name), path))
+    kinds: dict[str, list[Path]] = {}
+    for path in oldest_first:
+        kinds.setdefault(path.stem, []).append(path)
     return [
-        {"title": f"{kind} ({path.parent.name})", "source": _data_url(path)}
-        for kind, path in newest.items()
+        {
+            "title": _PICTURES.get(kind, kind),
+            "shown": [
+                {"moment": _moment(path), "source": _data_url(path)}
+                for path in dict.fromkeys((paths[0], paths[-1]))
+            ],
+        }
+        for kind, paths in sorted(kinds.items(), key=lambda item: _place(item[0]))
     ]
+
+
+def _place(kind: str) -> int:
+    order = list(_PICTURES)
+    return order.index(kind) if kind in order else len(order)
+
+
+def _moment(picture: Path) -> str:
+    step = picture.parent.name.removeprefix("step-")
+    if not step.isdecimal():
+        return picture.parent.name
+    return f"after {int(step):,} updates" if int(step) else "before any update"
 
 
 def _known(values: Mapping[str, Any]) -> list[tuple[str, str]]:

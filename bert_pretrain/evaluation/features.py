@@ -9,7 +9,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -121,23 +121,13 @@ def fit_pca(rows: Features, dimension: int) -> PCA:
     return pca.fit(rows)
 
 
-def pca_reconstruction_error(
-    train_rows: Features, test_rows: Features, dimension: int, kind: Literal["mse", "l1"]
-) -> float:
-    """Return the error of held-out rows reconstructed from as many components as an embedding has.
+def pca_reconstruction(pca: PCA, rows: Features) -> Features:
+    """Return rows, float (M, D), given back from their principal components.
 
-    No linear autoencoder has a smaller squared error on the training rows. For `l1` PCA is the
-    usual linear reconstruction, though not the best one.
-
-    Args:
-        train_rows: float (N, D) in the space of the autoencoder's loss, see `normalised_rows`.
-        test_rows: float (M, D), the same space.
-        dimension: of the embedding, at least 1.
-        kind: mean over all elements of the squared (`mse`) or the absolute (`l1`) difference.
+    Of the rows that PCA was fitted to no linear autoencoder has a smaller squared error.
     """
-    pca = fit_pca(train_rows, dimension)
-    difference = test_rows - pca.inverse_transform(pca.transform(test_rows))
-    return float(np.square(difference).mean() if kind == "mse" else np.abs(difference).mean())
+    reconstructed: Features = pca.inverse_transform(pca.transform(rows))
+    return reconstructed
 
 
 def divide_labelled(corpus: ImageCorpus, test_corpus: ImageCorpus | None) -> LabelledImages:

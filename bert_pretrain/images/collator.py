@@ -130,10 +130,10 @@ class PixelScale:
         mean, std = self._on(images.device)
         return (images - mean) / std
 
-    def denormalize(self, pixel_values: Tensor) -> NDArray[np.float32]:
-        """Return `pixel_values` as images for a picture, float32 (B, H, W, C) in [0, 1]."""
+    def denormalize(self, pixel_values: Tensor) -> Tensor:
+        """Return `pixel_values` as images float32 (B, C, H, W), cut to [0, 1], without gradient."""
         mean, std = self._on(pixel_values.device)
-        return channels_last((pixel_values.detach().float() * std + mean).clamp(0, 1))
+        return (pixel_values.detach().float() * std + mean).clamp(0, 1)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._copies:

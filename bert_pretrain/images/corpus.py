@@ -81,11 +81,11 @@ class ImageCorpus:
     whole: NDArray[np.uint8] | None = None
     stretch: NDArray[np.float64] | None = None
 
-    def remembered(self, name: str, compute: Callable[[], float]) -> float:
-        """Return a number about this corpus, computed once and kept in a file, beside its pixels.
+    def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return what JSON can hold about this corpus, computed once and kept in a file beside it.
 
-        `name` tells all that the number depends on beside the corpus. Processes that ask at once
-        compute it once.
+        `name` tells all that it depends on beside the corpus. Processes that ask at once compute it
+        once.
         """
         if isinstance(self.pixels, StreamedPixels):
             folder = self.pixels.folder
@@ -97,7 +97,7 @@ class ImageCorpus:
         with FileLock(f"{folder}.lock"):
             if not file.is_file():
                 write_json(file, compute())
-            return float(json.loads(file.read_text()))
+            return json.loads(file.read_text())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send a worker process the path to map, not the pixels."""

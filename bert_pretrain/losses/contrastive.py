@@ -99,7 +99,7 @@ def triplet_loss(
         negative = distance_matrix(anchors, candidates, distance)
     else:
         is_term = is_negative.any(dim=1)
-        chosen = _choose_negatives(
+        chosen = choose_negatives(
             anchors, positive, candidates, is_negative, distance, negatives, offsets
         )
         negative = pairwise_distance(anchors, candidates[chosen], distance)
@@ -116,7 +116,7 @@ def triplet_loss(
 
 
 @torch.no_grad()
-def _choose_negatives(
+def choose_negatives(
     anchors: Tensor,
     positive_distance: Tensor,
     candidates: Tensor,
@@ -125,7 +125,11 @@ def _choose_negatives(
     negatives: Negatives,
     offsets: Tensor | None,
 ) -> Tensor:
-    """Return a candidate's index for each anchor, int64 (b,); any where it has no negative."""
+    """Return a candidate's index for each anchor, int64 (b,); any where it has no negative.
+
+    `positive_distance` is float (b,), `is_negative` bool (b, N), `negatives` not `all`; for the
+    rest see `triplet_loss`.
+    """
     if negatives == "random":
         assert offsets is not None, "random negatives need offsets"
         number = offsets % is_negative.sum(dim=1).clamp(min=1)

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bert_pretrain.data.processes import count_rows, gather_rows
 from bert_pretrain.data.stream import Batch
@@ -33,6 +35,7 @@ from bert_pretrain.losses.distances import (
 )
 from bert_pretrain.models.image_heads import ContrastiveModel, build_contrastive
 from bert_pretrain.models.momentum_queue import MomentumQueue
+from bert_pretrain.objectives.contrastive_pictures import draw_pairs, show_triplets
 from bert_pretrain.objectives.images import image_task, model_shape
 from bert_pretrain.objectives.interface import LossTerm, Task
 from bert_pretrain.objectives.two_views import Joint, TwoViews, draw_views, joined
@@ -90,6 +93,12 @@ class NTXent(TwoViews):
         num_candidates = 1 + 2 * (ids[:, None] != candidate_ids).sum(dim=1)
         metrics = {"accuracy": num_correct / 2, "chance_accuracy": (1 / num_candidates).sum()}
         return LossTerm(total / 2, metrics=metrics)
+
+    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
+        """Draw images above their two views, and how similar the model finds them."""
+        e1, e2 = self.rows(model, batch).unbind(dim=1)
+        images = (unit_range(batch["pixels"]), *self.views(batch))
+        draw_pairs(images, e1, e2, batch["image_ids"], folder / "views.png")
 
     def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the loss and the accuracy with what they are by chance."""
@@ -222,6 +231,23 @@ class Triplet(TwoViews):
             lengths = torch.linalg.vector_norm(e1.detach(), dim=1)
             metrics["embedding_length"] = lengths.sum()
         return LossTerm(terms.sum * factor, metrics=metrics)
+
+    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
+        """Draw triplets as the loss forms them, with their distances and the margin."""
+        anchors, positives = self.views(batch)
+        e1, e2 = self.rows(model, batch).unbind(dim=1)
+        show_triplets(
+            anchors,
+            positives,
+            e1,
+            e2,
+            batch,
+            folder / "triplets.png",
+            margin=self.margin,
+            distance=self.distance,
+            normalize=self.normalize,
+            negatives=self.negatives,
+        )
 
     def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return how triplets are formed, and the loss where it is a mean over all of them."""

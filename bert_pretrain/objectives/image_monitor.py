@@ -23,8 +23,9 @@ from bert_pretrain.data.processes import compute_shared
 from bert_pretrain.data.stream import Batch, HeldOutRows
 from bert_pretrain.errors import TrainingError
 from bert_pretrain.evaluation.collapse import CollapseMeasures, collapse_measures, collapse_warnings
+from bert_pretrain.evaluation.embedding_maps import embedding_map
 from bert_pretrain.evaluation.fonts import drawn_names
-from bert_pretrain.evaluation.pictures import embedding_map, nearest_neighbours
+from bert_pretrain.evaluation.neighbour_pictures import Embedded, nearest_neighbours
 from bert_pretrain.evaluation.probes import knn_accuracy, majority_accuracy
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
@@ -35,7 +36,8 @@ from bert_pretrain.objectives.interface import Coupling, LossTerm
 # The k-NN accuracy during training is a thermometer, not a result: bank and queries are bounded,
 # and k and T are those of Caron et al. 2021 (DINO, appendix).
 KNN_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
-NUM_SHOWN = 10  # images in a picture
+NUM_SHOWN = 8  # images in a picture
+NUM_QUERIES = 6  # images whose neighbours are shown
 MIN_MAP_POINTS = 3
 EMBEDDED_AT_ONCE = 256  # images of a forward pass in evaluation
 
@@ -48,12 +50,14 @@ class Pretext(ABC):
         term: name of its loss.
         loss_kind: how `collapse_warnings` calls it.
         relative_cost: of an update, in forward passes of evaluation over its images.
+        num_drawn: held-out images that its picture is made of.
         scale: of the pixels.
     """
 
     term: ClassVar[str]
     loss_kind: ClassVar[str]
     relative_cost: ClassVar[float] = 3.0  # a backward pass takes twice as much as a forward pass
+    num_drawn: ClassVar[int] = NUM_SHOWN
     scale: PixelScale
 
     @property
@@ -72,6 +76,10 @@ class Pretext(ABC):
     def settings_warnings(self) -> list[str]:
         """Return what is wrong with the settings, whatever will be learnt."""
         return []
+
+    def measures(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what follows from the means of an evaluation's loss terms."""
+        return {}
 
     def collapse_context(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return what `collapse_warnings` is told of the loss, given the row of an evaluation."""
@@ -103,9 +111,10 @@ class ImageMonitor:
     _has_noted: bool = field(default=False, init=False)
 
     def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
-        """Return baselines, measures of collapse, and k-NN accuracy if images have labels.
+        """Return the pretext's measures, baselines, measures of collapse, and k-NN accuracy.
 
-        Beside the accuracy stands that of always answering the largest class.
+        The last only if images have labels; beside it stands that of always answering the largest
+        class.
         """
         encoder = model.plain_encoder()
         features = self._features(encoder, self.held_out.plan.images)
@@ -114,7 +123,8 @@ class ImageMonitor:
             second = torch.from_numpy(self._second_features(encoder, self.second_views))
         found = collapse_measures(torch.from_numpy(features), second_views=second)
         spread = {name: value for name, value in vars(found).items() if value is not None}
-        return {**self.baselines, **spread, **self._knn(encoder, features)}
+        measured = self.pretext.measures(means)
+        return {**measured, **self.baselines, **spread, **self._knn(encoder, features)}
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
         """Return what is wrong with the settings, and signs of collapse once there were updates."""
@@ -130,29 +140,36 @@ class ImageMonitor:
     ) -> tuple[str, list[dict[str, Any]]]:
         """Draw the pretext's picture, a map of the embeddings, and nearest neighbours."""
         folder = run_dir / "pictures" / f"step-{step:06d}"
-        few = next(evaluation_batches(self.held_out, batch_size=NUM_SHOWN))
+        few = next(evaluation_batches(self.held_out, batch_size=self.pretext.num_drawn))
         self.pretext.draw_picture(
             model, {name: value.to(model.device) for name, value in few.items()}, folder
         )
-        images, labels = self.held_out.plan.images, self.corpus.labels
+        images = self.held_out.plan.images
         features = self._features(model.plain_encoder(), images, is_shared=False)
-        if len(features) >= MIN_MAP_POINTS:
+        labels = None if self.corpus.labels is None else self.corpus.labels[images]
+        names = self.corpus.label_names
+        # The same map at each evaluation, so that the first can stand beside the last, and one that
+        # takes seconds at the end.
+        maps = {"embeddings": "pca"} | ({"embeddings_tsne": "tsne"} if is_last else {})
+        for file_name, method in maps.items() if len(features) >= MIN_MAP_POINTS else ():
             embedding_map(
                 features,
-                folder / "embeddings.png",
-                labels=None if labels is None else labels[images],
-                label_names=self.corpus.label_names,
+                folder / f"{file_name}.png",
+                method=method,
+                labels=labels,
+                label_names=names,
                 seed=self.seed,
-                method="tsne" if is_last else "pca",  # the first takes long
             )
-        num_queries = min(NUM_SHOWN, len(images) // 2)
-        nearest_neighbours(
-            self.corpus.pixels[images[:num_queries]],
-            features[:num_queries],
-            self.corpus.pixels[images[num_queries:]],
-            features[num_queries:],
-            folder / "neighbours.png",
+        num_queries = min(NUM_QUERIES, len(images) // 2)
+        queries, bank = (
+            Embedded(
+                self.corpus.pixels[images[part]],
+                features[part],
+                None if labels is None else labels[part],
+            )
+            for part in (slice(num_queries), slice(num_queries, None))
         )
+        nearest_neighbours(queries, bank, folder / "neighbours.png", label_names=names)
         text = f"  pictures in {folder}"
         note = drawn_names(self.corpus.label_names).note
         if note and not self._has_noted:

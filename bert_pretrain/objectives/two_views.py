@@ -10,21 +10,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_processes
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Batch
-from bert_pretrain.evaluation.pictures import augmented_views
-from bert_pretrain.images.collator import channels_last, unit_range, view_source
+from bert_pretrain.images.collator import unit_range, view_source
 from bert_pretrain.images.views import Augmentation
+from bert_pretrain.objectives.contrastive_pictures import NUM_COMPARED
 from bert_pretrain.objectives.image_monitor import Pretext
 from bert_pretrain.objectives.interface import Coupling, LossTerm
 
@@ -56,6 +54,7 @@ class TwoViews(Pretext):
     """Compare two views of each image, made by `augmentation`, with views of other images."""
 
     term = "contrastive"
+    num_drawn = NUM_COMPARED
     # Of the views that `draw_views` draws those that are compared; one alone is compared with the
     # image as it is.
     view_names: ClassVar[tuple[str, ...]]
@@ -122,9 +121,3 @@ class TwoViews(Pretext):
     def second_pixel_values(self, batch: Batch) -> Tensor:
         """Return the normalised second views of a batch."""
         return self.scale.normalize(self._view(batch, "second_view"))
-
-    def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
-        """Draw images above their two views."""
-        pictures = unit_range(batch["pixels"]), *self.views(batch)
-        images, first, second = map(channels_last, pictures)
-        augmented_views(images, first, second, folder / "views.png")

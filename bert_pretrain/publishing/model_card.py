@@ -44,6 +44,7 @@ _BASELINES = {
     "contrastive_loss": "chance_contrastive_loss",
     "contrastive_accuracy": "contrastive_chance_accuracy",
     "knn_accuracy": "majority_knn_accuracy",
+    "reconstruction_psnr": "pca_reconstruction_psnr",
 }
 _PANEL_INCHES = (5.0, 3.2)
 _DOTS_PER_INCH = 110
@@ -51,12 +52,13 @@ _DOTS_PER_INCH = 110
 _PANELS = (
     ("loss", ("loss", "unigram_entropy"), False),
     ("accuracy", ("_accuracy",), False),
+    ("PSNR, dB", ("_psnr",), False),
     ("learning rate", ("learning_rate",), False),
     ("gradient norm", ("grad_norm",), True),
     ("throughput", ("_per_second",), False),
 )
 # Metrics as the Hub names them; a measure's name ends with its metric.
-_METRIC_TYPES = ("loss", "accuracy", "perplexity")
+_METRIC_TYPES = ("loss", "accuracy", "perplexity", "psnr")
 
 
 def model_card(

@@ -144,12 +144,12 @@ def test_a_text_run_in_progress_is_one_page_with_everything_in_it(
     assert not list(run.glob("*.tmp"))
 
 
-def test_an_image_run_shows_the_newest_picture_of_each_kind(tmp_path: Path) -> None:
+def test_an_image_run_shows_the_first_and_the_last_picture_of_each_kind(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", objective="contrastive")
     write_final(run, step=100)
     drawn = {}
     for number, (step, kind) in enumerate(
-        [(999999, "views"), (1000000, "views"), (5, "views"), (5, "embeddings")]
+        [(999999, "views"), (1000000, "views"), (0, "views"), (5, "embeddings")]
     ):
         path = run / "pictures" / f"step-{step:06d}" / f"{kind}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,10 @@ def test_an_image_run_shows_the_newest_picture_of_each_kind(tmp_path: Path) -> N
     html = write_report(run).read_text()
     page = Page(html)
     assert "Finished after 100 updates." in page.texts
-    assert "views (step-1000000)" in page.texts and "embeddings (step-000005)" in page.texts
+    headings = ["Views that are compared", "before any update", "after 1,000,000 updates"]
+    headings += ["Map of the embeddings", "after 5 updates"]
+    start = page.texts.index("Pictures") + 1
+    assert page.texts[start : start + 5] == headings
     shown = [base64.b64decode(address.split(",")[1]) for address in page.addresses[1:]]
-    assert sorted(shown) == sorted([drawn[1000000, "views"], drawn[5, "embeddings"]])
+    assert shown == [drawn[0, "views"], drawn[1000000, "views"], drawn[5, "embeddings"]]
     assert not re.search(r"(src|href)=\"(?!data:)", html)

@@ -11,8 +11,8 @@ from matplotlib import get_data_path
 from matplotlib.ft2font import FT2Font
 
 from bert_pretrain.evaluation import fonts
+from bert_pretrain.evaluation.embedding_maps import embedding_map
 from bert_pretrain.evaluation.fonts import drawn_names
-from bert_pretrain.evaluation.pictures import embedding_map
 
 
 @pytest.fixture(autouse=True)

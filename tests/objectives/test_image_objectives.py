@@ -22,7 +22,7 @@ from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.images.augmentation import PRESETS
 from bert_pretrain.images.collator import EVALUATION_EPOCH
 from bert_pretrain.images.corpus import ImageCorpus, open_images
-from bert_pretrain.objectives import autoencoder
+from bert_pretrain.objectives import autoencoder, contrastive_pictures, pca_baseline
 from bert_pretrain.objectives.autoencoder import (
     autoencoder_task,
     draw_patches,
@@ -61,7 +61,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> ImageCorpus:
     )
 
 
-def make_task(kind: str, corpus: ImageCorpus, **overrides: Any) -> Task:
+def make_task(kind: str, corpus: ImageCorpus, /, **overrides: Any) -> Task:
     common = ENCODER | ROWS
     if kind == "denoising":
         own = {"embedding_dim": 4, "kind": "mse", "noise_std": 0.3}
@@ -188,22 +188,74 @@ def test_a_mean_over_active_triplets_is_zero_where_none_is(corpus: ImageCorpus) 
 def test_the_floor_of_an_autoencoder_is_computed_once_for_a_corpus(
     corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed = []
-    original = autoencoder.pca_reconstruction_error
+    fitted = []
+    fit = pca_baseline.fit_pca
     monkeypatch.setattr(
-        autoencoder,
-        "pca_reconstruction_error",
-        lambda *arguments: computed.append(arguments) or original(*arguments),
+        pca_baseline, "fit_pca", lambda *arguments: fitted.append(arguments) or fit(*arguments)
     )
-    model = make_task("denoising", corpus, embedding_dim=5).objective.build_model().eval()
     found = [
-        make_task("denoising", corpus, embedding_dim=dimension).monitor.measures(model, {})
+        make_task("denoising", corpus, embedding_dim=dimension).monitor.baselines
         for dimension in (5, 5, 6)
     ]
-    name = "pca_reconstruction_loss"
-    assert found[0][name] == found[1][name] > found[2][name]
-    assert found[0][name] == original(*computed[0])
-    assert len(computed) == 2
+    assert found[0] == found[1] and len(fitted) == 2
+    assert found[0]["pca_reconstruction_loss"] > found[2]["pca_reconstruction_loss"]
+    assert found[0]["pca_reconstruction_psnr"] < found[2]["pca_reconstruction_psnr"]
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1"])
+def test_the_floor_is_that_of_principal_components_written_out(
+    corpus: ImageCorpus, kind: str
+) -> None:
+    """By a singular value decomposition, on pixels; the PSNR is that of what can be seen."""
+    task = make_task("denoising", corpus, kind=kind, embedding_dim=7, noise_std=0.4)
+    train, held_out = (
+        corpus.pixels[part].astype(np.float64) / 255
+        for part in (corpus.train_images, task.objective.held_out.plan.images)
+    )
+
+    def rows(images: np.ndarray) -> np.ndarray:
+        return ((images - corpus.mean) / corpus.std).reshape(len(images), -1)
+
+    centre = rows(train).mean(axis=0)
+    basis = np.linalg.svd(rows(train) - centre)[2][:7]
+
+    def given_back(values: np.ndarray) -> np.ndarray:
+        return centre + (values - centre) @ basis.T @ basis
+
+    def seen(values: np.ndarray) -> np.ndarray:
+        return np.clip(values.reshape(-1, 8, 8, 3) * corpus.std + corpus.mean, 0, 1)
+
+    difference = given_back(rows(held_out)) - rows(held_out)
+    expected = (difference**2 if kind == "mse" else np.abs(difference)).mean()
+    psnr = -10 * np.log10(((seen(given_back(rows(held_out))) - held_out) ** 2).mean())
+    found = task.monitor.baselines
+    assert found["pca_reconstruction_loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["pca_reconstruction_psnr"] == pytest.approx(psnr, rel=1e-5)
+    # The picture's inputs have the noise of training, and PCA gets what the autoencoder gets.
+    pca = task.objective.pretext.pca
+    noise = pca.inputs.reshape(len(pca.inputs), -1) - rows(held_out)[: len(pca.inputs)]
+    assert len(noise) == 8 and noise.std() == pytest.approx(0.4, rel=0.1)  # 1,536 draws
+    np.testing.assert_allclose(  # bytes
+        pca.outputs, seen(given_back(pca.inputs.reshape(8, -1))), atol=0.5 / 255 + 1e-5
+    )
+
+
+def test_the_psnr_of_an_autoencoder_is_that_of_all_pixels_as_they_are_seen(
+    corpus: ImageCorpus,
+) -> None:
+    task = make_task("denoising", corpus, kind="l1")
+    objective, model = task.objective, task.objective.build_model().eval()
+    (batch,) = evaluation_batches(objective.held_out, batch_size=40)
+    with torch.no_grad():
+        (term,) = objective.loss_terms(model, batch).values()
+        mean, std = (torch.from_numpy(v).view(-1, 1, 1) for v in (corpus.mean, corpus.std))
+        images = batch["pixels"].double() / 255
+        output = model(pixel_values=((images - mean) / std).float()).reconstruction
+        error = ((output * std + mean).clamp(0, 1) - images).square().mean()
+    means = {"reconstruction_squared_error": float(term.metrics["squared_error"]) / len(images)}
+    measured = objective.pretext.measures(means)
+    assert measured["reconstruction_psnr"] == pytest.approx(-10 * math.log10(error), rel=1e-5)
+    assert pca_baseline.psnr(0.01) == pytest.approx(20) and pca_baseline.psnr(0) == 100
 
 
 def test_measures_are_those_of_the_plain_encoder_and_warn_of_a_collapse(
@@ -325,6 +377,157 @@ def test_pictures_of_few_images_and_of_images_without_labels(
         _, rows = task.monitor.show(model, tmp_path, step=7, is_last=True)
     (folder,) = (tmp_path / row["folder"] for row in rows)
     assert {path.name for path in folder.iterdir()} == {"neighbours.png", "reconstructions.png"}
+
+
+def pictured(
+    kind: str, corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch, **overrides: Any
+) -> tuple[Task, Any, dict[str, Any]]:
+    """Return a task, its model, and what its picture is drawn from."""
+    seen: dict[str, Any] = {}
+    for module in (autoencoder, contrastive_pictures):
+        monkeypatch.setattr(
+            module,
+            "image_rows",
+            lambda rows, path, **texts: seen.update(rows=rows, path=path, **texts),
+        )
+    monkeypatch.setattr(
+        contrastive_pictures,
+        "draw_triplets",
+        lambda triplets, path, **texts: seen.update(triplets=triplets, path=path, **texts),
+    )
+    task = make_task(kind, corpus, **overrides)
+    torch.manual_seed(1)
+    model = task.objective.build_model().eval()
+    pretext = task.objective.pretext
+    batch = next(evaluation_batches(task.objective.held_out, batch_size=pretext.num_drawn))
+    with torch.no_grad():
+        pretext.draw_picture(model, batch, Path("folder"))
+    return task, model, seen | {"batch": batch}
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.3])
+def test_reconstructions_stand_between_what_went_in_and_those_of_pca(
+    corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch, noise_std: float
+) -> None:
+    task, model, seen = pictured("denoising", corpus, monkeypatch, noise_std=noise_std)
+    rows = {row.label: row for row in seen["rows"]}
+    noisy = ["with noise"] if noise_std else []
+    assert list(rows) == ["image", *noisy, "autoencoder", "PCA"]
+    pca, scale = task.objective.pretext.pca, task.objective.pretext.scale
+    inputs = torch.from_numpy(pca.inputs).permute(0, 3, 1, 2)
+    clean = seen["batch"]["pixels"].permute(0, 2, 3, 1).numpy() / 255
+    np.testing.assert_allclose(rows["image"].images, clean, rtol=1e-6)
+    given = rows["with noise"].images if noise_std else rows["image"].images
+    np.testing.assert_allclose(given, scale.denormalize(inputs).permute(0, 2, 3, 1), atol=1e-6)
+    with torch.no_grad():
+        output = scale.denormalize(model(pixel_values=inputs).reconstruction)
+    np.testing.assert_allclose(rows["autoencoder"].images, output.permute(0, 2, 3, 1), atol=1e-6)
+    assert rows["PCA"].images is pca.outputs
+    error = ((rows["PCA"].images[3] - clean[3]) ** 2).mean()
+    assert rows["PCA"].notes[3] == f"{-10 * math.log10(error):.1f} dB"
+    assert ("noise" in seen["title"]) == bool(noise_std) and "4 numbers" in seen["title"]
+
+
+@pytest.mark.parametrize("normalize_target", [False, True])
+def test_a_masked_picture_shows_what_is_seen_and_says_what_the_original_lends(
+    corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch, normalize_target: bool
+) -> None:
+    _, model, seen = pictured(
+        "masked", corpus, monkeypatch, mask_ratio=0.75, normalize_target=normalize_target
+    )
+    rows = [row.images for row in seen["rows"]]
+    batch = seen["batch"]
+    hidden = np.zeros((8, 8, 8), dtype=bool)  # 16 patches of 2 x 2 pixels
+    for image, ranks in enumerate(batch["patch_ranks"].tolist()):
+        for patch, rank in enumerate(ranks):
+            y, x = divmod(patch, 4)
+            hidden[image, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = rank >= 4
+    colour = autoencoder._HIDDEN_COLOUR
+    assert (rows[1][hidden] == colour).all()
+    for row in rows[1:]:
+        np.testing.assert_allclose(row[~hidden], rows[0][~hidden], atol=1e-6)
+    assert "12 of 16 patches are hidden" in seen["title"]
+    assert ("taken from the original" in seen["caption"]) == normalize_target
+    assert len(rows) == (4 if normalize_target else 3)
+    if not normalize_target:
+        return
+    # The third row is made of nothing that is hidden: with other hidden pixels it is the same.
+    changed = dict(batch)
+    noise = torch.randint(0, 256, batch["pixels"].shape, generator=torch.Generator().manual_seed(5))
+    mask = torch.from_numpy(hidden)[:, None]
+    changed["pixels"] = torch.where(mask, noise.to(torch.uint8), batch["pixels"])
+    drawn: list[Any] = []
+    monkeypatch.setattr(autoencoder, "image_rows", lambda rows, path, **_: drawn.extend(rows))
+    pretext = make_task("masked", corpus, mask_ratio=0.75).objective.pretext
+    with torch.no_grad():
+        pretext.draw_picture(model, changed, Path("folder"))
+    np.testing.assert_allclose(drawn[2].images, rows[2], atol=1e-5)
+    assert np.abs(drawn[3].images - rows[3]).max() > 0.01
+
+
+@pytest.mark.parametrize("negatives", ["random", "semi_hard", "hard", "all"])
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_drawn_triplets_are_those_of_the_loss(
+    corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch, negatives: str, distance: str
+) -> None:
+    rule = TRIPLET | {"negatives": negatives, "distance": distance, "normalize": False}
+    task, model, seen = pictured("triplet", corpus, monkeypatch, triplet=rule)
+    triplets, batch = seen["triplets"], seen["batch"]
+    pretext = task.objective.pretext
+    views = pretext.views(batch)
+    with torch.no_grad():
+        e1, e2 = pretext.project(model, views)
+        (term,) = task.objective.loss_terms(model, batch).values()
+    for number in range(8):
+        of = [
+            next(
+                place
+                for place, image in enumerate(views[0])
+                if np.array_equal(image.permute(1, 2, 0), found[number])
+            )
+            for found in (triplets.anchors, triplets.negatives)
+        ]
+        assert of[0] == number != of[1]
+        rows = e1[number], e2[number], e1[of[1]]
+        near, far = (
+            float((rows[0] - other + 1e-6).norm())
+            if distance == "l2"
+            else 1 - float(torch.cosine_similarity(rows[0], other, dim=0))
+            for other in rows[1:]
+        )
+        assert triplets.positive_distances[number] == pytest.approx(near, abs=1e-5)
+        assert triplets.negative_distances[number] == pytest.approx(far, abs=1e-5)
+    if negatives != "all":  # 12 images, 8 of which are drawn
+        assert triplets.losses.sum() <= float(term.sum) + 1e-5
+    assert seen["path"].name == "triplets.png" and "of 12 images" in seen["caption"]
+    assert ("of length 1" in seen["caption"]) == pretext.normalize
+
+
+def test_pairs_that_are_found_are_counted_as_the_accuracy_is(
+    corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, model, seen = pictured("nt_xent", corpus, monkeypatch)
+    views = task.objective.pretext.views(seen["batch"])
+    with torch.no_grad():
+        first, second = (
+            torch.nn.functional.normalize(e, dim=1)
+            for e in task.objective.pretext.project(model, views)
+        )
+    found = []
+    for number, anchor in enumerate(first):
+        own = float(anchor @ second[number])
+        others = max(
+            float(anchor @ view[other])
+            for view in (first, second)
+            for other in range(12)
+            if other != number
+        )
+        found.append(own > others)
+        if number < 8:
+            mark = chr(0x2713 if own > others else 0x2717)
+            assert seen["rows"][2].notes[number] == f"{own:.2f} | {others:.2f} {mark}"
+    assert f"{sum(found)} of 12 pairs are found" in seen["caption"]
+    assert [row.label for row in seen["rows"]] == ["image", "first view", "second view"]
 
 
 def test_one_evaluated_image_is_refused(corpus: ImageCorpus) -> None:
