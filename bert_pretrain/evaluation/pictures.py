@@ -150,8 +150,8 @@ def draw_triplets(triplets: Triplets, path: Path, *, caption: str) -> None:
         if number < num_triplets - 1:
             panels[3].set_xticklabels([])
     grid[-1, 3].set_xlabel("distance of the embeddings from the anchor's", fontsize=TEXT_SIZE)
-    handles, labels = grid[0, 3].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=NOTE_SIZE)
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "handletextpad": 0.3}
+    grid[0, 3].legend(ncols=3, fontsize=NOTE_SIZE, columnspacing=1.0, frameon=False, **place)
     save_figure(figure, path)
 
 
@@ -160,9 +160,10 @@ def _draw_scale(panel: Axes, triplets: Triplets, number: int, longest: float) ->
     near, far = triplets.positive_distances[number], triplets.negative_distances[number]
     panel.axvspan(near, near + triplets.margin, color=_MARGIN, label=f"margin {_ALPHA}")
     style: dict[str, Any] = {"markersize": 8, "linestyle": ""}
-    panel.plot([near], [0], marker="o", color=_POSITIVE, label="positive, d(e1, e1')", **style)
-    panel.plot([far], [0], marker="D", color=_NEGATIVE, label="negative, d(e1, e2)", **style)
-    panel.set(xlim=(0, longest), ylim=(-1, 1.6), yticks=[])
+    # Not at the same height, so that both are seen where they are equally far.
+    panel.plot([near], [0.1], marker="o", color=_POSITIVE, label="positive, d(e1, e1')", **style)
+    panel.plot([far], [-0.6], marker="D", color=_NEGATIVE, label="negative, d(e1, e2)", **style)
+    panel.set(xlim=(0, longest), ylim=(-1, 1.4), yticks=[])
     panel.spines[["left", "top", "right"]].set_visible(False)
     panel.tick_params(labelsize=NOTE_SIZE)
     is_satisfied = triplets.losses[number] == 0
