@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from bert_pretrain.data.row_files import file_kind, opened, read_lines
+from bert_pretrain.data.row_files import LONGEST_LINE, file_kind, opened, read_lines
 from bert_pretrain.errors import InputError, first_line
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -170,6 +170,8 @@ class _Unread:
     def _read_on(self) -> bool:
         """Forget what was read and read a block more; return whether there was one."""
         rest = self.text[self.place :]
+        if len(rest) > LONGEST_LINE:
+            raise ValueError(f"an object is longer than {LONGEST_LINE:,} letters")
         # As much again, so that a long object is not begun anew too often.
         block = self._file.read(max(_LETTERS_AT_ONCE, len(rest)))
         self.text, self.place = rest + block, 0

@@ -1,7 +1,9 @@
 """Readers of files of text, CSV, TSV and Parquet, plain or compressed; `json_files` has JSON's.
 
 A path and the name of the parameter that gave it enter; lines or rows leave, one after the other.
-Whatever is wrong with a file is one `InputError` that names both.
+Whatever is wrong with a file is one `InputError` that names both. A stranger's file cannot fill the
+memory: lines have a longest length, and what a compressed file holds is so many times its size at
+most.
 
 `datasets.load_dataset` infers types, copies all rows to a cache and gives no line; pandas fills the
 missing cells of a short TSV row without a word.
@@ -15,6 +17,7 @@ import csv
 import gzip
 import io
 import lzma
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,6 +42,13 @@ _COMPRESSIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
 # Of a .csv the first one that its header has: where a comma is decimal, ";" is usual.
 _CSV_SEPARATORS = (",", ";", "\t")
 _ROWS_PER_BLOCK = 10_000
+LONGEST_LINE = 2**27  # bytes; dozens of novels
+# Far beyond what compression makes of text; of one byte again and again gzip makes a thousandth.
+_MOST_TIMES_AS_LARGE = 200
+_SMALL_CONTENT = 2**26  # bytes, which may be any number of times as large
+_BYTES_AT_ONCE = 2**18
+_PARQUET_ROWS_AT_ONCE = 1000
+_PARQUET_BYTES_AT_ONCE = 2**26
 
 
 def is_unicode(text: str) -> bool:
@@ -68,7 +78,10 @@ def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
     Raises:
         InputError: the file cannot be read, is not UTF-8, or is binary.
     """
-    with opened(path, parameter) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
+    with (
+        opened(path, parameter, longest_line=LONGEST_LINE) as binary,
+        io.TextIOWrapper(binary, encoding="utf-8-sig") as file,
+    ):
         for line in file:
             if "\0" in line:
                 raise InputError(
@@ -91,7 +104,7 @@ def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
     separator = next((mark for mark in _CSV_SEPARATORS if mark in header), ",")
     options = {"sep": separator, "dtype": str, "keep_default_na": False, "na_filter": False}
     with (
-        opened(path, parameter) as binary,
+        opened(path, parameter, longest_line=LONGEST_LINE) as binary,
         io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
     ):
         try:
@@ -148,13 +161,22 @@ def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator
 
 
 @contextlib.contextmanager
-def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; raise `InputError` if it cannot be read, or is none."""
+def open_parquet(
+    path: Path, *, parameter: str, shared: Sequence[str] = ()
+) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; raise `InputError` if it cannot be read, or is none.
+
+    Equal texts of the columns `shared` are read once, not once for each row.
+    """
     with opened(path, parameter) as file:
         try:
             # Parquet is read from its end, which a compressed stream cannot do.
             is_compressed = path.suffix.lower() in _COMPRESSIONS
-            yield pq.ParquetFile(io.BytesIO(file.read()) if is_compressed else file)
+            content = io.BytesIO(file.read()) if is_compressed else file
+            parquet = pq.ParquetFile(content)
+            fields = (field for field in parquet.schema_arrow if field.name in shared)
+            texts = [field.name for field in fields if pa.types.is_string(field.type)]
+            yield pq.ParquetFile(content, read_dictionary=texts) if texts else parquet
         except (gzip.BadGzipFile, InputError):
             raise
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
@@ -165,14 +187,84 @@ def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
             ) from error
 
 
+def read_parquet_columns(
+    path: Path, names: Sequence[str], *, parameter: str
+) -> Iterator[dict[str, Any]]:
+    """Yield rows of some columns, cells by name, each as Python has it.
+
+    Memory holds a few rows, or one where rows are large; a text that all rows share is held once.
+
+    Raises:
+        InputError: as for `open_parquet`, or a column cannot be read.
+    """
+    with open_parquet(path, parameter=parameter, shared=list(names)) as parquet:
+        metadata = parquet.metadata
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        largest = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
+        rows = min(_PARQUET_ROWS_AT_ONCE, _PARQUET_BYTES_AT_ONCE // (largest + 1) + 1)
+        for batch in parquet.iter_batches(batch_size=rows, columns=list(names)):
+            cells = (batch.column(name) for name in names)
+            for row in zip(*cells, strict=True):
+                yield {name: cell.as_py() for name, cell in zip(names, row, strict=True)}
+
+
+class _Watched(io.RawIOBase):
+    """The bytes of an open file, as long as they are what text may be.
+
+    Raises, when read:
+        InputError: a line is too long, or too much comes out of a compressed file.
+    """
+
+    def __init__(self, source: Any, path: Path, parameter: str, *, longest_line: int) -> None:
+        self._source, self._path, self._parameter = source, path, parameter
+        self._longest_line = longest_line  # 0 = any
+        is_compressed = path.suffix.lower() in _COMPRESSIONS
+        most = max(_SMALL_CONTENT, _MOST_TIMES_AS_LARGE * path.stat().st_size)
+        self._most = most if is_compressed else math.inf
+        self._num_read = self._line_began = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block: bytes = self._source.read(len(buffer))
+        end = block.rfind(b"\n")
+        if end >= 0:
+            self._line_began = self._num_read + end + 1
+        self._num_read += len(block)
+        if self._num_read > self._most:
+            raise InputError(
+                f"{self._path} holds more than {_MOST_TIMES_AS_LARGE} times its own size: text "
+                "does not, a file made to fill the memory does",
+                advice=f"decompress it if it is what you mean, or change `{self._parameter}`",
+            )
+        if self._longest_line and self._num_read - self._line_began > self._longest_line:
+            raise InputError(
+                f"{self._path} has a line of more than {self._longest_line:,} bytes",
+                advice=f"divide it into lines, or change `{self._parameter}`",
+            )
+        buffer[: len(block)] = block
+        return len(block)
+
+
 @contextlib.contextmanager
-def opened(path: Path, parameter: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading, decompressed; errors on the way become one `InputError`."""
+def opened(path: Path, parameter: str, *, longest_line: int = 0) -> Iterator[IO[bytes]]:
+    """Open a file for reading, decompressed; errors on the way become one `InputError`.
+
+    Args:
+        path: of the file.
+        parameter: that named it.
+        longest_line: bytes; 0 = any, for files that are not read by lines.
+    """
     plain = (lambda path: path.open("rb"), "plain")
     open_binary, kind = _COMPRESSIONS.get(path.suffix.lower(), plain)
     try:
         with open_binary(path) as file:
-            yield file
+            if kind == "plain" and not longest_line:
+                yield file  # which can be read from its end, as Parquet is
+            else:
+                watched = _Watched(file, path, parameter, longest_line=longest_line)
+                yield io.BufferedReader(watched, _BYTES_AT_ONCE)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x})",

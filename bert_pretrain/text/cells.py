@@ -6,11 +6,26 @@ A row, as JSON, Arrow or `datasets` give it, and the name of a column enter; a t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from bert_pretrain.errors import InputError
 
-_NAMED_COLUMNS = 30
+_NAMED_COLUMNS, _NAMED_LETTERS = 30, 100
+
+
+def text_in(row: Any, column: str) -> Any:
+    """Return the text of a column's cell, see `cell_of` and `text_of`.
+
+    Of lists so deep within each other that nothing can go through them it is None.
+
+    Raises:
+        KeyError: there is no such column.
+    """
+    try:
+        return text_of(cell_of(row, column))
+    except RecursionError:
+        return None
 
 
 class LabelColumn(NamedTuple):
@@ -97,9 +112,10 @@ def missing_column(
     where: object, column: str, row: Any, *, parameter: str = "text_column"
 ) -> InputError:
     """Return the error of a row, or of a list of column names, that lacks a column."""
-    names = list(_names_in(row))
+    names = list(islice(_names_in(row), _NAMED_COLUMNS + 1))
     more = ", ..." if len(names) > _NAMED_COLUMNS else ""
-    listed = ", ".join(map(repr, names[:_NAMED_COLUMNS])) or "none"
+    shown = [name[:_NAMED_LETTERS] for name in names[:_NAMED_COLUMNS]]
+    listed = ", ".join(map(repr, shown)) or "none"
     return InputError(
         f"{where} has no column {column!r}",
         advice=f"it has {listed}{more}; pass one of them as `{parameter}`",

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bert_pretrain.data.content import hash_files
+from bert_pretrain.data.content import HashedFile, hash_files
 from bert_pretrain.data.names import is_saved_dataset
 from bert_pretrain.errors import InputError, first_line
-from bert_pretrain.text.cells import LabelColumn, cell_of, missing_column, outer_column, text_of
+from bert_pretrain.text.cells import LabelColumn, missing_column, outer_column, text_in
 
 
 class TextColumn(NamedTuple):
@@ -21,11 +21,13 @@ class TextColumn(NamedTuple):
     Attributes:
         identity: of data on disk the hashes of their files, else names.
         read_labelled: starts a new pass over the cells, each with its label, None without one.
+        files: those on disk.
         label_names: of class numbers, where the data set declares them.
     """
 
     identity: list[Any]
     read_labelled: Callable[[], Iterator[tuple[Any, Any]]]
+    files: list[HashedFile]
     label_names: tuple[str, ...] | None = None
 
     def read(self) -> Iterator[Any]:
@@ -64,17 +66,16 @@ def open_text_column(
     def read_labelled() -> Iterator[tuple[Any, Any]]:
         for row in rows:
             try:
-                text = text_of(cell_of(row, column))
+                text = text_in(row, column)
             except KeyError as error:
                 raise missing_column(where, column, row) from error
             yield text, label and label.in_row(row, where)
 
     # The fingerprints that `datasets` keeps tell how its files were made, not what they hold.
     files = [Path(file["filename"]) for file in getattr(dataset, "cache_files", ())]
-    identity = [name, config_name, str(dataset.info.version)]
-    if files:
-        identity = [file.hash for file in hash_files(files)]
-    return TextColumn(identity, read_labelled, label_names)
+    hashed = hash_files(files)
+    identity = [file.hash for file in hashed] or [name, config_name, str(dataset.info.version)]
+    return TextColumn(identity, read_labelled, hashed, label_names)
 
 
 def _load_split(name: str, config_name: str | None, split: str, *, streaming: bool) -> Any:

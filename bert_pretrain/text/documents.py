@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bert_pretrain.data.content import check_unchanged, hash_files
+from bert_pretrain.data.content import HashedFile, check_unchanged, hash_files
 from bert_pretrain.data.names import is_saved_dataset
 from bert_pretrain.data.row_files import Quotes, file_kind, is_unicode
 from bert_pretrain.errors import InputError
@@ -22,7 +22,14 @@ from bert_pretrain.text.data_sets import open_text_column
 from bert_pretrain.text.embedded import embedded_documents, embedded_key
 from bert_pretrain.text.file_search import FoundFiles, find_files, find_split
 from bert_pretrain.text.newlines import SAMPLE_SIZE, NewlineRule, choose_rule, follow_rule
-from bert_pretrain.text.text_files import DocumentBoundary, FileReader, first_texts
+from bert_pretrain.text.text_files import (
+    LONGEST_DOCUMENT,
+    DocumentBoundary,
+    FileReader,
+    first_texts,
+)
+
+MOST_LISTED = 10_000  # files that a manifest names one by one; a megabyte of it
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ class DocumentSource:
         skipped: how many the last pass left out, by reason.
         language: code of its language; None = not known.
         notes: what was decided about the text and what was left out, a line each.
+        files: `path` and `sha256` of each file that is read; none where that is not known, or
+            they are more than `MOST_LISTED`.
     """
 
     description: str
@@ -84,6 +93,7 @@ class DocumentSource:
     skipped: Counter[str] = field(default_factory=Counter)
     language: str | None = None
     notes: tuple[str, ...] = ()
+    files: list[dict[str, str]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[str]:
         """Read all documents; empty ones are skipped and counted.
@@ -98,6 +108,8 @@ class DocumentSource:
                 self.skipped["not text"] += 1
             elif not text.strip():
                 self.skipped["empty"] += 1
+            elif len(text) > LONGEST_DOCUMENT:
+                self.skipped[f"longer than {LONGEST_DOCUMENT:,} letters"] += 1
             else:
                 is_empty = False
                 yield text
@@ -163,7 +175,11 @@ def _open_files(text: TextSource, found: FoundFiles) -> DocumentSource:
             check_unchanged(file)
 
     return DocumentSource(
-        ", ".join(names), _hash([identity, how]), read, notes=(*notes, *found.notes)
+        ", ".join(names),
+        _hash([identity, how]),
+        read,
+        notes=(*notes, *found.notes),
+        files=_listed(files),
     )
 
 
@@ -193,6 +209,7 @@ def _open_dataset(text: TextSource) -> DocumentSource:
         _hash([column.identity, split, text.text_column, rule]),
         lambda: _following(rule, column.read()),
         notes=(f"newlines: {reason}",) if reason else (),
+        files=_listed(column.files),
     )
 
 
@@ -206,6 +223,12 @@ def _newline_rule(
 def _following(rule: NewlineRule, cells: Iterable[Any]) -> Iterator[Any]:
     for cell in cells:
         yield follow_rule(cell, rule) if isinstance(cell, str) else cell
+
+
+def _listed(files: Sequence[HashedFile]) -> list[dict[str, str]]:
+    if len(files) > MOST_LISTED:
+        return []
+    return [{"path": str(file.path.absolute()), "sha256": file.hash} for file in files]
 
 
 def _hash(identity: Any) -> str:

@@ -19,10 +19,11 @@ from bert_pretrain.data.row_files import (
     open_parquet,
     read_csv,
     read_lines,
+    read_parquet_columns,
     read_tsv,
 )
 from bert_pretrain.errors import InputError
-from bert_pretrain.text.cells import LabelColumn, cell_of, missing_column, outer_column, text_of
+from bert_pretrain.text.cells import LabelColumn, missing_column, outer_column, text_in
 
 DocumentBoundary: TypeAlias = Literal["blank_line", "line", "file"]
 
@@ -78,7 +79,7 @@ class FileReader:
 
     def _of_row(self, row: Any, label: LabelColumn | None, where: object) -> tuple[Any, Any]:
         try:
-            text = text_of(cell_of(row, self.text_column))
+            text = text_in(row, self.text_column)
         except KeyError as error:
             raise missing_column(where, self.text_column, row) from error
         return text, label and label.in_row(row, where)
@@ -91,20 +92,19 @@ class FileReader:
             runs = groupby(lines, key=bool)
             yield from ("\n".join(_bounded(run, path)) for has_text, run in runs if has_text)
         else:
-            yield "\n".join(lines)
+            yield "\n".join(_bounded(lines, path, is_whole=True))
 
     def _read_parquet(self, path: Path, label: LabelColumn | None) -> Iterator[tuple[Any, Any]]:
         column = self.text_column
         with open_parquet(path, parameter="data_files") as parquet:
             names = parquet.schema_arrow.names
-            outer = outer_column(column, names)
-            if outer is None:
-                raise missing_column(path, column, names)
-            others = [label and label.among(names, path)]
-            columns = list(dict.fromkeys([outer, *filter(None, others)]))
-            for batch in parquet.iter_batches(batch_size=1000, columns=columns):
-                for row in batch.to_pylist():
-                    yield self._of_row(row, label, path)
+        outer = outer_column(column, names)
+        if outer is None:
+            raise missing_column(path, column, names)
+        others = [label and label.among(names, path)]
+        columns = list(dict.fromkeys([outer, *filter(None, others)]))
+        for row in read_parquet_columns(path, columns, parameter="data_files"):
+            yield self._of_row(row, label, path)
 
     def sample(self, paths: list[Path], size: int) -> Iterator[str]:
         """Yield texts from the beginnings of some files, spread evenly, of `size` letters in all.
@@ -120,15 +120,20 @@ class FileReader:
                 yield from first_texts(self.read(path), size // count)
 
 
-def _bounded(lines: Iterable[str], path: Path) -> Iterator[str]:
-    """Yield the lines of a document, unless they are so many that it can hardly be one."""
+def _bounded(lines: Iterable[str], path: Path, *, is_whole: bool = False) -> Iterator[str]:
+    """Yield the lines of a document, unless they are so many that it can hardly be one.
+
+    With `is_whole` the file is to be one document.
+    """
     size = 0
     for line in lines:
         size += len(line)
         if size > LONGEST_DOCUMENT:
             raise InputError(
-                f"{path} has no blank line within {size:,} letters, but one ends a document",
-                advice="pass `document_boundary` line, or file",
+                f"{path} has more than {size:,} letters, but is to be one document"
+                if is_whole
+                else f"{path} has no blank line within {size:,} letters, but one ends a document",
+                advice=f"pass `document_boundary` line{' or blank_line' if is_whole else ''}",
             )
         yield line
 

@@ -291,8 +291,10 @@ def test_a_file_that_cannot_be_one_document_is_refused_before_it_fills_the_memor
 ) -> None:
     monkeypatch.setattr("bert_pretrain.text.text_files.LONGEST_DOCUMENT", 100)
     (tmp_path / "a.txt").write_text("a tweet\n" * 20)
-    with pytest.raises(InputError, match=r"a.txt has no blank line within 105 letters.* line, or"):
+    with pytest.raises(InputError, match=r"a.txt has no blank line within 105 letters.* line$"):
         list(open_files(tmp_path / "a.txt"))
+    with pytest.raises(InputError, match=r"a.txt has more than 105 letters.* line or blank_line$"):
+        list(open_files(tmp_path / "a.txt", document_boundary="file"))
     assert len(list(open_files(tmp_path / "a.txt", document_boundary="line"))) == 20
 
 
