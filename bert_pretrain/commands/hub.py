@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import json
+import html
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,14 +28,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.publication import is_submitted, open_pusher, submit_final
 from bert_pretrain.publishing.pusher import MAIN, OUTBOX, HubPusher, branch_of, link, waiting_in
 from bert_pretrain.publishing.scrub import scrub
-from bert_pretrain.text.prepared import (
-    ARROW_FILE,
-    MANIFEST,
-    TOKEN_COUNTS_FILE,
-    VALIDATION_FILE,
-    PreparedCorpus,
-    stated_language,
-)
+from bert_pretrain.text.prepared import FILES, PreparedCorpus, stated_language, write_manifest
 
 STATUS = (
     "Exit status: 0 = all of it is on the Hub, 1 = not yet (what is printed says why), "
@@ -221,10 +214,9 @@ def push_dataset(options: argparse.Namespace) -> bool:
     card = dataset_card(manifest, options.hub_dataset_id, options.hub_license)
 
     def fill(folder: Path) -> None:
-        for name in (ARROW_FILE, VALIDATION_FILE, TOKEN_COUNTS_FILE):
-            if (prepared / name).exists():  # an older corpus lacks the token counts
-                link(prepared / name, folder / name)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for name in FILES:
+            link(prepared / name, folder / name)
+        write_manifest(folder, manifest)
         card.save(folder / "README.md")
 
     given = _given(options, "hub_dataset_id", "hub_license", "hub_private_repo")
@@ -261,7 +253,7 @@ def dataset_card(manifest: dict[str, Any], repo_id: str, license_name: str | Non
         template_str=DATASET_CARD,
         title=title,
         repo_id=repo_id if "/" in repo_id else f"OWNER/{repo_id}",
-        source=manifest["source"]["description"],
+        source=html.escape(manifest["source"]["description"], quote=False),
         **{name: f"{counts[name]:,}" for name in ("documents", "sentences", "tokens")},
         tokenizer=tokenizer,
         tokenizer_flag="" if is_default else f" --tokenizer_name {tokenizer['name']}",

@@ -82,7 +82,7 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = False) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, and rename it to `folder` at the end of the block.
 
-    If the block fails, an older folder stays as it was.
+    If the block fails, an older folder stays as it was, and no folder above it is left behind.
 
     Raises:
         InputError: it is the current folder or one above it, which cannot be replaced.
@@ -95,12 +95,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         )
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
+    absent_parents = [path for path in folder.parents if not path.exists()]
     try:
         aside.mkdir(parents=True)
         yield aside
         replace_folder(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        for parent in absent_parents:  # the innermost first
+            with contextlib.suppress(OSError):  # somebody uses it meanwhile
+                parent.rmdir()
         raise
 
 

@@ -24,7 +24,7 @@ from bert_pretrain.data.atomic import write_text
 from bert_pretrain.errors import InputError
 
 CACHE_FILE = "hashes.json"
-_BLOCK_SIZE = 2**22
+_BLOCK_SIZE = 2**20
 _KEEP_AFTER = 2**34  # bytes hashed, lest an interrupted run begin anew
 # A file that changes twice within a tick of the file system's clock looks as if it did once.
 _SETTLED_NANOSECONDS = 2 * 10**9
@@ -41,17 +41,18 @@ class HashedFile(NamedTuple):
     hash: str
 
 
-def hash_files(paths: Iterable[Path]) -> list[HashedFile]:
+def hash_files(paths: Iterable[Path], *, anew: bool = False) -> list[HashedFile]:
     """Return files with the hashes of their bytes.
 
-    Of processes that ask for the same files at once one computes and the others wait.
+    Of processes that ask for the same files at once one computes and the others wait. With `anew`
+    every file is read, whatever is known of it: a disk may give other bytes than it was given.
 
     Raises:
         InputError: a file cannot be read, or changes meanwhile.
     """
     paths = list(paths)
     folder = Path(constants.HF_HOME) / "bert_pretrain" / "content"
-    known = _read_known(folder)
+    known = {} if anew else _read_known(folder)
     found = [_look_up(path, known) for path in paths]
     if None not in found:
         return [file for file in found if file]
@@ -62,7 +63,7 @@ def hash_files(paths: Iterable[Path]) -> list[HashedFile]:
     names = json.dumps([str(path.resolve()) for path in paths])
     # Who asks for other files need not wait, but nor should every list leave a file of its own.
     with FileLock(folder / f"{hashlib.sha256(names.encode()).hexdigest()[:2]}.lock"):
-        return _hash_unknown(paths, _read_known(folder), folder)
+        return _hash_unknown(paths, {} if anew else _read_known(folder), folder)
 
 
 def check_unchanged(file: HashedFile) -> None:

@@ -1,6 +1,7 @@
 """What a pass over all images finds out, kept in files that later runs reuse: pixels, if wanted.
 
-A source enters; the pixels of all its images leave, with what is known of each.
+A source enters; the pixels of all its images leave, with what is known of each. The manifest holds
+the digests of all files, which are compared as those of a prepared corpus are.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -22,6 +24,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from bert_pretrain.data.atomic import atomic_folder
+from bert_pretrain.data.digests import damages, digests_of, unseal, write_sealed
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.copies import LABELS_FILE, MANIFEST, MOMENTS_FILE, PIXELS_FILE, hold
 from bert_pretrain.images.decoding import (
@@ -41,6 +45,8 @@ FORMAT_VERSION = 2  # raised whenever what is written changes
 MIN_IMAGES = 2
 PLACES_FILE = "places.npy"
 _NAMED_BAD_IMAGES = 5
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -92,31 +98,38 @@ def decode_once(
     keeps_pixels: bool = True,
     show_progress: bool,
 ) -> DecodedImages:
-    """Decode all images of a source into a folder, unless they are there, and map them.
+    """Decode all images of a source into a folder, unless they are there undamaged, and map them.
 
     Processes that call this at once do the work once. The folder appears whole or not at all.
     Without `keeps_pixels` it holds what is known of each image and no pixels.
 
     Raises:
-        InputError: an image cannot be used, or what is there is damaged.
+        InputError: an image cannot be used.
     """
+
+    def write(aside: Path) -> dict[str, Any]:
+        kept = (aside / PIXELS_FILE).open("wb") if keeps_pixels else nullcontext()
+        with kept as file:
+            decoded = _decode(source, rule, file, show_progress=show_progress)
+        np.save(aside / MOMENTS_FILE, decoded.moments)
+        np.save(aside / PLACES_FILE, decoded.places)
+        if decoded.labels is not None:
+            np.save(aside / LABELS_FILE, decoded.labels)
+        return decoded.manifest
+
     folder = _folder(source, rule, cache_dir, "decoded" if keeps_pixels else "known")
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with atomic_folder(folder) as aside:
-                kept = (aside / PIXELS_FILE).open("wb") if keeps_pixels else nullcontext()
-                with kept as file:
-                    decoded = _decode(source, rule, file, show_progress=show_progress)
-                np.save(aside / MOMENTS_FILE, decoded.moments)
-                np.save(aside / PLACES_FILE, decoded.places)
-                if decoded.labels is not None:
-                    np.save(aside / LABELS_FILE, decoded.labels)
-                _write_manifest(decoded, aside)
-        hold(folder)
-    with _reading(folder):
-        manifest = json.loads((folder / MANIFEST).read_text())
+    return _written_once(folder, write, open_decoded)
+
+
+def open_decoded(folder: Path) -> DecodedImages:
+    """Map the images that `decode_once` has decoded into a folder.
+
+    Raises:
+        InputError: they are not all there, or not what was written.
+    """
+    with _reading(folder) as manifest:
         pixels = np.empty((0, *manifest["shape"]), dtype=np.uint8)
-        if keeps_pixels:
+        if PIXELS_FILE in manifest["files"]:
             pixels = np.load(folder / PIXELS_FILE, mmap_mode="r")
         moments, places = np.load(folder / MOMENTS_FILE), np.load(folder / PLACES_FILE)
         labels = np.load(folder / LABELS_FILE) if manifest["label_names"] else None
@@ -139,37 +152,37 @@ def decode_whole(
         uint8 (N, H, W, C), mapped.
 
     Raises:
-        InputError: an image has changed since it was decoded, or what is there is damaged.
+        InputError: an image has changed since it was decoded.
     """
     num_images, height, width, num_channels = decoded.pixels.shape
-    folder = _folder(source, rule, cache_dir, "whole")
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            is_kept = np.zeros(source.num_rows, dtype=bool)
-            is_kept[decoded.places[:, 0]] = True
-            rows = (row for row, keep in zip(source.read(), is_kept, strict=True) if keep)
-            with atomic_folder(folder) as aside:
-                pixels = np.lib.format.open_memmap(
-                    aside / PIXELS_FILE, "w+", np.uint8, decoded.pixels.shape
-                )
-                pixel_range = decoded_range(decoded)
-                conversion = picture_conversion((height, width), num_channels, pixel_range)
-                outcomes = decode_rows(rows, conversion)
-                for place, outcome in enumerate(
-                    tqdm(
-                        outcomes,
-                        total=num_images,
-                        desc="decoding whole images",
-                        unit=" images",
-                        disable=not show_progress,
-                    )
-                ):
-                    pixels[place] = checked_pixels(outcome)
-                pixels.flush()
-                _write_manifest(decoded, aside)
-        hold(folder)
-    with _reading(folder):
-        return np.asanyarray(np.load(folder / PIXELS_FILE, mmap_mode="r"))
+
+    def write(aside: Path) -> dict[str, Any]:
+        is_kept = np.zeros(source.num_rows, dtype=bool)
+        is_kept[decoded.places[:, 0]] = True
+        rows = (row for row, keep in zip(source.read(), is_kept, strict=True) if keep)
+        pixels = np.lib.format.open_memmap(
+            aside / PIXELS_FILE, "w+", np.uint8, decoded.pixels.shape
+        )
+        conversion = picture_conversion((height, width), num_channels, decoded_range(decoded))
+        outcomes = tqdm(
+            decode_rows(rows, conversion),
+            total=num_images,
+            desc="decoding whole images",
+            unit=" images",
+            disable=not show_progress,
+        )
+        for place, outcome in enumerate(outcomes):
+            pixels[place] = checked_pixels(outcome)
+        pixels.flush()
+        # Beside the pixels of another folder lies what is known of each image.
+        np.save(aside / MOMENTS_FILE, decoded.moments)
+        return decoded.manifest
+
+    def read(folder: Path) -> NDArray[np.uint8]:
+        with _reading(folder):
+            return np.asanyarray(np.load(folder / PIXELS_FILE, mmap_mode="r"))
+
+    return _written_once(_folder(source, rule, cache_dir, "whole"), write, read)
 
 
 def decoded_range(decoded: DecodedImages) -> PixelRange | None:
@@ -192,16 +205,47 @@ def checked_pixels(outcome: Outcome) -> NDArray[np.uint8]:
     return outcome.pixels
 
 
-def _write_manifest(decoded: DecodedImages, folder: Path) -> None:
-    (folder / MANIFEST).write_text(json.dumps(decoded.manifest, indent=1) + "\n")
+def _written_once(
+    folder: Path, write: Callable[[Path], dict[str, Any]], read: Callable[[Path], Content]
+) -> Content:
+    """Return what a folder holds; it is written unless it is there undamaged.
+
+    Args:
+        folder: to read.
+        write: writes its files and returns what the manifest tells of them.
+        read: raises `InputError` if something is missing or damaged.
+    """
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            try:
+                found = read(folder)
+            except InputError as error:
+                tqdm.write(f"NOTE: {error.problem}; they are decoded again", file=sys.stderr)
+            else:
+                hold(folder)
+                return found
+        with atomic_folder(folder) as aside:
+            manifest = {name: value for name, value in write(aside).items() if name != "files"}
+            files = digests_of(aside, [path.name for path in aside.iterdir()])
+            write_sealed(aside / MANIFEST, manifest | {"files": files})
+        hold(folder)
+        return read(folder)
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """Raise `InputError` if something of a folder that was written whole cannot be read."""
+def _reading(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the manifest of a folder whose files are as they were written.
+
+    Raises:
+        InputError: they are not, or something of them cannot be read in the block.
+    """
     try:
-        yield
-    except (OSError, ValueError) as error:
+        manifest = unseal(parse_json((folder / MANIFEST).read_text(encoding="utf-8")))
+        if damaged := damages(folder, manifest["files"]):
+            name, (what, _) = next(iter(damaged.items()))
+            raise ValueError(f"{name} {what}")
+        yield manifest
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"the decoded images in {folder} are not complete ({error})",
             advice="remove the folder, and they are decoded again",

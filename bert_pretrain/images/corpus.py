@@ -18,7 +18,7 @@ from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from numpy.typing import NDArray
 
-from bert_pretrain.data.atomic import write_json
+from bert_pretrain.data.digests import unseal, write_sealed
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.cache import (
@@ -87,17 +87,36 @@ class ImageCorpus:
         `name` tells all that it depends on beside the corpus. Processes that ask at once compute it
         once.
         """
-        if isinstance(self.pixels, StreamedPixels):
-            folder = self.pixels.folder
-        elif isinstance(self.pixels, np.memmap):
-            folder = Path(str(self.pixels.filename)).parent
-        else:
+        folder = self._folder()
+        if folder is None:
             return compute()
         file = folder / f"{name}-{self.manifest['key'][:20]}.json"
         with FileLock(f"{folder}.lock"):
-            if not file.is_file():
-                write_json(file, compute())
-            return json.loads(file.read_text())
+            try:
+                record = unseal(json.loads(file.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):  # not there yet, or damaged
+                record = {"value": compute()}
+                write_sealed(file, record)
+            return record["value"]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What tells these images from others, for the record of a run."""
+        folder = self._folder()
+        return {
+            "key": self.manifest["key"],
+            "folder": None if folder is None else str(folder),
+            "fingerprint": self.manifest["source"]["fingerprint"],
+            "files": self.manifest.get("files", {}),
+        }
+
+    def _folder(self) -> Path | None:
+        """Return where the images, or what is known of them, are kept; None = in memory."""
+        if isinstance(self.pixels, StreamedPixels):
+            return self.pixels.folder
+        if isinstance(self.pixels, np.memmap):
+            return Path(str(self.pixels.filename)).parent
+        return None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send a worker process the path to map, not the pixels."""

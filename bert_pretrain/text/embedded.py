@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 from huggingface_hub import constants
 
-from bert_pretrain.data.atomic import write_text
+from bert_pretrain.data.digests import unseal, write_sealed
 from bert_pretrain.text import docstrings
 
 EXTRACTOR_VERSION = 3  # part of the cache key; raised whenever the extracted text changes
@@ -51,13 +51,16 @@ def embedded_documents() -> list[str]:
 
     The order is fixed: topics, then the standard library, then packages as listed, modules by path.
     """
-    path = Path(constants.HF_HOME) / "bert_pretrain" / f"embedded-{embedded_key()}.json"
+    path = Path(constants.HF_HOME) / "bert_pretrain" / f"docs-{embedded_key()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # All processes of a distributed run ask at once; one of them does the work.
     with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            write_text(path, json.dumps(_extract()))
-    documents: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record = unseal(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # not there yet, or damaged
+            record = {"documents": _extract()}
+            write_sealed(path, record)
+    documents: list[str] = record["documents"]
     return documents
 
 

@@ -21,25 +21,24 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from bert_pretrain.data.atomic import atomic_folder, check_creatable, write_json
-from bert_pretrain.data.json_files import parse_json
+from bert_pretrain.data.atomic import atomic_folder, check_creatable
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.distinct import DistinctDocuments
 from bert_pretrain.text.division import Division, divide, write_divided
 from bert_pretrain.text.documents import DocumentSource
+from bert_pretrain.text.found_corpus import found_corpus, restated
 from bert_pretrain.text.literal_text import literal_backend
 from bert_pretrain.text.newlines import SplitText
 from bert_pretrain.text.prepared import (
     ARROW_FILE,
     FORMAT_VERSION,
-    MANIFEST,
     VALIDATION_FILE,
     PreparedCorpus,
     TokenStore,
     count_tokens,
     folder_lock,
     grouped,
-    stated_language,
+    write_manifest,
     write_token_counts,
 )
 from bert_pretrain.text.sentences import sentence_rules, split_sentences
@@ -83,7 +82,7 @@ def prepare_corpus(
     held_out: DocumentSource | None = None,
     show_progress: bool = True,
 ) -> PreparedCorpus:
-    """Prepare a corpus, or load it if `output_dir` holds the same one already.
+    """Prepare a corpus, or load it if `output_dir` holds the same one already, undamaged.
 
     Of processes that call this at once the first prepares, the others wait. A process that is
     killed leaves nothing that could be taken for a corpus.
@@ -95,7 +94,8 @@ def prepare_corpus(
         language: standard code of the text's language, whose rules split sentences; None = not
             stated, then the rules are those of English. Paragraphs in other scripts have their own,
             see `split_sentences`. If the folder holds a corpus that differs only in the stated
-            language, or in what is noted of it, its manifest alone is written again.
+            language, in what is noted of it or where its files lie, its manifest alone is written
+            again.
         validation_share: share of the tokens held out, in [0, 0.5), see `division`. What is held
             out does not depend on the order of documents.
         seed: of that choice.
@@ -121,19 +121,20 @@ def prepare_corpus(
     # Of a corpus with text that the segmenter has cut; installing another changes no other corpus.
     segmented_key = hashlib.sha256(f"{key} {finder.segmenter.name}".encode()).hexdigest()
     cached = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
+    is_ours = output_dir is None
     output_dir = (output_dir or cached).absolute()
     check_creatable(output_dir, parameter="output_dir")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    files = [*source.files, *(held_out.files if held_out is not None else ())]
     with folder_lock(output_dir):
-        manifest = _manifest_in(output_dir)
-        if manifest is None or manifest["key"] not in (key, segmented_key):
-            with atomic_folder(output_dir) as aside:
-                filled = _fill(aside, source, held_out, tokenizer, finder, choices, show_progress)
-                corpus_key = segmented_key if filled["words"]["segmenter"] else key
-                manifest = {"format_version": FORMAT_VERSION, "key": corpus_key} | filled
-                (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        elif stated_language(manifest) != languages["language"] or manifest["notes"] != notes:
-            write_json(output_dir / MANIFEST, manifest | languages | {"notes": notes})
+        corpus = found_corpus(output_dir, {key, segmented_key}, is_ours=is_ours)
+        if corpus is not None:
+            return restated(corpus, languages, notes, files)
+        with atomic_folder(output_dir) as aside:
+            filled = _fill(aside, source, held_out, tokenizer, finder, choices, show_progress)
+            filled["source"]["files"] = files
+            corpus_key = segmented_key if filled["words"]["segmenter"] else key
+            identity = {"format_version": FORMAT_VERSION, "key": corpus_key}
+            write_manifest(aside, identity | filled)
         return PreparedCorpus.load(output_dir)
 
 
@@ -234,22 +235,6 @@ def _divide(file: Path, digests: list[bytes], validation_share: float) -> Divisi
         write_divided(whole, file, division)
         whole.unlink()
     return division
-
-
-def _manifest_in(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of the corpus in `folder`, None if it is empty or absent."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    try:
-        manifest = parse_json((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        manifest = None
-    # Many programs write a manifest.json; only ours may be replaced.
-    if not isinstance(manifest, dict) or not {"format_version", "key"} <= manifest.keys():
-        raise InputError(
-            f"{folder} is neither empty nor a prepared corpus", advice="pass another `output_dir`"
-        )
-    return manifest
 
 
 def _tokenise(

@@ -1,13 +1,15 @@
 """The prepared corpus: token ids, word starts and sentence lengths, but no text.
 
-Its `TokenStore` is mapped into memory, and read by global token position.
+Its `TokenStore` is mapped into memory, and read by global token position. Its manifest holds the
+digests of all files and one of itself. Whoever opens a corpus has them compared: a file is read for
+that where its size or times are not those it had when this machine read it last, so once on each
+machine and again when something has touched it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +23,14 @@ from filelock import FileLock
 from huggingface_hub import constants
 from numpy.typing import NDArray
 
-from bert_pretrain.data.atomic import atomic_file
+from bert_pretrain.data.digests import damages, digests_of, unseal, write_sealed
 from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError, first_line
 
 ARROW_FILE, VALIDATION_FILE, MANIFEST = "corpus.arrow", "validation_documents.npy", "manifest.json"
 TOKEN_COUNTS_FILE = "token_counts.npy"
+FILES = (ARROW_FILE, TOKEN_COUNTS_FILE, VALIDATION_FILE)  # beside the manifest, which lists them
+COLUMNS = ("input_ids", "word_starts", "sentence_lengths")  # of the Arrow file, lists
 FORMAT_VERSION = 3  # raised whenever what is written changes
 _PARTS = ("source", "tokenizer", "counts", "words", "skipped")  # objects of every manifest
 
@@ -72,13 +76,22 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: Path) -> TokenStore:
-        """Map the Arrow file `path`; its tokens are read when they are used."""
+        """Map the Arrow file `path`; its tokens are read when they are used.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds something else, as a stranger's file may.
+        """
         shards: list[Shard] = []
         first_token = first_document = 0
         for batch in pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches():
-            tokens, _ = _list_column(batch, "input_ids")
-            starts, _ = _list_column(batch, "word_starts")
-            lengths, sentences = _list_column(batch, "sentence_lengths")
+            types = {field.name: field.type for field in batch.schema}
+            if not all(pa.types.is_list(types.get(name, pa.null())) for name in COLUMNS):
+                raise ValueError(f"{path.name} has other columns than {', '.join(COLUMNS)}")
+            batch.validate(full=True)  # offsets may lead out of their file
+            (tokens, _), (starts, _), (lengths, sentences) = (
+                _list_column(batch, name) for name in COLUMNS
+            )
             shards.append(Shard(first_token, first_document, tokens, starts, lengths, sentences))
             first_token += len(tokens)
             first_document += batch.num_rows
@@ -189,73 +202,64 @@ class PreparedCorpus:
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        """How often each token id occurs in the training documents, int64 (at least vocab_size,).
+        """How often each token id occurs in the training documents, int64 (vocab_size or more,)."""
+        return _read_integers(self.folder / TOKEN_COUNTS_FILE)
 
-        Corpora of earlier versions lack the counts; they are counted once and kept beside the
-        corpus if its folder can be written to.
-        """
-        path = self.folder / TOKEN_COUNTS_FILE
-        if not path.exists():
-            places = (self.folder, self.folder.absolute().parent)  # of the counts, of the lock
-            if not all(os.access(place, os.W_OK) for place in places):
-                return self._counted_tokens()
-            with folder_lock(self.folder):
-                if not path.exists():
-                    write_token_counts(self.folder, self._counted_tokens())
-        return _read_integers(path)
-
-    def _counted_tokens(self) -> NDArray[np.int64]:
-        vocab_size = self.manifest["tokenizer"]["vocab_size"]
-        return count_tokens(self.store, self.train_documents, vocab_size)
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What tells this corpus from others, for the record of a run."""
+        return {
+            "key": self.manifest["key"],
+            "folder": str(self.folder.absolute()),
+            "fingerprint": self.manifest["source"]["fingerprint"],
+            "files": self.manifest["files"],
+        }
 
     @classmethod
     def load(cls, folder: Path) -> PreparedCorpus:
-        """Map the corpus in `folder`.
+        """Map the corpus in `folder`, if it is what was written.
 
         Raises:
-            InputError: the folder holds no complete corpus.
+            InputError: the folder holds no complete corpus, or a damaged one.
         """
+        manifest = read_manifest(folder)
+        if damaged := damages(folder, manifest["files"]):
+            name, (what, _) = next(iter(damaged.items()))
+            raise _unusable(folder, f"{name} {what}")
         try:
-            manifest = _read_manifest(folder)
-            validation_documents = _read_integers(folder / VALIDATION_FILE)
-            if (folder / TOKEN_COUNTS_FILE).exists():  # else they are counted when needed
-                _read_integers(folder / TOKEN_COUNTS_FILE)
             store = TokenStore.open(folder / ARROW_FILE)
-            if validation_documents.max(initial=0) >= max(1, store.num_documents) or (
-                validation_documents.min(initial=0) < 0
-            ):
-                raise ValueError(f"{VALIDATION_FILE} names documents that {ARROW_FILE} lacks")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{folder} is no complete prepared corpus ({error})",
-                advice="pass a folder that bert-pretrain prepare wrote, or prepare the text again",
-            ) from error
+            validation_documents = _read_integers(folder / VALIDATION_FILE)
+            _read_integers(folder / TOKEN_COUNTS_FILE)
+            if np.setdiff1d(validation_documents, np.arange(store.num_documents)).size:
+                raise ValueError(f"{VALIDATION_FILE} holds out documents that there are not")
+        except (OSError, ValueError) as error:
+            raise _unusable(folder, str(error)) from error
         all_documents = np.arange(store.num_documents, dtype=np.int64)
         train_documents = np.setdiff1d(all_documents, validation_documents, assume_unique=True)
         return cls(folder, store, train_documents, validation_documents, manifest)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a corpus.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a prepared corpus, without the digest of itself.
 
     Raises:
-        InputError: it was written in another format.
-        ValueError: it is damaged.
-        OSError: it cannot be read.
+        InputError: there is none, or it is damaged or of another format.
     """
-    manifest = parse_json((folder / MANIFEST).read_text())
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{MANIFEST} is no object")
-    written_in = manifest.get("format_version")
+    try:
+        record = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        written_in = record["format_version"]
+        manifest = unseal(record) if written_in == FORMAT_VERSION else record
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _unusable(folder, f"{MANIFEST}: {error}") from error
     if written_in != FORMAT_VERSION:
         raise InputError(
             f"{folder} was written in format {written_in} but must be in {FORMAT_VERSION}",
             advice="prepare it again with bert-pretrain prepare",
         )
+    if set(manifest.get("files", ())) != set(FILES):  # names of other files lead elsewhere
+        raise _unusable(folder, f"{MANIFEST} does not list its files")
     if missing := [part for part in _PARTS if not isinstance(manifest.get(part), dict)]:
-        raise ValueError(f"{MANIFEST} has no {', '.join(missing)}")
+        raise _unusable(folder, f"{MANIFEST} has no {', '.join(missing)}")
     return manifest
 
 
@@ -278,6 +282,19 @@ def _read_integers(path: Path) -> NDArray[np.int64]:
     return whole
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a corpus whose other files are all there, with their digests."""
+    files = manifest.get("files") or digests_of(folder, FILES)
+    write_sealed(folder / MANIFEST, {**manifest, "files": files})
+
+
+def _unusable(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{folder} is no complete prepared corpus ({why})",
+        advice="pass a folder that bert-pretrain prepare wrote, or prepare the text again there",
+    )
+
+
 def folder_lock(folder: Path) -> FileLock:
     """Return the lock that a process holds while it writes a prepared corpus into a folder.
 
@@ -294,5 +311,4 @@ def folder_lock(folder: Path) -> FileLock:
 
 def write_token_counts(folder: Path, counts: NDArray[np.int64]) -> None:
     """Write the token counts of the training documents beside a corpus."""
-    with atomic_file(folder / TOKEN_COUNTS_FILE) as aside, aside.open("wb") as file:
-        np.save(file, counts)
+    np.save(folder / TOKEN_COUNTS_FILE, counts)

@@ -100,6 +100,13 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
     ) == [target]
 
 
+def test_a_folder_that_was_not_filled_leaves_none_above_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "mine/new/below/final"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
 def test_a_folder_that_cannot_be_made_names_its_flag(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     check_creatable(tmp_path / "new" / "folder", parameter="output_dir")

@@ -595,13 +595,37 @@ def test_what_a_killed_process_left_is_replaced(open_here: Open, tmp_path: Path)
     assert not left_over.exists()
 
 
-def test_a_damaged_copy_is_named(open_here: Open, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pixels.npy", "moments.npy", "labels.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_copy_is_decoded_again_and_that_is_said(
+    open_here: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str
+) -> None:
     folder = write_folder(tmp_path / "f", random_pixels(20))
-    open_here(folder)
-    (file,) = (tmp_path / "cache").rglob("moments.npy")
-    file.unlink()
-    with pytest.raises(InputError, match=f"{file.parent}.*remove the folder"):
-        open_here(folder)
+    expected = np.array(open_here(folder).pixels)
+    (file,) = (tmp_path / "cache").rglob(name)
+    whole = file.read_bytes()
+    flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(flipped if damage == "flipped" else whole[: len(whole) // 2])
+    capsys.readouterr()
+    corpus = open_here(folder)
+    said = capsys.readouterr().err
+    assert f"{file.parent} are not complete" in said and "they are decoded again" in said
+    assert np.array_equal(corpus.pixels, expected)
+    assert file.read_bytes() == whole
+    assert "decoded again" not in (open_here(folder), capsys.readouterr().err)[1]
+
+
+def test_a_damaged_number_that_is_kept_is_computed_again(open_here: Open, tmp_path: Path) -> None:
+    corpus = open_here(write_folder(tmp_path / "f", random_pixels(20)))
+    assert corpus.remembered("number", lambda: 0.5) == 0.5
+    assert corpus.remembered("number", lambda: pytest.fail("computed again")) == 0.5
+    (file,) = (tmp_path / "cache").rglob("number-*.json")
+    for damaged in (file.read_text().replace("0.5", "0.7"), "{", "0.5"):
+        file.write_text(damaged)
+        assert corpus.remembered("number", lambda: 0.25) == 0.25
 
 
 def test_the_key_follows_the_content_and_not_the_place(open_here: Open, tmp_path: Path) -> None:

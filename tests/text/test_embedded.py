@@ -177,6 +177,11 @@ def test_the_cache_is_used_and_nothing_partial_is_left(
     first = embedded.embedded_documents()
     monkeypatch.setattr(embedded, "_extract", lambda: pytest.fail("extracted again"))
     assert embedded.embedded_documents() == first
+    (path,) = (tmp_path / "bert_pretrain").glob("docs-*.json")
+    for damaged in ("", path.read_text().replace("One", "Own")):
+        path.write_text(damaged)
+        monkeypatch.setattr(embedded, "_extract", lambda: first)
+        assert embedded.embedded_documents() == first
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -21,6 +21,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.commands.prepare import main as prepare_command
+from bert_pretrain.data import content
+from bert_pretrain.data.digests import damages, write_sealed
 from bert_pretrain.errors import InputError
 from bert_pretrain.text import preparation, prepared
 from bert_pretrain.text.documents import DocumentSource
@@ -379,6 +381,151 @@ def test_an_incomplete_folder_is_one_message(
         PreparedCorpus.load(tmp_path)
 
 
+def flip(path: Path, place: int) -> None:
+    """Change one bit, as a disk may, a share of the way into a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*prepared.FILES, prepared.MANIFEST])
+def test_one_flipped_bit_anywhere_is_one_message_and_preparing_again_cures_it(
+    prepare: Callable[..., PreparedCorpus],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    texts = make_texts()
+    prepare(texts)
+    path = tmp_path / "corpus" / name
+    whole = path.read_bytes()
+    generator = np.random.default_rng(3)
+    for place in (0, len(whole) - 2, *generator.integers(len(whole), size=6).tolist()):
+        flip(path, place)
+        with pytest.raises(
+            InputError, match=r"corpus (is no complete|was written in format).*again"
+        ):
+            PreparedCorpus.load(tmp_path / "corpus")
+        path.write_bytes(whole)
+    flip(path, len(whole) // 2)
+    capsys.readouterr()
+    prepare(texts)
+    assert capsys.readouterr().err.count("it is prepared again") == 1
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_manifest_among_files_of_somebody_else_is_left_alone(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    prepare(make_texts())
+    (tmp_path / "corpus/manifest.json").write_text("{")
+    (tmp_path / "corpus/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="neither empty nor a prepared corpus"):
+        prepare(make_texts())
+    assert (tmp_path / "corpus/notes.txt").read_text() == "mine"
+
+
+def test_files_are_read_for_their_digests_once(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(content, "_SETTLED_NANOSECONDS", 0)
+    prepare(make_texts())
+    monkeypatch.setattr(content, "_hash", lambda *_: pytest.fail("read again"))
+    corpus = PreparedCorpus.load(tmp_path / "corpus")
+    assert damages(corpus.folder, corpus.manifest["files"]) == {}
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        damages(corpus.folder, corpus.manifest["files"], anew=True)
+    (tmp_path / "corpus/corpus.arrow").touch()
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        PreparedCorpus.load(tmp_path / "corpus")
+
+
+def rewrite_sealed(folder: Path) -> None:
+    """Write the digests of what is there, as a stranger can who made it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    prepared.write_manifest(folder, {**manifest, "files": None})
+
+
+def test_a_strangers_file_that_leads_out_of_itself_is_refused(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    prepare(make_texts())
+    path = tmp_path / "corpus/corpus.arrow"
+    content = path.read_bytes()
+    (batch,) = pa.ipc.open_stream(content).read_all().to_batches()
+    offsets = np.array(batch.column("input_ids").offsets)
+    beyond = offsets.copy()
+    beyond[-1] = 2**30
+    assert content.count(offsets.tobytes()) == 2  # of the tokens and of their word starts
+    path.write_bytes(content.replace(offsets.tobytes(), beyond.tobytes()))
+    rewrite_sealed(tmp_path / "corpus")
+    with pytest.raises(InputError, match=r"no complete prepared corpus \(.*offset"):
+        PreparedCorpus.load(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("name", ["text", "input_ids"])
+def test_a_strangers_file_of_other_columns_is_refused(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path, name: str
+) -> None:
+    prepare(make_texts())
+    made = pa.RecordBatch.from_arrays([pa.array([1, 2])], names=[name])
+    with pa.ipc.new_stream(str(tmp_path / "corpus/corpus.arrow"), made.schema) as writer:
+        writer.write_batch(made)
+    rewrite_sealed(tmp_path / "corpus")
+    with pytest.raises(InputError, match="other columns than input_ids"):
+        PreparedCorpus.load(tmp_path / "corpus")
+
+
+def test_held_out_documents_that_there_are_not_are_refused(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    prepare(make_texts())
+    np.save(tmp_path / "corpus/validation_documents.npy", np.array([3, 40]))
+    rewrite_sealed(tmp_path / "corpus")
+    with pytest.raises(InputError, match="holds out documents that there are not"):
+        PreparedCorpus.load(tmp_path / "corpus")
+
+
+def test_a_manifest_that_names_other_files_is_refused(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    prepare(make_texts())
+    (tmp_path / "outside").write_text("of somebody else")
+    path = tmp_path / "corpus/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../outside"] = "0" * 64
+    write_sealed(path, manifest)
+    with pytest.raises(InputError, match="does not list its files"):
+        PreparedCorpus.load(tmp_path / "corpus")
+
+
+def test_a_refused_preparation_leaves_nothing_behind(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="no text"):
+        prepare(source_of([" "]), output_dir=tmp_path / "new/corpus")
+    assert list(tmp_path.iterdir()) == []
+    prepare(make_texts(), output_dir=tmp_path / "new/corpus")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["corpus"]
+
+
+def test_the_manifest_names_the_files_that_were_read_and_where_they_lie_now(
+    prepare: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    one, two, moved = ({"path": path, "sha256": "0" * 64} for path in ("/a.txt", "/b", "/c.txt"))
+    source = dataclasses.replace(source_of(make_texts()), files=[one])
+    held_out = dataclasses.replace(source_of(make_texts(5, seed=9), "held out"), files=[two])
+    corpus = prepare(source, held_out=held_out)
+    assert corpus.manifest["source"]["files"] == [one, two]
+    prepare(dataclasses.replace(source, files=[moved], read=pytest.fail), held_out=held_out)
+    manifest = PreparedCorpus.load(tmp_path / "corpus").manifest
+    assert manifest["source"]["files"] == [moved, two] and manifest["key"] == corpus.manifest["key"]
+    modified = (tmp_path / "corpus/manifest.json").stat().st_mtime_ns
+    prepare(dataclasses.replace(source, files=[moved], read=pytest.fail), held_out=held_out)
+    assert (tmp_path / "corpus/manifest.json").stat().st_mtime_ns == modified
+
+
 def test_a_corpus_of_another_format_is_refused(
     prepare: Callable[..., PreparedCorpus], tmp_path: Path
 ) -> None:
@@ -414,7 +561,8 @@ def test_the_manifest_names_what_made_the_corpus(
 ) -> None:
     prepare(make_texts())
     manifest = json.loads((tmp_path / "corpus" / "manifest.json").read_text())
-    assert manifest["source"] == {"description": "test texts", "fingerprint": "one"}
+    source = {"description": "test texts", "fingerprint": "one", "files": []}
+    assert manifest["source"] == source
     assert manifest["tokenizer"]["vocab_size"] == 8192
     assert {"datasets", "tokenizers", "sentencex"} <= manifest["versions"].keys()
 
@@ -440,25 +588,6 @@ def test_token_counts_are_of_the_training_documents_and_written_once(
     assert stored.dtype == np.int64 and stored.tolist() == expected
     monkeypatch.setattr(prepared, "count_tokens", lambda *_: pytest.fail("counted again"))
     assert PreparedCorpus.load(tmp_path / "corpus").token_counts.tolist() == expected
-
-
-@pytest.mark.parametrize("is_writable", [True, False])
-def test_a_corpus_without_token_counts_is_counted_and_they_are_kept_if_possible(
-    prepare: Callable[..., PreparedCorpus],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    is_writable: bool,
-) -> None:
-    expected = prepare(make_texts()).token_counts
-    (tmp_path / "corpus/token_counts.npy").unlink()
-    if not is_writable:  # the tests may run as root, who may write everywhere
-        monkeypatch.setattr(prepared.os, "access", lambda *_: False)
-    counted = PreparedCorpus.load(tmp_path / "corpus").token_counts
-    assert np.array_equal(counted, expected)
-    assert (tmp_path / "corpus/token_counts.npy").exists() == is_writable
-    monkeypatch.setattr(prepared, "count_tokens", lambda *_: np.zeros(8192, dtype=np.int64))
-    again = PreparedCorpus.load(tmp_path / "corpus").token_counts
-    assert np.array_equal(again, expected) == is_writable
 
 
 def test_ids_beyond_the_size_of_a_vocabulary_with_gaps_are_counted() -> None:
