@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from transformers.utils import logging as transformers_logging
 
-from bert_pretrain.config.flags import AUTO
+from bert_pretrain.config.flags import AUTO, ROWS_OF_UPDATE
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.data.course import Course
 from bert_pretrain.data.processes import gather_on_hosts
@@ -153,6 +153,12 @@ def batch_layout(
         accumulation=optimization.gradient_accumulation_steps or launched_accumulation(),
         num_processes=accelerator.num_processes,
     )
+    if global_batch_size not in ROWS_OF_UPDATE:  # a product of flags
+        raise InputError(
+            f"an update has {global_batch_size:,} rows but may have {ROWS_OF_UPDATE.high:,} at "
+            "most",
+            advice="lower `per_device_train_batch_size` or `gradient_accumulation_steps`",
+        )
     course = _course(config, global_batch_size)
     course.check_rows(num_processes=accelerator.num_processes, num_micro_batches=num_micro_batches)
     if config.run.objective == "contrastive" and global_batch_size < 2:

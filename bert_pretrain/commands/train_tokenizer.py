@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.flags import (
     AUTO,
+    TOKENS,
     CountOrAuto,
     Range,
     at_least,
@@ -72,7 +73,7 @@ class TokenizerArguments:
         Range(0, 1),
     )
     min_frequency: int = flag(2, "Occurrences that a merged pair needs.", at_least(1))
-    model_max_length: int = flag(512, "Longest row of the model in tokens.", at_least(8))
+    model_max_length: int = flag(512, "Longest row of the model in tokens.", TOKENS)
     dataset_name: str | None = flag(None, "'docs' (default), a folder or a Hub id.")
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str = flag("train", "Split of the Hub data set to read.")

@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import (
+    PIXELS,
+    ROWS,
+    ROWS_OF_UPDATE,
     SEEDS,
+    THREADS,
+    TOKENS,
+    WIDTH,
+    WORKERS,
     CountOrAuto,
     LevelRange,
     Range,
@@ -20,8 +27,6 @@ from bert_pretrain.config.schedules import Lengths, Ramp, Rates
 from bert_pretrain.config.sizes import ImageSize
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
-# No machine has more; without a bound a slip of the finger ends in a crash.
-THREADS, WIDTH, PIXELS = Range(0, 4096), 2**16, Range(0, 2**13)
 SHARE = Range(0, 1)
 SHARE_BELOW_ONE = Range(0, 1, high_included=False)
 
@@ -80,7 +85,9 @@ class RunArguments:
         "none", "Tracker of experiments that gets the metrics too."
     )
     profile: int = flag(
-        0, "Updates to profile: a trace and a table in OUTPUT_DIR/profile; 0 = none.", NON_NEGATIVE
+        0,
+        "Updates to profile: a trace and a table in OUTPUT_DIR/profile; 0 = none.",
+        Range(0, 10**4),  # memory holds the trace
     )
     debug: bool = flag(False, "Show the traceback of an input error.")
 
@@ -114,7 +121,7 @@ class DataArguments:
     dataloader_num_workers: CountOrAuto = flag(
         CountOrAuto("auto"),
         "Worker processes per process that make batches; auto = some beside a GPU, none without.",
-        replace(THREADS, or_auto=True),
+        replace(WORKERS, or_auto=True),
     )
 
 
@@ -166,7 +173,7 @@ class TextArguments:
         Lengths(128),
         "Tokens per row with [CLS] and [SEP], at most the model's positions; or LENGTH:SHARE,... "
         "for phases of a run, such as 128:0.9,512:0.1.",
-        at_least(8),
+        TOKENS,
     )
     short_seq_prob: float = flag(0.1, "Share of rows of a random shorter length.", SHARE_BELOW_ONE)
     pair_mode: Literal["exact", "google", "sop"] = flag(
@@ -388,7 +395,7 @@ class OptimizationArguments:
         32,
         "Rows per update over all processes, whatever their number; 0 = per-device size x "
         "accumulation x processes, as also where one of these is given and this is not.",
-        NON_NEGATIVE,
+        ROWS_OF_UPDATE,
     )
     batch_size_ramp: Ramp | None = flag(
         None,
@@ -399,11 +406,11 @@ class OptimizationArguments:
         CountOrAuto(32),
         "Most rows of one forward pass; auto = as many as fit on the GPU (32 without one), which "
         "leaves the rows of an update as the recipe has them.",
-        replace(ONE_OR_MORE, or_auto=True),
+        replace(ROWS, or_auto=True),
     )
-    per_device_eval_batch_size: int = flag(64, "Rows of a forward pass in evaluation.", ONE_OR_MORE)
+    per_device_eval_batch_size: int = flag(64, "Rows of a forward pass in evaluation.", ROWS)
     gradient_accumulation_steps: int = flag(
-        0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.", NON_NEGATIVE
+        0, "Micro-batches per update; 0 = 1, or what --global_batch_size needs.", ROWS_OF_UPDATE
     )
     optimizer: Literal["adamw", "muon", "lamb"] = flag(
         "muon",

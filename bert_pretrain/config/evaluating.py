@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import (
+    ROWS,
     SEEDS,
+    TOKENS,
     LevelRange,
     Range,
     at_least,
+    check_json_target,
     check_seeds,
     check_source,
     flag,
@@ -48,7 +50,7 @@ class EvaluateArguments:
         "42.",
         SEEDS,
     )
-    per_device_eval_batch_size: int = flag(256, "Rows of one forward pass.", at_least(1))
+    per_device_eval_batch_size: int = flag(256, "Rows of one forward pass.", ROWS)
     debug: bool = flag(False, "Show the traceback of an input error.")
 
 
@@ -71,8 +73,9 @@ class EvaluationData:
     )
     validation_share: float | None = flag(
         None,
-        "Share of the images or of the text's tokens to evaluate on, in (0, 1). Without a run: 0.2 "
+        "Share of the images or of the text's tokens to evaluate on. Without a run: 0.2 "
         "of the images, all of a text.",
+        Range(0, 1, low_included=False, high_included=False),
     )
 
 
@@ -94,6 +97,7 @@ class EvaluationImages:
     image_size: ImageSize | None = flag(
         None,
         "Side of a square in pixels, or HEIGHTxWIDTH. Without a run: that of --model's processor.",
+        PIXELS,
     )
     on_bad_image: Literal["error", "skip"] = flag(
         "error", "What to do with an image that cannot be decoded."
@@ -150,7 +154,7 @@ class EvaluationText:
         None,
         "nsp, perplexity: tokens of a row with its special ones. Default: the run's, else 128, or "
         "the tokenizer's model_max_length if that is less.",
-        at_least(8),
+        TOKENS,
     )
 
 
@@ -215,23 +219,11 @@ def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[
             `json` cannot be written.
     """
     words = curve.num_labels or []
-    if not all(re.fullmatch(r"all|0*[1-9][0-9]{0,8}", word) for word in words):
-        raise InputError.out_of_range("num_labels", " ".join(words), "numbers from 1, or all")
+    if not all(word == "all" or re.fullmatch("0*[1-9][0-9]{0,8}", word) for word in words):
+        raise InputError.out_of_range(
+            "num_labels", " ".join(words), "numbers from 1 to 999999999, or all"
+        )
     check_seeds(curve.seeds)
     if not curve.arms or not set(curve.arms) <= set(arms):
         raise InputError.out_of_range("arms", curve.arms, f"of {', '.join(arms)}")
     check_json_target(curve.json)
-
-
-def check_json_target(path: str | None) -> None:
-    """Raise `InputError` if a file for figures, where one is asked for, cannot be made there."""
-    if path is None:
-        return
-    target = Path(path).absolute()
-    # A device or a pipe would be replaced by the file.
-    is_other = target.exists() and not target.is_file()
-    if is_other or not target.parent.is_dir():
-        raise InputError(
-            f"{path} is no file, or the folder it would lie in does not exist",
-            advice="pass a file as `json`",
-        )

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import (
+    ROWS,
+    TOKENS,
     LevelRange,
     Range,
     above,
@@ -161,6 +163,7 @@ class TaskDataArguments:
         0,
         "Tokens of a row; longer texts are cut. 0 = 128, or the tokenizer's model_max_length if "
         "that is less.",
+        Range(0, TOKENS.high),
     )
     augmentation: Literal["none", "crop", "crop_flip"] = flag(
         "none", "What is done to training images at random."
@@ -274,13 +277,11 @@ class RecipeArguments:
     num_train_epochs: float = flag(4.0, "Passes over the training rows.", above(0))
     min_steps: int = flag(200, "Updates at least, however few rows there are.", at_least(0))
     max_steps: int = flag(0, "Updates at most; 0 = no limit.", at_least(0))
-    per_device_train_batch_size: int = flag(16, "Rows of a forward pass.", at_least(1))
+    per_device_train_batch_size: int = flag(16, "Rows of a forward pass.", ROWS)
     gradient_accumulation_steps: int = flag(
-        1, "Forward passes of an update; its loss is the mean over the rows of all.", at_least(1)
+        1, "Forward passes of an update; its loss is the mean over the rows of all.", ROWS
     )
-    per_device_eval_batch_size: int = flag(
-        64, "Rows of a forward pass without gradient.", at_least(1)
-    )
+    per_device_eval_batch_size: int = flag(64, "Rows of a forward pass without gradient.", ROWS)
     weight_decay: float = flag(0.01, "Of matrices.", at_least(0))
     warmup_ratio: float = flag(
         0.1, "Share of the updates over which the rate rises.", Range(0, 1, high_included=False)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from huggingface_hub.errors import HFValidationError
@@ -21,6 +22,7 @@ AnyDataclass = TypeVar("AnyDataclass")
 
 
 AUTO = -1  # the program chooses
+MOST = 10**9  # of whatever is counted, measured or waited for: longer than any run
 
 
 class CountOrAuto(int):
@@ -82,7 +84,7 @@ class Range:
     """The numbers that a flag may be."""
 
     low: float
-    high: float = math.inf
+    high: float = MOST
     low_included: bool = True
     high_included: bool = True
     or_auto: bool = False  # whether the flag is a `CountOrAuto`
@@ -95,23 +97,33 @@ class Range:
 
     def __str__(self) -> str:
         or_auto = " or auto" if self.or_auto else ""
-        if self.high == math.inf:
-            return f"{'at least' if self.low_included else 'greater than'} {self.low}{or_auto}"
+        if self.high == MOST:
+            low = f"{'at least' if self.low_included else 'greater than'} {self.low}"
+            return f"{low}, at most {MOST:,}{or_auto}"
         left, right = "[" if self.low_included else "(", "]" if self.high_included else ")"
         return f"in {left}{self.low}, {self.high}{right}{or_auto}"
 
 
 def at_least(low: float) -> Range:
-    """Return the range of `low` and all above it."""
+    """Return the range of `low` and all above it, up to `MOST`."""
     return Range(low)
 
 
 def above(low: float) -> Range:
-    """Return the range of all above `low`."""
+    """Return the range of all above `low`, up to `MOST`."""
     return Range(low, low_included=False)
 
 
+# Where memory or processes are taken for it, a slip of the finger would end in a crash or hang.
+# Each is several times what anybody has reported.
 SEEDS = Range(0, 2**32 - 1)  # what NumPy takes as a seed
+THREADS = Range(0, 2**10)  # no machine has more cores
+WORKERS = Range(0, 2**8)  # processes, each with a copy of the program in memory
+WIDTH = 2**16  # numbers of an embedding
+PIXELS = Range(0, 2**13)  # of a side
+TOKENS = Range(8, 2**17)  # of a row
+ROWS = Range(1, 2**16)  # of a forward pass
+ROWS_OF_UPDATE = Range(0, 2**20)  # drawn and held together
 
 
 def flag(
@@ -272,6 +284,18 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Raise `InputError` unless seeds are different numbers, each in the range of a seed."""
     if len(set(seeds)) < len(seeds) or not all(seed in SEEDS for seed in seeds):
         raise InputError.out_of_range("seeds", seeds, f"different numbers in 0..{SEEDS.high}")
+
+
+def check_json_target(path: str | None) -> None:
+    """Raise `InputError` if a file of results cannot be written where `json` says."""
+    if path is None:
+        return
+    target = Path(path).absolute()
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(
+            f"{path} is a folder, or the folder it would lie in does not exist",
+            advice="pass a file as `json`",
+        )
 
 
 def check_license(identifier: str | None) -> None:

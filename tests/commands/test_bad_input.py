@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from downstream_models import make_text_model
 from runs import small_flags, write_corpus, write_model_config
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -108,6 +109,32 @@ def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "damaged" in refusal(flags, capsys)
     assert [(folder / "out" / name).read_text() for name in ("metrics.jsonl", "run.json")] == before
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "expected"),
+    [
+        ("prepare", "--data_files corpus.jsonl --seed -1", "[0, 4294967295]"),
+        ("prepare", "--data_files blank.txt", "no text"),
+        ("prepare", "--data_files blank.txt --dataset_name=", "--dataset_name is ''"),
+        ("train-tokenizer", "--dataset_name=", "--dataset_name is ''"),
+        ("train-tokenizer", "--data_files blank.txt", "no text"),
+        ("evaluate", "--model model --suite nsp --dataset_name=", "--dataset_name is ''"),
+        ("finetune", "--model model --dataset_name=", "there is nothing to train on"),
+        ("finetune", "--model model --train_file blank.txt --learning_rate -1", "at least 0"),
+        ("finetune", "--model model --train_file blank.txt", "blank.txt"),
+    ],
+)
+def test_a_refusal_leaves_no_file_behind(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, flags: str, expected: str
+) -> None:
+    write_corpus(folder / "corpus.jsonl")
+    write(folder / "blank.txt", "\n\n  \n")
+    make_text_model(folder / "model")
+    before = sorted(folder.rglob("*"))
+    where = ["--output_dir", "new/out"] if command != "evaluate" else []
+    assert expected in refusal([*flags.split(), *where], capsys, command)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_prepare_and_pretrain_know_what_an_objective_needs(

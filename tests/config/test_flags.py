@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from transformers import HfArgumentParser
 
+import bert_pretrain
 from bert_pretrain.config.arguments import ModelArguments, OptimizationArguments
+from bert_pretrain.config.evaluating import LabelEfficiencyArguments, check_label_efficiency
 from bert_pretrain.config.flags import (
     AUTO,
     LevelRange,
@@ -19,6 +25,7 @@ from bert_pretrain.config.flags import (
     above,
     at_least,
     check_ranges,
+    check_seeds,
     flag,
     parse_flags,
     pick,
@@ -31,6 +38,8 @@ from bert_pretrain.config.pretraining import (
     flags_to_compare,
     parse_config,
 )
+from bert_pretrain.config.recipes import RECIPES
+from bert_pretrain.config.schedules import Lengths, Rates
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.image_encoder_config import IMAGE_SIZES
 from bert_pretrain.models.text_encoder_config import ARCHITECTURES, BERT_SIZES
@@ -53,8 +62,9 @@ class Group:
         ({"share": 1.5}, "in (0, 1]; change `share`"),
         ({"share": 100.0}, "in (0, 1]; change `share`"),
         ({"share": -3.0}, "in (0, 1]; change `share`"),
-        ({"count": 0}, "`count` is 0 but must be at least 1"),
-        ({"rate": 0.0}, "`rate` is 0.0 but must be greater than 0"),
+        ({"count": 0}, "`count` is 0 but must be at least 1, at most 1,000,000,000"),
+        ({"count": 10**9 + 1}, "but must be at least 1, at most 1,000,000,000"),
+        ({"rate": 0.0}, "`rate` is 0.0 but must be greater than 0, at most 1,000,000,000"),
         ({"rate": float("inf")}, "`rate` is inf but must be a finite number"),
         ({"free": float("nan")}, "`free` is nan but must be a finite number"),
     ],
@@ -73,22 +83,95 @@ def test_the_ends_of_a_range_are_allowed_as_stated() -> None:
 def test_the_help_states_each_range_and_parsing_checks_it() -> None:
     parser = HfArgumentParser(Group)
     text = " ".join(parser.format_help().split())
-    assert "A share. Must be in (0, 1]." in text and "A count. Must be at least 1." in text
+    assert "A share. Must be in (0, 1]." in text and "A count. Must be at least 1, at most" in text
     assert parse_flags(parser, ["--share", "0.25", "--count=3"]) == (Group(0.25, 3),)
     with pytest.raises(InputError, match="`count`"):
         parse_flags(parser, ["--count", "-1"])
 
 
-def test_every_number_has_a_range() -> None:
-    for group in GROUPS:
-        for entry in dataclasses.fields(group):
-            is_number = isinstance(entry.default, int | float)
-            if (
-                is_number
-                and not isinstance(entry.default, bool)
-                and "Literal" not in str(entry.type)
-            ):
-                assert "allowed" in entry.metadata, entry.name
+def groups_of_all_commands() -> list[type]:
+    """Return every dataclass of flags, wherever in the package it is declared."""
+    package = Path(bert_pretrain.__file__).parent
+    modules = [
+        importlib.import_module(f"bert_pretrain.{room}.{path.stem}")
+        for room in ("config", "commands")
+        for path in sorted((package / room).glob("[a-z]*.py"))
+    ]
+    found = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if dataclasses.is_dataclass(value) and hasattr(value, "_argument_group_name")
+    }
+    return sorted(found, key=lambda group: group.__name__)
+
+
+def numbers_of(group: type) -> dict[str, type]:
+    """Return the fields of a dataclass that hold a number or several, and the type of one."""
+    found: dict[str, type] = {}
+    for name, hint in get_type_hints(group).items():
+        parts = get_args(hint) or (hint,)
+        types = [part for part in parts if isinstance(part, type) and get_origin(part) is None]
+        kinds = [part for part in types if issubclass(part, int | float) and part is not bool]
+        if kinds and get_origin(hint) not in (Literal, ClassVar):
+            found[name] = kinds[0]
+    return found
+
+
+NUMBERS = [
+    (group, name, kind)
+    for group in groups_of_all_commands()
+    for name, kind in numbers_of(group).items()
+]
+# Numbers that no range bounds, with the reason; lists of seeds have a check of their own.
+UNBOUNDED: dict[str, str] = {}
+
+
+def test_the_flags_of_all_commands_are_looked_at() -> None:
+    names = {name for _, name, _ in NUMBERS}
+    assert {"seed", "vocab_size", "k", "min_steps", "max_pairs", "mlm_probability"} <= names
+    assert {"max_seq_length", "per_device_train_batch_size", "seeds", "image_size"} <= names
+    assert len(NUMBERS) > 60
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "kind"),
+    NUMBERS,
+    ids=[f"{group.__name__}.{name}" for group, name, _ in NUMBERS],
+)
+def test_no_number_is_without_bounds(group: type, name: str, kind: type) -> None:
+    """Text and options as the command line gives them: each of these is nobody's intention."""
+    defaults = {
+        entry.name: "x"
+        for entry in dataclasses.fields(group)
+        if entry.default is entry.default_factory is dataclasses.MISSING
+    }
+    wrong = [10**12, -7] if issubclass(kind, int) else [1e12, 1e300, -0.1, math.nan, math.inf]
+    for value in wrong:
+        with pytest.raises(InputError) as refused:
+            if name == "seeds":
+                check_seeds([1, value])
+            else:
+                made = kind(str(value)) if kind in (Lengths, Rates) else kind(value)
+                check_ranges(group(**defaults | {name: made}))
+        assert name in UNBOUNDED or refused.value.parameter == name
+        assert f"`{name}`" in str(refused.value) and str(value)[:6] in str(refused.value)
+        assert refused.value.allowed
+
+
+@pytest.mark.parametrize("objective", RECIPES)
+def test_recipes_lie_within_the_ranges(objective: str) -> None:
+    for recipe in RECIPES[objective]:
+        parse_config(["--objective", objective, "--recipe", recipe])
+
+
+@pytest.mark.parametrize(
+    "word", ["0", "1000000000", "9" * 5000, "-1", "1.5", "\u0663", "all of it"]
+)
+def test_numbers_of_labels_are_bounded_too(word: str) -> None:
+    curve = LabelEfficiencyArguments(model="m", output_dir="o", num_labels=["4", word])
+    with pytest.raises(InputError, match="`num_labels` is"):
+        check_label_efficiency(curve, arms=["fine_tuned"])
 
 
 def test_no_help_repeats_a_range_by_hand() -> None:
@@ -166,7 +249,7 @@ def test_auto_is_a_word_not_a_number() -> None:
     spelling = "--per_device_train_batch_size"
     assert optimization(spelling, "auto").per_device_train_batch_size == AUTO
     assert parse_config([]).data.dataloader_num_workers == AUTO
-    with pytest.raises(InputError, match="must be at least 1 or auto"):
+    with pytest.raises(InputError, match=r"must be in \[1, 65536\] or auto"):
         optimization(spelling, "0")
     for wrong in ("-1", "some", "1.5"):
         with pytest.raises(InputError, match=f"is '{wrong}' but must be a number or auto"):
