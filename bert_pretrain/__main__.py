@@ -21,6 +21,7 @@ COMMANDS = {
     "embed": "write the vectors of texts or images that an encoder makes",
     "neighbours": "find the nearest of embedded texts or images",
     "report": "show a run as one HTML page",
+    "verify": "check that a run, and what it was made of, is as it was written",
     "hub": "publish a run or a prepared corpus on the Hugging Face Hub",
     "cache": "list and remove the decoded copies of images",
 }

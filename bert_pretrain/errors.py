@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 _PARAMETER = re.compile(r"`(\w+)`")  # in messages
+_SECRET_NAME = re.compile(r"(?:.*_)?(?:token|secret|password|api_?key)", re.IGNORECASE)
+_SHORTEST_SECRET = 8  # characters; shorter ones are too often words
+REMOVED = "[removed]"
 
 
 class InputError(ValueError):
@@ -95,3 +99,16 @@ def first_line(error: BaseException) -> str:
     """
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return line.replace("`", "'")
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether what goes by a name, such as HF_TOKEN, is nobody else's business."""
+    return _SECRET_NAME.fullmatch(name) is not None
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text without the values of this environment's secrets, such as HF_TOKEN's."""
+    for name, secret in os.environ.items():
+        if len(secret) >= _SHORTEST_SECRET and is_secret_name(name):
+            text = text.replace(secret, REMOVED)
+    return text

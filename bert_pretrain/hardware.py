@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import re
@@ -14,6 +16,9 @@ from typing import Any
 
 import torch
 
+from bert_pretrain.errors import hide_secrets
+
+_PACKAGE = Path(__file__).parent
 _PACKAGES = (
     "bert-pretrain",
     "torch",
@@ -134,12 +139,13 @@ def cpu_threads(requested: int) -> int:
 
 
 def describe_run() -> dict[str, Any]:
-    """Return versions, git revision of the package's checkout, command line and hardware."""
+    """Return versions, the package's code, command line and hardware."""
     return {
-        "command": sys.argv,
+        "command": [hide_secrets(word) for word in sys.argv],
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
-        "git_revision": _git_revision(),
+        **_describe_git(),
+        "code_sha256": code_sha256(),
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -149,6 +155,16 @@ def describe_run() -> dict[str, Any]:
     }
 
 
+@functools.cache  # lest a record name code that has been edited since it was imported
+def code_sha256() -> str:
+    """Return the SHA-256 of the package's Python files and of their names below it."""
+    sha256 = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        name, content = str(path.relative_to(_PACKAGE)), path.read_bytes()
+        sha256.update(f"{name} {len(content)}\n".encode() + content)
+    return sha256.hexdigest()
+
+
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
@@ -156,8 +172,21 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def _describe_git() -> dict[str, Any]:
+    """Return the revision of the package's checkout and whether its code is that; else None."""
+    # An installed package may lie in a repository that is not its own.
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {"git_revision": None, "git_is_changed": None}
+    changes = _git("status", "--porcelain", "--", ".")
+    return {
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_is_changed": None if changes is None else bool(changes),
+    }
+
+
+def _git(*words: str) -> str | None:
+    """Return what git says of the package's folder; None if it cannot."""
+    command = ["git", "-C", str(_PACKAGE), *words]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

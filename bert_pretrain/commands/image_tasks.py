@@ -23,19 +23,21 @@ def autoencoder_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
     autoencoder = config.autoencoder
     corpus, common = _open_images(config, accelerator), _common_values(config)
     if autoencoder.mask_ratio > 0:
-        return autoencoders.masked_autoencoder_task(
+        task = autoencoders.masked_autoencoder_task(
             corpus,
             mask_ratio=autoencoder.mask_ratio,
             normalize_target=autoencoder.norm_pix_loss,
             **common,
         )
-    return autoencoders.autoencoder_task(
-        corpus,
-        embedding_dim=autoencoder.embedding_dim,
-        kind=autoencoder.reconstruction_loss,
-        noise_std=autoencoder.noise_std,
-        **common,
-    )
+    else:
+        task = autoencoders.autoencoder_task(
+            corpus,
+            embedding_dim=autoencoder.embedding_dim,
+            kind=autoencoder.reconstruction_loss,
+            noise_std=autoencoder.noise_std,
+            **common,
+        )
+    return task._replace(sources={"data": corpus.provenance})
 
 
 def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
@@ -47,8 +49,9 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
             advice="pass `queue_size` 0, or launch without FSDP",
         )
     rule = augmentation_rule(config)  # before much work: it may be refused
-    return contrasts.contrastive_task(
-        _open_images(config, accelerator, with_whole=True),
+    corpus = _open_images(config, accelerator, with_whole=True)
+    task = contrasts.contrastive_task(
+        corpus,
         rule,
         projection_dim=contrastive.projection_dim,
         loss=contrastive.loss,
@@ -65,6 +68,7 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
         key_momentum=contrastive.key_momentum,
         **_common_values(config),
     )
+    return task._replace(sources={"data": corpus.provenance})
 
 
 # What has no effect where another flag is 0.

@@ -30,7 +30,7 @@ from bert_pretrain.commands.machine import (
     settle_layout,
 )
 from bert_pretrain.commands.running import reporting_input_errors
-from bert_pretrain.commands.tasks import build_task
+from bert_pretrain.commands.tasks import build_task, sources_of
 from bert_pretrain.config.pretraining import (
     PretrainingConfig,
     changing_flags,
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             confirm_claim(run_dir, resume_from, checkpoint)
             if checkpoint is not None:
                 leave_newer_aside(checkpoint, run_dir, accelerator.print)
-            write_run_json(config.to_dict(), run_dir, trainer)
+            write_run_json(config.to_dict(), run_dir, trainer, sources_of(config, task))
         if config.run.report_to != "none":
             # Rows that a killed run has written after its checkpoint come again.
             again = {"tensorboard": {"purge_step": trainer.step + 1}} if checkpoint else {}

@@ -7,7 +7,9 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
+from typing import Any
 
 from bert_pretrain.data.signals import exit_status
 from bert_pretrain.errors import (
@@ -15,6 +17,7 @@ from bert_pretrain.errors import (
     MachineError,
     RunStoppedError,
     TrainingError,
+    hide_secrets,
     spell,
 )
 
@@ -37,7 +40,8 @@ _OF_THE_MACHINE = {
 def reporting_input_errors(*, debug: bool, **spellings: str) -> Iterator[None]:
     """Turn an `InputError` into one message and status 2, a `TrainingError` into status 1.
 
-    So does what the machine refuses, such as a full disk.
+    So does what the machine refuses, such as a full disk. Neither a message nor a traceback shows a
+    secret of the environment, such as HF_TOKEN's value.
 
     A run that a signal stopped ends with 128 and the signal's number, as shells count it, and so
     does whatever else is interrupted from the keyboard.
@@ -47,6 +51,7 @@ def reporting_input_errors(*, debug: bool, **spellings: str) -> Iterator[None]:
         spellings: of parameters that this command's flags call otherwise, see
             `bert_pretrain.errors.spell`.
     """
+    sys.excepthook = _print_traceback
     try:
         yield
     except KeyboardInterrupt:
@@ -59,20 +64,24 @@ def reporting_input_errors(*, debug: bool, **spellings: str) -> Iterator[None]:
             raise
         is_name = error.errno == errno.ENAMETOOLONG  # the one of them that a flag can cure
         advice = "; pass shorter names" if is_name else ""
-        sys.stderr.write(f"{_process()}error: the system refuses: {error}{advice}\n")
+        sys.stderr.write(hide_secrets(f"{_process()}error: the system refuses: {error}{advice}\n"))
         raise SystemExit(2 if is_name else 1) from None
     except (InputError, TrainingError, MachineError, RunStoppedError) as error:
         if debug:
             raise
         # The processes of a run usually meet the same error; each says so, in a line of its own,
         # because an error that one process alone meets would otherwise end the run in silence.
-        message = spell(str(error), **spellings)
+        message = hide_secrets(spell(str(error), **spellings))
         if isinstance(error, RunStoppedError):
             if not _process():  # all processes have stopped together
                 sys.stderr.write(f"{message}\n")
             raise SystemExit(exit_status(error.number)) from None
         sys.stderr.write(f"{_process()}error: {message}\n")
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+
+
+def _print_traceback(*raised: Any) -> None:
+    sys.stderr.write(hide_secrets("".join(traceback.format_exception(*raised))))
 
 
 def _process() -> str:

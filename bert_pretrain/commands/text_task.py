@@ -29,7 +29,7 @@ from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
 from bert_pretrain.text.opening import data_card, open_corpus
 from bert_pretrain.text.pairs import PairMode
 from bert_pretrain.text.sentences import standard_language
-from bert_pretrain.text.tokenizers import load_tokenizer
+from bert_pretrain.text.tokenizers import load_tokenizer, tokenizer_hash
 from bert_pretrain.text.words import check_unit
 
 
@@ -135,7 +135,11 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         max_seq_length=text.max_seq_length,
         is_from_scratch=is_from_scratch,
     )
-    return Task(objective, TextMonitor(corpus, tokenizer, held_out), exporter)
+    sources = {
+        "data": corpus.provenance,
+        "tokenizer": {"name": tokenizer.name_or_path, "sha256": tokenizer_hash(tokenizer)},
+    }
+    return Task(objective, TextMonitor(corpus, tokenizer, held_out), exporter, sources)
 
 
 def _tokenizer_for(outline: PreTrainedModel, config: PretrainingConfig) -> PreTrainedTokenizerFast:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import ClassVar, Literal
 
 from bert_pretrain.config.flags import (
+    PIXELS,
     ROWS,
     SEEDS,
     TOKENS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import statistics
 from pathlib import Path
@@ -226,7 +227,7 @@ def model_card(
     return CARD.format(
         metadata=metadata.to_yaml(),
         code=_code(splits, repo_id),
-        title=repo_id.rpartition("/")[2],
+        title=html.escape(repo_id.rpartition("/")[2]),
         made=made + "It is a plain transformers model",
         labels=", ".join(labels) or "a number (regression)",
         num_seeds=len(results["seeds"]),

@@ -6,9 +6,10 @@ what is kept. It knows no modality.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -160,8 +161,13 @@ class Exporter(Protocol):
 
 
 class Task(NamedTuple):
-    """What a run is about."""
+    """What a run is about.
+
+    Attributes:
+        sources: JSON-able, what tells data and tokenizer from others, for run.json.
+    """
 
     objective: Objective
     monitor: Monitor
     exporter: Exporter
+    sources: Mapping[str, Any] = MappingProxyType({})

@@ -132,7 +132,7 @@ def model_card(
         title=html.escape(str(card_data.model_name)),
         repo_id=repo_id,
         state_folder=STATE_FOLDER if config.get("hub_push_state") else "",
-        data_card=data_card,
+        data_card=_fenced(data_card),
         record=record,
         config=config,
         left_out=_NO_RECIPE.split(),
@@ -141,10 +141,11 @@ def model_card(
         has_curves=bool(metrics_rows),
         warnings=[row for row in metrics_rows if row["split"] == "warning"],
         evaluated=evaluated,
-        evaluated_on=evaluated_on,
+        evaluated_on=html.escape(evaluated_on, quote=False),
         measured=measured,
         baselines=_BASELINES,
-        command=_command(record),
+        command=_fenced(_command(record)),
+        digests=_digests(record),
         machine=_machine(record["hardware"], uses_gpu=config["device"] != "cpu"),
         seconds=seconds,
         emissions_grams=emissions_grams,
@@ -221,6 +222,32 @@ def _command(record: Mapping[str, Any]) -> str:
     elif Path(program).name == "bert-pretrain" and num_processes == 1:
         launcher = ""
     return f"{launcher} {program} {shlex.join(flags)}".strip()
+
+
+def _fenced(text: str) -> str:
+    """Return a text that cannot end the code block it stands in, as a file's name could."""
+    return text.replace("```", "'''")
+
+
+def _digests(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of what the model was made of and of what it is, as far as recorded."""
+    sources = record.get("sources") or {}
+    data, tokenizer = sources.get("data", {}), sources.get("tokenizer", {})
+    files = {
+        f"`{name}` here": digest
+        for name, digest in record.get("files", {}).items()
+        if name.endswith(".safetensors")
+    }
+    began = (sources.get("initial_weights") or {}).get("files", {})
+    known = {
+        "the data as they were read": data.get("fingerprint"),
+        "the data as they were prepared and divided": data.get("key"),
+        "the tokenizer": tokenizer.get("sha256"),
+        **{f"`{name}` that it began with": digest for name, digest in began.items()},
+        "the program's Python files": record.get("code_sha256"),
+        **files,
+    }
+    return {what: digest for what, digest in known.items() if digest}
 
 
 def _machine(hardware: Mapping[str, Any], *, uses_gpu: bool) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.atomic import replace_folder, write_json
+from bert_pretrain.data.digests import digests_of, seal
 from bert_pretrain.data.run_folder import (
     checkpoint_path,
     list_checkpoints,
@@ -63,16 +64,19 @@ def write_publication(
     """
     aside = directory.with_name(directory.name + ".new")
     exporter.export(model, aside)
+    exported = [str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()]
+    # Card, curves and this record are not among them: whoever publishes a model may edit its card.
+    files = digests_of(aside, exported)
     metrics = run_dir / "metrics.jsonl"
     # A finished run that is continued in a new folder has nothing left to measure.
     rows = [row for row in read_rows(metrics) if row["step"] <= step] if metrics.is_file() else []
     if rows:
         draw_curves(rows, aside / "curves.png")
-    record = read_run_json(run_dir) | {"step": step}
+    record = read_run_json(run_dir) | {"step": step, "files": files}
     sources = hub_sources(record["config"])
     public_names = [record["config"].get("hub_model_id"), *sources.values()]
     record = scrub(record, keep=[name for name in public_names if name])
-    write_json(aside / "run.json", record)
+    write_json(aside / "run.json", seal(record))
     card = model_card(
         exporter.card_fields(model),
         record=record,

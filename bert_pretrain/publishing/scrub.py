@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
-import os
 import re
 import socket
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from bert_pretrain.errors import REMOVED, hide_secrets, is_secret_name
 
 # Tokens of Hugging Face, OpenAI, GitHub and GitLab, values assigned to the name of a secret, and
 # the user and password of an address.
@@ -23,14 +24,12 @@ _TOKEN = re.compile(
     r"|(?<=://)[^\s/@]+:[^\s/@]+(?=@)",
     re.IGNORECASE,
 )
-_SECRET_NAME = re.compile(r"(?:.*_)?(?:token|secret|password|api_?key)", re.IGNORECASE)
 # A path from the root, the home folder or a drive, where a word begins; not the // of an address.
 _PATH_START = r"(?:file://)?(?:[A-Za-z]:[\\/]|~[\w.-]*[\\/]|/(?=[^\s/])|\\\\)"
 _PATH = re.compile(rf"(?<![\w/.:~\\-]){_PATH_START}[^\s\"'`,;()\[\]{{}}]*")
 # A text that is one path, perhaps behind its flag; it may hold blanks.
 _ONE_PATH = re.compile(rf"(?:--[\w-]+=)?(?P<path>{_PATH_START}[^,\n]*)")
-_REMOVED = "[removed]"
-_SHORTEST_SECRET, _SHORTEST_NAME = 8, 3  # characters; shorter ones are too often words
+_SHORTEST_NAME = 3  # characters; shorter ones are too often words
 
 
 def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
@@ -41,8 +40,8 @@ def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
     """
     if isinstance(value, dict):
         return {
-            key: _REMOVED
-            if isinstance(entry, str) and _SECRET_NAME.fullmatch(key)
+            key: REMOVED
+            if isinstance(entry, str) and is_secret_name(key)
             else scrub(entry, keep=keep)
             for key, entry in value.items()
         }
@@ -50,10 +49,7 @@ def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
         return [scrub(entry, keep=keep) for entry in value]
     if not isinstance(value, str) or value in keep or value.partition("=")[2] in keep:
         return value
-    text = _TOKEN.sub(_REMOVED, value)
-    for name, secret in os.environ.items():
-        if len(secret) >= _SHORTEST_SECRET and _SECRET_NAME.fullmatch(name):
-            text = text.replace(secret, _REMOVED)
+    text = hide_secrets(_TOKEN.sub(REMOVED, value))
     if match := _ONE_PATH.fullmatch(text):
         text = text[: match.start("path")] + _last_part(match["path"])
     text = _PATH.sub(lambda match: _last_part(match[0]), text)

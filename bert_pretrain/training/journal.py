@@ -18,11 +18,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bert_pretrain.data.run_folder import list_checkpoints
 from bert_pretrain.errors import spell
 from bert_pretrain.training.finite import FiniteGuard
 from bert_pretrain.training.memory import peak_gib
 from bert_pretrain.training.metrics import Clock, JsonLines, ToHost, TotalSums
 from bert_pretrain.training.spikes import Spike, SpikeWatch
+
+_NAMED_LINES = 5  # of those that are damaged
 
 
 @dataclass
@@ -102,12 +105,29 @@ class Journal:
         self.clock.seconds_before = seconds
 
     def start(self, step: int) -> None:
-        """Start the clock; remove rows past `step` updates, and all if the run begins."""
+        """Start the clock; remove rows past `step` updates, and all if the run begins.
+
+        Say which of its rows a run that goes on has lost.
+        """
         self.clock.start()
-        if self._accelerator.is_main_process:
-            # A run that was ended before its first checkpoint starts over and keeps no row.
-            for file in (self._metrics, self._shown):
-                file.cut_back(keep_until_step=step or -1)
+        if not self._accelerator.is_main_process:
+            return
+        folder = self._metrics.path.parent
+        is_lost = not self._metrics.path.exists() and bool(list_checkpoints(folder / "checkpoints"))
+        # A run that was ended before its first checkpoint starts over and keeps no row.
+        damaged, _ = (
+            file.cut_back(keep_until_step=step or -1) for file in (self._metrics, self._shown)
+        )
+        if step and is_lost:
+            self.warn(f"metrics.jsonl is lost, with all rows up to update {step}", step=step)
+        if step and damaged:
+            listed = ", ".join(map(str, damaged[:_NAMED_LINES])) + ", ..." * (
+                len(damaged) > _NAMED_LINES
+            )
+            self.warn(
+                f"metrics.jsonl was damaged: what was line {listed} is no row and is left out",
+                step=step,
+            )
 
     def go_back(self, *, step: int, num_units: int) -> None:
         """Continue from an earlier update that had counted so many units; the clock goes on.

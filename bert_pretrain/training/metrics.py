@@ -171,13 +171,20 @@ class JsonLines:
         """Name the file; nothing is opened yet."""
         self.path = path
 
-    def cut_back(self, *, keep_until_step: int) -> None:
-        """Remove rows past a step, and a last line that is half-written."""
-        if self.path.exists():
-            # Not splitlines: a word may be a line separator of Unicode, which JSON leaves as it is.
-            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-            kept = [f"{line}\n" for line in lines if _step_of(line) <= keep_until_step]
-            write_text(self.path, "".join(kept))
+    def cut_back(self, *, keep_until_step: int) -> list[int]:
+        """Remove rows past a step, a last line that is half-written, and lines that are no rows.
+
+        Returns:
+            The numbers of the latter, from 1 on: somebody or a disk has damaged them.
+        """
+        if not self.path.exists():
+            return []
+        # Not splitlines: a word may be a line separator of Unicode, which JSON leaves as it is.
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        steps = [_step_of(line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step <= keep_until_step]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+        return [place for place, step in enumerate(steps[:-1], start=1) if step == math.inf]
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row and hand it to the operating system.

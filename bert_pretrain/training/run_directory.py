@@ -15,8 +15,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import check_creatable, write_json
+from bert_pretrain.data.digests import seal
 from bert_pretrain.data.run_folder import LOCK_FILE, list_checkpoints
-from bert_pretrain.errors import InputError, spell
+from bert_pretrain.errors import InputError, hide_secrets, spell
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.training.changes import changes, table
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state, set_newer_aside
@@ -94,8 +95,10 @@ def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | Non
         )
 
 
-def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> None:
-    """Record what was asked for, what it came to, on what it ran and since when."""
+def write_run_json(
+    flags: dict[str, Any], run_dir: Path, trainer: Trainer, sources: dict[str, Any]
+) -> None:
+    """Record what was asked for, what it came to, of what and on what it ran and since when."""
     accelerator = trainer.accelerator
     effective = {
         "global_batch_size": trainer.layout.global_batch_size,
@@ -113,9 +116,9 @@ def write_run_json(flags: dict[str, Any], run_dir: Path, trainer: Trainer) -> No
     # Differs at every start, also of the same run, so that `final/` can be recognised as the result
     # of the latest start.
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    write_json(
-        run_dir / "run.json", {"config": flags | effective, "started": started} | describe_run()
-    )
+    record = {"config": flags | effective, "started": started, "sources": sources}
+    text = json.dumps(record | describe_run(), ensure_ascii=False)
+    write_json(run_dir / "run.json", seal(json.loads(hide_secrets(text))))
 
 
 def fingerprint(

@@ -111,7 +111,7 @@ class Trainer:
         """
         assert accelerator.gradient_accumulation_steps == 1
         self.accelerator = accelerator
-        self.objective, self.monitor, self.exporter = task
+        self.objective, self.monitor, self.exporter = task.objective, task.monitor, task.exporter
         self.schedule = schedule
         self.intervals = intervals
         self.layout = layout

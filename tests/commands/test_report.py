@@ -165,3 +165,17 @@ def test_an_image_run_shows_the_first_and_the_last_picture_of_each_kind(tmp_path
     shown = [base64.b64decode(address.split(",")[1]) for address in page.addresses[1:]]
     assert shown == [drawn[0, "views"], drawn[1000000, "views"], drawn[5, "embeddings"]]
     assert not re.search(r"(src|href)=\"(?!data:)", html)
+
+
+def test_what_a_run_says_is_text_and_no_html(tmp_path: Path) -> None:
+    image = "<img src=x onerror=alert(1)>"
+    run = write_run(tmp_path / "run<b>", text_column=image)
+    with (run / "metrics.jsonl").open("w") as file:
+        file.write(json.dumps(VALIDATION | {"step": 0, f"{image}_loss": 1.0}) + "\n")
+        file.write(json.dumps({"split": "warning", "step": 0, "message": image}) + "\n")
+    (run / "fill_mask.jsonl").write_text(
+        json.dumps({"step": 0} | MASK | {"sentence": image, "candidates": [[image, 0.2]]}) + "\n"
+    )
+    html = write_report(run).read_text()
+    assert "<img src=x" not in html and "run<b>" not in html
+    assert html.count("&lt;img src=x") >= 4

@@ -123,6 +123,40 @@ def test_a_value_that_would_end_a_cell_of_the_table_does_not() -> None:
     assert "| `text_column` | a\\|b |" in card(run_record(text_column="a|b")).text
 
 
+def test_what_a_run_says_is_text_and_no_html_and_ends_no_block() -> None:
+    image = "<img src=x onerror=alert(1)>"
+    record = run_record(text_column=image, output_dir=f"out/{image}", dataset_name=f"a/{image}")
+    record["command"] += ["--data_files", f"```{image}"]
+    rows = metrics_rows(mlm_loss=4.0)
+    rows.append({"split": "warning", "step": 20, "message": image})
+    text = card(record, metrics_rows=rows, data_card=f"```\n{image}\n```").text
+    blocks = text.split("```")
+    assert len(blocks) % 2 == 1  # each that begins ends
+    prose, fenced = "".join(blocks[::2]), "".join(blocks[1::2])
+    assert "<img" not in prose and prose.count("&lt;img src=x") >= 4
+    assert fenced.count("<img src=x") == 2
+
+
+def test_the_card_has_what_tells_data_code_tokenizer_and_weights_from_others() -> None:
+    assert "SHA-256" not in card().text  # of a run that did not record them
+    digests = {name: name[0] * 64 for name in ("fingerprint", "key", "tokenizer", "began", "code")}
+    record = run_record() | {
+        "sources": {
+            "data": {"fingerprint": digests["fingerprint"], "key": digests["key"]},
+            "tokenizer": {"name": "t", "sha256": digests["tokenizer"]},
+            "initial_weights": {"name": "m", "files": {"model.safetensors": digests["began"]}},
+        },
+        "files": {"model.safetensors": "e" * 64, "config.json": "9" * 64},
+        "code_sha256": digests["code"],
+        "git_is_changed": True,
+    }
+    text = card(record).text
+    assert all(digest in text for digest in digests.values())
+    assert f"| `model.safetensors` here | `{'e' * 64}` |" in text and "9" * 64 not in text
+    assert "`, with changes that were not committed." in text
+    assert "changes that were not" not in card(record | {"git_is_changed": False}).text
+
+
 def test_carbon_is_claimed_only_where_it_was_measured(tmp_path: Path) -> None:
     assert "not measured" in card().text and "co2_eq_emissions" not in card().data.to_dict()
     assert read_emissions(tmp_path) is None

@@ -306,6 +306,41 @@ def test_a_resumed_run_writes_the_rows_of_a_run_without_interruption(
     assert (tmp_path / "checkpoints/step-000004").is_dir()
 
 
+@pytest.mark.parametrize("damage", ["lost", "line"])
+def test_a_resumed_run_says_which_rows_it_has_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4, save_steps=2).train()
+    metrics = tmp_path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    if damage == "lost":
+        metrics.unlink()
+    else:
+        metrics.write_text("\n".join([lines[0], lines[1][:-5], *lines[2:], '{"split": "tr']))
+    checkpoint = tmp_path / "checkpoints/step-000002"
+    resumed = line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4)
+    resumed.load_checkpoint(checkpoint, read_state(checkpoint))
+    resumed.train()
+    (warning,) = rows_of(tmp_path, "warning")
+    assert warning["step"] == 2
+    expected = {
+        "lost": "metrics.jsonl is lost, with all rows up to update 2",
+        "line": "metrics.jsonl was damaged: what was line 2 is no row and is left out",
+    }[damage]
+    assert warning["message"] == expected and f"WARNING: {expected}" in capsys.readouterr().out
+    kept = {"lost": [3, 4], "line": [2, 3, 4]}[damage]
+    assert [row["step"] for row in rows_of(tmp_path, "train")] == kept
+
+
+def test_a_run_that_goes_on_in_another_folder_has_lost_nothing(tmp_path: Path) -> None:
+    line_trainer(Accelerator(cpu=True), tmp_path / "a", max_steps=4, save_steps=2).train()
+    checkpoint = tmp_path / "a/checkpoints/step-000002"
+    resumed = line_trainer(Accelerator(cpu=True), tmp_path / "b", max_steps=4)
+    resumed.load_checkpoint(checkpoint, read_state(checkpoint))
+    resumed.train()
+    assert rows_of(tmp_path / "b", "warning") == []
+
+
 def test_a_resumed_run_takes_the_optimiser_flags_of_now(tmp_path: Path) -> None:
     """They are announced as changed; the state in the checkpoint must not bring back the old."""
     line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4, save_steps=2).train()
