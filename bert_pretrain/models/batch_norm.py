@@ -32,7 +32,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         parts = gather_rows(
             torch.cat([count, mean, variance])[None], num_rows_per_rank=[1] * num_processes()
         )
-        counts, means, variances = parts.split([1, len(mean), len(mean)], dim=1)
+        counts, means, variances = torch.split(parts, [1, len(mean), len(mean)], dim=1)
         total = counts.sum()
         shares = counts / total  # (number of processes, 1)
         mean = (shares * means).sum(dim=0)
@@ -42,11 +42,13 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         self._remember(mean.detach(), variance.detach() * total / (total - 1))
         factor = torch.rsqrt(variance + self.eps) * self.weight
         shape = (1, -1, 1, 1)
-        normal = (rows - mean.view(shape)) * factor.view(shape) + self.bias.view(shape)
+        normal: Tensor = (rows - mean.view(shape)) * factor.view(shape) + self.bias.view(shape)
         return normal.to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
         self.num_batches_tracked.add_(1)
@@ -55,7 +57,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 def share_batch_statistics(model: nn.Module) -> None:
     """Let all 2-D batch normalisations of a model see the rows of all processes; in place."""
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d and module.affine and module.momentum is not None:
+        is_usual = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
+        if is_usual and module.momentum is not None:
             module.__class__ = SharedBatchNorm2d
 
 

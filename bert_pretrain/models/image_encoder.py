@@ -253,9 +253,9 @@ def set_dropout(model: nn.Module, dropout: float) -> None:
         )
     for module in modules:
         module.p = dropout
-    for module in model.modules():
-        if isinstance(getattr(module, "drop_prob", None), float):  # a DropPath of transformers
-            module.drop_prob = 0.0
+    for part in model.modules():
+        if isinstance(getattr(part, "drop_prob", None), float):  # a DropPath of transformers
+            setattr(part, "drop_prob", 0.0)  # noqa: B010  # mypy knows no such attribute
 
 
 def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: Any) -> Any:

@@ -74,11 +74,12 @@ def show_triplets(
         batch["negative_offset"],
     )
     far = pairwise_distance(e1, e1[chosen], distance)
-    images = (part[:NUM_SHOWN] for part in (anchors, positives, anchors[chosen]))
     length = " of length 1" if normalize else ""
     draw_triplets(
         Triplets(
-            *map(channels_last, images),
+            channels_last(anchors[:NUM_SHOWN]),
+            channels_last(positives[:NUM_SHOWN]),
+            channels_last(anchors[chosen[:NUM_SHOWN]]),
             positive_distances=near[:NUM_SHOWN].cpu().numpy(),
             negative_distances=far[:NUM_SHOWN].cpu().numpy(),
             margin=margin,
@@ -120,7 +121,7 @@ def draw_pairs(
         rows,
         path,
         title="Two views of held-out images: the model is to find the pair among views of others",
-        caption="below each: cosine similarity of its two views | highest one of its first view "
+        caption="Below each: cosine similarity of its two views | highest one of its first view "
         f"with a view of another of {len(own)} images; \N{CHECK MARK} = the pair is closer. "
         f"{sum(is_found)} of {len(own)} pairs are found.",
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -150,7 +150,9 @@ class ImageMonitor:
         names = self.corpus.label_names
         # The same map at each evaluation, so that the first can stand beside the last, and one that
         # takes seconds at the end.
-        maps = {"embeddings": "pca"} | ({"embeddings_tsne": "tsne"} if is_last else {})
+        maps: dict[str, Literal["pca", "tsne"]] = {"embeddings": "pca"}
+        if is_last:
+            maps["embeddings_tsne"] = "tsne"
         for file_name, method in maps.items() if len(features) >= MIN_MAP_POINTS else ():
             embedding_map(
                 features,

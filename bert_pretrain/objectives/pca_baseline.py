@@ -100,5 +100,5 @@ def pca_baseline(
     return PcaBaseline(
         {f"pca_reconstruction_{name}": found[name] for name in ("loss", "psnr")},
         inputs,
-        np.array(found["outputs"], dtype=np.float32) / 255,
+        np.array(found["outputs"], dtype=np.float32) / np.float32(255),
     )
