@@ -290,9 +290,10 @@ class _Parts:
             )
         with naming_disk(self._path.parent):
             if self._path.suffix == ".npy":
-                # The matrix last: with it all is there.
-                self._write_table(table_beside(self._path), without=EMBEDDING)
-                self._write_matrix(self._path)
+                with atomic_file(self._path) as aside:
+                    self._write_matrix(aside)
+                    # Both appear at once, so that an older matrix has no table of a newer one.
+                    self._write_table(table_beside(self._path), without=EMBEDDING)
             else:
                 self._write_table(self._path)
         self.files.clear()  # what is left to do is to remove them
@@ -319,7 +320,7 @@ class _Parts:
             "fortran_order": False,
             "shape": (self.counts.num_embedded, self.width),
         }
-        with atomic_file(path) as aside, aside.open("wb") as file:
+        with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, description)
             for table in self._tables():
                 file.write(np.ascontiguousarray(matrix_of(table)).tobytes())
