@@ -41,6 +41,7 @@ FLAGS: list[tuple[str, ...]] = [
     ('--output_dir ""', "--output_dir is ''"),
     ('--tokenizer_name ""', "--tokenizer_name is ''"),
     ('--resume_from_checkpoint ""', "--resume_from_checkpoint is ''"),
+    ("--tokenizer_name caf\udce9", "--tokenizer_name is 'caf\\udce9' but must be text in UTF-8"),
     # Ranges.
     ("--mlm_probability 15", "--mlm_probability is 15.0", "(0, 1)", "--mlm_probability 0.15"),
     ("--mlm_probability 0", "(0, 1)"),
@@ -316,9 +317,7 @@ RUNS: list[tuple[str, ...]] = [
     ("optimizer_lost", "optimizer.bin is missing or damaged"),
     ("weights_damaged", "model.safetensors is missing or damaged"),
     ("run --seed 7", "cannot be continued", "--seed", "42", "7", "--resume_from_checkpoint"),
-    ("run --optimizer adamw", "--optimizer", "muon", "adamw", "--resume_from_checkpoint"),
     ("run --config_name config_wide", "hidden_size", "32", "64", "--resume_from_checkpoint"),
-    ("run --objective mlm", "--objective", "mlm_nsp", "--resume_from_checkpoint"),
 ]
 
 

@@ -14,19 +14,19 @@ MODULE = ["-m", "bert_pretrain"]
 TOKENIZER = str(ROOT / "tokenizer/train_tokenizer.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         # A byte that no text in UTF-8 has, as a shell passes it on.
         ([*MODULE, "evaluate", "--model", b"caf\xe9", "--suite", "knn"], "--model is 'caf\\udce9'"),
-        pytest.param([PROGRAM, "--max_steps", "x"], "--max_steps is 'x'", marks=pytest.mark.slow),
-        pytest.param([TOKENIZER, "--vocab_size", "1"], "--vocab_size is 1", marks=pytest.mark.slow),
-        pytest.param(
+        ([PROGRAM, "--max_steps", "x"], "--max_steps is 'x'"),
+        ([TOKENIZER, "--vocab_size", "1"], "--vocab_size is 1"),
+        (
             [*MODULE, "prepare", "--data_files", "nowhere.txt", "--output_dir", "out"],
             "no file 'nowhere.txt'",
-            marks=pytest.mark.slow,
         ),
-        pytest.param([*MODULE, "finetune"], "--model, --output_dir must", marks=pytest.mark.slow),
+        ([*MODULE, "finetune"], "--model, --output_dir must"),
     ],
 )
 def test_a_program_is_refused_by_its_message_alone(
