@@ -118,8 +118,7 @@ def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
         misfit = misfit or "files names one outside the checkpoint"
         raise InputError(f"{path} is no state of a run ({misfit})", advice=advice)
     del content["format_version"]
-    state = cast("LoopState", content)
-    return state, files
+    return cast("LoopState", content), files
 
 
 def _is_inside(name: str) -> bool:

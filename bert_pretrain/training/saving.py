@@ -80,6 +80,11 @@ class CheckpointSaver:
         """Whether a checkpoint could not be written, which `settle` will raise on all processes."""
         return self._error is not None
 
+    @property
+    def has_written(self) -> bool:
+        """Whether `report` has something to tell."""
+        return self._written is not None
+
     def begin(self, state: LoopState, *, needed: int | None = None) -> None:
         """Copy the present state, and let it be written; a collective.
 

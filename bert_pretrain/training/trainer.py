@@ -215,8 +215,9 @@ class Trainer:
         is_on_cpu = self.accelerator.device.type == "cpu"
         with progress as bar, self._explaining_out_of_memory():
             while not is_over:
-                with self.journal.clock.paused():
-                    self.saver.report()
+                if self.saver.has_written:
+                    with self.journal.clock.paused():
+                        self.saver.report()
                 self.watchdog.beat(f"the rows of update {self.step + 1}")
                 learning_rate = self.schedule.learning_rate(self.step, elapsed)
                 with self.profiler.section("data wait"):
