@@ -175,9 +175,9 @@ def _version(distribution: str) -> str | None:
 def _describe_git() -> dict[str, Any]:
     """Return the revision of the package's checkout and whether its code is that; else None."""
     # An installed package may lie in a repository that is not its own.
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if not _git("ls-files", Path(__file__).name):
         return {"git_revision": None, "git_is_changed": None}
-    changes = _git("status", "--porcelain", "--", ".")
+    changes = _git("status", "-s", "--", ".")
     return {
         "git_revision": _git("rev-parse", "HEAD"),
         "git_is_changed": None if changes is None else bool(changes),

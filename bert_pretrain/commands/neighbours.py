@@ -18,8 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.embedding import NeighboursArguments
-from bert_pretrain.config.evaluating import check_json_target
-from bert_pretrain.config.flags import parse_flags
+from bert_pretrain.config.flags import check_json_target, parse_flags
 from bert_pretrain.data.atomic import write_json
 from bert_pretrain.embedding.files import CONTENT
 from bert_pretrain.embedding.loading import EmbeddingRule, load_embedder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import Range, at_least, check_seeds, flag, flags
+from bert_pretrain.config.flags import SEEDS, TOKENS, Range, check_seeds, flag, flags
 from bert_pretrain.errors import InputError
 
 
@@ -29,7 +29,7 @@ class WorthItArguments:
         Range(0, 10_000),
     )
     output_dir: str = flag("runs/worth-it", "New folder: worth_it.json and the encoders tried.")
-    seed: int = flag(42, "Of folds, heads, order and masks.", at_least(0))
+    seed: int = flag(42, "Of folds, heads, order and masks.", SEEDS)
     json: str | None = flag(None, "File that gets figures, details, versions and hardware.")
     debug: bool = flag(False, "Show the traceback of an input error.")
 
@@ -61,4 +61,5 @@ class WorthItData:
         0,
         "Tokens of a row; longer texts are cut. 0 = 128, or the tokenizer's model_max_length if "
         "that is less.",
+        Range(0, TOKENS.high),
     )

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from bert_pretrain.data.processes import gather_rows, num_processes
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """torch's batch normalisation, whose mean and variance are those of all processes' rows.
@@ -56,13 +58,20 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 def share_batch_statistics(model: nn.Module) -> None:
     """Let all 2-D batch normalisations of a model see the rows of all processes; in place."""
-    for module in model.modules():
-        is_usual = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
-        if is_usual and module.momentum is not None:
-            module.__class__ = SharedBatchNorm2d
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            is_usual = type(module) is nn.BatchNorm2d and module.affine
+            if is_usual and module.track_running_stats and module.momentum is not None:
+                setattr(parent, name, _shared(module))
+
+
+def _shared(norm: nn.BatchNorm2d) -> SharedBatchNorm2d:
+    """Return one that has the parameters and the buffers of `norm`."""
+    found = SharedBatchNorm2d(norm.num_features, norm.eps, norm.momentum, device="meta")
+    found.load_state_dict(norm.state_dict(keep_vars=True), assign=True)
+    return found.train(norm.training)
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """Return what makes the rows of a forward pass of a model in training depend on each other."""
-    kind = nn.modules.batchnorm._BatchNorm
-    return [module for module in model.modules() if isinstance(module, kind)]
+    return [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]

@@ -74,7 +74,8 @@ def open_text_column(
     # The fingerprints that `datasets` keeps tell how its files were made, not what they hold.
     files = [Path(file["filename"]) for file in getattr(dataset, "cache_files", ())]
     hashed = hash_files(files)
-    identity = [file.hash for file in hashed] or [name, config_name, str(dataset.info.version)]
+    identity: list[Any] = [file.hash for file in hashed]
+    identity = identity or [name, config_name, str(dataset.info.version)]
     return TextColumn(identity, read_labelled, hashed, label_names)
 
 

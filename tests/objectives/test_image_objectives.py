@@ -358,7 +358,7 @@ def test_the_hardest_negatives_are_warned_of_at_the_start(corpus: ImageCorpus) -
 
 @pytest.mark.parametrize("kind", ["denoising", "masked"])
 def test_an_autoencoder_is_given_no_advice_for_contrast(corpus: ImageCorpus, kind: str) -> None:
-    flat = {"embedding_dim": 64, "embedding_std": 0.0, "effective_rank": 1.0, "uniformity": 0.0}
+    flat = {"encoder_dim": 64, "embedding_std": 0.0, "effective_rank": 1.0, "uniformity": 0.0}
     messages = make_task(kind, corpus).monitor.warnings({"step": 5, **flat})
     assert messages
     for message in messages:
@@ -476,7 +476,7 @@ def test_drawn_triplets_are_those_of_the_loss(
     pretext = task.objective.pretext
     views = pretext.views(batch)
     with torch.no_grad():
-        e1, e2 = pretext.project(model, views)
+        e1, e2 = pretext.rows(model, batch).unbind(dim=1)
         (term,) = task.objective.loss_terms(model, batch).values()
     for number in range(8):
         of = [
@@ -507,12 +507,9 @@ def test_pairs_that_are_found_are_counted_as_the_accuracy_is(
     corpus: ImageCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, model, seen = pictured("nt_xent", corpus, monkeypatch)
-    views = task.objective.pretext.views(seen["batch"])
     with torch.no_grad():
-        first, second = (
-            torch.nn.functional.normalize(e, dim=1)
-            for e in task.objective.pretext.project(model, views)
-        )
+        rows = task.objective.pretext.rows(model, seen["batch"])
+    first, second = torch.nn.functional.normalize(rows, dim=2).unbind(dim=1)
     found = []
     for number, anchor in enumerate(first):
         own = float(anchor @ second[number])
