@@ -15,7 +15,6 @@ from bert_pretrain.images.corpus import ImageCorpus, open_images
 from bert_pretrain.objectives import autoencoder as autoencoders
 from bert_pretrain.objectives import contrastive as contrasts
 from bert_pretrain.objectives.interface import Task
-from bert_pretrain.training.sharding import is_sharded
 
 
 def autoencoder_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
@@ -43,11 +42,6 @@ def autoencoder_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
 def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     """Open the images and return what learning them by contrast is about."""
     contrastive, layout = config.contrastive, batch_layout(config, accelerator)
-    if contrastive.queue_size and is_sharded(accelerator):
-        raise InputError(
-            "`queue_size` is not 0, but the slow copy of a model that FSDP shards was not tried",
-            advice="pass `queue_size` 0, or launch without FSDP",
-        )
     rule = augmentation_rule(config)  # before much work: it may be refused
     corpus = _open_images(config, accelerator, with_whole=True)
     task = contrasts.contrastive_task(
@@ -64,8 +58,6 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
         },
         temperature=contrastive.temperature,
         num_images=layout.global_batch_size,
-        queue_size=contrastive.queue_size,
-        key_momentum=contrastive.key_momentum,
         **_common_values(config),
     )
     return task._replace(sources={"data": corpus.provenance})

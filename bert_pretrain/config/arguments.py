@@ -323,17 +323,6 @@ class ContrastiveArguments:
     )
     temperature: float = flag(0.5, "Temperature of NT-Xent.", Range(1e-3, 1e3))
     projection_dim: int = flag(128, "Width that the loss sees; 0 = the encoder's.", Range(0, WIDTH))
-    queue_size: int = flag(
-        0,
-        "Images of earlier updates that NT-Xent compares each image with beside those of its own, "
-        "as a slow copy of the model embedded them (MoCo); for machines with room for few images.",
-        Range(0, 2**20),
-    )
-    key_momentum: float = flag(
-        0.99,
-        "Share of its weights that the slow copy of --queue_size keeps in an update.",
-        SHARE_BELOW_ONE,
-    )
 
 
 @dataclass

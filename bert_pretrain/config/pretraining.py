@@ -115,7 +115,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     _check_checkpoints(config.run)
     _check_tracker(config.run.report_to)
     if config.run.objective == "contrastive":
-        _check_contrast(config.optimization, config.contrastive)
+        _check_contrast(config.optimization)
     _check_hub(config.hub)
     if config.hub.push_to_hub and config.hub.hub_model_id is None:
         check_repo_id(Path(config.run.output_dir).resolve().name, parameter="hub_model_id")
@@ -276,18 +276,8 @@ def _check_checkpoints(run: RunArguments) -> None:
         )
 
 
-def _check_contrast(optimization: OptimizationArguments, contrastive: ContrastiveArguments) -> None:
-    """Raise `InputError` if an image would be compared with no other, or a queue with nothing."""
-    if contrastive.queue_size and contrastive.loss != "nt_xent":
-        raise InputError(
-            f"`queue_size` means nothing to `loss` {contrastive.loss} (it is for nt_xent)",
-            advice="leave it out, or change `loss`",
-        )
-    if contrastive.key_momentum != ContrastiveArguments.key_momentum and not contrastive.queue_size:
-        raise InputError(
-            "`key_momentum` means nothing without `queue_size`",
-            advice="pass `queue_size`, such as 4096, or leave `key_momentum` out",
-        )
+def _check_contrast(optimization: OptimizationArguments) -> None:
+    """Raise `InputError` if an image would be compared with no other."""
     for name, others in (
         ("global_batch_size", "an update"),
         ("per_device_eval_batch_size", "a batch"),
@@ -377,7 +367,7 @@ DEFINING = _names(
     "mlm_probability mask_replace_prob "
     "random_replace_prob masking dropout embedding_dim reconstruction_loss noise_std mask_ratio "
     "norm_pix_loss augmentation horizontal_flip loss margin distance normalize negatives reduction "
-    "temperature projection_dim queue_size key_momentum optimizer batch_size_ramp crop_area "
+    "temperature projection_dim optimizer batch_size_ramp crop_area "
     "crop_aspect flip_prob rotation_prob rotation_degrees jitter_prob brightness contrast "
     "saturation hue grayscale_prob blur_prob blur_sigma inversion_prob"
 )

@@ -198,42 +198,6 @@ def nt_xent_loss(
     return _classify(anchors, partners, others, is_own, temperature, num_negatives)
 
 
-@in_float32
-def key_loss(
-    queries: Tensor,
-    keys: Tensor,
-    candidates: Tensor,
-    *,
-    query_ids: Tensor,
-    candidate_ids: Tensor,
-    temperature: float,
-    num_negatives: int,
-) -> tuple[Tensor, Tensor]:
-    """Find the key of an image among keys of other images.
-
-    The term of a query is that of an anchor of `nt_xent_loss`; keys have no gradient.
-
-    Args:
-        queries: (b, D), embeddings of this process's images; normalised here, as the others.
-        keys: (b, D), another model's embeddings of other views of them.
-        candidates: (N, D), keys of all processes and of earlier updates.
-        query_ids: int64 (b,), which image a row shows.
-        candidate_ids: int64 (N,); below 0 = there is no candidate.
-        temperature: T, above 0.
-        num_negatives: as how many the negatives weigh, see `nt_xent_loss`.
-
-    Returns:
-        The sum of the b terms, float32 0-dim, and how many queries are more similar to their key
-        than to any other, int64 0-dim.
-
-    Source:
-        He et al. 2020 (MoCo), equation 1 and algorithm 1.
-    """
-    queries, keys, candidates = map(normalize_rows, (queries, keys.detach(), candidates.detach()))
-    is_none = (query_ids[:, None] == candidate_ids) | (candidate_ids < 0)  # (b, N)
-    return _classify(queries, keys, candidates, is_none, temperature, num_negatives)
-
-
 def _classify(
     anchors: Tensor,
     partners: Tensor,

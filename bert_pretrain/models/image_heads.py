@@ -18,7 +18,6 @@ from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.models.image_encoder_config import InputSize, sides
-from bert_pretrain.models.momentum_queue import MomentumQueue
 from bert_pretrain.models.pretraining_model import (
     EncoderWithHead,
     EncoderWithHeadConfig,
@@ -170,10 +169,7 @@ def build_autoencoder(
 
 
 class ContrastiveConfig(EncoderWithHeadConfig):
-    """Configuration of a `ContrastiveModel`.
-
-    `projection_dim` 0 = the embedding itself; `queue_size` 0 = there is no queue.
-    """
+    """Configuration of a `ContrastiveModel`; `projection_dim` 0 = the embedding itself."""
 
     model_type = "image_contrastive"
 
@@ -182,25 +178,19 @@ class ContrastiveConfig(EncoderWithHeadConfig):
         encoder: PreTrainedConfig | dict[str, Any] | None = None,
         hidden_size: int = 768,
         projection_dim: int = 128,
-        queue_size: int = 0,
         **kwargs: Any,
     ) -> None:
-        """Describe the encoder, the head and the queue."""
+        """Describe the encoder and the head."""
         self.projection_dim = projection_dim
-        self.queue_size = queue_size
         super().__init__(encoder, hidden_size, **kwargs)
 
 
 @dataclass
 class ContrastiveOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
-    """The encoder's embeddings, float (B, D), and projections (B, projection_dim) of any length.
-
-    `key_projections`, without gradient, are those of the images that keys are asked of, if any.
-    """
+    """The encoder's embeddings, float (B, D), and projections (B, projection_dim) of any length."""
 
     embeddings: Tensor = None  # type: ignore[assignment]
     projections: Tensor = None  # type: ignore[assignment]
-    key_projections: Tensor | None = None
 
 
 class ContrastiveModel(EncoderWithHead):
@@ -225,42 +215,15 @@ class ContrastiveModel(EncoderWithHead):
             layers = nn.Linear(width, width), nn.GELU(), nn.Linear(width, projection_dim)
             self.projection = nn.Sequential(*layers)
         self.post_init()
-        self.queue: MomentumQueue | None = None
-        if config.queue_size:  # last, so that it copies weights that are initialised
-            self.queue = MomentumQueue(
-                self.encoder,
-                self.projection,
-                size=config.queue_size,
-                width=projection_dim or width,
-            )
 
-    def forward(
-        self, pixel_values: Tensor, key_pixel_values: Tensor | None = None
-    ) -> ContrastiveOutput:
-        """Embed and project normalised images (B, C, H, W); both views of an image in one call.
-
-        With a queue, `key_pixel_values` are the other views, for keys.
-        """
+    def forward(self, pixel_values: Tensor) -> ContrastiveOutput:
+        """Embed and project normalised images (B, C, H, W); both views of an image in one call."""
         embeddings = embed(self.encoder, pixel_values)
-        keys = None
-        if key_pixel_values is not None:
-            assert self.queue is not None
-            keys = self.queue(key_pixel_values)
-        return ContrastiveOutput(
-            embeddings=embeddings, projections=self.projection(embeddings), key_projections=keys
-        )
+        return ContrastiveOutput(embeddings=embeddings, projections=self.projection(embeddings))
 
 
-def build_contrastive(
-    *, projection_dim: int, queue_size: int = 0, **encoder: Any
-) -> ContrastiveModel:
-    """Return the model to pretrain, in training mode; for all else see `build_with_head`.
-
-    A queue that comes with weights to continue from is emptied: its keys are of another run.
-    """
-    head = {"projection_dim": projection_dim, "queue_size": queue_size}
+def build_contrastive(*, projection_dim: int, **encoder: Any) -> ContrastiveModel:
+    """Return the model to pretrain, in training mode; for all else see `build_with_head`."""
+    head = {"projection_dim": projection_dim}
     model: ContrastiveModel = build_with_head(ContrastiveModel, head=head, **encoder)
-    if model.queue is not None:
-        model.queue.requires_grad_(False)  # which weights that are loaded forget
-        model.queue.clear()
     return model

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from bert_pretrain.data.processes import count_rows, gather_rows
 from bert_pretrain.data.stream import Batch
 from bert_pretrain.images.augmentation import AugmentationRule
 from bert_pretrain.images.collator import PixelScale, unit_range
@@ -22,7 +20,6 @@ from bert_pretrain.images.views import Augmentation
 from bert_pretrain.losses.contrastive import (
     Negatives,
     Reduction,
-    key_loss,
     nt_xent_loss,
     reduction_factor,
     triplet_loss,
@@ -33,12 +30,11 @@ from bert_pretrain.losses.distances import (
     normalize_rows,
     unrelated_distance,
 )
-from bert_pretrain.models.image_heads import ContrastiveModel, build_contrastive
-from bert_pretrain.models.momentum_queue import MomentumQueue
+from bert_pretrain.models.image_heads import build_contrastive
 from bert_pretrain.objectives.contrastive_pictures import draw_pairs, show_triplets
 from bert_pretrain.objectives.images import image_task, model_shape
 from bert_pretrain.objectives.interface import LossTerm, Task
-from bert_pretrain.objectives.two_views import Joint, TwoViews, draw_views, joined
+from bert_pretrain.objectives.two_views import Joint, TwoViews, draw_views
 
 LossKind: TypeAlias = Literal["triplet", "nt_xent"]
 
@@ -108,71 +104,6 @@ class NTXent(TwoViews):
             "accuracy": row[f"{self.term}_accuracy"],
             "chance_accuracy": row[f"{self.term}_chance_accuracy"],
         }
-
-
-@dataclass(frozen=True)
-class MomentumContrast(NTXent):
-    """Find the other view, as a slow copy of the model embeds it, among its embeddings of late.
-
-    The first view of an image is embedded by the model, the second by the copy. Negatives are the
-    copy's embeddings of the other images of this update and of earlier ones, which the model's
-    queue holds (He et al. 2020, MoCo; there the queue alone). Held-out views are both embedded by
-    the model and compared as NT-Xent compares them.
-    """
-
-    relative_cost = 2.0  # of a view forward and back, and of the other forward
-    queue_size: int
-    momentum: float
-
-    @property
-    def num_negatives(self) -> int:
-        """Second views of the other images of an update, and a full queue."""
-        return self.num_images - 1 + self.queue_size
-
-    def rows(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the projections of first views and the keys of second ones, float32 (B, 2, D)."""
-        if not model.training:
-            return super().rows(model, batch)
-        first, second = map(self.scale.normalize, self.views(batch))
-        out = model(pixel_values=first, key_pixel_values=second)
-        return torch.stack([out.projections.float(), out.key_projections.float()], dim=1)
-
-    def joint_terms(
-        self, model: nn.Module, rows: Tensor, batches: Sequence[Batch]
-    ) -> dict[str, LossTerm]:
-        """Return the loss of this process's images, whose keys the queue is to take in."""
-        queue, ids = _with_queue(model)[1], joined(batches)["image_ids"]
-        gather = partial(gather_rows, num_rows_per_rank=count_rows(rows))
-        queries, keys = rows.unbind(dim=1)
-        all_keys, all_ids = gather(keys.detach()), gather(ids)
-        queue.hold(all_keys, all_ids)
-        candidate_ids = torch.cat([all_ids, queue.ids])
-        total, num_correct = key_loss(
-            queries,
-            keys,
-            torch.cat([all_keys, queue.keys]),
-            query_ids=ids,
-            candidate_ids=candidate_ids,
-            temperature=self.temperature,
-            num_negatives=self.num_negatives,
-        )
-        is_negative = (ids[:, None] != candidate_ids) & (candidate_ids >= 0)
-        chance = (1 / (1 + is_negative.sum(dim=1))).sum()
-        return {
-            self.term: LossTerm(total, metrics={"accuracy": num_correct, "chance_accuracy": chance})
-        }
-
-    def after_update(self, model: nn.Module) -> None:
-        """Let the copy follow the model, and the queue take in the keys of the update."""
-        trained, queue = _with_queue(model)
-        queue.follow(trained.encoder, trained.projection, momentum=self.momentum)
-
-
-def _with_queue(model: nn.Module) -> tuple[ContrastiveModel, MomentumQueue]:
-    """Return the model inside whatever wraps it, and its queue."""
-    trained = next(part for part in model.modules() if isinstance(part, ContrastiveModel))
-    assert trained.queue is not None
-    return trained, trained.queue
 
 
 @dataclass(frozen=True)
@@ -296,8 +227,6 @@ def contrastive_task(
     triplet: dict[str, Any],
     temperature: float,
     num_images: int,
-    queue_size: int = 0,
-    key_momentum: float = 0.99,
     seed: int,
     max_eval_rows: int,
     **model: Any,
@@ -306,8 +235,7 @@ def contrastive_task(
 
     `rule` says how views are made, `triplet` holds the fields of a `Triplet` that its loss reads,
     `temperature` is that of NT-Xent, `num_images` how many images an update compares, and `model`
-    what else `build_contrastive` takes. A `queue_size` above 0 makes it `MomentumContrast`, with
-    `key_momentum`. For `seed` and `max_eval_rows` see `image_task`.
+    what else `build_contrastive` takes. For `seed` and `max_eval_rows` see `image_task`.
     """
     shape = model_shape(corpus)
     scale = PixelScale(corpus.mean, corpus.std)
@@ -315,16 +243,12 @@ def contrastive_task(
     pretext: TwoViews
     if loss == "triplet":
         pretext = Triplet(scale, augmentation, **triplet)
-    elif queue_size:
-        pretext = MomentumContrast(
-            scale, augmentation, temperature, num_images, queue_size, key_momentum
-        )
     else:
         pretext = NTXent(scale, augmentation, temperature, num_images)
     return image_task(
         corpus,
         pretext,
-        partial(build_contrastive, queue_size=queue_size, **shape, **model),
+        partial(build_contrastive, **shape, **model),
         partial(draw_views, augmentation=augmentation),
         seed=seed,
         max_eval_rows=max_eval_rows,

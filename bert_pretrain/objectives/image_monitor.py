@@ -49,14 +49,12 @@ class Pretext(ABC):
     Attributes:
         term: name of its loss.
         loss_kind: how `collapse_warnings` calls it.
-        relative_cost: of an update, in forward passes of evaluation over its images.
         num_drawn: held-out images that its picture is made of.
         scale: of the pixels.
     """
 
     term: ClassVar[str]
     loss_kind: ClassVar[str]
-    relative_cost: ClassVar[float] = 3.0  # a backward pass takes twice as much as a forward pass
     num_drawn: ClassVar[int] = NUM_SHOWN
     scale: PixelScale
 

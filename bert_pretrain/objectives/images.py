@@ -62,7 +62,7 @@ class ImageObjective:
     def _count_flops(self, model: PreTrainedModel) -> float:
         """Return the FLOPs of the matrix products and convolutions that an image needs.
 
-        Two images go forward through the loss; see `Pretext.relative_cost`.
+        Two images go forward through the loss; a backward pass takes twice as many.
         """
         parts, _ = self.training.take(Place(), 2)
         batch = self.training.collator.collate(parts)
@@ -73,7 +73,7 @@ class ImageObjective:
             # In evaluation no processes compare their rows, and the cost is the same.
             self.pretext.loss(model.eval(), batch)
         model.train()
-        return self.pretext.relative_cost * counter.get_total_flops() / len(batch["image_ids"])
+        return 3 * counter.get_total_flops() / len(batch["image_ids"])
 
     def useful_flops(self, batch: Batch) -> float:
         """Return what the images of a batch need."""

@@ -45,21 +45,14 @@ class Coupling(Protocol):
         """Run `model` exactly once and return what is compared, float32 (B, ...)."""
         ...
 
-    def joint_terms(
-        self, model: nn.Module, rows: Tensor, batches: Sequence[Batch]
-    ) -> dict[str, LossTerm]:
+    def joint_terms(self, rows: Tensor, batches: Sequence[Batch]) -> dict[str, LossTerm]:
         """Return the loss terms by name, sums over this process's rows.
 
         Args:
-            model: that they are of; it is not run.
             rows: of all batches, one after the other; they are compared with those of all
                 processes, and the terms have a gradient with respect to them.
             batches: that the rows are of.
         """
-        ...
-
-    def after_update(self, model: nn.Module) -> None:
-        """Change what of `model` an update changes beside its trained parameters."""
         ...
 
 

@@ -44,11 +44,6 @@ def draw_views(
     }
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Return what comparisons read of batches beside their rows, one after the other."""
-    return {name: torch.cat([batch[name] for batch in batches]) for name in _NAMED}
-
-
 @dataclass(frozen=True)
 class TwoViews(Pretext):
     """Compare two views of each image, made by `augmentation`, with views of other images."""
@@ -90,16 +85,11 @@ class TwoViews(Pretext):
         views = self.scale.normalize(torch.cat(self.views(batch)))
         return torch.stack(model(pixel_values=views).projections.float().chunk(2), dim=1)
 
-    def joint_terms(
-        self, model: nn.Module, rows: Tensor, batches: Sequence[Batch]
-    ) -> dict[str, LossTerm]:
+    def joint_terms(self, rows: Tensor, batches: Sequence[Batch]) -> dict[str, LossTerm]:
         """Return the loss of this process's images, compared with those of all processes."""
         gather = partial(gather_rows, num_rows_per_rank=count_rows(rows))
-        term = self.compare(rows, joined(batches), gather, sum_over_processes)
-        return {self.term: term}
-
-    def after_update(self, model: nn.Module) -> None:
-        """Do nothing: all that an update changes is weights."""
+        joined = {name: torch.cat([batch[name] for batch in batches]) for name in _NAMED}
+        return {self.term: self.compare(rows, joined, gather, sum_over_processes)}
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
         """Return the loss of a batch, a sum over its images.
@@ -108,7 +98,7 @@ class TwoViews(Pretext):
         """
         rows = self.rows(model, batch)
         if model.training:
-            return self.joint_terms(model, rows, [batch])[self.term]
+            return self.joint_terms(rows, [batch])[self.term]
         return self.compare_held_out(rows, batch)
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:

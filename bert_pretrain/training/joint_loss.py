@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bert_pretrain.data.stream import Batch
 from bert_pretrain.objectives.interface import Coupling, LossTerm
@@ -29,7 +29,6 @@ def mean_loss(terms: Mapping[str, LossTerm], counts: Mapping[str, float]) -> Ten
 
 def joint_gradients(
     coupling: Coupling,
-    model: nn.Module,
     rows: Sequence[Tensor],
     batches: Sequence[Batch],
     counts: Mapping[str, float],
@@ -38,7 +37,6 @@ def joint_gradients(
 
     Args:
         coupling: compares them.
-        model: that they are of.
         rows: float32 (B, ...) of each micro-batch, without graph.
         batches: that the rows are of.
         counts: what each term's sum is divided by.
@@ -48,7 +46,7 @@ def joint_gradients(
         respect to the rows of each micro-batch, in their shapes.
     """
     joined = torch.cat(list(rows)).requires_grad_()
-    terms = coupling.joint_terms(model, joined, batches)
+    terms = coupling.joint_terms(joined, batches)
     (gradient,) = torch.autograd.grad(mean_loss(terms, counts), joined)
     return terms, list(torch.split(gradient, [len(part) for part in rows]))
 

@@ -280,8 +280,6 @@ class Trainer:
         with self.profiler.section("optimizer"):
             grad_norm = self.distributed.clip_grad_norm(self.max_grad_norm)
             self._step_optimizers(learning_rate, grad_norm, end=window.next_place)
-            if self.objective.coupling is not None:
-                self.objective.coupling.after_update(self.model)
             if self.average is not None:
                 self.average.update(self.step + 1)
         self.step += 1
@@ -301,9 +299,7 @@ class Trainer:
             with torch.no_grad(), unsynchronized, self.profiler.section("forward"):
                 rows.append(coupling.rows(self.model, batch))
         with self.profiler.section("joint loss"):
-            terms, gradients = joint_gradients(
-                coupling, self.model, rows, window.micro_batches, counts
-            )
+            terms, gradients = joint_gradients(coupling, rows, window.micro_batches, counts)
         totals = {name: sum(targets[name] for targets in window.targets) for name in terms}
         self.sums.add(terms, totals)
         return gradients

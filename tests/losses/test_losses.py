@@ -18,7 +18,6 @@ from bert_pretrain.losses import cross_entropy
 from bert_pretrain.losses.contrastive import (
     Negatives,
     TripletTerms,
-    key_loss,
     nt_xent_loss,
     reduction_factor,
     triplet_loss,
@@ -482,42 +481,6 @@ def test_negatives_may_weigh_as_several_that_are_like_them(copies: int) -> None:
         total, _ = nt_xent(torch.ones(num_images, 2, 3), num_negatives=510)
         expected_loss = 0 if num_images == 1 else math.log(511)
         assert (total / (2 * num_images)).item() == pytest.approx(expected_loss, rel=1e-6)
-
-
-@given(
-    ids=st.lists(st.integers(-1, 4), min_size=1, max_size=9),
-    num_own=st.integers(1, 3),
-    seed=st.integers(0, 50),
-)
-@settings(deadline=None, max_examples=40)
-def test_a_query_is_compared_with_keys_of_other_images_and_keys_have_no_gradient(
-    ids: list[int], num_own: int, seed: int
-) -> None:
-    """Against a loop; below 0 = an empty place of the queue."""
-    queries, keys = (rows(num_own, 4, seed=seed + i).requires_grad_() for i in (0, 100))
-    candidates, temperature = rows(len(ids), 4, seed=seed + 200).requires_grad_(), 0.3
-    total, num_correct = key_loss(
-        queries,
-        keys,
-        candidates,
-        query_ids=torch.arange(num_own),
-        candidate_ids=torch.tensor(ids),
-        temperature=temperature,
-        num_negatives=20,
-    )
-    expected, num_found = 0.0, 0
-    for i in range(num_own):
-        cosines = F.cosine_similarity(queries[i : i + 1], torch.cat([keys[i : i + 1], candidates]))
-        positive, *scores = (cosines / temperature).exp().tolist()
-        negatives = [s for s, j in zip(scores, ids, strict=True) if j not in (i, -1)]
-        weighed = 20 * sum(negatives) / len(negatives) if negatives else 0.0
-        expected -= math.log(positive / (positive + weighed))
-        num_found += all(positive > negative for negative in negatives)
-    assert total.item() == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
-    assert num_correct.item() == num_found
-    gradients = torch.autograd.grad(total, (queries, keys, candidates), allow_unused=True)
-    assert torch.isfinite(gradients[0]).all()
-    assert gradients[1:] == (None, None)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -36,7 +36,6 @@ OBJECTIVES = {
     "masked": "--objective autoencoder --mask_ratio 0.5 --config_name vit-tiny",
     "triplet": "--objective contrastive --loss triplet",
     "nt_xent": "--objective contrastive --loss nt_xent",
-    "queue": "--objective contrastive --loss nt_xent --queue_size 80 --key_momentum 0.9",
     "batch_norm": "--objective contrastive --loss nt_xent --config_name resnet --image_size 16",
 }
 
@@ -77,9 +76,7 @@ def assert_equal_curves(one: Path, other: Path) -> None:
 # The gathered negatives of two processes are those of one; reconstruction does not couple images at
 # all.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["triplet", "denoising", "masked", "nt_xent", "queue", "batch_norm"]
-)
+@pytest.mark.parametrize("name", ["triplet", "denoising", "masked", "nt_xent", "batch_norm"])
 def test_two_processes_train_as_one(folder: Path, name: str) -> None:
     run(folder, flags_of(name, folder, f"{name}-1"))
     run(folder, flags_of(name, folder, f"{name}-2"), num_processes=2)
@@ -100,10 +97,7 @@ def test_micro_batches_do_not_change_an_autoencoder(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "denoising",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("nt_xent", "queue", "batch_norm")),
-    ],
+    ["denoising", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nt_xent", "batch_norm"))],
 )
 def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
     flags = [
@@ -200,7 +194,7 @@ def test_a_contrastive_run_says_when_another_number_of_images_is_compared(folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["triplet", "nt_xent", "queue"])
+@pytest.mark.parametrize("name", ["triplet", "nt_xent"])
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_micro_batches_do_not_change_what_images_are_compared_with(
     folder: Path, name: str, num_processes: int

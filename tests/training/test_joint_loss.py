@@ -29,9 +29,7 @@ class SquaredSum:
     def rows(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return model(batch["x"])
 
-    def joint_terms(
-        self, model: torch.nn.Module, rows: Tensor, batches: list[dict[str, Tensor]]
-    ) -> dict[str, LossTerm]:
+    def joint_terms(self, rows: Tensor, batches: list[dict[str, Tensor]]) -> dict[str, LossTerm]:
         weights = torch.cat([batch["weight"] for batch in batches])
         return {"square": LossTerm((rows * weights).sum() ** 2, weight=0.5)}
 
@@ -42,7 +40,7 @@ def test_gradients_of_rows_are_those_of_the_closed_form_and_reach_the_weights() 
     batches = [{"x": torch.randn(n, 3), "weight": torch.randn(n, 1)} for n in (2, 3)]
     coupling, counts = SquaredSum(), {"square": 4.0}
     rows = [coupling.rows(model, batch).detach() for batch in batches]
-    terms, gradients = joint_gradients(coupling, model, rows, batches, counts)
+    terms, gradients = joint_gradients(coupling, rows, batches, counts)
     # 0.5 / 4 * s^2, with s = w . sum of weight * x
     direction = sum((batch["x"] * batch["weight"]).sum(dim=0) for batch in batches)
     s = (model.weight @ direction).detach()
