@@ -177,7 +177,7 @@ def _describe_git() -> dict[str, Any]:
     # An installed package may lie in a repository that is not its own.
     if not _git("ls-files", Path(__file__).name):
         return {"git_revision": None, "git_is_changed": None}
-    changes = _git("status", "-s", "--", ".")
+    changes = _git("status", "-s", ".")
     return {
         "git_revision": _git("rev-parse", "HEAD"),
         "git_is_changed": None if changes is None else bool(changes),

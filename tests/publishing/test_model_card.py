@@ -30,10 +30,9 @@ def card(record: dict[str, Any] | None = None, **more: Any) -> ModelCard:
     arguments: dict[str, Any] = {
         "metrics_rows": metrics_rows(mlm_loss=4.0, unigram_entropy=6.0),
         "seconds": 120.0,
+        "data_card": "documents 12",
     }
-    return model_card(
-        TEXT, record=record or run_record(), data_card="documents 12", step=20, **arguments | more
-    )
+    return model_card(TEXT, record=record or run_record(), step=20, **arguments | more)
 
 
 def measured() -> dict[str, Any]:
