@@ -161,22 +161,13 @@ def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator
 
 
 @contextlib.contextmanager
-def open_parquet(
-    path: Path, *, parameter: str, shared: Sequence[str] = ()
-) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; raise `InputError` if it cannot be read, or is none.
-
-    Equal texts of the columns `shared` are read once, not once for each row.
-    """
+def open_parquet(path: Path, *, parameter: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; raise `InputError` if it cannot be read, or is none."""
     with opened(path, parameter) as file:
         try:
             # Parquet is read from its end, which a compressed stream cannot do.
             is_compressed = path.suffix.lower() in _COMPRESSIONS
-            content = io.BytesIO(file.read()) if is_compressed else file
-            parquet = pq.ParquetFile(content)
-            fields = (field for field in parquet.schema_arrow if field.name in shared)
-            texts = [field.name for field in fields if pa.types.is_string(field.type)]
-            yield pq.ParquetFile(content, read_dictionary=texts) if texts else parquet
+            yield pq.ParquetFile(io.BytesIO(file.read()) if is_compressed else file)
         except (gzip.BadGzipFile, InputError):
             raise
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
@@ -192,20 +183,18 @@ def read_parquet_columns(
 ) -> Iterator[dict[str, Any]]:
     """Yield rows of some columns, cells by name, each as Python has it.
 
-    Memory holds a few rows, or one where rows are large; a text that all rows share is held once.
+    Memory holds some rows, fewer where rows are large by what the file says of their size.
 
     Raises:
         InputError: as for `open_parquet`, or a column cannot be read.
     """
-    with open_parquet(path, parameter=parameter, shared=list(names)) as parquet:
+    with open_parquet(path, parameter=parameter) as parquet:
         metadata = parquet.metadata
         groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
         largest = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
         rows = min(_PARQUET_ROWS_AT_ONCE, _PARQUET_BYTES_AT_ONCE // (largest + 1) + 1)
         for batch in parquet.iter_batches(batch_size=rows, columns=list(names)):
-            cells = (batch.column(name) for name in names)
-            for row in zip(*cells, strict=True):
-                yield {name: cell.as_py() for name, cell in zip(names, row, strict=True)}
+            yield from batch.select(list(names)).to_pylist()
 
 
 class _Watched(io.RawIOBase):

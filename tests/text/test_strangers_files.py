@@ -152,24 +152,6 @@ def parquet(table: pa.Table, **options: object) -> bytes:
     return file.getvalue()
 
 
-def test_a_text_that_all_rows_of_a_parquet_file_share_is_held_once(tmp_path: Path) -> None:
-    """A few kilobytes that would be three gigabytes in memory."""
-    text = pa.DictionaryArray.from_arrays(np.zeros(3000, dtype=np.int32), ["a" * 10**6])
-    table = pa.table({"text": text})
-    content = parquet(table, compression="zstd", store_schema=False)
-    assert len(content) < 10**5
-    assert pq.read_schema(io.BytesIO(content)).field("text").type == pa.string()
-    (tmp_path / "a.parquet").write_bytes(content)
-    before = pa.total_allocated_bytes()
-    rows = read_parquet_columns(tmp_path / "a.parquet", ["text"], parameter="data_files")
-    cells = (row["text"] for row in rows)
-    lengths = []
-    for cell in (next(cells) for _ in range(1500)):
-        lengths.append(len(cell))
-        assert pa.total_allocated_bytes() - before < 50 * 10**6
-    assert lengths == [10**6] * 1500
-
-
 def test_large_rows_of_a_parquet_file_are_read_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
