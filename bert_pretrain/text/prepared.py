@@ -31,7 +31,7 @@ ARROW_FILE, VALIDATION_FILE, MANIFEST = "corpus.arrow", "validation_documents.np
 TOKEN_COUNTS_FILE = "token_counts.npy"
 FILES = (ARROW_FILE, TOKEN_COUNTS_FILE, VALIDATION_FILE)  # beside the manifest, which lists them
 COLUMNS = ("input_ids", "word_starts", "sentence_lengths")  # of the Arrow file, lists
-FORMAT_VERSION = 3  # raised whenever what is written changes
+FORMAT_VERSION = 4  # raised whenever what is written changes
 _PARTS = ("source", "tokenizer", "counts", "words", "skipped")  # objects of every manifest
 
 Item = TypeVar("Item")

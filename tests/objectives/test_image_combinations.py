@@ -1,9 +1,10 @@
 """Combinations of flags learn: digits have nearer neighbours of their class.
 
 A combination is trained by the program, and its last encoder is compared with the one that it began
-with. On two cores all of this takes half an hour (`pytest -m long`). Not asked for: the larger encoders, which learn
-nothing in minutes on a processor, and `convnextv2-micro` and `convnextv2-atto`, which untrained
-already find neighbours of .96 and .94 of these digits by their pixels.
+with. On two cores all of this takes half an hour (`pytest -m long`). Not asked for: the larger
+encoders, which learn nothing in minutes on a processor, and `convnextv2-micro` and
+`convnextv2-atto`, which untrained already find neighbours of .96 and .94 of these digits by their
+pixels.
 """
 
 from __future__ import annotations
