@@ -287,13 +287,15 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def check_json_target(path: str | None) -> None:
-    """Raise `InputError` if a file of results cannot be written where `json` says."""
+    """Raise `InputError` if a file for figures, where one is asked for, cannot be made there."""
     if path is None:
         return
     target = Path(path).absolute()
-    if target.is_dir() or not target.parent.is_dir():
+    # A device or a pipe would be replaced by the file.
+    is_other = target.exists() and not target.is_file()
+    if is_other or not target.parent.is_dir():
         raise InputError(
-            f"{path} is a folder, or the folder it would lie in does not exist",
+            f"{path} is no file, or the folder it would lie in does not exist",
             advice="pass a file as `json`",
         )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.data.run_folder import LOCK_FILE
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.prepared import (
@@ -50,7 +50,7 @@ def found_corpus(folder: Path, keys: set[str], *, is_ours: bool) -> PreparedCorp
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = None
     is_manifest = isinstance(manifest, dict) and {"format_version", "key"} <= manifest.keys()

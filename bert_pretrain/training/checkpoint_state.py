@@ -21,6 +21,7 @@ from typing import (
     is_typeddict,
 )
 
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError
 
 STATE_FILE = "trainer_state.json"
@@ -97,8 +98,8 @@ def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
     """
     advice = "pass another checkpoint to `resume_from_checkpoint`"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error})", advice=advice) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is no state of a run (it is no object)", advice=advice)

@@ -74,7 +74,7 @@ MODELS: list[tuple[str, ...]] = [
     ("knn --model vit_colour", "the weights of vit_colour cannot be read", "--model"),
     ("knn --model vit_processor_colour", "channels", "--model"),
     ("knn --model vit_processor_divides", "greater than 0", "--model"),
-    ("knn --model vit --image_size 16", "--image_size"),
+    ("knn --model vit --image_size 7", "--image_size"),
     ("fill_mask --model begun", "neither a complete checkpoint nor final/", "--model"),
     ("nsp --model of_mlm", "had --objective mlm", "leave nsp out of --suite"),
     ("nsp --model run_json_list", "run_json_list/run.json has no 'config'"),
@@ -91,7 +91,7 @@ DATA: list[tuple[str, ...]] = [
     ("knn --model vit --dataset_name notes", "notes holds no images"),
     (
         "knn --model vit --data_files kinds.parquet --label_column kind --test_files wasps.parquet",
-        "has the class 'wasp'",
+        "have the class 'wasp'",
     ),
     ("nsp --model bert --data_files nowhere.txt", "nowhere.txt", "--data_files"),
     ("nsp --model bert --data_files corpus.jsonl --validation_share 0.7", "--validation_share"),

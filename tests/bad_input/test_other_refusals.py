@@ -32,8 +32,6 @@ PREPARE: list[tuple[str, ...]] = [
     ("--output_dir dangling.txt", "--output_dir"),
     ("--output_dir used", "neither empty nor a prepared corpus", "--output_dir"),
     ("--output_dir run", "neither empty nor a prepared corpus", "--output_dir"),
-    ("--output_dir manifest_list", "neither empty nor a prepared corpus", "--output_dir"),
-    ("--output_dir manifest_deep", "neither empty nor a prepared corpus", "--output_dir"),
     ("--output_dir .", "--output_dir"),
     (f"--output_dir {'x' * 300}", "File name too long"),
 ]

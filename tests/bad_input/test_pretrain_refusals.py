@@ -264,7 +264,6 @@ OF_IMAGES: list[tuple[str, ...]] = [
     ("--num_channels 2", "--num_channels is '2' but must be one of 0, 1, 3, 4"),
     ("--global_batch_size 1", "--global_batch_size is 1 but must be at least 2"),
     ("--per_device_eval_batch_size 1", "--per_device_eval_batch_size is 1", "at least 2"),
-    ("--per_device_train_batch_size auto", "--per_device_train_batch_size is auto"),
     ("--batch_size_ramp 8:0.5", "--batch_size_ramp means nothing to --objective contrastive"),
     ("--pair_mode sop", "--pair_mode means nothing to --objective contrastive"),
     ("--noise_std 1", "--noise_std means nothing to --objective contrastive", "autoencoder"),

@@ -27,7 +27,7 @@ from bert_pretrain.downstream.progress import PROGRESS_FILE, SeedProgress
 from bert_pretrain.downstream.tables import read_table
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.pair_files import read_pairs
-from bert_pretrain.images.decoding import ImageRow, decode_rows
+from bert_pretrain.images.decoding import ImageRow, decode_rows, picture_conversion
 from bert_pretrain.images.tables import open_parquet as open_images
 from bert_pretrain.text.prepared import (
     ARROW_FILE,
@@ -63,7 +63,7 @@ def zstandard(content: bytes) -> bytes:
 
 def decode(path: Path) -> None:
     row = ImageRow(str(path), {"bytes": None, "path": str(path)}, None)
-    (outcome,) = decode_rows(iter([row]), image_size=8, num_channels=3)
+    (outcome,) = decode_rows(iter([row]), picture_conversion(8, 3, None))
     assert (outcome.pixels is None) == bool(outcome.reason)
 
 

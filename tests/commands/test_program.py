@@ -223,7 +223,7 @@ def test_a_diverged_run_ends_with_advice_and_status_1(
         "--optimizer",
         "adamw",
         "--learning_rate",
-        "1e30",
+        "1e9",
         "--warmup_steps",
         "0",
     ]

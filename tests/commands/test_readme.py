@@ -71,6 +71,7 @@ def test_the_flags_of_every_other_command_are_valid(
     monkeypatch.setattr("bert_pretrain.commands.embed.load_embedder", reached)
     monkeypatch.setattr("bert_pretrain.commands.neighbours.open_bank", reached)
     monkeypatch.setattr("bert_pretrain.commands.cache.list_copies", reached)
+    monkeypatch.setattr("bert_pretrain.commands.verify.verify", reached)
     monkeypatch.setattr("bert_pretrain.commands.demo.read_embedded_task", reached)
     monkeypatch.setattr("bert_pretrain.commands.worth_it._open_rows", reached)
     monkeypatch.setattr("bert_pretrain.commands.hub.push", reached)
