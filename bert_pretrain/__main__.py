@@ -17,11 +17,11 @@ COMMANDS = {
     "finetune": "train a classifier on any encoder with transformers' Trainer",
     "worth-it": "say by cross-validation whether pretraining pays on your labels",
     "evaluate": "judge a finished model by one or several suites",
-    "demo": "show in ten minutes what pretraining is worth with few labels, without a download",
     "embed": "write the vectors of texts or images that an encoder makes",
     "neighbours": "find the nearest of embedded texts or images",
     "report": "show a run as one HTML page",
     "verify": "check that a run, and what it was made of, is as it was written",
+    "demo": "show in ten minutes what pretraining is worth with few labels, without a download",
     "hub": "publish a run or a prepared corpus on the Hugging Face Hub",
     "cache": "list and remove the decoded copies of images",
 }

@@ -60,8 +60,9 @@ def share_batch_statistics(model: nn.Module) -> None:
     """Let all 2-D batch normalisations of a model see the rows of all processes; in place."""
     for parent in list(model.modules()):
         for name, module in parent.named_children():
-            is_usual = type(module) is nn.BatchNorm2d and module.affine
-            if is_usual and module.track_running_stats and module.momentum is not None:
+            if not isinstance(module, nn.BatchNorm2d) or type(module) is not nn.BatchNorm2d:
+                continue
+            if module.affine and module.track_running_stats and module.momentum is not None:
                 setattr(parent, name, _shared(module))
 
 
