@@ -166,6 +166,10 @@ def parse_flags(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[Any
         InputError: the parser does not know a flag, one that must be given is missing, or a value
             cannot be read, is none of the choices, or is out of range.
     """
+    for word in arguments:
+        if word.startswith("--") and word.endswith("=--"):  # argparse makes an empty list of it
+            name = _parameter(word.removesuffix("=--")).replace("-", "_")
+            raise InputError(f"`{name}` is '--', which is no value", advice=f"change `{name}`")
     parser.exit_on_error = False
     parser.error = _raise  # its own prints a page of usage
     try:
