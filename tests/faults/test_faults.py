@@ -1,4 +1,4 @@
-"""What machines do to runs loses nothing: one fault here, all of them in the slow part.
+"""What machines do to runs loses nothing: one fault here, a few in the slow part, all in the long.
 
 `benchmarks/faults.py` tries them many times, and README.md and SECURITY.md say how often.
 """
@@ -39,8 +39,21 @@ def undisturbed(num_processes: int) -> faults.Whole:
     return faults.undisturbed(faults.FLAGS.split(), num_processes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", faults.FAULTS)
+SLOW = (
+    "killed in the export",
+    "SIGTERM at random",
+    "disk full in a checkpoint",
+    "one of two killed",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.long)
+        for name in faults.FAULTS
+    ],
+)
 def test_a_fault_loses_nothing(name: str) -> None:
     kind = faults.FAULTS[name]
     whole, seconds = undisturbed(kind.num_processes)
@@ -100,7 +113,7 @@ def test_a_soak_tells_what_grows_from_what_warms_up(
     assert soak.is_steady(soak.figures_of(looks(**changes))) == expected  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_minute_of_saves_evaluations_and_pushes_leaves_no_file_open() -> None:
     figures, happened = soak.soak(1.0, soak.FLAGS.split())
     assert happened["evaluations"] > 2 and happened["commits"] > 1 and happened["hub_away"] >= 1
