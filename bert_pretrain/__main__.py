@@ -21,7 +21,7 @@ COMMANDS = {
     "neighbours": "find the nearest of embedded texts or images",
     "report": "show a run as one HTML page",
     "verify": "check that a run, and what it was made of, is as it was written",
-    "demo": "show in ten minutes what pretraining is worth with few labels, without a download",
+    "demo": "show what pretraining is worth with few labels, without a download",
     "hub": "publish a run or a prepared corpus on the Hugging Face Hub",
     "cache": "list and remove the decoded copies of images",
 }

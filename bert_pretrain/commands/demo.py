@@ -1,4 +1,4 @@
-"""`bert-pretrain demo`: what self-supervision is worth, shown in ten minutes without a download.
+"""`bert-pretrain demo`: what self-supervision is worth, shown without a download.
 
 Nothing enters but the user's own Python. Text: an encoder learns from the documentation of the
 libraries that are installed, then from a few labelled sentences which library one is from. Images:
@@ -70,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = HfArgumentParser(
             DemoArguments,
             prog="bert-pretrain demo",
-            description="Pretrain, fine-tune on few labels, compare, and draw the curve: ten "
-            "minutes on two cores, no download.",
+            description="Pretrain, fine-tune on few labels, compare, draw the curve; no download.",
             allow_abbrev=False,
         )
         (options,) = parse_flags(parser, arguments)
