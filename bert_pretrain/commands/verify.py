@@ -9,7 +9,6 @@ which is no fault; nor is it one that the program has changed since.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.flags import check_json_target
 from bert_pretrain.data.atomic import write_json
 from bert_pretrain.data.digests import damages, is_sealed, record_digest
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.data.run_folder import list_checkpoints, read_final, read_rows
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import code_sha256
@@ -106,7 +106,7 @@ def verify(run_dir: Path) -> list[Check]:
 def _record_check(path: Path, what: str) -> tuple[Check, dict[str, Any]]:
     """Check a record with a digest of itself; return it too, {} if it cannot be relied on."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         return Check(what, "a record", error.strerror or str(error), "missing"), {}
     except ValueError as error:

@@ -21,8 +21,8 @@ SPIKE_ADVICE = (
 )
 _MOST_ROWS = 32  # that a loss is compared with
 _FEWEST_ROWS = 16  # while there are fewer, none is judged
-# Robust standard deviations above the median. Losses of whole rows are means, nearly normal about
-# a falling curve, and means have no such tails; half of it would be met in a run of 10,000 rows.
+# Robust standard deviations above the median. The loss of a row is a mean, nearly normal about a
+# falling curve, so that none is this high by chance; one of 4 would be met in a run of 10,000 rows.
 _THRESHOLD = 8.0
 _DEVIATIONS_PER_MAD = 1.4826  # of a normal distribution
 _LEAST_DEVIATION = 0.01  # as a share of the median, where losses hardly differ

@@ -180,6 +180,12 @@ def test_another_program_and_another_card_are_no_fault(
     assert states.pop("the program") == "changed" and set(states.values()) == {"ok"}
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
+def test_a_record_that_is_none_is_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    assert faults(tmp_path)["run.json"].state == "damaged"
+
+
 def test_names_that_lead_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     (tmp_path / "outside").write_text("of somebody else")
