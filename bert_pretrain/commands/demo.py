@@ -10,7 +10,6 @@ that is printed before it runs; curves and tables stay in the output folder.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from transformers import HfArgumentParser
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.flags import Range, flag, parse_flags
 from bert_pretrain.data.atomic import check_creatable, make_folder, write_json, write_text
+from bert_pretrain.data.programs import environment
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.label_efficiency import Point
@@ -33,7 +33,6 @@ from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.text.embedded_task import read_embedded_task
 
-_ROOT = str(Path(__file__).parents[2])  # a checkout need not be installed
 _PARTS = ("text", "images")
 _NUM_TEST_DIGITS = 500
 _FLOORS = {"text": "TF-IDF", "images": "pixels"}
@@ -148,10 +147,8 @@ def _run(*words: object) -> None:
     """Print a command of this package and run it; end with its status if it fails."""
     command = [str(word) for word in words]
     _say(f"\n$ bert-pretrain {shlex.join(command)}")
-    python_path = filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(python_path)}
     status = subprocess.run(
-        [sys.executable, "-m", "bert_pretrain", *command], env=environment, check=False
+        [sys.executable, "-m", "bert_pretrain", *command], env=environment(), check=False
     ).returncode
     if status:
         raise SystemExit(status if status > 0 else 128 - status)

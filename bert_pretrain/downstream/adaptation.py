@@ -9,7 +9,6 @@ Source: Gururangan et al. 2020, "Don't Stop Pretraining", section 4 (task-adapti
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import atomic_file
+from bert_pretrain.data.programs import environment
 from bert_pretrain.data.run_folder import read_rows
 from bert_pretrain.downstream.models import default_learning_rate
 from bert_pretrain.downstream.sources import Splits
@@ -33,7 +33,6 @@ _WIDEST_FOR_MUON, _MUON_RATE = 512, 7e-4
 _ROWS_OF_UPDATE = 128  # rows of a task are short
 # What a launcher says to a process, which would make a process of the adaptation wait for others.
 _OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-_ROOT = str(Path(__file__).parents[2])  # a checkout need not be installed
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ def adapt(
         command = adaptation.command(
             model, splits.config, folder, max_seq_length=splits.max_seq_length, seed=seed
         )
-        status = subprocess.run(command, env=_environment(), check=False).returncode
+        own = {name: value for name, value in environment().items() if name not in _OF_LAUNCHERS}
+        status = subprocess.run(command, env=own, check=False).returncode
         if status > 2 or status < 0:  # a signal, which this process has got too, or an error
             raise SystemExit(abs(status) + 128 * (status < 0))
         if status:
@@ -121,12 +121,6 @@ def adapt(
                 advice="change `unlabelled_files`, or leave `adapt_minutes` out",
             )
     return str(final), _described(adaptation, read_rows(folder / "metrics.jsonl"))
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
-    python_path = filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
-    return kept | {"PYTHONPATH": os.pathsep.join(python_path)}
 
 
 def _write_texts(texts: Texts, path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from bert_pretrain.data.programs import environment
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.hub import DONE, HOPELESS, TRY_AGAIN
 
@@ -31,7 +32,6 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds between tries; each is twice 
 # An upload may take ten minutes and a second for every 100 kB; it notices a silent server itself,
 # much earlier.
 _LEAST_SECONDS, _BYTES_PER_SECOND = 600.0, 100_000
-_ROOT = str(Path(__file__).parents[2])  # where upload processes find this package
 
 
 class HubPusher:
@@ -222,10 +222,9 @@ class HubPusher:
             request |= {"folder": str(folder), "revision": branch_of(folder)}
             sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
             seconds += sum(sizes) / _BYTES_PER_SECOND
-        python_path = filter(None, [_ROOT, os.environ.get("PYTHONPATH")])
         with subprocess.Popen(
             [sys.executable, "-m", "bert_pretrain.publishing.hub", json.dumps(request)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(python_path)},
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
