@@ -91,8 +91,8 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
     elif kind == ".parquet":
         with open_parquet(file, parameter=parameter) as parquet:
             content = parquet.read()
-        columns = _columns_of(content)
-        class_names = class_names_of(content.schema)
+            columns = _columns_of(content)  # here, because it finds texts that are not UTF-8
+            class_names = class_names_of(content.schema)
     else:
         objects = [row for _, row in read_json(file, parameter=parameter)]
         columns = {
@@ -123,10 +123,16 @@ def open_dataset(name: str, config_name: str | None) -> dict[str, datasets.Datas
 
 
 def table_of(dataset: datasets.Dataset, description: str) -> Table:
-    """Return the rows of a data set."""
-    # As Arrow, so that images or sounds beside the texts are not decoded.
-    content = dataset.with_format("arrow")[:]
-    return Table(description, _columns_of(content), class_names_of(dataset.features.arrow_schema))
+    """Return the rows of a data set; raise `InputError` if its files are damaged."""
+    try:
+        # As Arrow, so that images or sounds beside the texts are not decoded.
+        columns = _columns_of(dataset.with_format("arrow")[:])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(
+            f"{description} cannot be read ({first_line(error)})",
+            advice="repair it or change `dataset_name`",
+        ) from error
+    return Table(description, columns, class_names_of(dataset.features.arrow_schema))
 
 
 def _columns_of(content: pa.Table) -> dict[str, list[Any]]:

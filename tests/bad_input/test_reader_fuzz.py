@@ -128,6 +128,10 @@ FOUND: list[tuple[str, bytes]] = [
     ("metrics", b'{"step": "one"}\n'),
     ("seeds", b'{"identity": [], "outcomes": []}'),
     ("images", parquet({"image": IMAGES})[:-60]),
+    (
+        "parquet",
+        parquet({"text": ["a", "b"] * 9}).replace(b"\x01\x00\x00\x00b", b"\x01\x00\x00\x00\x80"),
+    ),
 ]
 
 
@@ -197,7 +201,7 @@ def test_a_damaged_file_is_refused_or_read(folder: Path, name: str, data: st.Dat
     check(READERS[name], data.draw(damaged(READERS[name].content)), folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
