@@ -302,14 +302,14 @@ from accelerate import Accelerator
 from tiny_task import line_trainer
 from bert_pretrain.training import checkpoint_writing
 
-place, is_after = sys.argv[2], sys.argv[3] == "after"
+place, is_after, fatal = sys.argv[2], sys.argv[3] == "after", int(sys.argv[4])
 original, num_calls = getattr(checkpoint_writing, place), 0
 
 def killed(*arguments, **options):
     global num_calls
     num_calls += 1
-    result = original(*arguments, **options) if is_after or num_calls < 2 else None
-    if num_calls == 2:
+    result = original(*arguments, **options) if is_after or num_calls < fatal else None
+    if num_calls == fatal:
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 
@@ -338,10 +338,12 @@ def test_a_kill_while_a_checkpoint_is_written_costs_no_other_one(
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     options: dict[str, Any] = {"max_steps": 8, "save_steps": 2, "save_total_limit": 1}
     line_trainer(Accelerator(cpu=True), whole, **options).train()
+    # The first removal is at the third checkpoint: the first one has the lowest held-out loss.
+    fatal = 1 if place == "remove_checkpoint" else 2
     tests = str(Path(__file__).parents[1])
     paths = os.pathsep.join([tests, str(Path(tests).parent)])
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(folder), place, when],
+        [sys.executable, "-c", KILLED, str(folder), place, when, str(fatal)],
         env=os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
