@@ -42,9 +42,8 @@ def naming_disk(folder: Path) -> Iterator[None]:
 
 def _is_of_writing(error: Exception) -> bool:
     """Return whether an error is one of writing, as the libraries that write for us raise it."""
-    is_of_torch = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
     is_of_tokenizers = type(error) is Exception and "(os error " in str(error)  # Rust's words
-    return isinstance(error, OSError | SafetensorError) or is_of_torch or is_of_tokenizers
+    return isinstance(error, OSError | SafetensorError) or is_of_tokenizers
 
 
 @contextlib.contextmanager

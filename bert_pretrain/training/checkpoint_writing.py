@@ -217,7 +217,9 @@ def write_checkpoint(
     for name, tensors in snapshot.tensors.items():
         save_file(tensors, aside / name, metadata={"format": "pt"})
     for name, content in snapshot.states.items():
-        torch.save(content, aside / name)
+        # If torch opens the file itself, it tells a full disk in three ways of its own.
+        with (aside / name).open("wb") as file:
+            torch.save(content, file)
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     write_state(
         aside / STATE_FILE,

@@ -23,7 +23,6 @@ from bert_pretrain.errors import MachineError
     [
         OSError(errno.ENOSPC, "No space left on device"),
         SafetensorError("Error while serializing: I/O error: No space left on device"),
-        RuntimeError("PytorchStreamWriter failed writing file data/3: No space left on device"),
         Exception("No space left on device (os error 28)"),  # of tokenizers
     ],
     ids=lambda error: type(error).__name__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -142,6 +143,27 @@ def test_a_full_disk_stops_the_run_after_an_update_and_costs_no_older_checkpoint
     assert 6 <= trainer.step <= 8  # the next one is not begun
     assert "step-000004" in names(tmp_path) and "step-000006" not in names(tmp_path)
     read_state(tmp_path / "checkpoints/step-000004")
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_full_disk_in_the_file_of_an_optimizer_is_an_error_of_the_system(
+    tmp_path: Path, size: int
+) -> None:
+    snapshot = checkpoint_writing.Snapshot(states={"optimizer.bin": {"a": torch.zeros(size)}})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # it fails as a full disk does
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint_writing.write_checkpoint(
+                snapshot,
+                tmp_path,
+                state=loop_state(1),
+                config_files={},
+                retention=Retention(0),
+                needed=None,
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_at_the_last_checkpoint_is_not_passed_over(
