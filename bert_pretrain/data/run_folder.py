@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,26 +43,58 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, or is damaged.
     """
+    return list(iterate_rows(path))
+
+
+def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what `read_rows` returns, a row at a time."""
     try:
         # Not splitlines: it also splits at Unicode's line separators, which JSON leaves in words.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith("\n"):
+                    yield _parse_row(line, f"{path}, line {number},")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read ({error})", advice="pass the folder of a run"
         ) from error
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            rows.append(parse_json(line))
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {number}, is not JSON", advice="the file is damaged"
-            ) from error
-        if not isinstance(rows[-1], dict) or not isinstance(rows[-1].get("step"), int):
-            raise InputError(
-                f"{path}, line {number}, has no step", advice="the file is damaged, or not a run's"
-            )
-    return rows
+
+
+def _parse_row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise InputError(f"{place} is not JSON", advice="the file is damaged") from error
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise InputError(f"{place} has no step", advice="the file is damaged, or not a run's")
+    return row
+
+
+def thinned(rows: Iterable[dict[str, Any]], *, most: int = 2000) -> list[dict[str, Any]]:
+    """Return some of the training rows, evenly spread, and all others: a picture needs no more.
+
+    Memory does not grow with the number of training rows.
+
+    Args:
+        rows: of metrics.jsonl in their order.
+        most: training rows beside the last one; of more, between half of it and all of it stay.
+    """
+    last: tuple[int, dict[str, Any]] | None = None
+    trained, others = [], []
+    stride, num_trained = 1, 0
+    for place, row in enumerate(rows):
+        if row.get("split") != "train":
+            others.append((place, row))
+            continue
+        last = place, row
+        if num_trained % stride == 0:
+            trained.append(last)
+        num_trained += 1
+        if len(trained) > most:
+            trained, stride = trained[::2], 2 * stride
+    if last is not None and trained[-1] is not last:
+        trained.append(last)
+    return [row for _, row in sorted([*others, *trained], key=itemgetter(0))]
 
 
 def read_run_json(run_dir: Path, *, name: str = "run.json") -> dict[str, Any]:

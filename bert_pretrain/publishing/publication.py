@@ -15,11 +15,12 @@ from bert_pretrain.data.atomic import replace_folder, write_json
 from bert_pretrain.data.digests import digests_of, seal
 from bert_pretrain.data.run_folder import (
     checkpoint_path,
+    iterate_rows,
     list_checkpoints,
     read_final,
-    read_rows,
     read_run_json,
     step_of,
+    thinned,
 )
 from bert_pretrain.publishing.hub import STATE_FOLDER
 from bert_pretrain.publishing.model_card import draw_curves, hub_sources, model_card, read_emissions
@@ -69,7 +70,8 @@ def write_publication(
     files = digests_of(aside, exported)
     metrics = run_dir / "metrics.jsonl"
     # A finished run that is continued in a new folder has nothing left to measure.
-    rows = [row for row in read_rows(metrics) if row["step"] <= step] if metrics.is_file() else []
+    read = iterate_rows(metrics) if metrics.is_file() else ()
+    rows = thinned(row for row in read if row["step"] <= step)
     if rows:
         draw_curves(rows, aside / "curves.png")
     record = read_run_json(run_dir) | {"step": step, "files": files}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bert_pretrain.data import run_folder
 from bert_pretrain.data.run_folder import (
@@ -23,6 +26,7 @@ from bert_pretrain.data.run_folder import (
     read_final,
     read_rows,
     step_of,
+    thinned,
 )
 from bert_pretrain.errors import InputError
 from bert_pretrain.training.metrics import JsonLines
@@ -77,6 +81,27 @@ def test_what_is_no_record_of_a_run_is_refused(
         path.write_bytes(text)
     with pytest.raises(InputError, match=expected):
         read_rows(path)
+
+
+@given(
+    splits=st.lists(st.sampled_from(["train", "train", "train", "validation", "warning"])),
+    most=st.integers(1, 9),
+)
+def test_of_many_training_rows_some_evenly_spread_are_kept_and_all_others(
+    splits: list[str], most: int
+) -> None:
+    rows = [{"split": split, "step": step} for step, split in enumerate(splits)]
+    kept = thinned(iter(rows), most=most)
+    assert kept == [row for row in rows if row in kept]
+    trained = [row for row in rows if row["split"] == "train"]
+    assert [row for row in rows if row["split"] != "train"] == [
+        row for row in kept if row["split"] != "train"
+    ]
+    numbers = [number for number, row in enumerate(trained) if row in kept]
+    assert min(len(trained), (most + 1) // 2) <= len(numbers) <= min(len(trained), most + 1)
+    assert not trained or (numbers[0] == 0 and numbers[-1] == len(trained) - 1)
+    assert len({b - a for a, b in itertools.pairwise(numbers[:-1])}) <= 1
+    assert len(trained) > most or kept == rows
 
 
 def test_complete_checkpoints_are_listed_by_their_step(tmp_path: Path) -> None:
