@@ -10,6 +10,7 @@ import random
 import shlex
 import subprocess
 import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bert_pretrain.__main__ import main
 from bert_pretrain.training.metrics import OF_THE_MACHINE
 
 ROOT = Path(__file__).parents[1]
+TIMEOUT = 1200  # seconds of a program: machines may be loaded
 PROGRAM = str(ROOT / "run_pretraining.py")
 WORDS = [
     "the",
@@ -43,6 +45,12 @@ WORDS = [
     "type",
     "with",
 ]
+
+
+def parted(values: Iterable[Any], slow: Collection[Any]) -> list[Any]:
+    """Return the parameters of a test: those of `slow` are slow, the others long."""
+    mark = pytest.mark
+    return [pytest.param(v, marks=mark.slow if v in slow else mark.long) for v in values]
 
 
 def write_corpus(path: Path, *, num_documents: int = 60, seed: int = 0) -> Path:
@@ -124,7 +132,7 @@ def finished(words: list[str], folder: Path) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -148,7 +148,7 @@ def test_flags_parse_or_are_refused(command: str, data: st.DataObject) -> None:
     check(command, data.draw(command_lines(COMMANDS[command][1])))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())

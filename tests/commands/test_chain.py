@@ -70,7 +70,7 @@ def test_the_chain_from_own_text_to_a_published_classifier_runs(tmp_path: Path) 
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=1200,
             )
             assert done.returncode == 0, done.stdout + done.stderr
             printed.append(done.stdout)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from runs import ROOT, environment, finished, metrics, run_here, small_flags
+from runs import ROOT, environment, finished, metrics, parted, run_here, small_flags
 
 CONFIGS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 SCRIPT = ROOT / "configs/slurm/pretrain.sbatch"
@@ -51,8 +51,11 @@ def test_accelerate_knows_every_key_and_the_launcher_every_setting(path: Path) -
     assert config.num_processes % config.num_machines == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    parted(CONFIGS, slow=[path for path in CONFIGS if path.stem in ("fsdp2", "eight_gpus")]),
+    ids=lambda path: path.stem,
+)
 def test_accelerate_launch_runs_it_on_processors_with_the_same_losses(
     folder: Path, reference: list[float], path: Path
 ) -> None:

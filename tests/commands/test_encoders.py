@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import environment, metrics, run, run_here, small_flags, write_model_config
+from runs import environment, metrics, parted, run, run_here, small_flags, write_model_config
 
 from bert_pretrain.__main__ import main
 
@@ -116,8 +116,7 @@ def test_a_sharded_run_has_the_curve_of_one_process(
     check_close(metrics(folder / f"{model_type}-alone"), metrics(folder / f"{model_type}-sharded"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", ENCODERS)
+@pytest.mark.parametrize("model_type", parted(ENCODERS, slow=("modernbert", "electra", "albert")))
 def test_two_processes_have_the_curve_of_one(model_type: str, folder: Path) -> None:
     flags = [*flags_of(model_type, folder)]
     curves = []

@@ -81,7 +81,7 @@ def call(hub: LoopbackHub, folder: Path, arguments: list[str]) -> subprocess.Com
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
 
 
@@ -516,7 +516,7 @@ assert names["embedding"].ndim == 2
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["contrastive", "autoencoder --mask_ratio 0.5"])
 def test_every_checkpoint_of_an_image_run_is_a_revision_for_stock_transformers(
     tmp_path: Path, objective: str

@@ -105,7 +105,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_update(folde
     )
     second = max(map(int, children.stdout.split()))
     os.kill(second, signal.SIGTERM)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=600)
     (checkpoint,) = (folder / "one-of-two/checkpoints").iterdir()
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     assert 3 <= state["step"] < 60
@@ -123,7 +123,7 @@ def test_when_one_of_two_processes_hangs_the_other_ends_and_both_go_on(folder: P
     )
     first = min(map(int, children.stdout.split()))
     os.kill(first, signal.SIGSTOP)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "has not moved for 5 seconds since micro-batch 0 of update" in printed
     assert "others do not answer" in printed

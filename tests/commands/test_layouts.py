@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import command, environment, metrics, run, run_here, small_flags, write_corpus
+from runs import command, environment, metrics, parted, run, run_here, small_flags, write_corpus
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
@@ -73,7 +73,7 @@ def test_processes_and_micro_batches_do_not_change_the_curve(
             assert other[key] == pytest.approx(value, rel=tolerance, abs=allowed), key
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_compiled_processes_have_the_curve_of_one_that_is_not(folder: Path) -> None:
     flags = [*small_flags(folder), *STEPS, "--optimizer", "adamw", "--max_steps", "8"]
     run(folder, [*flags, "--torch_compile", "off", "--output_dir", "as-written"])
@@ -120,8 +120,7 @@ COURSES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize("course", parted(COURSES, slow=list(COURSES)[:1]))
 def test_a_run_whose_updates_change_has_one_curve_on_one_and_on_two_processes(
     folder: Path, course: str
 ) -> None:

@@ -63,7 +63,7 @@ def test_a_disk_that_gets_full_while_saving_costs_no_checkpoint(tmp_path: Path) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
     )
     assert done.returncode == 1, done.stderr

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import metrics, run, run_here, small_flags, write_model_config
+from runs import metrics, parted, run, run_here, small_flags, write_model_config
 from test_encoders import ENCODERS
 
 from bert_pretrain.__main__ import main
@@ -118,8 +118,8 @@ def test_an_encoder_that_cannot_recompute_is_refused(
     assert not (folder / "refused").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(RUNS)))
+# Any two of the options meet in the long part; the slow one has every third run.
+@pytest.mark.parametrize("number", parted(range(len(RUNS)), slow=range(0, len(RUNS), 3)))
 def test_two_options_at_a_time_keep_the_numbers(number: int, folder: Path) -> None:
     choice = RUNS[number]
     flags = flags_of(choice, folder)

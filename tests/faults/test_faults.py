@@ -11,7 +11,7 @@ import sys
 from functools import cache
 
 import pytest
-from runs import ROOT, run_here
+from runs import ROOT, parted, run_here
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import faults
@@ -41,19 +41,12 @@ def undisturbed(num_processes: int) -> faults.Whole:
 
 SLOW = (
     "killed in the export",
-    "SIGTERM at random",
     "disk full in a checkpoint",
     "one of two killed",
 )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.long)
-        for name in faults.FAULTS
-    ],
-)
+@pytest.mark.parametrize("name", parted(faults.FAULTS, slow=SLOW))
 def test_a_fault_loses_nothing(name: str) -> None:
     kind = faults.FAULTS[name]
     whole, seconds = undisturbed(kind.num_processes)

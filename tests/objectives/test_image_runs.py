@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import metrics, run, run_here
+from runs import metrics, parted, run, run_here
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetConfig
 
@@ -75,8 +75,13 @@ def assert_equal_curves(one: Path, other: Path) -> None:
 
 # The gathered negatives of two processes are those of one; reconstruction does not couple images at
 # all.
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["triplet", "denoising", "masked", "nt_xent", "batch_norm"])
+@pytest.mark.parametrize(
+    "name",
+    parted(
+        ["triplet", "denoising", "masked", "nt_xent", "batch_norm"],
+        slow=["triplet", "nt_xent", "masked"],
+    ),
+)
 def test_two_processes_train_as_one(folder: Path, name: str) -> None:
     run(folder, flags_of(name, folder, f"{name}-1"))
     run(folder, flags_of(name, folder, f"{name}-2"), num_processes=2)
@@ -193,9 +198,8 @@ def test_a_contrastive_run_says_when_another_number_of_images_is_compared(folder
     assert html.escape(warning["message"]) in write_report(folder / "notes").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["triplet", "nt_xent"])
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", parted([1, 2], slow=[2]))
 def test_micro_batches_do_not_change_what_images_are_compared_with(
     folder: Path, name: str, num_processes: int
 ) -> None:

@@ -369,7 +369,7 @@ def test_a_kill_while_a_checkpoint_is_written_costs_no_other_one(
         env=os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     resumed = line_trainer(Accelerator(cpu=True), folder, **options)
