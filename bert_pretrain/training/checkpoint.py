@@ -2,13 +2,14 @@
 
 Enters: `checkpoints/step-000100/` with the model (loadable by stock transformers), the optimisers,
 the average of the weights where there is one, and the state of the loop, as `checkpoint_writing`
-has written them. Leaves: the same in the model and the optimisers of all processes. A checkpoint is
-the same on any layout: what is sharded was written whole, and each process takes its shard of it
-again, so that a run continues on another layout.
+has written them. Leaves: the same in the model and the optimisers of all processes. The files hold
+whole tensors on any layout: the processes of a sharded run write the rows that they have into one
+file, and each process reads those that it needs, so that a run continues on another layout.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -30,6 +32,7 @@ from bert_pretrain.training.checkpoint_state import (
     OtherVersionError,
     read_state_file,
 )
+from bert_pretrain.training.divided_files import read_like
 from bert_pretrain.training.ema import WeightAverage
 from bert_pretrain.training.sharding import DistributedModel, like
 
@@ -172,46 +175,93 @@ def load_tensors(
     Raises:
         InputError: the weights are those of another model, or a file holds more than numbers.
     """
-    saved = load_file(checkpoint / WEIGHTS_FILE)
-    targets = without_ties(model.trained)
-    if saved.keys() != targets.keys():
-        raise InputError(
-            f"{checkpoint / WEIGHTS_FILE} holds another model "
-            f"({', '.join(sorted(saved.keys() ^ targets.keys())[:3])})",
-            advice="pass another checkpoint to `resume_from_checkpoint`",
-        )
-    for name, target in targets.items():
-        target.copy_(like(saved.pop(name), target))
+    with _opened(checkpoint / WEIGHTS_FILE) as saved:
+        targets = without_ties(model.trained)
+        if targets.keys() != set(saved.keys()):
+            raise InputError(
+                f"{checkpoint / WEIGHTS_FILE} holds another model "
+                f"({', '.join(sorted(targets.keys() ^ set(saved.keys()))[:3])})",
+                advice="pass another checkpoint to `resume_from_checkpoint`",
+            )
+        for name, target in targets.items():
+            target.copy_(read_like(saved, name, target))
     if average is not None:
         average.restart()
-        path = checkpoint / AVERAGE_FILE
-        for name, value in load_file(path).items() if path.is_file() else ():
-            average.values[name].copy_(like(value, average.values[name]))
+        if (checkpoint / AVERAGE_FILE).is_file():
+            with _opened(checkpoint / AVERAGE_FILE) as saved:
+                for name in saved.keys():  # noqa: SIM118  # it is no mapping
+                    average.values[name].copy_(read_like(saved, name, average.values[name]))
     for index, prepared in enumerate(model.optimizers):
-        optimizer = prepared.optimizer
-        state = _load_state(checkpoint / optimizer_file(index))
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for number, values in state["state"].items():
-            for key, value in values.items():
-                # Beside moments there are counts, which every process has whole.
-                if torch.is_tensor(value) and value.shape == parameters[number].shape:
-                    values[key] = like(value, parameters[number])
-        # Decay, betas and the like are the flags' of now, which the run has said it takes.
-        for group, kept in zip(state["param_groups"], optimizer.param_groups, strict=True):
-            group |= {key: value for key, value in kept.items() if key != "params"}
-        optimizer.load_state_dict(state)
+        _load_optimizer(checkpoint, index, prepared.optimizer, is_sharded=model.is_sharded)
     if model.accelerator.scaler is not None:
         model.accelerator.scaler.load_state_dict(_load_state(checkpoint / SCALER_FILE))
 
 
-def _load_state(path: Path) -> dict[str, Any]:
+def _load_optimizer(
+    checkpoint: Path, index: int, optimizer: torch.optim.Optimizer, *, is_sharded: bool
+) -> None:
+    """Take up the state of an optimiser, by its number."""
+    # Mapped, a process reads no more of what is whole there than its own rows.
+    state = _load_state(checkpoint / optimizer_file(index), is_mapped=is_sharded)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        for key, value in values.items():
+            # Beside moments there are counts, which every process has whole.
+            if torch.is_tensor(value):
+                is_moment = value.shape == parameters[number].shape
+                values[key] = like(value, parameters[number]) if is_moment else value.clone()
+    moments = checkpoint / moments_file(index)
+    # Not any file that happens to lie there: a folder of the Hub may keep one of another layout.
+    if moments.name in read_state_file(checkpoint / STATE_FILE)[1]:
+        with _opened(moments) as saved:
+            for name in saved.keys():  # noqa: SIM118
+                number, _, key = name.partition(".")
+                if not (number.isdecimal() and int(number) < len(parameters)):
+                    raise InputError(
+                        f"{moments} holds another optimiser ({name})",
+                        advice="pass another checkpoint to `resume_from_checkpoint`",
+                    )
+                values = state["state"].setdefault(int(number), {})
+                # What is read is mapped, and the file may be removed.
+                values[key] = read_like(saved, name, parameters[int(number)]).clone()
+    # Decay, betas and the like are the flags' of now, which the run has said it takes.
+    for group, kept in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        group |= {key: value for key, value in kept.items() if key != "params"}
+    optimizer.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Lend a safetensors file, of which only what is asked for is read.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        opened = safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)})",
+            advice="pass another checkpoint to `resume_from_checkpoint`",
+        ) from error
+    with opened as file:
+        yield file
+
+
+def _load_state(path: Path, *, is_mapped: bool = False) -> dict[str, Any]:
     """Return what torch saved: tensors, numbers and containers of them; nothing else is made.
+
+    Args:
+        path: of the file.
+        is_mapped: whether tensors are read when they are used, as long as the file is there.
 
     Raises:
         InputError: the file holds anything else, or cannot be read.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=is_mapped
+        )
     except Exception as error:  # its reader raises whatever it stumbles over
         raise InputError(
             f"{path} cannot be read ({first_line(error)})",
@@ -234,6 +284,14 @@ def without_ties(model: nn.Module) -> dict[str, torch.Tensor]:
 def optimizer_file(index: int) -> str:
     """Return the name of the file with the state of an optimiser, by its number."""
     return f"optimizer_{index}.bin" if index else "optimizer.bin"
+
+
+def moments_file(index: int) -> str:
+    """Return the name of the file with what of an optimiser's state is sharded as parameters are.
+
+    Its tensors are called by the number of the parameter and the name in its state: `3.exp_avg`.
+    """
+    return Path(optimizer_file(index)).with_suffix(".safetensors").name
 
 
 def digest_of(path: Path) -> str:

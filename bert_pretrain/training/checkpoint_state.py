@@ -25,7 +25,10 @@ from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError
 
 STATE_FILE = "trainer_state.json"
-FORMAT_VERSION = 1  # raised whenever an older program would misunderstand what is there
+# Raised whenever an older program would misunderstand what is there. Of a sharded run, moments are
+# in a file beside the optimiser's own; other checkpoints are as they have always been.
+FORMAT_VERSION = 1
+SHARDED_VERSION = 2
 _MOST = 2**63  # no count of a run is larger
 
 
@@ -77,15 +80,19 @@ class LoopState(_SinceTheFirst):
     fingerprint: dict[str, dict[str, Any]]
 
 
-def write_state(path: Path, state: LoopState, files: dict[str, str]) -> None:
+def write_state(
+    path: Path, state: LoopState, files: dict[str, str], *, is_sharded: bool = False
+) -> None:
     """Write a state file.
 
     Args:
         path: of the file.
         state: of the loop.
         files: digest of every other file of the checkpoint, by name.
+        is_sharded: whether the processes of a sharded run have written some of them.
     """
-    content = {"format_version": FORMAT_VERSION, **state, "files": files}
+    version = SHARDED_VERSION if is_sharded else FORMAT_VERSION
+    content = {"format_version": version, **state, "files": files}
     path.write_text(json.dumps(content | {"digest": _digest(content)}, indent=1))
 
 
@@ -105,9 +112,10 @@ def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
         raise InputError(f"{path} is no state of a run (it is no object)", advice=advice)
     version = content.get("format_version")
     is_damaged = content.pop("digest", None) != _digest(content)
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, SHARDED_VERSION):
         raise (InputError if is_damaged else OtherVersionError)(
-            f"{path} is of version {version!r} but must be of {FORMAT_VERSION}",
+            f"{path} is of version {version!r} but must be of {FORMAT_VERSION} or "
+            f"{SHARDED_VERSION}",
             advice=f"{advice}, or continue the run with the version of this program that its "
             "run.json names",
         )

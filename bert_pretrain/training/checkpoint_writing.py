@@ -1,8 +1,8 @@
 """Writes checkpoints that are whole or not there, and removes the ones that need not stay.
 
-Enters: the model and the optimisers of all processes. `take_snapshot` leaves a copy of them in the
-memory of the first process, which later updates do not touch; `write_checkpoint` makes a folder of
-it aside, lists every file with its digest, and renames it, whenever that is.
+Enters: the copy of a run that `snapshots` has taken. The first process makes a folder aside, writes
+what it holds, lists every file with its digest, and renames the folder, whenever that is. Where the
+model is sharded, all processes have written their shards into its files before.
 """
 
 from __future__ import annotations
@@ -10,35 +10,25 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from bert_pretrain.data.atomic import replace_folder
 from bert_pretrain.data.run_folder import checkpoint_path, list_checkpoints, step_of
 from bert_pretrain.errors import InputError
-from bert_pretrain.training.checkpoint import (
-    AVERAGE_FILE,
-    SCALER_FILE,
-    WEIGHTS_FILE,
-    digest_of,
-    optimizer_file,
-    without_ties,
-)
+from bert_pretrain.training.checkpoint import digest_of
 from bert_pretrain.training.checkpoint_state import (
     STATE_FILE,
     LoopState,
     read_state_file,
     write_state,
 )
-from bert_pretrain.training.ema import WeightAverage
-from bert_pretrain.training.sharding import DistributedModel, whole
+from bert_pretrain.training.divided_files import Written, create, digest_of_parts, write_parts
+from bert_pretrain.training.snapshots import Snapshot
 
 
 @dataclass(frozen=True)
@@ -73,98 +63,6 @@ class Retention:
         return self.keep_every > 0 and step % self.keep_every == 0
 
 
-@dataclass
-class Snapshot:
-    """What the files of a checkpoint are to hold, in host memory.
-
-    Attributes:
-        tensors: of each safetensors file, by name.
-        states: what torch is to save, by file.
-        arrival: on a GPU, when all is there; it must be waited for before anything is read.
-    """
-
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    states: dict[str, Any] = field(default_factory=dict)
-    arrival: torch.cuda.Event | None = None
-
-
-@torch.no_grad()
-def take_snapshot(model: DistributedModel, average: WeightAverage | None) -> Snapshot | None:
-    """Copy weights, their average and optimiser states into host memory; a collective.
-
-    On a GPU the copies are only begun: they run beside the next forward and backward pass, and
-    `Snapshot.arrival` must come before the next update, which changes what is copied.
-
-    Returns:
-        The copy on the first process, None on the others.
-    """
-    copies = _HostCopies(model.accelerator.device)
-    is_writing = model.accelerator.is_main_process
-
-    def copied(value: Any, *, at_once: bool = False) -> Any:
-        is_sharded = isinstance(value, DTensor)
-        value = whole(value)
-        if not is_writing:  # they keep nothing, so that no two tensors are whole there at once
-            return None
-        if not torch.is_tensor(value):
-            return value
-        return value.cpu().contiguous() if is_sharded else copies.make(value, at_once=at_once)
-
-    snapshot = Snapshot()
-    snapshot.tensors[WEIGHTS_FILE] = {
-        # A forward pass changes buffers, such as running statistics, but no parameters.
-        name: copied(value, at_once=not isinstance(value, nn.Parameter))
-        for name, value in without_ties(model.trained).items()
-    }
-    if average is not None:
-        values = average.values.items()
-        snapshot.tensors[AVERAGE_FILE] = {name: copied(value) for name, value in values}
-    for index, prepared in enumerate(model.optimizers):
-        state = prepared.optimizer.state_dict()
-        state["state"] = {
-            number: {key: copied(value) for key, value in values.items()}
-            for number, values in state["state"].items()
-        }
-        snapshot.states[optimizer_file(index)] = state
-    if model.accelerator.scaler is not None:
-        snapshot.states[SCALER_FILE] = model.accelerator.scaler.state_dict()
-    snapshot.arrival = copies.begun()
-    return snapshot if is_writing else None
-
-
-class _HostCopies:
-    """Copies of tensors in host memory; from a GPU they are made by a stream of their own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream: Any = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._stream.wait_stream(torch.cuda.current_stream(device))
-
-    def make(self, value: Tensor, *, at_once: bool) -> Tensor:
-        """Return a copy, contiguous; from a GPU it is on its way.
-
-        Args:
-            value: to be copied.
-            at_once: before anything else on the GPU, rather than before the next update.
-        """
-        if self._stream is None or value.device.type != "cuda":
-            return value.detach().to("cpu", copy=True).contiguous()
-        copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-        with contextlib.nullcontext() if at_once else torch.cuda.stream(self._stream):
-            copy.copy_(value.detach(), non_blocking=True)
-        return copy
-
-    def begun(self) -> torch.cuda.Event | None:
-        """Return when all copies so far have arrived; None = they have."""
-        if self._stream is None:
-            return None
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        arrival: torch.cuda.Event = self._stream.record_event()
-        return arrival
-
-
 def read_config_files(write_config: Callable[[Path], None], folder: Path) -> dict[str, bytes]:
     """Return what an exporter writes beside the weights, by file name.
 
@@ -182,6 +80,38 @@ def read_config_files(write_config: Callable[[Path], None], folder: Path) -> dic
     return contents
 
 
+def open_folder(snapshot: Snapshot, folder: Path, *, step: int) -> Path:
+    """Make the folder in which a checkpoint is written before it has its name, and return it.
+
+    Args:
+        snapshot: whose divided files are made too, for all processes to write into.
+        folder: the run's checkpoint folder.
+        step: updates of the checkpoint.
+    """
+    aside = path_aside(folder, step)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    create(aside, snapshot.divided)
+    return aside
+
+
+def path_aside(folder: Path, step: int) -> Path:
+    """Return where a checkpoint is before it has its name."""
+    final = checkpoint_path(folder, step)
+    return final.with_name(f"{final.name}.tmp")
+
+
+def write_shards(snapshot: Snapshot, folder: Path, *, step: int) -> dict[str, list[Written]]:
+    """Write what this process holds of a sharded checkpoint, whose folder is open.
+
+    Returns:
+        What was written, by file, for `write_checkpoint` of the first process.
+    """
+    if snapshot.arrival is not None:
+        snapshot.arrival.synchronize()
+    return write_parts(path_aside(folder, step), snapshot.divided)
+
+
 def write_checkpoint(
     snapshot: Snapshot,
     folder: Path,
@@ -190,6 +120,7 @@ def write_checkpoint(
     config_files: Mapping[str, bytes],
     retention: Retention,
     needed: int | None,
+    shards: Sequence[Mapping[str, list[Written]]] = (),
 ) -> Path:
     """Write a checkpoint and then remove the ones that need not stay.
 
@@ -200,14 +131,18 @@ def write_checkpoint(
         config_files: what transformers needs beside the weights, by file name.
         retention: which checkpoints stay.
         needed: updates of one that the run may go back to; None = it needs none.
+        shards: what every process has written into the divided files.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        MachineError: a file does not hold what the processes have written into it.
     """
-    final = checkpoint_path(folder, state["step"])
-    aside = folder / f"{final.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    if snapshot.divided:
+        aside = path_aside(folder, state["step"])
+    else:
+        aside = open_folder(snapshot, folder, step=state["step"])
     for name, content in config_files.items():
         path = aside / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,12 +156,17 @@ def write_checkpoint(
         with (aside / name).open("wb") as file:
             torch.save(content, file)
     files = sorted(path for path in aside.rglob("*") if path.is_file())
-    write_state(
-        aside / STATE_FILE,
-        state,
-        {str(path.relative_to(aside)): digest_of(path) for path in files},
-    )
+    digests = {}
+    for path in files:
+        name = str(path.relative_to(aside))
+        if name in snapshot.divided:
+            parts = [part for written in shards for part in written[name]]
+            digests[name] = digest_of_parts(path, parts)
+        else:
+            digests[name] = digest_of(path)
+    write_state(aside / STATE_FILE, state, digests, is_sharded=bool(snapshot.divided))
     _flush_to_disk([*files, aside / STATE_FILE])
+    final = checkpoint_path(folder, state["step"])
     replace_folder(aside, final)
     _rotate(folder, retention, needed=needed)
     return final

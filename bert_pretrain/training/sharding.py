@@ -213,16 +213,29 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def own_rows(tensor: DTensor) -> slice:
+    """Return which rows of a tensor that is sharded by rows this process has; perhaps none."""
+    assert tensor.device_mesh.ndim == 1 and tensor.placements[0].is_shard(dim=0)
+    # As torch.chunk divides: equal shares, the last ones shorter or empty.
+    share = -(-tensor.shape[0] // tensor.device_mesh.size())
+    begin = min(share * tensor.device_mesh.get_local_rank(), tensor.shape[0])
+    rows = slice(begin, min(begin + share, tensor.shape[0]))
+    assert rows.stop - rows.start == tensor.to_local().shape[0]
+    return rows
+
+
 def like(value: Tensor, target: Tensor) -> Tensor:
     """Return a tensor that is whole on every process as `target` is: sharded or not."""
     if not isinstance(target, DTensor):
         return value.to(target.device)
-    pieces = value.chunk(target.device_mesh.size())
-    rank = target.device_mesh.get_local_rank()
-    # torch.chunk makes fewer pieces where rows are few: the last processes then have none.
-    own = pieces[rank] if rank < len(pieces) else value[:0]
+    # A view would keep the whole in memory.
+    return shard_of(value[own_rows(target)].clone(), target)
+
+
+def shard_of(rows: Tensor, target: DTensor) -> DTensor:
+    """Return a tensor that is divided as `target` is, of which this process has these rows."""
     return DTensor.from_local(
-        own.clone().to(target.to_local().device),  # a view would keep the whole in memory
+        rows.to(target.to_local().device),
         target.device_mesh,
         target.placements,
         run_check=False,

@@ -344,16 +344,19 @@ class Trainer:
         """Return what each term's sum is divided by, over the window and all processes, >= 1."""
         names = sorted({name for counts in window.targets for name in counts})
         local = [sum(counts.get(name, 0) for counts in window.targets) for name in names]
-        # With them goes whether any process is to stop, so that all stop after the same update, and
-        # whether one knows of a reason why none can go on.
+        # With them goes whether any process is to stop, so that all stop after the same update,
+        # whether one knows of a reason why none can go on, and who has written its shards.
         is_asked = float(self.stop.number > 0)
         has_failed = float(self.saver.has_failed or self.journal.has_diverged)
-        num_units, flops, num_asked, num_failed, *counts = sum_on_hosts(
-            [window.num_units, window.flops, is_asked, has_failed, *local]
+        has_shards = float(self.saver.has_shards)
+        num_units, flops, num_asked, num_failed, num_written, *counts = sum_on_hosts(
+            [window.num_units, window.flops, is_asked, has_failed, has_shards, *local]
         )
         if num_failed:
             self.saver.settle()
             self.journal.write_rows(wait=True)
+        elif num_written == self.accelerator.num_processes:
+            self.saver.complete()
         self.is_stopping = num_asked > 0
         self.journal.count(int(num_units), flops)
         return {name: max(1.0, count) for name, count in zip(names, counts, strict=True)}

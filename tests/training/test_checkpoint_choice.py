@@ -159,14 +159,14 @@ def test_no_flipped_bit_of_a_state_passes(run_dir: Path, data: st.DataObject) ->
 def test_a_state_of_another_version_says_so(run_dir: Path) -> None:
     path = run_dir / "checkpoints/step-000006" / STATE_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 0}))
-    with pytest.raises(InputError, match="is of version 0 but must be of 1"):
+    with pytest.raises(InputError, match="is of version 0 but must be of 1 or 2"):
         read_state(path.parent)
 
 
 def test_a_newer_version_says_so_whatever_else_it_holds(run_dir: Path) -> None:
     path = run_dir / "checkpoints/step-000006" / STATE_FILE
-    path.write_text(json.dumps({"format_version": 2, "everything": "else"}))
-    with pytest.raises(InputError, match=r"is of version 2 but must be of 1.*its run.json names"):
+    path.write_text(json.dumps({"format_version": 3, "everything": "else"}))
+    with pytest.raises(InputError, match=r"is of version 3 but must be of 1.*its run.json names"):
         read_state(path.parent)
 
 
@@ -177,10 +177,10 @@ def test_latest_does_not_pass_over_a_checkpoint_of_another_version(
     path = folder / "step-000006" / STATE_FILE
     state, files = read_state_file(path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_state, "FORMAT_VERSION", 2)
+        patch.setattr(checkpoint_state, "FORMAT_VERSION", 3)
         write_state(path, state, files)
     for asked in ("latest", "auto"):
-        with pytest.raises(InputError, match="is of version 2 but must be of 1"):
+        with pytest.raises(InputError, match="is of version 3 but must be of 1"):
             claim_run_dir(run_dir, asked)
     path.write_text(path.read_text().replace('"step": 6', '"step": 7'))  # that one is damaged
     assert find_checkpoint("latest", folder) == folder / "step-000004"

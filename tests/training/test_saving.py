@@ -122,10 +122,10 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, *, from_step: int) -> None:
     """Let the last file of a checkpoint find no room, when everything else is written."""
     write = checkpoint_writing.write_state
 
-    def refused(path: Path, state: Any, files: dict[str, str]) -> None:
+    def refused(path: Path, state: Any, files: dict[str, str], **options: Any) -> None:
         if state["step"] >= from_step:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, state, files)
+        write(path, state, files, **options)
 
     monkeypatch.setattr(checkpoint_writing, "write_state", refused)
 
