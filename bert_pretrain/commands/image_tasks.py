@@ -12,6 +12,7 @@ from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.augmentation import PRESETS, AugmentationRule
 from bert_pretrain.images.corpus import ImageCorpus, open_images
+from bert_pretrain.images.local_views import local_crop_area, local_view_size
 from bert_pretrain.objectives import autoencoder as autoencoders
 from bert_pretrain.objectives import contrastive as contrasts
 from bert_pretrain.objectives.interface import Task
@@ -42,7 +43,8 @@ def autoencoder_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
 def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
     """Open the images and return what learning them by contrast is about."""
     contrastive, layout = config.contrastive, batch_layout(config, accelerator)
-    rule = augmentation_rule(config)  # before much work: it may be refused
+    # Before much work: they may be refused.
+    rule, local_views = augmentation_rule(config), local_view_values(config)
     corpus = _open_images(config, accelerator, with_whole=True)
     task = contrasts.contrastive_task(
         corpus,
@@ -58,6 +60,7 @@ def contrastive_task(config: PretrainingConfig, accelerator: Accelerator) -> Tas
         },
         temperature=contrastive.temperature,
         num_images=layout.global_batch_size,
+        **local_views,
         **_common_values(config),
     )
     return task._replace(sources={"data": corpus.provenance})
@@ -101,6 +104,23 @@ def augmentation_rule(config: PretrainingConfig) -> AugmentationRule:
                 advice=f"pass `{needed}` too",
             )
     return rule
+
+
+def local_view_values(config: PretrainingConfig) -> dict[str, Any]:
+    """Return what the flags of local views say, as the task takes it.
+
+    Raises:
+        InputError: a value is out of range, as far as that is known before images are read.
+    """
+    local, image_size = config.local_views, config.images.image_size.sides
+    if image_size:
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        local_view_size(local.local_view_size.sides, sides)
+    return {
+        "num_local_views": local.num_local_views,
+        "wanted_local_size": local.local_view_size.sides,
+        "local_crop_area": local_crop_area(local.local_crop_area),
+    }
 
 
 def _open_images(

@@ -24,7 +24,7 @@ from bert_pretrain.config.flags import (
 )
 from bert_pretrain.config.recipes import TEXT_PURPOSES
 from bert_pretrain.config.schedules import Lengths, Ramp, Rates
-from bert_pretrain.config.sizes import ImageSize
+from bert_pretrain.config.sizes import ImageSize, LocalViewSize
 
 NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
 SHARE = Range(0, 1)
@@ -356,6 +356,26 @@ class ViewArguments:
         "Two numbers: smallest and largest deviation of the blur, pixels."
     )
     inversion_prob: float | None = flag(None, "Share of views with inverted colours.", SHARE)
+
+
+@dataclass
+class LocalViewArguments:
+    """Small views of an image that are compared with its others (multi-crop)."""
+
+    _argument_group_name: ClassVar[str] = "local views of contrastive learning"
+    num_local_views: int = flag(
+        0, "Small crops of each image beside what is compared anyway; 0 = none.", Range(0, 64)
+    )
+    local_view_size: LocalViewSize = flag(
+        LocalViewSize(0),
+        "Their side in pixels, or HEIGHTxWIDTH; 0 = half of --image_size. A multiple of the "
+        "encoder's patches.",
+        PIXELS,
+    )
+    local_crop_area: list[float] | None = flags(
+        "Two numbers: smallest and largest share of an image that they show, in place of "
+        "--crop_area; 0.05 0.4 if left out. All else is as for other views."
+    )
 
 
 @dataclass

@@ -20,6 +20,7 @@ from bert_pretrain.config.arguments import (
     DataArguments,
     HubArguments,
     ImageArguments,
+    LocalViewArguments,
     ModelArguments,
     OptimizationArguments,
     RunArguments,
@@ -44,6 +45,7 @@ class PretrainingConfig:
     autoencoder: AutoencoderArguments
     contrastive: ContrastiveArguments
     views: ViewArguments
+    local_views: LocalViewArguments
     optimization: OptimizationArguments
     hub: HubArguments
 
@@ -66,6 +68,7 @@ _OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
     AutoencoderArguments: ("autoencoder",),
     ContrastiveArguments: ("contrastive",),
     ViewArguments: ("contrastive",),
+    LocalViewArguments: ("contrastive",),
 }
 _PAIRS = {"pair_mode", "same_document_partners"}  # flags that say how pairs are drawn
 _LENGTHS = {"max_steps": 0, "num_train_epochs": 0.0, "max_hours": 0.0}
@@ -112,6 +115,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     _check_length(config.optimization)
     _check_optimization(config.optimization, config.run)
     _check_schedules(config)
+    _check_local_views(config.local_views)
     _check_checkpoints(config.run)
     _check_tracker(config.run.report_to)
     if config.run.objective == "contrastive":
@@ -288,6 +292,16 @@ def _check_contrast(optimization: OptimizationArguments) -> None:
             )
 
 
+def _check_local_views(views: LocalViewArguments) -> None:
+    """Raise `InputError` if something is said of local views of which there are none."""
+    for name in ("local_view_size", "local_crop_area"):
+        if not views.num_local_views and getattr(views, name):
+            raise InputError(
+                f"`{name}` means nothing with `num_local_views` 0",
+                advice="pass the number of local views, such as `num_local_views` 4",
+            )
+
+
 def _check_tracker(name: str) -> None:
     """Raise `InputError` if a tracker is asked for that is not installed."""
     modules = {"tensorboard": ["tensorboard", "tensorboardX"]}.get(name, [name])
@@ -369,7 +383,8 @@ DEFINING = _names(
     "norm_pix_loss augmentation horizontal_flip loss margin distance normalize negatives reduction "
     "temperature projection_dim optimizer batch_size_ramp crop_area "
     "crop_aspect flip_prob rotation_prob rotation_degrees jitter_prob brightness contrast "
-    "saturation hue grayscale_prob blur_prob blur_sigma inversion_prob"
+    "saturation hue grayscale_prob blur_prob blur_sigma inversion_prob num_local_views "
+    "local_view_size local_crop_area"
 )
 # These may change, and the run says that from there on it is not the uninterrupted one: length and
 # steering of the training, and the held-out rows.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar, TypeVar
 
 from bert_pretrain.errors import InputError
+
+Size = TypeVar("Size", bound="ImageSize")
 
 
 class ImageSize(int):
@@ -14,9 +17,10 @@ class ImageSize(int):
         numbers: height and width, or the only side.
     """
 
+    flag: ClassVar[str] = "image_size"
     numbers: tuple[int, ...]
 
-    def __new__(cls, text: str | int) -> ImageSize:
+    def __new__(cls: type[Size], text: str | int) -> Size:
         """Read it.
 
         Raises:
@@ -25,9 +29,7 @@ class ImageSize(int):
         found = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text).strip())
         numbers = tuple(int(number) for number in found.groups() if number) if found else ()
         if not numbers or (len(numbers) == 2 and 0 in numbers):
-            raise InputError.out_of_range(
-                "image_size", text, "a number, or HEIGHTxWIDTH such as 64x96"
-            )
+            raise InputError.out_of_range(cls.flag, text, "a number, or HEIGHTxWIDTH such as 64x96")
         if len(set(numbers)) == 1:
             numbers = numbers[:1]
         made = super().__new__(cls, numbers[0])
@@ -46,3 +48,9 @@ class ImageSize(int):
     def sides(self) -> int | tuple[int, int]:
         """What reads images takes: the side of a square, or height and width."""
         return int(self) if len(self.numbers) == 1 else (self.numbers[0], self.numbers[1])
+
+
+class LocalViewSize(ImageSize):
+    """The same of a local view."""
+
+    flag = "local_view_size"

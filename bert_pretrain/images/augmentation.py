@@ -75,12 +75,16 @@ class AugmentationRule:
             "crop_aspect": math.inf,
             "blur_sigma": math.inf,
         }.items():
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= upper:
-                raise InputError(
-                    f"`{name}` of the augmentation is ({low}, {high}) but must be two ascending "
-                    f"values in (0, {upper:g}]"
-                )
+            check_ascending(f"`{name}` of the augmentation", getattr(self, name), upper)
+
+
+def check_ascending(name: str, ends: tuple[float, float], upper: float) -> None:
+    """Raise `InputError` unless two numbers are above 0, ascending, and at most `upper`."""
+    low, high = ends
+    if not 0 < low <= high <= upper:
+        raise InputError(
+            f"{name} is ({low}, {high}) but must be two ascending values in (0, {upper:g}]"
+        )
 
 
 def _simclr(strength: float, *, blur_prob: float) -> AugmentationRule:

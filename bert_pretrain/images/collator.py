@@ -7,7 +7,7 @@ pixels as they are stored and the random numbers that a loss needs. Both are pur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -53,14 +53,14 @@ class ImageCollator:
         corpus: the images.
         draw: returns what the loss needs beside the pixels.
         evaluation: whether the random numbers are the same in every epoch.
-        views: names of what `draw` returns that are parameters of views.
+        views: what of `draw` are parameters of views, by name, and the height and width of each.
         needs_pixels: whether the loss reads `pixels` beside what its views are cut from.
     """
 
     corpus: ImageCorpus
     draw: ImageDraw
     evaluation: bool
-    views: tuple[str, ...] = ()
+    views: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     needs_pixels: bool = True
     unit: str = "images"
 
@@ -87,7 +87,8 @@ class ImageCollator:
         corpus = self.corpus
         if isinstance(corpus.pixels, StreamedPixels) and self.views:
             boxes = [drawn[view][:, BOX].numpy().copy() for view in self.views]
-            found = corpus.pixels.crops(images, boxes, with_pixels=self.needs_pixels)
+            sizes = list(self.views.values())
+            found = corpus.pixels.crops(images, boxes, sizes, with_pixels=self.needs_pixels)
             for view in self.views:
                 drawn[view][:, BOX] = torch.tensor(_WHOLE)
             names = ["pixels"] * self.needs_pixels + [_crop(view) for view in self.views]

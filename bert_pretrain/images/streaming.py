@@ -68,40 +68,51 @@ class StreamedPixels:
         self,
         images: NDArray[np.int64],
         boxes: Sequence[NDArray[np.floating[Any]]],
+        sizes: Sequence[tuple[int, int]],
         *,
         with_pixels: bool,
     ) -> list[NDArray[np.uint8]]:
-        """Decode images once and cut several crops out of each, resized to the pictures' size.
+        """Decode images once and cut several crops out of each.
 
         Args:
             images: int64 (B,), their numbers.
             boxes: (B, 4) for each crop: left, top, width and height as shares of the image.
+            sizes: height and width that each crop is resized to.
             with_pixels: whether to return what `__getitem__` does, too, before the crops.
 
         Returns:
-            uint8 (B, H, W, C) each.
+            uint8 (B, H, W, C) each, of the crops with H and W of their size.
         """
         jobs = list(zip(images.tolist(), np.stack(boxes, axis=1), strict=True))
-        pictures = _map(lambda job: self._cut(*job, with_pixels=with_pixels), jobs)
+        pictures = _map(lambda job: self._cut(*job, sizes, with_pixels=with_pixels), jobs)
+        num_images, *picture, num_channels = self.shape
+        picture_sizes = [tuple(picture)] * with_pixels + list(sizes)
+        shapes = [(num_images, *size, num_channels) for size in picture_sizes]
         return [
-            _stacked((of_image[place] for of_image in pictures), self.shape)
-            for place in range(with_pixels + len(boxes))
+            _stacked((of_image[place] for of_image in pictures), shape)
+            for place, shape in enumerate(shapes)
         ]
 
     def _decode(self, row: ImageRow) -> NDArray[np.uint8]:
         return checked_pixels(decode_row(row, self.conversion))
 
     def _cut(
-        self, image: int, boxes: NDArray[np.floating[Any]], *, with_pixels: bool
+        self,
+        image: int,
+        boxes: NDArray[np.floating[Any]],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        with_pixels: bool,
     ) -> list[NDArray[np.uint8]]:
         """Return the pictures of one image, uint8 (H, W, C); boxes are (crops, 4)."""
         number, *sides = self.places[image].tolist()
         row = self.fetch(number)
         pictures = [self._decode(row)] if with_pixels else []
-        _, height, width, num_channels = self.shape
+        num_channels = self.shape[-1]
         # Pixels of the crop for one of the picture, where that is fewest: by so much an image may
         # be reduced as it is decoded, and no crop is enlarged for it.
-        scale = max(1.0, float((boxes[:, 2:] * sides / (width, height)).min()))
+        widths_heights = np.array(sizes)[:, ::-1]
+        scale = max(1.0, float((boxes[:, 2:] * sides / widths_heights).min()))
         try:
             with decoded(row, math.ceil(min(sides) / scale), gap=1) as (stored, _):
                 source = converted_image(stored, num_channels, self.conversion.pixel_range)
@@ -110,7 +121,9 @@ class StreamedPixels:
                 f"{row.name} cannot be decoded any more ({error})",
                 advice="leave the images as they are while they are read",
             ) from error
-        for left, top, box_width, box_height in boxes.tolist():
+        for (left, top, box_width, box_height), (height, width) in zip(
+            boxes.tolist(), sizes, strict=True
+        ):
             box = (
                 left * source.width,
                 top * source.height,

@@ -5,11 +5,10 @@ and view; `Augmentation.apply` makes the views, on the device of the images. In 
 images are float32 (B, C, H, W) in [0, 1], colours their first 1 or 3 channels, and parameters
 float32 (B, P).
 
-Crop, flip, rotation, jitter, grey, blur and inversion follow each other in this order. A view has
-the size of the picture that it is cropped from (which may be a whole image squeezed into the view's
-sides), so a crop only magnifies and nothing aliases. Crop, rotation and jitter are
-Pillow's (and torchvision's ColorJitter's) without rounding to whole pixels and 8 bits; the blur is
-kornia's.
+Crop, flip, rotation, jitter, grey, blur and inversion follow each other in this order. What a view
+is cropped from may be of another size (and a whole image squeezed into other proportions). Crop,
+rotation and jitter are Pillow's (and torchvision's ColorJitter's) without rounding to whole pixels
+and 8 bits; the blur is kornia's.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Augmentation:
         image_size: of a view in pixels: the side of a square, or height and width.
         seed: of the run.
         stretch: float64 (N,), by the number of an image: its width / height divided by that of a
-            view, where pictures are whole images squeezed into a view's sides; None = all 1.
+            view, where what is cropped are whole images squeezed into other sides; None = all 1.
     """
 
     rule: AugmentationRule
@@ -68,7 +67,7 @@ class Augmentation:
         Args:
             epoch: one number or int64 (B,).
             rows: int64 (B,), numbers of the images in the data set.
-            view: which view of them, 0 or 1.
+            view: number of the view, from 0.
 
         Returns:
             float32 (B, P), columns as named by `Parameter`, on the CPU.
@@ -82,12 +81,12 @@ class Augmentation:
 
     @torch.no_grad()
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return the views that the parameters describe.
+        """Return the views that the parameters describe, of images (B, C, H, W) of any size.
 
         Control flow depends on the rule alone, never on the values drawn, so nothing waits for the
         device. The images are not changed.
         """
-        assert images.shape[1:] == (self.num_channels, *self._sides)
+        assert images.shape[1] == self.num_channels
         assert parameters.shape == (len(images), len(Parameter))
         # Under autocast a product and a convolution would round pixels to the 8 bits of bfloat16.
         with torch.autocast(images.device.type, enabled=False):
@@ -96,8 +95,8 @@ class Augmentation:
     def _apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         rule = self.rule
         crops = rule.crop_area[0] < 1 or rule.crop_aspect != (1.0, 1.0) or rule.flip_prob > 0
-        if crops or self.stretch is not None:
-            images = crop_and_flip(images, parameters)
+        if crops or self.stretch is not None or images.shape[2:] != self._sides:
+            images = crop_and_flip(images, parameters, self._sides)
         if rule.rotation_prob > 0:
             images = rotate(images, parameters[:, Parameter.ANGLE])
         colours = images[:, :3]
@@ -118,33 +117,39 @@ def _column(parameters: Tensor, column: Parameter) -> Tensor:
     return parameters[:, column, None, None, None]
 
 
-def crop_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
-    """Crop, resize back by bicubic interpolation as Pillow does (Keys' kernel, a = -0.5), and flip.
+def crop_and_flip(images: Tensor, parameters: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop, resize to a height and width by bicubic interpolation as Pillow does, and flip.
 
-    Each image has its own matrices of weights, one for rows and one for columns: at 32 x 32 pixels
-    on a CPU four times as fast as `grid_sample`. Interpolation sees the neighbours of the crop.
+    The kernel is Keys' with a = -0.5, widened where a crop shrinks, so that nothing aliases. Each
+    image has its own matrices of weights, one for rows and one for columns: at 32 x 32 pixels on a
+    CPU four times as fast as `grid_sample`. Interpolation sees the neighbours of the crop.
     """
     box = parameters[:, Parameter.CROP_LEFT : Parameter.FLIP + 1]
     left, top, width, height, flip = box.unbind(dim=1)
     num_rows, num_columns = images.shape[-2:]
-    from_rows = _bicubic_weights(top, height, num_rows)
+    from_rows = _bicubic_weights(top, height, num_rows, size[0])
     # A flipped image is read from right to left.
-    from_columns = _bicubic_weights(left + width * flip, width * (1 - 2 * flip), num_columns)
+    from_columns = _bicubic_weights(
+        left + width * flip, width * (1 - 2 * flip), num_columns, size[1]
+    )
     resized_rows = from_rows[:, None] @ images
     # (B, C, H, W) -> (B, C * H, W): one product for each image.
     resized = resized_rows.flatten(1, 2) @ from_columns.mT
-    return resized.view_as(images).clamp_(0, 1)
+    return resized.unflatten(1, (-1, size[0])).clamp_(0, 1)
 
 
-def _bicubic_weights(start: Tensor, extent: Tensor, size: int) -> Tensor:
-    """Return float32 (B, S, S), the weight of pixel j in pixel i of a stretch of the side.
+def _bicubic_weights(start: Tensor, extent: Tensor, side: int, size: int) -> Tensor:
+    """Return float32 (B, size, side), the weight of pixel j in pixel i of a stretch of a side.
 
     `start` and `extent` (B,) are shares of the side; a negative extent runs backwards. Weights of
     pixels past the edge are shared out over the others.
     """
-    pixels = torch.arange(size, dtype=start.dtype, device=start.device)
-    centres = (start[:, None] + extent[:, None] * ((pixels + 0.5) / size)) * size - 0.5
+    pixels = torch.arange(side, dtype=start.dtype, device=start.device)
+    places = (torch.arange(size, dtype=start.dtype, device=start.device) + 0.5) / size
+    centres = (start[:, None] + extent[:, None] * places) * side - 0.5
     distance = (centres[:, :, None] - pixels).abs_()
+    if size < side:  # pixels of the side for one of the view, where they are more than one
+        distance /= (extent.abs() * side / size).clamp_min(1)[:, None, None]
     # Both pieces of Keys' cubic without a case distinction: each is 0 outside its own range.
     within_1, within_2 = 1 - distance.clamp_max(1), 2 - distance.clamp_max(2)
     weights = within_1.square() * (1 - 2 * within_1) - 0.5 * within_2.square() * (1 - within_2)

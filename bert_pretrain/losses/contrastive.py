@@ -198,6 +198,53 @@ def nt_xent_loss(
     return _classify(anchors, partners, others, is_own, temperature, num_negatives)
 
 
+@in_float32
+def local_nt_xent_loss(
+    local_views: Tensor,
+    views: Tensor,
+    candidates: Tensor,
+    *,
+    view_ids: Tensor,
+    candidate_ids: Tensor,
+    temperature: float,
+    num_negatives: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find each view of full size of an image among those of other images, by its local views.
+
+    A pair is a local view l and a view g of full size of the same image. Its term is that of
+    `nt_xent_loss` with the anchor l, the positive g and the same negatives: both views of full size
+    of every other image. Local views are nobody's negatives, so that all anchors have as many.
+
+    Args:
+        local_views: (b, N, D), embeddings of the local views of this process's images.
+        views: (b, 2, D), those of their views of full size.
+        candidates: see `nt_xent_loss`, as for the others.
+        view_ids: int64 (b,).
+        candidate_ids: int64 (all images,).
+        temperature: above 0.
+        num_negatives: see there.
+
+    Returns:
+        The sum of the 2bN terms, float32 0-dim, and how many pairs are more similar than the local
+        view is to any negative, int64 0-dim.
+
+    Source:
+        Caron et al. 2020 (SwAV), section 3.2 and appendix on SimCLR with multi-crop.
+    """
+    num_local = local_views.shape[1]
+    anchors = normalize_rows(local_views).flatten(0, 1)  # (b, N, D) -> (bN, D)
+    partners = normalize_rows(views).repeat_interleave(num_local, dim=0)  # (bN, 2, D)
+    others = normalize_rows(candidates).flatten(0, 1)
+    view_ids = view_ids.repeat_interleave(num_local)
+    is_own = view_ids[:, None] == candidate_ids.repeat_interleave(2)  # (bN, 2 * all images)
+    parts = [
+        _classify(anchors, partner, others, is_own, temperature, num_negatives)
+        for partner in partners.unbind(dim=1)
+    ]
+    totals, found = zip(*parts, strict=True)
+    return sum(totals[1:], totals[0]), sum(found[1:], found[0])
+
+
 def _classify(
     anchors: Tensor,
     partners: Tensor,

@@ -210,13 +210,13 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), patches.float()])[None]
 
 
-def embed(encoder: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+def embed(encoder: PreTrainedModel, pixel_values: Tensor, **others: Any) -> Tensor:
     """Return the embedding of images: the tensor that the architecture's own classifier is fed.
 
     Normalised `pixel_values` (B, C, H, W) become float (B, D), with the gradient and in the mode
-    (training or evaluation) of the encoder.
+    (training or evaluation) of the encoder; `others` are passed to it.
     """
-    embedding: Tensor = encoder(pixel_values=pixel_values).logits
+    embedding: Tensor = encoder(pixel_values=pixel_values, **others).logits
     return embedding
 
 

@@ -121,8 +121,10 @@ def _windows(name: str, image_size: InputSize) -> dict[str, int]:
     return {"patch_size": patch_size, "window_size": max(divisors, default=min(grid, MAX_WINDOW))}
 
 
-def refuse_small_images(config: PreTrainedConfig, name: str, image_size: InputSize) -> None:
-    """Raise `InputError` if a ResNet would see an image as a single place.
+def refuse_small_images(
+    config: PreTrainedConfig, name: str, image_size: InputSize, *, parameter: str = "image_size"
+) -> None:
+    """Raise `InputError` if a ResNet would see an image, of a size by `parameter`, as one place.
 
     Its stem of a 7 x 7 convolution and a pooling, each of stride 2, has no field to change. Another
     stem put in its place would not load in transformers, or silently compute something else.
@@ -133,9 +135,9 @@ def refuse_small_images(config: PreTrainedConfig, name: str, image_size: InputSi
     shorter = min(sides(image_size))
     if shorter <= stride:
         raise InputError(
-            f"`image_size` is {shorter}, but {name} divides each side by {stride} (its first "
+            f"`{parameter}` is {shorter}, but {name} divides each side by {stride} (its first "
             "layers by 4), so that a map of one place is left",
-            advice=f"pass `image_size` {2 * stride} or more, to which images are scaled up, or "
+            advice=f"pass `{parameter}` {2 * stride} or more, to which images are scaled up, or "
             "`config_name` convnextv2-tiny or vit-small, whose first layer suits small images",
         )
 

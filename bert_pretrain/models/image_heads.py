@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.models.image_encoder_config import InputSize, sides
+from bert_pretrain.models.local_images import check_local_size, other_size_inputs
 from bert_pretrain.models.pretraining_model import (
     EncoderWithHead,
     EncoderWithHeadConfig,
@@ -210,20 +212,48 @@ class ContrastiveModel(EncoderWithHead):
         """Build the head on an encoder; see `EncoderWithHead`."""
         super().__init__(config, encoder)
         width, projection_dim = config.hidden_size, config.projection_dim
+        self.other_size_inputs = other_size_inputs(self.encoder)
         self.projection: nn.Module = nn.Identity()
         if projection_dim:
             layers = nn.Linear(width, width), nn.GELU(), nn.Linear(width, projection_dim)
             self.projection = nn.Sequential(*layers)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor) -> ContrastiveOutput:
-        """Embed and project normalised images (B, C, H, W); both views of an image in one call."""
+    def forward(
+        self, pixel_values: Tensor, local_pixel_values: Tensor | None = None
+    ) -> ContrastiveOutput:
+        """Embed and project normalised images; all views of an image in one call.
+
+        Args:
+            pixel_values: float (B, C, H, W).
+            local_pixel_values: float (L, C, h, w), smaller ones, whose rows follow the others' in
+                the output; None = there are none. Batch normalisation treats them apart.
+        """
         embeddings = embed(self.encoder, pixel_values)
+        if local_pixel_values is not None:
+            of_local = embed(self.encoder, local_pixel_values, **self.other_size_inputs)
+            embeddings = torch.cat([embeddings, of_local])
         return ContrastiveOutput(embeddings=embeddings, projections=self.projection(embeddings))
 
 
-def build_contrastive(*, projection_dim: int, **encoder: Any) -> ContrastiveModel:
-    """Return the model to pretrain, in training mode; for all else see `build_with_head`."""
+def build_contrastive(
+    *, projection_dim: int, local_view_size: tuple[int, int] | None = None, **encoder: Any
+) -> ContrastiveModel:
+    """Return the model to pretrain, in training mode.
+
+    Args:
+        projection_dim: see `ContrastiveConfig`.
+        local_view_size: height and width of smaller images that it is to embed beside the others.
+        encoder: see `build_with_head`.
+
+    Raises:
+        InputError: as `build_with_head`, or the encoder does not take images of that other size.
+    """
     head = {"projection_dim": projection_dim}
     model: ContrastiveModel = build_with_head(ContrastiveModel, head=head, **encoder)
+    if local_view_size is not None:
+        source = encoder["model_name_or_path"] or encoder["config_name"]
+        check_local_size(
+            model.encoder, local_view_size, image_size=encoder["image_size"], source=source
+        )
     return model

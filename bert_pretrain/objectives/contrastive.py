@@ -16,10 +16,12 @@ from bert_pretrain.data.stream import Batch
 from bert_pretrain.images.augmentation import AugmentationRule
 from bert_pretrain.images.collator import PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
+from bert_pretrain.images.local_views import LOCAL_CROP_AREA, local_view_size, make_local_views
 from bert_pretrain.images.views import Augmentation
 from bert_pretrain.losses.contrastive import (
     Negatives,
     Reduction,
+    local_nt_xent_loss,
     nt_xent_loss,
     reduction_factor,
     triplet_loss,
@@ -59,8 +61,9 @@ class NTXent(TwoViews):
         return math.log(1 + self.num_negatives)
 
     def compare(self, rows: Tensor, batch: Batch, gather: Joint, sum_counts: Joint) -> LossTerm:
-        """Return the loss of each image as the mean over its two views."""
-        return self._term(rows, gather(rows), batch["image_ids"], gather(batch["image_ids"]))
+        """Return the loss of each image as the mean over its 2 + 2 N pairs of views."""
+        candidates = gather(rows[:, :2])
+        return self._term(rows, candidates, batch["image_ids"], gather(batch["image_ids"]))
 
     def compare_held_out(self, rows: Tensor, batch: Batch) -> LossTerm:
         """Return the loss against the views of a batch, weighed as if they were an update's.
@@ -68,7 +71,7 @@ class NTXent(TwoViews):
         The accuracy is that of finding the other view in the batch; chance is beside it.
         """
         ids = batch["image_ids"]
-        return self._term(rows, rows, ids, ids, num_negatives=self.num_negatives)
+        return self._term(rows, rows[:, :2], ids, ids, num_negatives=self.num_negatives)
 
     def _term(
         self,
@@ -78,21 +81,26 @@ class NTXent(TwoViews):
         candidate_ids: Tensor,
         num_negatives: int | None = None,
     ) -> LossTerm:
-        total, num_correct = nt_xent_loss(
-            rows,
-            candidates,
-            view_ids=ids,
-            candidate_ids=candidate_ids,
-            temperature=self.temperature,
-            num_negatives=num_negatives,
-        )
+        compared: dict[str, Any] = {
+            "view_ids": ids,
+            "candidate_ids": candidate_ids,
+            "temperature": self.temperature,
+            "num_negatives": num_negatives,
+        }
+        views, local_views = rows[:, :2], rows[:, 2:]
+        total, num_correct = nt_xent_loss(views, candidates, **compared)
         num_candidates = 1 + 2 * (ids[:, None] != candidate_ids).sum(dim=1)
         metrics = {"accuracy": num_correct / 2, "chance_accuracy": (1 / num_candidates).sum()}
-        return LossTerm(total / 2, metrics=metrics)
+        if self.local is None:
+            return LossTerm(total / 2, metrics=metrics)
+        of_local, num_found = local_nt_xent_loss(local_views, views, candidates, **compared)
+        num_pairs = 2 * self.local.number
+        metrics |= {"global_loss": total.detach() / 2, "local_accuracy": num_found / num_pairs}
+        return LossTerm((total + of_local) / (2 + num_pairs), metrics=metrics)
 
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw images above their two views, and how similar the model finds them."""
-        e1, e2 = self.rows(model, batch).unbind(dim=1)
+        e1, e2 = self.rows(model, batch)[:, :2].unbind(dim=1)
         images = (unit_range(batch["pixels"]), *self.views(batch))
         draw_pairs(images, e1, e2, batch["image_ids"], folder / "views.png")
 
@@ -110,6 +118,7 @@ class NTXent(TwoViews):
 class Triplet(TwoViews):
     """max(d(e1, e1') - d(e1, e2) + margin, 0): e1 of the image, e1' of its view, e2 of another.
 
+    Each local view is an e1' as well, with an e2 of its own: 1 + N triplets an image.
     See `triplet_loss` and `reduction_factor`; `normalize` scales embeddings to length 1, as NT-Xent
     always does.
     """
@@ -133,17 +142,21 @@ class Triplet(TwoViews):
 
     def compare(self, rows: Tensor, batch: Batch, gather: Joint, sum_counts: Joint) -> LossTerm:
         """Return the loss of each image as the mean over its triplets."""
-        e1, e2 = (normalize_rows(rows) if self.normalize else rows).unbind(dim=1)
+        rows = normalize_rows(rows) if self.normalize else rows
+        e1, ids, offsets = rows[:, 0], batch["image_ids"], batch["negative_offset"][:, None]
+        if self.local is not None:
+            offsets = torch.cat([offsets, batch["local_negative_offsets"]], dim=1)
+        num_positives = rows.shape[1] - 1
         terms = triplet_loss(
-            e1,
-            e2,
+            e1.repeat_interleave(num_positives, dim=0),
+            rows[:, 1:].flatten(0, 1),
             gather(e1),
-            anchor_ids=batch["image_ids"],
-            candidate_ids=gather(batch["image_ids"]),
+            anchor_ids=ids.repeat_interleave(num_positives),
+            candidate_ids=gather(ids),
             margin=self.margin,
             distance=self.distance,
             negatives=self.negatives,
-            offsets=batch["negative_offset"],
+            offsets=offsets.flatten(),
         )
         counts = [terms.num_terms, terms.num_active, torch.full_like(terms.num_terms, len(e1))]
         num_terms, num_active, num_images = sum_counts(torch.stack(counts))
@@ -166,7 +179,7 @@ class Triplet(TwoViews):
     def draw_picture(self, model: PreTrainedModel, batch: Batch, folder: Path) -> None:
         """Draw triplets as the loss forms them, with their distances and the margin."""
         anchors, positives = self.views(batch)
-        e1, e2 = self.rows(model, batch).unbind(dim=1)
+        e1, e2 = self.rows(model, batch)[:, :2].unbind(dim=1)
         show_triplets(
             anchors,
             positives,
@@ -229,30 +242,50 @@ def contrastive_task(
     num_images: int,
     seed: int,
     max_eval_rows: int,
+    num_local_views: int = 0,
+    wanted_local_size: int | tuple[int, int] = 0,
+    local_crop_area: tuple[float, float] = LOCAL_CROP_AREA,
     **model: Any,
 ) -> Task:
     """Return the task of telling images apart.
 
     `rule` says how views are made, `triplet` holds the fields of a `Triplet` that its loss reads,
     `temperature` is that of NT-Xent, `num_images` how many images an update compares, and `model`
-    what else `build_contrastive` takes. For `seed` and `max_eval_rows` see `image_task`.
+    what else `build_contrastive` takes. For `seed` and `max_eval_rows` see `image_task`, for
+    local views `local_view_size` and `make_local_views`.
     """
     shape = model_shape(corpus)
     scale = PixelScale(corpus.mean, corpus.std)
     augmentation = Augmentation(rule, **shape, seed=seed, stretch=corpus.stretch)
+    num_stored, height, width, _ = corpus.pixels.shape
+    local = None
+    if num_local_views:
+        local = make_local_views(
+            num_local_views,
+            local_view_size(wanted_local_size, (height, width)),
+            crop_area=local_crop_area,
+            augmentation=augmentation,
+            image_size=(height, width),
+            num_images=num_stored,
+        )
     pretext: TwoViews
     if loss == "triplet":
-        pretext = Triplet(scale, augmentation, **triplet)
+        pretext = Triplet(scale, augmentation, local, **triplet)
     else:
-        pretext = NTXent(scale, augmentation, temperature, num_images)
+        pretext = NTXent(scale, augmentation, local, temperature, num_images)
+    views = dict.fromkeys(pretext.view_names, (height, width))
+    if local is not None:
+        views |= dict.fromkeys(local.names, local.size)
+        model["local_view_size"] = local.size
     return image_task(
         corpus,
         pretext,
         partial(build_contrastive, **shape, **model),
-        partial(draw_views, augmentation=augmentation),
+        partial(draw_views, augmentation=augmentation, local=local),
         seed=seed,
         max_eval_rows=max_eval_rows,
         baselines={f"chance_{pretext.term}_loss": pretext.chance_loss},
         second_views=pretext.second_pixel_values,
-        views=pretext.view_names,
+        views=views,
+        needs_pixels=len(pretext.view_names) < 2,
     )

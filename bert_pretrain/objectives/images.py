@@ -118,7 +118,8 @@ def image_task(
     max_eval_rows: int,
     baselines: Mapping[str, float] | None = None,
     second_views: Callable[[Batch], Tensor] | None = None,
-    views: tuple[str, ...] = (),
+    views: Mapping[str, tuple[int, int]] | None = None,
+    needs_pixels: bool = True,
 ) -> Task:
     """Return the task of learning a pretext from an image corpus.
 
@@ -131,8 +132,9 @@ def image_task(
         max_eval_rows: most held-out images evaluated, a fixed random subset; 0 = all.
         baselines: see `ImageMonitor`, as for `second_views`.
         second_views: see `ImageMonitor`.
-        views: names of what `draw` returns that are parameters of views that the loss compares; a
-            single one it compares with the image as it is.
+        views: what of `draw` are parameters of views that the loss compares, by name, and the
+            height and width of each.
+        needs_pixels: whether in training it reads images as they are, too.
 
     Raises:
         InputError: a single image would be evaluated, of which no spread can be measured.
@@ -140,14 +142,14 @@ def image_task(
     if 0 < max_eval_rows < MIN_IMAGES:
         allowed = f"0 (all) or at least {MIN_IMAGES} for images"
         raise InputError.out_of_range("max_eval_rows", max_eval_rows, allowed)
-    images = corpus.train_images
+    images, views = corpus.train_images, views or {}
 
     def plan(epoch: int) -> ImagePlan:
         return ImagePlan(images[permutation(len(images), seed, Purpose.TRAINING_ORDER, epoch)])
 
     training = TrainingStream(
         WholeEpochs(plan),
-        ImageCollator(corpus, draw, evaluation=False, views=views, needs_pixels=len(views) < 2),
+        ImageCollator(corpus, draw, evaluation=False, views=views, needs_pixels=needs_pixels),
         identity={"images": _identity(corpus, with_views=bool(views))},
     )
     evaluated = random_subset(corpus.validation_images, max_eval_rows, seed)

@@ -1,4 +1,4 @@
-"""What contrastive losses for images share: two views of each, compared with all of an update.
+"""What contrastive losses for images share: views of each, compared with those of all of an update.
 
 Each image is compared with all others of an update, on whatever process and in whatever micro-batch
 they are: loss and gradient are those of the joint batch (see `Coupling` and training/joint_loss).
@@ -21,6 +21,7 @@ from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_proce
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Batch
 from bert_pretrain.images.collator import unit_range, view_source
+from bert_pretrain.images.local_views import LocalViews
 from bert_pretrain.images.views import Augmentation
 from bert_pretrain.objectives.contrastive_pictures import NUM_COMPARED
 from bert_pretrain.objectives.image_monitor import Pretext
@@ -28,32 +29,48 @@ from bert_pretrain.objectives.interface import Coupling, LossTerm
 
 Joint: TypeAlias = Callable[[Tensor], Tensor]  # brings together what the processes hold
 # What a comparison reads of a batch beside the rows.
-_NAMED = ("image_ids", "negative_offset")
+_NAMED = ("image_ids", "negative_offset", "local_negative_offsets")
 
 
 def draw_views(
-    images: NDArray[np.int64], epoch: int, *, augmentation: Augmentation
+    images: NDArray[np.int64], epoch: int, *, augmentation: Augmentation, local: LocalViews | None
 ) -> dict[str, Tensor]:
-    """Return both views' parameters float32 (B, P), and `negative_offset` int64 (B,)."""
-    hashes = hash_uint64(augmentation.seed, Purpose.NEGATIVE, epoch, images)
-    return {
+    """Return parameters of all views, float32 (B, P), and `negative_offset` int64 (B,).
+
+    With N local views also `local_negative_offsets` int64 (B, N).
+    """
+    seed = augmentation.seed
+    drawn = {
         "first_view": augmentation.draw(epoch, images, 0),
         "second_view": augmentation.draw(epoch, images, 1),
-        # In [0, 2^62), as the triplet loss takes them.
-        "negative_offset": torch.from_numpy((hashes >> np.uint64(2)).astype(np.int64)),
+        "negative_offset": _offsets(hash_uint64(seed, Purpose.NEGATIVE, epoch, images)),
     }
+    if local is not None:
+        numbers = np.arange(local.number)
+        hashes = hash_uint64(seed, Purpose.NEGATIVE, epoch, images[:, None], numbers)
+        drawn |= local.draw(epoch, images) | {"local_negative_offsets": _offsets(hashes)}
+    return drawn
+
+
+def _offsets(hashes: NDArray[np.uint64]) -> Tensor:
+    """Return numbers in [0, 2^62), as the triplet loss takes them, int64."""
+    return torch.from_numpy((hashes >> np.uint64(2)).astype(np.int64))
 
 
 @dataclass(frozen=True)
 class TwoViews(Pretext):
-    """Compare two views of each image, made by `augmentation`, with views of other images."""
+    """Compare two views of each image, made by `augmentation`, with views of other images.
+
+    Beside these, the global views, stand the N `local` ones, if there are any.
+    """
 
     term = "contrastive"
     num_drawn = NUM_COMPARED
-    # Of the views that `draw_views` draws those that are compared; one alone is compared with the
-    # image as it is.
+    # Of the global views that `draw_views` draws those that are compared; one alone is compared
+    # with the image as it is.
     view_names: ClassVar[tuple[str, ...]]
     augmentation: Augmentation
+    local: LocalViews | None
 
     @property
     def coupling(self) -> Coupling:
@@ -70,7 +87,7 @@ class TwoViews(Pretext):
         """Return the loss of this process's images.
 
         Args:
-            rows: projections of both views of each image, float32 (B, 2, D).
+            rows: projections of the views of each image, float32 (B, 2 + N, D), local ones last.
             batch: its columns `_NAMED`.
             gather: returns the rows of all processes, with gradient.
             sum_counts: returns the sum over processes, without gradient.
@@ -81,14 +98,19 @@ class TwoViews(Pretext):
         return self.compare(rows, batch, lambda rows: rows, lambda counts: counts)
 
     def rows(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the projections of both views of each image, float32 (B, 2, D)."""
-        views = self.scale.normalize(torch.cat(self.views(batch)))
-        return torch.stack(model(pixel_values=views).projections.float().chunk(2), dim=1)
+        """Return the projections of the views of each image, float32 (B, 2 + N, D)."""
+        inputs = {"pixel_values": self.scale.normalize(torch.cat(self.views(batch)))}
+        if self.local is not None:
+            inputs["local_pixel_values"] = self.scale.normalize(self.local_views(batch))
+        rows = model(**inputs).projections.float()
+        num_views = 2 if self.local is None else 2 + self.local.number
+        return rows.unflatten(0, (num_views, -1)).transpose(0, 1)
 
     def joint_terms(self, rows: Tensor, batches: Sequence[Batch]) -> dict[str, LossTerm]:
         """Return the loss of this process's images, compared with those of all processes."""
         gather = partial(gather_rows, num_rows_per_rank=count_rows(rows))
-        joined = {name: torch.cat([batch[name] for batch in batches]) for name in _NAMED}
+        names = [name for name in _NAMED if name in batches[0]]
+        joined = {name: torch.cat([batch[name] for batch in batches]) for name in names}
         return {self.term: self.compare(rows, joined, gather, sum_over_processes)}
 
     def loss(self, model: nn.Module, batch: Batch) -> LossTerm:
@@ -104,6 +126,13 @@ class TwoViews(Pretext):
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what the loss compares, two float (B, C, H, W) in [0, 1]."""
         return self._view(batch, "first_view"), self._view(batch, "second_view")
+
+    def local_views(self, batch: Batch) -> Tensor:
+        """Return the first local views of all images, then the second, float (N * B, C, h, w)."""
+        assert self.local is not None
+        sources = [view_source(batch, name) for name in self.local.names]
+        parameters = torch.cat([batch[name] for name in self.local.names])
+        return self.local.augmentation.apply(unit_range(torch.cat(sources)), parameters)
 
     def _view(self, batch: Batch, name: str) -> Tensor:
         return self.augmentation.apply(unit_range(view_source(batch, name)), batch[name])
