@@ -180,6 +180,7 @@ def image_trainer(
     kind: str,
     *,
     negatives: str = "random",
+    num_local_views: int = 0,
     **options: Any,
 ) -> Trainer:
     """Return a trainer of a small image encoder on scikit-learn's digits; see `trainer_of`."""
@@ -211,6 +212,7 @@ def image_trainer(
             temperature=0.2,
             num_images=8,
             projection_dim=8,
+            num_local_views=num_local_views,
             **common,
         )
     return trainer_of(accelerator, task.objective, folder, **options)

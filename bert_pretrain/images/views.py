@@ -117,25 +117,29 @@ def _column(parameters: Tensor, column: Parameter) -> Tensor:
     return parameters[:, column, None, None, None]
 
 
-def crop_and_flip(images: Tensor, parameters: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop, resize to a height and width by bicubic interpolation as Pillow does, and flip.
+def crop_and_flip(
+    images: Tensor, parameters: Tensor, size: tuple[int, int] | None = None
+) -> Tensor:
+    """Crop, resize by bicubic interpolation as Pillow does, and flip.
 
-    The kernel is Keys' with a = -0.5, widened where a crop shrinks, so that nothing aliases. Each
-    image has its own matrices of weights, one for rows and one for columns: at 32 x 32 pixels on a
-    CPU four times as fast as `grid_sample`. Interpolation sees the neighbours of the crop.
+    `size` is the new height and width, None = that of the images. The kernel is Keys' with
+    a = -0.5, widened where a crop shrinks, so that nothing aliases. Each image has its own matrices
+    of weights, one for rows and one for columns: at 32 x 32 pixels on a CPU four times as fast as
+    `grid_sample`. Interpolation sees the neighbours of the crop.
     """
     box = parameters[:, Parameter.CROP_LEFT : Parameter.FLIP + 1]
     left, top, width, height, flip = box.unbind(dim=1)
     num_rows, num_columns = images.shape[-2:]
-    from_rows = _bicubic_weights(top, height, num_rows, size[0])
+    new_height, new_width = size or (num_rows, num_columns)
+    from_rows = _bicubic_weights(top, height, num_rows, new_height)
     # A flipped image is read from right to left.
     from_columns = _bicubic_weights(
-        left + width * flip, width * (1 - 2 * flip), num_columns, size[1]
+        left + width * flip, width * (1 - 2 * flip), num_columns, new_width
     )
     resized_rows = from_rows[:, None] @ images
     # (B, C, H, W) -> (B, C * H, W): one product for each image.
     resized = resized_rows.flatten(1, 2) @ from_columns.mT
-    return resized.unflatten(1, (-1, size[0])).clamp_(0, 1)
+    return resized.view(*images.shape[:2], new_height, new_width).clamp_(0, 1)
 
 
 def _bicubic_weights(start: Tensor, extent: Tensor, side: int, size: int) -> Tensor:

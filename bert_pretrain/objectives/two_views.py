@@ -102,9 +102,9 @@ class TwoViews(Pretext):
         inputs = {"pixel_values": self.scale.normalize(torch.cat(self.views(batch)))}
         if self.local is not None:
             inputs["local_pixel_values"] = self.scale.normalize(self.local_views(batch))
-        rows = model(**inputs).projections.float()
+        rows: Tensor = model(**inputs).projections.float()
         num_views = 2 if self.local is None else 2 + self.local.number
-        return rows.unflatten(0, (num_views, -1)).transpose(0, 1)
+        return torch.stack(rows.chunk(num_views), dim=1)
 
     def joint_terms(self, rows: Tensor, batches: Sequence[Batch]) -> dict[str, LossTerm]:
         """Return the loss of this process's images, compared with those of all processes."""

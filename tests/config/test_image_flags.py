@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from bert_pretrain.commands.image_tasks import augmentation_rule
+from bert_pretrain.commands.image_tasks import augmentation_rule, local_view_values
 from bert_pretrain.config.arguments import ViewArguments
 from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.config.sizes import ImageSize
@@ -92,3 +92,45 @@ def test_a_strength_that_cannot_be_used_is_refused(case: str) -> None:
     arguments, message = REFUSED[case]
     with pytest.raises(InputError, match=message):
         rule_of(*arguments)
+
+
+LOCAL = ("--num_local_views", "4")
+
+
+def local_values(*arguments: str) -> dict[str, object]:
+    return local_view_values(parse_config([*CONTRAST, *arguments]))
+
+
+def test_flags_of_local_views_are_what_the_task_takes() -> None:
+    assert local_values()["num_local_views"] == 0
+    of_default = {"num_local_views": 4, "wanted_local_size": 0, "local_crop_area": (0.05, 0.4)}
+    assert local_values(*LOCAL) == of_default
+    own = ("--local_view_size", "12x16", "--local_crop_area", "0.1", "0.3")
+    assert local_values(*LOCAL, *own) == {
+        "num_local_views": 4,
+        "wanted_local_size": (12, 16),
+        "local_crop_area": (0.1, 0.3),
+    }
+
+
+REFUSED_LOCAL = {
+    "negative": (["--num_local_views", "-1"], r"`num_local_views` is -1 but must be in \[0, 64\]"),
+    "size alone": (["--local_view_size", "8"], "`local_view_size` means nothing with `num_local_"),
+    "area alone": (["--local_crop_area", "0.1", "0.2"], "`local_crop_area` means nothing with"),
+    "no size": ([*LOCAL, "--local_view_size", "8x"], "`local_view_size` is '8x' but must be"),
+    "no number": ([*LOCAL, "--local_crop_area", "small"], "`local_crop_area` is 'small' but must"),
+    "one number": ([*LOCAL, "--local_crop_area", "0.1"], "`local_crop_area` is .* two numbers"),
+    "order": ([*LOCAL, "--local_crop_area", "0.4", "0.1"], "`local_crop_area` is .* ascending"),
+    "larger than images": (
+        [*LOCAL, "--image_size", "32", "--local_view_size", "40"],
+        "`local_view_size` is '40x40' but must be at most the size of the images, 32x32",
+    ),
+    "objective": (["--objective", "autoencoder", *LOCAL], "`num_local_views` means nothing to"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_LOCAL)
+def test_local_views_that_cannot_be_are_refused(case: str) -> None:
+    arguments, message = REFUSED_LOCAL[case]
+    with pytest.raises(InputError, match=message):
+        local_values(*arguments)

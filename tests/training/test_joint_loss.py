@@ -19,6 +19,9 @@ from bert_pretrain.training.sharding import DDP_OPTIONS
 
 MINERS = ("random", "semi_hard", "hard", "all")
 KINDS = (*(("triplet", negatives) for negatives in MINERS), ("nt_xent", "random"))
+LOCAL = " with 2 local views"
+KINDS += (("triplet" + LOCAL, "all"), ("nt_xent" + LOCAL, "random"))
+SHARDED = (("nt_xent", "random"), ("nt_xent" + LOCAL, "random"))
 NUM_PROCESSES = 2
 TOLERANCE = 1e-5  # relative, float32
 
@@ -59,7 +62,14 @@ def make_update(folder: Path, kind: str, negatives: str, number: int) -> dict[st
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_OPTIONS])
     return first_update(
-        image_trainer(accelerator, folder, kind, negatives=negatives, num_micro_batches=number)
+        image_trainer(
+            accelerator,
+            folder,
+            kind.removesuffix(LOCAL),
+            negatives=negatives,
+            num_local_views=2 * kind.endswith(LOCAL),
+            num_micro_batches=number,
+        )
     )
 
 
@@ -118,7 +128,7 @@ def work(rank: int, folder: str, port: int) -> None:
     results: dict[str, Any] = {}
     for sharded in (False, True):
         os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
-        for kind, negatives in KINDS if not sharded else [("nt_xent", "random")]:
+        for kind, negatives in KINDS if not sharded else SHARDED:
             # 4 images a process: 1 + 1 + 2
             update = make_update(Path(folder), kind, negatives, 3)
             if sharded:
@@ -140,5 +150,6 @@ def test_micro_batches_of_two_processes_have_the_gradient_of_one_pass(
         for kind, negatives in KINDS:
             found, expected = results[f"{kind} {negatives}"], at_once[kind, negatives]
             assert_is_that_of_one_pass(found, expected)
-        sharded, expected = results["nt_xent random sharded"], at_once["nt_xent", "random"]
-        torch.testing.assert_close(sharded["loss"], expected["loss"], rtol=TOLERANCE, atol=0)
+        for kind, negatives in SHARDED:
+            sharded, expected = results[f"{kind} {negatives} sharded"], at_once[kind, negatives]
+            torch.testing.assert_close(sharded["loss"], expected["loss"], rtol=TOLERANCE, atol=0)
