@@ -33,6 +33,16 @@ TRIPLETS = [
     )
 ]
 OTHERS = [f"contrastive --loss nt_xent {SHORT}", f"contrastive --reduction mean_positive {SHORT}"]
+LOCAL = [
+    f"contrastive {flags} {SHORT}"
+    for flags in (
+        "--num_local_views 4 --loss nt_xent",
+        "--num_local_views 4 --negatives random",
+        "--num_local_views 4 --negatives all",
+        "--num_local_views 1 --loss nt_xent --local_view_size 6",
+        "--num_local_views 2 --loss nt_xent --local_crop_area 0.2 0.6",
+    )
+]
 SLOW = [RECIPES[1]]  # the one that once learnt nothing
 
 
@@ -45,7 +55,7 @@ def train(folder: Path, flags: str) -> tuple[float, float, list[str]]:
     return accuracies[0], accuracies[-1], [r["message"] for r in rows if r["split"] == "warning"]
 
 
-@pytest.mark.parametrize("flags", parted((*RECIPES, *TRIPLETS, *OTHERS), slow=SLOW))
+@pytest.mark.parametrize("flags", parted((*RECIPES, *TRIPLETS, *OTHERS, *LOCAL), slow=SLOW))
 def test_a_combination_learns_more_than_its_untrained_encoder_knows(
     tmp_path: Path, flags: str
 ) -> None:

@@ -144,7 +144,7 @@ def streaming_flags(folder: Path, out: str) -> list[str]:
     flags = (
         f"--objective contrastive --loss nt_xent --image_reading stream --image_size 16 "
         f"--dataset_name {folder / 'streamed'} --validation_share 0.2 --output_dir {folder / out} "
-        f"--global_batch_size 12 --max_steps 4 --eval_steps 0 --save_steps 2"
+        f"--global_batch_size 12 --max_steps 4 --eval_steps 0 --save_steps 2 --num_local_views 2"
     )
     return [*COMMON, *flags.split()]
 
