@@ -68,7 +68,7 @@ class StreamedPixels:
         self,
         images: NDArray[np.int64],
         boxes: Sequence[NDArray[np.floating[Any]]],
-        sizes: Sequence[tuple[int, int]],
+        sizes: Sequence[tuple[int, int]] | None = None,
         *,
         with_pixels: bool,
     ) -> list[NDArray[np.uint8]]:
@@ -77,17 +77,18 @@ class StreamedPixels:
         Args:
             images: int64 (B,), their numbers.
             boxes: (B, 4) for each crop: left, top, width and height as shares of the image.
-            sizes: height and width that each crop is resized to.
+            sizes: height and width that each crop is resized to; None = those of the pictures.
             with_pixels: whether to return what `__getitem__` does, too, before the crops.
 
         Returns:
             uint8 (B, H, W, C) each, of the crops with H and W of their size.
         """
+        num_images, height, width, num_channels = self.shape
+        sizes = [(height, width)] * len(boxes) if sizes is None else sizes
         jobs = list(zip(images.tolist(), np.stack(boxes, axis=1), strict=True))
         pictures = _map(lambda job: self._cut(*job, sizes, with_pixels=with_pixels), jobs)
-        num_images, *picture, num_channels = self.shape
-        picture_sizes = [tuple(picture)] * with_pixels + list(sizes)
-        shapes = [(num_images, *size, num_channels) for size in picture_sizes]
+        all_sizes = [(height, width)] * with_pixels + list(sizes)
+        shapes = [(num_images, *size, num_channels) for size in all_sizes]
         return [
             _stacked((of_image[place] for of_image in pictures), shape)
             for place, shape in enumerate(shapes)
