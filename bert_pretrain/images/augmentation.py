@@ -75,15 +75,20 @@ class AugmentationRule:
             "crop_aspect": math.inf,
             "blur_sigma": math.inf,
         }.items():
-            check_ascending(f"`{name}` of the augmentation", getattr(self, name), upper)
+            check_ascending(name, getattr(self, name), upper, owner=" of the augmentation")
 
 
-def check_ascending(name: str, ends: tuple[float, float], upper: float) -> None:
-    """Raise `InputError` unless two numbers are above 0, ascending, and at most `upper`."""
+def check_ascending(name: str, ends: tuple[float, float], upper: float, *, owner: str = "") -> None:
+    """Raise `InputError` unless two numbers are above 0, ascending, and at most `upper`.
+
+    `name` is the parameter that they are; `owner` follows it in the message.
+    """
     low, high = ends
     if not 0 < low <= high <= upper:
         raise InputError(
-            f"{name} is ({low}, {high}) but must be two ascending values in (0, {upper:g}]"
+            f"`{name}`{owner} is ({low}, {high}) but must be two ascending values in "
+            f"(0, {upper:g}]",
+            advice=f"change `{name}`",
         )
 
 

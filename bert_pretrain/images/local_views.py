@@ -113,5 +113,5 @@ def local_crop_area(given: Sequence[float] | None) -> tuple[float, float]:
     if len(given) != 2:
         raise InputError.out_of_range("local_crop_area", given, "two numbers, such as 0.05 0.4")
     low, high = given
-    check_ascending("`local_crop_area`", (low, high), 1.0)
+    check_ascending("local_crop_area", (low, high), 1.0)
     return low, high
