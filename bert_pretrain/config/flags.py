@@ -114,6 +114,9 @@ def above(low: float) -> Range:
     return Range(low, low_included=False)
 
 
+NON_NEGATIVE, POSITIVE, ONE_OR_MORE = at_least(0), above(0), at_least(1)
+SHARE = Range(0, 1)
+SHARE_BELOW_ONE = Range(0, 1, high_included=False)
 # Where memory or processes are taken for it, a slip of the finger would end in a crash or hang.
 # Each is several times what anybody has reported.
 SEEDS = Range(0, 2**32 - 1)  # what NumPy takes as a seed

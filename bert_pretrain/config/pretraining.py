@@ -14,20 +14,22 @@ from typing import Any, get_type_hints
 from transformers import HfArgumentParser
 
 from bert_pretrain.config.arguments import (
-    AutoencoderArguments,
     ContinuedModelArguments,
-    ContrastiveArguments,
     DataArguments,
     HubArguments,
-    ImageArguments,
-    LocalViewArguments,
     ModelArguments,
     OptimizationArguments,
     RunArguments,
     TextArguments,
-    ViewArguments,
 )
 from bert_pretrain.config.flags import check_license, check_repo_id, check_source, parse_flags
+from bert_pretrain.config.image_arguments import (
+    AutoencoderArguments,
+    ContrastiveArguments,
+    ImageArguments,
+    LocalViewArguments,
+    ViewArguments,
+)
 from bert_pretrain.config.recipes import RECIPES
 from bert_pretrain.errors import InputError
 

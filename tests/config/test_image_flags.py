@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from bert_pretrain.commands.image_tasks import augmentation_rule, local_view_values
-from bert_pretrain.config.arguments import ViewArguments
+from bert_pretrain.config.image_arguments import ViewArguments
 from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.config.sizes import ImageSize
 from bert_pretrain.errors import InputError
