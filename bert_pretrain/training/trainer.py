@@ -30,7 +30,7 @@ from bert_pretrain.data.processes import gather_on_hosts, sum_on_hosts
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.signals import StopRequest
 from bert_pretrain.data.stream import Batch, Place
-from bert_pretrain.errors import RunStoppedError, spell
+from bert_pretrain.errors import RunStoppedError
 from bert_pretrain.objectives.interface import Coupling, Task
 from bert_pretrain.training.checkpoint_state import LoopState
 from bert_pretrain.training.checkpoint_writing import Retention
@@ -41,8 +41,8 @@ from bert_pretrain.training.compilation import (
     uncompiled,
 )
 from bert_pretrain.training.ema import WeightAverage
+from bert_pretrain.training.evaluating import evaluate, is_goal_reached
 from bert_pretrain.training.finite import FiniteGuard, check_finite
-from bert_pretrain.training.held_out import held_out_means
 from bert_pretrain.training.joint_loss import joint_gradients, mean_loss, stand_in
 from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
@@ -210,7 +210,7 @@ class Trainer:
             self.evaluate(is_last=False)
         windows = self._windows()
         elapsed = self.elapsed()
-        is_over = self.schedule.is_over(self.step, elapsed) or self._is_goal_reached()
+        is_over = self.schedule.is_over(self.step, elapsed) or is_goal_reached(self)
         progress = self.journal.progress_bar(num_steps=self.schedule.max_steps, step=self.step)
         is_on_cpu = self.accelerator.device.type == "cpu"
         with progress as bar, self._explaining_out_of_memory():
@@ -376,64 +376,9 @@ class Trainer:
         if self.accelerator.scaler is not None:  # float16: a lower scale where gradients overflow
             self.accelerator.scaler.update()
 
-    @torch.no_grad()
     def evaluate(self, *, is_last: bool) -> bool:
-        """Evaluate on the fixed held-out rows and show what has been learnt.
-
-        Args:
-            is_last: whether the run is over.
-
-        Returns:
-            Whether it is over, as it also is where the loss is what it was to reach.
-        """
-        self.journal.write_rows(wait=True)
-        explaining = explaining_out_of_memory(
-            self.accelerator.device,
-            rows_at_once=self.layout.eval_batch_size,
-            parameter="per_device_eval_batch_size",
-        )
-        compiler = uncompiled(is_compiled=self.is_compiled)
-        with self.journal.clock.paused(), compiler, explaining:
-            phase = self.course.phase(self.step)
-            held_out = self.objective.held_out.of_phase(phase)
-            measure = partial(
-                held_out_means,
-                self.objective,
-                held_out,
-                accelerator=self.accelerator,
-                batch_size=self.layout.eval_batch_size,
-                beat=self.watchdog.beat,
-            )
-            averaged = {} if self.average is None else self.average.means(measure)
-            model = self.distributed.plain()
-            means = measure(model)
-            check_finite(self.distributed, self.step, held_out_loss=means["loss"])
-            self.held_out_loss = means["loss"]
-            is_last = is_last or self._is_goal_reached()
-            row = self._row("validation") | means | self.monitor.measures(model, means)
-            row |= held_out.facts
-            for message in self.watch.warnings(row, phase) + self.monitor.warnings(row):
-                self.journal.warn(spell(message), step=self.step)
-            self.journal.write(row | averaged)
-            self.journal.print(_summary(row | averaged))
-            if self.accelerator.is_main_process:
-                shown = self.monitor.show(model, self.run_dir, step=self.step, is_last=is_last)
-                self.journal.show(*shown, step=self.step)
-        return is_last
-
-    def _is_goal_reached(self) -> bool:
-        """Return whether the held-out loss after the latest update ends the run; a collective."""
-        if self.schedule.stop_at_loss == 0 or self.held_out_loss is None or self.step == 0:
-            return False
-        is_reached = self.schedule.is_reached(self.held_out_loss)
-        # The first process decides for all, as it does of the clock.
-        (decision,) = sum_on_hosts([float(is_reached and self.accelerator.is_main_process)])
-        if decision:
-            goal = f"`stop_at_loss` {self.schedule.stop_at_loss:g}"
-            self.journal.print(
-                spell(f"the held-out loss is {self.held_out_loss:.4g}, {goal} is reached")
-            )
-        return decision > 0
+        """Evaluate, and return whether the run is over; see `evaluating.evaluate`."""
+        return evaluate(self, is_last=is_last)
 
     def _interruption(self) -> RunStoppedError:
         """Return what says that the run has stopped, and how to go on; a collective."""
@@ -461,11 +406,12 @@ class Trainer:
     def _log(self, learning_rate: float, grad_norm: Tensor) -> None:
         """Begin a training row of what was summed up since the last one."""
         sums, self.sums = self.sums.total(), RunningSums(self.accelerator.device)
-        fields = self._row("train") | {"learning_rate": learning_rate}
+        fields = self.row("train") | {"learning_rate": learning_rate}
         phase = self.course.phase(self.step - 1)
         self.journal.begin_row(fields, sums, grad_norm, phase=phase)
 
-    def _row(self, split: str) -> dict[str, Any]:
+    def row(self, split: str) -> dict[str, Any]:
+        """Return what every row of metrics.jsonl begins with."""
         epoch = self.objective.training.num_epochs(self.place)
         return {"split": split, "step": self.step, "epoch": round(epoch, 6)}
 
@@ -510,8 +456,3 @@ class Trainer:
 
 def _is_due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def _summary(row: dict[str, Any]) -> str:
-    numbers = [f"{k} {v:.4g}" for k, v in row.items() if k not in ("split", "step", "epoch")]
-    return f"step {row['step']} (epoch {row['epoch']:.2f}), held-out: {', '.join(numbers)}"
