@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_pretrain.__main__ import main
@@ -137,12 +137,7 @@ def check(command: str, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_flags_parse_or_are_refused(command: str, data: st.DataObject) -> None:
     check(command, data.draw(command_lines(COMMANDS[command][1])))
@@ -150,7 +145,7 @@ def test_flags_parse_or_are_refused(command: str, data: st.DataObject) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2000, derandomize=False)
 @given(data=st.data())
 def test_many_flags_parse_or_are_refused(command: str, data: st.DataObject) -> None:
     check(command, data.draw(command_lines(COMMANDS[command][1])))

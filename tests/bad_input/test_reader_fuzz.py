@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from strange_files import DEEP, IMAGES, LONG_NUMBER, image, parquet, rows
@@ -190,12 +190,7 @@ def test_what_was_found_is_refused_or_read(folder: Path, name: str, content: byt
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_read(folder: Path, name: str, data: st.DataObject) -> None:
     check(READERS[name], data.draw(damaged(READERS[name].content)), folder)
@@ -203,7 +198,7 @@ def test_a_damaged_file_is_refused_or_read(folder: Path, name: str, data: st.Dat
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3000, derandomize=False)
 @given(data=st.data())
 def test_many_damaged_files_are_refused_or_read(
     folder: Path, name: str, data: st.DataObject
@@ -212,7 +207,7 @@ def test_many_damaged_files_are_refused_or_read(
 
 
 @pytest.mark.parametrize("name", [MANIFEST, ARROW_FILE, VALIDATION_FILE, TOKEN_COUNTS_FILE])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_damaged_corpus_is_refused_or_read(
     whole_world: Path, folder: Path, name: str, data: st.DataObject

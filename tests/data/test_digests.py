@@ -19,7 +19,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(st.text().filter(lambda name: name != "digest"), values))
 def test_a_sealed_record_comes_back_from_json_in_any_order(record: dict) -> None:
     sealed = seal(record)

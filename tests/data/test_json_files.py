@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_pretrain.data import json_files
@@ -27,9 +27,7 @@ def read(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return list(read_json(path, parameter="data_files"))
 
 
-@settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100)
 @given(rows, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 9))
 def test_an_array_is_read_as_a_whole_whatever_fits_into_memory_at_once(
     tmp_path: Path, expected: list[dict[str, Any]], indent: int | None, ascii: bool, block: int

@@ -62,7 +62,7 @@ def compared_one_by_one(
 
 
 @given(st.integers(0, 10_000), st.integers(1, 30))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_nearest_are_those_of_a_loop_also_where_cosines_are_equal(
     tmp_path_factory: pytest.TempPathFactory, seed: int, k: int
 ) -> None:

@@ -42,7 +42,7 @@ from bert_pretrain.evaluation.statistics import t_interval, two_way_interval
     st.integers(0, 9),
     st.integers(0, 99),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_subsets_are_stratified_and_nested(
     labels: list[int], small: int, more: int, seed: int
 ) -> None:

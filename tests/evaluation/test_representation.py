@@ -150,7 +150,7 @@ def test_votes_are_equal_whatever_the_order_of_their_sum() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(1, 12))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_of_equally_similar_rows_the_first_are_the_neighbours(seed: int, k: int) -> None:
     similarities = np.random.default_rng(seed).integers(0, 4, size=(5, 12)).astype(np.float32)
     expected = np.sort(np.argsort(-similarities, axis=1, kind="stable")[:, :k], axis=1)
@@ -393,7 +393,7 @@ def test_the_rows_of_the_pixel_floors_are_the_tensors_that_an_encoder_sees() -> 
 
 
 @given(st.integers(1, 500), st.floats(0, 1))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_interval_is_scipys_wilson_interval(num_rows: int, share: float) -> None:
     num_correct = round(share * num_rows)
     theirs = binomtest(num_correct, num_rows).proportion_ci(0.95, method="wilson")

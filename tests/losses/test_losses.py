@@ -204,7 +204,7 @@ def test_random_negatives_give_torchs_triplet_margin_loss() -> None:
     margin=st.sampled_from([0.2, 1.0]),
     seed=st.integers(0, 50),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_triplets_follow_the_formula_when_images_repeat(
     ids: list[int],
     num_anchors: int,
@@ -419,7 +419,7 @@ def test_nt_xent_has_closed_forms_for_equal_and_for_orthogonal_images(temperatur
     num_own=st.integers(1, 8),
     seed=st.integers(0, 50),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_nt_xent_leaves_every_copy_of_the_own_image_out(
     ids: list[int], num_own: int, seed: int
 ) -> None:

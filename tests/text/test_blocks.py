@@ -139,7 +139,7 @@ def test_a_corpus_that_fits_in_one_block_is_planned_as_a_whole(
 
 
 @given(st.integers(17, 90), st.integers(20, 200), st.integers(0, 3), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_document_is_in_one_block_of_an_epoch(
     num_documents: int, rows: int, epoch: int, seed: int
 ) -> None:
@@ -309,7 +309,7 @@ def numbered_rows(parts: Sequence[Part]) -> list[tuple[int, int]]:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_no_row_of_a_block_is_dropped_or_repeated(counts: list[int]) -> None:
     store = store_of(draw_documents(60), documents_per_shard=9)
     blocks = make_blocks(store, rows=80)

@@ -52,7 +52,7 @@ def held_out_sentences(lengths: Lengths, division: Division) -> dict[int, range]
 
 
 @given(LENGTHS, st.sampled_from([0.05, 0.1, 0.3]), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_share_is_of_tokens_and_the_choice_does_not_depend_on_the_order(
     lengths: Lengths, share: float, random: Any
 ) -> None:

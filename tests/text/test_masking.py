@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -78,7 +78,6 @@ ROW_LENGTHS = st.lists(st.integers(0, 61), min_size=1, max_size=6)
 
 
 @given(ROW_LENGTHS, st.sampled_from([0.01, 0.15, 0.4, 0.9]), st.integers(1, 30), st.integers(0, 9))
-@settings(deadline=None)
 def test_token_count_is_exact(lengths: list[int], share: float, k: int, seed: int) -> None:
     _, labels, _ = mask(make_batch(lengths), make_rule(mlm_probability=share), seed=seed, k=k)
     wanted = [min(k, max(1, round(n * share))) if n else 0 for n in lengths]
@@ -86,7 +85,6 @@ def test_token_count_is_exact(lengths: list[int], share: float, k: int, seed: in
 
 
 @given(ROW_LENGTHS, st.sampled_from(UNITS), st.floats(0.05, 0.95), st.integers(0, 9))
-@settings(deadline=None)
 def test_outputs_agree_and_specials_are_never_selected(
     lengths: list[int], unit: MaskingUnit, share: float, seed: int
 ) -> None:
@@ -163,7 +161,6 @@ def test_other_keys_give_other_masks() -> None:
 
 
 @given(ROW_LENGTHS, st.sampled_from([0.2, 0.6, 0.95]), st.integers(0, 30))
-@settings(deadline=None)
 def test_whole_words_are_selected_until_no_further_word_fits(
     lengths: list[int], word_start_prob: float, seed: int
 ) -> None:

@@ -40,7 +40,7 @@ words = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), min_si
 texts = st.lists(st.lists(words, min_size=1, max_size=40).map(" ".join), min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(texts, st.integers(12, 80), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_wrapped_text_is_joined_to_what_it_was(
     original: list[str], width: int, newline: str
@@ -75,7 +75,7 @@ def test_words_of_other_scripts_beside_chinese_keep_their_space() -> None:
     assert follow_rule(text, "space") == "我们用 BERT 模型，很好。\n第二段"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(max_size=200))
 def test_no_rule_loses_anything_but_blanks(text: str) -> None:
     for rule in ("space", "paragraph", "sentence"):

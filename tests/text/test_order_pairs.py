@@ -37,7 +37,7 @@ def shape(row: Row, layout: Layout) -> tuple[int, int, bool, bool, bool, bool]:
 
 
 @given(LENGTHS, st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_row_is_a_window_in_order_or_swapped_and_each_is_used_once(
     lengths: Lengths, short_seq_prob: float, epoch: int
 ) -> None:
@@ -61,7 +61,7 @@ def test_a_row_is_a_window_in_order_or_swapped_and_each_is_used_once(
 
 
 @given(LENGTHS, st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_shape_is_as_frequent_with_either_label(
     lengths: Lengths, short_seq_prob: float, epoch: int
 ) -> None:

@@ -101,7 +101,7 @@ def features(plan: EpochPlan, layout: Layout) -> np.ndarray:
 
 
 @given(LENGTHS, st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_label_says_whether_b_follows_a_or_is_from_another_document(
     lengths: Lengths, short_seq_prob: float, epoch: int
 ) -> None:
@@ -125,7 +125,7 @@ def test_label_says_whether_b_follows_a_or_is_from_another_document(
 
 
 @given(LENGTHS, st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_windows_cover_every_sentence_shorter_than_the_budget(
     lengths: Lengths, short_seq_prob: float, epoch: int
 ) -> None:
@@ -320,7 +320,6 @@ def test_corpora_without_two_usable_documents_are_refused_with_advice(lengths: L
 
 
 @given(LENGTHS, st.sampled_from([0.0, 0.5]))
-@settings(deadline=None)
 def test_single_segments_partition_every_document(lengths: Lengths, short_seq_prob: float) -> None:
     made = plan(lengths, mode="none", short_seq_prob=short_seq_prob)
     layout = Layout(lengths)

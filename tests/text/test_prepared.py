@@ -612,7 +612,7 @@ documents = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(documents, st.integers(1, 9), st.data())
 def test_any_range_inside_a_document_reads_as_from_one_long_list(
     texts: list[list[list[int]]], documents_per_shard: int, data: st.DataObject

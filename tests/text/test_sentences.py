@@ -29,7 +29,7 @@ def test_sentences_end_at_newlines_and_not_after_abbreviations() -> None:
     assert split_sentences("Das ist z.B. gut. Ja.", "de")[-1] == "Ja."
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(max_size=300) | st.text(SIGNS, max_size=300), st.sampled_from(SAMPLES))
 def test_splitting_loses_nothing_but_blanks(text: str, sample: Sample) -> None:
     sentences = split_sentences(text, sample.language)

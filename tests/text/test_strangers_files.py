@@ -216,7 +216,7 @@ PIECES = st.sampled_from(
 CONTENT = st.lists(PIECES | st.binary(max_size=4), max_size=30).map(b"".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     content=CONTENT,
     kind=st.sampled_from(["txt", "jsonl", "json", "csv", "tsv", "parquet"]),

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from languages import SAMPLES, Sample
 from recombined import recombine, zipf_text
@@ -195,7 +195,6 @@ def test_names_of_special_tokens_in_the_text_are_words_like_others() -> None:
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t")))
 
 
-@settings(deadline=None)
 @given(TEXTS)
 def test_words_are_counted_as_the_tokenizer_cuts_whole_passages(texts: list[str]) -> None:
     training, held_out = count_words(texts, AS_WRITTEN)

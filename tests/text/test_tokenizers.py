@@ -119,7 +119,7 @@ def longest_match(word: str, vocabulary: set[str]) -> list[str]:
     return pieces
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(string.ascii_lowercase, min_size=1, max_size=30))
 def test_words_are_cut_by_longest_match(word: str) -> None:
     assert SHIPPED.tokenize(word) == longest_match(word, SHIPPED_VOCABULARY)

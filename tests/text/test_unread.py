@@ -76,7 +76,7 @@ def test_a_skewed_corpus_is_read(name: str, mode: PairMode) -> None:
     st.integers(0, 3),
     st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_single_segments_read_what_nothing_else_reads_and_the_share_is_that_of_a_plain_count(
     lengths: Lengths, mode: PairMode, short_seq_prob: float, epoch: int, same_document: bool
 ) -> None:
@@ -109,7 +109,7 @@ def assert_what_is_left_is_short(lengths: Lengths, counts: list[int]) -> None:
 
 
 @given(LENGTHS, st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_pair_reads_a_token_twice_only_in_a_sentence_that_the_end_of_a_window_cuts(
     lengths: Lengths, epoch: int
 ) -> None:

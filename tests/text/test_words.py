@@ -141,7 +141,7 @@ def test_without_the_extra_words_are_those_of_unicode(
 SPACED = "".join({c for s in SAMPLES if s.language not in (*UNSPACED, "bo") for c in s.text})
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(SPACED + "aé'’-.,_$+€…«»\u00ad\u200d ", min_size=1, max_size=60))
 def test_text_with_spaces_has_the_words_that_bert_gives_it(sentence: str) -> None:
     [encoding] = encode(SHIPPED, [sentence])
@@ -149,7 +149,7 @@ def test_text_with_spaces_has_the_words_that_bert_gives_it(sentence: str) -> Non
     assert starts_of([sentence], [encoding]) == [expected]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.text("ab .ก ดวงอาทิตย์太阳従🙂ー3\u200b\n", min_size=1), min_size=1))
 def test_a_sentence_has_the_same_words_in_any_company(sentences: list[str]) -> None:
     encodings = encode(SHIPPED, sentences)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_task import line_trainer
 
@@ -136,9 +136,7 @@ def test_whole_checkpoints_are_a_run_also_without_its_run_json(run_dir: Path) ->
         claim_run_dir(run_dir, None)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_flipped_bit_of_a_state_passes(run_dir: Path, data: st.DataObject) -> None:
     checkpoint = run_dir / "checkpoints/step-000006"
@@ -206,9 +204,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_state_of_any_form_is_refused_or_continued(run_dir: Path, data: st.DataObject) -> None:
     """Its digests are right: whoever writes a file can write them."""

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from runs import metrics
 from safetensors.torch import load_file
@@ -260,7 +260,6 @@ def test_a_checkpoint_has_what_the_exporter_writes_into_it(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@settings(deadline=None)
 @given(
     steps=st.lists(st.integers(1, 60), unique=True, max_size=12).map(sorted),
     limit=st.integers(0, 4),
