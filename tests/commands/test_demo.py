@@ -48,7 +48,7 @@ def test_an_unknown_part_and_a_used_folder_are_refused(
         assert end.value.code == 2 and said in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_encoder_of_the_demonstration_is_better_than_none(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from runs import metrics, parted, run
+from runs import metrics, run
 
 RECIPES = [
     "contrastive",
@@ -43,7 +43,6 @@ LOCAL = [
         "--num_local_views 2 --loss nt_xent --local_crop_area 0.2 0.6",
     )
 ]
-SLOW = [RECIPES[1]]  # the one that once learnt nothing
 
 
 def train(folder: Path, flags: str) -> tuple[float, float, list[str]]:
@@ -55,7 +54,8 @@ def train(folder: Path, flags: str) -> tuple[float, float, list[str]]:
     return accuracies[0], accuracies[-1], [r["message"] for r in rows if r["split"] == "warning"]
 
 
-@pytest.mark.parametrize("flags", parted((*RECIPES, *TRIPLETS, *OTHERS, *LOCAL), slow=SLOW))
+@pytest.mark.long
+@pytest.mark.parametrize("flags", [*RECIPES, *TRIPLETS, *OTHERS, *LOCAL])
 def test_a_combination_learns_more_than_its_untrained_encoder_knows(
     tmp_path: Path, flags: str
 ) -> None:
