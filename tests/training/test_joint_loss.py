@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gloo
 import pytest
 import torch
 import torch.distributed as dist
@@ -119,12 +120,7 @@ def test_the_second_pass_drops_the_units_of_the_first(
 
 def work(rank: int, folder: str, port: int) -> None:
     """Run as one of two processes and leave the results in a file."""
-    torch.set_num_threads(1)
-    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": NUM_PROCESSES}
-    launched |= {"LOCAL_WORLD_SIZE": NUM_PROCESSES, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({name: str(value) for name, value in launched.items()})
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_PROCESSES)
+    gloo.join(rank, port, num_processes=NUM_PROCESSES)
     results: dict[str, Any] = {}
     for sharded in (False, True):
         os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()

@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import gloo
 import pytest
 import torch
 import torch.distributed as dist
@@ -145,12 +146,7 @@ def save_a_line(accelerator: Accelerator, folder: Path) -> None:
 
 
 def begin_process(rank: int, port: int) -> Accelerator:
-    torch.set_num_threads(1)
-    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": NUM_PROCESSES}
-    launched |= {"LOCAL_WORLD_SIZE": NUM_PROCESSES, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({name: str(value) for name, value in launched.items()})
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_PROCESSES)
+    gloo.join(rank, port, num_processes=NUM_PROCESSES)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_OPTIONS])
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     return accelerator

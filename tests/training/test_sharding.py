@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gloo
 import pytest
 import torch
 import torch.distributed as dist
@@ -233,12 +234,7 @@ def weights(made: DistributedModel) -> dict[str, Tensor]:
 
 def work(rank: int, folder: str, port: int) -> None:
     """Run as one of two processes and leave the results in a file."""
-    torch.set_num_threads(1)
-    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": NUM_PROCESSES}
-    launched |= {"LOCAL_WORLD_SIZE": NUM_PROCESSES, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({name: str(value) for name, value in launched.items()})
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_PROCESSES)
+    gloo.join(rank, port, num_processes=NUM_PROCESSES)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DDP_OPTIONS])
     assert accelerator.num_processes == NUM_PROCESSES
     results: dict[str, Any] = {
