@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from bert_pretrain.downstream.tables import read_table
+from bert_pretrain.downstream.tables import read_table, table_of
 from bert_pretrain.errors import InputError
 
 
@@ -119,3 +121,10 @@ def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_sep
         "text": ["well; yes, so", "no"],
         "label": ["1", "0"],
     }
+
+
+def test_a_damaged_text_of_a_data_set_is_refused() -> None:
+    damaged = pa.array([b"a", b"\x80"]).view(pa.string())
+    dataset = datasets.Dataset(pa.table({"text": damaged}))
+    with pytest.raises(InputError, match="the set cannot be read"):
+        table_of(dataset, "the set")
