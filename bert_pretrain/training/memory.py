@@ -1,4 +1,4 @@
-"""Memory of the device: its peak, what to change when it runs out, and how many rows fit."""
+"""Memory: its peak, what to change when a device's runs out, how many rows fit, and garbage."""
 
 from __future__ import annotations
 
@@ -42,6 +42,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+@contextlib.contextmanager
+def collecting_new_garbage() -> Iterator[None]:
+    """Leave what there is before a block out of garbage collections while the block runs.
+
+    A full collection, the only one that finds cycles which have lived for a while, waits until new
+    objects are a quarter of those that it went through last. After torch and transformers are
+    imported these are more than a million: pictures, whose figures are cycles, would pile up.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # so that the count of the last one is what is left
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

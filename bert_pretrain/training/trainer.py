@@ -46,7 +46,7 @@ from bert_pretrain.training.finite import FiniteGuard, check_finite
 from bert_pretrain.training.joint_loss import joint_gradients, mean_loss, stand_in
 from bert_pretrain.training.journal import Journal
 from bert_pretrain.training.layout import BatchLayout
-from bert_pretrain.training.memory import explaining_out_of_memory
+from bert_pretrain.training.memory import collecting_new_garbage, explaining_out_of_memory
 from bert_pretrain.training.metrics import CourseWatch, RunningSums
 from bert_pretrain.training.profiling import StepProfiler
 from bert_pretrain.training.resuming import go_on, has_gone_back, needed_step, state_of
@@ -201,7 +201,7 @@ class Trainer:
                 `CheckpointSaver.on_written`.
         """
         self.saver.on_written = on_save
-        with self.watchdog.watching(), self.saver.finishing():
+        with self.watchdog.watching(), self.saver.finishing(), collecting_new_garbage():
             self._train()
 
     def _train(self) -> None:

@@ -1,8 +1,11 @@
-"""Running out of memory says what to change, and rows are halved until they fit."""
+"""Running out of memory says what to change, rows are halved until they fit, no garbage piles up."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -95,3 +98,34 @@ def test_rows_are_halved_until_they_fit_beside_what_is_reserved(
     found = memory.largest_that_fits(compute, most=96, device=CPU, reserved=400)
     assert found == expected
     assert found == 1 or found * bytes_per_row + 400 <= 900
+
+
+class Figure:
+    """An object that only a full collection frees: it knows itself."""
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = [[self] for _ in range(20)]
+
+
+def most_alive(num: int) -> int:
+    """Return how many of so many dead figures there are at most at once."""
+    alive: weakref.WeakSet[Figure] = weakref.WeakSet()
+    most = 0
+    for _ in range(num):
+        survivors = [Figure() for _ in range(60)]  # live long enough to be left to full collections
+        gc.collect(1)
+        alive.update(survivors)
+        del survivors
+        most = max(most, len(alive))
+    return most
+
+
+def test_dead_figures_do_not_pile_up_beside_many_objects_that_stay() -> None:
+    staying = [[number] for number in range(600_000)]  # as after an import of transformers
+    gc.collect()
+    piled_up = most_alive(120)
+    with memory.collecting_new_garbage():
+        kept_low = most_alive(120)
+    assert gc.get_freeze_count() == 0
+    assert len(staying) == 600_000
+    assert kept_low < piled_up / 4
