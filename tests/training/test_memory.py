@@ -1,4 +1,4 @@
-"""Running out of memory says what to change, rows are halved until they fit, no garbage piles up."""
+"""Out of memory says what to change, rows are halved until they fit, and no garbage piles up."""
 
 from __future__ import annotations
 
