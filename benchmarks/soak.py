@@ -1,12 +1,13 @@
 """Train for --minutes, save, evaluate, log and push to a Hub that comes and goes, and watch.
 
-Looked at are the memory that only the run's processes have (USS, of the training process and its
-loader), and the open files and threads of the training process. After a warm-up, the first quarter,
-the median memory of the last third of the looks may be 2 % above that of the first third, and the
-median numbers of files and threads no more than they were. (The warm-up is long: where curves are
-drawn, the heap grows for some forty exports before it has pieces of every size.) Pushes are
+Looked at are the memory of the training process and its loader, and the open files and threads of
+the training process. Memory is what Linux calls Pss_Anon: pages that hold no file's content, where
+the share of a page that a forked loader has in common with its parent is counted once. (What each
+has alone, USS, grows as such pages part, although little memory more is taken.) After a warm-up,
+the first quarter, the median memory of the last third of the looks may be 2 % above that of the
+first third, and the median numbers of files and threads no more than they were. Pushes are
 processes of their own, which come and go; the two pipes to one may be open at any look. It needs
-the extra `test`. Flags for run_pretraining.py follow after --.
+Linux and the extra `test`. Flags for run_pretraining.py follow after --.
 """
 
 from __future__ import annotations
@@ -63,13 +64,19 @@ def look_at(process: psutil.Process) -> Look | None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if not any("publishing.hub" in word for word in child.cmdline()):
                     members.append(child)
-        memory = 0
-        for member in members:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                memory += member.memory_full_info().uss
-        return Look(memory / 2**20, process.num_fds(), process.num_threads())
+        memory = sum(map(own_mebibytes, members))
+        return Look(memory, process.num_fds(), process.num_threads())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return None
+
+
+def own_mebibytes(process: psutil.Process) -> float:
+    """Return Pss_Anon of a process; 0 if it has just ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 2**10
 
 
 def change_weather(hub: LoopbackHub, is_over: threading.Event, times: Counter[str]) -> None:

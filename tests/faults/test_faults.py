@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from functools import cache
 
+import psutil
 import pytest
 from runs import ROOT, parted, run_here
 
@@ -104,6 +106,29 @@ def test_a_soak_tells_what_grows_from_what_warms_up(
     changes: dict[str, float], expected: bool
 ) -> None:
     assert soak.is_steady(soak.figures_of(looks(**changes))) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_that_a_forked_process_shares_are_counted_once() -> None:
+    script = """
+import mmap, os, sys
+block = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for place in range(0, len(block), mmap.PAGESIZE):
+    block[place] = 1
+child = os.fork()
+if child:
+    print(child, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        members = [psutil.Process(parent.pid), psutil.Process(int(parent.stdout.readline()))]
+        alone, together = soak.own_mebibytes(members[0]), sum(map(soak.own_mebibytes, members))
+        parent.stdin.close()
+    assert 32 < alone < 48 and 64 < together < 80
+    assert soak.own_mebibytes(members[0]) == 0  # it has ended
 
 
 @pytest.mark.long
