@@ -34,6 +34,7 @@ from bert_pretrain.training.checkpoint_writing import (
 )
 from bert_pretrain.training.divided_files import Written
 from bert_pretrain.training.ema import WeightAverage
+from bert_pretrain.training.memory import return_freed_memory
 from bert_pretrain.training.sharding import DistributedModel
 from bert_pretrain.training.snapshots import Snapshot, take_snapshot
 
@@ -180,6 +181,7 @@ class CheckpointSaver:
             written, self._written = self._written, None
             if self.on_written is not None:
                 self.on_written(written)
+            return_freed_memory()
 
     def settle(self) -> None:
         """Wait until what is being written is whole, and tell of it; a collective.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import platform
 import weakref
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -129,3 +131,20 @@ def test_dead_figures_do_not_pile_up_beside_many_objects_that_stay() -> None:
     assert gc.get_freeze_count() == 0
     assert len(staying) == 600_000
     assert kept_low < piled_up / 4
+
+
+def resident_mebibytes() -> float:
+    """Return the memory that this process has from the system."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_below_what_stays_is_given_back() -> None:
+    pieces = [torch.ones(16_000) for _ in range(3000)]  # 64 kB each: of the heap, not of their own
+    staying = pieces[::300]
+    full = resident_mebibytes()
+    pieces.clear()
+    gc.collect()
+    memory.return_freed_memory()
+    assert full - resident_mebibytes() > 150
+    assert all(piece.sum() == 16_000 for piece in staying)

@@ -239,6 +239,16 @@ def test_who_is_told_of_checkpoints_finds_them_whole_and_in_the_thread_that_trai
     assert told == [2, 4, 6, 7]
 
 
+def test_freed_memory_is_given_back_after_each_checkpoint_was_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(saving, "return_freed_memory", lambda: told.append("given back"))
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path, max_steps=7, save_steps=2)
+    trainer.train(on_save=lambda _: told.append("told"))
+    assert told == ["told", "given back"] * 4
+
+
 def test_a_checkpoint_has_what_the_exporter_writes_into_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
