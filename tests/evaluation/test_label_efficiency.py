@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from bert_pretrain.commands.evaluate import main as evaluate
 from bert_pretrain.data import run_folder
 from bert_pretrain.data.run_folder import held, is_held
+from bert_pretrain.downstream.logistic import PROBE_GRID
 from bert_pretrain.evaluation import label_efficiency
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
@@ -32,7 +33,6 @@ from bert_pretrain.evaluation.label_efficiency import (
     summarize,
 )
 from bert_pretrain.evaluation.label_efficiency_arms import ARMS, probe_arm
-from bert_pretrain.evaluation.probes import PROBE_GRID
 from bert_pretrain.evaluation.statistics import t_interval, two_way_interval
 
 
