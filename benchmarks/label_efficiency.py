@@ -2,8 +2,10 @@
 
 Each task is `bert-pretrain evaluate --suite label_efficiency`, five seeds, in a process of its own,
 once for each of --models: runs of one recipe with several pretraining seeds. Intervals know both
-draws (`statistics.two_way_interval`). Finished trainings in --work_dir are not repeated. A task is
-a name, a file to learn from and a file to predict:
+draws (`statistics.two_way_interval`). With --adapt_minutes each encoder is also fine-tuned after it
+has learnt masked words of the task's training texts, without their labels: general and adapted are
+told apart. Finished trainings in --work_dir are not repeated. A task is a name, a file to learn
+from and a file to predict:
 
     python benchmarks/label_efficiency.py --models runs/1/final runs/2/final runs/3/final
     --task trec trec_train.jsonl trec_test.jsonl --task subj subj_train.jsonl subj_test.jsonl
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from results import write_results
 
 from bert_pretrain.commands.suites.label_efficiency import plot_curve
+from bert_pretrain.downstream.adaptation import ADAPTED
 from bert_pretrain.evaluation.label_efficiency import Point
 from bert_pretrain.evaluation.label_efficiency_arms import ARMS
 from bert_pretrain.evaluation.statistics import format_interval, two_way_interval
@@ -94,6 +97,8 @@ def run_suite(
     command += ["--model", model, "--output_dir", str(folder), "--title", name]
     command += ["--train_file", train_file, "--test_file", test_file, "--seeds"]
     command += [*map(str, arguments.seeds), "--num_labels", *arguments.num_labels, "--arms", *arms]
+    if ADAPTED in arms:
+        command += ["--adapt_minutes", str(arguments.adapt_minutes)]
     subprocess.run(
         [sys.executable, *command, *arguments.flags], check=True, stdout=subprocess.DEVNULL
     )
@@ -108,20 +113,22 @@ def run_suite(
 
 def measure(task: tuple[str, str, str], arguments: argparse.Namespace) -> Curve:
     """Measure a task with all models."""
-    by_model = [run_suite(arguments.models[0], task, list(ARMS), arguments)]
-    others = [arm for arm in ARMS if arm not in WITHOUT_WEIGHTS]
+    arms = [arm for arm in ARMS if arm != ADAPTED or arguments.adapt_minutes]
+    by_model = [run_suite(arguments.models[0], task, arms, arguments)]
+    others = [arm for arm in arms if arm not in WITHOUT_WEIGHTS]
     by_model += [run_suite(model, task, others, arguments) for model in arguments.models[1:]]
     return curve_of(task[0], by_model, arguments.seeds)
 
 
 def curve_of(task: str, by_model: list[list[dict[str, Any]]], seeds: list[int]) -> Curve:
     """Return the curve of the trainings of each model."""
+    arms = dict.fromkeys(row["arm"] for row in by_model[0])
     found = [{(r["num_per_class"], r["arm"], r["seed"]): r for r in rows} for rows in by_model]
     num_rows = {count: row["num_rows"] for (count, *_), row in found[0].items()}
     # All of a task, 0, comes last.
     num_rows = dict(sorted(num_rows.items(), key=lambda item: item[0] or float("inf")))
     accuracies = {}
-    for count, arm in itertools.product(num_rows, ARMS):
+    for count, arm in itertools.product(num_rows, arms):
         holders = found[:1] if arm in WITHOUT_WEIGHTS else found
         values = [[rows[count, arm, seed]["accuracy"] for seed in seeds] for rows in holders]
         accuracies[count, arm] = np.array(values)
@@ -137,18 +144,22 @@ def refuse_unlike(models: list[str]) -> None:
 
 def table(curves: list[Curve]) -> str:
     """Return the table of Markdown: means, spread over all trainings, gains with intervals."""
-    head = ["task", "labels per class", "from scratch", "fine-tuned", "sd"]
+    head = ["task", "labels per class", "encoder", "from scratch", "fine-tuned", "sd"]
     head += ["gain over scratch", "over frozen", "over TF-IDF or pixels"]
     lines = [head, ["---"] * len(head)]
-    for curve in curves:
+    for curve, (arm, encoder) in itertools.product(
+        curves, {"fine_tuned": "general", ADAPTED: "adapted"}.items()
+    ):
         for count in curve.counts:
-            tuned = curve.accuracies[count, "fine_tuned"]
+            tuned = curve.accuracies.get((count, arm))
+            if tuned is None:
+                continue
             spread = f"{tuned.std(ddof=1):.3f}" if tuned.size > 1 else ""
-            cells = [curve.task, str(count or "all")]
+            cells = [curve.task, str(count or "all"), encoder]
             cells += [f"{curve.accuracies[count, 'from_scratch'].mean():.3f}"]
             cells += [f"{tuned.mean():.3f}", spread]
             cells += [
-                format_interval(*two_way_interval(curve.gain(count, "fine_tuned", other)), sign="+")
+                format_interval(*two_way_interval(curve.gain(count, arm, other)), sign="+")
                 for other in ("from_scratch", "frozen_probe", "floor")
             ]
             lines.append(cells)
@@ -178,6 +189,7 @@ def main() -> None:
     )
     parser.add_argument("--num_labels", nargs="+", default=["16", "64", "256"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--adapt_minutes", type=float, default=0.0, help="0 = no adapted encoder")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/label_efficiency"))
     parser.add_argument("--figure", type=Path, help="PNG with the curves of all tasks")
     parser.add_argument("--json", type=Path)

@@ -133,7 +133,9 @@ def run(
     is_image = is_image_config(read_model_config(options.model))
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    unlabelled.check(options, is_image=is_image, num_processes=num_processes)
+    unlabelled.check(
+        is_image=is_image, from_scratch=options.from_scratch, num_processes=num_processes
+    )
     splits = open_splits(
         options.model,
         pick(LabelledSource, data, pixel_range=data.pixel_range.ends),

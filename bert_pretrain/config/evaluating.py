@@ -179,7 +179,10 @@ class LabelEfficiencyArguments:
     )
     arms: list[str] = field(
         default_factory=lambda: ["fine_tuned", "frozen_probe", "from_scratch"],
-        metadata={"help": "Of fine_tuned, frozen_probe, from_scratch, floor."},
+        metadata={
+            "help": "Of fine_tuned, adapted (needs --adapt_minutes), frozen_probe, from_scratch, "
+            "floor."
+        },
     )
     max_test_rows: int = flag(2000, "Test rows, a fixed random subset; 0 = all.", at_least(0))
     title: str | None = flag(None, "Above the curve. Default: the name of the training rows.")
@@ -212,8 +215,15 @@ def check_evaluation(
     check_json_target(options.json)
 
 
-def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[str]) -> None:
+def check_label_efficiency(
+    curve: LabelEfficiencyArguments, *, arms: Collection[str], adapt_minutes: float
+) -> None:
     """Check what can be told without opening a file, beside the ranges of numbers.
+
+    Args:
+        curve: the flags.
+        arms: there are.
+        adapt_minutes: of learning from texts without labels.
 
     Raises:
         InputError: a number of labels, a seed, or an arm that is none of `arms`, is not allowed, or
@@ -227,4 +237,9 @@ def check_label_efficiency(curve: LabelEfficiencyArguments, *, arms: Collection[
     check_seeds(curve.seeds)
     if not curve.arms or not set(curve.arms) <= set(arms):
         raise InputError.out_of_range("arms", curve.arms, f"of {', '.join(arms)}")
+    if ("adapted" in curve.arms) != (adapt_minutes > 0):
+        raise InputError(
+            f"`adapt_minutes` {adapt_minutes:g} does not go with `arms` {' '.join(curve.arms)}",
+            advice="pass both the arm adapted and the minutes, such as 3, or neither",
+        )
     check_json_target(curve.json)

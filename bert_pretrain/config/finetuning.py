@@ -235,8 +235,14 @@ class AdaptationArguments:
         "Default: the training rows' own texts."
     )
 
-    def check(self, options: FinetuneArguments, *, is_image: bool, num_processes: int) -> None:
-        """Raise `InputError` unless the flags go together and have an effect."""
+    def check(self, *, is_image: bool, from_scratch: bool = False, num_processes: int = 1) -> None:
+        """Raise `InputError` unless the flags go together and have an effect.
+
+        Args:
+            is_image: whether the encoder is one of images.
+            from_scratch: whether its weights are left unread.
+            num_processes: of this command.
+        """
         if not self.adapt_minutes:
             if self.unlabelled_files:
                 raise InputError(
@@ -249,7 +255,7 @@ class AdaptationArguments:
                 "`adapt_minutes` means nothing for an image encoder",
                 advice="leave it out or change `model`",
             )
-        if options.from_scratch:
+        if from_scratch:
             raise InputError(
                 "`from_scratch` leaves the encoder unread that `adapt_minutes` would train",
                 advice="leave out one of them",

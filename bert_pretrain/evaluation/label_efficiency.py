@@ -38,6 +38,7 @@ _SETTING_NAMES = {
     "model_revision": "revision of the model",
     "train_rows_sha256": "set of training rows",
     "test_rows_sha256": "set of test rows",
+    "unlabelled": "set of texts without labels, or other minutes of them",
 }
 
 

@@ -33,6 +33,7 @@ from bert_pretrain.models.image_encoder_config import image_size_of
 
 ARMS = {
     "fine_tuned": "pretrained, fine-tuned",
+    "adapted": "pretrained, adapted to texts without labels, fine-tuned",
     "frozen_probe": "pretrained, frozen + logistic regression",
     "from_scratch": "from scratch",
     "floor": "TF-IDF or pixels + logistic regression",
@@ -194,6 +195,7 @@ def make_arm(name: str, task: CurveTask) -> Arm:
     """Return an arm of `ARMS`, with its model read, or raise `InputError` if it cannot be used."""
     makers: dict[str, Callable[[CurveTask], Arm]] = {
         "fine_tuned": partial(_trained, from_scratch=False),
+        "adapted": partial(_trained, from_scratch=False),  # of a task whose model is adapted
         "frozen_probe": _frozen,
         "from_scratch": partial(_trained, from_scratch=True),
         "floor": _floor,

@@ -51,12 +51,13 @@ def test_the_encoder_learns_from_the_training_texts_before_the_labels(folder: Pa
     adaptation = json.loads(Path("out/results.json").read_text())["config"]["adaptation"]
     assert adaptation["mlm_loss_after"] < adaptation["mlm_loss_before"]
     # The encoder of the classifier, which was frozen, is the adapted one.
-    found = AutoModelForSequenceClassification.from_pretrained("out/final").base_model
+    classifier = AutoModelForSequenceClassification.from_pretrained("out/final")
+    found = classifier.base_model.state_dict()
     adapted = AutoModel.from_pretrained("out/adapted/final").state_dict()
     first = AutoModel.from_pretrained("model").state_dict()
-    for name, value in found.state_dict().items():
+    for name, value in adapted.items():
         if "pooler" not in name:
-            assert torch.equal(value, adapted[name]), name
+            assert torch.equal(value, found[name]), name
     assert not all(torch.equal(value, first[name]) for name, value in adapted.items())
     card = Path("out/final/README.md").read_text()
     assert "learnt masked words for 0.05 minutes from texts without labels" in card

@@ -205,18 +205,21 @@ def test_texts_are_measured_and_a_measurement_is_continued(
     model = make_text_model(folder / "model")
     command = f"--model {model} --train_file train.jsonl --test_file test.jsonl --num_labels 1 8"
     files = command.split()
-    arms = ["--arms", *ARMS]
+    arms = ["--arms", *ARMS, "--adapt_minutes", "0.05"]
     results = measure(*files, *arms, "--seeds", "0")
     rows = (folder / "out/rows.jsonl").read_text().splitlines(keepends=True)
-    assert len(rows) == 2 * 4
+    assert len(rows) == 2 * 5
+    learnt_from = [json.loads(line)["text"] for line in (folder / "out/unlabelled.jsonl").open()]
+    assert learnt_from == [row["text"] for row in sentences(60)]  # and from no test row
+    assert (folder / "out/adapted/final/model.safetensors").is_file()
     assert (folder / "out/label_efficiency.png").read_bytes().startswith(b"\x89PNG")
     # As if the process had been ended while it wrote the last line.
     (folder / "out/rows.jsonl").write_text("".join(rows)[:-9])
     capsys.readouterr()
     again = measure(*files, *arms, "--seeds", "0", "1")
     continued = (folder / "out/rows.jsonl").read_text().splitlines(keepends=True)
-    assert continued[:7] == rows[:7] and len(continued) == 16
-    cut_off = json.loads(rows[7])
+    assert continued[:9] == rows[:9] and len(continued) == 20
+    cut_off = json.loads(rows[9])
     (redone,) = [
         row for row in map(json.loads, continued) if all(row[key] == cut_off[key] for key in WHICH)
     ]
@@ -231,9 +234,23 @@ def test_texts_are_measured_and_a_measurement_is_continued(
         assert point["mean"] == pytest.approx(np.mean(own)) and earlier["mean"] == own[0]
     assert "from_scratch, paired by seed" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        measure(*files, "--learning_rate", "1e-3")
+        measure(*files, *arms, "--learning_rate", "1e-3")
     assert "another recipe" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        measure(*files, *arms[:-1], "0.1")
+    assert "another set of texts without labels, or other minutes" in capsys.readouterr().err
     assert (folder / "out/rows.jsonl").read_text() == "".join(continued)
+
+
+@pytest.mark.parametrize("flags", [["--adapt_minutes", "1"], ["--arms", "adapted", "floor"]])
+def test_an_adapted_encoder_is_an_arm_of_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    files = ["--model", "nowhere/model", "--train_file", "train.jsonl", "--test_file", "test.jsonl"]
+    with pytest.raises(SystemExit):
+        measure(*files, *flags)
+    assert "pass both the arm adapted and the minutes" in capsys.readouterr().err
+    assert not (folder / "out").exists()
 
 
 def test_a_word_that_tells_the_classes_apart_is_found_by_the_floor(folder: Path) -> None:
@@ -247,9 +264,10 @@ def test_a_word_that_tells_the_classes_apart_is_found_by_the_floor(folder: Path)
 
 def test_images_are_measured(folder: Path) -> None:
     flags = f"--model {make_image_model(folder / 'vit')} --dataset_name digits --num_labels 4"
-    results = measure(*flags.split(), "--arms", *ARMS, "--seeds", "0", "--max_test_rows", "100")
+    arms = [arm for arm in ARMS if arm != "adapted"]
+    results = measure(*flags.split(), "--arms", *arms, *"--seeds 0 --max_test_rows 100".split())
     assert results["test_rows"] == 100
-    assert {point["arm"] for point in results["points"]} == set(ARMS)
+    assert {point["arm"] for point in results["points"]} == set(arms)
     assert results["figures"]["floor_4_accuracy"] > 0.5
 
 

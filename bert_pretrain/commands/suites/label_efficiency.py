@@ -21,10 +21,15 @@ from transformers import HfArgumentParser
 
 from bert_pretrain.commands.suites.context import SuiteResult
 from bert_pretrain.config.evaluating import LabelEfficiencyArguments, check_label_efficiency
-from bert_pretrain.config.finetuning import RecipeArguments, TaskDataArguments
+from bert_pretrain.config.finetuning import (
+    AdaptationArguments,
+    RecipeArguments,
+    TaskDataArguments,
+)
 from bert_pretrain.config.flags import parse_flags, pick
 from bert_pretrain.data.atomic import atomic_file, write_json
 from bert_pretrain.data.random import Purpose, permutation
+from bert_pretrain.downstream.adaptation import ADAPTED, Adaptation, adapt
 from bert_pretrain.downstream.labelled_rows import LabelledSource
 from bert_pretrain.downstream.models import is_image_config, read_model_config
 from bert_pretrain.downstream.sources import (
@@ -60,16 +65,17 @@ class CurveOptions(NamedTuple):
 
     curve: LabelEfficiencyArguments
     data: TaskDataArguments
+    unlabelled: AdaptationArguments
     recipe: RecipeArguments
 
 
 def parse_options(arguments: Sequence[str]) -> CurveOptions:
     """Return the flags of the curve, or raise `InputError` if the parser does not know one."""
     parser = HfArgumentParser(
-        (LabelEfficiencyArguments, TaskDataArguments, RecipeArguments),
+        (LabelEfficiencyArguments, TaskDataArguments, AdaptationArguments, RecipeArguments),
         prog="bert-pretrain evaluate --suite label_efficiency",
-        description="Accuracy against the number of labels: pretrained and fine-tuned, pretrained "
-        "and frozen, and from scratch.",
+        description="Accuracy against the number of labels: pretrained and fine-tuned, the same "
+        "after learning from texts without labels, pretrained and frozen, and from scratch.",
         allow_abbrev=False,
     )
     return CurveOptions(*parse_flags(parser, arguments))
@@ -82,7 +88,7 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
         InputError: something cannot be used; nothing has been written then.
     """
     curve = options.curve
-    check_label_efficiency(curve, arms=ARMS)
+    check_label_efficiency(curve, arms=ARMS, adapt_minutes=options.unlabelled.adapt_minutes)
     log = MeasurementLog(Path(curve.output_dir))
     log.require(_settings(options))
     splits = _open_splits(options)
@@ -101,10 +107,13 @@ def run_label_efficiency(options: CurveOptions) -> SuiteResult:
         augmentation=options.data.augmentation,
         scratch_folder=log.folder / "trainer.tmp",
     )
-    arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms)}
+    arms = {name: make_arm(name, task) for name in dict.fromkeys(curve.arms) if name != ADAPTED}
     overlap = overlap_with_training(splits)
     _print_notes(splits, overlap)
     with log.opened():
+        if ADAPTED in curve.arms:
+            adapted = dataclasses.replace(task, model=_adapted(options, splits, log.folder))
+            arms[ADAPTED] = make_arm(ADAPTED, adapted)
         measurements = measure_curve(
             arms,
             labels,
@@ -138,6 +147,7 @@ def _settings(options: CurveOptions) -> dict[str, Any]:
         "model_sha256": _sha256_of_weights(Path(options.curve.model)),
         "max_test_rows": options.curve.max_test_rows,
         "data": dataclasses.asdict(options.data),
+        "unlabelled": dataclasses.asdict(options.unlabelled),
         "recipe": dataclasses.asdict(options.recipe),
     }
 
@@ -158,12 +168,21 @@ def _revision(model: str) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None
 
 
+def _adapted(options: CurveOptions, splits: Splits, folder: Path) -> str:
+    """Return the encoder after it has learnt from texts without labels, in a folder."""
+    minutes, files = options.unlabelled.adapt_minutes, options.unlabelled.unlabelled_files
+    adaptation = Adaptation(minutes, tuple(files or ()), options.data.text_column)
+    model, _ = adapt(adaptation, options.curve.model, splits, folder, seed=options.curve.seeds[0])
+    return model
+
+
 def _open_splits(options: CurveOptions) -> Splits:
     """Return the rows that may be learnt from, `train`, and those that are predicted, `test`."""
     curve, data = options.curve, options.data
     task = find_task(data.task)
     is_image = is_image_config(read_model_config(curve.model))
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
+    options.unlabelled.check(is_image=is_image)
     source = pick(LabelledSource, data, pixel_range=data.pixel_range.ends)
     splits = open_splits(curve.model, source, task, seed=0, measured_on=("test", "validation"))
     if splits.labels.problem_type != "single_label_classification":
@@ -261,7 +280,13 @@ def plot_curve(
     axes: Axes, points: Sequence[Point], *, title: str, labels_of_arms: dict[str, str]
 ) -> None:
     """Draw accuracy with its intervals against labels per class; a legend is left to the caller."""
-    colours = ["#0072B2", "#009E73", "#D55E00", "#7F7F7F"]  # told apart with any colour vision
+    colours = [
+        "#0072B2",
+        "#CC79A7",
+        "#009E73",
+        "#D55E00",
+        "#7F7F7F",
+    ]  # told apart with any colour vision
     counts = list(dict.fromkeys(point.num_per_class for point in points))
     largest = max((count for count in counts if count), default=1)
     place = {count: float(count or largest * 4) for count in counts}
@@ -270,7 +295,7 @@ def plot_curve(
         if not own:
             continue
         # Beside one another, so that no interval hides another one.
-        x = [place[point.num_per_class] * 1.06 ** (number - 1.5) for point in own]
+        x = [place[point.num_per_class] * 1.06 ** (number - 2) for point in own]
         half = [(point.interval[1] - point.mean) if point.interval else 0.0 for point in own]
         style: dict[str, Any] = {"color": colours[number], "label": label, "capsize": 3}
         style |= {"markersize": 4, "fmt": "o--" if arm == "floor" else "o-"}
