@@ -49,7 +49,6 @@ from bert_pretrain.downstream.metrics import (
 )
 from bert_pretrain.downstream.models import ClassifierSource, is_image_config, read_model_config
 from bert_pretrain.downstream.progress import PROGRESS_FILE, SeedProgress
-from bert_pretrain.downstream.reading import settle_reading
 from bert_pretrain.downstream.results import (
     describe_splits,
     format_metrics,
@@ -153,7 +152,6 @@ def run(
         labels=labels,
         from_scratch=options.from_scratch,
         freeze_encoder=options.freeze_encoder,
-        reading=settle_reading(recipe.reading, splits.texts.get("train")),
         max_seq_length=splits.max_seq_length,
         pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
@@ -304,13 +302,11 @@ def _train_one(
         seed=seed,
         scratch_folder=aside,
         validation=Validation(validation, measure, decisive, is_greater_better),
-        has_new_head=source.has_new_head,
     )
     outcome: dict[str, Any] = {
         "metrics": {},
         "num_updates": trainer.state.max_steps,
-        "averaged": trainer.has_averaged,
-        "best_update": None if trainer.has_averaged else trainer.state.best_global_step,
+        "best_update": trainer.state.best_global_step,
         "learning_rate": trainer.args.learning_rate,
     }
     predictions = {}

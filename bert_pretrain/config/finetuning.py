@@ -296,27 +296,9 @@ class RecipeArguments:
     num_evaluations: int = flag(
         4,
         "Evaluations on validation rows at most, after every so many updates and after the last "
-        "one, and one of the average; the best is kept.",
+        "one; the best is kept.",
         at_least(1),
     )
     mixed_precision: Literal["auto", "bf16", "no"] = flag(
         "auto", "bf16, no, or auto = bf16 where it is native."
-    )
-    reading: Literal["auto", "cls_and_mean", "own"] = flag(
-        "auto",
-        "What a new head reads of a BERT: cls_and_mean = [CLS] and the mean over all tokens, by "
-        "one more layer of the stock class; own = [CLS]; auto = both of single texts, own of "
-        "pairs. All other encoders: what their own class reads.",
-    )
-    head: Literal["random", "probe"] = flag(
-        "random",
-        "How a new head begins: at random, or probe = as logistic regression on what it reads of "
-        "the training rows, where each has one class.",
-    )
-    average_share: float = flag(
-        0.5,
-        "Share of the updates, the last ones, whose weights are averaged; validation rows decide "
-        "between the average and the best single update. 0 = no average; there is none of a "
-        "network with batch normalisation.",
-        Range(0, 1, high_included=False),
     )

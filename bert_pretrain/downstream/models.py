@@ -27,7 +27,6 @@ from transformers.models.auto.modeling_auto import (
 
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.downstream.labels import LabelSpace
-from bert_pretrain.downstream.reading import averages, averaging_layer, can_average
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes
@@ -152,7 +151,6 @@ class ClassifierSource:
         *,
         from_scratch: bool = False,
         freeze_encoder: bool = False,
-        reading: str = "own",
         max_seq_length: int = 0,
         pad_token_id: int | None = None,
     ) -> None:
@@ -164,8 +162,6 @@ class ClassifierSource:
             from_scratch: leave the weights unread: every model starts from random ones.
             freeze_encoder: train the head alone, and what else the model's weights lack, such as a
                 pooler; running means and variances of the encoder stay too.
-            reading: `cls_and_mean`, if a new head is to read both where `reading` has a way for it;
-                `own` = what the architecture reads.
             max_seq_length: longest row in tokens, by which attention is chosen; 0 for images.
             pad_token_id: by which a decoder whose configuration has none finds the end of a row.
 
@@ -188,12 +184,7 @@ class ClassifierSource:
             config.pad_token_id = pad_token_id
         self.config, self.freeze_encoder = config, freeze_encoder
         self.max_seq_length = max_seq_length
-        self.has_new_head = True  # unless its weights are read
         self.state: dict[str, Tensor] = {} if from_scratch else self._read(model)
-        is_wanted = reading == "cls_and_mean" and self.has_new_head and can_average(config)
-        if is_wanted and not averages(self.state, config):
-            self.state |= averaging_layer(config)
-            config.num_hidden_layers += 1
 
     def _read(self, model: str) -> dict[str, Tensor]:
         try:
@@ -230,7 +221,6 @@ class ClassifierSource:
                 f"such as {min(lacking)}",
                 advice="pass `model` a pretrained one, or `from_scratch`",
             )
-        self.has_new_head = self.has_foreign_head or not new <= encoder_keys
         kept = encoder_keys if self.has_foreign_head else values.keys()
         return {key: value for key, value in values.items() if key in kept and key not in new}
 

@@ -25,17 +25,13 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerState,
     TrainingArguments,
 )
 
 from bert_pretrain.downstream.data import LabelledDataset, LengthSampler
-from bert_pretrain.downstream.heads import begin_as_probe
 from bert_pretrain.downstream.models import default_learning_rate
 from bert_pretrain.errors import TrainingError
 from bert_pretrain.hardware import native_precision
-from bert_pretrain.models.batch_norm import batch_norms
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,6 @@ class FinetuningRecipe:
         max_grad_norm: largest norm of the gradients; 0 = any.
         num_evaluations: on validation rows, at most; the last one comes after the last update.
         mixed_precision: `bf16`, `no`, or `auto` = bf16 where it is native.
-        reading: what a new head reads, see `ClassifierSource`.
-        head: how it begins: `probe`, see `heads.begin_as_probe`, or `random`.
-        average_share: of the updates, the last ones whose weights are averaged; in [0, 1). Never
-            those of a model with batch normalisation.
     """
 
     learning_rate: float
@@ -67,9 +59,6 @@ class FinetuningRecipe:
     max_grad_norm: float
     num_evaluations: int
     mixed_precision: str
-    reading: str
-    head: str
-    average_share: float
 
     def num_updates(self, num_rows: int) -> int:
         """Return the length of training on so many rows."""
@@ -106,52 +95,8 @@ class OneDeviceArguments(TrainingArguments):  # type: ignore[misc]
         return min(int(super().n_gpu), 1)
 
 
-class AverageOfLast(TrainerCallback):  # type: ignore[misc]
-    """Keeps the mean of the weights after each of the last updates.
-
-    With few labels the weights of one update owe much to the rows that came last (Izmailov et al.
-    2018, "Averaging Weights Leads to Wider Optima and Better Generalization").
-    """
-
-    def __init__(self, share: float) -> None:
-        """Average over the last `share` of the updates, in [0, 1)."""
-        self._share = share
-        self._mean: list[Tensor] = []
-        self._num_averaged = 0
-
-    def on_step_end(
-        self, args: Any, state: TrainerState, control: Any, model: PreTrainedModel, **_: Any
-    ) -> None:
-        """Take the weights of an update into the mean, if it is one of the last."""
-        if state.global_step <= (1 - self._share) * state.max_steps:
-            return
-        now = _trained(model)
-        if not self._mean:
-            self._mean = [weight.clone() for weight in now]
-        self._num_averaged += 1
-        torch._foreach_lerp_(self._mean, now, 1 / self._num_averaged)
-
-    def exchange(self, model: PreTrainedModel) -> bool:
-        """Put the mean into the model, and keep what was there; return whether there is a mean."""
-        for weight, mean in zip(_trained(model), self._mean, strict=False):
-            kept = weight.clone()
-            weight.copy_(mean)
-            mean.copy_(kept)
-        return bool(self._mean)
-
-
-def _trained(model: PreTrainedModel) -> list[Tensor]:
-    return [weight.detach() for weight in model.parameters() if weight.requires_grad]
-
-
 class ClassifierTrainer(Trainer):  # type: ignore[misc]
-    """A `Trainer` whose batches hold rows of like length; seed and epoch decide their order.
-
-    Attributes:
-        has_averaged: whether the weights are the mean of those after the last updates.
-    """
-
-    has_averaged = False
+    """A `Trainer` whose batches hold rows of like length; seed and epoch decide their order."""
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: nothing shows the sum, and counting parameters at each step takes time."""
@@ -236,7 +181,6 @@ def train(
     seed: int,
     scratch_folder: Path,
     validation: Validation | None = None,
-    has_new_head: bool = True,
 ) -> ClassifierTrainer:
     """Train a model in place.
 
@@ -246,15 +190,11 @@ def train(
         recipe: how it is trained.
         seed: of the order of rows and of dropout.
         scratch_folder: for checkpoints until training ends; it is removed.
-        validation: chooses what is kept, the average of the last updates' weights or those after
-            one update; None = the average, or without one the last state.
-        has_new_head: whether the head is to begin as `recipe` says.
+        validation: chooses the checkpoint that is kept; None = the last state.
 
     Raises:
         TrainingError: it diverged, as the validation rows show.
     """
-    if has_new_head and recipe.head == "probe":
-        begin_as_probe(model, rows, seed=seed, batch_size=recipe.per_device_eval_batch_size)
     num_updates = recipe.num_updates(len(rows))
     arguments = training_arguments(
         recipe, model, scratch_folder, num_updates=num_updates, seed=seed
@@ -286,29 +226,14 @@ def train(
         preprocess_logits_for_metrics=_logits_alone,
     )
     trainer.remove_callback(PrinterCallback)
-    # The running statistics of batch normalisation would not be those of the mean weights.
-    average = AverageOfLast(0.0 if batch_norms(model) else recipe.average_share)
-    trainer.add_callback(average)
     try:
         trainer.train()
-        trainer.has_averaged = average.exchange(model)
-        if trainer.has_averaged and validation is not None and _is_worse(trainer):
-            average.exchange(model)
-            trainer.has_averaged = False
         # The other processes may still be reading the best checkpoint.
         trainer.accelerator.wait_for_everyone()
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(scratch_folder, ignore_errors=True)
     return trainer
-
-
-def _is_worse(trainer: ClassifierTrainer) -> bool:
-    """Measure the weights as they are, and return whether those of an earlier update are better."""
-    before = trainer.state.best_metric
-    found = trainer.evaluate()[f"eval_{trainer.args.metric_for_best_model}"]
-    trainer.state.log_history[-1]["averaged"] = True
-    return bool(found < before if trainer.args.greater_is_better else found > before)
 
 
 def predict_logits(trainer: ClassifierTrainer, rows: LabelledDataset) -> NDArray[np.float32]:

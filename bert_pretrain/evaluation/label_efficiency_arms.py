@@ -18,14 +18,13 @@ from torch import Tensor
 from transformers import AutoModel
 
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, augmentation_of
-from bert_pretrain.downstream.logistic import fit_best_penalty, fit_probe
 from bert_pretrain.downstream.models import ClassifierSource
-from bert_pretrain.downstream.reading import settle_reading
 from bert_pretrain.downstream.sources import Splits
 from bert_pretrain.downstream.training import FinetuningRecipe, predict_logits, train
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.evaluation.features import Features, Labels
 from bert_pretrain.evaluation.label_efficiency import Arm
+from bert_pretrain.evaluation.probes import fit_best_penalty, fit_probe
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
@@ -78,7 +77,6 @@ def _trained(task: CurveTask, *, from_scratch: bool) -> Arm:
         task.model,
         splits.labels,
         from_scratch=from_scratch,
-        reading=settle_reading(task.recipe.reading, splits.texts.get("train")),
         max_seq_length=splits.max_seq_length,
         pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
@@ -88,14 +86,7 @@ def _trained(task: CurveTask, *, from_scratch: bool) -> Arm:
         if isinstance(rows, ImageDataset):
             rows.augmentation = augmentation_of(task.augmentation, rows.pixels.shape[1:], seed=seed)
         model = source.build(seed)
-        trainer = train(
-            model,
-            rows,
-            task.recipe,
-            seed=seed,
-            scratch_folder=task.scratch_folder,
-            has_new_head=source.has_new_head,
-        )
+        trainer = train(model, rows, task.recipe, seed=seed, scratch_folder=task.scratch_folder)
         return np.asarray(predict_logits(trainer, splits.rows["test"]).argmax(axis=1))
 
     return learn

@@ -16,9 +16,9 @@ from runs import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import finetuning_variants as variants
 
-from bert_pretrain.downstream.heads import read_by
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.training import predict_logits, train
+from bert_pretrain.evaluation.probes import fit_probe
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> variants.Pool:
     return variants.open_pool("words", model, rows)
 
 
-def source_of(pool: variants.Pool, reading: str = "own") -> ClassifierSource:
-    return ClassifierSource(
-        pool.model, pool.splits.labels, reading=reading, max_seq_length=64, pad_token_id=0
-    )
+def source_of(pool: variants.Pool) -> ClassifierSource:
+    return ClassifierSource(pool.model, pool.splits.labels, max_seq_length=64, pad_token_id=0)
 
 
 def test_rows_that_judge_are_not_learnt_from(pool: variants.Pool) -> None:
@@ -44,42 +42,44 @@ def test_rows_that_judge_are_not_learnt_from(pool: variants.Pool) -> None:
     assert everything == sorted(row["text"] for row in sentences(1080))
 
 
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        ("base", {"reading": "own", "head": "random", "average_share": 0.0}),
-        ("[CLS] and mean", {"reading": "cls_and_mean"}),
-    ],
-)
-def test_two_variants_train_as_the_package_does(
-    pool: variants.Pool, tmp_path: Path, name: str, flags: dict[str, Any]
-) -> None:
+def test_the_first_variant_trains_as_the_package_does(pool: variants.Pool, tmp_path: Path) -> None:
     rows, test = (pool.splits.rows[name] for name in ("train", "test"))
     some = rows.subset(np.arange(40))
-    recipe = recipe_of(min_steps=30, learning_rate=0.005, **flags)
-    source = source_of(pool, recipe.reading)
-    trainer = train(source.build(7), some, recipe, seed=7, scratch_folder=tmp_path / "scratch")
-    expected = predict_logits(trainer, test)
-    model = variants.finetune(
-        source, some, replace(variants.VARIANTS[name], min_steps=30, rate=10), seed=7
+    recipe = recipe_of(min_steps=30, learning_rate=0.005)
+    trainer = train(
+        source_of(pool).build(7), some, recipe, seed=7, scratch_folder=tmp_path / "scratch"
     )
+    expected = predict_logits(trainer, test)
+    base = replace(variants.VARIANTS["base"], min_steps=30, rate=10)
+    model = variants.finetune(source_of(pool), some, base, seed=7)
     with torch.no_grad():
-        found = model.classifier(torch.from_numpy(fed_to_head(model, test))).numpy()
+        fed = torch.from_numpy(variants.features(model, test, base))
+        found = model.classifier(fed).numpy()
     assert expected.std(axis=0).min() > 0.1  # it has learnt something
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
-def fed_to_head(model: Any, rows: Any) -> Any:
-    return read_by(model.classifier, model, rows, batch_size=64)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
 def test_every_variant_trains(pool: variants.Pool, name: str) -> None:
     variant = replace(variants.VARIANTS[name], min_steps=2)
     rows = pool.splits.rows["train"].subset(np.arange(12))
-    model = variants.finetune(source_of(pool, variant.reading), rows, variant, seed=1)
+    model = variants.finetune(source_of(pool), rows, variant, seed=1)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert 0 <= variants.accuracy(model, pool.splits.rows["train"]) <= 1
+    assert 0 <= variants.accuracy(model, pool.splits.rows["train"], variant) <= 1
+
+
+@pytest.mark.parametrize("reading", ["cls", "mean", "both"])
+def test_a_head_that_begins_as_a_probe_predicts_what_the_probe_does(
+    pool: variants.Pool, reading: str
+) -> None:
+    rows, test = (pool.splits.rows[name] for name in ("train", "test"))
+    variant = variants.Variant(reading=reading, head="probe")
+    model = source_of(pool).build(0)
+    variants.begin(model, rows, variant, seed=0)
+    fed, test_fed = (variants.features(model, part, variant) for part in (rows, test))
+    probe, *_ = fit_probe(fed, rows.labels, seed=0)
+    expected = float((probe.predict(test_fed) == test.labels).mean())
+    assert variants.accuracy(model, test, variant) == pytest.approx(expected, abs=0.002)
 
 
 def run(task: str, name: str, accuracy: float, **others: Any) -> dict[str, Any]:

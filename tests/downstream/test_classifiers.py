@@ -292,10 +292,7 @@ def test_there_are_at_most_as_many_evaluations_as_asked_for_and_one_at_the_end(
         scratch_folder=tmp_path / "scratch",
         validation=validation,
     )
-    evaluations = [row for row in trainer.state.log_history if "eval_accuracy" in row]
-    steps = [row["step"] for row in evaluations if "averaged" not in row]
-    assert steps == expected
-    assert [row.get("averaged") for row in evaluations[len(steps) :]] == [True]
+    assert [row["step"] for row in trainer.state.log_history if "eval_accuracy" in row] == expected
 
 
 def test_several_gpus_without_a_launcher_do_not_share_a_batch(
@@ -375,7 +372,7 @@ def test_a_model_that_diverged_has_no_predictions(model: str, tmp_path: Path) ->
     source = ClassifierSource(model, find_labels(["a", "b"], Task(), description="d"))
     broken = source.build(0)
     torch.nn.init.constant_(broken.classifier.weight, math.nan)
-    recipe = recipe_of(min_steps=1, num_train_epochs=1, head="random")
+    recipe = recipe_of(min_steps=1, num_train_epochs=1, mixed_precision="no")
     trainer = train(broken, rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
     with pytest.raises(TrainingError, match="`learning_rate`"):
         predict_logits(trainer, rows)

@@ -22,7 +22,6 @@ from sklearn.preprocessing import StandardScaler
 from bert_pretrain.commands.evaluate import main as evaluate
 from bert_pretrain.data import run_folder
 from bert_pretrain.data.run_folder import held, is_held
-from bert_pretrain.downstream.logistic import PROBE_GRID
 from bert_pretrain.evaluation import label_efficiency
 from bert_pretrain.evaluation.label_efficiency import (
     Measurement,
@@ -33,6 +32,7 @@ from bert_pretrain.evaluation.label_efficiency import (
     summarize,
 )
 from bert_pretrain.evaluation.label_efficiency_arms import ARMS, probe_arm
+from bert_pretrain.evaluation.probes import PROBE_GRID
 from bert_pretrain.evaluation.statistics import t_interval, two_way_interval
 
 
@@ -265,7 +265,7 @@ def test_a_word_that_tells_the_classes_apart_is_found_by_the_floor(folder: Path)
 def test_images_are_measured(folder: Path) -> None:
     flags = f"--model {make_image_model(folder / 'vit')} --dataset_name digits --num_labels 4"
     arms = [arm for arm in ARMS if arm != "adapted"]
-    results = measure(*flags.split(), "--arms", *arms, *"--seeds 0 --max_test_rows 100".split())
+    results = measure(*flags.split(), "--arms", *arms, *["--seeds", "0", "--max_test_rows", "100"])
     assert results["test_rows"] == 100
     assert {point["arm"] for point in results["points"]} == set(arms)
     assert results["figures"]["floor_4_accuracy"] > 0.5

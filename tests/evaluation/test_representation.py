@@ -16,7 +16,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from bert_pretrain.commands.suites.images import FeatureScores, format_table
-from bert_pretrain.downstream.logistic import PROBE_GRID, folds
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation import features as feature_module
 from bert_pretrain.evaluation import probes
@@ -27,6 +26,8 @@ from bert_pretrain.evaluation.features import (
     pca_reconstruction,
 )
 from bert_pretrain.evaluation.probes import (
+    PROBE_GRID,
+    folds,
     knn_accuracy,
     linear_probe,
     majority_accuracy,
