@@ -310,60 +310,60 @@ def learner(pool: Pool, name: str, *, is_bf16: bool) -> Callable[[NDArray[np.int
 
 
 Key = tuple[str, int, str]  # a task, labels a class, and a variant or an arm
+Trials = dict[tuple[str, int], float]  # accuracies by model and seed
 
 
-def accuracies_of(runs: list[dict[str, Any]]) -> dict[Key, NDArray[np.float64]]:
-    """Return the accuracies of each key, by model and seed in one order for all, (R,)."""
-    found: dict[Key, dict[tuple[str, int], float]] = {}
+def accuracies_of(runs: list[dict[str, Any]]) -> dict[Key, Trials]:
+    """Return the accuracies of each key."""
+    found: dict[Key, Trials] = {}
     for run in runs:
         key = (run["task"], run["labels"], run["variant"])
         found.setdefault(key, {})[run["model"], run["seed"]] = run["accuracy"]
-    return {key: np.array([by[one] for one in sorted(by)]) for key, by in found.items()}
+    return found
 
 
-def best(found: dict[Key, NDArray[np.float64]], tasks: list[str]) -> str:
+def gains(own: Trials, other: Trials | None) -> list[float]:
+    """Return the differences of what both were tried on."""
+    return [own[trial] - other[trial] for trial in own if trial in other] if other else []
+
+
+def best(found: dict[Key, Trials], tasks: list[str]) -> str:
     """Return the variant with the highest mean over some tasks and all numbers of labels."""
     means: dict[str, list[float]] = {}
-    for (task, _, name), values in found.items():
+    for (task, _, name), trials in found.items():
         if task in tasks and name in VARIANTS:
-            means.setdefault(name, []).append(float(values.mean()))
+            means.setdefault(name, []).append(float(np.mean(list(trials.values()))))
     most = max(map(len, means.values()))  # one that was not tried everywhere is not compared
     return max(
         (name for name in means if len(means[name]) == most), key=lambda n: np.mean(means[n])
     )
 
 
-def variants_table(found: dict[Key, NDArray[np.float64]]) -> str:
-    """Return means over tasks, gains over `base`, and spreads, as Markdown."""
+def variants_table(found: dict[Key, Trials]) -> str:
+    """Return, as Markdown, gains over `base` with their number, and spreads over seeds."""
     counts = sorted({count for _, count, _ in found})
-    lines = [["way", *(f"{text} at {n}" for n in counts for text in ("mean", "gain", "sd"))]]
+    lines = [["way", "tasks", *(f"{text} at {n}" for n in counts for text in ("gain", "n", "sd"))]]
     lines.append(["---"] * len(lines[0]))
     for name in dict.fromkeys([*VARIANTS, *ARMS]):
+        tasks = dict.fromkeys(task for task, _, way in found if way == name)
         cells = []
         for count in counts:
-            own = {
-                task: values
-                for (task, n, way), values in found.items()
-                if (n, way) == (count, name)
-            }
-            gains = [
+            own = {task: found[task, count, name] for task in tasks if (task, count, name) in found}
+            differences = [
                 difference
-                for task, values in own.items()
-                if (base := found.get((task, count, "base"))) is not None
-                and len(base) == len(values)
-                for difference in values - base
+                for task, trials in own.items()
+                for difference in gains(trials, found.get((task, count, "base")))
             ]
-            if own:
-                mean = np.mean([values.mean() for values in own.values()])
-                spread = np.mean([values.std(ddof=1) for values in own.values() if len(values) > 1])
-                gain = format_interval(*t_interval(gains), sign="+") if gains else ""
-                cells += [f"{mean:.3f}", gain, f"{spread:.3f}"]
-        if cells:
-            lines.append([name, *cells])
+            spreads = [np.std(list(t.values()), ddof=1) for t in own.values() if len(t) > 1]
+            gain = format_interval(*t_interval(differences), sign="+") if differences else ""
+            spread = f"{np.mean(spreads):.3f}" if spreads else ""
+            cells += [gain, str(len(differences)), spread]
+        if tasks:
+            lines.append([name, " ".join(tasks), *cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def left_out_table(found: dict[Key, NDArray[np.float64]]) -> str:
+def left_out_table(found: dict[Key, Trials]) -> str:
     """Return, for each task, what the other tasks choose, and its gain over the arms."""
     tasks = list(dict.fromkeys(task for task, *_ in found))
     lines = [
@@ -373,12 +373,11 @@ def left_out_table(found: dict[Key, NDArray[np.float64]]) -> str:
     for task in tasks if len(tasks) > 1 else []:
         chosen = best(found, [other for other in tasks if other != task])
         for count in sorted({n for name, n, _ in found if name == task}):
-            own, cells = found[task, count, chosen], []
+            own, cells = found.get((task, count, chosen), {}), []
             for arm in ("base", *ARMS):
-                other = found.get((task, count, arm))
-                is_paired = other is not None and len(other) == len(own)
+                differences = gains(own, found.get((task, count, arm)))
                 cells.append(
-                    format_interval(*t_interval(own - other), sign="+") if is_paired else ""
+                    format_interval(*t_interval(differences), sign="+") if differences else ""
                 )
             lines.append([task, str(count), chosen, *cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

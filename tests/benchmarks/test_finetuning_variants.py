@@ -104,4 +104,10 @@ def test_the_way_for_a_task_is_chosen_by_the_others() -> None:
     rows = [line.split(" | ") for line in variants.left_out_table(found).splitlines()[2:]]
     assert [row[2] for row in rows] == ["averaged", "R-Drop", "R-Drop"]
     assert rows[0][3].startswith("+0.110 [")
-    assert "| averaged | 0.610 | +0.110 [" in variants.variants_table(found)
+    table = variants.variants_table(found)
+    assert "| averaged | a b c | +0.110 [" in table and "] | 6 | 0.014 |" in table
+    # A trial that one of two lacks is left out of their difference alone.
+    (line,) = [line for line in table.splitlines() if line.startswith("| R-Drop ")]
+    assert line.split(" | ")[3] == "6"
+    fewer = variants.accuracies_of(runs[:-1])
+    assert "] | 5 | " in variants.variants_table(fewer)
