@@ -20,10 +20,12 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from bert_pretrain.commands.evaluate import main as evaluate
+from bert_pretrain.commands.suites import label_efficiency as suite
 from bert_pretrain.data import run_folder
 from bert_pretrain.data.run_folder import held, is_held
 from bert_pretrain.evaluation import label_efficiency
 from bert_pretrain.evaluation.label_efficiency import (
+    Arm,
     Measurement,
     MeasurementLog,
     default_counts,
@@ -31,7 +33,7 @@ from bert_pretrain.evaluation.label_efficiency import (
     nested_subset,
     summarize,
 )
-from bert_pretrain.evaluation.label_efficiency_arms import ARMS, probe_arm
+from bert_pretrain.evaluation.label_efficiency_arms import ARMS, CurveTask, probe_arm
 from bert_pretrain.evaluation.probes import PROBE_GRID
 from bert_pretrain.evaluation.statistics import t_interval, two_way_interval
 
@@ -240,6 +242,28 @@ def test_texts_are_measured_and_a_measurement_is_continued(
         measure(*files, *arms[:-1], "0.1")
     assert "another set of texts without labels, or other minutes" in capsys.readouterr().err
     assert (folder / "out/rows.jsonl").read_text() == "".join(continued)
+
+
+def test_the_adapted_arm_learns_with_the_adapted_encoder_and_the_others_do_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_text_model(folder / "model")
+    models: dict[str, str] = {}
+
+    def made(name: str, task: CurveTask) -> Arm:
+        models[name] = task.model
+        return lambda places, seed: np.zeros(30, np.int64)
+
+    def adapted(*_: Any, **__: Any) -> tuple[str, dict[str, Any]]:
+        return "out/adapted/final", {}
+
+    monkeypatch.setattr(suite, "make_arm", made)
+    monkeypatch.setattr(suite, "adapt", adapted)
+    flags = f"--model {model} --train_file train.jsonl --test_file test.jsonl --num_labels 1"
+    measure(
+        *flags.split(), *["--arms", "fine_tuned", "adapted", "--adapt_minutes", "1", "--seeds", "0"]
+    )
+    assert models == {"fine_tuned": model, "adapted": "out/adapted/final"}
 
 
 @pytest.mark.parametrize("flags", [["--adapt_minutes", "1"], ["--arms", "adapted", "floor"]])
