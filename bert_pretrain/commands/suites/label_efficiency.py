@@ -280,13 +280,8 @@ def plot_curve(
     axes: Axes, points: Sequence[Point], *, title: str, labels_of_arms: dict[str, str]
 ) -> None:
     """Draw accuracy with its intervals against labels per class; a legend is left to the caller."""
-    colours = [
-        "#0072B2",
-        "#CC79A7",
-        "#009E73",
-        "#D55E00",
-        "#7F7F7F",
-    ]  # told apart with any colour vision
+    # Told apart with any colour vision.
+    colours = ["#0072B2", "#CC79A7", "#009E73", "#D55E00", "#7F7F7F"]
     counts = list(dict.fromkeys(point.num_per_class for point in points))
     largest = max((count for count in counts if count), default=1)
     place = {count: float(count or largest * 4) for count in counts}
