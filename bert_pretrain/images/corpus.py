@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from bert_pretrain.data.digests import unseal, write_sealed
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.errors import InputError
-from bert_pretrain.images.cache import (
+from bert_pretrain.images.cache import decode_once, decode_whole
+from bert_pretrain.images.decoded import (
     FORMAT_VERSION,
     MIN_IMAGES,
     DecodedImages,
     DecodingRule,
     decode_in_memory,
-    decode_once,
-    decode_whole,
     decoded_range,
 )
 from bert_pretrain.images.decoding import (

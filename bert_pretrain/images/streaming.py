@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads
-from bert_pretrain.images.cache import checked_pixels
+from bert_pretrain.images.decoded import checked_pixels
 from bert_pretrain.images.decoding import (
     Conversion,
     ImageRow,
