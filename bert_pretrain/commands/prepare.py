@@ -15,8 +15,8 @@ from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.arguments import DataArguments, TextArguments
-from bert_pretrain.config.flags import SEEDS, check_source, flag, parse_flags, pick
-from bert_pretrain.config.pretraining import check_text_rows, given_flags
+from bert_pretrain.config.combinations import check_text_rows
+from bert_pretrain.config.flags import SEEDS, check_source, flag, given_flags, parse_flags, pick
 from bert_pretrain.errors import spell
 from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.blocks import evaluation_rows, training_blocks

@@ -31,12 +31,9 @@ from bert_pretrain.commands.machine import (
 )
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.commands.tasks import build_task, sources_of
-from bert_pretrain.config.pretraining import (
-    PretrainingConfig,
-    changing_flags,
-    flags_to_compare,
-    parse_config,
-)
+from bert_pretrain.config.combinations import changing_flags
+from bert_pretrain.config.continuing import flags_to_compare
+from bert_pretrain.config.pretraining import PretrainingConfig, parse_config
 from bert_pretrain.data.atomic import make_folder
 from bert_pretrain.data.run_folder import held
 from bert_pretrain.data.signals import StopRequest, stop_with_launcher
@@ -161,7 +158,8 @@ def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path
 def _warn_of_an_early_end(config: PretrainingConfig, trainer: Trainer) -> None:
     """Say it if a run has ended before what was to change in its course had come to its end."""
     num_steps = trainer.course.max_steps
-    if changing := ", ".join(changing_flags(config)) if trainer.step < num_steps else "":
+    changing = ", ".join(changing_flags(config.text, config.optimization))
+    if changing and trainer.step < num_steps:
         trainer.accelerator.print(
             f"WARNING: the run ended after {trainer.step:,} of {num_steps:,} updates, so that what "
             f"{spell(changing)} was to come to at the end was not reached; without --max_hours "

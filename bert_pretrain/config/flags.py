@@ -325,3 +325,12 @@ def check_repo_id(repo_id: str, *, parameter: str) -> None:
             f"{repo_id!r} cannot be the name of a repository ({error})",
             advice=f"pass owner/name or name as `{parameter}`",
         ) from error
+
+
+def given_flags(arguments: Sequence[str]) -> set[str]:
+    """Return the names of the flags on a command line."""
+    return {
+        argument[2:].split("=")[0].replace("-", "_")  # --max-steps is --max_steps
+        for argument in arguments
+        if argument.startswith("--")
+    }

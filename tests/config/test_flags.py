@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 import bert_pretrain
 from bert_pretrain.config.arguments import ModelArguments, OptimizationArguments
+from bert_pretrain.config.continuing import DEFINING, FREE, NOTED, flags_to_compare
 from bert_pretrain.config.evaluating import LabelEfficiencyArguments, check_label_efficiency
 from bert_pretrain.config.flags import (
     AUTO,
@@ -30,14 +31,7 @@ from bert_pretrain.config.flags import (
     parse_flags,
     pick,
 )
-from bert_pretrain.config.pretraining import (
-    DEFINING,
-    FREE,
-    GROUPS,
-    NOTED,
-    flags_to_compare,
-    parse_config,
-)
+from bert_pretrain.config.pretraining import GROUPS, parse_config
 from bert_pretrain.config.recipes import RECIPES
 from bert_pretrain.config.schedules import Lengths, Rates
 from bert_pretrain.errors import InputError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bert_pretrain.config.pretraining import flags_to_compare, parse_config
+from bert_pretrain.config.continuing import flags_to_compare
+from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.config.schedules import Lengths, Ramp, Rates
 from bert_pretrain.errors import InputError
 
