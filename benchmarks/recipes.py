@@ -109,11 +109,14 @@ def recipes_table(results: Path) -> str:
 
 
 def machine(path: Path) -> str:
-    """Return what a results file was measured on."""
+    """Return what a results file was measured on, and on how many of its cores."""
     record = json.loads(path.read_text())
     hardware, versions = record["hardware"], record["versions"]
+    settings = [run.get("setting", {}) for run in record["runs"]]
+    used = max((setting.get("num_cpu_threads", 0) for setting in settings), default=0)
+    cores = f"{used} of {hardware['cores']} cores" if used else f"{hardware['cores']} cores"
     return (
-        f"{hardware['processor']}, {hardware['cores']} cores, torch {versions['torch']}, "
+        f"{hardware['processor']}, {cores}, torch {versions['torch']}, "
         f"transformers {versions['transformers']}"
     )
 

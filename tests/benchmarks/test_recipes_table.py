@@ -87,13 +87,14 @@ def test_the_ablation_shows_differences_by_seed_and_keeps_what_is_worse(tmp_path
             "mlm_loss": loss,
             "nsp_accuracy": 0.7,
             "tokens_per_second": 1000.0,
+            "setting": {"num_cpu_threads": 1},
         }
         for arm, by_seed in losses.items()
         for seed, loss in enumerate(by_seed)
     ]
     write_file(tmp_path / "ablation.json", runs)
     text = recipes.ablation_table(tmp_path)
-    assert "5 minutes a run" in text
+    assert "5 minutes a run" in text and "A processor, 1 of 2 cores" in text
     assert "| dropout 10 | 5.10 (4.50 to 6.20) | +0.20 (+0.10 to +0.50) |" in text
     assert "| mask 30 | 4.70 (3.90 to 5.80) | -0.20 (-0.30 to -0.10) |" in text
 
