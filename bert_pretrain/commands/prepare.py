@@ -22,11 +22,10 @@ from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.blocks import evaluation_rows, training_blocks
 from bert_pretrain.text.documents import TextSource
 from bert_pretrain.text.layout import read_layouts
-from bert_pretrain.text.opening import data_card, open_corpus
+from bert_pretrain.text.opening import corpus_warnings, data_card, open_corpus
 from bert_pretrain.text.pairs import PairMode
 from bert_pretrain.text.prepared import PreparedCorpus
 from bert_pretrain.text.tokenizers import load_tokenizer
-from bert_pretrain.text.words import check_unit
 
 
 @dataclass
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             output_dir=Path(target.output_dir),
         )
         card = _describe(corpus, tokenizer, target, text)
-        warnings = check_unit(corpus.manifest["words"], text.masking)
+        warnings = corpus_warnings(corpus, text.masking)
         sys.stdout.write(spell(card) + "\n")
         sys.stdout.writelines(f"WARNING: {spell(warning)}\n" for warning in warnings)
     return 0

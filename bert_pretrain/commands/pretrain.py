@@ -1,10 +1,11 @@
 """The pretraining program: parse, build, train, export.
 
 run_pretraining.py and `bert-pretrain pretrain` call `main`. The exit status speaks of the training:
-0 = `final/` is complete, 1 = it diverged, 2 = something given cannot be used and nothing was
-written, 128 + N = signal N has stopped it and it has saved. If the Hub refuses an upload, the run
-does not fail, since a launcher might then start it again: the program says so and keeps the files,
-and `bert-pretrain hub push RUN_DIR` uploads them later, with an exit status of its own.
+0 = `final/` is complete, 1 = it diverged, or the machine failed it (a full disk), 2 = something
+given cannot be used and nothing was written, 128 + N = signal N has stopped it and it has saved. If
+the Hub refuses an upload, the run does not fail, since a launcher might then start it again: the
+program says so and keeps the files, and `bert-pretrain hub push RUN_DIR` uploads them later, with
+an exit status of its own.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from bert_pretrain.errors import (
     spell,
 )
 
-# Errors of the system that no change of this program's input cures; others are bugs.
+# Errors of the system, which are no bugs of this program; a name that is too long is its user's.
 _OF_THE_MACHINE = {
     errno.ENOSPC,
     errno.EFBIG,  # as beyond a quota or a limit of file sizes

@@ -76,7 +76,7 @@ class TokenizerArguments:
     model_max_length: int = flag(512, "Longest row of the model in tokens.", TOKENS)
     dataset_name: str | None = flag(None, "'docs' (default), a folder or a Hub id.")
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
-    dataset_split: str = flag("train", "Split of the Hub data set to read.")
+    dataset_split: str = flag("train", "Split of the data set or folder to read.")
     data_files: list[str] | None = flags(
         "Own text: .txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, .xz or .zst of each; "
         "globs and folders allowed."

@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 
 from bert_pretrain.errors import InputError, MachineError
 
+# Of folders that nobody else makes, so that what an ended process left may be removed.
+_ASIDE, _REPLACED = ".bert-pretrain.tmp", ".bert-pretrain.old"
+
 
 @contextlib.contextmanager
 def naming_disk(folder: Path) -> Iterator[None]:
@@ -81,18 +84,19 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = False) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, and rename it to `folder` at the end of the block.
 
-    If the block fails, an older folder stays as it was, and no folder above it is left behind.
+    If the block fails, an older folder stays as it was, and no folder above it is left behind. Of
+    a link the folder that it leads to is replaced, on the disk where that lies.
 
     Raises:
         InputError: it is the current folder or one above it, which cannot be replaced.
     """
-    folder = Path(os.path.abspath(folder))  # "." has no name
+    folder = Path(os.path.realpath(folder))  # "." has no name
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise InputError(
             f"{folder} is the current folder or holds it and cannot be replaced",
             advice="pass a folder below it as `output_dir`",
         )
-    aside = folder.with_name(folder.name + ".tmp")
+    aside = folder.with_name(folder.name + _ASIDE)
     shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
     absent_parents = [path for path in folder.parents if not path.exists()]
     try:
@@ -110,7 +114,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def replace_folder(aside: Path, target: Path) -> None:
     """Rename a finished folder to `target`; an older `target` is moved away first, then removed."""
     _give_usual_modes(aside)
-    old = target.with_name(target.name + ".old")
+    old = target.with_name(target.name + _REPLACED)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)

@@ -84,7 +84,8 @@ def remove(copy: Copy) -> bool:
 @contextlib.contextmanager
 def _alone_with(folder: Path) -> Iterator[bool]:
     """Yield whether no process uses a copy; if so, none can begin to in this block."""
-    finished = folder.with_suffix("")  # without the .tmp or .old of an unfinished one
+    # Without what `atomic_folder` adds to the name of an unfinished one.
+    finished = folder.with_name(folder.name.split(".")[0])
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(f"{finished}.lock", timeout=0))

@@ -161,7 +161,11 @@ def download_checkpoint(name: str) -> Path:
 
 
 def download_corpus(name: str) -> Path | None:
-    """Return the folder of a prepared corpus of the Hub, if `name` (`owner/name`) is one."""
+    """Return the folder of a prepared corpus of the Hub, if `name` (`owner/name`) is one.
+
+    Raises:
+        InputError: it is one and cannot be fetched.
+    """
     if re.fullmatch(_REPO_ID, name) is None or Path(name).exists():
         return None
     api = HfApi(endpoint=constants.ENDPOINT)
@@ -169,10 +173,16 @@ def download_corpus(name: str) -> Path | None:
         manifest = Path(api.hf_hub_download(name, _MANIFEST, repo_type="dataset"))
         if not {"format_version", "tokenizer", "counts"} <= set(json.loads(manifest.read_text())):
             return None
-        patterns = ["*.json", "*.arrow", "*.npy"]
-        return Path(api.snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
     except Exception:  # no such data set or no answer: whoever reads data sets says so
         return None
+    patterns = ["*.json", "*.arrow", "*.npy"]
+    try:
+        return Path(api.snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+    except Exception as error:  # of the network, of the Hub, of the disk
+        raise InputError(
+            f"the prepared corpus {name} cannot be fetched from the Hub ({diagnose(error)[1]})",
+            advice="try again later, or download it and pass the folder as `dataset_name`",
+        ) from error
 
 
 def _update_in(record: Path) -> tuple[str, int] | None:

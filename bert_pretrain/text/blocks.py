@@ -5,7 +5,8 @@ documents are cut once into pieces, runs of neighbours of about equal size. An e
 in a random order of its own, and a block is the next few hundred of them: pairs are matched and
 rows are mixed within it. So a block is a sample of the whole corpus, other in every epoch; its text
 lies in few places of the disk; and to plan it takes seconds and a few hundred megabytes however
-large the corpus is. A corpus that fits in one block is planned as a whole.
+large the corpus is, unless it is of few huge documents: a piece has one at least, and a block has
+16 pieces. A corpus that fits in one block is planned as a whole.
 """
 
 from __future__ import annotations

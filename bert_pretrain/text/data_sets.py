@@ -64,7 +64,7 @@ def open_text_column(
     label_names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
 
     def read_labelled() -> Iterator[tuple[Any, Any]]:
-        for row in rows:
+        for row in _naming_errors(rows, where):
             try:
                 text = text_in(row, column)
             except KeyError as error:
@@ -77,6 +77,22 @@ def open_text_column(
     identity: list[Any] = [file.hash for file in hashed]
     identity = identity or [name, config_name, str(dataset.info.version)]
     return TextColumn(identity, read_labelled, hashed, label_names)
+
+
+def _naming_errors(rows: Any, where: str) -> Iterator[Any]:
+    """Yield rows; whatever the network or a file does to them names the data set."""
+    reading = iter(rows)
+    while True:
+        try:
+            row = next(reading)
+        except StopIteration:
+            return
+        except Exception as error:  # of the network, of Arrow, of whatever reads the files
+            raise InputError(
+                f"{where} cannot be read to its end ({first_line(error)})",
+                advice="try again, or leave out `streaming` so that it is downloaded first",
+            ) from error
+        yield row
 
 
 def _load_split(name: str, config_name: str | None, split: str, *, streaming: bool) -> Any:

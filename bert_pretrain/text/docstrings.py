@@ -71,15 +71,16 @@ _FUNCTION_WORDS = frozenset(
 def module_paragraphs(path: Path) -> list[str]:
     """Return the prose paragraphs of all docstrings of one module, in the order of the file.
 
-    A file that is hardly documented has none. Neither has one that does not parse: packages ship
-    templates and sources for other versions of Python.
+    A file that is hardly documented has none. Neither has one that cannot be read, such as an
+    editor's lock, or does not parse: packages ship templates and sources for other versions of
+    Python.
     """
     try:
         source = path.read_text(encoding="utf-8")
         if sum(map(len, source.split('"""')[1::2])) < MIN_DOCUMENTED_SHARE * len(source):
             return []
         tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     return [paragraph for text in _docstrings(tree) for paragraph in prose_paragraphs(text)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from bert_pretrain.text.data_sets import open_text_column
 from bert_pretrain.text.embedded import embedded_documents, embedded_key
 from bert_pretrain.text.file_search import FoundFiles, find_files, find_split
 from bert_pretrain.text.newlines import SAMPLE_SIZE, NewlineRule, choose_rule, follow_rule
+from bert_pretrain.text.prepared import is_prepared
 from bert_pretrain.text.text_files import (
     LONGEST_DOCUMENT,
     DocumentBoundary,
@@ -30,6 +31,7 @@ from bert_pretrain.text.text_files import (
 )
 
 MOST_LISTED = 10_000  # files that a manifest names one by one; a megabyte of it
+_DATA_SET = "data set"  # beside the kinds of files
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class DocumentSource:
         notes: what was decided about the text and what was left out, a line each.
         files: `path` and `sha256` of each file that is read; none where that is not known, or
             they are more than `MOST_LISTED`.
+        newline_rules: what a newline means in each kind of file.
     """
 
     description: str
@@ -94,6 +97,7 @@ class DocumentSource:
     language: str | None = None
     notes: tuple[str, ...] = ()
     files: list[dict[str, str]] = field(default_factory=list)
+    newline_rules: dict[str, NewlineRule] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
         """Read all documents; empty ones are skipped and counted.
@@ -121,8 +125,13 @@ class DocumentSource:
             )
 
 
-def open_documents(text: TextSource) -> DocumentSource:
+def open_documents(
+    text: TextSource, *, known_rules: Mapping[str, NewlineRule] | None = None
+) -> DocumentSource:
     """Find the documents of a text, hash its files, and see what their newlines mean.
+
+    In files of kinds that `known_rules` has they mean what these say: text that is held out is read
+    as that which it is held out from.
 
     Raises:
         InputError: a file is missing, empty, of an unknown kind or cannot be read, or the data set
@@ -130,10 +139,10 @@ def open_documents(text: TextSource) -> DocumentSource:
     """
     found = files_of(text)
     if found is not None:
-        return _open_files(text, found)
+        return _open_files(text, found, known_rules or {})
     if text.dataset_name in (None, "docs"):
         return _open_embedded(text)
-    return _open_dataset(text)
+    return _open_dataset(text, known_rules or {})
 
 
 def files_of(text: TextSource) -> FoundFiles | None:
@@ -147,6 +156,11 @@ def files_of(text: TextSource) -> FoundFiles | None:
     if text.dataset_name in (None, "docs") or text.dataset_config_name is not None:
         return None
     folder = Path(str(text.dataset_name))
+    if is_prepared(folder):
+        raise InputError(
+            f"{folder} is a prepared corpus, whose text has become tokens",
+            advice="pass the text that it was made of",
+        )
     is_for_datasets = not folder.is_dir() or is_saved_dataset(folder)
     return None if is_for_datasets else find_split(folder, text.dataset_split)
 
@@ -161,10 +175,12 @@ def _open_embedded(text: TextSource) -> DocumentSource:
     )
 
 
-def _open_files(text: TextSource, found: FoundFiles) -> DocumentSource:
+def _open_files(
+    text: TextSource, found: FoundFiles, known_rules: Mapping[str, NewlineRule]
+) -> DocumentSource:
     reader = FileReader(text.text_column, text.document_boundary, text.tsv_quotes)
     files = hash_files(found.paths)
-    rules, notes = _newline_rules(text, reader, found.paths)
+    rules, notes = _newline_rules(text, reader, found.paths, known_rules)
     names = [path.name for path in found.paths[:4]] + ["..."] * (len(found.paths) > 4)
     identity = [(file_kind(file.path), file.hash) for file in files]
     how = [rules, text.text_column, text.document_boundary, text.tsv_quotes]
@@ -180,16 +196,20 @@ def _open_files(text: TextSource, found: FoundFiles) -> DocumentSource:
         read,
         notes=(*notes, *found.notes),
         files=_listed(files),
+        newline_rules=rules,
     )
 
 
 def _newline_rules(
-    text: TextSource, reader: FileReader, paths: list[Path]
+    text: TextSource, reader: FileReader, paths: list[Path], known: Mapping[str, NewlineRule]
 ) -> tuple[dict[str, NewlineRule], list[str]]:
     """Return what a newline means in each kind of file, and why where that was found out."""
     rules: dict[str, NewlineRule] = {}
     notes = []
     for kind in sorted(set(map(file_kind, paths))):
+        if kind in known:
+            rules[kind] = known[kind]
+            continue
         # Lines of a .txt are wrapped more often than not, those of a cell hardly ever.
         usual: NewlineRule = "space" if kind == ".txt" else "paragraph"
         alike = [path for path in paths if file_kind(path) == kind]
@@ -198,18 +218,21 @@ def _newline_rules(
     return rules, notes
 
 
-def _open_dataset(text: TextSource) -> DocumentSource:
+def _open_dataset(text: TextSource, known_rules: Mapping[str, NewlineRule]) -> DocumentSource:
     name, config_name, split = text.dataset_name, text.dataset_config_name, text.dataset_split
     column = open_text_column(
         str(name), config_name, split, text.text_column, streaming=text.streaming
     )
-    rule, reason = _newline_rule(text, first_texts(column.read(), SAMPLE_SIZE), "paragraph")
+    rule, reason = known_rules.get(_DATA_SET), ""
+    if rule is None:
+        rule, reason = _newline_rule(text, first_texts(column.read(), SAMPLE_SIZE), "paragraph")
     return DocumentSource(
         f"{name} ({split})",
         _hash([column.identity, split, text.text_column, rule]),
         lambda: _following(rule, column.read()),
         notes=(f"newlines: {reason}",) if reason else (),
         files=_listed(column.files),
+        newline_rules={_DATA_SET: rule},
     )
 
 

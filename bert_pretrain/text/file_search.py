@@ -13,10 +13,11 @@ from pathlib import Path
 from bert_pretrain.data.names import is_saved_dataset
 from bert_pretrain.data.row_files import describe_kinds, file_kind
 from bert_pretrain.errors import InputError
-from bert_pretrain.text.prepared import ARROW_FILE
+from bert_pretrain.text.prepared import is_prepared
 
 EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_ABOUT_DATA = re.compile(r"readme|licen[cs]e|dataset_infos?", re.IGNORECASE)  # names of files
+# Names of files that are no text.
+_ABOUT_DATA = re.compile(r"readme|licen[cs]e|dataset_infos?|manifest", re.IGNORECASE)
 _SPLITS = {
     "train": "train|training",
     "validation": "val|valid|validation|dev",
@@ -82,7 +83,7 @@ def _matches(pattern: str) -> list[Path]:
             advice="`data_files` takes paths and globs of existing files and folders",
         )
     for path in found:
-        if is_saved_dataset(path) or (path / ARROW_FILE).is_file():
+        if is_saved_dataset(path) or is_prepared(path):
             raise InputError(
                 f"{path} is a data set that datasets saved, or a prepared corpus",
                 advice="pass it as `dataset_name`",

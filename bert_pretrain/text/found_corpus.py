@@ -53,13 +53,13 @@ def found_corpus(folder: Path, keys: set[str], *, is_ours: bool) -> PreparedCorp
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = None
-    is_manifest = isinstance(manifest, dict) and {"format_version", "key"} <= manifest.keys()
+    is_corpus = isinstance(manifest, dict) and {"format_version", "key"} <= manifest.keys()
     # Many programs write a manifest.json; only ours may be replaced.
-    if not (is_manifest or is_ours or _holds_parts_of_a_corpus(folder)):
+    if not (is_corpus or is_ours or _holds_parts_of_a_corpus(folder)):
         raise InputError(
             f"{folder} is neither empty nor a prepared corpus", advice="pass another `output_dir`"
         )
-    if is_manifest and str(manifest["key"]) not in keys:
+    if is_corpus and str(manifest["key"]) not in keys:
         return None
     try:
         return PreparedCorpus.load(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +13,30 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.documents import DocumentSource, TextSource, open_documents
+from bert_pretrain.text.masking import MaskingUnit
+from bert_pretrain.text.newlines import NewlineRule
 from bert_pretrain.text.pairs import EpochPlan, PairMode
 from bert_pretrain.text.preparation import prepare_corpus
-from bert_pretrain.text.prepared import MANIFEST, PreparedCorpus
+from bert_pretrain.text.prepared import PreparedCorpus, is_prepared
 from bert_pretrain.text.row_card import describe_rows
-from bert_pretrain.text.sentences import standard_language
+from bert_pretrain.text.sentences import sentence_rules, standard_language
 from bert_pretrain.text.tokenizers import tokenizer_hash
+from bert_pretrain.text.words import check_unit
+
+# What says how raw text is read and divided, which a prepared corpus is already.
+_OF_RAW_TEXT = (
+    "text_column",
+    "document_boundary",
+    "newline",
+    "tsv_quotes",
+    "streaming",
+    "validation_share",
+    "validation_files",
+    "validation_split",
+)
+# Shares of unknown tokens: [UNK] is masked and found again as any other token is, so that a run on
+# text of another script looks excellent.
+_MUCH_UNKNOWN, _MOST_UNKNOWN = 0.01, 0.3
 
 
 def open_corpus(
@@ -41,34 +59,33 @@ def open_corpus(
         InputError: the text or the tokenizer cannot be used.
     """
     language = None if text.language is None else standard_language(text.language)
-    name = text.dataset_name
-    folder = None
-    if name is not None:
-        folder = Path(name) if (Path(name) / MANIFEST).is_file() else download(name)
+    folder = find_prepared(text, download)
     if folder is not None:
-        _refuse_division(text)
         corpus = PreparedCorpus.load(folder)
-        prepared_with = corpus.manifest["tokenizer"]
-        if prepared_with["hash"] != tokenizer_hash(tokenizer):
+        _refuse_other_reading(text, language, corpus.manifest)
+        _refuse_other_tokenizer(text, tokenizer, corpus.manifest)
+        if output_dir is not None:
             raise InputError(
-                f"the corpus in {name} was prepared with the tokenizer {prepared_with['name']!r}, "
-                f"not with {tokenizer.name_or_path!r}",
-                advice="pass that one as `tokenizer_name` or prepare the corpus again",
+                f"{text.dataset_name} is a prepared corpus already: nothing is to be prepared",
+                advice="pass it to training as `dataset_name`",
             )
     else:
         if text.preprocessing_num_workers:
             # The pool of the tokenizers library reads it when it first runs; it has no setting.
             os.environ["RAYON_NUM_THREADS"] = str(text.preprocessing_num_workers)
+        documents = open_documents(text)
+        rules = documents.newline_rules
         corpus = prepare_corpus(
-            open_documents(text),
+            documents,
             tokenizer,
             output_dir=output_dir,
             language=language,
             validation_share=text.validation_share if needs_division else 0.0,
-            held_out=open_held_out(text) if needs_division else None,
+            held_out=open_held_out(text, known_rules=rules) if needs_division else None,
             seed=seed,
             show_progress=show_progress,
         )
+    _refuse_unknown(corpus.manifest)
     if needs_division and not (len(corpus.train_documents) and len(corpus.validation_documents)):
         num_documents = corpus.store.num_documents
         raise InputError(
@@ -81,8 +98,26 @@ def open_corpus(
     return corpus
 
 
-def open_held_out(text: TextSource) -> DocumentSource | None:
+def find_prepared(text: TextSource, download: Callable[[str], Path | None]) -> Path | None:
+    """Return the folder of the prepared corpus that a text names; None if it names raw text.
+
+    For `download` see `open_corpus`.
+
+    Raises:
+        InputError: the corpus is on the Hub and cannot be fetched.
+    """
+    if text.dataset_name is None:
+        return None
+    folder = Path(text.dataset_name)
+    return folder if is_prepared(folder) else download(text.dataset_name)
+
+
+def open_held_out(
+    text: TextSource, *, known_rules: Mapping[str, NewlineRule] | None = None
+) -> DocumentSource | None:
     """Find the documents to hold out; None = a share of the others.
+
+    For `known_rules` see `open_documents`.
 
     Raises:
         InputError: they are named twice or not at all, or as `open_documents`.
@@ -111,7 +146,7 @@ def open_held_out(text: TextSource) -> DocumentSource | None:
     else:
         return None
     with _naming(names):
-        source = open_documents(held_out)
+        source = open_documents(held_out, known_rules=known_rules)
     return _HeldOutSource(**vars(source), names=names)
 
 
@@ -126,15 +161,60 @@ class _HeldOutSource(DocumentSource):
             yield from super().__iter__()
 
 
-def _refuse_division(text: TextSource) -> None:
-    """Raise `InputError` if a corpus that is divided already is to be divided otherwise."""
-    for name in ("validation_files", "validation_split"):
-        if getattr(text, name):
+def _refuse_other_reading(text: TextSource, language: str | None, manifest: dict[str, Any]) -> None:
+    """Raise `InputError` if a prepared corpus is to be read or divided in another way."""
+    for name in _OF_RAW_TEXT:
+        if getattr(text, name) != getattr(TextSource, name):
             raise InputError(
-                f"`{name}` means nothing to {text.dataset_name}, a prepared corpus, which is "
-                "divided already",
+                f"`{name}` means nothing to {text.dataset_name}, a prepared corpus, which is read "
+                "and divided already",
                 advice=f"leave it out, or pass `{name}` to bert-pretrain prepare",
             )
+    rules = manifest["sentence_rules"]
+    if language is not None and sentence_rules(language) != rules:
+        raise InputError(
+            f"`language` is {text.language}, but the sentences of {text.dataset_name}, a prepared "
+            f"corpus, are split by the rules of {rules!r}",
+            advice="leave it out, or pass it to bert-pretrain prepare",
+        )
+
+
+def _refuse_other_tokenizer(
+    text: TextSource, tokenizer: PreTrainedTokenizerFast, manifest: dict[str, Any]
+) -> None:
+    prepared_with = manifest["tokenizer"]
+    if prepared_with["hash"] != tokenizer_hash(tokenizer):
+        raise InputError(
+            f"the corpus in {text.dataset_name} was prepared with the tokenizer "
+            f"{prepared_with['name']!r}, not with {tokenizer.name_or_path!r}",
+            advice="pass that one as `tokenizer_name` or prepare the corpus again",
+        )
+
+
+def _refuse_unknown(manifest: dict[str, Any]) -> None:
+    """Raise `InputError` if the tokenizer does not know the text."""
+    if manifest["unknown_rate"] > _MOST_UNKNOWN:
+        raise InputError(
+            f"{manifest['unknown_rate']:.0%} of the tokens of {manifest['source']['description']} "
+            f"are unknown to the tokenizer {manifest['tokenizer']['name']!r}",
+            advice="train one on this text (bert-pretrain train-tokenizer) and pass it as "
+            "`tokenizer_name`",
+        )
+
+
+def corpus_warnings(corpus: PreparedCorpus, unit: MaskingUnit) -> list[str]:
+    """Return what is doubtful about a corpus, and about masking such units of it.
+
+    Raises:
+        InputError: most of the text has no words, which the unit needs.
+    """
+    warnings = check_unit(corpus.manifest["words"], unit)
+    if (rate := corpus.manifest["unknown_rate"]) > _MUCH_UNKNOWN:
+        warnings.append(
+            f"{rate:.1%} of the tokens are unknown to the tokenizer, and masked ones are easily "
+            "guessed: train one on this text (bert-pretrain train-tokenizer)"
+        )
+    return warnings
 
 
 @contextmanager

@@ -115,7 +115,8 @@ def prepare_corpus(
     parts = [FORMAT_VERSION, source.fingerprint, tokenizer_hash(tokenizer), rules, division]
     if has_space_in_words(tokenizer):
         parts.append("a space before each sentence but the first")
-    determinants = json.dumps([*parts, seed, metadata.version("sentencex")])
+    # Where no share is drawn, the seed decides nothing.
+    determinants = json.dumps([*parts, seed if share else None, metadata.version("sentencex")])
     finder = WordFinder()
     key = hashlib.sha256(determinants.encode()).hexdigest()
     # Of a corpus with text that the segmenter has cut; installing another changes no other corpus.

@@ -239,6 +239,20 @@ class PreparedCorpus:
         return cls(folder, store, train_documents, validation_documents, manifest)
 
 
+def is_prepared(folder: Path) -> bool:
+    """Return whether a folder holds a prepared corpus, damaged or not.
+
+    A manifest.json alone tells nothing: many programs write one.
+    """
+    if (folder / ARROW_FILE).is_file():
+        return True
+    try:
+        record = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"format_version", "tokenizer", "counts"} <= record.keys()
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a prepared corpus, without the digest of itself.
 

@@ -99,6 +99,7 @@ def train_wordpiece(
         strip_accents = lowercase and letters.has_mere_accents
     normalizer = _normalizer(lowercase=lowercase, strip_accents=strip_accents, split_cjk=split_cjk)
     words = cut_words(written, normalizer)
+    del written  # half of the memory, of a large text
     if not words:
         raise InputError(
             "the text has no words to train a tokenizer on", advice="pass other `data_files`"

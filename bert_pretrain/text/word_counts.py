@@ -16,7 +16,10 @@ from bert_pretrain.text.prepared import grouped
 
 PRE_TOKENIZER = pre_tokenizers.BertPreTokenizer()  # parts at spaces and around punctuation
 _HELD_OUT = 50  # one passage in so many is held out
-_MOST_CHUNKS = 500_000  # distinct ones held before they are cut into words; some 50 MB
+# Distinct ones held before they are cut into words, some 50 MB, or letters of text without spaces,
+# whose chunks are whole clauses.
+_MOST_CHUNKS, _MOST_UNSPACED = 500_000, 20_000_000
+_LONG_CHUNK = 30  # letters
 _CHARACTERS_AT_ONCE = 100_000  # cut in one call; the normaliser takes some 50 bytes for each
 
 
@@ -38,11 +41,16 @@ def count_words(
     words: tuple[Counter[str], Counter[str]] = Counter(), Counter()
     # Cutting a chunk between two spaces into words costs much more than counting it; most recur.
     chunks: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+    num_unspaced = 0
     for text in texts:
         for passage in text.splitlines():
-            chunks[_is_held_out(passage)].update(passage.split())
-            if len(chunks[False]) > _MOST_CHUNKS:
+            parts = passage.split()
+            chunks[_is_held_out(passage)].update(parts)
+            if len(passage) > _LONG_CHUNK * len(parts):
+                num_unspaced += len(passage)
+            if len(chunks[False]) > _MOST_CHUNKS or num_unspaced > _MOST_UNSPACED:
                 _cut_into(words, chunks, normalizer)
+                num_unspaced = 0
     _cut_into(words, chunks, normalizer)
     return words
 

@@ -114,7 +114,7 @@ def test_what_an_ended_process_left_half_done_is_removed_too(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = decode(tmp_path / "photographs")
-    left.rename(f"{left}.tmp")
+    left.rename(f"{left}.bert-pretrain.tmp")
     assert main(["cache", "--clean", "0"]) == 0
     assert "removed" in capsys.readouterr().out
     assert not [path for path in cache.iterdir() if path.is_dir()]

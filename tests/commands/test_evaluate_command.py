@@ -25,7 +25,7 @@ from transformers import (
 
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands import evaluate
-from bert_pretrain.commands.suites.context import run_flags
+from bert_pretrain.commands.suites.context import run_record
 from bert_pretrain.config.evaluating import EvaluateArguments, LabelEfficiencyArguments
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import compute_features, divide_labelled
@@ -186,7 +186,9 @@ def test_a_run_says_which_images_its_model_did_not_see(
         "image_size": 0,
         "num_channels": 0,
     }
-    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    key = open_images(**config).manifest["key"]
+    record = {"config": config, "sources": {"data": {"key": key}}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
     save_encoder(tmp_path / "final")
     save_encoder(tmp_path / "checkpoints/step-000100")
     flags = f"--model {models}/vit --suite knn --seed 5 --validation_share 0.1"
@@ -198,7 +200,7 @@ def test_a_run_says_which_images_its_model_did_not_see(
         )
         assert "note:" not in capsys.readouterr().out
     figures_of(["--model", str(tmp_path / "final"), "--suite", "knn", "--seed", "6"], tmp_path)
-    assert "held out other images" in capsys.readouterr().out
+    assert "divided its data otherwise" in capsys.readouterr().out
 
 
 def test_classes_of_test_files_are_matched_by_name(models: Path, tmp_path: Path) -> None:
@@ -282,15 +284,15 @@ def test_the_flags_of_an_exported_model_are_those_of_its_run_not_the_public_ones
     for folder, path in ((final.parent, "/data/own.parquet"), (final, "own.parquet")):
         (folder / "run.json").write_text(json.dumps({"config": {"data_files": [path]}}))
     for model in (final, final.parent):
-        assert run_flags(str(model)) == {"data_files": ["/data/own.parquet"]}
+        assert run_record(str(model))["config"] == {"data_files": ["/data/own.parquet"]}
     (final.parent / "run.json").unlink()
-    assert run_flags(str(final)) == {"data_files": ["own.parquet"]}, "downloaded alone"
+    assert run_record(str(final))["config"] == {"data_files": ["own.parquet"]}, "downloaded alone"
 
 
 def test_a_damaged_record_of_a_run_is_not_taken_for_none(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"config": {"see')
     with pytest.raises(InputError, match="damaged"):
-        run_flags(str(tmp_path))
+        run_record(str(tmp_path))
 
 
 def test_images_without_a_label_are_left_out(tmp_path: Path) -> None:

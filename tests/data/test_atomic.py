@@ -87,8 +87,9 @@ def test_a_folder_is_there_whole_at_every_moment(
 def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "below" / "final"
     for name in ("old", "new"):
-        (target.parent / "final.tmp").mkdir(parents=True, exist_ok=True)
-        (target.parent / "final.tmp" / "half").touch()  # of a process that was killed
+        left = target.parent / "final.bert-pretrain.tmp"  # by a process that was killed
+        left.mkdir(parents=True, exist_ok=True)
+        (left / "half").touch()
         with atomic_folder(target) as aside:
             assert not list(aside.iterdir())
             (aside / name).touch()
@@ -98,6 +99,28 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
     assert [path.name for path in target.iterdir()] == ["new"] and list(
         target.parent.iterdir()
     ) == [target]
+
+
+def test_folders_of_others_beside_it_stay(tmp_path: Path) -> None:
+    for name in ("corpus", "corpus.old", "corpus.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    with atomic_folder(tmp_path / "corpus") as aside:
+        (aside / "new").touch()
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*/*"))
+    assert found == ["corpus.old/mine", "corpus.tmp/mine", "corpus/new"]
+
+
+def test_of_a_link_the_folder_is_replaced_that_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "large_disk").mkdir()
+    link = tmp_path / "corpus"
+    link.symlink_to("large_disk/corpus")
+    for name in ("old", "new"):
+        with atomic_folder(link) as aside:
+            assert aside.parent == tmp_path / "large_disk"
+            (aside / name).touch()
+    assert link.is_symlink() and [path.name for path in link.iterdir()] == ["new"]
+    assert len(list((tmp_path / "large_disk").iterdir())) == 1
 
 
 def test_a_folder_that_was_not_filled_leaves_none_above_it(tmp_path: Path) -> None:

@@ -137,13 +137,17 @@ def test_of_a_run_its_held_out_rows_have_the_loss_that_the_run_had(
     capsys.readouterr()
     mine = ["--model", str(tmp_path / "run")]
     record = evaluate([*mine, "--max_eval_rows", "9"], tmp_path)
-    assert "corpus.jsonl: the 7 held-out documents" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "corpus.jsonl: the 7 held-out documents" in printed and "WARNING" not in printed
     assert record["figures"]["perplexity_loss"] == pytest.approx(last["mlm_loss"], rel=1e-4)
     assert record["figures"]["perplexity_accuracy"] == pytest.approx(last["mlm_accuracy"], abs=0.02)
     assert record["details"]["perplexity"]["num_rows"] == 9
     low, high = record["details"]["perplexity"]["intervals"]["loss"]
     assert low < record["figures"]["perplexity_loss"] < high
     assert evaluate([*mine, "--max_eval_rows", "9"], tmp_path)["figures"] == record["figures"]
+    # Another share holds out documents that it was trained on.
+    evaluate([*mine, "--validation_share", "0.3"], tmp_path)
+    assert "WARNING: the run that wrote this model divided" in capsys.readouterr().out
     # What the run held out says nothing of other text.
     evaluate([*mine, "--data_files", str(valid)], tmp_path)
     assert "valid.jsonl: all 7 documents" in capsys.readouterr().out

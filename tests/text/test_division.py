@@ -269,6 +269,29 @@ def test_files_of_ones_own_are_held_out_and_no_training_document_is_among_them(
     assert len(whole.validation_documents) == 0
 
 
+def test_the_seed_makes_no_other_corpus_where_it_chooses_nothing(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    texts = texts_of([3] * 12)
+    files = {"train": write(tmp_path / "train.jsonl", texts[:9])}
+    files["valid"] = write(tmp_path / "valid.jsonl", texts[9:])
+
+    def key(seed: int, **options: Any) -> str:
+        source = TextSource(data_files=[files["train"]], **options)
+        corpus = open_corpus(
+            source,
+            tokenizer,
+            seed=seed,
+            download=lambda name: None,
+            output_dir=tmp_path / f"{seed}-{len(options)}",
+            show_progress=False,
+        )
+        return str(corpus.manifest["key"])
+
+    assert key(1, validation_files=[files["valid"]]) == key(2, validation_files=[files["valid"]])
+    assert key(1) != key(2)
+
+
 def test_a_split_of_a_data_set_is_held_out(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text import documents as corpus
@@ -275,3 +276,15 @@ def test_zstandard_files_are_read_also_of_several_frames(tmp_path: Path) -> None
     frames = [pa.compress(text, codec="zstd", asbytes=True) for text in (b"One.\n\nT", b"wo.")]
     (tmp_path / "a.txt.zst").write_bytes(b"".join(frames))
     assert list(open_files(tmp_path / "a.txt.zst")) == ["One.", "Two."]
+
+
+def test_a_stream_that_breaks_off_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "One sentence. And another one."}
+        raise ConnectionError("the line is dead")
+
+    stream = IterableDataset.from_generator(rows)
+    monkeypatch.setattr("bert_pretrain.text.data_sets._load_split", lambda *_, **__: stream)
+    source = open_documents(TextSource(dataset_name="me/texts", streaming=True, newline="space"))
+    with pytest.raises(InputError, match=r"cannot be read to its end \(.*the line is dead"):
+        list(source)

@@ -126,10 +126,12 @@ def test_modules_are_read_and_never_imported(tmp_path: Path) -> None:
     ]
 
 
-def test_modules_that_do_not_parse_have_no_text(tmp_path: Path) -> None:
+def test_modules_that_cannot_be_read_or_parsed_have_no_text(tmp_path: Path) -> None:
     for name, content in (("a.py", b'"""Doc."""\nprint "2"'), ("b.py", b"\xff\xfe"), ("c.py", b"")):
         (tmp_path / name).write_bytes(content)
         assert docstrings.module_paragraphs(tmp_path / name) == []
+    (tmp_path / ".#lock.py").symlink_to("user@host.1234")  # of an editor
+    assert docstrings.module_paragraphs(tmp_path / ".#lock.py") == []
 
 
 def _write_modules(folder: Path) -> list[Path]:

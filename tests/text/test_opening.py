@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.collator import PretrainingCollator
-from bert_pretrain.text.documents import TextSource
+from bert_pretrain.text.documents import TextSource, open_documents
 from bert_pretrain.text.layout import read_layouts
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
-from bert_pretrain.text.opening import data_card, open_corpus
+from bert_pretrain.text.opening import corpus_warnings, data_card, open_corpus
 from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.prepared import PreparedCorpus
 from bert_pretrain.text.tokenizer_training import train_wordpiece
@@ -49,14 +51,82 @@ def test_a_corpus_is_found_on_disk_and_on_the_hub_by_its_name(
     files = TextSource(data_files=[str(folder / "corpus.jsonl")])
     key = open_it(files, tokenizer, folder).manifest["key"]
     on_disk = TextSource(dataset_name=str(folder / "out"))
-    unused = folder / "never"
     download = {"download": lambda name: pytest.fail(f"asked the Hub for {name}")}
-    found = open_it(on_disk, tokenizer, folder, output_dir=unused, **download)
+    found = open_it(on_disk, tokenizer, folder, output_dir=None, **download)
     assert found.manifest["key"] == key
     on_hub = {"owner/words": folder / "out"}
     source = TextSource(dataset_name="owner/words")
-    found = open_it(source, tokenizer, folder, output_dir=unused, download=on_hub.get)
-    assert found.manifest["key"] == key and not unused.exists()
+    found = open_it(source, tokenizer, folder, output_dir=None, download=on_hub.get)
+    assert found.manifest["key"] == key
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "prepared corpus already"),
+        ({"newline": "sentence"}, "`newline` means nothing"),
+        ({"text_column": "body"}, "`text_column` means nothing"),
+        ({"validation_share": 0.2}, "`validation_share` means nothing"),
+        ({"language": "de"}, "split by the rules of 'en'"),
+    ],
+)
+def test_a_corpus_that_is_prepared_is_not_read_or_written_anew(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, changed: dict[str, Any], expected: str
+) -> None:
+    open_it(TextSource(data_files=[str(folder / "corpus.jsonl")]), tokenizer, folder)
+    source = TextSource(dataset_name=str(folder / "out"), **changed)
+    with pytest.raises(InputError, match=expected):
+        open_it(source, tokenizer, folder, output_dir=folder / "other")
+    assert not (folder / "other").exists()
+
+
+def test_a_manifest_of_another_program_makes_no_prepared_corpus(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    write_corpus(own / "corpus.jsonl", num_documents=20)
+    (own / "manifest.json").write_text('{"version": 3}')
+    corpus = open_it(TextSource(dataset_name=str(own)), tokenizer, tmp_path)
+    assert corpus.store.num_documents == 20
+
+
+def test_a_prepared_corpus_is_no_text(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    open_it(TextSource(data_files=[str(folder / "corpus.jsonl")]), tokenizer, folder)
+    with pytest.raises(InputError, match="is a prepared corpus, whose text has become tokens"):
+        open_documents(TextSource(dataset_name=str(folder / "out")))
+
+
+def test_text_that_is_held_out_is_read_as_the_other(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Alone it has too few line ends to tell, and would be taken for wrapped lines."""
+    lines = [f"this is sentence {i} of the text." for i in range(60)]
+    documents = ["\n".join(lines[first : first + 6]) for first in range(0, 60, 6)]
+    (tmp_path / "train.txt").write_text("\n\n".join(documents))
+    (tmp_path / "valid.txt").write_text("\n\n".join(documents[:2]))
+    files = {"data_files": [str(tmp_path / "train.txt")]}
+    source = TextSource(**files, validation_files=[str(tmp_path / "valid.txt")])  # type: ignore[arg-type]
+    corpus = open_it(source, tokenizer, tmp_path)
+    assert corpus.manifest["skipped"]["held out as well"] == 2
+    assert sum("newlines" in note for note in corpus.manifest["notes"]) == 1
+
+
+@pytest.mark.parametrize("num_foreign", [0, 8, 200])
+def test_text_that_the_tokenizer_does_not_know_is_refused_and_some_of_it_warned_of(
+    tmp_path: Path, num_foreign: int
+) -> None:
+    english = train_wordpiece(["some words of text. "], vocab_size=200, show_progress=False)
+    text = " ".join(["some words. of text."] * 5 + ["\u0436\u0443\u043a"] * num_foreign)
+    rows = [json.dumps({"text": f"{text} {'some ' * i}"}) + "\n" for i in range(30)]
+    (tmp_path / "own.jsonl").write_text("".join(rows))
+    source = TextSource(data_files=[str(tmp_path / "own.jsonl")])
+    if num_foreign == 200:
+        with pytest.raises(InputError, match="are unknown to the tokenizer"):
+            open_it(source, english, tmp_path)
+        return
+    warnings = corpus_warnings(open_it(source, english, tmp_path), "token")
+    assert ["unknown to the tokenizer" in line for line in warnings] == [True] * bool(num_foreign)
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(

@@ -405,11 +405,13 @@ def test_a_corpus_depends_on_the_segmenter_only_if_that_has_cut_it(
 @pytest.mark.usefixtures("without_extra")
 @pytest.mark.parametrize("unit", ["token", "whole_word", "span"])
 def test_a_user_without_the_extra_is_told_of_it_once_if_words_are_needed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: str
+    backends: dict[str, Tokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: str
 ) -> None:
+    with_roles(backends["byte_bpe"]).save_pretrained(tmp_path / "tokenizer")
     path = tmp_path / "thai.txt"
     path.write_text("\n\n".join([BY_LANGUAGE["th"].text, *(s.text for s in SAMPLES)] * 2))
-    flags = f"--data_files {path} --output_dir {tmp_path / 'out'} --masking {unit}"
+    flags = f"--data_files {path} --output_dir {tmp_path / 'out'} --masking {unit} "
+    flags += f"--tokenizer_name {tmp_path / 'tokenizer'}"
     assert prepare_command([*flags.split(), "--pair_mode", "google"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("icu4py") == (unit != "token")

@@ -58,9 +58,28 @@ class Evaluation:
     text: EvaluationText
 
     @cached_property
+    def _record(self) -> dict[str, Any]:
+        return run_record(self.options.model)
+
+    @property
     def run(self) -> dict[str, Any]:
         """The flags of the run that wrote the model; none if no run did."""
-        return run_flags(self.options.model)
+        flags: dict[str, Any] = self._record.get("config", {})
+        return flags
+
+    def note_of_other_division(self, key: str) -> str:
+        """Return a warning if the run's own data, of this key now, are divided otherwise, or "".
+
+        Another seed or share, other text or images in the same place, or another way to read them.
+        """
+        key_then = self._record.get("sources", {}).get("data", {}).get("key", key)
+        if key == key_then:
+            return ""
+        return (
+            "WARNING: the run that wrote this model divided its data otherwise (they have changed "
+            "since, or seed, share or how they are read differ), so it may have been pretrained on "
+            "some of what is judged here\n"
+        )
 
     @property
     def seed(self) -> int:
@@ -82,11 +101,11 @@ class Evaluation:
         return {name: value for name, value in pairs if value is not None}
 
 
-def run_flags(model: str) -> dict[str, Any]:
-    """Return the flags of the run that a model folder is or belongs to; {} if there is none.
+def run_record(model: str) -> dict[str, Any]:
+    """Return the run.json of the run that a model folder is or belongs to; {} if there is none.
 
     Raises:
-        InputError: its run.json is damaged, so that what was held out is unknown.
+        InputError: it is damaged, so that what was held out is unknown.
     """
     folder = Path(model).absolute()
     owner = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
@@ -94,8 +113,7 @@ def run_flags(model: str) -> dict[str, Any]:
     is_model = (folder / "config.json").is_file()
     for candidate in (owner, folder) if is_model else (folder, owner):
         if (candidate / "run.json").is_file():
-            config: dict[str, Any] = read_run_json(candidate)["config"]
-            return config
+            return read_run_json(candidate)
     return {}
 
 

@@ -136,13 +136,8 @@ def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
                 "are in the bank too, exactly the same: what is right there is memory\n"
             )
         return labelled
-    if all(evaluation.run.get(name) == value for name, value in source.items()) and any(
-        evaluation.run[name] != corpus.manifest[name] for name in ("seed", "validation_share")
-    ):
-        sys.stdout.write(
-            "note: the run that wrote this model held out other images (its seed or validation "
-            "share differ), so it was pretrained on some that are evaluated here\n"
-        )
+    if all(evaluation.run.get(name) == value for name, value in source.items()):
+        sys.stdout.write(evaluation.note_of_other_division(corpus.manifest["key"]))
     return divide_labelled(corpus, None)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,10 @@ from bert_pretrain.evaluation.pseudo_likelihood import longest_row
 from bert_pretrain.models.loading import describe_excess
 from bert_pretrain.publishing.hub import download_corpus
 from bert_pretrain.text.documents import TextSource
-from bert_pretrain.text.opening import open_corpus
+from bert_pretrain.text.opening import find_prepared, open_corpus
 from bert_pretrain.text.prepared import PreparedCorpus
+
+_READING = ("text_column", "document_boundary", "newline", "tsv_quotes")
 
 
 def row_length(
@@ -48,26 +49,27 @@ def open_text(
     run, given = evaluation.run, evaluation.text
     settings = {name: value for name, value in run.items() if name not in SOURCE_FLAGS}
     settings |= evaluation.source
-    for flag in ("text_column", "document_boundary", "newline", "tsv_quotes"):
-        if getattr(given, flag) is not None:
-            settings[flag] = getattr(given, flag)
-    if (share := evaluation.data.validation_share) is not None:
-        if not 0 < share < 0.5:
-            raise InputError.out_of_range("validation_share", share, "in (0, 0.5)")
-        settings["validation_share"] = share
+    if (share := evaluation.data.validation_share) is not None and not 0 < share < 0.5:
+        raise InputError.out_of_range("validation_share", share, "in (0, 0.5)")
+    reading = {flag: getattr(given, flag) for flag in _READING} | {"validation_share": share}
+    reading = {flag: value for flag, value in reading.items() if value is not None}
+    settings |= reading
     fields = {field.name for field in dataclasses.fields(TextSource)}
     text = TextSource(**{name: settings[name] for name in fields & settings.keys()})
     is_runs_own = bool(run) and all(run.get(flag) == getattr(text, flag) for flag in SOURCE_FLAGS)
     if not is_runs_own or share is not None:  # what the run held out says nothing of this text
         text = dataclasses.replace(text, validation_files=None, validation_split=None)
-    name = text.dataset_name
-    is_prepared = name is not None and (Path(name) / "manifest.json").is_file()
-    is_divided = is_runs_own or is_prepared or evaluation.data.validation_share is not None
+    prepared = find_prepared(text, download_corpus)
+    if prepared is not None:  # which is read already, however the run read its own text
+        text = TextSource(dataset_name=str(prepared), **reading)
+    is_divided = is_runs_own or prepared is not None or share is not None
     # The run's seed, whatever is drawn here: it decides which documents were held out.
     seed = run.get("seed", evaluation.seed)
     corpus = open_corpus(
         text, tokenizer, seed=seed, download=download_corpus, needs_division=is_divided
     )
+    if is_runs_own:
+        sys.stdout.write(evaluation.note_of_other_division(corpus.manifest["key"]))
     if is_divided:
         documents = corpus.validation_documents
         return corpus, documents, f"the {len(documents):,} held-out documents"
