@@ -36,6 +36,7 @@ from bert_pretrain.data.atomic import (
     replace_folder,
     write_json,
 )
+from bert_pretrain.data.names import is_hub_id
 from bert_pretrain.data.run_folder import LOCK_FILE, held
 from bert_pretrain.downstream.adaptation import Adaptation, adapt
 from bert_pretrain.downstream.labelled_rows import LabelledSource
@@ -243,7 +244,7 @@ def _train_all(
             results,
             repo_id=options.hub_model_id or output_dir.name,
             # A path of this machine is private and leads nowhere on another one.
-            model_id=None if Path(options.model).exists() else options.model,
+            model_id=options.model if is_hub_id(options.model) else None,
             from_scratch=options.from_scratch,
             freeze_encoder=options.freeze_encoder,
             adaptation=flags["adaptation"],
@@ -325,17 +326,18 @@ def _train_one(
         write_lines(aside / "evaluations.jsonl", evaluations)
         replace_folder(aside, output_dir / f"seed-{seed}")
         if all(is_better(score, other, decisive) for other in scores):
-            _save_model(trainer.model, splits, output_dir / "final.tmp")
+            scratch = not source.state
+            _save_model(trainer.model, splits, output_dir / "final.tmp", from_scratch=scratch)
     return outcome
 
 
-def _save_model(model: Any, splits: Splits, folder: Path) -> None:
+def _save_model(model: Any, splits: Splits, folder: Path, *, from_scratch: bool) -> None:
     with atomic_folder(folder) as aside:
         model.save_pretrained(aside)
         if splits.texts:
             # Fine-tuning may have learnt from longer rows than the encoder was trained on.
             splits.processor.model_max_length = trained_length(
-                splits.processor, splits.max_seq_length, is_from_scratch=False
+                splits.processor, splits.max_seq_length, is_from_scratch=from_scratch
             )
             save_tokenizer(splits.processor, aside)
         else:

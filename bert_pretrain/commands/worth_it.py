@@ -25,7 +25,7 @@ from bert_pretrain.data.run_folder import LOCK_FILE, held
 from bert_pretrain.downstream.adaptation import Adaptation, adapt
 from bert_pretrain.downstream.labelled_rows import LabelledSource
 from bert_pretrain.downstream.models import is_image_config, read_model_config
-from bert_pretrain.downstream.sources import Splits, open_splits
+from bert_pretrain.downstream.sources import Splits, open_splits, row_digests
 from bert_pretrain.downstream.tasks import find_task
 from bert_pretrain.downstream.training import FinetuningRecipe
 from bert_pretrain.errors import InputError, spell
@@ -81,9 +81,15 @@ def run(options: WorthItArguments, data: WorthItData, recipe: RecipeArguments) -
     splits = _open_rows(options, data)
     labels = splits.rows["train"].labels
     assert labels is not None
-    folds = divide(labels, splits.labels.names, seed=options.seed)
+    rows = list(row_digests(splits, "train"))
+    folds = divide(labels, rows, splits.labels.names, seed=options.seed)
     make_folder(output_dir, parameter="output_dir")
     _print_head(splits, folds)
+    if options.minutes and not options.unlabelled_files:
+        _say(
+            "note: the encoder learns masked words of all the rows, also of those that a fold "
+            "predicts, without their labels; `--unlabelled_files` gives it other texts"
+        )
     with held(output_dir):
         encoders = _encoders(options, data, splits, output_dir)
         contestants = [

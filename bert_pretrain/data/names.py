@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def files_fingerprint(files: Iterable[Path], *more: str) -> str:
         sha256.update(json.dumps(identity).encode())
     sha256.update(json.dumps(more).encode())
     return sha256.hexdigest()
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name reads as one of the Hub, and leads to nothing on this machine."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
 def is_saved_dataset(folder: Path) -> bool:

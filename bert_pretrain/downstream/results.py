@@ -166,6 +166,11 @@ def _shown(name: str) -> str:
     return name if name.isprintable() else repr(name)[1:-1]
 
 
+def _as_code(text: str) -> str:
+    """Return text as code in Markdown, in which nothing of it is markup."""
+    return f"<code>{html.escape(text)}</code>" if "`" in text else f"`{text}`"
+
+
 def model_card(
     splits: Splits,
     results: dict[str, Any],
@@ -216,7 +221,7 @@ def model_card(
             f"minutes from texts without labels (masked-LM loss {adaptation['mlm_loss_before']:.2f}"
             f" to {adaptation['mlm_loss_after']:.2f}). "
         )
-    labels = [f"`{_shown(name)}`" for name in splits.labels.names[:50]]
+    labels = [_as_code(_shown(name)) for name in splits.labels.names[:50]]
     best = results["seeds"][str(results["best_seed"])]["metrics"]
     rows = []
     for split, metrics in results["metrics"].items():

@@ -36,6 +36,8 @@ _DEFAULT_LENGTH = 128  # tokens
 # Bytes; among a billion different rows two have the same digest with a probability of 1e-21.
 _DIGEST_SIZE = 16
 
+_NAMED_CLASSES = 12
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -202,8 +204,14 @@ def _renumbered(part: LabelledRows, train: LabelledRows) -> list[Any]:
             return [renumber(member) for member in label]
         if not isinstance(label, int) or not 0 <= label < len(theirs):
             return label
-        # The encoding refuses the name of a class that the training rows lack.
-        return numbers.get(theirs[label], theirs[label])
+        name = theirs[label]
+        if name not in numbers:  # its name may be a number, which would be taken for another class
+            raise InputError(
+                f"{part.description} has the class {name!r}, which is not among those of the "
+                f"training data ({', '.join(map(repr, ours[:_NAMED_CLASSES]))})",
+                advice="leave it out, or change `label_column`",
+            )
+        return numbers[name]
 
     return [renumber(label) for label in part.labels or []]
 
@@ -238,11 +246,11 @@ def overlap_with_training(splits: Splits) -> dict[str, dict[str, int]]:
     Texts are the same if they are equal letter for letter, pairs if both texts are, images if all
     pixels are, as the model's processor resized them; labels do not count.
     """
-    trained = set(_row_digests(splits, "train"))
+    trained = set(row_digests(splits, "train"))
     overlap = {}
     for name in splits.rows:
         if name != "train":
-            is_trained = [row in trained for row in _row_digests(splits, name)]
+            is_trained = [row in trained for row in row_digests(splits, name)]
             overlap[name] = {"rows": len(is_trained), "also_training_rows": sum(is_trained)}
     return overlap
 
@@ -269,12 +277,13 @@ def labelled_rows_sha256(splits: Splits, name: str) -> str:
     labels = splits.rows[name].labels
     sha256 = hashlib.sha256(json.dumps(splits.labels.names).encode())
     sha256.update(b"" if labels is None else labels.tobytes())
-    for row in _row_digests(splits, name):
+    for row in row_digests(splits, name):
         sha256.update(row)
     return sha256.hexdigest()
 
 
-def _row_digests(splits: Splits, name: str) -> Iterator[bytes]:
+def row_digests(splits: Splits, name: str) -> Iterator[bytes]:
+    """Yield a digest of what each row of a split says; labels do not count."""
     rows = splits.rows[name]
     if isinstance(rows, ImageDataset):
         # Without their shape, which all images of a model share.

@@ -7,14 +7,11 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import (
-    MODEL_MAPPING,
-    AutoModel,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -28,14 +25,14 @@ from bert_pretrain.downstream.models import (
 from bert_pretrain.embedding.embedder import Embedder
 from bert_pretrain.embedding.images import ImageEmbedder
 from bert_pretrain.embedding.texts import TextEmbedder
-from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device, native_precision
 from bert_pretrain.models.any_encoder import num_token_types
 from bert_pretrain.models.embedding import Pooling, weights_digest
 from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
 from bert_pretrain.models.image_encoder import load_image_encoder
 from bert_pretrain.models.image_processor import load_processor
-from bert_pretrain.models.loaded_models import check_finite_weights
+from bert_pretrain.models.loaded_models import load_encoder
 from bert_pretrain.models.loading import describe_excess
 from bert_pretrain.text.tokenizers import tokenizer_hash
 
@@ -96,7 +93,8 @@ def _text_embedder(
         )
     tokenizer = load_text_tokenizer(name, config)
     length, notes = _row_length(rule.max_seq_length, config, tokenizer)
-    encoder, digest = _load_encoder(name, config)
+    encoder, missing = load_encoder(name, config)
+    digest = weights_digest(encoder, without=missing)
     if "attention_mask" not in inspect.signature(encoder.forward).parameters:
         raise InputError(
             f"{name!r} is a model of type {config.model_type!r}, which cannot be told what padding "
@@ -141,37 +139,6 @@ def _row_length(
         raise InputError.out_of_range("max_seq_length", asked, allowed)
     excess = describe_excess(length, tokenizer)
     return length, (excess,) if excess else ()
-
-
-def _load_encoder(name: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, str]:
-    """Return the model without a head in float32, and a digest of its weights."""
-    fields: dict[str, Any] = {}
-    model_class = MODEL_MAPPING.get(type(config), None)
-    if isinstance(model_class, type) and (
-        "add_pooling_layer" in inspect.signature(model_class).parameters
-    ):
-        fields["add_pooling_layer"] = False  # it is not read, and may be untrained
-    try:
-        encoder, loading = AutoModel.from_pretrained(
-            name,
-            dtype=torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
-            **fields,
-        )
-    except Exception as error:  # transformers raises whatever its parsers meet
-        raise InputError(
-            f"the weights of {name!r} cannot be read ({first_line(error)})",
-            advice="pass another `model`",
-        ) from error
-    missing = {key for key in loading["missing_keys"] if "pooler" not in key}
-    if missing:
-        raise InputError(
-            f"{name!r} lacks {len(missing)} weights of its encoder, such as {min(missing)}",
-            advice="pass `model` a complete one",
-        )
-    check_finite_weights(encoder, name, parameter="model")
-    return encoder, weights_digest(encoder, without=loading["missing_keys"])
 
 
 def _drop_unknown_token_types(tokenizer: PreTrainedTokenizerBase, num_types: int) -> None:

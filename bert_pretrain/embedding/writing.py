@@ -112,8 +112,9 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     check_suffix(path, parameter="output")
     if path.is_dir():
         raise InputError(f"{path} is a folder", advice="pass a file as `output`")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists", advice="pass another `output`, or `overwrite`")
+    for file in (path, table_beside(path)) if path.suffix == ".npy" else (path,):
+        if file.exists() and not overwrite:
+            raise InputError(f"{file} exists", advice="pass another `output`, or `overwrite`")
     check_creatable(path.parent, parameter="output")
 
 
@@ -292,7 +293,7 @@ class _Parts:
             if self._path.suffix == ".npy":
                 with atomic_file(self._path) as aside:
                     self._write_matrix(aside)
-                    # Both appear at once, so that an older matrix has no table of a newer one.
+                    # The matrix comes last, so that none is without its table.
                     self._write_table(table_beside(self._path), without=EMBEDDING)
             else:
                 self._write_table(self._path)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.embedding import embed_batches
-from bert_pretrain.models.image_encoder import build_image_encoder, embed, encoder_from_config
+from bert_pretrain.models.image_encoder import build_image_encoder, embed, new_encoder
 from bert_pretrain.models.image_encoder_config import image_size_of
 from bert_pretrain.models.image_processor import Preprocessing
 
@@ -223,7 +223,7 @@ def compute_features(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        untrained = encoder_from_config(copy.deepcopy(encoder.config))
+        untrained = new_encoder(copy.deepcopy(encoder.config))
 
     def embed_both(encoder: PreTrainedModel) -> list[NDArray[np.float32]]:
         forward = partial(embed, encoder.to(device).eval())

@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel
 
 from bert_pretrain.downstream.data import ImageDataset, LabelledDataset, augmentation_of
 from bert_pretrain.downstream.models import ClassifierSource
 from bert_pretrain.downstream.sources import Splits
 from bert_pretrain.downstream.training import FinetuningRecipe, predict_logits, train
-from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.evaluation.features import Features, Labels
 from bert_pretrain.evaluation.label_efficiency import Arm
 from bert_pretrain.evaluation.probes import fit_best_penalty, fit_probe
 from bert_pretrain.hardware import default_device
+from bert_pretrain.models.embedding import pool
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import build_image_encoder, embed
 from bert_pretrain.models.image_encoder_config import image_size_of
+from bert_pretrain.models.loaded_models import load_encoder
 
 ARMS = {
     "fine_tuned": "pretrained, fine-tuned",
@@ -115,15 +115,7 @@ def _frozen(task: CurveTask) -> Arm:
 
 def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps a batch to the mean of the last layer over a row's tokens, (B, D)."""
-    try:
-        encoder = AutoModel.from_pretrained(
-            task.model, dtype=torch.float32, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises whatever its parsers meet
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(
-            f"the weights of {task.model!r} cannot be read ({reason})", advice="change `model`"
-        ) from error
+    encoder, _ = load_encoder(task.model, task.splits.config)
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     encoder.to(default_device()).eval()
@@ -131,9 +123,7 @@ def _text_embedder(task: CurveTask) -> Callable[[dict[str, Tensor]], Tensor]:
 
     def embed_batch(batch: dict[str, Tensor]) -> Tensor:
         states = encoder(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)  # (B, L) -> (B, L, 1)
-        mean: Tensor = (states * mask).sum(dim=1) / mask.sum(dim=1)
-        return mean
+        return pool(states, batch["attention_mask"], "mean")
 
     return embed_batch
 

@@ -1,7 +1,7 @@
 """Whether pretraining pays on one's own labels: arms compared by cross-validation, and a verdict.
 
 Labelled rows and encoders enter; accuracies of each fold leave, and what they say of more labels
-and of more pretraining. Every row is predicted once, by models that did not see it.
+and of more pretraining. Every row is predicted once, by models that did not see its label.
 """
 
 from __future__ import annotations
@@ -58,25 +58,33 @@ class Scores:
     by_share: dict[str, list[float]]
 
 
-def divide(labels: Labels, names: Sequence[str], *, seed: int) -> list[Fold]:
-    """Return up to five folds, class by class at random.
+def divide(labels: Labels, rows: Sequence[bytes], names: Sequence[str], *, seed: int) -> list[Fold]:
+    """Return up to five folds, class by class at random; equal rows are all in one.
+
+    Args:
+        labels: class numbers (N,).
+        rows: what each row says, or a digest of it.
+        names: of the classes.
+        seed: of the draw.
 
     Raises:
         InputError: a class has one row, which cannot be both learnt from and predicted.
     """
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedGroupKFold
 
-    numbers, counts = np.unique(labels, return_counts=True)
+    _, groups = np.unique(np.array(rows, dtype=object), return_inverse=True)
+    numbers = np.unique(labels)
+    counts = np.array([len(np.unique(groups[labels == number])) for number in numbers])
     if counts.min() < 2:
         name = names[int(numbers[counts.argmin()])]
         raise InputError(
             f"the class {name!r} has a single row, but cross-validation needs two of every class",
             advice="label more rows of it in `train_file`, or take its row out",
         )
-    splitter = StratifiedKFold(
+    splitter = StratifiedGroupKFold(
         min(MAX_FOLDS, int(counts.min())), shuffle=True, random_state=seed % 2**32
     )
-    return [Fold(*places) for places in splitter.split(labels, labels)]
+    return [Fold(*places) for places in splitter.split(labels, labels, groups)]
 
 
 def half_of(places: NDArray[np.int64], labels: Labels, *, seed: int) -> NDArray[np.int64]:

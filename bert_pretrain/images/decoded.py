@@ -36,6 +36,7 @@ FORMAT_VERSION = 2  # raised whenever what is written changes
 # To train on, and to hold out: a single image has no spread, no neighbour and no negative.
 MIN_IMAGES = 2
 _NAMED_BAD_IMAGES = 5
+_NO_LABEL = (None, -1)
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class _Writer:
         self._file = file
         self._num_rows = num_rows
         self._seen: dict[bytes, int] = {}  # the place of the first image of a digest
+        self._contradicted: set[int] = set()  # places of images in several classes
         self._first_name = ""
 
     def add(self, row: int, outcome: Outcome, pixels: NDArray[np.uint8]) -> None:
@@ -191,11 +193,7 @@ class _Writer:
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
         if digest in self._seen:
             self.num_duplicates += 1
-            first = self._seen[digest]
-            # Whichever label came first would be as wrong as right.
-            if self.labels[first] is not None and self.labels[first] != outcome.label:
-                self.num_contradictions += 1
-                self.labels[first] = None
+            self._note_label(self._seen[digest], outcome.label)
             return
         self._seen[digest] = len(self.labels)
         if self._file is not None:
@@ -205,6 +203,18 @@ class _Writer:
         self.places += np.array([row, *outcome.sides], dtype=np.int64).tobytes()
         self.labels.append(outcome.label)
         self.modes[outcome.mode] += 1
+
+    def _note_label(self, place: int, label: Label) -> None:
+        """Take note of the label of another copy of an image; a copy without one says nothing."""
+        known = self.labels[place]
+        if label in _NO_LABEL or place in self._contradicted:
+            return
+        if known in _NO_LABEL:
+            self.labels[place] = label
+        elif known != label:  # whichever came first would be as wrong as right
+            self.num_contradictions += 1
+            self.labels[place] = None
+            self._contradicted.add(place)
 
     def finish(self) -> None:
         if self._file is not None:
@@ -227,7 +237,7 @@ def _numbered(
     labels: list[Label], names: tuple[str, ...] | None
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """Return class numbers (N,), -1 without one, and names of classes; None and () without any."""
-    distinct = {label for label in labels if label not in (None, -1)}
+    distinct = {label for label in labels if label not in _NO_LABEL}
     if not distinct:
         return None, ()
     texts = sorted(label for label in distinct if isinstance(label, str))

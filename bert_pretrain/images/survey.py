@@ -5,7 +5,9 @@ A source enters; the channels that most images have leave, and the range of thei
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -57,7 +59,7 @@ def survey(
         return Survey(num_channels, pixel_range)
     channels: Counter[int] = Counter()
     have_levels = False
-    for row in islice(source.read(), 0, None, max(1, source.num_rows // _SAMPLED_IMAGES)):
+    for row in _sample(source):
         try:
             with open_image(row) as image:
                 have_levels |= has_levels(image.mode)
@@ -69,6 +71,15 @@ def survey(
         pixel_range = _range_of(source)
     most_usual = max(channels, key=lambda number: (channels[number], number), default=3)
     return Survey(num_channels or most_usual, pixel_range)
+
+
+def _sample(source: ImageSource) -> Iterator[ImageRow]:
+    """Yield rows that are spread over a source; of what can be read one by one these alone."""
+    step = math.ceil(source.num_rows / _SAMPLED_IMAGES) or 1
+    if source.fetch is None:
+        yield from islice(source.read(), 0, None, step)
+    else:
+        yield from map(source.fetch, range(0, source.num_rows, step))
 
 
 def _channels_of(row: ImageRow) -> int:

@@ -130,7 +130,7 @@ def _load_split(name: str, config_name: str | None, split: str, split_parameter:
             f"the data set {name!r} cannot be loaded ({cause})", advice=DATASET_ADVICE
         ) from error
     if not isinstance(dataset, DatasetDict):
-        return dataset
+        dataset = {"train": dataset}  # saved without splits; any other name is a mistake
     if split not in dataset:
         raise InputError(
             f"the data set {name!r} has no split {split!r}",

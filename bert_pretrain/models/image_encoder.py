@@ -63,9 +63,7 @@ def build_image_encoder(
         encoder = fitted(load_image_encoder(model_name_or_path), image_size)
     else:
         config = read_encoder_config(config_name, image_size=image_size, num_channels=num_channels)
-        encoder = encoder_from_config(config)
-        if config.model_type == "vit":
-            initialize_vit(encoder.base_model)
+        encoder = new_encoder(config)
     return prepare_encoder(
         encoder,
         source=model_name_or_path or config_name,
@@ -165,6 +163,14 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     config.num_labels = 0
     config.architectures = [_classifier_class(config).__name__]
     return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+
+
+def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return an untrained encoder as pretraining begins with it."""
+    encoder = encoder_from_config(config)
+    if config.model_type == "vit":
+        initialize_vit(encoder.base_model)
+    return encoder
 
 
 @torch.no_grad()

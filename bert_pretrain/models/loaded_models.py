@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 
 # The largest that make sense; without a bound a slip of the finger ends in a lack of memory.
 _LARGEST = {
@@ -60,3 +63,41 @@ def check_finite_weights(model: nn.Module, name: str, *, parameter: str) -> None
             f"{len(bad)} weights of {name!r} hold NaN or infinity, such as {bad[0]}",
             advice=f"pass `{parameter}` another model, such as an earlier checkpoint",
         )
+
+
+def load_encoder(name: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+    """Load an encoder without a head in float32, from a folder or the Hub.
+
+    Returns:
+        The encoder, and the keys of weights that it lacked: of a pooler that it has all the same.
+
+    Raises:
+        InputError: its weights cannot be read, are not all there, or hold NaN.
+    """
+    fields: dict[str, Any] = {}
+    model_class = MODEL_MAPPING.get(type(config), None)
+    if isinstance(model_class, type) and (
+        "add_pooling_layer" in inspect.signature(model_class).parameters
+    ):
+        fields["add_pooling_layer"] = False  # it is not read, and may be untrained
+    try:
+        encoder, loading = AutoModel.from_pretrained(
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **fields,
+        )
+    except Exception as error:  # transformers raises whatever its parsers meet
+        raise InputError(
+            f"the weights of {name!r} cannot be read ({first_line(error)})",
+            advice="pass another `model`",
+        ) from error
+    missing = {key for key in loading["missing_keys"] if "pooler" not in key}
+    if missing:
+        raise InputError(
+            f"{name!r} lacks {len(missing)} weights of its encoder, such as {min(missing)}",
+            advice="pass `model` a complete one",
+        )
+    check_finite_weights(encoder, name, parameter="model")
+    return encoder, set(loading["missing_keys"])

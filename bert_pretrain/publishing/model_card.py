@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bert_pretrain.data.atomic import atomic_file
+from bert_pretrain.data.names import is_hub_id
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.hub import STATE_FOLDER
 
@@ -163,7 +164,7 @@ def hub_sources(config: Mapping[str, Any]) -> dict[str, str | None]:
     keys = {"dataset_id": "dataset_name", "base_model": "model_name_or_path"}
     names = {key: config.get(flag) for key, flag in keys.items()}
     return {
-        key: None if name in _EMBEDDED or not name or Path(name).exists() else name
+        key: name if name and name not in _EMBEDDED and is_hub_id(name) else None
         for key, name in names.items()
     }
 

@@ -31,6 +31,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import compute_features, divide_labelled
 from bert_pretrain.evaluation.label_efficiency_arms import ARMS
 from bert_pretrain.images.corpus import open_images
+from bert_pretrain.models.image_encoder import new_encoder
 from bert_pretrain.models.image_processor import read_processor
 from bert_pretrain.text.tokenizers import load_tokenizer
 
@@ -326,6 +327,13 @@ def test_floors_are_an_untrained_encoder_by_seed_the_pixels_and_as_many_componen
     assert not np.allclose(first["random_encoder"].test, second["random_encoder"].test, atol=0.1)
     assert not np.allclose(first["random_encoder"].test, first["encoder"].test, atol=0.1)
     assert [features.train.shape[1] for features in first.values()] == [16, 16, 64, 16]
+    # Untrained is as pretraining begins.
+    torch.manual_seed(1)
+    encoder = new_encoder(ViTConfig.from_pretrained(models / "vit")).eval()
+    scaled = torch.from_numpy((images.test_pixels[:, :, :, 0] / 255 - MEAN) / STD).float()
+    with torch.no_grad():
+        expected = encoder.vit(scaled[:, None]).last_hidden_state[:, 0].numpy()
+    np.testing.assert_allclose(first["random_encoder"].test, expected, rtol=1e-3, atol=1e-4)
     pixels = images.test_pixels.reshape(len(images.test_pixels), -1)
     np.testing.assert_allclose(
         first["pixels"].test, (pixels / 255 - MEAN) / STD, rtol=1e-5, atol=1e-5

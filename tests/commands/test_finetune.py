@@ -270,8 +270,8 @@ def test_test_rows_are_unlabelled_if_all_labels_are_empty_or_minus_one_without_s
 def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["two\nlines \x1b[31m", "Z\u00fcrich \u65e5\u672c", "x" * 100]
-    rows = [row | {"label": names[number % 3]} for number, row in enumerate(sentences(30))]
+    names = ["two\nlines \x1b[31m", "Z\u00fcrich \u65e5\u672c", "x" * 100, "a`<img src=x>`b"]
+    rows = [row | {"label": names[number % 4]} for number, row in enumerate(sentences(40))]
     write_rows(folder / "train.jsonl", rows)
     finetune(model, "--train_file", "train.jsonl", *SHORT)
     config = json.loads((folder / "out/final/config.json").read_text())
@@ -280,6 +280,7 @@ def test_class_names_of_any_characters_are_kept_and_shown_in_one_line(
     assert set(row["probabilities"]) == set(names)
     card = (folder / "out/final/README.md").read_text()
     printed = capsys.readouterr().out
+    assert "<code>a`&lt;img src=x&gt;`b</code>" in card and "<img" not in card
     assert "x" * 100 in card and "x" * 60 + "..." in printed and "x" * 61 not in printed
     for shown in (card, printed):
         assert "two\\nlines \\x1b[31m" in shown and names[1] in shown and "\x1b" not in shown
@@ -372,6 +373,18 @@ def test_rows_are_no_longer_than_the_tokenizer_says_unless_that_is_asked_for(
             "WARNING: --max_seq_length is 40 but the tokenizer's model_max_length is 24"
         ) == (cut_at > 24)
         shutil.rmtree("out")
+
+
+def test_from_scratch_the_tokenizer_promises_no_more_than_was_trained(folder: Path) -> None:
+    model = make_text_model(folder / "model")
+    AutoTokenizer.from_pretrained(model, model_max_length=40).save_pretrained(model)
+    write_rows(folder / "train.jsonl", sentences(20))
+    lengths = []
+    for flags in ([], ["--from_scratch"]):
+        finetune(model, "--train_file", "train.jsonl", *SHORT, "--max_seq_length", "16", *flags)
+        lengths.append(AutoTokenizer.from_pretrained("out/final").model_max_length)
+        shutil.rmtree("out")
+    assert lengths == [40, 16]
 
 
 def test_texts_that_are_cut_are_counted(

@@ -17,16 +17,27 @@ from bert_pretrain.evaluation.worth_it import divide, half_of, verdict
 
 LABELS = np.array([0] * 14 + [1] * 7 + [2] * 5)
 NAMES = ("a", "b", "c")
+ROWS = [str(place).encode() for place in range(len(LABELS))]
 
 
 def test_every_row_is_predicted_once_by_folds_that_did_not_see_it() -> None:
-    folds = divide(LABELS, NAMES, seed=3)
+    folds = divide(LABELS, ROWS, NAMES, seed=3)
     assert len(folds) == 5
     for train, test in folds:
         assert not set(train) & set(test) and len(train) + len(test) == len(LABELS)
         assert set(LABELS[train]) == set(LABELS[test]) == {0, 1, 2}
     predicted = np.concatenate([test for _, test in folds])
     assert sorted(predicted) == list(range(len(LABELS)))
+
+
+def test_equal_rows_are_predicted_together() -> None:
+    rows = [ROWS[place // 2] for place in range(len(LABELS))]
+    folds = divide(LABELS, rows, NAMES, seed=3)
+    for train, test in folds:
+        assert not {rows[place] for place in train} & {rows[place] for place in test}
+    assert sorted(np.concatenate([test for _, test in folds])) == list(range(len(LABELS)))
+    with pytest.raises(InputError, match="'c' has a single row"):
+        divide(LABELS, ROWS[:-5] + [b"the same"] * 5, NAMES, seed=3)
 
 
 def test_half_of_the_labels_is_half_of_each_class() -> None:
@@ -39,7 +50,7 @@ def test_half_of_the_labels_is_half_of_each_class() -> None:
 
 def test_a_class_of_one_row_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="'b' has a single row"):
-        divide(np.array([0, 0, 1]), NAMES, seed=0)
+        divide(np.array([0, 0, 1]), ROWS[:3], NAMES, seed=0)
 
 
 def test_the_interval_of_folds_is_wider_than_that_of_new_rows_by_their_overlap() -> None:

@@ -49,6 +49,7 @@ from bert_pretrain.downstream.training import (
     window_loss,
 )
 from bert_pretrain.errors import InputError, TrainingError
+from bert_pretrain.models.image_encoder import sincos_positions
 
 SINGLE, MULTI, VALUES = "single_label_classification", "multi_label_classification", "regression"
 
@@ -336,6 +337,29 @@ def test_classes_of_image_folders_are_matched_by_name(tmp_path: Path) -> None:
     (tmp_path / "images/test/bee").rename(tmp_path / "images/test/dog")
     with pytest.raises(InputError, match="'dog'"):
         open_splits(model, data, find_task("auto"), seed=0)
+
+
+def test_a_class_that_training_lacks_is_none_of_its_numbers(tmp_path: Path) -> None:
+    """Its name, 3, is also the number of the training class 5."""
+    model = make_image_model(tmp_path / "vit")
+    for split, classes in (("train", "1245"), ("test", "12345")):
+        for name in classes:
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = np.full((8, 8), 60 * number + int(name), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number}.png")
+    data = source_of(
+        dataset_name=str(tmp_path / "images"), test_split="test", validation_share=0.25
+    )
+    with pytest.raises(InputError, match="has the class '3', which is not among those of"):
+        open_splits(model, data, find_task("auto"), seed=0)
+
+
+def test_from_scratch_a_vit_begins_where_pretraining_does(tmp_path: Path) -> None:
+    labels = find_labels(["a", "b"], Task(), description="d")
+    source = ClassifierSource(make_image_model(tmp_path / "vit"), labels, from_scratch=True)
+    positions = source.build(0).vit.embeddings.position_embeddings
+    assert torch.allclose(positions[0], sincos_positions((2, 2), 32), atol=1e-6)
 
 
 def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path: Path) -> None:

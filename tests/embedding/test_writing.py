@@ -219,6 +219,14 @@ def test_a_finished_file_is_not_replaced_unasked(folder: Path, tmp_path: Path) -
     assert table.column_names == ["file", "file_row", "text", "label"]
 
 
+def test_the_table_of_a_matrix_replaces_no_other_file_unasked(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "target.rows.parquet").write_bytes(b"of somebody")
+    embedder, source = opened(folder, "text")
+    with pytest.raises(InputError, match=r"target\.rows\.parquet exists"):
+        embed_to_file(embedder, source, tmp_path / "target.npy")
+    assert (tmp_path / "target.rows.parquet").read_bytes() == b"of somebody"
+
+
 def test_a_bad_row_ends_it_or_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
     embedder, source = loaded(folder / "bert"), text_rows(folder, "bad.jsonl")
     target = tmp_path / "target.parquet"

@@ -279,6 +279,20 @@ def test_a_saved_data_set_is_read_by_split_and_through_its_index(
         open_here(tmp_path / "saved", dataset_split="validation")
     dataset.select([5, 6, 7, 8]).save_to_disk(tmp_path / "other")
     assert np.array_equal(open_here(tmp_path / "other").pixels, pixels[5:9])
+    with pytest.raises(InputError, match="has no split 'tets'; it has train"):
+        open_here(tmp_path / "other", dataset_split="tets")
+
+
+def test_a_copy_without_a_label_contradicts_none(open_here: Open, tmp_path: Path) -> None:
+    pixels = random_pixels(6)
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+    places, labels = [0, 1, 2, 3, 0, 1, 2, 4, 5, 3, 3], [0, None, 1, 0, None, 1, 1, 1, 0, 1, 0]
+    rows = {"image": as_structs(pixels[places]), "label": labels}
+    write_parquet(tmp_path / "own.parquet", rows, features)
+    corpus = open_here(data_files=[str(tmp_path / "own.parquet")])
+    assert corpus.labels is not None
+    assert corpus.labels.tolist() == [0, 1, 1, -1, 1, 0]
+    assert corpus.manifest["counts"]["contradictions"] == 1
 
 
 def test_a_folder_of_parquet_files_is_left_to_datasets(

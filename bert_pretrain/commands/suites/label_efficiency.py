@@ -300,5 +300,6 @@ def plot_curve(
     axes.minorticks_off()
     low, high = axes.get_ylim()
     axes.set_ylim(max(0.0, low), min(1.0, high))
-    axes.set(xlabel="labels per class", ylabel="accuracy", title=title)
+    axes.set(xlabel="labels per class", ylabel="accuracy")
+    axes.set_title(title, parse_math=False)  # a $ in it is a letter
     axes.grid(alpha=0.3)
