@@ -82,6 +82,8 @@ def loop_state(step: int = 0) -> LoopState:
         "num_skipped": 0,
         "elapsed": 0.5 * step,
         "held_out_loss": None,
+        "spikes": {"losses": [], "phase": 0, "is_high": False},
+        "rewinds": {"step": 0, "number": 0},
         "watch": {},
         "sums": {"sums": {}, "counts": {}, "weights": {}},
         "fingerprint": {"defining": {}, "noted": {}, "model": {}},
@@ -92,7 +94,7 @@ class Silence:
     shown_file = "shown.jsonl"
     data_card = ""
 
-    def measures(self, model: Any, means: dict[str, float]) -> dict[str, float]:
+    def measures(self, model: Any, means: dict[str, float], **_: Any) -> dict[str, float]:
         return {}
 
     def warnings(self, row: dict[str, Any]) -> list[str]:

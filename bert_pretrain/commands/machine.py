@@ -132,9 +132,11 @@ def batch_layout(
     """
     optimization, num_workers = config.optimization, config.data.dataloader_num_workers
     per_device = per_device or optimization.per_device_train_batch_size
-    if per_device == AUTO and is_sharded(accelerator):
+    are_coupled = config.run.objective == "contrastive" and accelerator.num_processes > 1
+    if per_device == AUTO and (is_sharded(accelerator) or are_coupled):
+        because = "in contrastive learning" if are_coupled else "under FSDP"
         raise InputError(
-            "`per_device_train_batch_size` is auto, but under FSDP a process that runs out of "
+            f"`per_device_train_batch_size` is auto, but {because} a process that runs out of "
             "memory while it tries would leave the others waiting",
             advice="pass a number",
         )

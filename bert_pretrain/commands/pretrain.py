@@ -51,6 +51,7 @@ from bert_pretrain.training.run_directory import (
     confirm_claim,
     fingerprint,
     leave_newer_aside,
+    refuse_other_places,
     resume,
     write_run_json,
 )
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settle_layout(config, trainer)
         if checkpoint is not None:
             resume(trainer, checkpoint)
+        refuse_other_places(trainer)
         if accelerator.is_main_process:  # only when nothing can be refused any more
             make_folder(run_dir, parameter="output_dir")
             stack.enter_context(held(run_dir))
@@ -246,7 +248,9 @@ def build_trainer(
         run_dir=run_dir,
         seed=run.seed,
         max_grad_norm=optimization.max_grad_norm or float("inf"),
-        fingerprint=fingerprint(*what_must_agree(config, task, layout), model.config),
+        fingerprint=fingerprint(
+            *what_must_agree(config, task, layout, accelerator.num_processes), model.config
+        ),
         skip_nonfinite=optimization.skip_nonfinite,
         goes_back_on_spike=optimization.on_spike == "rewind",
         ema_decay=optimization.ema_decay,
@@ -260,7 +264,7 @@ def build_trainer(
 
 
 def what_must_agree(
-    config: PretrainingConfig, task: Task, layout: BatchLayout
+    config: PretrainingConfig, task: Task, layout: BatchLayout, num_processes: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what must be equal to continue a checkpoint, and what may change with a note."""
     defining, noted = flags_to_compare(config.to_dict())
@@ -268,6 +272,10 @@ def what_must_agree(
     defining["global_batch_size"] = layout.global_batch_size
     if config.run.objective == "contrastive":  # whose loss compares held-out rows of a batch
         noted["rows compared in evaluation"] = layout.eval_batch_size
+    if config.model.dropout:  # whose units are drawn by process and forward pass
+        noted |= {"processes": num_processes, "forward passes": layout.num_micro_batches}
+    if config.optimization.stop_at_loss:  # which only an evaluation can find reached
+        noted["eval_steps"] = config.run.eval_steps
     if config.optimization.on_spike == "rewind":  # whose rows are judged, whose checkpoints serve
         intervals = {"logging_steps": config.run.logging_steps, "save_steps": config.run.save_steps}
         noted |= intervals

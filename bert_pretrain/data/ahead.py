@@ -20,6 +20,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from bert_pretrain.data.signals import outlive_stop_signals
+from bert_pretrain.errors import MachineError
 
 Result = TypeVar("Result")
 
@@ -42,7 +43,7 @@ def begin_ahead(job: Callable[[], Result]) -> Future[Result]:
         job: can be pickled, as can its result and its errors.
 
     Returns:
-        Its result, or the error that it raised; a `RuntimeError` if the process was ended.
+        Its result, or the error that it raised; a `MachineError` if the process was ended.
     """
     future: Future[Result] = Future()
     request = pickle.dumps(sys.path) + pickle.dumps(job)
@@ -57,7 +58,7 @@ def _fetch(request: bytes, future: Future[Result]) -> None:
         command = [sys.executable, "-c", _PROGRAM, str(os.getpid())]
         done = subprocess.run(command, input=request, stdout=subprocess.PIPE, check=False)
         if done.returncode != 0:
-            raise RuntimeError(
+            raise MachineError(
                 f"a process that worked ahead ended with status {done.returncode} and no result "
                 "(a negative one is a signal; -9 is often a lack of memory)"
             )

@@ -28,7 +28,7 @@ class Window:
     """The share of one update that a process computes.
 
     Attributes:
-        micro_batches: batches on the CPU, one forward and backward pass each.
+        micro_batches: one forward and backward pass each, on the host until `copied_ahead`.
         next_place: where the following window begins.
         num_units: what the throughput counts (tokens, images), over this process's share.
         targets: what each loss sum of each micro-batch is divided by; the trainer counts them

@@ -41,20 +41,18 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Place:
-        """Return the place that a checkpoint keeps as a list; one of three numbers has no phases.
+        """Return the place that a checkpoint keeps as a list.
 
         Raises:
-            InputError: it is not one of three or of five numbers, none of them negative.
+            InputError: it is not one of as many numbers, none of them negative.
         """
-        is_place = len(numbers) in (3, len(cls._fields)) and all(0 <= n < 2**63 for n in numbers)
-        if not is_place:
+        if len(numbers) != len(cls._fields) or not all(0 <= n < 2**63 for n in numbers):
             raise InputError(
                 f"the checkpoint's place in the data is {list(numbers)} but must be an epoch, a "
-                "block and a row, and perhaps a phase: it was written by another version",
+                "block, a row, a phase and what is unread: it was written by another version",
                 advice="continue it with the version that its run.json names, or begin a new run",
             )
-        epoch, block, position, *rest = numbers
-        phase, unread = rest or (0, 0.0)
+        epoch, block, position, phase, unread = numbers
         return cls(int(epoch), int(block), int(position), int(phase), unread)
 
     def __str__(self) -> str:

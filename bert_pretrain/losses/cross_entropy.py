@@ -34,7 +34,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         num_rows, vocab_size = scores.shape
         chunk = max(1, _CHUNK_ELEMENTS[scores.device.type != "cpu"] // vocab_size)
-        gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            # In float16 most of it would be 0 before the loss scale, which comes later, lifts it.
+            kept = torch.float32 if scores.dtype == torch.float16 else scores.dtype
+            gradient = torch.empty_like(scores, dtype=kept)
+        ctx.dtype = scores.dtype
         losses = torch.zeros(num_rows, dtype=torch.float32, device=scores.device)
         best = torch.zeros_like(targets)
         columns, is_counted = targets.clamp(min=0)[:, None], (targets >= 0)[:, None]
@@ -60,7 +65,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None
+        return (gradient * grad_loss).to(ctx.dtype), None
 
 
 def summed_cross_entropy(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

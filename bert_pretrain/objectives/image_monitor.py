@@ -6,7 +6,7 @@ A `Pretext` is the task; `ImageMonitor` measures collapse and neighbours, and dr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ KNN_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
 NUM_SHOWN = 8  # images in a picture
 NUM_QUERIES = 6  # images whose neighbours are shown
 MIN_MAP_POINTS = 3
-EMBEDDED_AT_ONCE = 256  # images of a forward pass in evaluation
+EMBEDDED_AT_ONCE = 256  # images of a forward pass in evaluation at most
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,55 @@ class Pretext(ABC):
         return {"loss": self.loss_kind}
 
 
+@dataclass(frozen=True)
+class Embedder:
+    """Embeds images in evaluation mode; all processes share the work.
+
+    Attributes:
+        encoder: of images, without a loss.
+        batch_size: images of a forward pass.
+        beat: is told of every one.
+    """
+
+    encoder: PreTrainedModel
+    batch_size: int
+    beat: Callable[[str], None]
+
+    def embed_all(
+        self, num_images: int, pixel_values: Callable[[int, int], Tensor]
+    ) -> NDArray[np.float32]:
+        """Return the embeddings of images, float32 (N, D); a collective.
+
+        `pixel_values` returns the input for images from a number to before another, on the device.
+        The result is the same on any number of processes, since the same images are together in a
+        forward pass.
+
+        Raises:
+            TrainingError: an embedding is not finite.
+        """
+
+        def inputs(begin: int, end: int) -> Iterator[Tensor]:
+            for first in range(begin, end, self.batch_size):
+                self.beat("a batch of images to embed")
+                yield pixel_values(first, min(first + self.batch_size, end))
+
+        def compute(begin: int, end: int) -> Tensor:
+            return embed_batches(partial(embed, self.encoder), inputs(begin, end))
+
+        was_training = self.encoder.training
+        self.encoder.eval()
+        rows = compute_shared(compute, num_images, rows_per_block=self.batch_size)
+        self.encoder.train(was_training)
+        features: NDArray[np.float32] = rows.cpu().numpy()
+        num_bad = int((~np.isfinite(features).all(axis=1)).sum())
+        if num_bad:
+            raise TrainingError(
+                f"the embeddings of {num_bad:,} of {num_images:,} images are not finite: the "
+                "encoder has diverged; lower `learning_rate`"
+            )
+        return features
+
+
 @dataclass
 class ImageMonitor:
     """Measures how embeddings of held-out images are spread and their k-NN accuracy, and draws.
@@ -107,22 +156,31 @@ class ImageMonitor:
     baselines: Mapping[str, float]
     second_views: Callable[[Batch], Tensor] | None
     _has_noted: bool = field(default=False, init=False)
+    _latest: NDArray[np.float32] = field(init=False)  # embeddings of the held-out images
 
-    def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
+    def measures(
+        self,
+        model: PreTrainedModel,
+        means: dict[str, float],
+        *,
+        batch_size: int,
+        beat: Callable[[str], None],
+    ) -> dict[str, float]:
         """Return the pretext's measures, baselines, measures of collapse, and k-NN accuracy.
 
         The last only if images have labels; beside it stands that of always answering the largest
         class.
         """
-        encoder = model.plain_encoder()
-        features = self._features(encoder, self.held_out.plan.images)
+        embedder = Embedder(model.plain_encoder(), min(batch_size, EMBEDDED_AT_ONCE), beat)
+        features = self._features(embedder, self.held_out.plan.images)
         second = None
         if self.second_views is not None:
-            second = torch.from_numpy(self._second_features(encoder, self.second_views))
+            second = torch.from_numpy(self._second_features(embedder, self.second_views))
         found = collapse_measures(torch.from_numpy(features), second_views=second)
         spread = {name: value for name, value in vars(found).items() if value is not None}
         measured = self.pretext.measures(means)
-        return {**measured, **self.baselines, **spread, **self._knn(encoder, features)}
+        self._latest = features
+        return {**measured, **self.baselines, **spread, **self._knn(embedder, features)}
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
         """Return what is wrong with the settings, and signs of collapse once there were updates."""
@@ -142,8 +200,7 @@ class ImageMonitor:
         self.pretext.draw_picture(
             model, {name: value.to(model.device) for name, value in few.items()}, folder
         )
-        images = self.held_out.plan.images
-        features = self._features(model.plain_encoder(), images, is_shared=False)
+        images, features = self.held_out.plan.images, self._latest
         labels = None if self.corpus.labels is None else self.corpus.labels[images]
         names = self.corpus.label_names
         # The same map at each evaluation, so that the first can stand beside the last, and one that
@@ -177,32 +234,30 @@ class ImageMonitor:
             self._has_noted = True
         return text, [{"folder": str(folder.relative_to(run_dir))}]
 
-    def _features(
-        self, encoder: PreTrainedModel, images: NDArray[np.int64], *, is_shared: bool = True
-    ) -> NDArray[np.float32]:
+    def _features(self, embedder: Embedder, images: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return embeddings of images by number, float32 (N, D), without augmentation."""
 
         def pixel_values(begin: int, end: int) -> Tensor:
             pixels = torch.from_numpy(np.asarray(self.corpus.pixels[images[begin:end]]))
-            channels_first = pixels.permute(0, 3, 1, 2).to(encoder.device)
+            channels_first = pixels.permute(0, 3, 1, 2).to(embedder.encoder.device)
             return self.pretext.scale.normalize(unit_range(channels_first))
 
-        return embed_all(encoder, len(images), pixel_values, is_shared=is_shared)
+        return embedder.embed_all(len(images), pixel_values)
 
     def _second_features(
-        self, encoder: PreTrainedModel, second_views: Callable[[Batch], Tensor]
+        self, embedder: Embedder, second_views: Callable[[Batch], Tensor]
     ) -> NDArray[np.float32]:
         """Return embeddings of other views of the held-out images, float32 (N, D)."""
-        held_out = self.held_out
+        held_out, device = self.held_out, embedder.encoder.device
 
         def pixel_values(begin: int, end: int) -> Tensor:
             chunk = held_out.rows[begin:end]
             batch = held_out.collator.collate([(0, chunk, held_out.plan.take(chunk))])
-            return second_views({name: value.to(encoder.device) for name, value in batch.items()})
+            return second_views({name: value.to(device) for name, value in batch.items()})
 
-        return embed_all(encoder, len(held_out.rows), pixel_values, is_shared=True)
+        return embedder.embed_all(len(held_out.rows), pixel_values)
 
-    def _knn(self, encoder: PreTrainedModel, features: NDArray[np.float32]) -> dict[str, float]:
+    def _knn(self, embedder: Embedder, features: NDArray[np.float32]) -> dict[str, float]:
         """Return the k-NN accuracy of held-out images with labels, if there are any."""
         labels = self.corpus.labels
         if labels is None:
@@ -213,7 +268,7 @@ class ImageMonitor:
         if len(bank) == 0 or not is_labelled.any():
             return {}
         result = knn_accuracy(
-            self._features(encoder, bank),
+            self._features(embedder, bank),
             labels[bank],
             features[is_labelled],
             query_labels[is_labelled],
@@ -222,42 +277,3 @@ class ImageMonitor:
         )
         majority = majority_accuracy(labels[bank], query_labels[is_labelled])
         return {"knn_accuracy": result.accuracy, "majority_knn_accuracy": majority}
-
-
-def embed_all(
-    encoder: PreTrainedModel,
-    num_images: int,
-    pixel_values: Callable[[int, int], Tensor],
-    *,
-    is_shared: bool,
-) -> NDArray[np.float32]:
-    """Return the embeddings of images in evaluation mode, float32 (N, D).
-
-    `pixel_values` returns the input for images from a number to before another, on the device. With
-    `is_shared` all processes call this and share the work. The result is the same, since the same
-    images are together in a forward pass.
-
-    Raises:
-        TrainingError: an embedding is not finite.
-    """
-
-    def compute(begin: int, end: int) -> Tensor:
-        starts = range(begin, end, EMBEDDED_AT_ONCE)
-        inputs = (pixel_values(first, min(first + EMBEDDED_AT_ONCE, end)) for first in starts)
-        return embed_batches(partial(embed, encoder), inputs)
-
-    was_training = encoder.training
-    encoder.eval()
-    if is_shared:
-        rows = compute_shared(compute, num_images, rows_per_block=EMBEDDED_AT_ONCE)
-    else:
-        rows = compute(0, num_images)
-    encoder.train(was_training)
-    features: NDArray[np.float32] = rows.cpu().numpy()
-    num_bad = int((~np.isfinite(features).all(axis=1)).sum())
-    if num_bad:
-        raise TrainingError(
-            f"the embeddings of {num_bad:,} of {num_images:,} images are not finite: the encoder "
-            "has diverged; lower `learning_rate`"
-        )
-    return features

@@ -6,7 +6,7 @@ what is kept. It knows no modality.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -102,12 +102,21 @@ class Monitor(Protocol):
 
     shown_file: str
 
-    def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
+    def measures(
+        self,
+        model: PreTrainedModel,
+        means: dict[str, float],
+        *,
+        batch_size: int,
+        beat: Callable[[str], None],
+    ) -> dict[str, float]:
         """Return the numbers of an evaluation that are no means over rows; all processes call it.
 
         Args:
             model: evaluated, without the wrapper of distributed training.
             means: what the loss terms came to.
+            batch_size: most rows of a forward pass.
+            beat: is told of every one, see `Watchdog.beat`.
 
         Returns:
             What follows from `means`, baselines to compare them with, and properties of the model.
@@ -127,7 +136,7 @@ class Monitor(Protocol):
         """Return what has been learnt so far, as text to print and as rows to keep.
 
         Pictures go to `run_dir`; slow ones are drawn only where `is_last`. The first process alone
-        calls it.
+        calls it, right after `measures` of the same model.
         """
         ...
 

@@ -162,7 +162,9 @@ class TextMonitor:
         self._baselines |= pair_baseline(held_out.plan, held_out.rows)
         self._probes = self._make_probes(corpus)
 
-    def measures(self, model: PreTrainedModel, means: dict[str, float]) -> dict[str, float]:
+    def measures(
+        self, model: PreTrainedModel, means: dict[str, float], **_: Any
+    ) -> dict[str, float]:
         """Return pseudo-perplexity, the training text's unigram entropy (nats), and NSP's floor.
 
         Of sentence order too: the more frequent label's share of the evaluated rows.

@@ -6,7 +6,6 @@ damage; the form is checked too, since whoever writes a file can write its diges
 
 from __future__ import annotations
 
-import hashlib
 import json
 import types
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import (
     is_typeddict,
 )
 
+from bert_pretrain.data.digests import seal, unseal
 from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError
 
@@ -59,22 +59,20 @@ class RewindState(TypedDict):
     number: int
 
 
-class _SinceTheFirst(TypedDict, total=False):
-    """What checkpoints did not hold from the beginning."""
+class LoopState(TypedDict):
+    """The state of the loop after an update, on every process and layout.
 
-    held_out_loss: float | None
-    spikes: SpikeState
-    rewinds: RewindState
-
-
-class LoopState(_SinceTheFirst):
-    """The state of the loop after an update, the same on every process and layout."""
+    It is the same but for `elapsed`, which is each process's own clock where that decides nothing.
+    """
 
     step: int
     place: list[float]
     num_units: int
     num_skipped: int
     elapsed: float
+    held_out_loss: float | None
+    spikes: SpikeState
+    rewinds: RewindState
     watch: dict[str, float]
     sums: SumsState
     fingerprint: dict[str, dict[str, Any]]
@@ -93,7 +91,7 @@ def write_state(
     """
     version = SHARDED_VERSION if is_sharded else FORMAT_VERSION
     content = {"format_version": version, **state, "files": files}
-    path.write_text(json.dumps(content | {"digest": _digest(content)}, indent=1))
+    path.write_text(json.dumps(seal(content), indent=1))
 
 
 def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
@@ -111,7 +109,11 @@ def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is no state of a run (it is no object)", advice=advice)
     version = content.get("format_version")
-    is_damaged = content.pop("digest", None) != _digest(content)
+    is_damaged = False
+    try:
+        content = unseal(content)
+    except ValueError:
+        is_damaged = True
     if version not in (FORMAT_VERSION, SHARDED_VERSION):
         raise (InputError if is_damaged else OtherVersionError)(
             f"{path} is of version {version!r} but must be of {FORMAT_VERSION} or "
@@ -133,10 +135,6 @@ def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
 def _is_inside(name: str) -> bool:
     path = Path(name)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _misfit(value: Any, expected: Any, name: str) -> str:

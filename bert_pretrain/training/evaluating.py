@@ -57,8 +57,13 @@ def evaluate(trainer: Trainer, *, is_last: bool) -> bool:
         check_finite(trainer.distributed, trainer.step, held_out_loss=means["loss"])
         trainer.held_out_loss = means["loss"]
         is_last = is_last or is_goal_reached(trainer)
-        row = trainer.row("validation") | means | trainer.monitor.measures(model, means)
-        row |= held_out.facts
+        measured = trainer.monitor.measures(
+            model,
+            means,
+            batch_size=trainer.layout.eval_batch_size,
+            beat=trainer.watchdog.beat,
+        )
+        row = trainer.row("validation") | means | measured | held_out.facts
         for message in trainer.watch.warnings(row, phase) + trainer.monitor.warnings(row):
             journal.warn(spell(message), step=trainer.step)
         journal.write(row | averaged)

@@ -57,21 +57,25 @@ class StepProfiler:
         self._inside = inside + seconds
         self._marks.append((name, mark, self._mark()))
 
-    def step(self, *, is_last: bool) -> str | None:
-        """Say that an update is done; returns the table after the last one that is profiled.
-
-        Args:
-            is_last: whether it was the session's last one.
-        """
+    def step(self) -> str | None:
+        """Say that an update is done; returns the table after the last one that is profiled."""
         self._step += 1
         num_done = self._step - _FIRST
-        if self._profile is not None and (is_last or num_done == self._num_steps):
-            self._num_steps = num_done
-            return self._finish()
-        if self._num_steps and is_last and num_done <= 0:
-            return f"no profile: the first {_FIRST} updates warm up, and there was no other"
+        if self._profile is not None and num_done == self._num_steps:
+            return self._finish(num_done)
         if self._num_steps and num_done == 0:
             self._start()
+        return None
+
+    def close(self) -> str | None:
+        """End the profile of a session that ends earlier; returns the table of what there was."""
+        num_done = self._step - _FIRST
+        if self._profile is not None and num_done > 0:
+            return self._finish(num_done)
+        if self._profile is not None:
+            self._profile.stop()
+        if self._num_steps and num_done <= 0:
+            return f"no profile: the first {_FIRST} updates warm up, and there was no other"
         return None
 
     def _start(self) -> None:
@@ -83,7 +87,7 @@ class StepProfiler:
         self._profile.start()
         self._begun = time.perf_counter()
 
-    def _finish(self) -> str:
+    def _finish(self, num_steps: int) -> str:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - self._begun
@@ -91,18 +95,18 @@ class StepProfiler:
         trace.stop()
         self._folder.mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(self._folder / "trace.json"))
-        table = self._table(seconds, trace)
+        table = self._table(seconds, trace, num_steps)
         (self._folder / "table.txt").write_text(table + "\n")
         return f"{table}\nthe trace is in {self._folder / 'trace.json'}"
 
-    def _table(self, seconds: float, trace: Any) -> str:
+    def _table(self, seconds: float, trace: Any, num_steps: int) -> str:
         """Return milliseconds an update by section; the device's own only where there is one."""
         device: dict[str, float] = defaultdict(float)
         for name, begin, end in self._marks:
             if begin is not None:
                 device[name] += begin.elapsed_time(end) / 1e3
-        per_step = 1e3 / self._num_steps
-        lines = [f"{self._num_steps} updates, {seconds * per_step:.2f} ms each; ms an update:"]
+        per_step = 1e3 / num_steps
+        lines = [f"{num_steps} updates, {seconds * per_step:.2f} ms each; ms an update:"]
         lines.append(f"{'':14} {'host':>9}" + (f" {'device':>9}" if device else ""))
         for name, value in self._host.items():
             line = f"{name:14} {value * per_step:9.2f}"

@@ -43,8 +43,7 @@ def go_on(trainer: Trainer, checkpoint: Path, state: LoopState) -> None:
     """Let a trainer that has not begun continue from a checkpoint; `read_state` gave its state."""
     _restore(trainer, checkpoint, state)
     trainer.journal.load(num_units=state["num_units"], seconds=state["elapsed"])
-    if "rewinds" in state:
-        trainer.rewinds = Rewinds(**state["rewinds"])
+    trainer.rewinds = Rewinds(**state["rewinds"])
 
 
 def needed_step(trainer: Trainer) -> int | None:
@@ -105,9 +104,8 @@ def _restore(trainer: Trainer, checkpoint: Path, state: LoopState) -> None:
     trainer.place = Place.of(state["place"])
     trainer.watch.load_state_dict(state["watch"])
     trainer.guard.load(state["num_skipped"])
-    trainer.held_out_loss = state.get("held_out_loss")
-    if "spikes" in state:
-        trainer.journal.spikes.load_state_dict(state["spikes"])
+    trainer.held_out_loss = state["held_out_loss"]
+    trainer.journal.spikes.load_state_dict(state["spikes"])
     # The sums were saved over all processes: one of them takes them up, the others start from zero.
     is_first = trainer.accelerator.is_main_process
     trainer.sums.load_state_dict(state["sums"], share=float(is_first))

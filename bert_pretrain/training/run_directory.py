@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import check_creatable, write_json
 from bert_pretrain.data.digests import seal
+from bert_pretrain.data.processes import gather_on_hosts
 from bert_pretrain.data.run_folder import LOCK_FILE, list_checkpoints
 from bert_pretrain.errors import InputError, hide_secrets, spell
 from bert_pretrain.hardware import describe_run
@@ -72,6 +73,23 @@ def claim_run_dir(
             advice="pass a new `output_dir` to continue from it there",
         )
     return fetch(resume_from) if fetch is not None else checkpoint
+
+
+def refuse_other_places(trainer: Trainer) -> None:
+    """Check that all processes go on from the same checkpoint, or all begin; a collective.
+
+    Raises:
+        InputError: they do not. All of them raise it.
+    """
+    steps = gather_on_hosts(trainer.step)
+    if len(set(steps)) > 1:
+        listed = ", ".join(f"{step:,} in process {rank}" for rank, step in enumerate(steps))
+        raise InputError(
+            f"the processes do not go on from the same update ({listed}): they see other "
+            "checkpoints",
+            advice="let all hosts share the folder of `output_dir`, or name the checkpoint with "
+            "`resume_from_checkpoint`",
+        )
 
 
 def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | None) -> None:

@@ -202,7 +202,10 @@ class Trainer:
         """
         self.saver.on_written = on_save
         with self.watchdog.watching(), self.saver.finishing(), collecting_new_garbage():
-            self._train()
+            try:
+                self._train()
+            finally:
+                self._show_profile(self.profiler.close())
 
     def _train(self) -> None:
         self.journal.start(self.step)
@@ -235,11 +238,10 @@ class Trainer:
                         self._log(learning_rate, grad_norm)
                     is_judged = is_logged and self.goes_back_on_spike
                     self.journal.write_rows(wait=is_on_cpu or is_judged)
+                self._show_profile(self.profiler.step())
                 if is_judged and not is_over and has_gone_back(self):
                     windows = self._windows()
                     continue
-                if table := self.profiler.step(is_last=is_over):
-                    self.journal.print(table)
                 if is_over or _is_due(self.step, self.intervals.evaluation):
                     is_over = self.evaluate(is_last=is_over)
                     if is_over and not is_logged:  # the loss has made this update the last one
@@ -249,6 +251,10 @@ class Trainer:
                 if self.is_stopping and not is_over:
                     self.saver.settle()
                     raise self._interruption()
+
+    def _show_profile(self, table: str | None) -> None:
+        if table:
+            self.journal.print(table)
 
     def _update(self, window: Window, learning_rate: float) -> Tensor:
         """Make one update from a window of micro-batches and return the gradient norm.

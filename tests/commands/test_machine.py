@@ -136,6 +136,12 @@ def test_auto_is_refused_where_it_would_hang(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match=r"`per_device_train_batch_size` is auto.*under FSDP"):
         batch_layout(parse_config(AUTO), processes(2))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    batch_layout(parse_config(AUTO), processes(2))
+    contrastive = parse_config([*AUTO, "--objective", "contrastive"])
+    batch_layout(contrastive, processes())
+    with pytest.raises(InputError, match=r"`per_device_train_batch_size` is auto.*contrastive"):
+        batch_layout(contrastive, processes(2))
 
 
 def test_images_of_an_update_are_compared_however_many_a_forward_pass_has() -> None:

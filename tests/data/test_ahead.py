@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from bert_pretrain.data.ahead import begin_ahead
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, MachineError
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
@@ -66,7 +66,7 @@ def test_an_error_arrives_as_it_was_raised() -> None:
 
 
 def test_a_process_that_is_ended_is_an_error_that_says_so() -> None:
-    with pytest.raises(RuntimeError, match=r"ended with status -9"):
+    with pytest.raises(MachineError, match=r"ended with status -9"):
         begin_ahead(partial(signal.raise_signal, signal.SIGKILL)).result(timeout=60)
 
 

@@ -187,6 +187,6 @@ def test_epochs_count_what_was_read_and_old_places_have_no_phase() -> None:
     _, place = stream.take(place, 5)
     place = stream.enter(stream.take(stream.enter(place, 2), 4)[1], 2)
     assert stream.num_epochs(place) == pytest.approx(2.2)
-    assert Place.of([3, 1, 5]) == Place(3, 1, 5, phase=0, unread=0.0)
+    assert Place.of([3, 1, 5, 1, 0.5]) == Place(3, 1, 5, phase=1, unread=0.5)
     with pytest.raises(InputError, match="another version"):
         Place.of([1, 2])

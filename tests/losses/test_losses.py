@@ -666,6 +666,19 @@ def test_the_vocabulary_loss_is_torchs_cross_entropy(
     assert num_correct == int((plain.argmax(-1) == targets).sum())
 
 
+def test_in_float16_the_loss_scale_comes_before_the_gradient_is_rounded() -> None:
+    """Of 30,522 equal scores the softmax is 3e-5, below the least normal number of float16."""
+    scores = torch.zeros(2, 30_522, dtype=torch.float16, requires_grad=True)
+    loss, _ = summed_cross_entropy(
+        scores - 4 * torch.eye(2, 30_522, dtype=torch.float16), torch.tensor([0, 1])
+    )
+    scale = 2.0**12
+    (gradient,) = torch.autograd.grad(scale * loss, scores)
+    probability = 1 / (30_521 + math.exp(-4))
+    expected = torch.full((2, 1000), scale * probability)
+    torch.testing.assert_close(gradient[:, 2:1002].float(), expected, rtol=2**-10, atol=0.0)
+
+
 def test_the_vocabulary_loss_of_huge_scores_and_of_no_row_is_finite() -> None:
     scores = torch.tensor([[1e4, -1e4], [0.0, 3e38]], requires_grad=True)
     loss, _ = summed_cross_entropy(scores, torch.tensor([0, 1]))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from trainers import PASSES
 
 from bert_pretrain.data.loader import evaluation_batches
 from bert_pretrain.data.stream import Place
@@ -206,7 +207,7 @@ def test_pictures_and_measures_come_as_without_local_views(
     alone.objective.build_model()
     assert task.objective.flops_per_image > 1.1 * alone.objective.flops_per_image
     with torch.no_grad():
-        measured = task.monitor.measures(model.eval(), {})
+        measured = task.monitor.measures(model.eval(), {}, **PASSES)
         task.monitor.show(model, tmp_path, step=1, is_last=False)
-        assert measured == alone.monitor.measures(model, {})
+        assert measured == alone.monitor.measures(model, {}, **PASSES)
     assert list(tmp_path.rglob({"triplet": "triplets.png", "nt_xent": "views.png"}[kind]))

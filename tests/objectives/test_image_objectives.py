@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from trainers import PASSES
 
 from bert_pretrain.data.loader import evaluation_batches
 from bert_pretrain.data.random import Purpose, uniform
@@ -264,12 +265,15 @@ def test_measures_are_those_of_the_plain_encoder_and_warn_of_a_collapse(
     task = make_task("triplet", corpus)
     model = task.objective.build_model().eval()
     with torch.no_grad():
-        row = task.monitor.measures(model, {})
+        beats: list[str] = []
+        row = task.monitor.measures(model, {}, batch_size=5, beat=beats.append)
+        assert len(beats) == 12  # 3 of 12 images, 3 of their second views, 6 of a bank of 28
+        assert row == pytest.approx(task.monitor.measures(model, {}, **PASSES), rel=1e-4)
         assert row["encoder_dim"] == 128
         assert {"embedding_std", "effective_rank", "uniformity", "alignment"} < row.keys()
         for parameter in model.encoder.parameters():
             parameter.zero_()
-        flat = task.monitor.measures(model, {})
+        flat = task.monitor.measures(model, {}, **PASSES)
     means = {"contrastive_loss": 1.0, "contrastive_negative_distance": 0.0}
     assert flat["embedding_std"] == 0
     assert task.monitor.warnings({"step": 0, **flat, **means}) == []
@@ -279,7 +283,7 @@ def test_measures_are_those_of_the_plain_encoder_and_warn_of_a_collapse(
     with torch.no_grad():
         next(model.encoder.parameters()).fill_(torch.nan)
         with pytest.raises(TrainingError, match=r"12 of 12 images.*`learning_rate`"):
-            task.monitor.measures(model, {})
+            task.monitor.measures(model, {}, **PASSES)
 
 
 def projecting(project: Any) -> torch.nn.Module:
@@ -316,7 +320,7 @@ def test_what_is_reached_by_chance_stands_beside_losses_and_accuracies(
     task = make_task(kind, corpus, num_images=256)
     model = task.objective.build_model().eval()
     with torch.no_grad():
-        row = task.monitor.measures(model, {})
+        row = task.monitor.measures(model, {}, **PASSES)
     assert row["chance_contrastive_loss"] == pytest.approx(
         {"triplet": 1, "nt_xent": math.log(511)}[kind]
     )
@@ -373,7 +377,7 @@ def test_pictures_of_few_images_and_of_images_without_labels(
     task = make_task("masked", unlabelled)
     model = task.objective.build_model().eval()
     with torch.no_grad():
-        assert "knn_accuracy" not in task.monitor.measures(model, {})
+        assert "knn_accuracy" not in task.monitor.measures(model, {}, **PASSES)
         _, rows = task.monitor.show(model, tmp_path, step=7, is_last=True)
     (folder,) = (tmp_path / row["folder"] for row in rows)
     assert {path.name for path in folder.iterdir()} == {"neighbours.png", "reconstructions.png"}

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
+from trainers import PASSES
 
 from bert_pretrain.data.loader import evaluation_batches
 from bert_pretrain.data.stream import Batch, Place
@@ -180,7 +181,7 @@ def test_rectangles_are_trained_on_and_measured(
     assert torch.isfinite(term.sum)
     with torch.no_grad():
         means = {"reconstruction_squared_error": 0.1}
-        assert "knn_accuracy" in task.monitor.measures(model.eval(), means)
+        assert "knn_accuracy" in task.monitor.measures(model.eval(), means, **PASSES)
         task.monitor.show(model, tmp_path, step=1, is_last=False)
     processor = task.exporter.processor
     found = processor(Image.open(sorted(photos.rglob("*.png"))[0]), return_tensors="np")

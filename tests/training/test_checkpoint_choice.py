@@ -19,7 +19,11 @@ from bert_pretrain.errors import InputError, TrainingError
 from bert_pretrain.training import checkpoint_state
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state
 from bert_pretrain.training.checkpoint_state import STATE_FILE, read_state_file, write_state
-from bert_pretrain.training.run_directory import claim_run_dir, leave_newer_aside
+from bert_pretrain.training.run_directory import (
+    claim_run_dir,
+    leave_newer_aside,
+    refuse_other_places,
+)
 
 
 @pytest.fixture
@@ -296,3 +300,15 @@ def test_a_run_with_weights_or_a_loss_that_is_not_finite_saves_nothing(tmp_path:
     with pytest.raises(TrainingError, match="after update 6"):
         trainer.evaluate(is_last=False)
     assert names(tmp_path) == ["step-000002", "step-000004"]
+
+
+def test_processes_that_see_different_checkpoints_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path)
+    refuse_other_places(trainer)
+    monkeypatch.setattr(
+        "bert_pretrain.training.run_directory.gather_on_hosts", lambda step: [step, 1200]
+    )
+    with pytest.raises(InputError, match=r"0 in process 0, 1,200 in process 1\).*`output_dir`"):
+        refuse_other_places(trainer)

@@ -53,6 +53,21 @@ def test_without_a_profile_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "profile").exists()
 
 
+def test_a_run_that_is_interrupted_has_the_profile_of_what_there_was(tmp_path: Path) -> None:
+    trainer = bert_trainer(Accelerator(cpu=True), tmp_path, profile_steps=20, max_steps=20)
+    update = trainer._update
+
+    def interrupted(*arguments: Any) -> Any:
+        if trainer.step == 9:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    trainer._update = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert (tmp_path / "profile/table.txt").read_text().startswith("4 updates, ")
+
+
 def test_a_run_shorter_than_its_profile_says_what_there_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

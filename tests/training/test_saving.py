@@ -305,6 +305,19 @@ def test_what_stays_is_the_newest_the_best_the_kept_and_the_needed(
     shutil.rmtree(folder)
 
 
+def test_the_best_is_of_the_phase_of_the_newest(tmp_path: Path) -> None:
+    """Rows of another length have losses of their own."""
+    for step, phase, loss in ((1, 0, 1.0), (2, 1, 3.0), (3, 1, 2.0), (4, 1, 4.0)):
+        path = checkpoint_path(tmp_path, step)
+        path.mkdir()
+        place = [0, 0, 8 * step, phase, 0.0]
+        state = loop_state(step) | {"held_out_loss": loss, "place": place}
+        write_state(path / STATE_FILE, state, {})  # type: ignore[arg-type]
+    checkpoints = list_checkpoints(tmp_path)
+    stale = Retention(1).stale(checkpoints, needed=None)
+    assert [checkpoint.name for checkpoint in stale] == ["step-000001", "step-000002"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_what_is_written_is_the_state_when_it_was_begun(tmp_path: Path) -> None:

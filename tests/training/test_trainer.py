@@ -271,7 +271,7 @@ def test_rates_per_second_leave_out_evaluations(
     clock = SimpleNamespace(perf_counter=tick)  # whoever looks at it takes a quarter of a second
     monkeypatch.setattr("bert_pretrain.training.metrics.time", clock)
     trainer = line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4)
-    monkeypatch.setattr(trainer.monitor, "measures", lambda *_: {"slept": tick(1000.0)})
+    monkeypatch.setattr(trainer.monitor, "measures", lambda *_, **__: {"slept": tick(1000.0)})
     trainer.train()
     # The third row follows the evaluation of step 2, the first that of the start.
     rates = [row["numbers_per_second"] for row in rows_of(tmp_path, "train")]
