@@ -669,9 +669,8 @@ def test_the_vocabulary_loss_is_torchs_cross_entropy(
 def test_in_float16_the_loss_scale_comes_before_the_gradient_is_rounded() -> None:
     """Of 30,522 equal scores the softmax is 3e-5, below the least normal number of float16."""
     scores = torch.zeros(2, 30_522, dtype=torch.float16, requires_grad=True)
-    loss, _ = summed_cross_entropy(
-        scores - 4 * torch.eye(2, 30_522, dtype=torch.float16), torch.tensor([0, 1])
-    )
+    lower = 4 * torch.eye(2, 30_522, dtype=torch.float16)
+    loss, _ = summed_cross_entropy(scores - lower, torch.tensor([0, 1]))
     scale = 2.0**12
     (gradient,) = torch.autograd.grad(scale * loss, scores)
     probability = 1 / (30_521 + math.exp(-4))
