@@ -1,7 +1,7 @@
-"""`bert-pretrain cache`: the decoded copies of images that pretraining and evaluation keep.
+"""`bert-pretrain cache`: the copies of data that pretraining and evaluation keep.
 
-Nothing enters; a list of the copies leaves on standard output, and with --clean some of them are
-removed. A copy that a process uses stays.
+Nothing enters; a list of the copies leaves on standard output, of prepared text and of decoded
+images, and with --clean some of them are removed. A copy that a process uses stays.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import time
 from collections.abc import Sequence
 
 from bert_pretrain.commands.running import reporting_input_errors
+from bert_pretrain.data.copies import Copy, is_used, list_copies, remove
 from bert_pretrain.errors import InputError
-from bert_pretrain.images.copies import Copy, is_used, list_copies, remove
+from bert_pretrain.images.cache import decoded_copies
 from bert_pretrain.images.corpus import default_cache_dir
+from bert_pretrain.text.preparation import prepared_copies
 
 _SECONDS_PER_DAY = 24 * 60 * 60
 
@@ -25,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """List the copies, or remove those that the command line names; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="bert-pretrain cache",
-        description="List the decoded copies of images, longest unused first: size, when last "
-        "used, whether a process uses it, and what it holds. One that was removed is made again "
-        "when it is needed.",
+        description="List the copies of text and of images that runs without a prepared corpus "
+        "have made, longest unused first: size, when last used, whether a process uses it, and "
+        "what it holds. One that was removed is made again when it is needed.",
         allow_abbrev=False,
     )
     help_text = "Remove copies that no process uses: all, or those unused for so many days."
@@ -37,14 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with reporting_input_errors(debug=options.debug):
         latest = -math.inf if options.clean is None else time.time() - _seconds(options.clean)
-        folder, sizes = default_cache_dir(), {False: 0, True: 0}  # of those kept and removed
-        for copy in list_copies(folder):
-            is_gone = copy.last_used <= latest and remove(copy)
-            sizes[is_gone] += copy.num_bytes
-            state = "removed" if is_gone else "in use" if is_used(copy) else ""
-            sys.stdout.write(_line(copy, state) + "\n")
-        gone = f", {_megabytes(sizes[True])} removed" if options.clean else ""
-        sys.stdout.write(f"{_megabytes(sizes[False])} in {folder}{gone}\n")
+        for shelf in (prepared_copies(), decoded_copies(default_cache_dir())):
+            sizes = {False: 0, True: 0}  # of those kept and removed
+            for copy in list_copies(shelf):
+                is_gone = copy.last_used <= latest and remove(copy)
+                sizes[is_gone] += copy.num_bytes
+                state = "removed" if is_gone else "in use" if is_used(copy) else ""
+                sys.stdout.write(_line(copy, state) + "\n")
+            gone = f", {_megabytes(sizes[True])} removed" if options.clean else ""
+            sys.stdout.write(f"{_megabytes(sizes[False])} in {shelf.folder}{gone}\n")
     return 0
 
 

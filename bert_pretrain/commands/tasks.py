@@ -1,6 +1,6 @@
 """From the name of an objective to what a run is about, and what it is made of.
 
-A task's module is imported when it is asked for: training on text needs nothing of images.
+A task's module is imported when it is asked for: training on text decodes and augments nothing.
 """
 
 from __future__ import annotations

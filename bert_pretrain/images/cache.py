@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from bert_pretrain.data.atomic import atomic_folder
+from bert_pretrain.data.copies import Shelf, hold
 from bert_pretrain.data.digests import damages, digests_of, unseal, write_sealed
 from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.errors import InputError
-from bert_pretrain.images.copies import LABELS_FILE, MANIFEST, MOMENTS_FILE, PIXELS_FILE, hold
 from bert_pretrain.images.decoded import (
     FORMAT_VERSION,
     DecodedImages,
@@ -36,7 +36,9 @@ from bert_pretrain.images.decoded import (
 )
 from bert_pretrain.images.decoding import ImageSource, decode_rows, picture_conversion
 
+PIXELS_FILE, LABELS_FILE, MOMENTS_FILE = "pixels.npy", "labels.npy", "moments.npy"
 PLACES_FILE = "places.npy"
+MANIFEST = "manifest.json"
 
 Content = TypeVar("Content")
 
@@ -146,7 +148,7 @@ def _written_once(
         write: writes its files and returns what the manifest tells of them.
         read: raises `InputError` if something is missing or damaged.
     """
-    with FileLock(f"{folder}.lock"):
+    with _lock(folder):
         if folder.exists():
             try:
                 found = read(folder)
@@ -191,3 +193,19 @@ def _folder(source: ImageSource, rule: DecodingRule, cache_dir: Path, what: str)
     folder = cache_dir.absolute() / key[:20]
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(f"{folder}.lock")
+
+
+def decoded_copies(cache_dir: Path) -> Shelf:
+    """Return where decoded images are kept, for whoever lists and removes them."""
+    return Shelf(cache_dir, _describe, _lock)
+
+
+def _describe(folder: Path) -> str:
+    manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    height, width, _ = manifest["shape"]
+    count = len(np.load(folder / MOMENTS_FILE, mmap_mode="r"))
+    return f"{count:,} images of {width} x {height} from {manifest['source']['description']}"

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from bert_pretrain.data.atomic import atomic_folder, check_creatable
+from bert_pretrain.data.copies import Shelf, hold
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.distinct import DistinctDocuments
 from bert_pretrain.text.division import Division, divide, write_divided
@@ -38,6 +39,7 @@ from bert_pretrain.text.prepared import (
     count_tokens,
     folder_lock,
     grouped,
+    read_manifest,
     write_manifest,
     write_token_counts,
 )
@@ -69,6 +71,21 @@ class _Written:
     digests: list[bytes]
     num_characters: array[int]
     num_bytes: array[int]
+
+
+def default_cache_dir() -> Path:
+    """Return where corpora are kept: below the Hugging Face cache, which HF_HOME moves."""
+    return Path(HF_HOME) / "bert_pretrain" / "prepared"
+
+
+def prepared_copies() -> Shelf:
+    """Return where prepared corpora are kept, for whoever lists and removes them."""
+    return Shelf(default_cache_dir(), _describe_copy, folder_lock)
+
+
+def _describe_copy(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    return f"{manifest['counts']['tokens']:,} tokens of {manifest['source']['description']}"
 
 
 def prepare_corpus(
@@ -121,14 +138,15 @@ def prepare_corpus(
     key = hashlib.sha256(determinants.encode()).hexdigest()
     # Of a corpus with text that the segmenter has cut; installing another changes no other corpus.
     segmented_key = hashlib.sha256(f"{key} {finder.segmenter.name}".encode()).hexdigest()
-    cached = Path(HF_HOME) / "bert_pretrain" / "prepared" / key[:20]
     is_ours = output_dir is None
-    output_dir = (output_dir or cached).absolute()
+    output_dir = (output_dir or default_cache_dir() / key[:20]).absolute()
     check_creatable(output_dir, parameter="output_dir")
     files = [*source.files, *(held_out.files if held_out is not None else ())]
     with folder_lock(output_dir):
         corpus = found_corpus(output_dir, {key, segmented_key}, is_ours=is_ours)
         if corpus is not None:
+            if is_ours:
+                hold(output_dir)
             return restated(corpus, languages, notes, files)
         with atomic_folder(output_dir) as aside:
             filled = _fill(aside, source, held_out, tokenizer, finder, choices, show_progress)
@@ -136,6 +154,8 @@ def prepare_corpus(
             corpus_key = segmented_key if filled["words"]["segmenter"] else key
             identity = {"format_version": FORMAT_VERSION, "key": corpus_key}
             write_manifest(aside, identity | filled)
+        if is_ours:
+            hold(output_dir)
         return PreparedCorpus.load(output_dir)
 
 

@@ -1,4 +1,4 @@
-"""`bert-pretrain cache`: the decoded copies of images are listed, and removed unless in use."""
+"""`bert-pretrain cache`: copies of text and of images are listed, and removed unless in use."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import environment
+from runs import environment, write_corpus
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.images import copies
+from bert_pretrain.data import copies
 from bert_pretrain.images.corpus import open_images
+from bert_pretrain.text.documents import TextSource
+from bert_pretrain.text.opening import open_corpus
+from bert_pretrain.text.prepared import PreparedCorpus
+from bert_pretrain.text.tokenizers import load_tokenizer
 
 DAY = 24 * 60 * 60
 HOLDER = """
 import sys
 from pathlib import Path
-from bert_pretrain.images.copies import hold
+from bert_pretrain.data.copies import hold
 hold(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -30,7 +34,8 @@ sys.stdin.read()
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("bert_pretrain.images.corpus.HF_HOME", str(tmp_path / "hf"))
+    for module in ("images.corpus", "text.preparation"):
+        monkeypatch.setattr(f"bert_pretrain.{module}.HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(copies, "_HELD", {})  # as in a process of its own
     return tmp_path / "hf/bert_pretrain/images"
 
@@ -62,11 +67,11 @@ def test_the_list_says_what_a_copy_is_how_large_and_when_it_was_used(
     age(copy, 3)
     for _ in range(2):  # to list is not to use
         assert main(["cache"]) == 0
-        line, total = capsys.readouterr().out.splitlines()
+        _, line, total = capsys.readouterr().out.splitlines()
         size = sum(path.stat().st_size for path in copy.iterdir())
         assert line.split()[:2] == [f"{size / 1e6:.1f}", "MB"]
         assert time.strftime("%Y-%m-%d", time.localtime(time.time() - 3 * DAY)) in line
-        assert line.endswith(f"{copy.name}  5 of 9 x 7 from {tmp_path / 'photographs'}")
+        assert line.endswith(f"{copy.name}  5 images of 9 x 7 from {tmp_path / 'photographs'}")
         assert total.endswith(f"MB in {cache}") and copy.is_dir()
 
 
@@ -77,7 +82,7 @@ def test_only_what_was_unused_for_long_enough_is_removed_and_made_again_when_nee
     age(old, 31)
     age(young, 29)
     assert main(["cache", "--clean", "30"]) == 0
-    first, second, _ = capsys.readouterr().out.splitlines()
+    _, first, second, _ = capsys.readouterr().out.splitlines()
     assert "removed" in first and old.name in first
     assert "removed" not in second and young.name in second
     assert not old.exists() and young.exists()
@@ -134,4 +139,28 @@ def test_without_any_copy_nothing_is_listed(
     cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache"]) == 0
-    assert capsys.readouterr().out == f"0.0 MB in {cache}\n"
+    prepared = cache.with_name("prepared")
+    assert capsys.readouterr().out == f"0.0 MB in {prepared}\n0.0 MB in {cache}\n"
+
+
+def test_prepared_text_is_listed_and_removed_unless_in_use(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prepare() -> PreparedCorpus:
+        return open_corpus(
+            TextSource(data_files=[str(write_corpus(tmp_path / "own.jsonl"))]),
+            load_tokenizer(None),
+            seed=0,
+            download=lambda _: None,
+            show_progress=False,
+        )
+
+    corpus = prepare()
+    assert main(["cache", "--clean", "all"]) == 0
+    line, *_ = capsys.readouterr().out.splitlines()
+    tokens = corpus.manifest["counts"]["tokens"]
+    assert line.endswith(f"in use   {corpus.folder.name}  {tokens:,} tokens of own.jsonl")
+    copies._HELD.popitem()[1].close()  # as if the process had ended
+    assert main(["cache", "--clean", "all"]) == 0
+    assert "removed" in capsys.readouterr().out and not corpus.folder.exists()
+    assert prepare().folder == corpus.folder and corpus.folder.exists()
