@@ -1,7 +1,7 @@
 """The models that pretrain an image encoder under a head: an autoencoder, and one for contrast.
 
 Enters: normalised images. Leaves: their embeddings, and what the loss reads, reconstructions or
-projections. Every row is computed from its own image alone.
+projections. Every row is computed from its own image alone, unless the encoder normalises batches.
 """
 
 from __future__ import annotations
