@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from results import write_results
 
+from bert_pretrain.hardware import peak_resident_bytes
 from bert_pretrain.text.blocks import TextBlocks
 from bert_pretrain.text.prepared import Shard, TokenStore
 
@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Return the seconds and bytes of one way of planning."""
     store = simulated_store(arguments.rows, arguments.max_seq_length)
     documents = np.arange(store.num_documents, dtype=np.int64)
-    before = peak_bytes()
+    before = peak_resident_bytes() or 0
     begin, begin_cpu = time.perf_counter(), time.process_time()
     blocks = TextBlocks(
         store,
@@ -87,13 +87,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         found["block_cpu_seconds"] = (time.process_time() - begin_cpu) / 2
     columns = ("a_start", "a_length", "b_start", "b_length", "next_sentence_label")
     found["plan_bytes"] = sum(getattr(plan, name).nbytes for name in columns)
-    found["peak_bytes"] = peak_bytes() - before
+    found["peak_bytes"] = (peak_resident_bytes() or 0) - before
     return found
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measured(rows: int, way: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -150,7 +150,14 @@ def at_random(number: signal.Signals) -> Fault:
             process.wait(setting.generator.uniform(0, 0.5) * setting.seconds)
             return False
         process.send_signal(number)
-        process.wait()
+        status = process.wait()
+        if status == 0:  # it had just come to its end
+            return False
+        if number != signal.SIGKILL:
+            if status != 128 + number:
+                raise LostError(f"{number.name} ends the run with {status}")
+            if not list_checkpoints(setting.run_dir / "checkpoints"):
+                raise LostError(f"{number.name} ends the run without a checkpoint")
         return True
 
     return apply
@@ -190,9 +197,13 @@ def killed_while(pattern: str, *, seconds: float = 0.05) -> Fault:
 
 def killed_in_start(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
     """Kill the run before it trains."""
+    path = setting.run_dir / "metrics.jsonl"
+    before = path.stat().st_mtime_ns if path.exists() else 0
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(setting.generator.uniform(0.1, 6.0))
         return False
+    if path.exists() and path.stat().st_mtime_ns != before:
+        return False  # it trains already, and may do so to its end
     process.kill()
     process.wait()
     return True
@@ -247,6 +258,28 @@ def launcher_killed(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
             raise LostError(f"{len(alive)} processes outlive their launcher")
         time.sleep(0.1)
     return True
+
+
+def stays_behind(setting: Setting) -> list[str]:
+    """Return the commands of processes of a setting's runs that do not end, and end them."""
+
+    def alive() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("HF_HOME") == str(setting.cache) and is_alive(process):
+                    found.append(process)
+        return found
+
+    limit = time.monotonic() + _SECONDS_TO_FOLLOW
+    while (found := alive()) and time.monotonic() < limit:
+        time.sleep(0.1)
+    names = []
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            names.append(" ".join(process.cmdline())[:200])
+            process.kill()
+    return names
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -366,6 +399,8 @@ def hub_away(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
     if status not in (None, 0):
         raise LostError(f"a run without its Hub ends with {status}")
     time.sleep(setting.generator.uniform(0, 1.0))
+    if process.poll() is not None:
+        return False
     process.kill()
     process.wait()
     return True

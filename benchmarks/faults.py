@@ -25,7 +25,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fault_kinds import FAULTS, Fault, Kind, LostError, Setting, launcher_killed, trains
+from fault_kinds import (
+    FAULTS,
+    Fault,
+    Kind,
+    LostError,
+    Setting,
+    launcher_killed,
+    stays_behind,
+    trains,
+)
 from results import read_runs, replace_marked, write_results
 
 from bert_pretrain.training.metrics import OF_THE_MACHINE
@@ -125,7 +134,7 @@ def try_fault(
             trouble = f"the last start ends with {status}"
         elif content(setting.run_dir) != whole:
             trouble = "other metrics or weights"
-        elif left := leftovers(setting):
+        elif left := leftovers(setting) + stays_behind(setting):
             trouble = f"left: {left}"
         else:
             trouble = missing_on_hub(setting)

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from results import write_results
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import training_windows
@@ -108,11 +108,11 @@ def plain_batches(
     files: list[Path], size: int, *, batch_size: int, num_workers: int
 ) -> Iterator[Tensor]:
     """Yield uint8 (B, 2, 3, S, S) without end."""
-    loader = DataLoader(
-        PlainViews(files, size), batch_size, shuffle=True, num_workers=num_workers, drop_last=True
-    )
-    while True:
-        yield from loader
+    views = PlainViews(files, size)
+    # One epoch without end, so that no worker stops and starts while rates are taken.
+    endless = RandomSampler(views, replacement=True, num_samples=2**40)
+    loader = DataLoader(views, batch_size, sampler=endless, num_workers=num_workers, drop_last=True)
+    yield from loader
 
 
 @dataclass

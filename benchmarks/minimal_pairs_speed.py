@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from results import write_results
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
 from bert_pretrain.evaluation.minimal_pairs import (
     MinimalPair,
@@ -55,9 +55,10 @@ def make_pairs(num_pairs: int) -> list[MinimalPair]:
 
 
 @torch.inference_mode()
-def loop(model: BertForMaskedLM, sentences: list[str]) -> list[float]:
+def loop(
+    model: BertForMaskedLM, tokenizer: PreTrainedTokenizerFast, sentences: list[str]
+) -> list[float]:
     """Return the sums of sentences, one forward per position."""
-    tokenizer = load_tokenizer(None)
     sums = []
     for sentence in sentences:
         input_ids = tokenizer(sentence, return_tensors="pt")["input_ids"].to(model.device)
@@ -72,11 +73,15 @@ def loop(model: BertForMaskedLM, sentences: list[str]) -> list[float]:
 
 
 def timed_ours(
-    model: BertForMaskedLM, pairs: list[MinimalPair], *, bf16: bool
+    model: BertForMaskedLM,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: list[MinimalPair],
+    *,
+    bf16: bool,
 ) -> tuple[float, PairScores]:
     """Return seconds and scores."""
     start = time.perf_counter()
-    scores = score_pairs(model, load_tokenizer(None), pairs, bf16=bf16)
+    scores = score_pairs(model, tokenizer, pairs, bf16=bf16)
     return time.perf_counter() - start, scores
 
 
@@ -107,7 +112,7 @@ def main() -> None:
     model = BertForMaskedLM(config).eval()
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
-    pairs = make_pairs(arguments.pairs)
+    tokenizer, pairs = load_tokenizer(None), make_pairs(arguments.pairs)
     ways = ["fp32"] + ["bf16"] * (native_precision() == "bf16")
     seconds: dict[str, list[float]] = {"loop": []} | {way: [] for way in ways}  # per pair
     scores: dict[str, PairScores] = {}
@@ -116,7 +121,8 @@ def main() -> None:
         # Another part in every round, so that all lengths take part.
         rows = np.linspace(number, len(pairs) - 1, arguments.loop_pairs).astype(int).tolist()
         start = time.perf_counter()
-        found = loop(model, [pairs[row].good for row in rows] + [pairs[row].bad for row in rows])
+        sentences = [pairs[row].good for row in rows] + [pairs[row].bad for row in rows]
+        found = loop(model, tokenizer, sentences)
         taken = {"loop": (time.perf_counter() - start) / len(rows)}
         sums |= dict(zip(rows, found, strict=False))
         num_positions = [
@@ -125,7 +131,7 @@ def main() -> None:
         ]
         taken["loop"] *= num_positions[1] / num_positions[0]
         for way in ways:
-            elapsed, scores[way] = timed_ours(model, pairs, bf16=way == "bf16")
+            elapsed, scores[way] = timed_ours(model, tokenizer, pairs, bf16=way == "bf16")
             taken[way] = elapsed / len(pairs)
         if number:
             for way, value in taken.items():

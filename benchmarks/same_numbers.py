@@ -81,7 +81,8 @@ def largest_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]])
         for key, value in other.items():
             if isinstance(value, int | float):
                 found = mine.get(key, float("inf"))
-                differences.append(abs(found - value) / max(abs(value), 1e-12))
+                difference = abs(found - value) / max(abs(value), 1e-12)
+                differences.append(difference if difference == difference else float("inf"))
     return max(differences)
 
 
@@ -113,6 +114,8 @@ def main() -> None:
                     weights = "identical" if same else "OTHER"
                     line += f"  {weights} weights, numbers differ by {difference:.1e}"
                 print(line, flush=True)
+    if arguments.against and not runs.keys() <= earlier.keys():
+        raise SystemExit(f"{arguments.against} has no {', '.join(runs.keys() - earlier.keys())}")
     write_results(
         arguments.json, {key: run["rows"][-1]["loss"] for key, run in runs.items()}, runs=runs
     )

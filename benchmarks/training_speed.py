@@ -1,9 +1,10 @@
 """Training throughput against the stock way, side by side in one run.
 
 Stock is transformers' `BertForPreTraining` in its defaults (dropout 0.1, float32),
-`DataCollatorForLanguageModeling` and `torch.optim.AdamW`; ours is this package's model, collator
+`DataCollatorForLanguageModeling` and `torch.optim.AdamW`; stock like ours is the same with the
+precision and the dropout of ours and torch's fused AdamW; ours is this package's model, collator
 and AdamW as the default recipe has them (dropout 0, the precision that `--mixed_precision auto`
-would choose). Both train on the same rows, which stock pads to the longest of a batch; tokens are
+would choose). All train on the same rows, which stock pads to the longest of a batch; tokens are
 real tokens. `--document_sentences 4` makes short rows, as short documents do; `--torch_compile`
 measures ours compiled as well.
 """
@@ -14,7 +15,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +39,8 @@ from bert_pretrain.text.pairs import EpochPlan, plan_epoch
 from bert_pretrain.text.prepared import Shard, TokenStore
 from bert_pretrain.text.windows import NO_PAIR
 from bert_pretrain.training.optimizers import build_optimizers
+
+STOCK, LIKE_OURS, OURS, COMPILED = "stock", "stock_like_ours", "ours", "compiled"
 
 
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -70,17 +75,29 @@ def stock_step(
     tokenizer: PreTrainedTokenizerFast,
     arguments: argparse.Namespace,
     size: str,
+    *,
+    bf16: bool,
+    is_like_ours: bool,
 ) -> Callable[[np.ndarray], int]:
     """Return a function that makes one stock update of rows and returns its number of tokens."""
-    config = named_config(size, vocab_size=arguments.vocab_size, pad_token_id=0)
+    dropout = 0.0 if is_like_ours else 0.1
+    config = named_config(
+        size,
+        vocab_size=arguments.vocab_size,
+        pad_token_id=0,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
     model = transformers.BertForPreTraining(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=is_like_ours or None)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
 
     def step(rows: np.ndarray) -> int:
         features = [stock_feature(plan, store, int(row)) for row in rows]
         batch = collate(features)
-        model(**batch).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and is_like_ours):
+            loss = model(**batch).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return int(batch["attention_mask"].sum())
@@ -145,11 +162,8 @@ def our_step(
     return step
 
 
-def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> list[list[float]]:
-    """Return tokens/s of every round: stock, ours, and ours compiled if that is measured.
-
-    A round times one after the other.
-    """
+def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> dict[str, list[float]]:
+    """Return tokens/s of every round by way; a round times one way after the other."""
     store = make_store(arguments.vocab_size, arguments.document_sentences, np.random.default_rng(0))
     plan = plan_epoch(
         store,
@@ -162,24 +176,23 @@ def measure(size: str, arguments: argparse.Namespace, *, bf16: bool) -> list[lis
     )
     plan = plan.take(np.flatnonzero(plan.next_sentence_label != NO_PAIR))
     tokenizer = make_tokenizer(arguments.vocab_size)
-    steps = [
-        stock_step(plan, store, tokenizer, arguments, size),
-        our_step(plan, store, arguments, size, bf16=bf16),
-    ]
+    stock = partial(stock_step, plan, store, tokenizer, arguments, size, bf16=bf16)
+    ours = partial(our_step, plan, store, arguments, size, bf16=bf16)
+    steps = {STOCK: stock(is_like_ours=False), LIKE_OURS: stock(is_like_ours=True), OURS: ours()}
     if arguments.torch_compile:
-        steps.append(our_step(plan, store, arguments, size, bf16=bf16, is_compiled=True))
+        steps[COMPILED] = ours(is_compiled=True)
         for number in range(8):  # as many batches as have all shapes
             rows = np.arange(arguments.batch_size) + number * arguments.batch_size
-            steps[-1](rows)
-    rates: list[list[float]] = [[] for _ in steps]
+            steps[COMPILED](rows)
+    rates: dict[str, list[float]] = {way: [] for way in steps}
     for number in range(arguments.rounds + 1):
         rows = np.arange(arguments.batch_size) + number * arguments.batch_size
-        for step, collected in zip(steps, rates, strict=True):
-            repeats = 1 if step is steps[0] else 3
+        for way, step in steps.items():
+            repeats = 1 if way == STOCK else 3
             start = time.perf_counter()
             tokens = sum(step(rows) for _ in range(repeats))
-            collected.append(tokens / (time.perf_counter() - start))
-    return [collected[1:] for collected in rates]  # the first round warms up
+            rates[way].append(tokens / (time.perf_counter() - start))
+    return {way: collected[1:] for way, collected in rates.items()}  # the first round warms up
 
 
 def main() -> None:
@@ -199,35 +212,26 @@ def main() -> None:
     torch.set_num_threads(cpu_threads(0))
     torch.manual_seed(0)
     bf16 = native_precision() == "bf16"
-    figures = {}
+    figures: dict[str, float] = {}
+    runs: list[dict[str, Any]] = []
     print(
         f"vocabulary {arguments.vocab_size:,}, batch {arguments.batch_size} x "
-        f"{arguments.max_seq_length}"
-    )
-    print(
-        f"ours in {'bf16' if bf16 else 'fp32'}; median tokens/s of {arguments.rounds} rounds; "
-        "ratios by round"
+        f"{arguments.max_seq_length}, {'bf16' if bf16 else 'fp32'} but stock's own fp32; median "
+        f"tokens/s of {arguments.rounds} rounds; ratios by round"
     )
     for size in arguments.sizes:
-        stock, ours, *compiled = measure(size, arguments, bf16=bf16)
-        ratios = sorted(b / a for a, b in zip(stock, ours, strict=True))
-        figures[f"{size}_stock_tokens_per_second"] = statistics.median(stock)
-        figures[f"{size}_tokens_per_second"] = statistics.median(ours)
-        figures[f"{size}_speedup_ratio"] = statistics.median(ratios)
-        print(
-            f"{size:6} stock {statistics.median(stock):8,.0f}  ours "
-            f"{statistics.median(ours):8,.0f}  "
-            f"ratio {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
-        )
-        for rates in compiled:
-            gains = sorted(b / a for a, b in zip(ours, rates, strict=True))
-            figures[f"{size}_compiled_tokens_per_second"] = statistics.median(rates)
-            figures[f"{size}_compiled_over_ours_ratio"] = statistics.median(gains)
-            print(
-                f"{size:6} compiled {statistics.median(rates):8,.0f}  over ours "
-                f"{statistics.median(gains):.2f} ({gains[0]:.2f} to {gains[-1]:.2f})"
-            )
-    write_results(arguments.json, figures, runs=arguments.rounds)
+        rates = measure(size, arguments, bf16=bf16)
+        runs.append({"size": size, "document_sentences": arguments.document_sentences} | rates)
+        for way, collected in rates.items():
+            figures[f"{size}_{way}_tokens_per_second"] = statistics.median(collected)
+            print(f"{size:6} {way:16} {statistics.median(collected):8,.0f}")
+        pairs = [(OURS, STOCK), (OURS, LIKE_OURS)] + [(COMPILED, OURS)] * (COMPILED in rates)
+        for way, other in pairs:
+            ratios = sorted(b / a for a, b in zip(rates[other], rates[way], strict=True))
+            figures[f"{size}_{way}_over_{other}_ratio"] = statistics.median(ratios)
+            spread = f"({ratios[0]:.1f} to {ratios[-1]:.1f})"
+            print(f"{size:6} {way} over {other} {statistics.median(ratios):.1f} {spread}")
+    write_results(arguments.json, figures, runs=runs)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,24 @@ def cpu_threads(requested: int) -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def peak_resident_bytes() -> int | None:
+    """Return the most memory that this process has held; None where the system does not tell.
+
+    Linux hands `getrusage`'s peak on to programs that a process starts, so that a small one has
+    that of its parent; VmHWM is the program's own.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        return 1024 * int(kilobytes)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest  # bytes there, else KiB
+
+
 def describe_run() -> dict[str, Any]:
     """Return versions, the package's code, command line and hardware."""
     return {

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have that of the process that starts them
+    # What an earlier version of the code has left in the user's cache must not pass for this one's.
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-of-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -12,11 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from bert_pretrain.errors import TrainingError
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+from bert_pretrain.hardware import peak_resident_bytes
 
 GIB = 2**30
 # How the allocator of a CPU, a library of CUDA and CUDA itself say it in errors of no own type.
@@ -32,10 +28,8 @@ def peak_gib(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
-    if resource is None:
-        return math.nan
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / (GIB if sys.platform == "darwin" else GIB / 1024)  # bytes there, else KiB
+    peak = peak_resident_bytes()
+    return math.nan if peak is None else peak / GIB
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,14 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.commands.demo import DemoArguments
 from bert_pretrain.commands.evaluate import SUITES
 from bert_pretrain.commands.prepare import PrepareArguments
 from bert_pretrain.commands.suites.context import FLAG_GROUPS
 from bert_pretrain.commands.train_tokenizer import TokenizerArguments
 from bert_pretrain.config.arguments import DataArguments, TextArguments
+from bert_pretrain.config.embedding import (
+    EmbedArguments,
+    EmbedData,
+    EmbedImages,
+    EmbedText,
+    NeighboursArguments,
+)
 from bert_pretrain.config.evaluating import LabelEfficiencyArguments
 from bert_pretrain.config.finetuning import FinetuneArguments, RecipeArguments, TaskDataArguments
 from bert_pretrain.config.pretraining import GROUPS
+from bert_pretrain.config.worth_it import WorthItArguments, WorthItData
 
 NUMBERS = [
     *("0", "1", "-1", "2", "7", "8", "31", "128", "0.5", "1.5", "-0.0", "15", "99", "1e3", "1e-9"),
@@ -53,6 +62,11 @@ WORK = [
     "train_tokenizer.train",
     "finetune.find_task",
     "evaluate.run_label_efficiency",
+    "embed.load_embedder",
+    "neighbours.open_bank",
+    "worth_it.read_model_config",
+    "demo._show_text",
+    "demo._show_images",
 ]
 COMMANDS: dict[str, tuple[list[str], tuple[type, ...]]] = {
     "pretrain": (["pretrain"], GROUPS),
@@ -70,6 +84,16 @@ COMMANDS: dict[str, tuple[list[str], tuple[type, ...]]] = {
         ["evaluate", "--suite", "label_efficiency", "--model", "m", "--output_dir", "out"],
         (LabelEfficiencyArguments, TaskDataArguments, RecipeArguments),
     ),
+    "embed": (
+        ["embed", "--model", "m", "--output", "o.npy"],
+        (EmbedArguments, EmbedData, EmbedText, EmbedImages),
+    ),
+    "neighbours": (["neighbours", "--embeddings", "e.npy"], (NeighboursArguments,)),
+    "worth-it": (
+        ["worth-it", "--model", "m", "--train_file", "t.jsonl"],
+        (WorthItArguments, WorthItData, RecipeArguments),
+    ),
+    "demo": (["demo"], (DemoArguments,)),
 }
 
 

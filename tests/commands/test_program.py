@@ -8,6 +8,7 @@ import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 from bert_pretrain.__main__ import main
 from bert_pretrain.config.pretraining import parse_config
 from bert_pretrain.config.recipes import RECIPES
+from bert_pretrain.data.run_folder import is_held
+from bert_pretrain.training.journal import Journal
 
 TOKENIZER_SIZE = 8192
 
@@ -73,6 +76,21 @@ def test_a_run_that_ends_before_its_masks_have_changed_says_so(
     whole = run_here(folder, [*out, "not-cut", "--max_hours", "0", "--max_steps", "2"])
     assert "so that what" not in whole
     assert "NOTE: --warmup_steps 30 is as long as the run" in whole
+
+
+def test_a_run_holds_its_folder_from_before_its_first_row_to_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during = []
+
+    def noted(journal: Journal, row: dict[str, Any]) -> None:
+        during.append(is_held(folder / "out"))
+        write(journal, row)
+
+    write = Journal.write
+    monkeypatch.setattr(Journal, "write", noted)
+    pretrain(folder, "--max_steps", "2", "--output_dir", "out")
+    assert during and all(during) and not is_held(folder / "out")
 
 
 def test_resuming_a_finished_run_changes_nothing(folder: Path) -> None:

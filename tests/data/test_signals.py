@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -85,13 +86,19 @@ def test_a_helper_ignores_the_signals_of_a_terminal_and_ends_some_time_after_sig
 
 
 LAUNCHED = """
-import os, time
+import os, signal, sys, time
 from bert_pretrain.data.signals import stop_with_launcher
+
+def save(*_):
+    open(sys.argv[1], "w").close()
+    sys.exit()
+
+signal.signal(signal.SIGTERM, save)
 stop_with_launcher()
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
-LAUNCHING = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+LAUNCHING = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -102,10 +109,12 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("is_launched", [True, False])
-def test_a_process_ends_with_its_launcher_but_not_with_a_shell(is_launched: bool) -> None:
+def test_a_process_saves_and_ends_with_its_launcher_but_not_with_a_shell(
+    tmp_path: Path, is_launched: bool
+) -> None:
     environment = os.environ | ({"TORCHELASTIC_RUN_ID": "none"} if is_launched else {})
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHING, LAUNCHED],
+        [sys.executable, "-c", LAUNCHING, LAUNCHED, str(tmp_path / "saved")],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -117,6 +126,6 @@ def test_a_process_ends_with_its_launcher_but_not_with_a_shell(is_launched: bool
     limit = time.monotonic() + (20 if is_launched else 3)
     while is_alive(process) and time.monotonic() < limit:
         time.sleep(0.05)
-    assert is_alive(process) != is_launched
+    assert is_alive(process) != is_launched and (tmp_path / "saved").exists() == is_launched
     if is_alive(process):
         process.kill()

@@ -184,7 +184,7 @@ def test_the_cache_is_used_and_nothing_partial_is_left(
         path.write_text(damaged)
         monkeypatch.setattr(embedded, "_extract", lambda: first)
         assert embedded.embedded_documents() == first
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_the_key_follows_versions_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,7 +311,7 @@ def test_an_interrupted_preparation_leaves_nothing_to_believe(
         prepare(DocumentSource("test texts", "one", interrupted))
     assert not (tmp_path / "corpus").exists()
     assert_same_documents(prepare(texts).store, texts, tokenizer)
-    assert not (tmp_path / "corpus.tmp").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["corpus"]
 
 
 def test_a_line_that_is_a_sentence_is_not_split_further(

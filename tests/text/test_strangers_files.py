@@ -245,21 +245,22 @@ def test_whatever_a_file_holds_is_read_counted_or_one_message(
 
 
 READ = """
-import resource, sys
+import sys
 from pathlib import Path
 from bert_pretrain.data.row_files import read_lines
 from bert_pretrain.errors import InputError
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from bert_pretrain.hardware import peak_resident_bytes
+before = peak_resident_bytes()
 try:
     for line in read_lines(Path(sys.argv[1]), parameter="data_files"):
         pass
 except InputError as error:
     print(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak_resident_bytes() - before) // 2**20)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no resource")
+@pytest.mark.skipif(sys.platform == "win32", reason="it does not tell its peak")
 @pytest.mark.parametrize("letter", [b"\0", b"a"])
 def test_a_gigabyte_in_one_line_of_a_megabyte_takes_bounded_memory(
     tmp_path: Path, letter: bytes

@@ -305,6 +305,27 @@ def test_what_stays_is_the_newest_the_best_the_kept_and_the_needed(
     shutil.rmtree(folder)
 
 
+def test_a_checkpoint_has_its_name_when_all_of_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[int] = set()
+    sync, replace = os.fsync, checkpoint_writing.replace_folder
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def renamed(aside: Path, final: Path) -> None:
+        files = [path for path in aside.rglob("*") if path.is_file()]
+        assert files and {path.stat().st_ino for path in files} <= flushed
+        replace(aside, final)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(checkpoint_writing, "replace_folder", renamed)
+    line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4, save_steps=2).train()
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == 2
+
+
 def test_the_best_is_of_the_phase_of_the_newest(tmp_path: Path) -> None:
     """Rows of another length have losses of their own."""
     for step, phase, loss in ((1, 0, 1.0), (2, 1, 3.0), (3, 1, 2.0), (4, 1, 4.0)):
