@@ -7,7 +7,12 @@ import re
 from typing import Any
 
 _PARAMETER = re.compile(r"`(\w+)`")  # in messages
-_SECRET_NAME = re.compile(r"(?:.*_)?(?:token|secret|password|api_?key)", re.IGNORECASE)
+# HF_TOKEN, AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_KEY, GITHUB_PAT, PGPASSWORD, DB_PASSWD, ...
+_SECRET_NAME = re.compile(
+    r".*(?:passw(?:or)?d|passwd|secret|credentials?).*|(?:.*_)?(?:token|pat|(?:[a-z]+_)?api_?key|"
+    r"(?:access|account|auth|encryption|license|private|secret|shared|signing|storage)_key)",
+    re.IGNORECASE,
+)
 _SHORTEST_SECRET = 8  # characters; shorter ones are too often words
 REMOVED = "[removed]"
 

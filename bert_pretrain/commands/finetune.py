@@ -70,6 +70,7 @@ from bert_pretrain.downstream.tasks import DEFAULT_METRICS, find_task
 from bert_pretrain.downstream.training import FinetuningRecipe, Validation, predict_logits, train
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.hardware import describe_run
+from bert_pretrain.models.embedding import tensors_digest
 from bert_pretrain.models.loading import describe_excess
 from bert_pretrain.publishing.export import trained_length
 from bert_pretrain.publishing.publication import open_pusher, submit_final
@@ -162,15 +163,18 @@ def run(
         flags |= dataclasses.asdict(group)
     identity = {name: value for name, value in flags.items() if name not in _FREE}
     identity["rows"] = [labelled_rows_sha256(splits, name) for name in sorted(splits.rows)]
-    progress = SeedProgress(output_dir, identity)
+    identity["weights of the model"] = tensors_digest(source.state)
+    progress = SeedProgress(output_dir, identity, seeds=options.seeds)
     outcomes = progress.read() if is_resumed else {}
     make_folder(output_dir, parameter="output_dir")
     with contextlib.ExitStack() as stack:
         pusher = None
         if _is_main():
             stack.enter_context(held(output_dir))
-            if not is_resumed:
-                _check_empty(output_dir)  # another process may have begun there since then
+            if is_resumed:  # another process may have gone on, or begun, there since then
+                outcomes = progress.read()
+            else:
+                _check_empty(output_dir)
             if options.push_to_hub:  # while training it checks the repository already
                 repo_id, is_private = str(options.hub_model_id), options.hub_private_repo
                 pusher = open_pusher(output_dir, repo_id, is_private=is_private)

@@ -27,7 +27,7 @@ from bert_pretrain.data.run_folder import held, list_checkpoints, read_final, re
 from bert_pretrain.errors import InputError
 from bert_pretrain.publishing.publication import is_submitted, open_pusher, submit_final
 from bert_pretrain.publishing.pusher import MAIN, OUTBOX, HubPusher, branch_of, link, waiting_in
-from bert_pretrain.publishing.scrub import scrub
+from bert_pretrain.publishing.scrub import paths_in, scrub
 from bert_pretrain.text.prepared import FILES, PreparedCorpus, stated_language, write_manifest
 
 STATUS = (
@@ -127,19 +127,22 @@ def push(options: argparse.Namespace) -> bool:
         )
     with held(run_dir):
         with_final = final.is_dir() and _is_newest(run_dir, repo_id)
-        for folder in waiting_in(outbox):
+        for folder in waiting_in(outbox) if repo_id == own_id else ():
             branch = branch_of(folder)
             if not (with_final and branch == MAIN):  # that one gives way to `final/`
                 _say(f"{branch}: the model{_after(folder)}, which waited in {folder}")
         is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
         flags = _given(options, "hub_model_id", "hub_private_repo", "hub_push_state")
-        with open_pusher(run_dir, repo_id, is_private=is_private, flags=flags) as pusher:
+        # What waits is for the run's own repository; another one gets final/ alone.
+        box = outbox if repo_id == own_id else run_dir / f"{OUTBOX}-{repo_id.replace('/', '--')}"
+        opening = open_pusher(run_dir, repo_id, is_private=is_private, flags=flags, outbox=box)
+        with opening as pusher:
             if with_final:
                 pusher.say(f"{MAIN}: the model{_after(final)}, from {final}")
                 with_state = options.hub_push_state or bool(config.get("hub_push_state"))
                 submit_final(pusher, run_dir, with_state=with_state)
             is_pushed = pusher.finish(None)
-        is_own = repo_id == own_id  # another repository gets final/ alone
+        is_own = repo_id == own_id
         missed = _missed_checkpoints(run_dir, repo_id, config) if is_own else []
     if missed:
         _say(
@@ -199,6 +202,15 @@ def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
+def _public(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a corpus without what is of this machine, and without its text."""
+    source = {name: value for name, value in manifest["source"].items() if name != "files"}
+    # Beginnings of documents.
+    public = manifest | {"source": source, "held_out_twice": []}
+    found: dict[str, Any] = scrub(public, paths=paths_in(manifest))
+    return found
+
+
 def push_dataset(options: argparse.Namespace) -> bool:
     """Publish a prepared corpus; returns whether it was.
 
@@ -210,7 +222,7 @@ def push_dataset(options: argparse.Namespace) -> bool:
     options.hub_dataset_id = options.hub_dataset_id or prepared.resolve().name
     check_repo_id(options.hub_dataset_id, parameter="hub_dataset_id")
     check_license(options.hub_license)
-    manifest = scrub(PreparedCorpus.load(prepared).manifest)
+    manifest = _public(PreparedCorpus.load(prepared).manifest)
     card = dataset_card(manifest, options.hub_dataset_id, options.hub_license)
 
     def fill(folder: Path) -> None:

@@ -69,8 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with reporting, contextlib.ExitStack() as stack:
         config = parse_config(arguments, prog=prog)
         run_dir, resume_from = Path(config.run.output_dir), config.run.resume_from_checkpoint
-        fetch = download_checkpoint if is_hub_checkpoint(resume_from or "") else None
-        checkpoint = claim_run_dir(run_dir, resume_from, fetch=fetch)
+        checkpoint = claim_run_dir(run_dir, resume_from, fetch=_fetched)
         accelerator = build_accelerator(config)
         layout = batch_layout(config, accelerator)
         task = build_task(config, accelerator)
@@ -88,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             confirm_claim(run_dir, resume_from, checkpoint)
             if checkpoint is not None:
                 leave_newer_aside(checkpoint, run_dir, accelerator.print)
-            write_run_json(config.to_dict(), run_dir, trainer, sources_of(config, task))
+            sources = sources_of(config, task)
+            write_run_json(config.to_dict(), run_dir, trainer, sources, checkpoint=checkpoint)
         if config.run.report_to != "none":
             # Rows that a killed run has written after its checkpoint come again.
             again = {"tensorboard": {"purge_step": trainer.step + 1}} if checkpoint else {}
@@ -99,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             accelerator.end_training()
             raise
     return 0
+
+
+def _fetched(name: str) -> Path | None:
+    return download_checkpoint(name) if is_hub_checkpoint(name) else None
 
 
 def train_and_publish(config: PretrainingConfig, trainer: Trainer, run_dir: Path) -> None:

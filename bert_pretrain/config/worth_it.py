@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from typing import ClassVar, Literal
 
-from bert_pretrain.config.flags import SEEDS, TOKENS, Range, check_seeds, flag, flags
+from bert_pretrain.config.flags import (
+    SEEDS,
+    TOKENS,
+    Range,
+    check_json_target,
+    check_seeds,
+    flag,
+    flags,
+)
 from bert_pretrain.errors import InputError
 
 
@@ -36,6 +44,7 @@ class WorthItArguments:
     def check(self) -> None:
         """Raise `InputError` unless the flags go together."""
         check_seeds([self.seed])
+        check_json_target(self.json)
         if self.unlabelled_files and not self.minutes:
             raise InputError(
                 "`unlabelled_files` means nothing with `minutes` 0",

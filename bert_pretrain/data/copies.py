@@ -77,7 +77,10 @@ def list_copies(shelf: Shelf) -> list[Copy]:
     """Return the copies on a shelf and what was left of unfinished ones, longest unused first."""
     place = shelf.folder
     folders = (path for path in place.iterdir() if path.is_dir()) if place.is_dir() else ()
-    found = (_copy_in(folder, shelf) for folder in folders)
+    found = []
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it has just been renamed or removed
+            found.append(_copy_in(folder, shelf))
     return sorted(found, key=lambda copy: (copy.last_used, copy.folder))
 
 

@@ -27,7 +27,20 @@ def existing_files(pattern: str, *, parameter: str = "data_files") -> list[Path]
             f"there is no file {pattern!r}",
             advice=f"`{parameter}` takes paths and globs of existing files",
         )
+    for path in found:
+        refuse_undecodable(path)
     return found
+
+
+def refuse_undecodable(path: Path) -> None:
+    """Raise `InputError` if the name of a file is no Unicode: no record could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise InputError(
+            f"the name of {shown} is not valid UTF-8", advice="rename the file or its folder"
+        ) from error
 
 
 def files_fingerprint(files: Iterable[Path], *more: str) -> str:

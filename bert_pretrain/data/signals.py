@@ -16,6 +16,7 @@ from types import FrameType
 
 # Windows has not all of them. SIGUSR1 is what SLURM sends by --signal before the time is over.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+FOLLOWS_PARENT = "BERT_PRETRAIN_FOLLOWS_PARENT"  # set for programs that end with their parent
 STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _SECONDS_OF_A_HELPER = 10.0  # after SIGTERM, for the update that its process is making
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the launcher
@@ -68,7 +69,8 @@ def stop_with_launcher() -> None:
     torchrun, and accelerate by it, puts each process into a session of its own: if the launcher is
     killed they hear nothing of it, train on, and keep whoever starts the run again from its folder.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # nohup and the like may leave a run alone
+    # nohup and the like may leave a run alone
+    if not {"TORCHELASTIC_RUN_ID", FOLLOWS_PARENT} & os.environ.keys():
         return
     launcher = os.getppid()
 

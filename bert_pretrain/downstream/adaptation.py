@@ -9,7 +9,6 @@ Source: Gururangan et al. 2020, "Don't Stop Pretraining", section 4 (task-adapti
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from bert_pretrain.data.atomic import atomic_file
-from bert_pretrain.data.programs import environment
+from bert_pretrain.data.programs import environment, run_program
 from bert_pretrain.data.run_folder import read_rows
 from bert_pretrain.downstream.models import default_learning_rate
 from bert_pretrain.downstream.sources import Splits
@@ -111,8 +110,8 @@ def adapt(
             model, splits.config, folder, max_seq_length=splits.max_seq_length, seed=seed
         )
         own = {name: value for name, value in environment().items() if name not in _OF_LAUNCHERS}
-        status = subprocess.run(command, env=own, check=False).returncode
-        if status > 2 or status < 0:  # a signal, which this process has got too, or an error
+        status = run_program(command, own)
+        if status > 2 or status < 0:  # a signal, or an error
             raise SystemExit(abs(status) + 128 * (status < 0))
         if status:
             raise InputError(

@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.models.any_encoder import num_token_types
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import initialize_vit
 from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes
@@ -128,13 +129,23 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
             advice="set one and save it",
         )
     largest = max(tokenizer.get_vocab().values())
-    if largest >= config.vocab_size:
+    num_embedded = getattr(config.get_text_config(), "vocab_size", None)  # CANINE hashes letters
+    if num_embedded is not None and largest >= num_embedded:
         raise InputError(
             f"the tokenizer of {model!r} has the id {largest:,} but the model embeds "
-            f"{config.vocab_size:,}",
+            f"{num_embedded:,}",
             advice="they do not belong together; change `model`",
         )
+    _drop_unknown_token_types(tokenizer, num_token_types(_without_weights(config)))
     return tokenizer
+
+
+def _drop_unknown_token_types(tokenizer: PreTrainedTokenizerBase, num_types: int) -> None:
+    """Let a tokenizer return token types only where the model embeds them all."""
+    types = tokenizer("a", "b").get("token_type_ids", [])
+    if types and max(types) >= num_types:
+        names = [each for each in tokenizer.model_input_names if each != "token_type_ids"]
+        tokenizer.model_input_names = names
 
 
 def longest_row(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:

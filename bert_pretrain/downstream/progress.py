@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,24 @@ class SeedProgress:
     A seed's training is a function of the seed, so what goes on ends as what was never ended.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], *, seeds: Collection[int]) -> None:
         """Name the file; nothing is written yet.
 
         Args:
             folder: of the results.
             identity: what an outcome depends on beside its seed, as JSON has it.
+            seeds: that are asked for.
         """
         self._path = folder / PROGRESS_FILE
         self._identity = identity
+        self._seeds = seeds
 
     def read(self) -> dict[int, dict[str, Any]]:
         """Return the outcomes of the seeds that were finished.
 
         Raises:
-            InputError: the file is damaged, or of another fine-tuning.
+            InputError: the file is damaged, or of another fine-tuning, or a seed is finished that
+                is not asked for, whose model may be the best so far.
         """
         advice = "pass a new `output_dir`, or leave `resume` out"
         try:
@@ -50,6 +54,12 @@ class SeedProgress:
             raise InputError(
                 f"the fine-tuning in {self._path.parent} was begun with other {listed}",
                 advice=advice,
+            )
+        if others := sorted(outcomes.keys() - set(self._seeds)):
+            raise InputError(
+                f"the fine-tuning in {self._path.parent} has finished seed {others[0]}, which is "
+                "not among `seeds`",
+                advice="pass it too, or a new `output_dir`",
             )
         return outcomes
 

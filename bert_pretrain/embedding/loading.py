@@ -27,7 +27,6 @@ from bert_pretrain.embedding.images import ImageEmbedder
 from bert_pretrain.embedding.texts import TextEmbedder
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device, native_precision
-from bert_pretrain.models.any_encoder import num_token_types
 from bert_pretrain.models.embedding import Pooling, weights_digest
 from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
 from bert_pretrain.models.image_encoder import load_image_encoder
@@ -101,7 +100,6 @@ def _text_embedder(
             "is",
             advice="pass another `model`",
         )
-    _drop_unknown_token_types(tokenizer, num_token_types(encoder))
     choose_attention(encoder, length)
     pieces = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     embedder = TextEmbedder(
@@ -139,14 +137,6 @@ def _row_length(
         raise InputError.out_of_range("max_seq_length", asked, allowed)
     excess = describe_excess(length, tokenizer)
     return length, (excess,) if excess else ()
-
-
-def _drop_unknown_token_types(tokenizer: PreTrainedTokenizerBase, num_types: int) -> None:
-    """Let a tokenizer return token types only where the model embeds them all."""
-    types = tokenizer("a").get("token_type_ids", [])
-    if types and max(types) >= num_types:
-        names = [each for each in tokenizer.model_input_names if each != "token_type_ids"]
-        tokenizer.model_input_names = names
 
 
 def _check_first_token(embedder: TextEmbedder) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ PictureSize: TypeAlias = "int | tuple[int, int]"
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _MOST_TIMES_AS_LONG = 100
+_ADDRESS = re.compile(r"(?:https?|ftps?)://")  # a stranger's table may name any of a local network
 _ROWS_PER_BLOCK = 16  # decoded by a thread at a time; bounds what is in flight
 # Of one image, and of all that are decoded at the same time: up to 2 GB with the copies that a
 # transparent one needs. It is where Pillow begins to warn of decompression bombs; from twice as
@@ -245,6 +247,8 @@ def open_image(row: ImageRow) -> PIL.Image.Image:
     if content is None and path is None:
         raise ValueError("the row has neither bytes nor a path")
     if content is None and not os.path.exists(str(path)):
+        if _ADDRESS.search(str(path)):
+            raise ValueError("it is an address, which is not asked for images")
         from datasets.utils.file_utils import xopen
 
         with xopen(path, "rb") as file:  # within an archive, or on the Hub

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from bert_pretrain.data.names import files_fingerprint, is_saved_dataset
+from bert_pretrain.data.names import files_fingerprint, is_saved_dataset, refuse_undecodable
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource
 from bert_pretrain.images.tables import (
@@ -139,6 +139,8 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
     files = [path for path in files if path.is_relative_to(root)]
     if not files:
         raise InputError(f"{root} holds no images", advice=DATASET_ADVICE)
+    for path in files:
+        refuse_undecodable(path)
     parents = {path.parent for path in files}
     names = sorted({parent.name for parent in parents})
     is_labelled = len(names) > 1 and len({len(parent.parts) for parent in parents}) == 1

@@ -7,7 +7,7 @@ of evaluation and the command `embed` all compute here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal, TypeAlias, TypeVar
 
 import torch
@@ -50,10 +50,17 @@ def pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
 
 def weights_digest(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Return the SHA-256 of a model's weights and buffers by name, but for some keys."""
+    return tensors_digest(model.state_dict(), without=without)
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], *, without: Collection[str] = ()) -> str:
+    """Return the SHA-256 of tensors by name, but for some keys."""
     sha256 = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
+    for key, value in sorted(tensors.items()):
         if key not in without:
             sha256.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
             # As bytes, which NumPy takes of every dtype, bfloat16 too.
-            sha256.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            sha256.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            )
     return sha256.hexdigest()

@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
 
 from bert_pretrain.errors import InputError
 
@@ -86,8 +90,10 @@ def upload(
     branch: Any = {"repo_id": url.repo_id, "repo_type": repo_type, "revision": revision}
     own, published = _update_in(Path(folder) / RECORD), None
     if own is not None:
-        with contextlib.suppress(EntryNotFoundError):
-            published = _update_in(Path(api.hf_hub_download(filename=RECORD, **branch)))
+        # Not what the cache has, nor nothing because there was no answer.
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            record = api.hf_hub_download(filename=RECORD, force_download=True, **branch)
+            published = _update_in(Path(record))
     api.upload_folder(
         folder_path=folder,
         commit_message=f"bert-pretrain: {revision}",
@@ -109,8 +115,10 @@ def diagnose(error: BaseException) -> tuple[bool, str]:
         return is_refused or status == _STORAGE_IS_FULL, f"it answered {status} ({reason})"
     if isinstance(error, RefusedError):
         return True, str(error)
-    # A ValueError is a name or a card that the Hub's rules refuse.
-    is_hopeless = isinstance(error, OfflineModeIsEnabled | ValueError)
+    # A ValueError is a name or a card that the Hub's rules refuse; an answer that is no JSON is
+    # some proxy's.
+    is_garbled = isinstance(error, json.JSONDecodeError | UnicodeError)
+    is_hopeless = isinstance(error, OfflineModeIsEnabled | ValueError) and not is_garbled
     return is_hopeless, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 

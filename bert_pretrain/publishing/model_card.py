@@ -97,7 +97,9 @@ def model_card(
     measured = {
         name: value
         for name, value in evaluated.items()
-        if _metric_type(name) in _METRIC_TYPES and name not in ("loss", *_BASELINES.values())
+        if value is not None  # as infinity is in metrics.jsonl
+        and _metric_type(name) in _METRIC_TYPES
+        and name not in ("loss", *_BASELINES.values())
     }
     source = dataset_id or config.get("dataset_name") or "own data"
     evaluated_on = f"held-out {'documents' if fields['is_text'] else 'images'} of {source}"

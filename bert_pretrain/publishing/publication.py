@@ -25,7 +25,7 @@ from bert_pretrain.data.run_folder import (
 from bert_pretrain.publishing.hub import STATE_FOLDER
 from bert_pretrain.publishing.model_card import draw_curves, hub_sources, model_card, read_emissions
 from bert_pretrain.publishing.pusher import MAIN, OUTBOX, HubPusher, link_tree
-from bert_pretrain.publishing.scrub import scrub
+from bert_pretrain.publishing.scrub import paths_in, scrub
 
 _SUBMITTED = "submitted_to"  # file of a checkpoint that names the repository it was submitted for
 
@@ -77,12 +77,13 @@ def write_publication(
     record = read_run_json(run_dir) | {"step": step, "files": files}
     sources = hub_sources(record["config"])
     public_names = [record["config"].get("hub_model_id"), *sources.values()]
-    record = scrub(record, keep=[name for name in public_names if name])
+    paths = paths_in(record, str(run_dir.absolute()))
+    record = scrub(record, keep=[name for name in public_names if name], paths=paths)
     write_json(aside / "run.json", seal(record))
     card = model_card(
         exporter.card_fields(model),
         record=record,
-        data_card=scrub(exporter.data_card),
+        data_card=scrub(exporter.data_card, paths=paths),
         metrics_rows=rows,
         step=step,
         seconds=seconds,
@@ -156,14 +157,20 @@ class Publisher:
 
 
 def open_pusher(
-    run_dir: Path, repo_id: str | None, *, is_private: bool, flags: Sequence[str] = ()
+    run_dir: Path,
+    repo_id: str | None,
+    *,
+    is_private: bool,
+    flags: Sequence[str] = (),
+    outbox: Path | None = None,
 ) -> HubPusher:
     """Return a pusher of the outbox in a folder, by default to a repository of the folder's name.
 
-    The command to finish later gets the `flags` that the folder's record lacks.
+    The command to finish later gets the `flags` that the folder's record lacks. `outbox` is another
+    one than that of the folder's own repository.
     """
     return HubPusher(
-        run_dir / OUTBOX,
+        outbox or run_dir / OUTBOX,
         repo_id or run_dir.resolve().name,
         is_private=is_private,
         finish_command=f"bert-pretrain hub {shlex.join(['push', str(run_dir), *flags])}",

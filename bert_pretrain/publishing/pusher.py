@@ -258,7 +258,11 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def link(source: str | Path, target: str | Path) -> None:
-    """Hard-link a file, or copy it where the file system has no links."""
+    """Hard-link a file, or copy it where the file system has no links.
+
+    Of a symbolic link, as the cache of the Hub has them, it is the file that it leads to.
+    """
+    source = os.path.realpath(source)
     try:
         os.link(source, target)
     except OSError:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
+import os
 import re
 import socket
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.constants import HF_HOME
 
 from bert_pretrain.errors import REMOVED, hide_secrets, is_secret_name
 
@@ -29,33 +32,54 @@ _PATH_START = r"(?:file://)?(?:[A-Za-z]:[\\/]|~[\w.-]*[\\/]|/(?=[^\s/])|\\\\)"
 _PATH = re.compile(rf"(?<![\w/.:~\\-]){_PATH_START}[^\s\"'`,;()\[\]{{}}]*")
 # A text that is one path, perhaps behind its flag; it may hold blanks.
 _ONE_PATH = re.compile(rf"(?:--[\w-]+=)?(?P<path>{_PATH_START}[^,\n]*)")
+_IS_PATH = re.compile(rf"{_PATH_START}|\.\.[\\/]|[^\n]*[\\/]\.\.[\\/]")
 _SHORTEST_NAME = 3  # characters; shorter ones are too often words
 
 
-def scrub(value: Any, *, keep: Collection[str] = ()) -> Any:
+def scrub(value: Any, *, keep: Collection[str] = (), paths: Collection[str] = ()) -> Any:
     """Return a JSON-able value in which every text is fit to be published; keys are kept.
 
     Paths keep their last part, so that a command can still be followed, and the texts of `keep`,
-    such as the Hub id of the model, stay whole.
+    such as the Hub id of the model, stay whole. Where a path ends cannot be told if there are
+    blanks or commas in it: `paths` are those that are known, see `paths_in`.
     """
     if isinstance(value, dict):
         return {
             key: REMOVED
             if isinstance(entry, str) and is_secret_name(key)
-            else scrub(entry, keep=keep)
+            else scrub(entry, keep=keep, paths=paths)
             for key, entry in value.items()
         }
     if isinstance(value, list | tuple):
-        return [scrub(entry, keep=keep) for entry in value]
+        return [scrub(entry, keep=keep, paths=paths) for entry in value]
     if not isinstance(value, str) or value in keep or value.partition("=")[2] in keep:
         return value
     text = hide_secrets(_TOKEN.sub(REMOVED, value))
+    for path in sorted(paths, key=len, reverse=True):
+        text = text.replace(path, _last_part(path))
     if match := _ONE_PATH.fullmatch(text):
         text = text[: match.start("path")] + _last_part(match["path"])
     text = _PATH.sub(lambda match: _last_part(match[0]), text)
     for name, substitute in _names_of_this_machine().items():
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", substitute, text)
     return text
+
+
+def paths_in(*values: Any) -> set[str]:
+    """Return the texts among JSON-able values that are paths of this machine, and its own folders.
+
+    Those are absolute ones, those from the home folder, and those that lead up, each as it stands
+    and as the absolute path that it means.
+    """
+    found = {str(Path.cwd()), str(Path.home()), HF_HOME}
+    for value in values:
+        if isinstance(value, dict):
+            found |= paths_in(*value.values())
+        elif isinstance(value, list | tuple):
+            found |= paths_in(*value)
+        elif isinstance(value, str) and _IS_PATH.match(value):
+            found |= {value, os.path.abspath(os.path.expanduser(value))}
+    return {path.rstrip("\\/") for path in found if len(Path(path).parts) > 1}
 
 
 def _last_part(path: str) -> str:

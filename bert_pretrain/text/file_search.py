@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from bert_pretrain.data.names import is_saved_dataset
+from bert_pretrain.data.names import is_saved_dataset, refuse_undecodable
 from bert_pretrain.data.row_files import describe_kinds, file_kind
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.prepared import is_prepared
@@ -69,6 +69,7 @@ def find_files(patterns: list[str]) -> FoundFiles:
             )
         for file, reason in inside:
             if file not in seen:
+                refuse_undecodable(file)
                 found.add(file, reason)
                 seen.add(file)
     return found
@@ -109,6 +110,7 @@ def find_split(folder: Path, split: str) -> FoundFiles | None:
     """
     found = FoundFiles()
     for path, reason in _files_below(folder):
+        refuse_undecodable(path)
         found.add(path, reason)
     if not found.paths or _is_described(folder):
         return None

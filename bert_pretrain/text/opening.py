@@ -25,14 +25,14 @@ from bert_pretrain.text.words import check_unit
 
 # What says how raw text is read and divided, which a prepared corpus is already.
 _OF_RAW_TEXT = (
+    "validation_files",
+    "validation_split",
     "text_column",
     "document_boundary",
     "newline",
     "tsv_quotes",
     "streaming",
     "validation_share",
-    "validation_files",
-    "validation_split",
 )
 # Shares of unknown tokens: [UNK] is masked and found again as any other token is, so that a run on
 # text of another script looks excellent.
@@ -62,8 +62,8 @@ def open_corpus(
     folder = find_prepared(text, download)
     if folder is not None:
         corpus = PreparedCorpus.load(folder)
-        _refuse_other_reading(text, language, corpus.manifest)
         _refuse_other_tokenizer(text, tokenizer, corpus.manifest)
+        _refuse_other_reading(text, language, corpus.manifest)
         if output_dir is not None:
             raise InputError(
                 f"{text.dataset_name} is a prepared corpus already: nothing is to be prepared",
@@ -164,7 +164,8 @@ class _HeldOutSource(DocumentSource):
 def _refuse_other_reading(text: TextSource, language: str | None, manifest: dict[str, Any]) -> None:
     """Raise `InputError` if a prepared corpus is to be read or divided in another way."""
     for name in _OF_RAW_TEXT:
-        if getattr(text, name) != getattr(TextSource, name):
+        # What was asked for in the preparation may be asked for again.
+        if getattr(text, name) not in (getattr(TextSource, name), manifest.get(name)):
             raise InputError(
                 f"`{name}` means nothing to {text.dataset_name}, a prepared corpus, which is read "
                 "and divided already",

@@ -5,6 +5,7 @@ Called by the program before and after it has built the trainer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -17,7 +18,7 @@ from transformers import PreTrainedConfig
 from bert_pretrain.data.atomic import check_creatable, write_json
 from bert_pretrain.data.digests import seal
 from bert_pretrain.data.processes import gather_on_hosts
-from bert_pretrain.data.run_folder import LOCK_FILE, list_checkpoints
+from bert_pretrain.data.run_folder import LOCK_FILE, list_checkpoints, read_run_json
 from bert_pretrain.errors import InputError, hide_secrets, spell
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.training.changes import changes, table
@@ -28,23 +29,30 @@ _UNFINISHED = "run.json.tmp"  # as `write_json` names it
 
 
 def claim_run_dir(
-    run_dir: Path, resume_from: str | None, *, fetch: Callable[[str], Path] | None = None
+    run_dir: Path,
+    resume_from: str | None,
+    *,
+    fetch: Callable[[str], Path | None] = lambda name: None,
 ) -> Path | None:
     """Check that a run may write into a folder and find the checkpoint that it continues from.
 
-    Nothing is written there.
+    Nothing is written there. A run that began from a checkpoint of elsewhere goes on from there
+    again if it was ended before its first own checkpoint, and from its own afterwards, whether that
+    place or `latest` is asked for: the same command continues it.
 
     Args:
         run_dir: the run's folder.
         resume_from: None = a new run; `latest`; `auto` = as `latest` where there is a run, else a
             new one; the path of a checkpoint; or what `fetch` takes.
-        fetch: brings the checkpoint from elsewhere, such as the Hub; None = it is a local one.
+        fetch: brings the checkpoint of a name from elsewhere, such as the Hub; None if the name is
+            none of there.
 
     Raises:
         InputError: the folder is in use, or there is no run to continue.
     """
+    has_saved = bool(list_checkpoints(run_dir / "checkpoints"))
     # Whole checkpoints are a run, also if its run.json is lost.
-    holds_run = (run_dir / "run.json").is_file() or bool(list_checkpoints(run_dir / "checkpoints"))
+    holds_run = (run_dir / "run.json").is_file() or has_saved
     if resume_from == "auto":
         resume_from = "latest" if holds_run else None
     check_creatable(run_dir, parameter="output_dir")
@@ -64,15 +72,26 @@ def claim_run_dir(
             f"`resume_from_checkpoint` is 'latest' but {run_dir} holds no run",
             advice="pass the run's `output_dir`, or leave `resume_from_checkpoint` out",
         )
-    is_remote = fetch is not None
-    checkpoint = None if is_remote else find_checkpoint(resume_from, run_dir / "checkpoints")
+    origin = _origin(run_dir)
+    if origin is not None and resume_from in (origin, "latest"):
+        resume_from = "latest" if has_saved else origin
+    fetched = fetch(resume_from)
+    checkpoint = fetched or find_checkpoint(resume_from, run_dir / "checkpoints")
     is_of_this_run = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
-    if holds_run and (is_remote or not is_of_this_run):
+    if holds_run and resume_from != origin and (fetched is not None or not is_of_this_run):
         raise InputError(
             f"{run_dir} holds a run that {resume_from} is no checkpoint of",
             advice="pass a new `output_dir` to continue from it there",
         )
-    return fetch(resume_from) if fetch is not None else checkpoint
+    return checkpoint
+
+
+def _origin(run_dir: Path) -> str | None:
+    """Return the checkpoint of elsewhere that a run began from; None if there is none."""
+    with contextlib.suppress(InputError):  # it is lost or damaged
+        origin: str | None = read_run_json(run_dir).get("origin")
+        return origin
+    return None
 
 
 def refuse_other_places(trainer: Trainer) -> None:
@@ -103,8 +122,10 @@ def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | Non
     Raises:
         InputError: another process has begun or continued a run there.
     """
+    is_of_here = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
     if (
-        resume_from in (None, "latest", "auto")
+        is_of_here
+        and resume_from in (None, "latest", "auto")
         and claim_run_dir(run_dir, resume_from) != checkpoint
     ):
         raise InputError(
@@ -114,9 +135,21 @@ def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | Non
 
 
 def write_run_json(
-    flags: dict[str, Any], run_dir: Path, trainer: Trainer, sources: dict[str, Any]
+    flags: dict[str, Any],
+    run_dir: Path,
+    trainer: Trainer,
+    sources: dict[str, Any],
+    *,
+    checkpoint: Path | None,
 ) -> None:
-    """Record what was asked for, what it came to, of what and on what it ran and since when."""
+    """Record what was asked for, what it came to, of what and on what it ran and since when.
+
+    `checkpoint` is that which `claim_run_dir` returned. Where it is of elsewhere, that is kept, as
+    `origin`, for as long as the run goes on.
+    """
+    origin = _origin(run_dir)
+    if checkpoint is not None and run_dir.resolve() not in checkpoint.resolve().parents:
+        origin = origin or flags["resume_from_checkpoint"]
     accelerator = trainer.accelerator
     effective = {
         "global_batch_size": trainer.layout.global_batch_size,
@@ -135,6 +168,7 @@ def write_run_json(
     # of the latest start.
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     record = {"config": flags | effective, "started": started, "sources": sources}
+    record |= {} if origin is None else {"origin": origin}
     text = json.dumps(record | describe_run(), ensure_ascii=False)
     write_json(run_dir / "run.json", seal(json.loads(hide_secrets(text))))
 

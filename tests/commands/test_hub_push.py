@@ -163,9 +163,13 @@ def test_an_older_final_model_does_not_take_the_place_of_a_newer_checkpoint(
     assert hub.model("copy").files()["model.safetensors"] == b"\0weights 4", (
         "no checkpoint was published there"
     )
-    write_export(run / "hub/000001-main", step=8, started="later")
+    write_export(run / "hub/000001-main", step=12, started="later")
     assert main(copy) == 0
-    assert hub.model("copy").files()["model.safetensors"] == b"\0weights 8", "what waited was newer"
+    assert hub.model("copy").files()["model.safetensors"] == b"\0weights 4", (
+        "what waits is for another repository"
+    )
+    assert main(["hub", "push", "out"]) == 0
+    assert published(hub) == {"model.safetensors": b"\0weights 12"}
 
 
 def test_a_run_in_progress_is_left_alone(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
+from pathlib import Path
 
 import pytest
+from huggingface_hub.constants import HF_HOME
 
+from bert_pretrain.errors import is_secret_name
 from bert_pretrain.publishing import scrub as scrub_module
-from bert_pretrain.publishing.scrub import scrub
+from bert_pretrain.publishing.scrub import paths_in, scrub
 
 
 @pytest.mark.parametrize(
@@ -94,3 +98,47 @@ def test_names_of_user_and_machine_go_but_for_the_public_repository(
         assert scrub(command, keep=[repository]) == [*command[:3], "user/other"]
     finally:
         scrub_module._names_of_this_machine.cache_clear()
+
+
+def test_known_paths_are_taken_out_whatever_characters_they_have() -> None:
+    config = {
+        "dataset_name": "/data/Clinic A/patients/2024, new/xrays",
+        "data_files": ["../../clients/acme/x.txt", "my_text/*.jsonl"],
+        "model_name_or_path": "owner/name",
+    }
+    text = (
+        "images   /data/Clinic A/patients/2024, new/xrays\n"
+        "skipped: /data/Clinic A/patients/2024, new/xrays/two words/1.png\n"
+        f"--data_files=../../clients/acme/x.txt {os.path.abspath('../../clients/acme/x.txt')} "
+        f"my_text/*.jsonl, mapped from {HF_HOME}/pixels.npy"
+    )
+    public = scrub(text, paths=paths_in(config))
+    assert public == (
+        "images   xrays\nskipped: xrays/two words/1.png\n--data_files=x.txt x.txt "
+        f"my_text/*.jsonl, mapped from {Path(HF_HOME).name}/pixels.npy"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "AZURE_STORAGE_KEY",
+        "GITHUB_PAT",
+        "PGPASSWORD",
+        "DB_PASSWD",
+        "OPENAI_API_KEY",
+        "GOOGLE_CREDENTIALS",
+    ],
+)
+def test_secrets_of_the_environment_go_by_many_names(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "correct horse battery")
+    assert scrub("it is correct horse battery.") == "it is [removed]."
+
+
+@pytest.mark.parametrize("name", ["PATH", "mask_token_id", "sort_key", "keyboard", "compat"])
+def test_other_names_are_no_secrets(name: str) -> None:
+    assert not is_secret_name(name)

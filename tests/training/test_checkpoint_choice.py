@@ -23,6 +23,7 @@ from bert_pretrain.training.run_directory import (
     claim_run_dir,
     leave_newer_aside,
     refuse_other_places,
+    write_run_json,
 )
 
 
@@ -312,3 +313,28 @@ def test_processes_that_see_different_checkpoints_are_refused(
     )
     with pytest.raises(InputError, match=r"0 in process 0, 1,200 in process 1\).*`output_dir`"):
         refuse_other_places(trainer)
+
+
+@pytest.mark.parametrize("place", ["other/checkpoints/step-000004", "me/bert@step-000004"])
+def test_a_run_that_began_elsewhere_goes_on_from_there_until_it_has_saved(
+    run_dir: Path, tmp_path_factory: pytest.TempPathFactory, place: str
+) -> None:
+    """Whatever ends it, the same command goes on, and so does `latest`."""
+    begun = tmp_path_factory.mktemp("begun")
+    remote = {"me/bert@step-000004": run_dir / "checkpoints/step-000004"}
+    asked = place if place in remote else str(run_dir / "checkpoints/step-000004")
+
+    def claimed(resume_from: str) -> Path | None:
+        return claim_run_dir(begun, resume_from, fetch=remote.get)
+
+    first = claimed(asked)
+    assert first == run_dir / "checkpoints/step-000004"
+    trainer = line_trainer(Accelerator(cpu=True), begun)
+    for again in (asked, "latest", "auto", asked):
+        write_run_json({"resume_from_checkpoint": again}, begun, trainer, {}, checkpoint=first)
+        assert claimed(asked) == claimed("latest") == claimed("auto") == first
+    own = begun / "checkpoints/step-000006"
+    shutil.copytree(run_dir / "checkpoints/step-000006", own)
+    assert claimed(asked) == claimed("latest") == claimed("auto") == own
+    with pytest.raises(InputError, match="is no checkpoint of"):
+        claimed(str(run_dir / "checkpoints/step-000002"))

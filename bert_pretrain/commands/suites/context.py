@@ -108,6 +108,8 @@ def run_record(model: str) -> dict[str, Any]:
         InputError: it is damaged, so that what was held out is unknown.
     """
     folder = Path(model).absolute()
+    if not folder.is_dir():  # a name of the Hub
+        return {}
     owner = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
     # An exported model has a run.json too: the public one, without the paths of this machine.
     is_model = (folder / "config.json").is_file()

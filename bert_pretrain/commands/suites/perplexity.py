@@ -33,6 +33,8 @@ Measure: TypeAlias = tuple[float, Interval | None]
 
 _MLM_PROBABILITY = 0.15  # whatever the run had, so that models compare
 
+_LARGEST_EXPONENT = 709.0  # of e, in float64
+
 
 def evaluate_perplexity(evaluation: Evaluation) -> SuiteResult:
     """Judge the held-out documents of the model's run, or the named text."""
@@ -119,7 +121,7 @@ def _measures(
     loss = ratio_interval(nats, masked)
     found = {
         "loss": loss,
-        "perplexity": _mapped(loss, math.exp),
+        "perplexity": _mapped(loss, lambda nats: math.exp(min(nats, _LARGEST_EXPONENT))),
         "accuracy": _mapped(ratio_interval(correct, masked), lambda share: min(max(share, 0), 1)),
     }
     for unit, rate in tokens_per.items():
