@@ -46,8 +46,8 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
     """Set up processes, threads, precision and trackers, and say which."""
     optimization = config.optimization
     use_cpu = not torch.accelerator.is_available()
-    if use_cpu:
-        torch.set_num_threads(cpu_threads(optimization.num_cpu_threads))
+    # Beside a GPU too: launchers allow one thread, by which evaluations would draw and compare.
+    torch.set_num_threads(cpu_threads(optimization.num_cpu_threads))
     mixed_precision: str = optimization.mixed_precision
     if mixed_precision == "auto":
         mixed_precision = launched_precision() or native_precision()
@@ -63,6 +63,11 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
     # With bfloat16 or float16 where they serve, TensorFloat-32 loses nothing elsewhere; without,
     # float32 is what was asked for.
     torch.set_float32_matmul_precision("highest" if mixed_precision == "no" else "high")
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = mixed_precision != "no"  # of convolutions
+        # Its backward pass gives NaN under masks where scores are low (pytorch issue 196678: rows
+        # of 64, 192, 320 ... tokens), and it prepares itself anew for every shape of batch.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     check_launcher(mixed_precision=mixed_precision)
     with without_accelerates_fsdp():  # sharding is this package's business too
         accelerator = Accelerator(

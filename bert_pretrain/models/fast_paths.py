@@ -5,9 +5,13 @@ Nothing of them is saved with a model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2GRN
 
 LONGEST_EAGER_ROW = 256  # tokens
@@ -22,9 +26,27 @@ def prefers_written_out_attention(row_length: int) -> bool:
 
 
 def choose_attention(model: PreTrainedModel, row_length: int) -> None:
-    """Let a model write attention out where that is faster; the model is changed in place."""
+    """Let a model write attention out where that is faster; the model is changed in place.
+
+    Elsewhere it takes torch's fused kernel, and on a GPU never waits to learn whether there is
+    padding.
+    """
     if prefers_written_out_attention(row_length):
         model.set_attn_implementation("eager")
+    elif torch.accelerator.is_available() and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(UNASKED_SDPA)
+
+
+def _mask_without_asking(*arguments: Any, **options: Any) -> Tensor | None:
+    """Return what `sdpa_mask` does, which reads the padding to see whether a mask is needed."""
+    options["allow_is_bidirectional_skip"] = False
+    mask: Tensor | None = sdpa_mask(*arguments, **options)
+    return mask
+
+
+UNASKED_SDPA = "sdpa_unasked"
+AttentionInterface.register(UNASKED_SDPA, sdpa_attention_forward)
+AttentionMaskInterface.register(UNASKED_SDPA, _mask_without_asking)
 
 
 class GlobalResponseNorm(ConvNextV2GRN):  # type: ignore[misc]  # transformers is untyped here

@@ -71,30 +71,24 @@ class Muon(torch.optim.Muon):
                 self._step_group(parameters, group)
 
     def _step_group(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                zeros = torch.zeros_like(parameter.grad)  # type: ignore[arg-type]  # it has one
+                self.state[parameter]["momentum_buffer"] = zeros
+        gradients = [_gradient(parameter) for parameter in parameters]
+        buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
         # The flag by which torch's fused optimisers are told, on the device, to leave the
         # parameters and their own state alone.
         is_skipped = getattr(self, "found_inf", None)
-
-        def assign(target: Tensor, value: Tensor) -> None:
-            target.copy_(
-                value if is_skipped is None else torch.where(is_skipped > 0, target, value)
-            )
-
-        for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            buffer = local(state["momentum_buffer"])
-            assign(buffer, buffer.lerp(local(gradient), 1 - group["momentum"]))
-
-        def direction(index: int) -> Tensor:
-            """Return what is to be orthogonalised, the rows that this process has."""
-            parameter = parameters[index]
-            update = local(self.state[parameter]["momentum_buffer"])
-            if group["nesterov"]:
-                update = _gradient(parameter).lerp(update, group["momentum"])
-            return update.to(self.iteration_dtype)
+        is_made = None if is_skipped is None else (is_skipped <= 0).reshape(())
+        if is_made is not None:  # else the momentum takes itself in, and stays as it is
+            pairs = zip(gradients, buffers, strict=True)
+            gradients = [torch.where(is_made, gradient, buffer) for gradient, buffer in pairs]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        directions = buffers
+        if group["nesterov"]:
+            directions = list(torch._foreach_lerp(gradients, buffers, group["momentum"]))
+        directions = _cast(directions, self.iteration_dtype)
 
         def iterate(matrices: Tensor) -> Tensor:
             compute = self._compiled or orthogonalize
@@ -107,18 +101,35 @@ class Muon(torch.optim.Muon):
 
         shapes = [parameter.shape for parameter in parameters]
         if isinstance(parameters[0], DTensor):
-            results = iterate_sharded(direction, shapes, iterate, parameters[0])
+            results = iterate_sharded(directions.__getitem__, shapes, iterate, parameters[0])
         elif dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            results = iterate_shared(direction, shapes, iterate)
+            results = iterate_shared(directions.__getitem__, shapes, iterate)
         else:
-            results = _iterate_by_shape(direction, shapes, range(len(shapes)), iterate)
-        for index, update in results:
-            # "match_rms_adamw" (Liu et al. 2025, section 2.2): updates as large as AdamW's, so one
-            # rate serves both.
-            rate = group["lr"] * 0.2 * math.sqrt(max(shapes[index]))
-            values = local(parameters[index])
-            decayed = values * (1 - group["lr"] * group["weight_decay"])
-            assign(values, decayed - rate * update.to(values.dtype))
+            numbers = range(len(shapes))
+            results = _iterate_by_shape(directions.__getitem__, shapes, numbers, iterate)
+        found = list(results)
+        values = [local(parameters[index]) for index, _ in found]
+        updates = _cast([update for _, update in found], values[0].dtype)
+        # "match_rms_adamw" (Liu et al. 2025, section 2.2): updates as large as AdamW's, so one rate
+        # serves both.
+        rates = [group["lr"] * 0.2 * math.sqrt(max(shapes[index])) for index, _ in found]
+        kept = 1 - group["lr"] * group["weight_decay"]
+        updates = list(torch._foreach_mul(updates, rates))
+        if is_made is None:
+            torch._foreach_mul_(values, kept)
+        else:
+            torch._foreach_mul_(values, torch.where(is_made, kept, 1.0))
+            torch._foreach_mul_(updates, is_made.to(values[0].dtype))
+        torch._foreach_sub_(values, updates)
+
+
+def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return tensors in a dtype, all of them by one call to a device."""
+    if tensors[0].dtype == dtype:
+        return tensors
+    found = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(found, tensors)
+    return found
 
 
 def orthogonalize(

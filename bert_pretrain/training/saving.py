@@ -236,6 +236,9 @@ class CheckpointSaver:
             with contextlib.suppress(OSError):  # it is as well written without
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
+            device = self._model.accelerator.device
+            if device.type == "cuda":  # else a new thread would open the first GPU
+                torch.cuda.set_device(device)
             with naming_disk(self._folder.parent):
                 work()
         except BaseException as error:  # it is raised where all processes wait for it

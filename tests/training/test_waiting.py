@@ -15,6 +15,10 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainers import bert_trainer, image_trainer
+from transformers import AutoModelForMaskedLM
+
+from bert_pretrain.models.fast_paths import choose_attention
+from bert_pretrain.models.text_encoder_config import named_config
 
 READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "item"}
 
@@ -68,6 +72,29 @@ def test_no_update_reads_from_the_device(task: str, tmp_path: Path) -> None:
     with HostReads() as reads:
         trainer._log(1e-3, trainer._update(second, 1e-3))
     assert reads.found == []
+
+
+@pytest.mark.parametrize("name", [f"{kind}-tiny" for kind in ("roberta", "modernbert", "electra")])
+def test_other_encoders_do_not_ask_whether_there_is_padding(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # as on a GPU
+    config = named_config(name, vocab_size=100, pad_token_id=0)
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    mask = torch.ones(2, 24, dtype=torch.int64)
+    mask[0, 17:] = 0
+    batch = {"input_ids": torch.randint(5, 100, (2, 24)), "attention_mask": mask}
+    with torch.no_grad():
+        with HostReads() as reads:
+            expected = model(**batch).logits
+        assert reads.found
+        choose_attention(model, 24)
+        with HostReads() as reads:
+            found = model(**batch).logits
+    assert reads.found == []
+    torch.testing.assert_close(found[0, :17], expected[0, :17])
+    torch.testing.assert_close(found[1], expected[1])
 
 
 @pytest.mark.gpu
