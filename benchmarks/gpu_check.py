@@ -21,6 +21,7 @@ over what a large matrix product reaches where the card is not in the table.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -146,19 +147,34 @@ class Check:
         self.figures: dict[str, float] = {}
         self.notes: dict[str, str] = {}
         self.peak = 0.0
+        self.broken_by = ""  # the part after which the device answers no more
+        if self.device.type == "cuda":
+            self.figures["cudnn_version"] = torch.backends.cudnn.version() or 0
+            torch.backends.cuda.enable_cudnn_sdp(False)  # as the program does
+
+    def synchronize(self) -> None:
+        """Wait for all that was asked of the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def run(self, name: str, part: Callable[[], None], *, seconds: float) -> None:
         """Run a part if `seconds` are left, and keep its error if it has one."""
-        if time.perf_counter() + seconds > self.deadline and not self.is_quick:
-            self.notes[name] = f"{LEFT_OUT}: no time"
+        if self.broken_by or (time.perf_counter() + seconds > self.deadline and not self.is_quick):
+            because = f"the device is unusable after {self.broken_by}" if self.broken_by else "time"
+            self.notes[name] = f"{LEFT_OUT}: {because}"
             return
         try:
             part()
+            self.synchronize()  # else an error would be the next part's
         except Exception as error:  # the other parts go on
             where = traceback.format_exc().strip().splitlines()[-3:]
             self.notes[name] = f"{type(error).__name__}: {error} | {' | '.join(where)}"[:1500]
+            try:
+                self.synchronize()
+            except Exception:  # an illegal access stays with the process
+                self.broken_by = name
         finally:
-            if self.device.type == "cuda":
+            if self.device.type == "cuda" and not self.broken_by:
                 torch.cuda.empty_cache()
             # Whoever ends the script early still has what it found.
             write_results(self.json, self.figures, runs=self.notes)
@@ -239,23 +255,43 @@ class Check:
         assert max(errors) < 1e-3, "a gradient is not that of stock BERT"
 
     def kernels(self) -> None:
-        """Compare loss and gradients of every kernel without padding with those of rows."""
-        (batch,) = Rows(self.vocab_size, 128, num_documents=200).batches(8, self.device, count=1)
+        """Compare loss and gradients of every kernel without padding with those of rows.
+
+        Of rows with padding and of full ones, whose lengths are and are not multiples of what a
+        kernel takes at once.
+        """
+        for length in (64, 128, 192):
+            (batch,) = Rows(self.vocab_size, length, num_documents=200).batches(
+                16, self.device, count=1
+            )
+            is_full = batch["attention_mask"].all(dim=1)
+            self.compare_kernels(batch, f"{length}")
+            if is_full.sum() >= 2:
+                plain = {key: batch[key][is_full] for key in STOCK_KEYS}
+                self.compare_kernels(plain, f"{length}_full")
+
+    def compare_kernels(self, batch: Batch, name_of_rows: str) -> None:
+        """Compare them on one batch."""
         model = self.model("tiny", 128, "ours")
         found: dict[str, tuple[float, torch.Tensor]] = {}
         for name in usable_attentions(self.device, torch.bfloat16, dropout=0.0):
             model.attention = name
             model.zero_grad()
+            # What a kernel does not write would be seen.
+            rubbish = torch.full((2**20,), torch.nan, device=self.device)
+            del rubbish
             with torch.autocast(self.device.type, torch.bfloat16):
                 loss = model(**batch).loss
             loss.backward()
-            gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-            found[name] = loss.item(), gradient
+            gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            assert all(torch.isfinite(part).all() for part in gradients), f"{name}: not finite"
+            found[name] = loss.item(), torch.cat(gradients)
         expected, reference = found[ROWS]
         for name, (loss, gradient) in found.items():
             error = ((gradient - reference).norm() / reference.norm()).item()
-            self.figures[f"kernel_{name}_loss_relative_difference"] = abs(loss / expected - 1)
-            self.figures[f"kernel_{name}_gradient_relative_difference"] = error
+            what = f"kernel_{name}_{name_of_rows}"
+            self.figures[f"{what}_loss_relative_difference"] = abs(loss / expected - 1)
+            self.figures[f"{what}_gradient_relative_difference"] = error
             # bfloat16 keeps 8 bits; two layers of it.
             assert abs(loss / expected - 1) < 0.01, f"{name} has another loss"
             assert error < 0.05, f"{name} has another gradient"
@@ -343,6 +379,18 @@ class Check:
             peak_flops=self.peak,
         )
 
+    def update(self, size: str) -> None:
+        """Measure whole updates of the program: Muon, clipping, sums and guard among them."""
+        num_rows = max(2, self.tokens_at_once // 128)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self.trainer(size, Path(folder), num_steps=100, num_rows=num_rows)
+            windows = trainer._windows()
+            few = self.is_quick
+            times = dict.fromkeys(("warmup", "repeats"), 1 if few else 8)
+            seconds = self.time(lambda: trainer._update(next(windows), 1e-3), **times)
+        num_tokens = trainer.journal.num_units / (2 * times["repeats"])
+        self.figures[f"update_{size}_tokens_per_second"] = num_tokens / seconds
+
     def loop(self) -> None:
         """Make 200 updates of the program's own loop."""
         num_steps, num_rows = (4, 8) if self.is_quick else (200, 256)
@@ -365,7 +413,7 @@ class Silent:
     shown_file = "shown.jsonl"
     data_card = ""
 
-    def measures(self, *_: Any) -> dict[str, float]:
+    def measures(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure nothing."""
         return {}
 
@@ -417,14 +465,16 @@ def main() -> None:
     check.run("waiting", check.waiting, seconds=20)
     check.run("loop", check.loop, seconds=60)
     sizes = ["tiny"] if check.is_quick else ["base", "mini", "small"]
-    plain = ["ours_packed", "ours", "stock_bf16", "stock"]
-    compiled = [] if check.is_quick else ["ours_compiled", "stock_bf16_compiled"]
-    for size in sizes:
-        for length in (128, 512):
-            for variant in [*compiled, *plain]:
-                run = partial(check.speed, size, length, variant)
-                seconds = 60 if variant in compiled else 15
-                check.run(f"{size}_{length}_{variant}", run, seconds=seconds)
+    for size in sizes[:2]:
+        check.run(f"update_{size}", partial(check.update, size), seconds=20)
+    first = ["ours_packed", "stock_bf16"] + ["ours_compiled"] * (not check.is_quick)
+    others = ["ours", "stock"] + ["stock_bf16_compiled"] * (not check.is_quick)
+    # What is claimed comes first; the clock may leave out the end.
+    for variants, lengths in ((first, (128,)), (first, (512,)), (others, (128, 512))):
+        for size, length, variant in itertools.product(sizes, lengths, variants):
+            seconds = 60 if variant.endswith("compiled") else 15
+            run = partial(check.speed, size, length, variant)
+            check.run(f"{size}_{length}_{variant}", run, seconds=seconds)
     for name, value in check.figures.items():
         print(f"{name:48} {value:,.4g}")
     for name, note in check.notes.items():

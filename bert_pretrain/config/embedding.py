@@ -48,7 +48,7 @@ class EmbedData:
 
     data_files: list[str] | None = flags(
         "Text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, .xz or .zst of each; "
-        "globs, and folders, which are read whole) or images (.parquet; globs)."
+        "globs, and folders, which are read whole) or images (.parquet or .tar; globs)."
     )
     dataset_name: str | None = flag(
         None,

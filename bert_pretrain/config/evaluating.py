@@ -69,8 +69,8 @@ class EvaluationData:
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str | None = flag(None, "Split of the data set to read.")
     data_files: list[str] | None = flags(
-        "Own images (.parquet) or text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, "
-        ".xz or .zst of each); globs and, of text, folders allowed."
+        "Own images (.parquet or .tar) or text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also "
+        ".gz, .bz2, .xz or .zst of each); globs and, of text, folders allowed."
     )
     validation_share: float | None = flag(
         None,
@@ -87,7 +87,7 @@ class EvaluationImages:
     _argument_group_name: ClassVar[str] = "images"
 
     test_files: list[str] | None = flags(
-        "Evaluation images: .parquet. The bank is then all of the other images."
+        "Evaluation images: .parquet or .tar. The bank is then all of the other images."
     )
     test_split: str | None = flag(
         None,

@@ -101,7 +101,8 @@ class TaskDataArguments:
 
     train_file: str | None = flag(
         None,
-        "Rows to learn from: .csv, .tsv, .jsonl, .json or .parquet, also .gz, .bz2, .xz or .zst.",
+        "Rows to learn from: .csv, .tsv, .jsonl, .json or .parquet, also .gz, .bz2, .xz or .zst; "
+        "of images .parquet or .tar.",
     )
     validation_file: str | None = flag(
         None, "Rows that choose the checkpoint. Default: a share of the training rows."
