@@ -142,3 +142,13 @@ def test_what_cannot_be_measured_is_refused_and_nothing_written(
     assert worth_it() == 2
     assert "single row" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_file_for_figures_that_cannot_be_made_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["worth-it", "--model", "m", "--train_file", "t.jsonl", "--json", "nowhere/x.json"])
+    assert stopped.value.code == 2 and "--json" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

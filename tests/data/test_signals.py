@@ -129,3 +129,30 @@ def test_a_process_saves_and_ends_with_its_launcher_but_not_with_a_shell(
     assert is_alive(process) != is_launched and (tmp_path / "saved").exists() == is_launched
     if is_alive(process):
         process.kill()
+
+
+CHILD = """
+import signal, sys, time
+
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(7)
+
+signal.signal(signal.SIGINT, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import os, sys
+from bert_pretrain.data.programs import run_program
+print(run_program([sys.executable, "-c", sys.argv[1]], os.environ), flush=True)
+"""
+
+
+def test_a_program_that_is_run_gets_the_signal_once_and_its_end_is_awaited() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == "saved\n7\n"

@@ -33,6 +33,7 @@ from bert_pretrain.downstream.data import (
 from bert_pretrain.downstream.models import (
     ClassifierSource,
     default_learning_rate,
+    load_text_tokenizer,
     longest_row,
     read_model_config,
 )
@@ -400,3 +401,11 @@ def test_a_model_that_diverged_has_no_predictions(model: str, tmp_path: Path) ->
     trainer = train(broken, rows, recipe, seed=0, scratch_folder=tmp_path / "scratch")
     with pytest.raises(TrainingError, match="`learning_rate`"):
         predict_logits(trainer, rows)
+
+
+def test_token_types_that_a_model_does_not_know_are_left_out(tmp_path: Path) -> None:
+    model = make_text_model(tmp_path / "model", type_vocab_size=1)
+    tokenizer = load_text_tokenizer(model, read_model_config(model))
+    assert "token_type_ids" not in tokenizer("one", "two")
+    two_types = make_text_model(tmp_path / "two")
+    assert "token_type_ids" in load_text_tokenizer(two_types, read_model_config(two_types))("a")

@@ -153,3 +153,14 @@ def test_of_a_run_its_held_out_rows_have_the_loss_that_the_run_had(
     assert "valid.jsonl: all 7 documents" in capsys.readouterr().out
     evaluate([*mine, "--data_files", str(valid), "--validation_share", "0.3"], tmp_path)
     assert "valid.jsonl: the 2 held-out documents" in capsys.readouterr().out
+
+
+def test_a_loss_beyond_all_numbers_has_the_largest_perplexity(tmp_path: Path) -> None:
+    model = small_bert(len(load_tokenizer(None)))
+    with torch.no_grad():
+        model.cls.predictions.bias[0] = 3000.0
+    folder = save(tmp_path / "model", model)
+    (tmp_path / "own.txt").write_text("It returns a list of names.")
+    flags = ["--model", folder, "--data_files", str(tmp_path / "own.txt")]
+    figures = evaluate(flags, tmp_path)["figures"]
+    assert figures["perplexity_loss"] > 2000 and 1e300 < figures["perplexity_perplexity"] < math.inf

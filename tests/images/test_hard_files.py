@@ -25,7 +25,7 @@ from bert_pretrain.downstream.labelled_images import read_image_splits
 from bert_pretrain.errors import InputError
 from bert_pretrain.images import decoding
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
-from bert_pretrain.images.decoding import MODES
+from bert_pretrain.images.decoding import MODES, ImageRow, open_image
 from bert_pretrain.images.sources import open_image_source
 from bert_pretrain.models.image_processor import preparation_code
 from bert_pretrain.publishing.export import image_processor
@@ -422,3 +422,9 @@ def test_fine_tuning_holds_a_few_full_size_photographs_however_many_there_are(
     assert done.returncode == 0, done.stderr
     # All 24 have 1,150 MB. Two threads hold two of the PNG files, with a copy or two of each.
     assert float(done.stdout.split()[-1]) < 400
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.png", "zip://a.png::https://127.0.0.1/"])
+def test_an_address_in_a_table_is_not_asked_for_an_image(address: str) -> None:
+    with pytest.raises(ValueError, match="an address, which is not asked"):
+        open_image(ImageRow("row", {"bytes": None, "path": address}, None))

@@ -246,3 +246,9 @@ def test_a_model_without_next_sentence_head_is_not_shown_with_one() -> None:
         seconds=1.0,
     )
     assert "seq_relationship_logits" not in made.text and "fill_mask" in made.text
+
+
+def test_a_number_beyond_all_numbers_is_left_out() -> None:
+    made = card(metrics_rows=metrics_rows(mlm_loss=800.0, pseudo_perplexity=None))
+    (result,) = yaml.safe_load(made.data.to_yaml())["model-index"][0]["results"]
+    assert [entry["name"] for entry in result["metrics"]] == ["mlm loss"]

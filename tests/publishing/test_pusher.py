@@ -14,7 +14,7 @@ from loopback_hub import TOKEN, Fault, LoopbackHub, Repository, running_hub
 from safetensors import SafetensorError
 
 from bert_pretrain.publishing import pusher as pusher_module
-from bert_pretrain.publishing.pusher import HubPusher
+from bert_pretrain.publishing.pusher import HubPusher, link
 
 NAME = "tester/model"
 WEIGHTS = b"\0weights" * 1000
@@ -341,3 +341,15 @@ def test_what_is_being_removed_is_not_pushed_again(
     monkeypatch.setattr(pusher_module.shutil, "rmtree", lambda *_, **__: None)
     pusher_module._remove(pushed)
     assert not list(tmp_path.glob("[0-9]*-*"))
+
+
+def test_of_a_symbolic_link_the_file_is_put_into_the_outbox(tmp_path: Path) -> None:
+    """So the cache of the Hub keeps files, by names that lead up."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/1f").write_bytes(b"content")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot/corpus.arrow").symlink_to("../blobs/1f")
+    (tmp_path / "deep/er").mkdir(parents=True)
+    link(tmp_path / "snapshot/corpus.arrow", tmp_path / "deep/er/corpus.arrow")
+    assert not (tmp_path / "deep/er/corpus.arrow").is_symlink()
+    assert (tmp_path / "deep/er/corpus.arrow").read_bytes() == b"content"

@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,3 +316,12 @@ def test_a_rule_that_is_given_holds_for_all_and_what_is_found_equals_what_is_giv
     assert list(given["space"]) == [" ".join(lines)] and not given["space"].notes
     assert given["sentence"].fingerprint == found.fingerprint
     assert len({source.fingerprint for source in given.values()}) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are Unicode there")
+def test_a_name_that_is_no_unicode_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("A text.")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("Another text.")
+    for named in (tmp_path, tmp_path / "*.txt"):
+        with pytest.raises(InputError, match=r"caf\\udce9\.txt is not valid UTF-8"):
+            open_files(named)
