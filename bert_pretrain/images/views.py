@@ -205,10 +205,11 @@ def _blend(colours: Tensor, shares: Tensor) -> Tensor:
 
 
 def _grey(colours: Tensor) -> Tensor:
-    """Return the luma of red, green and blue, (B, 1, H, W); of one channel the channel."""
-    from kornia.color import rgb_to_grayscale
-
-    return rgb_to_grayscale(colours) if colours.shape[1] == 3 else colours
+    """Return the luma of red, green and blue (ITU-R 601-2), (B, 1, H, W); of one channel that."""
+    if colours.shape[1] == 1:
+        return colours
+    red, green, blue = colours.split(1, dim=1)
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def shift_hue(colours: Tensor, turns: Tensor) -> Tensor:
