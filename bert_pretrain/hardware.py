@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -144,10 +145,10 @@ def peak_resident_bytes() -> int | None:
     Linux hands `getrusage`'s peak on to programs that a process starts, so that a small one has
     that of its parent; VmHWM is the program's own.
     """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        return 1024 * int(kilobytes)
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+            return 1024 * int(found[1])
     try:
         import resource
     except ImportError:  # Windows

@@ -82,6 +82,7 @@ def loop_state(step: int = 0) -> LoopState:
         "num_skipped": 0,
         "elapsed": 0.5 * step,
         "held_out_loss": None,
+        "held_out_phase": 0,
         "spikes": {"losses": [], "phase": 0, "is_high": False},
         "rewinds": {"step": 0, "number": 0},
         "watch": {},

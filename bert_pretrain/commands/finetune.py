@@ -171,10 +171,14 @@ def run(
         pusher = None
         if _is_main():
             stack.enter_context(held(output_dir))
-            if is_resumed:  # another process may have gone on, or begun, there since then
-                outcomes = progress.read()
-            else:
+            # Another process may have gone on, or begun, there since then.
+            if not is_resumed:
                 _check_empty(output_dir)
+            elif progress.read() != outcomes:
+                raise InputError(
+                    f"another process has gone on in {output_dir} in the meantime",
+                    advice="repeat the command",
+                )
             if options.push_to_hub:  # while training it checks the repository already
                 repo_id, is_private = str(options.hub_model_id), options.hub_private_repo
                 pusher = open_pusher(output_dir, repo_id, is_private=is_private)

@@ -119,22 +119,23 @@ def push(options: argparse.Namespace) -> bool:
     own_id = config.get("hub_model_id") or run_dir.resolve().name
     repo_id = options.hub_model_id or own_id
     check_repo_id(repo_id, parameter="hub_model_id")
-    if not final.is_dir() and not waiting_in(outbox):
+    # What waits is for the run's own repository; another one gets final/ alone.
+    is_own = _is_same(repo_id, own_id)
+    if not final.is_dir() and not (is_own and waiting_in(outbox)):
         raise InputError(
             f"{run_dir} has nothing to publish yet (no final/)",
             advice="pass the `output_dir` of a run that has ended, or end this one with "
             "run_pretraining.py `resume_from_checkpoint` latest",
         )
     with held(run_dir):
-        with_final = final.is_dir() and _is_newest(run_dir, repo_id)
-        for folder in waiting_in(outbox) if repo_id == own_id else ():
+        box = outbox if is_own else run_dir / f"{OUTBOX}-{repo_id.replace('/', '--')}"
+        with_final = final.is_dir() and _is_newest(run_dir, repo_id, box)
+        for folder in waiting_in(box):
             branch = branch_of(folder)
             if not (with_final and branch == MAIN):  # that one gives way to `final/`
                 _say(f"{branch}: the model{_after(folder)}, which waited in {folder}")
         is_private = options.hub_private_repo or bool(config.get("hub_private_repo"))
         flags = _given(options, "hub_model_id", "hub_private_repo", "hub_push_state")
-        # What waits is for the run's own repository; another one gets final/ alone.
-        box = outbox if repo_id == own_id else run_dir / f"{OUTBOX}-{repo_id.replace('/', '--')}"
         opening = open_pusher(run_dir, repo_id, is_private=is_private, flags=flags, outbox=box)
         with opening as pusher:
             if with_final:
@@ -142,7 +143,6 @@ def push(options: argparse.Namespace) -> bool:
                 with_state = options.hub_push_state or bool(config.get("hub_push_state"))
                 submit_final(pusher, run_dir, with_state=with_state)
             is_pushed = pusher.finish(None)
-        is_own = repo_id == own_id
         missed = _missed_checkpoints(run_dir, repo_id, config) if is_own else []
     if missed:
         _say(
@@ -161,12 +161,19 @@ def _missed_checkpoints(run_dir: Path, repo_id: str, config: dict[str, Any]) -> 
     return [path.name for path in checkpoints if not is_submitted(path, repo_id)]
 
 
-def _is_newest(run_dir: Path, repo_id: str) -> bool:
+def _is_same(repo_id: str, other: str) -> bool:
+    """Return whether two names are of one repository; without an owner it is the token's."""
+    if "/" in repo_id and "/" in other:
+        return repo_id == other
+    return repo_id.rpartition("/")[2] == other.rpartition("/")[2]
+
+
+def _is_newest(run_dir: Path, repo_id: str, outbox: Path) -> bool:
     """Return whether `final/` is as new as all that `main` has or gets; say if the run goes on."""
     final = read_final(run_dir)
     if final is None or final.is_end:
         return True
-    waiting = [path for path in waiting_in(run_dir / OUTBOX) if branch_of(path) == MAIN]
+    waiting = [path for path in waiting_in(outbox) if branch_of(path) == MAIN]
     checkpoints = list_checkpoints(run_dir / "checkpoints")
     published = [step_of(path) for path in checkpoints if is_submitted(path, repo_id)]
     newest = max([0, *published, *(_step_in(folder) or 0 for folder in waiting)])

@@ -26,7 +26,7 @@ from bert_pretrain.text.foreign_tokenizer import refuse_foreign_tokenizer
 from bert_pretrain.text.layout import fit_token_types
 from bert_pretrain.text.literal_text import protected_token_ids
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
-from bert_pretrain.text.opening import corpus_warnings, data_card, open_corpus
+from bert_pretrain.text.opening import corpus_warnings, data_card, open_corpus, refuse_unknown
 from bert_pretrain.text.pairs import PairMode
 from bert_pretrain.text.sentences import standard_language
 from bert_pretrain.text.tokenizers import load_tokenizer, tokenizer_hash
@@ -64,6 +64,7 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         download=download_corpus,
         show_progress=accelerator.is_local_main_process,
     )
+    refuse_unknown(corpus)
     for warning in corpus_warnings(corpus, text.masking):
         accelerator.print(f"WARNING: {spell(warning)}")
     rule = MaskingRule(

@@ -31,7 +31,8 @@ def run_program(command: Sequence[str], own: Mapping[str, str]) -> int:
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
 
         def hand_on(number: int, _: FrameType | None) -> None:
-            process.send_signal(number)
+            if os.name != "nt":  # there a console tells both
+                process.send_signal(number)
 
         before = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
         try:

@@ -136,7 +136,8 @@ def load_text_tokenizer(model: str, config: PreTrainedConfig) -> PreTrainedToken
             f"{num_embedded:,}",
             advice="they do not belong together; change `model`",
         )
-    _drop_unknown_token_types(tokenizer, num_token_types(_without_weights(config)))
+    if hasattr(config, "type_vocab_size"):  # XLNet, without a table of types, reads them all
+        _drop_unknown_token_types(tokenizer, num_token_types(_without_weights(config)))
     return tokenizer
 
 

@@ -112,7 +112,9 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     check_suffix(path, parameter="output")
     if path.is_dir():
         raise InputError(f"{path} is a folder", advice="pass a file as `output`")
-    for file in (path, table_beside(path)) if path.suffix == ".npy" else (path,):
+    # A command that was ended may have put one of the two in its place, and goes on.
+    has_table = path.suffix == ".npy" and not _parts_folder(path).is_dir()
+    for file in (path, table_beside(path)) if has_table else (path,):
         if file.exists() and not overwrite:
             raise InputError(f"{file} exists", advice="pass another `output`, or `overwrite`")
     check_creatable(path.parent, parameter="output")
@@ -185,7 +187,7 @@ class _Parts:
     """
 
     def __init__(self, path: Path, embedder: Embedder, source: RowSource, dtype: str) -> None:
-        self.folder = path.with_name(path.name + ".parts")
+        self.folder = _parts_folder(path)
         self.files: list[Path] = []
         self.counts = Counts()
         self.width = 0
@@ -325,3 +327,7 @@ class _Parts:
             np.lib.format.write_array_header_1_0(file, description)
             for table in self._tables():
                 file.write(np.ascontiguousarray(matrix_of(table)).tobytes())
+
+
+def _parts_folder(path: Path) -> Path:
+    return path.with_name(path.name + ".parts")

@@ -32,7 +32,7 @@ from bert_pretrain.images.decoding import (
 from bert_pretrain.images.levels import PixelRange
 from bert_pretrain.images.survey import survey
 
-FORMAT_VERSION = 2  # raised whenever what is written changes
+FORMAT_VERSION = 3  # raised whenever what is written changes
 # To train on, and to hold out: a single image has no spread, no neighbour and no negative.
 MIN_IMAGES = 2
 _NAMED_BAD_IMAGES = 5

@@ -208,7 +208,7 @@ def _grey(colours: Tensor) -> Tensor:
     """Return the luma of red, green and blue (ITU-R 601-2), (B, 1, H, W); of one channel that."""
     if colours.shape[1] == 1:
         return colours
-    red, green, blue = colours.split(1, dim=1)
+    red, green, blue = colours[:, 0:1], colours[:, 1:2], colours[:, 2:3]
     return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 

@@ -29,10 +29,11 @@ _TOKEN = re.compile(
 )
 # A path from the root, the home folder or a drive, where a word begins; not the // of an address.
 _PATH_START = r"(?:file://)?(?:[A-Za-z]:[\\/]|~[\w.-]*[\\/]|/(?=[^\s/])|\\\\)"
-_PATH = re.compile(rf"(?<![\w/.:~\\-]){_PATH_START}[^\s\"'`,;()\[\]{{}}]*")
+_REST = r"[^\s\"'`,;()\[\]{}]*"
+_PATH = re.compile(rf"(?<![\w/.:~\\-]){_PATH_START}{_REST}")
 # A text that is one path, perhaps behind its flag; it may hold blanks.
 _ONE_PATH = re.compile(rf"(?:--[\w-]+=)?(?P<path>{_PATH_START}[^,\n]*)")
-_IS_PATH = re.compile(rf"{_PATH_START}|\.\.[\\/]|[^\n]*[\\/]\.\.[\\/]")
+_IS_PATH = re.compile(rf"{_PATH_START}|\.\.[\\/]|[^\n=]*[\\/]\.\.[\\/]")
 _SHORTEST_NAME = 3  # characters; shorter ones are too often words
 
 
@@ -56,7 +57,8 @@ def scrub(value: Any, *, keep: Collection[str] = (), paths: Collection[str] = ()
         return value
     text = hide_secrets(_TOKEN.sub(REMOVED, value))
     for path in sorted(paths, key=len, reverse=True):
-        text = text.replace(path, _last_part(path))
+        whole = rf"(?<![\w/.:~\\-]){re.escape(path)}(?![\w.-]){_REST}"
+        text = re.sub(whole, lambda match: _last_part(match[0]), text)
     if match := _ONE_PATH.fullmatch(text):
         text = text[: match.start("path")] + _last_part(match["path"])
     text = _PATH.sub(lambda match: _last_part(match[0]), text)

@@ -17,7 +17,7 @@ from bert_pretrain.text.prepared import is_prepared
 
 EXTENSIONS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # Names of files that are no text.
-_ABOUT_DATA = re.compile(r"readme|licen[cs]e|dataset_infos?|manifest", re.IGNORECASE)
+_ABOUT_DATA = re.compile(r"(readme|licen[cs]e|dataset_infos?)(\..*)?|manifest\.json", re.IGNORECASE)
 _SPLITS = {
     "train": "train|training",
     "validation": "val|valid|validation|dev",
@@ -69,7 +69,8 @@ def find_files(patterns: list[str]) -> FoundFiles:
             )
         for file, reason in inside:
             if file not in seen:
-                refuse_undecodable(file)
+                if not reason:
+                    refuse_undecodable(file)
                 found.add(file, reason)
                 seen.add(file)
     return found
@@ -110,7 +111,8 @@ def find_split(folder: Path, split: str) -> FoundFiles | None:
     """
     found = FoundFiles()
     for path, reason in _files_below(folder):
-        refuse_undecodable(path)
+        if not reason:
+            refuse_undecodable(path)
         found.add(path, reason)
     if not found.paths or _is_described(folder):
         return None
@@ -180,7 +182,7 @@ def _refuse_folder(error: OSError) -> None:
 def _why_not(path: Path) -> str:
     if path.name.startswith("."):
         return "hidden"
-    if _ABOUT_DATA.fullmatch(path.name.split(".")[0]):
+    if _ABOUT_DATA.fullmatch(path.name):
         return "about the data"
     if file_kind(path) not in EXTENSIONS:
         return _OTHER_KINDS

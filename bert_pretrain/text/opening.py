@@ -85,7 +85,6 @@ def open_corpus(
             seed=seed,
             show_progress=show_progress,
         )
-    _refuse_unknown(corpus.manifest)
     if needs_division and not (len(corpus.train_documents) and len(corpus.validation_documents)):
         num_documents = corpus.store.num_documents
         raise InputError(
@@ -192,8 +191,9 @@ def _refuse_other_tokenizer(
         )
 
 
-def _refuse_unknown(manifest: dict[str, Any]) -> None:
-    """Raise `InputError` if the tokenizer does not know the text."""
+def refuse_unknown(corpus: PreparedCorpus) -> None:
+    """Raise `InputError` if the tokenizer does not know the text that is to be learnt from."""
+    manifest = corpus.manifest
     if manifest["unknown_rate"] > _MOST_UNKNOWN:
         raise InputError(
             f"{manifest['unknown_rate']:.0%} of the tokens of {manifest['source']['description']} "

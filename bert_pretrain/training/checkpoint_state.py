@@ -71,6 +71,7 @@ class LoopState(TypedDict):
     num_skipped: int
     elapsed: float
     held_out_loss: float | None
+    held_out_phase: int  # whose held-out rows that is of
     spikes: SpikeState
     rewinds: RewindState
     watch: dict[str, float]

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 
 from bert_pretrain.data.atomic import replace_folder
 from bert_pretrain.data.run_folder import checkpoint_path, list_checkpoints, step_of
-from bert_pretrain.data.stream import Place
 from bert_pretrain.errors import InputError
 from bert_pretrain.training.checkpoint import digest_of
 from bert_pretrain.training.checkpoint_state import (
@@ -198,16 +197,18 @@ def _best(checkpoints: list[Path]) -> Path | None:
     """Return the checkpoint with the lowest held-out loss, the newest of equals; None if none has.
 
     A run that has diverged goes on from it, when all that were kept as the newest are worthless.
-    Only those of the newest phase are compared, since each phase has held-out rows of its own.
+    Only those of the phase that was evaluated last are compared: each has held-out rows of its own.
     """
     losses: dict[Path, float] = {}
     newest_phase = None
     for checkpoint in reversed(checkpoints):
         with contextlib.suppress(InputError):
             state, _ = read_state_file(checkpoint / STATE_FILE)
-            loss, phase = state["held_out_loss"], Place.of(state["place"]).phase
+            loss, phase = state["held_out_loss"], state["held_out_phase"]
+            if loss is None:
+                continue
             newest_phase = phase if newest_phase is None else newest_phase
-            if loss is not None and phase == newest_phase:
+            if phase == newest_phase:
                 losses[checkpoint] = loss
     return min(losses, key=losses.__getitem__, default=None)
 

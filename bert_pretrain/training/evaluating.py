@@ -55,7 +55,7 @@ def evaluate(trainer: Trainer, *, is_last: bool) -> bool:
         model = trainer.distributed.plain()
         means = measure(model)
         check_finite(trainer.distributed, trainer.step, held_out_loss=means["loss"])
-        trainer.held_out_loss = means["loss"]
+        trainer.held_out_loss, trainer.held_out_phase = means["loss"], phase
         is_last = is_last or is_goal_reached(trainer)
         measured = trainer.monitor.measures(
             model,

@@ -74,7 +74,9 @@ class StepProfiler:
             return self._finish(num_done)
         if self._profile is not None:
             self._profile.stop()
+            self._profile = None
         if self._num_steps and num_done <= 0:
+            self._num_steps = 0  # said once
             return f"no profile: the first {_FIRST} updates warm up, and there was no other"
         return None
 

@@ -31,6 +31,7 @@ def state_of(trainer: Trainer) -> LoopState:
         "num_skipped": int(trainer.guard.numbers[0]),
         "elapsed": trainer.elapsed(),
         "held_out_loss": trainer.held_out_loss,
+        "held_out_phase": trainer.held_out_phase,
         "watch": trainer.watch.state_dict(),
         "spikes": trainer.journal.spikes.state_dict(),
         "rewinds": trainer.rewinds.state_dict(),
@@ -105,6 +106,7 @@ def _restore(trainer: Trainer, checkpoint: Path, state: LoopState) -> None:
     trainer.watch.load_state_dict(state["watch"])
     trainer.guard.load(state["num_skipped"])
     trainer.held_out_loss = state["held_out_loss"]
+    trainer.held_out_phase = state["held_out_phase"]
     trainer.journal.spikes.load_state_dict(state["spikes"])
     # The sums were saved over all processes: one of them takes them up, the others start from zero.
     is_first = trainer.accelerator.is_main_process

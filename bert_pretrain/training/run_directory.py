@@ -123,11 +123,14 @@ def confirm_claim(run_dir: Path, resume_from: str | None, checkpoint: Path | Non
         InputError: another process has begun or continued a run there.
     """
     is_of_here = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
-    if (
-        is_of_here
-        and resume_from in (None, "latest", "auto")
-        and claim_run_dir(run_dir, resume_from) != checkpoint
-    ):
+    if is_of_here:
+        has_changed = (
+            resume_from in (None, "latest", "auto")
+            and claim_run_dir(run_dir, resume_from) != checkpoint
+        )
+    else:  # the folder had no checkpoint of its own
+        has_changed = bool(list_checkpoints(run_dir / "checkpoints"))
+    if has_changed:
         raise InputError(
             f"another process has continued the run in {run_dir} in the meantime",
             advice="repeat the command",

@@ -237,7 +237,8 @@ class CheckpointSaver:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             device = self._model.accelerator.device
-            if device.type == "cuda":  # else a new thread would open the first GPU
+            # Else a new thread would open the first GPU; without a number there is one alone.
+            if device.type == "cuda" and device.index is not None:
                 torch.cuda.set_device(device)
             with naming_disk(self._folder.parent):
                 work()

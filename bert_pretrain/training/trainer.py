@@ -131,6 +131,7 @@ class Trainer:
         self.step = 0
         self.place = Place()
         self.held_out_loss: float | None = None  # of the weights as they are; None = not evaluated
+        self.held_out_phase = 0  # whose held-out rows that is of
         self.goes_back_on_spike = goes_back_on_spike
         self.rewinds = Rewinds()
         self.sums = RunningSums(accelerator.device)
@@ -205,7 +206,8 @@ class Trainer:
             try:
                 self._train()
             finally:
-                self._show_profile(self.profiler.close())
+                with contextlib.suppress(Exception):  # what ends the run is to be said, not this
+                    self._show_profile(self.profiler.close())
 
     def _train(self) -> None:
         self.journal.start(self.step)
@@ -239,6 +241,8 @@ class Trainer:
                     is_judged = is_logged and self.goes_back_on_spike
                     self.journal.write_rows(wait=is_on_cpu or is_judged)
                 self._show_profile(self.profiler.step())
+                if is_over:
+                    self._show_profile(self.profiler.close())
                 if is_judged and not is_over and has_gone_back(self):
                     windows = self._windows()
                     continue

@@ -187,8 +187,7 @@ def test_a_run_says_which_images_its_model_did_not_see(
         "image_size": 0,
         "num_channels": 0,
     }
-    key = open_images(**config).manifest["key"]
-    record = {"config": config, "sources": {"data": {"key": key}}}
+    record = {"config": config, "sources": {"data": open_images(**config).provenance}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     save_encoder(tmp_path / "final")
     save_encoder(tmp_path / "checkpoints/step-000100")

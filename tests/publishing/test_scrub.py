@@ -114,9 +114,18 @@ def test_known_paths_are_taken_out_whatever_characters_they_have() -> None:
     )
     public = scrub(text, paths=paths_in(config))
     assert public == (
-        "images   xrays\nskipped: xrays/two words/1.png\n--data_files=x.txt x.txt "
-        f"my_text/*.jsonl, mapped from {Path(HF_HOME).name}/pixels.npy"
+        "images   xrays\nskipped: two words/1.png\n--data_files=x.txt x.txt "
+        "my_text/*.jsonl, mapped from pixels.npy"
     )
+
+
+def test_known_paths_change_no_other_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    paths = paths_in("/data", "/app", "--data_files=../../x.txt", str(Path.cwd()))
+    assert "--data_files=../../x.txt" not in paths
+    text = f"owner/data/app (train) of {Path.cwd()}/clients/acme/part-1.parquet"
+    assert scrub(text, paths=paths) == "owner/data/app (train) of part-1.parquet"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from bert_pretrain.text.collator import PretrainingCollator
 from bert_pretrain.text.documents import TextSource, open_documents
 from bert_pretrain.text.layout import read_layouts
 from bert_pretrain.text.masking import MaskingRule, ordinary_token_ids
-from bert_pretrain.text.opening import corpus_warnings, data_card, open_corpus
+from bert_pretrain.text.opening import corpus_warnings, data_card, open_corpus, refuse_unknown
 from bert_pretrain.text.pairs import plan_epoch
 from bert_pretrain.text.prepared import PreparedCorpus
 from bert_pretrain.text.tokenizer_training import train_wordpiece
@@ -120,13 +120,14 @@ def test_text_that_the_tokenizer_does_not_know_is_refused_and_some_of_it_warned_
     text = " ".join(["some words. of text."] * 5 + ["\u0436\u0443\u043a"] * num_foreign)
     rows = [json.dumps({"text": f"{text} {'some ' * i}"}) + "\n" for i in range(30)]
     (tmp_path / "own.jsonl").write_text("".join(rows))
-    source = TextSource(data_files=[str(tmp_path / "own.jsonl")])
+    corpus = open_it(TextSource(data_files=[str(tmp_path / "own.jsonl")]), english, tmp_path)
+    warnings = corpus_warnings(corpus, "token")
+    assert ["unknown to the tokenizer" in line for line in warnings] == [True] * bool(num_foreign)
     if num_foreign == 200:
         with pytest.raises(InputError, match="are unknown to the tokenizer"):
-            open_it(source, english, tmp_path)
-        return
-    warnings = corpus_warnings(open_it(source, english, tmp_path), "token")
-    assert ["unknown to the tokenizer" in line for line in warnings] == [True] * bool(num_foreign)
+            refuse_unknown(corpus)
+    else:
+        refuse_unknown(corpus)
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(

@@ -328,15 +328,14 @@ def test_a_checkpoint_has_its_name_when_all_of_it_is_on_the_disk(
 
 def test_the_best_is_of_the_phase_of_the_newest(tmp_path: Path) -> None:
     """Rows of another length have losses of their own."""
-    for step, phase, loss in ((1, 0, 1.0), (2, 1, 3.0), (3, 1, 2.0), (4, 1, 4.0)):
+    found = ((1, 0, 1.0), (2, 1, 3.0), (3, 1, 2.0), (4, 1, 4.0), (5, 2, None))
+    for step, phase, loss in found:
         path = checkpoint_path(tmp_path, step)
         path.mkdir()
-        place = [0, 0, 8 * step, phase, 0.0]
-        state = loop_state(step) | {"held_out_loss": loss, "place": place}
+        state = loop_state(step) | {"held_out_loss": loss, "held_out_phase": phase}
         write_state(path / STATE_FILE, state, {})  # type: ignore[arg-type]
-    checkpoints = list_checkpoints(tmp_path)
-    stale = Retention(1).stale(checkpoints, needed=None)
-    assert [checkpoint.name for checkpoint in stale] == ["step-000001", "step-000002"]
+    stale = Retention(1).stale(list_checkpoints(tmp_path), needed=None)
+    assert [checkpoint.name for checkpoint in stale] == [f"step-00000{step}" for step in (1, 2, 4)]
 
 
 @pytest.mark.gpu

@@ -34,6 +34,12 @@ from bert_pretrain.text.tokenizers import load_tokenizer, vocabulary_size
 
 FLAG_GROUPS = (EvaluateArguments, EvaluationData, EvaluationImages, EvaluationText)
 SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "data_files")
+# Of the run's own data, where seed, share, how they are read, or they themselves are others.
+DIVIDED_OTHERWISE = (
+    "WARNING: the run that wrote this model divided its data otherwise (they have changed since, "
+    "or seed, share or how they are read differ), so it may have been pretrained on some of what "
+    "is judged here\n"
+)
 _AUTO_CLASSES: dict[str, Any] = {
     "masked-LM": AutoModelForMaskedLM,
     "next-sentence": AutoModelForNextSentencePrediction,
@@ -67,19 +73,11 @@ class Evaluation:
         flags: dict[str, Any] = self._record.get("config", {})
         return flags
 
-    def note_of_other_division(self, key: str) -> str:
-        """Return a warning if the run's own data, of this key now, are divided otherwise, or "".
-
-        Another seed or share, other text or images in the same place, or another way to read them.
-        """
-        key_then = self._record.get("sources", {}).get("data", {}).get("key", key)
-        if key == key_then:
-            return ""
-        return (
-            "WARNING: the run that wrote this model divided its data otherwise (they have changed "
-            "since, or seed, share or how they are read differ), so it may have been pretrained on "
-            "some of what is judged here\n"
-        )
+    @property
+    def data_then(self) -> dict[str, Any]:
+        """What told the data of that run from others; {} if that is not recorded."""
+        found: dict[str, Any] = self._record.get("sources", {}).get("data", {})
+        return found
 
     @property
     def seed(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from bert_pretrain.commands.suites.context import Evaluation, SuiteResult
+from bert_pretrain.commands.suites.context import DIVIDED_OTHERWISE, Evaluation, SuiteResult
 from bert_pretrain.config.sizes import ImageSize
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.features import (
@@ -29,6 +29,8 @@ from bert_pretrain.evaluation.statistics import format_interval
 from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
 from bert_pretrain.models.image_encoder_config import read_config
 from bert_pretrain.models.image_processor import Preprocessing, read_processor
+
+_OF_DIVISION = ("seed", "validation_share")
 
 
 class FeatureScores(NamedTuple):
@@ -137,7 +139,12 @@ def open_labelled_images(evaluation: Evaluation) -> LabelledImages:
             )
         return labelled
     if all(evaluation.run.get(name) == value for name, value in source.items()):
-        sys.stdout.write(evaluation.note_of_other_division(corpus.manifest["key"]))
+        run, manifest = evaluation.run, corpus.manifest
+        fingerprint = manifest["source"]["fingerprint"]  # labels and sizes divide nothing
+        if any(run.get(name, manifest[name]) != manifest[name] for name in _OF_DIVISION) or (
+            evaluation.data_then.get("fingerprint", fingerprint) != fingerprint
+        ):
+            sys.stdout.write(DIVIDED_OTHERWISE)
     return divide_labelled(corpus, None)
 
 

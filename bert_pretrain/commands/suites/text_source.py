@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bert_pretrain.commands.suites.context import SOURCE_FLAGS, Evaluation
+from bert_pretrain.commands.suites.context import DIVIDED_OTHERWISE, SOURCE_FLAGS, Evaluation
 from bert_pretrain.config.schedules import Lengths
 from bert_pretrain.errors import InputError, spell
 from bert_pretrain.evaluation.pseudo_likelihood import longest_row
@@ -68,8 +68,11 @@ def open_text(
     corpus = open_corpus(
         text, tokenizer, seed=seed, download=download_corpus, needs_division=is_divided
     )
-    if is_runs_own:
-        sys.stdout.write(evaluation.note_of_other_division(corpus.manifest["key"]))
+    if (
+        is_runs_own
+        and evaluation.data_then.get("key", corpus.manifest["key"]) != (corpus.manifest["key"])
+    ):
+        sys.stdout.write(DIVIDED_OTHERWISE)
     if is_divided:
         documents = corpus.validation_documents
         return corpus, documents, f"the {len(documents):,} held-out documents"
