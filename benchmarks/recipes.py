@@ -142,7 +142,7 @@ def ablation_table(results: Path) -> str:
                 f"{value:+.2f}"
                 for value in (statistics.median(differences), differences[0], differences[-1])
             )
-            above = f"{median} ({low} to {high})"
+            above = f"{median} ({low} to {high})" if len(differences) > 1 else f"{median} (one seed)"
         lines.append(
             [
                 arm.replace("_", " "),
