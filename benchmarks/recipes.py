@@ -142,7 +142,8 @@ def ablation_table(results: Path) -> str:
                 f"{value:+.2f}"
                 for value in (statistics.median(differences), differences[0], differences[-1])
             )
-            above = f"{median} ({low} to {high})" if len(differences) > 1 else f"{median} (one seed)"
+            spread_of_seeds = f"{low} to {high}" if len(differences) > 1 else "one seed"
+            above = f"{median} ({spread_of_seeds})"
         lines.append(
             [
                 arm.replace("_", " "),
