@@ -116,7 +116,11 @@ READERS = {
         "more.jsonl", METRICS, lambda path: JsonLines(path).cut_back(keep_until_step=1)
     ),
     "checkpoint": Reader(STATE_FILE, STATE, lambda path: read_state(path.parent)),
-    "seeds": Reader(PROGRESS_FILE, PROGRESS, lambda p: SeedProgress(p.parent, {"a": 1}).read()),
+    "seeds": Reader(
+        PROGRESS_FILE,
+        PROGRESS,
+        lambda p: SeedProgress(p.parent, {"a": 1}, seeds=range(100)).read(),
+    ),
 }
 # What earlier versions answered with a traceback.
 FOUND: list[tuple[str, bytes]] = [
