@@ -5,6 +5,7 @@ Nothing of them is saved with a model.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -33,8 +34,14 @@ def choose_attention(model: PreTrainedModel, row_length: int) -> None:
     """
     if prefers_written_out_attention(row_length):
         model.set_attn_implementation("eager")
-    elif torch.accelerator.is_available() and model.config._attn_implementation == "sdpa":
+    elif torch.accelerator.is_available() and _masks_padding(model):
         model.set_attn_implementation(UNASKED_SDPA)
+
+
+def _masks_padding(model: PreTrainedModel) -> bool:
+    """Return whether a model has transformers make a mask of padding for torch's fused kernel."""
+    is_told = "attention_mask" in inspect.signature(model.base_model.forward).parameters
+    return is_told and getattr(model.config, "_attn_implementation", None) == "sdpa"
 
 
 def _mask_without_asking(*arguments: Any, **options: Any) -> Tensor | None:
