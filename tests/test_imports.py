@@ -32,6 +32,7 @@ EXCEPTIONS = {
     "_asdict": "a public method of named tuples",
     "_no_split_modules": "a model class of transformers declares by it how it may be divided",
     "_replace": "a public method of named tuples",
+    "_attn_implementation": "a configuration of transformers has no public name for it",
     "_dynamo": "torch.compiler has no name of its own for the limit of recompilation (torch 2.13)",
     "_exit": "os._exit is documented: a child process ends without the parent's clean-up",
 }

@@ -5,7 +5,6 @@ Nothing of them is saved with a model.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -40,8 +39,8 @@ def choose_attention(model: PreTrainedModel, row_length: int) -> None:
 
 def _masks_padding(model: PreTrainedModel) -> bool:
     """Return whether a model has transformers make a mask of padding for torch's fused kernel."""
-    is_told = "attention_mask" in inspect.signature(model.base_model.forward).parameters
-    return is_told and getattr(model.config, "_attn_implementation", None) == "sdpa"
+    is_of_text = isinstance(model.get_input_embeddings(), nn.Embedding)
+    return is_of_text and model.config._attn_implementation == "sdpa"
 
 
 def _mask_without_asking(*arguments: Any, **options: Any) -> Tensor | None:
