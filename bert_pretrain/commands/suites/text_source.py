@@ -70,7 +70,7 @@ def open_text(
     )
     if (
         is_runs_own
-        and evaluation.data_then.get("key", corpus.manifest["key"]) != (corpus.manifest["key"])
+        and evaluation.data_then.get("key", corpus.manifest["key"]) != corpus.manifest["key"]
     ):
         sys.stdout.write(DIVIDED_OTHERWISE)
     if is_divided:
