@@ -104,7 +104,7 @@ def permutation(n: int, *keys: Key) -> NDArray[np.int64]:
     return np.argsort(hash_uint64(*keys, np.arange(n)), kind="stable").astype(np.int64)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16)
 def _hash_integers(keys: tuple[Key, ...]) -> NDArray[np.uint64]:
     """Hash the plain integers that most keys begin with, once for all the arrays that follow."""
     state = _absorb(np.zeros((), dtype=np.uint64), keys)

@@ -300,7 +300,7 @@ def digest_of(path: Path) -> str:
     return _digest_as_of(path, stat.st_size, stat.st_mtime_ns)
 
 
-@functools.cache  # a run that resumes looks several times at files that nobody changes
+@functools.lru_cache(maxsize=64)  # a run that resumes looks several times at a checkpoint's files
 def _digest_as_of(path: Path, size: int, mtime_ns: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -78,13 +78,25 @@ class FiniteGuard:
         self._fatal = torch.where(is_fatal, float(step), self._fatal)
         return (is_bad | (self._fatal > 0)).float()
 
-    def see(self, num_skipped: float, fatal: float) -> None:
+    @property
+    def num_unseen(self) -> int:
+        """Updates of which the host does not know whether they were finite."""
+        return len(self._unseen)
+
+    def see(self, num_skipped: float, fatal: float, *, step: float = math.inf) -> None:
         """Look at `numbers` as they were after some update; a collective where `fatal` is not 0.
+
+        Args:
+            num_skipped: updates skipped.
+            fatal: the first one too many, else 0.
+            step: the update; infinite = the latest.
 
         Raises:
             TrainingError: too many updates were not finite.
         """
         if not fatal:
+            while self._unseen and self._unseen[0][0] <= step:
+                self._unseen.popleft()
             return
         # A run that has gone back has made some updates before: the last time counts.
         found = [entry for entry in self._unseen if entry[0] == fatal][-1:]

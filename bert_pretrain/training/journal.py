@@ -193,7 +193,7 @@ class Journal:
 
     def _write_row(self, row: _Row, seconds: float) -> None:
         grad_norm, num_skipped, fatal = row.others.read()
-        self._guard.see(num_skipped, fatal)
+        self._guard.see(num_skipped, fatal, step=row.fields["step"])
         rate = (row.num_units - self._last_units) / seconds
         utilisation = (row.flops - self._last_flops) / seconds / self._peak_flops
         self._last_units, self._last_flops = row.num_units, row.flops

@@ -180,6 +180,25 @@ def test_an_update_that_ended_a_run_is_not_forgotten(tmp_path: Path) -> None:
         guard.see(*guard.numbers.tolist())
 
 
+def test_updates_that_the_host_knows_to_be_finite_are_forgotten() -> None:
+    guard = FiniteGuard(torch.device("cpu"), num_allowed=0)
+    for step in range(1, 9):
+        norm = torch.tensor(float("nan") if step == 7 else 1.0)
+        guard.found_inf(norm, step, Place(0, 0, step), Place(0, 0, step + 1))
+        if step == 5:
+            guard.see(*guard.numbers.tolist(), step=4)
+            assert guard.num_unseen == 1
+    with pytest.raises(TrainingError, match=r"update 7 .*\(from row 7 "):
+        guard.see(*guard.numbers.tolist())
+
+
+def test_a_run_keeps_no_update_that_a_row_of_metrics_has_told_of(tmp_path: Path) -> None:
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path)
+    trainer.train()
+    assert trainer.step > 0
+    assert trainer.guard.num_unseen == 0
+
+
 def test_without_a_scaler_an_infinite_gradient_ends_the_run_before_its_update(
     tmp_path: Path,
 ) -> None:
