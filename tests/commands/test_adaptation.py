@@ -42,6 +42,7 @@ def finetune(*flags: str, model: str = "model") -> int:
         return int(end.code or 0)
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_from_the_training_texts_before_the_labels(folder: Path) -> None:
     assert finetune("--adapt_minutes", "0.05", "--freeze_encoder") == 0
     written = [row["text"] for row in read_rows(folder / "out/unlabelled.jsonl")]

@@ -24,7 +24,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 16},
     "deberta-v2": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["c2p"]},
     "albert": {"embedding_size": 16},
+    "convbert": {"embedding_size": 16, "conv_kernel_size": 3},
+    "ernie": {},
+    "megatron-bert": {},
 }
+WITH_PAIRS = ("albert", "ernie", "megatron-bert")
 # These cover a table of positions and relative ones; the others take as long and differ in little.
 QUICK = ("roberta", "modernbert")
 each_encoder = pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def flags_of(model_type: str, folder: Path) -> list[str]:
     flags = small_flags(folder)
     config = write_model_config(folder / model_type, model_type=model_type, **ENCODERS[model_type])
     flags[flags.index("--config_name") + 1] = str(config)
-    objective = "mlm_nsp" if model_type == "albert" else "mlm"
+    objective = "mlm_nsp" if model_type in WITH_PAIRS else "mlm"
     flags += ["--objective", objective, "--max_steps", "8", "--global_batch_size", "16"]
     return [*flags, "--optimizer", "adamw", "--learning_rate", "1e-3", "--output_dir"]
 

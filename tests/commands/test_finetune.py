@@ -89,6 +89,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(
     model: str, folder: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_what_was_to_be_private_is_not_made_public(
     assert Path("out/final/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_refused_token_leaves_the_model_and_the_command_named_brings_it_later(
     hub: LoopbackHub,
     model: str,
@@ -136,6 +137,7 @@ def test_nobody_else_publishes_a_classifier_that_is_being_trained(
     assert seen == [True] and not run_folder.is_held(Path("out"))
 
 
+@pytest.mark.slow
 def test_flags_given_to_a_push_are_in_the_command_that_finishes_it(
     hub: LoopbackHub, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

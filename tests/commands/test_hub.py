@@ -428,12 +428,10 @@ main(["pretrain", *sys.argv[1:]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "average"),
-    [
-        ("killed", ""),
-        pytest.param("killed-average", "--ema_decay 0.9 --export_ema", marks=pytest.mark.slow),
-    ],
+    [("killed", ""), ("killed-average", "--ema_decay 0.9 --export_ema")],
 )
 def test_a_checkpoint_that_a_kill_kept_from_the_hub_is_published_when_the_run_continues(
     client: LoopbackHub, folder: Path, name: str, average: str

@@ -77,6 +77,7 @@ def test_without_its_state_on_disk_weights_go_up_alone(
     assert "without training state" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_state_stays_with_its_weights_and_goes_with_them(
     hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +109,7 @@ def test_an_outbox_that_a_kill_left_empty_is_nothing_to_publish(
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_checkpoints_that_never_got_into_the_outbox_are_named_and_are_no_success(
     hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +149,7 @@ def test_a_finished_run_is_published_without_a_note(
     )
 
 
+@pytest.mark.slow
 def test_an_older_final_model_does_not_take_the_place_of_a_newer_checkpoint(
     hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ def test_with_dropout_a_layout_has_one_curve_and_another_layout_another(folder: 
     assert curves[0] != curves[2]
 
 
+@pytest.mark.slow
 def test_worker_processes_do_not_change_anything(folder: Path) -> None:
     flags = [
         *small_flags(folder),
@@ -163,6 +164,7 @@ def test_worker_processes_do_not_change_anything(folder: Path) -> None:
     assert metrics(folder / "none") == metrics(folder / "workers")
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_and_resumed_is_bit_identical(folder: Path) -> None:
     flags = [
         *small_flags(folder),
@@ -236,6 +238,7 @@ def test_a_checkpoint_of_one_process_continues_on_two(folder: Path) -> None:
         assert value == pytest.approx(expected[key], rel=1e-5, abs=allowed), key
 
 
+@pytest.mark.slow
 def test_a_sharded_run_has_the_curve_of_one_process_and_continues_there(folder: Path) -> None:
     check_sharded_run(folder, "adamw", tolerance=1e-5)  # float32
 

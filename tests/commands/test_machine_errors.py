@@ -50,6 +50,7 @@ def test_what_the_system_refuses_is_a_message_and_what_is_a_bug_is_none(
         Path("no such file").read_text()
 
 
+@pytest.mark.slow
 def test_a_disk_that_gets_full_while_saving_costs_no_checkpoint(tmp_path: Path) -> None:
     flags = [*small_flags(tmp_path), "--save_steps", "2", "--output_dir", "out"]
     run_here(tmp_path, [*flags, "--max_steps", "4"])

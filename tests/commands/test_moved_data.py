@@ -29,6 +29,7 @@ def pretraining(folder: Path, data: str, *more: str) -> list[str]:
     return [*flags, "--output_dir", "out", "--per_device_train_batch_size", "4", *more]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_same_bytes_elsewhere_and_from_no_others(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_run_given_hours_ends_with_all_rows_logged(
     assert (folder / f"out/checkpoints/step-{final['step']:06d}").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_its_masks_have_changed_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_the_average_is_exported_where_that_is_asked_for(folder: Path, is_averag
     assert f"| mlm loss | {shown:.4g} |" in card
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_at_its_loss_is_complete(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

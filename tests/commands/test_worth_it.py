@@ -95,6 +95,7 @@ def worth_it(*flags: str, model: str = "model") -> int:
         return int(end.code or 0)
 
 
+@pytest.mark.slow
 def test_the_table_has_every_way_and_the_answers(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

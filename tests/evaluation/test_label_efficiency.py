@@ -201,6 +201,7 @@ def measure(*flags: str) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_texts_are_measured_and_a_measurement_is_continued(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -400,6 +400,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="it does not tell its peak")
 def test_fine_tuning_holds_a_few_full_size_photographs_however_many_there_are(
     tmp_path: Path,

@@ -97,6 +97,7 @@ def test_a_batch_across_epochs_is_that_of_its_parts(corpus: ImageCorpus, kind: s
     assert np.array_equal(whole["pixels"].numpy(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["denoising", "nt_xent"])
 def test_a_spawned_worker_makes_the_same_batches(corpus: ImageCorpus, kind: str) -> None:
     stream = make_task(kind, corpus).objective.training

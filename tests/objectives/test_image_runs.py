@@ -100,10 +100,8 @@ def test_micro_batches_do_not_change_an_autoencoder(folder: Path) -> None:
     assert_equal_curves(folder / "one", folder / "four")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["denoising", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nt_xent", "batch_norm"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["denoising", "nt_xent", "batch_norm"])
 def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
     flags = [
         *flags_of(name, folder, f"{name}-whole"),
@@ -149,6 +147,7 @@ def streaming_flags(folder: Path, out: str) -> list[str]:
     return [*COMMON, *flags.split()]
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_bit_identical_on_any_workers_and_after_any_interruption(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +176,7 @@ def test_two_processes_stream_as_one(folder: Path) -> None:
     assert_equal_curves(folder / "one-process", folder / "two-processes")
 
 
+@pytest.mark.slow
 def test_a_contrastive_run_says_when_another_number_of_images_is_compared(folder: Path) -> None:
     flags = "--objective contrastive --max_steps 1 --max_eval_rows 16 --global_batch_size 32"
     flags += f" --config_name convnextv2-mini --mixed_precision no --output_dir {folder / 'notes'}"
@@ -214,6 +214,7 @@ def test_micro_batches_do_not_change_what_images_are_compared_with(
     assert_equal_curves(whole, folder / cut)
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_becomes_a_classifier_and_trains_on(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for number in range(40):

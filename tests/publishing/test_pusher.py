@@ -75,6 +75,7 @@ def commits(repository: Repository) -> int:
     return len(repository.commits)
 
 
+@pytest.mark.slow
 def test_errors_that_pass_are_tried_again_and_unchanged_files_are_not_sent_again(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_full_hub_is_not_pressed(
     assert 98 <= hub.faults[0].times <= 99
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_down_ends_with_the_files_kept(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +165,7 @@ def test_a_hub_that_is_down_ends_with_the_files_kept(
     assert_kept(run)
 
 
+@pytest.mark.slow
 def test_what_was_to_be_private_never_goes_to_a_public_repository(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -232,6 +235,7 @@ def test_a_run_that_fails_does_not_wait_for_the_hub(hub: LoopbackHub, tmp_path: 
     assert_kept(run)
 
 
+@pytest.mark.slow
 def test_a_full_disk_as_safetensors_reports_it_does_not_end_the_run_either(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -248,6 +252,7 @@ def test_a_full_disk_as_safetensors_reports_it_does_not_end_the_run_either(
     assert run.pusher.finish(60)
 
 
+@pytest.mark.slow
 def test_only_what_did_not_get_into_the_outbox_is_called_lost(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +308,7 @@ def test_an_upload_does_not_outlive_the_run_that_was_killed(
     upload.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_uploads_start_from_any_folder_also_where_the_package_is_not_installed(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -367,6 +367,7 @@ def test_epochs_are_counted_by_blocks(store: TokenStore) -> None:
     assert stream.num_epochs(Place(2, 1, size // 2)) == 2 + (1 + size // 2 / size) / num_blocks
 
 
+@pytest.mark.slow
 def test_plans_made_ahead_by_a_process_are_those_made_here(
     store: TokenStore, store_on_disk: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
