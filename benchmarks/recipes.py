@@ -25,6 +25,7 @@ from results import read_runs, write_results
 
 from bert_pretrain.config.recipes import TEXT_PURPOSES
 from bert_pretrain.data.run_folder import read_rows
+from bert_pretrain.hardware import describe_run
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- recipes -->\n", "<!-- /recipes -->"
@@ -51,7 +52,9 @@ def run_recipe(name: str, seed: int, flags: Sequence[str]) -> dict[str, Any]:
         for row in rows
         if row["split"] == "validation"
     ]
-    return record | {"curve": curve, "flags": list(flags)}
+    found = describe_run()
+    about = {key: found[key] for key in ("hardware", "versions", "git_revision")}
+    return record | about | {"curve": curve, "flags": list(flags)}
 
 
 def draw_curves(runs: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -158,14 +161,29 @@ def ablation_table(results: Path) -> str:
     return f"{text} (`benchmarks/ablation.py`; {machine(path)}):\n\n{table(head, lines)}"
 
 
-def quality_table(results: Path) -> str:
-    """Return held-out numbers of ours and of stock by minutes of training."""
+def quality_tables(results: Path) -> str:
+    """Return held-out numbers by minutes of training: ours and stock, then two encoders."""
     path = results / "time_to_quality.json"
     if not path.is_file():
         return f"Minutes to stock's loss (`benchmarks/time_to_quality.py`): {NOT_RUN}\n"
+    titles = {
+        "mlm_nsp": "Against stock transformers",
+        "mlm": "BERT beside ModernBERT, masked words alone, each with the default recipe",
+    }
+    parts = []
+    for objective, title in titles.items():
+        runs = [run for run in read_runs(path) if run["setting"]["objective"] == objective]
+        if runs:
+            where = f"`benchmarks/time_to_quality.py`; {machine(path)}"
+            parts.append(f"{title} ({where}):\n\n{quality_table(runs)}")
+    return "\n".join(parts)
+
+
+def quality_table(runs: list[dict[str, Any]]) -> str:
+    """Return a line for each encoder, way and budget."""
     from time_to_quality import final_values, identity
 
-    runs, lines = read_runs(path), []
+    lines = []
     accuracies = final_values(runs, "nsp_accuracy")
     for key, losses in final_values(runs, "mlm_loss").items():
         config, arm, minutes = key
@@ -176,18 +194,17 @@ def quality_table(results: Path) -> str:
                 arm.replace("_", " "),
                 f"{minutes:g}",
                 spread(losses, 2),
-                spread(accuracies[key], 3) if key in accuracies else "",
+                *([spread(accuracies[key], 3)] if accuracies else []),
                 spread(rates, 0),
             ]
         )
-    head = ["encoder", "run", "minutes of training", "masked-LM loss", "next-sentence accuracy"]
-    text = f"Against stock transformers (`benchmarks/time_to_quality.py`; {machine(path)}):\n\n"
-    return text + table([*head, "tokens/s"], lines)
+    head = ["encoder", "run", "minutes of training", "masked-LM loss"]
+    return table([*head, *["next-sentence accuracy"] * bool(accuracies), "tokens/s"], lines)
 
 
 def page(results: Path = RESULTS) -> str:
     """Return all tables; median of the seeds, from the smallest to the largest."""
-    parts = (recipes_table(results), ablation_table(results), quality_table(results))
+    parts = (recipes_table(results), ablation_table(results), quality_tables(results))
     return "\n".join(parts)
 
 

@@ -214,8 +214,9 @@ def main() -> None:
             print(f"{name} {value:.3g}")
         if name.endswith("is_below_ours_start") and not value:
             print(f"{name}: no, so that a ratio would say nothing")
-    if arguments.plot:
-        draw(runs, arguments.plot)
+    if arguments.plot:  # a masked-LM loss without pairs is of other rows
+        objective = runs[0]["setting"]["objective"]
+        draw([r for r in runs if r["setting"]["objective"] == objective], arguments.plot)
 
 
 if __name__ == "__main__":

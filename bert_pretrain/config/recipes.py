@@ -1,8 +1,8 @@
 """Named defaults by objective: they replace those of flags; the command line wins.
 
 docs/recipes.md says of each one of text what it costs and reaches, with the command that measured
-it, or that it was not run. Lengths are in updates, so that a run is reproducible bit for bit; the
-two with a clock are `minutes`, whose clock only stops a slow machine, and `base-24h-1gpu`.
+it, or that it was not run. Lengths are in updates, so that a run is reproducible bit for bit. Two
+have a clock too, which may end them before: `minutes` and `base-24h-1gpu`.
 """
 
 from __future__ import annotations

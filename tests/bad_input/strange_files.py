@@ -286,6 +286,11 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "tokenizer_binary": writing("tokenizer.json", b"\xff\xfe\x00"),
     "tokenizer_config_cut": writing("tokenizer_config.json", "{"),
     "tokenizer_config_list": writing("tokenizer_config.json", "[]"),
+    "tokenizer_maskless": writing(
+        "tokenizer_config.json",
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "[CLS]", "sep_token": "[SEP]",'
+        ' "pad_token": "[PAD]", "unk_token": "[UNK]"}',
+    ),
     "vit_processor_missing": losing("preprocessor_config.json"),
     "vit_processor_cut": writing("preprocessor_config.json", "{"),
     "vit_processor_list": writing("preprocessor_config.json", "[]"),

@@ -30,6 +30,7 @@ FLAGS: list[tuple[str, ...]] = [
     ("--dataloader_num_workers many", "--dataloader_num_workers is 'many'", "or auto"),
     ("--optimizer sgd", "--optimizer is 'sgd' but must be one of adamw, muon, lamb"),
     ("--objective bert", "--objective is 'bert' but must be one of mlm_nsp"),
+    ("--schedule step", "--schedule is 'step' but must be one of linear, cosine, stable_decay"),
     ("--masking words", "--masking is 'words'", "token, whole_word, span"),
     ("--mixed_precision int8", "--mixed_precision is 'int8'", "auto, no, bf16, fp16"),
     ("--no_such_flag 1", "unknown arguments --no_such_flag", "--help"),
@@ -256,6 +257,8 @@ MODELS: list[tuple[str, ...]] = [
     ("--tokenizer_name tokenizer_binary", "'tokenizer_binary'", "--tokenizer_name"),
     ("--tokenizer_name tokenizer_config_cut", "'tokenizer_config_cut'", "--tokenizer_name"),
     ("--tokenizer_name tokenizer_config_list", "'tokenizer_config_list'", "--tokenizer_name"),
+    ("--tokenizer_name tokenizer_maskless", "has no mask token", "--tokenizer_name"),
+    ("--model_name_or_path tokenizer_maskless", "has no mask token"),
     ("--max_seq_length 65", "64 positions", "--max_seq_length"),
 ]
 

@@ -89,19 +89,41 @@ def test_a_resumed_run_is_bit_identical_and_stock_transformers_loads_its_export(
     assert metrics(out) == expected
     assert (out / "final/model.safetensors").read_bytes() == final
     objective = flags[flags.index("--objective") + 1]
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER, str(out / "final"), objective],
-        env={k: v for k, v in environment(folder).items() if k != "PYTHONPATH"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    load_with_stock_transformers(out / "final", objective)
     if objective == "mlm_nsp":  # whose class for pairs alone transformers does not know
         assert main(["evaluate", "--model", str(out), "--suite", "nsp"]) == 0
         assert "easy" in capsys.readouterr().out
     card = (out / "final/README.md").read_text()
     assert "AutoModelForPreTraining" in card and f"- {model_type}\n" in card
+
+
+def load_with_stock_transformers(model: Path, objective: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, str(model), objective],
+        env={k: v for k, v in environment(model).items() if k != "PYTHONPATH"},
+        cwd=model,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_encoder_that_cannot_be_divided_says_so_and_is_trained_all_the_same(
+    folder: Path,
+) -> None:
+    landmarks = {"num_landmarks": 48, "segment_means_seq_len": 48}  # exact attention
+    config = write_model_config(folder / "whole", model_type="nystromformer", **landmarks)
+    flags = small_flags(folder)
+    flags[flags.index("--config_name") + 1] = str(config)
+    flags += ["--objective", "mlm", "--max_steps", "8", "--output_dir", "whole-run"]
+    printed = run_here(folder, flags)
+    assert "NystromformerForMaskedLM cannot be divided into encoder and head" in printed
+    start, end = (
+        row["loss"] for row in metrics(folder / "whole-run") if row["split"] == "validation"
+    )
+    assert end < start
+    load_with_stock_transformers(folder / "whole-run/final", "mlm")
 
 
 @pytest.mark.slow

@@ -158,6 +158,24 @@ def test_stock_transformers_loads_main_and_a_revision_and_the_cards_code_runs(
     assert "follows:" in done.stdout and "token_str" in done.stdout
 
 
+@pytest.mark.parametrize("flag", ["--config_name", "--model_name_or_path"])
+def test_an_encoder_of_the_hub_is_trained_by_its_name(
+    hub: LoopbackHub, folder: Path, flag: str
+) -> None:
+    files = small_flags(folder)
+    given = [*files[: files.index("--config_name")], *files[files.index("--config_name") + 2 :]]
+    out = folder / flag.strip("-")
+    with finding(hub, folder):
+        run_here(folder, [*given, flag, REPOSITORY, "--max_steps", "2", "--output_dir", str(out)])
+    config, published = (
+        json.loads((path / "final/config.json").read_text()) for path in (out, folder / "out")
+    )
+    assert config == published
+    start = next(row["mlm_loss"] for row in metrics(out) if row["split"] == "validation")
+    trained = metrics(folder / "out")[-1]["mlm_loss"]
+    assert (abs(start - trained) < 1e-5) is (flag == "--model_name_or_path")
+
+
 def test_a_run_continues_from_the_hub_as_if_it_had_not_been_interrupted(
     hub: LoopbackHub, folder: Path
 ) -> None:
