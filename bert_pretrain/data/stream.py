@@ -171,6 +171,7 @@ class TrainingStream(Generic[AnyPlan]):
         identity: dict[str, Any],
         later_phases: Sequence[Blocks[AnyPlan]] = (),
         heaviest_phase: int = 0,
+        heaviest_progress: float = 0.0,
     ) -> None:
         """Keep what makes the rows.
 
@@ -181,11 +182,12 @@ class TrainingStream(Generic[AnyPlan]):
                 only on the same.
             later_phases: make the plans of each further phase.
             heaviest_phase: the one whose rows take most memory.
+            heaviest_progress: share of the run behind at which rows of one phase take most of it.
         """
         self.collator = collator
         self.identity = identity
         self.phases = (blocks, *later_phases)
-        self.heaviest_phase = heaviest_phase
+        self.heaviest_phase, self.heaviest_progress = heaviest_phase, heaviest_progress
         self._plans: dict[_BlockKey, AnyPlan] = {}
         self._lengths: dict[_BlockKey, int] = {}
         self._ahead: dict[_BlockKey, Future[AnyPlan]] = {}  # one at most

@@ -325,6 +325,7 @@ def text_rows(
         identity={"corpus": corpus.manifest["key"], "rows planned at once": rows.block_size},
         later_phases=later,
         heaviest_phase=lengths.index(max(lengths)),
+        heaviest_progress=float(rule.highest_rate > rule.mlm_probability),
     )
 
     def held_out_rows(length: int) -> HeldOutRows[EpochPlan]:

@@ -315,7 +315,7 @@ class Trainer:
         return gradients
 
     def try_pass(self, num_rows: int = 0) -> None:
-        """Make a forward and backward pass of the first rows, which changes nothing.
+        """Make a forward and backward pass of the rows that take most, which changes nothing.
 
         Args:
             num_rows: how many; 0 = as many as a micro-batch has.
@@ -323,7 +323,7 @@ class Trainer:
         stream = self.objective.training
         heaviest = Place(phase=stream.heaviest_phase)
         parts, _ = stream.take(heaviest, num_rows or self.rows_at_once)
-        batch = self._to_device(stream.collator.collate(parts))
+        batch = self._to_device(stream.collator.collate(parts, stream.heaviest_progress))
         self.model.train()
         coupling = self.objective.coupling if self.layout.num_micro_batches > 1 else None
         # Batch normalisation counts every pass in its running mean.

@@ -61,7 +61,7 @@ def trainer_in(
         load_tokenizer(None),
         MaskingRule(
             mlm_probability=0.4,
-            last_mlm_probability=0.1 if "masks" in ways else None,
+            last_mlm_probability=0.1 if "masks" in ways else 0.6 if "more masks" in ways else None,
             mask_token_id=4,
             ordinary_ids=np.arange(5, VOCAB),
         ),
@@ -214,8 +214,11 @@ def test_evaluation_has_the_length_of_the_next_update_and_the_last_rate(tmp_path
         assert count == np.maximum(1, np.rint(0.1 * ordinary)).astype(int).tolist()
 
 
-def test_a_pass_on_trial_has_the_longest_rows(tmp_path: Path) -> None:
-    trainer = trainer_in({"phases"}, tmp_path)
+@pytest.mark.parametrize(("ways", "rate"), [({"masks"}, 0.4), ({"more masks"}, 0.6)])
+def test_a_pass_on_trial_has_the_longest_rows_and_the_most_masks(
+    tmp_path: Path, ways: set[str], rate: float
+) -> None:
+    trainer = trainer_in({"phases"} | ways, tmp_path)
     seen = []
     collate = trainer.objective.training.collator.collate
     trainer.objective.training.collator.collate = lambda *parts: (
@@ -223,6 +226,9 @@ def test_a_pass_on_trial_has_the_longest_rows(tmp_path: Path) -> None:
     )  # type: ignore[method-assign,func-returns-value]
     trainer.try_pass()
     assert seen[0]["input_ids"].shape == (4, 40)
+    ordinary = seen[0]["attention_mask"].sum(1).numpy() - 3
+    num_masked = (seen[0]["labels"] != -100).sum(1).tolist()
+    assert num_masked == np.maximum(1, np.rint(rate * ordinary)).astype(int).tolist()
 
 
 def test_a_loss_of_longer_rows_is_not_compared_with_one_of_shorter_ones() -> None:
