@@ -14,6 +14,7 @@ from bert_pretrain.data.processes import gather_on_hosts
 from bert_pretrain.errors import spell
 from bert_pretrain.models.any_encoder import is_scored_everywhere, may_be_cut, num_token_types
 from bert_pretrain.models.attention_choice import fastest_attention
+from bert_pretrain.models.beginning import begin_with_neighbours
 from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.loading import build_text_model, check_text_model, check_tokenizer
 from bert_pretrain.models.positions import num_positions
@@ -105,6 +106,8 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
         )
         if isinstance(built, BertForPreTraining):
             choose_kernel(built, config, accelerator)
+            if is_from_scratch and config.new.neighbour_heads:
+                begin_with_neighbours(built.bert)
         elif is_scored_everywhere(built):
             accelerator.print(
                 f"NOTE: {type(built).__name__} cannot be divided into encoder and head here, so it "

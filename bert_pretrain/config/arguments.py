@@ -222,6 +222,19 @@ class ModelArguments:
 
 
 @dataclass
+class NewModelArguments:
+    """What a text model that --config_name names begins with."""
+
+    _argument_group_name: ClassVar[str] = "new text model"
+    neighbour_heads: bool = flag(
+        True,
+        "Let half of a new BERT's attention heads begin by looking at one neighbour of a token "
+        "each, which training finds out late otherwise; other encoders begin as transformers makes "
+        "them.",
+    )
+
+
+@dataclass
 class ContinuedModelArguments:
     """What may be changed of the text model that --model_name_or_path names."""
 

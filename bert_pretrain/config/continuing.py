@@ -44,7 +44,7 @@ FREE = _names(
     "validation_files validation_split text_column document_boundary newline tsv_quotes "
     "streaming language tokenizer_name image_column label_column image_size num_channels "
     "image_reading on_bad_image pixel_range config_name model_name_or_path force_tokenizer "
-    "resize_vocab "
+    "resize_vocab neighbour_heads "
     "grow_positions global_batch_size per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps"
 )

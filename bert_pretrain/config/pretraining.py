@@ -15,6 +15,7 @@ from bert_pretrain.config.arguments import (
     DataArguments,
     HubArguments,
     ModelArguments,
+    NewModelArguments,
     OptimizationArguments,
     RunArguments,
     TextArguments,
@@ -41,6 +42,7 @@ class PretrainingConfig:
     text: TextArguments
     images: ImageArguments
     model: ModelArguments
+    new: NewModelArguments
     continued: ContinuedModelArguments
     autoencoder: AutoencoderArguments
     contrastive: ContrastiveArguments
@@ -63,6 +65,7 @@ GROUPS = tuple(get_type_hints(PretrainingConfig).values())
 # Groups that only some objectives use; a flag of another is refused rather than ignored.
 _OBJECTIVES_OF: dict[type, tuple[str, ...]] = {
     TextArguments: ("mlm_nsp", "mlm"),
+    NewModelArguments: ("mlm_nsp", "mlm"),
     ContinuedModelArguments: ("mlm_nsp", "mlm"),
     ImageArguments: ("autoencoder", "contrastive"),
     AutoencoderArguments: ("autoencoder",),

@@ -90,6 +90,7 @@ _BERT: dict[str, dict[str, Any]] = {
         "global_batch_size": 256,
         "per_device_train_batch_size": 32,
         "dropout": 0.1,
+        "neighbour_heads": False,
         "eval_steps": 10_000,
         "save_steps": 10_000,
     },

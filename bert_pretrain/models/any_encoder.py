@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -210,15 +209,3 @@ def may_be_cut(model_class: type[PreTrainedModel]) -> bool:
     """Return whether a batch may end with its longest row, since padding changes nothing."""
     heads: Heads | None = getattr(model_class, "heads", None)
     return heads is not None and not heads.reads_padding
-
-
-@torch.no_grad()
-def begin_with_frequencies(model: PreTrainedModel, log_frequencies: Tensor) -> None:
-    """Let a new model's output bias begin as the logarithm of the tokens' frequencies, (V,).
-
-    A model without such a bias is left as it is.
-    """
-    bias = getattr(model.get_output_embeddings(), "bias", None)
-    # Some classes name another layer so, whose bias is no score of tokens.
-    if bias is not None and len(bias) == model.config.vocab_size:
-        bias[: len(log_frequencies)] = log_frequencies.to(bias.dtype)

@@ -23,7 +23,7 @@ from bert_pretrain.evaluation.fill_mask import (
     make_probe,
     word_positions,
 )
-from bert_pretrain.models.any_encoder import begin_with_frequencies
+from bert_pretrain.models.beginning import begin_with_frequencies
 from bert_pretrain.models.flops import TextFlops
 from bert_pretrain.objectives.interface import LossTerm
 from bert_pretrain.publishing.export import (
