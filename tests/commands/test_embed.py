@@ -192,6 +192,28 @@ def test_an_image_finds_itself_among_images(made: Path, tmp_path: Path) -> None:
     assert first["path"] == str(query) and first["label"] == "bee" and first["row"] == 4
 
 
+def test_a_range_of_levels_is_asked_for_given_and_kept_for_queries(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, plain = tmp_path / "scans", tmp_path / "plain"
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(256, size=(8, 8))
+        for folder, levels in ((scans, pixels.astype(np.int32)), (plain, pixels.astype(np.uint8))):
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(levels).save(folder / f"{number}.tiff")
+    flags = ["--model", str(made / "vit"), "--dataset_name", str(scans), "--output"]
+    path = str(tmp_path / "scans.parquet")
+    assert "no other image tells which" in refusal(["embed", *flags, path], capsys)
+    bank = embedded(made, Path(path), *flags[2:4], "--pixel_range", "0:255", model="vit")
+    expected = embedded(made, tmp_path / "b.parquet", "--dataset_name", str(plain), model="vit")
+    columns = [pq.read_table(file).column("embedding") for file in (bank, expected)]
+    assert columns[0] == columns[1]
+    query = ["--embeddings", str(bank), "--image", str(scans / "1.tiff"), "--k", "1"]
+    (found,) = neighbours(query, tmp_path)
+    assert found["neighbours"][0]["row"] == 1
+    assert found["neighbours"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+
+
 def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stopped:
         main(flags)
