@@ -40,6 +40,7 @@ from bert_pretrain.images.decoding import (
 from bert_pretrain.images.levels import PixelRange, describe_absurdity
 from bert_pretrain.images.sources import open_image_source
 from bert_pretrain.images.streaming import StreamedPixels
+from bert_pretrain.images.survey import describe_mixture
 
 ImageReading: TypeAlias = Literal["cache", "stream"]
 
@@ -316,9 +317,19 @@ def image_card(corpus: ImageCorpus) -> str:
             f"mean, std        {_listed(corpus.mean)}, {_listed(corpus.std)} of the training "
             "pixels in [0, 1]",
             f"pixels           {place}",
-            *filter(None, [describe_absurdity(corpus.mean.tolist(), corpus.std.tolist())]),
+            *(f"WARNING: {warning}" for warning in corpus_warnings(corpus)),
         ]
     )
+
+
+def corpus_warnings(corpus: ImageCorpus) -> list[str]:
+    """Return what is strange about the images of a corpus, whatever is learnt from them."""
+    mixture = describe_mixture(corpus.manifest["modes"], corpus.pixels.shape[-1])
+    absurdity = describe_absurdity(corpus.mean.tolist(), corpus.std.tolist())
+    return [
+        *([f"{mixture} (`num_channels`)"] if mixture else []),
+        *([absurdity] if absurdity else []),
+    ]
 
 
 def _levels(pixel_range: tuple[float, float] | None) -> list[str]:

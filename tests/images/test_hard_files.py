@@ -238,6 +238,21 @@ def test_channels_are_those_of_most_images_not_of_the_first(tmp_path: Path) -> N
     assert opened(folder).pixels.shape == (12, SIZE, SIZE, 3)
 
 
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_grey_images_among_coloured_ones_are_warned_of(tmp_path: Path, num_channels: int) -> None:
+    for folder, channels in (("grey", (1, 1)), ("coloured", (3, 3)), ("mixed", (1, 3))):
+        for number, own in enumerate(channels):
+            write_images(tmp_path / folder, 3 + number, seed=50 * number, channels=own)
+        card = image_card(opened(tmp_path / folder, num_channels=num_channels))
+        source = source_of(dataset_name=str(tmp_path / folder))
+        processor = processor_of(num_channels)
+        rows = read_image_splits(source, processor, num_channels=num_channels)["train"]
+        for said in (card, "\n".join(rows.notes)):
+            found = "WARNING: 3 of the images are grey and 4 have colours; all become " in said
+            assert found == (folder == "mixed")
+            assert ("the colours are lost" in said) == (folder == "mixed" and num_channels == 1)
+
+
 def test_a_picture_in_two_classes_has_no_label(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     for number, name in enumerate(("cat", "dog")):
