@@ -27,8 +27,9 @@ from bert_pretrain.evaluation.embedding_maps import embedding_map
 from bert_pretrain.evaluation.fonts import drawn_names
 from bert_pretrain.evaluation.neighbour_pictures import Embedded, nearest_neighbours
 from bert_pretrain.evaluation.probes import knn_accuracy, majority_accuracy
+from bert_pretrain.images.card import corpus_warnings
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
-from bert_pretrain.images.corpus import ImageCorpus, corpus_warnings
+from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.models.embedding import embed_batches
 from bert_pretrain.models.image_encoder import embed
 from bert_pretrain.objectives.interface import Coupling, LossTerm

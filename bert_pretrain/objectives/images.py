@@ -21,8 +21,9 @@ from transformers import PreTrainedModel, ViTImageProcessorPil
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.stream import Batch, HeldOutRows, Place, TrainingStream, WholeEpochs
 from bert_pretrain.errors import InputError
+from bert_pretrain.images.card import image_card
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
-from bert_pretrain.images.corpus import ImageCorpus, image_card
+from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.images.decoded import MIN_IMAGES
 from bert_pretrain.images.streaming import StreamedPixels
 from bert_pretrain.models.image_encoder_config import image_size_of

@@ -26,7 +26,8 @@ from bert_pretrain.config.flags import LevelRange
 from bert_pretrain.downstream.labelled_images import read_image_splits
 from bert_pretrain.errors import InputError
 from bert_pretrain.images import decoding
-from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
+from bert_pretrain.images.card import image_card
+from bert_pretrain.images.corpus import ImageCorpus, open_images
 from bert_pretrain.images.decoding import (
     MODES,
     ImageRow,

@@ -18,7 +18,8 @@ from datasets import Dataset, Features, Image, Value
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.images import streaming
-from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
+from bert_pretrain.images.card import image_card
+from bert_pretrain.images.corpus import ImageCorpus, open_images
 from bert_pretrain.images.streaming import StreamedPixels
 
 SIZE = 16
