@@ -59,10 +59,8 @@ def corpus_warnings(corpus: ImageCorpus) -> list[str]:
     """Return what is strange about the images of a corpus, whatever is learnt from them."""
     mixture = describe_mixture(corpus.manifest["modes"], corpus.pixels.shape[-1])
     absurdity = describe_absurdity(corpus.mean.tolist(), corpus.std.tolist())
-    return [
-        *([f"{mixture} (`num_channels`)"] if mixture else []),
-        *([absurdity] if absurdity else []),
-    ]
+    mixture = f"{mixture} (`num_channels`)" if mixture else None
+    return [warning for warning in (corpus.warning, mixture, absurdity) if warning]
 
 
 def _levels(pixel_range: tuple[float, float] | None) -> list[str]:

@@ -66,6 +66,7 @@ class ImageCorpus:
             these show only its centre and crops are to see all of it.
         stretch: float64 (N,), width / height of each image divided by W / H, where crops are cut
             from whole images; None = all 1, or crops are cut from `pixels`.
+        warning: of its source, see `ImageSource`.
     """
 
     pixels: NDArray[np.uint8] | StreamedPixels
@@ -78,6 +79,7 @@ class ImageCorpus:
     manifest: dict[str, Any]
     whole: NDArray[np.uint8] | None = None
     stretch: NDArray[np.float64] | None = None
+    warning: str = ""
 
     def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return what JSON can hold about this corpus, computed once and kept in a file beside it.
@@ -195,7 +197,7 @@ def open_images(
         decoded = decode_in_memory(images, rule)
     else:
         decoded = decode_once(images, rule, cache_dir, show_progress=show_progress)
-    corpus = _divide(decoded, validation_share, seed)
+    corpus = replace(_divide(decoded, validation_share, seed), warning=images.warning)
     if not with_whole:
         return replace(corpus, stretch=None)
     # To height and width, images are resized whole; streamed ones are cropped as they are stored.

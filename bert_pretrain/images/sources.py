@@ -10,13 +10,19 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
-from bert_pretrain.data.names import files_fingerprint, is_saved_dataset, refuse_undecodable
+from bert_pretrain.data.names import (
+    existing_files,
+    files_fingerprint,
+    is_saved_dataset,
+    refuse_undecodable,
+)
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource
 from bert_pretrain.images.tables import (
@@ -27,9 +33,13 @@ from bert_pretrain.images.tables import (
 )
 from bert_pretrain.images.tars import open_tars
 
-_HELD_OUT = "val(id(ation)?)?|dev|test(ing)?|eval(uation)?|unlabell?ed"
-_HELD_OUT_FOLDER = re.compile(_HELD_OUT, re.IGNORECASE)
-_SPLIT_FOLDER = re.compile(f"train(ing)?|{_HELD_OUT}", re.IGNORECASE)
+_HELD_OUT = "val|valid|validate|validation|dev|test|testing|eval|evaluation|hold-?out|held-?out"
+_HELD_OUT += "|unlabell?ed"
+# What a name may go on with and still be that of a split: val2017, test_set, validation-images.
+_MORE = r"([\W_]*(\d+|sets?|splits?|data|images?|imgs?|photos?|pictures?|files?))*"
+_HELD_OUT_FOLDER = re.compile(f"({_HELD_OUT}){_MORE}", re.IGNORECASE)
+_SPLIT_FOLDER = re.compile(f"(train|training|{_HELD_OUT}){_MORE}", re.IGNORECASE)
+_HELD_OUT_WORD = re.compile(rf"(?<![^\W\d_])({_HELD_OUT})(set)?(?![^\W\d_])", re.IGNORECASE)
 # A folder with such files is a data set of its own format, or says more about its images than their
 # folders do.
 _DATASET_EXTENSIONS = {".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", ".gz"}
@@ -68,10 +78,8 @@ def open_image_source(
         InputError: there are no images, a file or data set cannot be read, a column is missing or
             of another type.
     """
-    if data_files and all(name.endswith(".tar") for name in data_files):
-        return open_tars(data_files, parameter=files_parameter)
     if data_files:
-        return open_parquet(data_files, image_column, label_column, parameter=files_parameter)
+        return _open_files(data_files, image_column, label_column, files_parameter)
     if dataset_name is None or dataset_name == "digits":
         if dataset_split != "train":
             raise InputError(
@@ -91,6 +99,33 @@ def open_image_source(
         image_column,
         label_column,
         split_parameter=split_parameter,
+    )
+
+
+def _open_files(
+    patterns: list[str], image_column: str, label_column: str, parameter: str
+) -> ImageSource:
+    found = (path for pattern in patterns for path in existing_files(pattern, parameter=parameter))
+    paths = list(dict.fromkeys(found))
+    if all(path.suffix == ".tar" for path in paths):
+        source = open_tars(paths, parameter=parameter)
+    else:
+        source = open_parquet(paths, image_column, label_column, parameter=parameter)
+    return replace(source, warning=_describe_held_out(paths, parameter))
+
+
+def _describe_held_out(paths: list[Path], parameter: str) -> str:
+    """Return a warning if images to validate or test on are read beside others; "" if not.
+
+    Folders named so are refused, but the names of files say less: `test` may be a person's word.
+    """
+    held_out = [path.name for path in paths if _HELD_OUT_WORD.search(path.stem)]
+    if not held_out or len(held_out) == len(paths):
+        return ""
+    return (
+        f"{len(held_out):,} of the {len(paths):,} `{parameter}`, such as {held_out[0]}, are named "
+        "as images to validate or test on, and are read like the others; leave them out if nothing "
+        "is to be learnt from them"
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from bert_pretrain.data.names import existing_files, files_fingerprint
+from bert_pretrain.data.names import files_fingerprint
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource, Label
 from bert_pretrain.images.tables import checked_label
@@ -43,15 +43,13 @@ class _Index:
     labels: list[Label] = field(default_factory=list)
 
 
-def open_tars(patterns: list[str], *, parameter: str) -> ImageSource:
+def open_tars(paths: list[Path], *, parameter: str) -> ImageSource:
     """Open uncompressed tar archives of encoded images; see `open_image_source`.
 
     Raises:
         InputError: a file is no such archive, a sample has two images or an empty class, classes
-            are numbers here and names there, or there are no images; `parameter` gave the patterns.
+            are numbers here and names there, or there are no images; `parameter` gave the paths.
     """
-    found = (path for pattern in patterns for path in existing_files(pattern, parameter=parameter))
-    paths = list(dict.fromkeys(found))
     index = _Index([str(path) for path in paths])
     places = []
     for number, path in enumerate(paths):

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from downstream_models import source_of
 from hard_files import FILES, KINDS, noise, orientation
@@ -44,9 +46,8 @@ SIZE = 8
 
 def opened(folder: Path, **options: Any) -> ImageCorpus:
     given = {"image_size": SIZE, "validation_share": 0.3, "seed": 0, "show_progress": False}
-    return open_images(
-        dataset_name=str(folder), cache_dir=folder.parent / "cache", **(given | options)
-    )
+    given |= {"dataset_name": str(folder), "cache_dir": folder.parent / "cache"}
+    return open_images(**(given | options))
 
 
 def write_images(folder: Path, number: int, *, seed: int = 9, channels: int = 3) -> None:
@@ -306,6 +307,38 @@ def test_no_folder_of_held_out_images_is_trained_on_in_silence(tmp_path: Path, l
         write_images(folder / "dogs", 5, seed=300)
     with pytest.raises(InputError, match=r"subfolder \S*Val is named as a split"):
         opened(folder)
+
+
+HELD_OUT_NAMES = ["val2017", "validate", "Test_Set", "testset", "holdout", "validation_images"]
+
+
+@pytest.mark.parametrize("name", HELD_OUT_NAMES)
+def test_other_names_of_held_out_images_are_known_as_folders_and_warned_of_as_files(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "images"
+    for number, subfolder in enumerate(("cats", name)):
+        write_images(folder / subfolder, 5, seed=100 * number)
+    with pytest.raises(InputError, match=f"subfolder {name} is named as a split, beside cats"):
+        opened(folder)
+    (folder / "cats").rename(folder / "train")
+    assert len(opened(folder).pixels) == 5
+    files = [tmp_path / f"{each}-00000-of-00001.parquet" for each in ("train", name)]
+    for file, part in zip(files, ("train", name), strict=True):
+        images = [{"bytes": path.read_bytes()} for path in (folder / part).iterdir()]
+        pq.write_table(pa.table({"image": images}), file)
+    options = {"dataset_name": None, "data_files": [str(tmp_path / "*.parquet")]}
+    warning = f"WARNING: 1 of the 2 `data_files`, such as {files[1].name}, are named as images to"
+    assert warning in image_card(opened(folder, **options))
+    for alone in files:  # nothing but such images is what was asked for
+        assert "WARNING" not in image_card(opened(folder, **options | {"data_files": [str(alone)]}))
+
+
+def test_classes_whose_names_begin_like_splits_are_classes(tmp_path: Path) -> None:
+    names = ("devices", "test_tubes", "trains", "valleys")
+    for number, name in enumerate(names):
+        write_images(tmp_path / "images" / name, 3, seed=100 * number)
+    assert opened(tmp_path / "images").label_names == names
 
 
 def header_of(width: int, height: int) -> bytes:
