@@ -315,6 +315,18 @@ def test_held_out_nt_xent_is_of_the_scale_of_training_whatever_the_batch(
     assert sum(chances) == pytest.approx(expected, rel=1e-6)
 
 
+def test_training_on_fewer_images_than_an_update_has_is_of_the_same_scale(
+    corpus: ImageCorpus,
+) -> None:
+    objective = make_task("nt_xent", corpus, num_images=64).objective
+    parts, _ = objective.training.take(Place(), 64)  # of 28 images, some three times
+    batch = objective.training.collator.collate(parts)
+    assert len(set(batch["image_ids"].tolist())) == 28
+    model = projecting(lambda n: torch.ones(n, 4)).train()
+    (term,) = objective.loss_terms(model, batch).values()
+    assert float(term.sum) / 64 == pytest.approx(math.log(127), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["triplet", "nt_xent"])
 @pytest.mark.parametrize("batch_size", [11, 12])
 def test_the_last_of_the_held_out_images_is_not_compared_with_nothing(
