@@ -48,7 +48,8 @@ class EmbedData:
 
     data_files: list[str] | None = flags(
         "Text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, .xz or .zst of each; "
-        "globs, and folders, which are read whole) or images (.parquet or .tar; globs)."
+        "globs, and folders, which are read whole) or images (image files, .parquet or .tar; "
+        "globs)."
     )
     dataset_name: str | None = flag(
         None,

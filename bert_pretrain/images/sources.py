@@ -28,6 +28,7 @@ from bert_pretrain.images.decoding import ImageRow, ImageSource
 from bert_pretrain.images.tables import (
     DATASET_ADVICE,
     DEFAULT_LABEL_COLUMN,
+    listed,
     open_dataset,
     open_parquet,
 )
@@ -65,8 +66,8 @@ def open_image_source(
             any; a folder saved by `datasets`; or what `datasets.load_dataset` takes.
         dataset_config_name: configuration of a data set that `load_dataset` loads.
         dataset_split: split of a data set that has several.
-        data_files: paths or globs of Parquet files, or of WebDataset shards (.tar), in place of a
-            data set.
+        data_files: paths or globs of Parquet files, of WebDataset shards (.tar), or of image files,
+            which have no labels, in place of a data set.
         image_column: column of encoded images: of the `Image` feature, bytes, a struct of bytes and
             path, or paths.
         label_column: column of class numbers, class names (numbered in sorted order) or the
@@ -107,7 +108,9 @@ def _open_files(
 ) -> ImageSource:
     found = (path for pattern in patterns for path in existing_files(pattern, parameter=parameter))
     paths = list(dict.fromkeys(found))
-    if all(path.suffix == ".tar" for path in paths):
+    if all(map(_is_image, paths)):
+        source = _source_of(paths, listed(paths), label_names=())
+    elif all(path.suffix == ".tar" for path in paths):
         source = open_tars(paths, parameter=parameter)
     else:
         source = open_parquet(paths, image_column, label_column, parameter=parameter)
@@ -168,8 +171,7 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
     The folder that an image lies in names its class, if there are several such folders and all are
     equally deep.
     """
-    known = PIL.Image.registered_extensions()
-    files = [path for path in files if known.get(path.suffix.lower()) in PIL.Image.OPEN]
+    files = list(filter(_is_image, files))
     root = _split_folder(folder, files, split, split_parameter)
     files = [path for path in files if path.is_relative_to(root)]
     if not files:
@@ -179,14 +181,21 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
     parents = {path.parent for path in files}
     names = sorted({parent.name for parent in parents})
     is_labelled = len(names) > 1 and len({len(parent.parts) for parent in parents}) == 1
-    class_number = {name: number for number, name in enumerate(names)} if is_labelled else {}
-    fetch = partial(_file_row, files, class_number)
+    return _source_of(files, str(root), label_names=tuple(names) if is_labelled else ())
 
+
+def _is_image(path: Path) -> bool:
+    return PIL.Image.registered_extensions().get(path.suffix.lower()) in PIL.Image.OPEN
+
+
+def _source_of(files: list[Path], description: str, label_names: tuple[str, ...]) -> ImageSource:
+    """Return image files as a source; the folders that they lie in name their classes, if any."""
+    fetch = partial(_file_row, files, {name: number for number, name in enumerate(label_names)})
     return ImageSource(
-        description=str(root),
+        description=description,
         fingerprint=files_fingerprint(files),
         num_rows=len(files),
-        label_names=tuple(names) if is_labelled else None,
+        label_names=label_names or None,
         read=lambda: map(fetch, range(len(files))),
         fetch=fetch,
     )

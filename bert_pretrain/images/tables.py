@@ -49,12 +49,17 @@ def open_parquet(
                 yield from _rows_of(batches, str(path), columns)
 
     return ImageSource(
-        description=", ".join([path.name for path in paths[:4]] + ["..."] * (len(paths) > 4)),
+        description=listed(paths),
         fingerprint=files_fingerprint(paths, image_column, label_column),
         num_rows=num_rows,
         label_names=_class_names(labels[0]),
         read=read,
     )
+
+
+def listed(paths: list[Path]) -> str:
+    """Return the names of a few of the files."""
+    return ", ".join([path.name for path in paths[:4]] + ["..."] * (len(paths) > 4))
 
 
 @contextlib.contextmanager

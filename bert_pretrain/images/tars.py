@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from bert_pretrain.data.names import files_fingerprint
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource, Label
-from bert_pretrain.images.tables import checked_label
+from bert_pretrain.images.tables import checked_label, listed
 
 _CLASS = ".cls"
 
@@ -74,7 +74,7 @@ def open_tars(paths: list[Path], *, parameter: str) -> ImageSource:
     index.places = np.array(places, dtype=np.int64)
     fetch = partial(_tar_row, index)
     return ImageSource(
-        description=", ".join([path.name for path in paths[:4]] + ["..."] * (len(paths) > 4)),
+        description=listed(paths),
         fingerprint=files_fingerprint(paths),
         num_rows=len(places),
         label_names=None,

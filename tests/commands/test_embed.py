@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,25 @@ def test_images_of_a_folder_and_of_a_table_are_the_same(made: Path, tmp_path: Pa
     assert table.column("embedding") == of_folder.column("embedding")
     paths = of_folder.column("path").to_pylist()
     assert paths == [str(made / f"photos/{CLASSES[n // 3]}/{n}.png") for n in range(6)]
+
+
+def test_image_files_and_shards_give_the_vectors_of_their_folder(
+    made: Path, tmp_path: Path
+) -> None:
+    flags = ["--dataset_name", str(made / "photos")]
+    expected = pq.read_table(embedded(made, tmp_path / "a.parquet", *flags, model="vit"))
+    files = sorted(map(str, (made / "photos").rglob("*.png")))
+    flags = ["--data_files", files[0], str(made / "photos/*/*.png")]
+    found = pq.read_table(embedded(made, tmp_path / "b.parquet", *flags, model="vit"))
+    assert found.column("path").to_pylist() == found.column("file").to_pylist() == files
+    assert found.column("file_row").to_pylist() == [0] * 6
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for file in files:
+            shard.add(file, Path(file).name)
+    flags = ["--data_files", str(tmp_path / "shard.tar")]
+    of_shard = pq.read_table(embedded(made, tmp_path / "c.parquet", *flags, model="vit"))
+    for table in (found, of_shard):
+        assert table.column("embedding") == expected.column("embedding")
 
 
 def test_an_undecodable_image_is_skipped_and_named_where_asked(
