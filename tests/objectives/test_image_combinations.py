@@ -19,6 +19,8 @@ RECIPES = [
     "contrastive",
     "contrastive --loss nt_xent",
     "autoencoder --max_steps 100",
+    "autoencoder --noise_std 0.3 --max_steps 100",
+    "autoencoder --reconstruction_loss l1 --max_steps 100",
     "autoencoder --mask_ratio 0.75",
 ]
 # A small convolutional encoder learns most in a minute, so it tries the losses; a ViT needs the
