@@ -147,7 +147,7 @@ class Reading:
                 yield batch
 
 
-def open_reading(folder: Path, size: int, reading: ImageReading) -> Reading:
+def open_reading(folder: Path, size: int, reading: ImageReading, *, batch_size: int) -> Reading:
     """Open the photographs as a contrastive run does, for the first time."""
     begun = time.perf_counter()
     corpus = open_images(
@@ -168,6 +168,7 @@ def open_reading(folder: Path, size: int, reading: ImageReading) -> Reading:
         loss="nt_xent",
         triplet={},
         temperature=0.5,
+        num_images=batch_size,
         seed=0,
         max_eval_rows=0,
         config_name="vit-tiny",
@@ -199,15 +200,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--width", type=int, default=500, help="of the photographs, pixels")
-    parser.add_argument("--height", type=int, default=375)
-    parser.add_argument("--num_images", type=int, default=512)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--num_workers", type=int, default=cpu_threads(0), help="of every way")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=6, help="timed in a round")
-    parser.add_argument("--json", type=Path)
+    settings = {
+        "image_size": (224, "side of a crop, pixels"),
+        "width": (500, "of the photographs, pixels"),
+        "height": (375, "of the photographs, pixels"),
+        "num_images": (512, "photographs that are made"),
+        "batch_size": (64, "images, each as two crops"),
+        "num_workers": (cpu_threads(0), "processes of every way"),
+        "rounds": (5, "that the medians are of"),
+        "batches": (6, "timed in a round, of every way"),
+    }
+    for name, (default, meaning) in settings.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the figures and these settings")
     arguments = parser.parse_args()
     torch.set_num_threads(cpu_threads(0))
     size, batch_size = arguments.image_size, arguments.batch_size
@@ -216,7 +221,10 @@ def main() -> None:
         (folder / "photos").mkdir()
         sides = {"width": arguments.width, "height": arguments.height}
         mean_bytes = write_photos(folder / "photos", number=arguments.num_images, **sides)
-        stream, cache = (open_reading(folder, size, reading) for reading in ("stream", "cache"))
+        stream, cache = (
+            open_reading(folder, size, reading, batch_size=batch_size)
+            for reading in ("stream", "cache")
+        )
         files = sorted((folder / "photos").iterdir())
         common = {"batch_size": batch_size, "num_workers": arguments.num_workers}
         ways: dict[str, Callable[[], Iterator[Any]]] = {
@@ -241,7 +249,8 @@ def main() -> None:
         f"{arguments.num_workers} workers; first start: stream {stream.seconds:.1f} s, cache "
         f"{cache.seconds:.1f} s"
     )
-    figures = {"stream_first_seconds": stream.seconds, "cache_first_seconds": cache.seconds}
+    figures = {name: getattr(arguments, name) for name in settings}
+    figures |= {"stream_first_seconds": stream.seconds, "cache_first_seconds": cache.seconds}
     for way, found in rates.items():
         ratios = sorted(a / b for a, b in zip(found, rates["plain"], strict=True))
         figures[f"{way}_images_per_second"] = statistics.median(found)

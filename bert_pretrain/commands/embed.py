@@ -33,7 +33,7 @@ from bert_pretrain.errors import InputError, spell
 from bert_pretrain.text.documents import TextSource
 
 _OF_TEXTS = ("text_column", "document_boundary", "tsv_quotes", "streaming", "on_bad_text")
-_OF_IMAGES = ("image_column", "on_bad_image")
+_OF_IMAGES = ("image_column", "on_bad_image", "pixel_range")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,8 @@ def _embed(options: EmbedArguments, data: EmbedData, text: EmbedText, images: Em
     check_embedding(data)
     path = Path(options.output)
     check_output(path, overwrite=options.overwrite)
-    embedder = load_embedder(options.model, pick(EmbeddingRule, options, text))
+    rule = pick(EmbeddingRule, options, text, pixel_range=images.pixel_range.ends)
+    embedder = load_embedder(options.model, rule)
     is_text = embedder.kind == "text"
     if is_text:
         refuse_given(images, _OF_IMAGES, embedder.kind)

@@ -54,6 +54,7 @@ from bert_pretrain.downstream.results import (
     describe_splits,
     format_metrics,
     format_results,
+    majority_accuracies,
     model_card,
     summarize_seeds,
     write_lines,
@@ -245,7 +246,10 @@ def _train_all(
             if _is_main():
                 progress.write(outcomes)
         _say(f"seed {seed}: " + format_metrics(outcomes[seed]["metrics"]))
-    results = summarize_seeds(outcomes) | {"overlap_with_training": overlap}
+    results = summarize_seeds(outcomes) | {
+        "majority_accuracy": majority_accuracies(splits),
+        "overlap_with_training": overlap,
+    }
     if _is_main():
         card = model_card(
             splits,

@@ -122,6 +122,8 @@ def _embed(contents: list[str], bank: Bank, options: NeighboursArguments) -> NDA
     if bank.record["kind"] == "text":
         length = identity["max_seq_length"]
         rule = replace(rule, pooling=identity["pooling"], max_seq_length=length)
+    elif "pixel_range" in identity:
+        rule = replace(rule, pixel_range=identity["pixel_range"])
     model = options.model or bank.record["model"]
     embedder = load_embedder(model, rule)
     embeddings = embedder.embed(contents)

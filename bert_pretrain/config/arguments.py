@@ -103,8 +103,8 @@ class DataArguments:
     dataset_split: str = flag("train", "Split of the data set or folder to read.")
     data_files: list[str] | None = flags(
         "Own text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, .xz or .zst of each; "
-        "globs, and folders, which are read whole) or images (.parquet, or .tar as WebDataset has "
-        "them; globs)."
+        "globs, and folders, which are read whole) or images (image files, .parquet, or .tar as "
+        "WebDataset has them; globs)."
     )
     validation_share: float = flag(
         0.05,

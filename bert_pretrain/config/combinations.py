@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bert_pretrain.config.arguments import (
     ContinuedModelArguments,
+    DataArguments,
     HubArguments,
     ModelArguments,
     OptimizationArguments,
@@ -23,6 +24,7 @@ _PAIRS = {"pair_mode", "same_document_partners"}  # flags that say how pairs are
 
 def check_combinations(
     run: RunArguments,
+    data: DataArguments,
     text: TextArguments,
     model: ModelArguments,
     continued: ContinuedModelArguments,
@@ -38,6 +40,10 @@ def check_combinations(
     _check_local_views(local_views)
     _check_checkpoints(run)
     _check_tracker(run.report_to)
+    if run.objective in ("autoencoder", "contrastive") and data.max_eval_rows == 1:
+        raise InputError.out_of_range(
+            "max_eval_rows", 1, "0 (all) or at least 2: one image has no spread and no neighbour"
+        )
     if run.objective == "contrastive":
         _check_contrast(optimization)
     _check_hub(hub)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from bert_pretrain.config.flags import at_least, check_source, flag, flags
+from bert_pretrain.config.flags import LevelRange, at_least, check_source, flag, flags
 from bert_pretrain.errors import InputError
 
 
@@ -48,7 +48,8 @@ class EmbedData:
 
     data_files: list[str] | None = flags(
         "Text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .bz2, .xz or .zst of each; "
-        "globs, and folders, which are read whole) or images (.parquet or .tar; globs)."
+        "globs, and folders, which are read whole) or images (image files, .parquet or .tar; "
+        "globs)."
     )
     dataset_name: str | None = flag(
         None,
@@ -104,6 +105,11 @@ class EmbedImages:
 
     image_column: str = flag("image", "Column that holds the images.")
     on_bad_image: Literal["error", "skip"] = flag("error", "What becomes of an undecodable image.")
+    pixel_range: LevelRange = flag(
+        LevelRange("auto"),
+        "Of images of more than 8 bits: LOW:HIGH, the grey levels that become black and white; "
+        "auto = those that the model was trained on.",
+    )
 
 
 @dataclass

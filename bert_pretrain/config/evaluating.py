@@ -69,8 +69,8 @@ class EvaluationData:
     dataset_config_name: str | None = flag(None, "Configuration of the Hub data set.")
     dataset_split: str | None = flag(None, "Split of the data set to read.")
     data_files: list[str] | None = flags(
-        "Own images (.parquet or .tar) or text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also "
-        ".gz, .bz2, .xz or .zst of each); globs and, of text, folders allowed."
+        "Own images (image files, .parquet or .tar) or text (.txt, .jsonl, .json, .csv, .tsv, "
+        ".parquet, also .gz, .bz2, .xz or .zst of each); globs and, of text, folders allowed."
     )
     validation_share: float | None = flag(
         None,

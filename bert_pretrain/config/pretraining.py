@@ -115,6 +115,7 @@ def parse_config(arguments: Sequence[str], *, prog: str | None = None) -> Pretra
     check_source(config.data)
     check_combinations(
         config.run,
+        config.data,
         config.text,
         config.model,
         config.continued,

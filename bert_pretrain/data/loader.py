@@ -181,15 +181,26 @@ def copied_ahead(
 
 
 def evaluation_batches(
-    held_out: HeldOutRows[Any], *, batch_size: int, num_processes: int = 1, process_index: int = 0
+    held_out: HeldOutRows[Any],
+    *,
+    batch_size: int,
+    num_processes: int = 1,
+    process_index: int = 0,
+    are_compared: bool = False,
 ) -> Iterator[Batch]:
     """Yield one process's share of the held-out rows in whole batches; no two processes share one.
 
-    Which rows are together in a batch does not depend on the number of processes.
+    Which rows are together in a batch does not depend on the number of processes. Where the rows of
+    a batch `are_compared`, a last one by itself goes with the batch before it: it has no other to
+    be compared with, and its loss would be 0 whatever was learnt.
     """
     rows = held_out.rows
-    for begin in range(process_index * batch_size, len(rows), num_processes * batch_size):
-        chunk = rows[begin : begin + batch_size]
+    bounds = [*range(0, len(rows), batch_size), len(rows)]
+    if are_compared and len(bounds) > 2 and len(rows) % batch_size == 1:
+        del bounds[-2]
+    batches = list(itertools.pairwise(bounds))
+    for begin, end in batches[process_index::num_processes]:
+        chunk = rows[begin:end]
         yield held_out.collator.collate([(0, chunk, held_out.plan.take(chunk))])
 
 

@@ -6,7 +6,8 @@ A `LabelledSource` of images and an image processor enter; `LabelledRows` of eac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import Conversion, ImageSource, Label, Outcome, decode_rows
 from bert_pretrain.images.levels import PixelRange, describe_absurdity, has_levels
 from bert_pretrain.images.sources import open_image_source
-from bert_pretrain.images.survey import survey
+from bert_pretrain.images.survey import describe_mixture, survey
 from bert_pretrain.models.image_processor import PIXEL_RANGE, read_pixel_range, resized_side
 
 _NAMED_BAD_IMAGES = 3
@@ -85,7 +86,7 @@ def _open(
 def _read(images: ImageSource, conversion: Conversion, source: LabelledSource) -> LabelledRows:
     """Decode the images of a split."""
     bad: list[Outcome] = []
-    modes: set[str] = set()
+    modes: Counter[str] = Counter()
 
     def usable() -> Iterator[tuple[NDArray[np.uint8], Outcome]]:
         for outcome in decode_rows(images.read(), conversion):
@@ -111,7 +112,7 @@ def _read(images: ImageSource, conversion: Conversion, source: LabelledSource) -
             )
         content[place] = channels_first
         moments += np.frombuffer(outcome.moments, np.int64).reshape(moments.shape)
-        modes.add(outcome.mode)
+        modes[outcome.mode] += 1
         labels.append(None if outcome.label == -1 else outcome.label)
     if not labels:
         raise InputError(
@@ -120,10 +121,14 @@ def _read(images: ImageSource, conversion: Conversion, source: LabelledSource) -
             advice="change `dataset_name`",
         )
     content = content[: len(labels)]
+    warnings = [
+        describe_mixture(modes, conversion.num_channels),
+        _describe_strange(moments, num_pixels=len(content) * math.prod(content.shape[2:])),
+    ]
     notes = [
         _describe_levels(images, conversion, modes),
         _describe_bad(images, bad),
-        _describe_strange(moments, num_pixels=len(content) * math.prod(content.shape[2:])),
+        *(f"WARNING: {warning}" for warning in warnings if warning),
     ]
     return LabelledRows(
         images.description,
@@ -134,7 +139,7 @@ def _read(images: ImageSource, conversion: Conversion, source: LabelledSource) -
     )
 
 
-def _describe_levels(images: ImageSource, conversion: Conversion, modes: set[str]) -> str:
+def _describe_levels(images: ImageSource, conversion: Conversion, modes: Iterable[str]) -> str:
     if not any(map(has_levels, modes)):
         return ""
     return (

@@ -133,14 +133,32 @@ def summarize_seeds(outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def majority_accuracies(splits: Splits) -> dict[str, float]:
+    """Return the accuracy, by split, of always answering the largest class of the training rows.
+
+    Empty unless every row has one class.
+    """
+    answers = splits.rows["train"].labels
+    if splits.labels.problem_type != "single_label_classification" or answers is None:
+        return {}
+    largest = np.bincount(answers).argmax()
+    return {
+        name: float((rows.labels == largest).mean())
+        for name, rows in splits.rows.items()
+        if name != "train" and rows.labels is not None
+    }
+
+
 def format_results(results: dict[str, Any]) -> str:
-    """Return a table of what `summarize_seeds` returns: a line for each split and metric."""
+    """Return a table of what results.json says: a line for each split and metric."""
     num_seeds = len(results["seeds"])
     lines = [f"{'split':<11} {'metric':<21} {'mean':>8} {'std':>8}   over {num_seeds} seed(s)"]
     for split, metrics in results["metrics"].items():
         for name, values in metrics.items():
             deviation = "" if values["std"] is None else f"{values['std']:.4f}"
             lines.append(f"{split:<11} {name:<21} {values['mean']:>8.4f} {deviation:>8}")
+    for split, accuracy in results["majority_accuracy"].items():
+        lines.append(f"{split:<11} {'largest class always':<21} {accuracy:>8.4f}")
     return "\n".join(lines)
 
 
@@ -229,6 +247,8 @@ def model_card(
             deviation = "" if values["std"] is None else f"{values['std']:.4f}"
             numbers = f"{best[split][name]:.4f} | {values['mean']:.4f} | {deviation}"
             rows.append(f"| {split} | {name} | {numbers} |")
+    for split, accuracy in majority_accuracies(splits).items():
+        rows.append(f"| {split} | accuracy of always the largest class | {accuracy:.4f} | | |")
     return CARD.format(
         metadata=metadata.to_yaml(),
         code=_code(splits, repo_id),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,7 @@ from bert_pretrain.hardware import default_device, native_precision
 from bert_pretrain.models.embedding import Pooling, weights_digest
 from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
 from bert_pretrain.models.image_encoder import load_image_encoder
-from bert_pretrain.models.image_processor import load_processor
+from bert_pretrain.models.image_processor import PIXEL_RANGE, load_processor
 from bert_pretrain.models.loaded_models import load_encoder
 from bert_pretrain.models.loading import describe_excess
 from bert_pretrain.text.tokenizers import tokenizer_hash
@@ -47,11 +48,14 @@ class EmbeddingRule:
         max_seq_length: tokens of a text, special ones included; 0 = as many as the model takes and
             was trained on.
         mixed_precision: `no` = float32; `bf16` = products in bfloat16; `auto` = where it is native.
+        pixel_range: of images of more than 8 bits, the grey levels that become black and white;
+            None = those that the model was trained on.
     """
 
     pooling: Pooling = "mean"
     max_seq_length: int = 0
     mixed_precision: Literal["no", "bf16", "auto"] = "no"
+    pixel_range: Sequence[float] | None = None
 
 
 def load_embedder(
@@ -164,6 +168,10 @@ def _image_embedder(
     encoder = load_image_encoder(name, parameter="model")
     use_fast_response_norm(encoder)
     settings = json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
+    given = {}
+    if rule.pixel_range is not None:
+        given = {PIXEL_RANGE: list(rule.pixel_range)}
+        setattr(processor, PIXEL_RANGE, given[PIXEL_RANGE])
     return ImageEmbedder(
         name=name,
         model=encoder,
@@ -171,6 +179,7 @@ def _image_embedder(
         identity={
             "model": weights_digest(encoder),
             "image_processor": hashlib.sha256(settings).hexdigest(),
+            **given,
         },
         notes=(),
         processor=processor,

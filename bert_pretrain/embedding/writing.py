@@ -241,7 +241,7 @@ class _Parts:
 
     def _refusal(self, plan: dict[str, Any]) -> InputError:
         names = [name for name in self._plan | plan if self._plan.get(name) != plan.get(name)]
-        flags = {"pooling", "max_seq_length", "mixed_precision", "dtype"}
+        flags = {"pooling", "max_seq_length", "mixed_precision", "dtype", "pixel_range"}
         words = {name: f"another {name.replace('_', ' ')}" for name in names}
         words |= {name: f"`{name}` {plan.get(name)}" for name in flags & words.keys()}
         described = [words[name] if name != "data" else "other data" for name in names]

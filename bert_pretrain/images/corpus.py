@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -37,7 +37,7 @@ from bert_pretrain.images.decoding import (
     PictureSize,
     picture_conversion,
 )
-from bert_pretrain.images.levels import PixelRange, describe_absurdity
+from bert_pretrain.images.levels import PixelRange
 from bert_pretrain.images.sources import open_image_source
 from bert_pretrain.images.streaming import StreamedPixels
 
@@ -45,7 +45,6 @@ ImageReading: TypeAlias = Literal["cache", "stream"]
 
 # One grey level: a constant channel, such as opaque alpha, must not divide by zero.
 MIN_STD = 1 / 255
-_NAMED_CLASSES = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +66,7 @@ class ImageCorpus:
             these show only its centre and crops are to see all of it.
         stretch: float64 (N,), width / height of each image divided by W / H, where crops are cut
             from whole images; None = all 1, or crops are cut from `pixels`.
+        warning: of its source, see `ImageSource`.
     """
 
     pixels: NDArray[np.uint8] | StreamedPixels
@@ -79,6 +79,7 @@ class ImageCorpus:
     manifest: dict[str, Any]
     whole: NDArray[np.uint8] | None = None
     stretch: NDArray[np.float64] | None = None
+    warning: str = ""
 
     def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return what JSON can hold about this corpus, computed once and kept in a file beside it.
@@ -196,7 +197,7 @@ def open_images(
         decoded = decode_in_memory(images, rule)
     else:
         decoded = decode_once(images, rule, cache_dir, show_progress=show_progress)
-    corpus = _divide(decoded, validation_share, seed)
+    corpus = replace(_divide(decoded, validation_share, seed), warning=images.warning)
     if not with_whole:
         return replace(corpus, stretch=None)
     # To height and width, images are resized whole; streamed ones are cropped as they are stored.
@@ -280,72 +281,3 @@ def _mean_and_std(
         mean.append(total / (255 * count))
         std.append(max(MIN_STD, math.sqrt(squares * count - total * total) / (255 * count)))
     return np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
-
-
-def image_card(corpus: ImageCorpus) -> str:
-    """Describe a corpus as text: what it holds, what was left out and where its pixels are."""
-    manifest = corpus.manifest
-    counts = manifest["counts"]
-    _, height, width, num_channels = corpus.pixels.shape
-    skipped = f"{counts['skipped']:,}"
-    if counts["skipped"]:
-        more = ", ..." if counts["skipped"] > len(manifest["skipped"]) else ""
-        skipped += ": " + ", ".join(manifest["skipped"]) + more
-    modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(manifest["modes"].items()))
-    fit = ", shorter side resized, centre cropped" if manifest["image_size"] else ""
-    if isinstance(manifest["image_size"], Sequence):
-        fit = ", resized as a whole"
-    if isinstance(corpus.pixels, StreamedPixels):
-        place = "decoded whenever they are read"
-    elif isinstance(corpus.pixels, np.memmap):
-        place = f"{corpus.pixels.nbytes:,} bytes mapped from {corpus.pixels.filename}"
-    else:
-        place = f"{corpus.pixels.nbytes:,} bytes in memory"
-    if corpus.whole is not None:
-        place += f"; views see the edges too, by as many in {corpus.whole.filename}"  # type: ignore[attr-defined]  # mapped
-    return "\n".join(
-        [
-            f"images           {manifest['source']['description']}",
-            f"number           {counts['images']:,} ({counts['training']:,} training, "
-            f"{counts['validation']:,} held out); duplicates dropped: {counts['duplicates']:,}; "
-            f"skipped: {skipped}",
-            f"size             {width} x {height} pixels (width x height), {MODES[num_channels]} "
-            f"(from {modes}{fit})",
-            *_levels(manifest["pixel_range"]),
-            f"classes          {_classes(corpus)}",
-            f"mean, std        {_listed(corpus.mean)}, {_listed(corpus.std)} of the training "
-            "pixels in [0, 1]",
-            f"pixels           {place}",
-            *filter(None, [describe_absurdity(corpus.mean.tolist(), corpus.std.tolist())]),
-        ]
-    )
-
-
-def _levels(pixel_range: tuple[float, float] | None) -> list[str]:
-    if pixel_range is None:
-        return []
-    return [
-        f"grey levels      {PixelRange(*pixel_range)} of images of more than 8 bits become 0:255 "
-        "(`pixel_range`)"
-    ]
-
-
-def _classes(corpus: ImageCorpus) -> str:
-    if corpus.labels is None:
-        return "no labels"
-    per_class = np.bincount(corpus.labels[corpus.labels >= 0], minlength=len(corpus.label_names))
-    if len(per_class) > _NAMED_CLASSES:
-        text = f"{len(per_class):,} of {per_class.min():,} to {per_class.max():,} images"
-    else:
-        text = ", ".join(
-            f"{name} {count:,}" for name, count in zip(corpus.label_names, per_class, strict=True)
-        )
-    if num_unlabelled := int((corpus.labels < 0).sum()):
-        text += f"; without a label: {num_unlabelled:,}"
-    if contradictions := corpus.manifest["counts"]["contradictions"]:
-        text += f", of them {contradictions:,} that lie in several classes"
-    return text
-
-
-def _listed(values: NDArray[np.float32]) -> str:
-    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"

@@ -75,6 +75,7 @@ class ImageSource:
         read: starts a new pass over the rows.
         is_embedded: whether the images come with an installed package and are few.
         fetch: returns the row of a number, and can be pickled; None = rows come in passes alone.
+        warning: what is strange about the names of its files; "" if nothing is.
     """
 
     description: str
@@ -84,6 +85,7 @@ class ImageSource:
     read: Callable[[], Iterator[ImageRow]]
     is_embedded: bool = False
     fetch: Callable[[int], ImageRow] | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)

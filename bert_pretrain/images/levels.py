@@ -123,7 +123,7 @@ def describe_absurdity(mean: Sequence[float], std: Sequence[float]) -> str | Non
     if low <= max(mean) and min(mean) <= high and max(std) >= _SMALLEST_STD:
         return None
     return (
-        f"WARNING: the pixels have mean {max(mean):.3f} and standard deviation {max(std):.3f} of "
+        f"the pixels have mean {max(mean):.3f} and standard deviation {max(std):.3f} of "
         "0 (black) to 1 (white), so hardly anything can be seen on them. If the files hold more "
         "than 8 bits, pass their darkest and brightest level as `pixel_range`; if they hold 16 "
         "bits of colour, Pillow has read the upper 8 alone: convert them"

@@ -10,26 +10,37 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
-from bert_pretrain.data.names import files_fingerprint, is_saved_dataset, refuse_undecodable
+from bert_pretrain.data.names import (
+    existing_files,
+    files_fingerprint,
+    is_saved_dataset,
+    refuse_undecodable,
+)
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource
 from bert_pretrain.images.tables import (
     DATASET_ADVICE,
     DEFAULT_LABEL_COLUMN,
+    listed,
     open_dataset,
     open_parquet,
 )
 from bert_pretrain.images.tars import open_tars
 
-_HELD_OUT = "val(id(ation)?)?|dev|test(ing)?|eval(uation)?|unlabell?ed"
-_HELD_OUT_FOLDER = re.compile(_HELD_OUT, re.IGNORECASE)
-_SPLIT_FOLDER = re.compile(f"train(ing)?|{_HELD_OUT}", re.IGNORECASE)
+_HELD_OUT = "val|valid|validate|validation|dev|test|testing|eval|evaluation|hold-?out|held-?out"
+_HELD_OUT += "|unlabell?ed"
+# What a name may go on with and still be that of a split: val2017, test_set, validation-images.
+_MORE = r"([\W_]*(\d+|sets?|splits?|data|images?|imgs?|photos?|pictures?|files?))*"
+_HELD_OUT_FOLDER = re.compile(f"({_HELD_OUT}){_MORE}", re.IGNORECASE)
+_SPLIT_FOLDER = re.compile(f"(train|training|{_HELD_OUT}){_MORE}", re.IGNORECASE)
+_HELD_OUT_WORD = re.compile(rf"(?<![^\W\d_])({_HELD_OUT})(set)?(?![^\W\d_])", re.IGNORECASE)
 # A folder with such files is a data set of its own format, or says more about its images than their
 # folders do.
 _DATASET_EXTENSIONS = {".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", ".gz"}
@@ -55,8 +66,8 @@ def open_image_source(
             any; a folder saved by `datasets`; or what `datasets.load_dataset` takes.
         dataset_config_name: configuration of a data set that `load_dataset` loads.
         dataset_split: split of a data set that has several.
-        data_files: paths or globs of Parquet files, or of WebDataset shards (.tar), in place of a
-            data set.
+        data_files: paths or globs of Parquet files, of WebDataset shards (.tar), or of image files,
+            which have no labels, in place of a data set.
         image_column: column of encoded images: of the `Image` feature, bytes, a struct of bytes and
             path, or paths.
         label_column: column of class numbers, class names (numbered in sorted order) or the
@@ -68,10 +79,8 @@ def open_image_source(
         InputError: there are no images, a file or data set cannot be read, a column is missing or
             of another type.
     """
-    if data_files and all(name.endswith(".tar") for name in data_files):
-        return open_tars(data_files, parameter=files_parameter)
     if data_files:
-        return open_parquet(data_files, image_column, label_column, parameter=files_parameter)
+        return _open_files(data_files, image_column, label_column, files_parameter)
     if dataset_name is None or dataset_name == "digits":
         if dataset_split != "train":
             raise InputError(
@@ -91,6 +100,35 @@ def open_image_source(
         image_column,
         label_column,
         split_parameter=split_parameter,
+    )
+
+
+def _open_files(
+    patterns: list[str], image_column: str, label_column: str, parameter: str
+) -> ImageSource:
+    found = (path for pattern in patterns for path in existing_files(pattern, parameter=parameter))
+    paths = list(dict.fromkeys(found))
+    if all(map(_is_image, paths)):
+        source = _source_of(paths, listed(paths), label_names=())
+    elif all(path.suffix == ".tar" for path in paths):
+        source = open_tars(paths, parameter=parameter)
+    else:
+        source = open_parquet(paths, image_column, label_column, parameter=parameter)
+    return replace(source, warning=_describe_held_out(paths, parameter))
+
+
+def _describe_held_out(paths: list[Path], parameter: str) -> str:
+    """Return a warning if images to validate or test on are read beside others; "" if not.
+
+    Folders named so are refused, but the names of files say less: `test` may be a person's word.
+    """
+    held_out = [path.name for path in paths if _HELD_OUT_WORD.search(path.stem)]
+    if not held_out or len(held_out) == len(paths):
+        return ""
+    return (
+        f"{len(held_out):,} of the {len(paths):,} `{parameter}`, such as {held_out[0]}, are named "
+        "as images to validate or test on, and are read like the others; leave them out if nothing "
+        "is to be learnt from them"
     )
 
 
@@ -133,8 +171,7 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
     The folder that an image lies in names its class, if there are several such folders and all are
     equally deep.
     """
-    known = PIL.Image.registered_extensions()
-    files = [path for path in files if known.get(path.suffix.lower()) in PIL.Image.OPEN]
+    files = list(filter(_is_image, files))
     root = _split_folder(folder, files, split, split_parameter)
     files = [path for path in files if path.is_relative_to(root)]
     if not files:
@@ -144,14 +181,21 @@ def _open_folder(folder: Path, files: list[Path], split: str, split_parameter: s
     parents = {path.parent for path in files}
     names = sorted({parent.name for parent in parents})
     is_labelled = len(names) > 1 and len({len(parent.parts) for parent in parents}) == 1
-    class_number = {name: number for number, name in enumerate(names)} if is_labelled else {}
-    fetch = partial(_file_row, files, class_number)
+    return _source_of(files, str(root), label_names=tuple(names) if is_labelled else ())
 
+
+def _is_image(path: Path) -> bool:
+    return PIL.Image.registered_extensions().get(path.suffix.lower()) in PIL.Image.OPEN
+
+
+def _source_of(files: list[Path], description: str, label_names: tuple[str, ...]) -> ImageSource:
+    """Return image files as a source; the folders that they lie in name their classes, if any."""
+    fetch = partial(_file_row, files, {name: number for number, name in enumerate(label_names)})
     return ImageSource(
-        description=str(root),
+        description=description,
         fingerprint=files_fingerprint(files),
         num_rows=len(files),
-        label_names=tuple(names) if is_labelled else None,
+        label_names=label_names or None,
         read=lambda: map(fetch, range(len(files))),
         fetch=fetch,
     )

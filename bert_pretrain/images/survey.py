@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import (
+    MODES,
     ImageRow,
     ImageSource,
     converted_image,
@@ -73,6 +74,30 @@ def survey(
     return Survey(num_channels or most_usual, pixel_range)
 
 
+def describe_mixture(modes: Mapping[str, int], num_channels: int) -> str | None:
+    """Return a warning that some images are grey and others have colours; None if not.
+
+    Args:
+        modes: how many images have each mode of Pillow's.
+        num_channels: 1, 3 or 4, that all were converted to.
+    """
+    num_grey = sum(count for mode, count in modes.items() if _is_grey(mode))
+    num_coloured = sum(modes.values()) - num_grey
+    if not (num_grey and num_coloured):
+        return None
+    lost = "that one is grey is easily told, whatever it shows"
+    if num_channels == 1:
+        lost = "the colours are lost"
+    return (
+        f"{num_grey:,} of the images are grey and {num_coloured:,} have colours; all become "
+        f"{MODES[num_channels]}, so that {lost}"
+    )
+
+
+def _is_grey(mode: str) -> bool:
+    return has_levels(mode) or mode in _GREY_MODES
+
+
 def _sample(source: ImageSource) -> Iterator[ImageRow]:
     """Yield rows that are spread over a source; of what can be read one by one these alone."""
     step = math.ceil(source.num_rows / _SAMPLED_IMAGES) or 1
@@ -85,7 +110,7 @@ def _sample(source: ImageSource) -> Iterator[ImageRow]:
 def _channels_of(row: ImageRow) -> int:
     """Return the channels that an image of this kind needs; raise what its decoder raises."""
     with decoded(row, resized_side=1) as (image, _):
-        if has_levels(image.mode) or image.mode in _GREY_MODES:
+        if _is_grey(image.mode):
             return 1
         num_channels = 4 if image.has_transparency_data else 3
         converted_image(image, num_channels, None)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bert_pretrain.data.names import existing_files, files_fingerprint, is_saved_dataset
+from bert_pretrain.data.names import files_fingerprint, is_saved_dataset
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.images.decoding import ImageRow, ImageSource, Label
 
@@ -26,11 +26,9 @@ _MAX_CLASS_NUMBER = 99_999
 
 
 def open_parquet(
-    patterns: list[str], image_column: str, label_column: str, *, parameter: str
+    paths: list[Path], image_column: str, label_column: str, *, parameter: str
 ) -> ImageSource:
-    """Open Parquet files; see `open_image_source`."""
-    found = (path for pattern in patterns for path in existing_files(pattern, parameter=parameter))
-    paths = list(dict.fromkeys(found))
+    """Open Parquet files, which `parameter` gave; see `open_image_source`."""
     num_rows = 0
     labels: list[Any] = []  # the feature in each file
     for path in paths:
@@ -51,12 +49,17 @@ def open_parquet(
                 yield from _rows_of(batches, str(path), columns)
 
     return ImageSource(
-        description=", ".join([path.name for path in paths[:4]] + ["..."] * (len(paths) > 4)),
+        description=listed(paths),
         fingerprint=files_fingerprint(paths, image_column, label_column),
         num_rows=num_rows,
         label_names=_class_names(labels[0]),
         read=read,
     )
+
+
+def listed(paths: list[Path]) -> str:
+    """Return the names of a few of the files."""
+    return ", ".join([path.name for path in paths[:4]] + ["..."] * (len(paths) > 4))
 
 
 @contextlib.contextmanager

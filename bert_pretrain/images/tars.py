@@ -1,8 +1,10 @@
 """Images in tar archives laid out as WebDataset shards, read one by one at their places.
 
 A sample is what shares a name up to the first dot of its last part: `n01/0001.jpg` and
-`n01/0001.cls`, the number of its class. Shards are read at random places rather than in passes, so
-that the order of training is the same on any number of workers and processes.
+`n01/0001.cls`, the number or the name of its class. Shards are read at random places rather than in
+passes, so that the order of training is the same on any number of workers and processes. The
+webdataset library reads shards in passes alone and shuffles in a buffer, so what it wrote is
+indexed here; and a compressed archive has no places to read at.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from bert_pretrain.data.names import existing_files, files_fingerprint
+from bert_pretrain.data.names import files_fingerprint
 from bert_pretrain.errors import InputError
 from bert_pretrain.images.decoding import ImageRow, ImageSource, Label
-from bert_pretrain.images.tables import checked_label
+from bert_pretrain.images.tables import checked_label, listed
 
 _CLASS = ".cls"
 
@@ -41,15 +43,13 @@ class _Index:
     labels: list[Label] = field(default_factory=list)
 
 
-def open_tars(patterns: list[str], *, parameter: str) -> ImageSource:
+def open_tars(paths: list[Path], *, parameter: str) -> ImageSource:
     """Open uncompressed tar archives of encoded images; see `open_image_source`.
 
     Raises:
-        InputError: a file is no such archive, a sample has two images or a class that is no number,
-            or there are no images; `parameter` gave the patterns.
+        InputError: a file is no such archive, a sample has two images or an empty class, classes
+            are numbers here and names there, or there are no images; `parameter` gave the paths.
     """
-    found = (path for pattern in patterns for path in existing_files(pattern, parameter=parameter))
-    paths = list(dict.fromkeys(found))
     index = _Index([str(path) for path in paths])
     places = []
     for number, path in enumerate(paths):
@@ -70,16 +70,28 @@ def open_tars(patterns: list[str], *, parameter: str) -> ImageSource:
             f"{paths[0]} holds no images",
             advice=f"pass `{parameter}` archives with files such as 0001.jpg and 0001.cls",
         )
+    _refuse_mixed(index)
     index.places = np.array(places, dtype=np.int64)
     fetch = partial(_tar_row, index)
     return ImageSource(
-        description=", ".join([path.name for path in paths[:4]] + ["..."] * (len(paths) > 4)),
+        description=listed(paths),
         fingerprint=files_fingerprint(paths),
         num_rows=len(places),
         label_names=None,
         read=lambda: map(fetch, range(len(places))),
         fetch=fetch,
     )
+
+
+def _refuse_mixed(index: _Index) -> None:
+    """Raise `InputError` if some classes are numbers and others names: one kind would be lost."""
+    labelled = zip(index.names, index.labels, strict=True)
+    named = [name for name, label in labelled if isinstance(label, str)]
+    if named and any(isinstance(label, int) for label in index.labels):
+        raise InputError(
+            f"the class of {named[0]} is a name, but those of other images are numbers",
+            advice=f"write either numbers or names into all {_CLASS} files",
+        )
 
 
 def _samples(archive: tarfile.TarFile, where: str) -> list[tuple[str, int, int, Label]]:
@@ -102,19 +114,20 @@ def _samples(archive: tarfile.TarFile, where: str) -> list[tuple[str, int, int, 
                 )
             images[sample] = (member.name, member.offset_data, member.size)
         elif suffix == _CLASS:
-            labels[sample] = _class_number(archive, member, where)
+            labels[sample] = _class_of(archive, member, where)
     return [(*image, labels.get(sample)) for sample, image in images.items()]
 
 
-def _class_number(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> Label:
+def _class_of(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> Label:
+    """Return the number or else the name that a member holds as text."""
     file = archive.extractfile(member)
     text = file.read().decode(errors="replace").strip() if file is not None else ""
-    if not text.isdecimal():
+    if not text:
         raise InputError(
-            f"{member.name} of {where} holds {text[:20]!r}, not the number of a class",
-            advice=f"write one number into each {_CLASS} file",
+            f"{member.name} of {where} is empty, but must hold the number or the name of a class",
+            advice=f"write it, or leave out the {_CLASS} file of an image without a class",
         )
-    return checked_label(int(text), f"{member.name} of {where}")
+    return checked_label(int(text) if text.isdecimal() else text, f"{member.name} of {where}")
 
 
 def _tar_row(index: _Index, number: int) -> ImageRow:

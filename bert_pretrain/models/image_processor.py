@@ -15,7 +15,6 @@ from bert_pretrain.models.image_encoder_config import image_size_of
 
 # The name, in the files of an image processor, of the grey levels that become black and white.
 PIXEL_RANGE = "pixel_range"
-_USUAL_RANGE = (0, 65_535)  # of an image of more than 8 bits, where training met none
 
 
 class Preprocessing(NamedTuple):
@@ -39,13 +38,19 @@ _PREPARED = """\
 def prepared(image):
     \"\"\"Return an opened image as the images were that this encoder was trained on.\"\"\"
 {draft}    image = ImageOps.exif_transpose(image)
-    if {has_levels}:  # grey levels of more than 8 bits
-        levels = (np.asarray(image, dtype=np.float32) - {low}) * ({scale})
-        image = Image.fromarray(np.rint(levels).clip(0, 255).astype(np.uint8))
-{transparency}    return image.convert("{mode}")
+    if image.mode == "F" or image.mode.startswith("I"):  # grey levels of more than 8 bits
+{levels}{transparency}    return image.convert("{mode}")
 """
 _DRAFT = """\
     image.draft(None, ({side}, {side}))  # a large JPEG is decoded in small
+"""
+_LEVELS = """\
+        levels = (np.asarray(image, dtype=np.float32) - {low}) * ({scale})
+        image = Image.fromarray(np.rint(levels).clip(0, 255).astype(np.uint8))
+"""
+# Any range would be a guess, and a wrong one makes most such images black.
+_NO_LEVELS = """\
+        raise ValueError("trained on 8 bits: scale the levels, black to 0 and white to 255 (uint8)")
 """
 _ON_WHITE = """\
     if image.has_transparency_data:
@@ -64,16 +69,15 @@ def preparation_code(mode: str, processor: Any) -> str:
         processor: the image processor that comes after it.
     """
     known = read_pixel_range(processor)
-    low, high = known or _USUAL_RANGE
-    is_level = 'image.mode.startswith("I")'
+    levels = _NO_LEVELS
+    if known is not None:
+        low, high = known
+        levels = _LEVELS.format(low=_written(low), scale=f"255 / {_written(high - low)}")
     side = resized_side(processor)
     return _PREPARED.format(
         mode=mode,
         draft=_DRAFT.format(side=2 * side) if side else "",
-        # Floating-point images have no usual range.
-        has_levels=f'image.mode == "F" or {is_level}' if known else is_level,
-        low=_written(low),
-        scale=f"255 / {_written(high - low)}",
+        levels=levels,
         transparency="" if mode == "RGBA" else _ON_WHITE,
     )
 

@@ -61,31 +61,30 @@ class NTXent(TwoViews):
         return math.log(1 + self.num_negatives)
 
     def compare(self, rows: Tensor, batch: Batch, gather: Joint, sum_counts: Joint) -> LossTerm:
-        """Return the loss of each image as the mean over its 2 + 2 N pairs of views."""
+        """Return the loss of each image as the mean over its 2 + 2 N pairs of views.
+
+        Where an update has an image twice, as at the end of an epoch or with fewer images than its
+        rows, an anchor has fewer negatives than `num_negatives`; they weigh as if there were these.
+        """
         candidates = gather(rows[:, :2])
         return self._term(rows, candidates, batch["image_ids"], gather(batch["image_ids"]))
 
     def compare_held_out(self, rows: Tensor, batch: Batch) -> LossTerm:
-        """Return the loss against the views of a batch, weighed as if they were an update's.
+        """Return the loss against the views of a batch, which weigh as an update's do.
 
         The accuracy is that of finding the other view in the batch; chance is beside it.
         """
         ids = batch["image_ids"]
-        return self._term(rows, rows[:, :2], ids, ids, num_negatives=self.num_negatives)
+        return self._term(rows, rows[:, :2], ids, ids)
 
     def _term(
-        self,
-        rows: Tensor,
-        candidates: Tensor,
-        ids: Tensor,
-        candidate_ids: Tensor,
-        num_negatives: int | None = None,
+        self, rows: Tensor, candidates: Tensor, ids: Tensor, candidate_ids: Tensor
     ) -> LossTerm:
         compared: dict[str, Any] = {
             "view_ids": ids,
             "candidate_ids": candidate_ids,
             "temperature": self.temperature,
-            "num_negatives": num_negatives,
+            "num_negatives": self.num_negatives,
         }
         views, local_views = rows[:, :2], rows[:, 2:]
         total, num_correct = nt_xent_loss(views, candidates, **compared)

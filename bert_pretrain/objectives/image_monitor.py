@@ -27,6 +27,7 @@ from bert_pretrain.evaluation.embedding_maps import embedding_map
 from bert_pretrain.evaluation.fonts import drawn_names
 from bert_pretrain.evaluation.neighbour_pictures import Embedded, nearest_neighbours
 from bert_pretrain.evaluation.probes import knn_accuracy, majority_accuracy
+from bert_pretrain.images.card import corpus_warnings
 from bert_pretrain.images.collator import ImagePlan, PixelScale, unit_range
 from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.models.embedding import embed_batches
@@ -183,9 +184,9 @@ class ImageMonitor:
         return {**measured, **self.baselines, **spread, **self._knn(embedder, features)}
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
-        """Return what is wrong with the settings, and signs of collapse once there were updates."""
+        """Return what is wrong with images and settings; after updates, signs of collapse."""
         if row["step"] == 0:
-            return self.pretext.settings_warnings()
+            return [*corpus_warnings(self.corpus), *self.pretext.settings_warnings()]
         names = [entry.name for entry in fields(CollapseMeasures)]
         known = {name: row[name] for name in names if name in row}
         known["active_triplets"] = row.get(f"{self.pretext.term}_active_share")

@@ -20,10 +20,9 @@ from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.stream import Batch, HeldOutRows, Place, TrainingStream, WholeEpochs
-from bert_pretrain.errors import InputError
+from bert_pretrain.images.card import image_card
 from bert_pretrain.images.collator import ImageCollator, ImageDraw, ImagePlan
-from bert_pretrain.images.corpus import ImageCorpus, image_card
-from bert_pretrain.images.decoded import MIN_IMAGES
+from bert_pretrain.images.corpus import ImageCorpus
 from bert_pretrain.images.streaming import StreamedPixels
 from bert_pretrain.models.image_encoder_config import image_size_of
 from bert_pretrain.objectives.image_monitor import ImageMonitor, Pretext
@@ -129,19 +128,14 @@ def image_task(
         build_model: returns the model to train.
         draw: draws the random numbers that the pretext's loss needs.
         seed: of the order of images and of the choice of those evaluated.
-        max_eval_rows: most held-out images evaluated, a fixed random subset; 0 = all.
+        max_eval_rows: most held-out images evaluated, a fixed random subset; 0 = all. At least 2,
+            since one image has no spread.
         baselines: see `ImageMonitor`, as for `second_views`.
         second_views: see `ImageMonitor`.
         views: what of `draw` are parameters of views that the loss compares, by name, and the
             height and width of each.
         needs_pixels: whether in training it reads images as they are, too.
-
-    Raises:
-        InputError: a single image would be evaluated, of which no spread can be measured.
     """
-    if 0 < max_eval_rows < MIN_IMAGES:
-        allowed = f"0 (all) or at least {MIN_IMAGES} for images"
-        raise InputError.out_of_range("max_eval_rows", max_eval_rows, allowed)
     images, views = corpus.train_images, views or {}
 
     def plan(epoch: int) -> ImagePlan:

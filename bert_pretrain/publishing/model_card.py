@@ -44,6 +44,7 @@ _BASELINES = {
     "reconstruction_loss": "pca_reconstruction_loss",
     "contrastive_loss": "chance_contrastive_loss",
     "contrastive_accuracy": "contrastive_chance_accuracy",
+    "contrastive_local_accuracy": "contrastive_chance_accuracy",
     "knn_accuracy": "majority_knn_accuracy",
     "reconstruction_psnr": "pca_reconstruction_psnr",
 }

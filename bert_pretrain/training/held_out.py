@@ -41,6 +41,7 @@ def held_out_means(
         batch_size=batch_size,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
+        are_compared=objective.coupling is not None,
     ):
         beat("a batch of held-out rows")
         there = {key: value.to(device, non_blocking=True) for key, value in batch.items()}

@@ -266,6 +266,7 @@ OF_IMAGES: list[tuple[str, ...]] = [
     ("--loss cosine", "--loss is 'cosine' but must be one of triplet, nt_xent"),
     ("--num_channels 2", "--num_channels is '2' but must be one of 0, 1, 3, 4"),
     ("--global_batch_size 1", "--global_batch_size is 1 but must be at least 2"),
+    ("--max_eval_rows 1 --dataset_name none", "--max_eval_rows is 1", "0 (all) or at least 2"),
     ("--per_device_eval_batch_size 1", "--per_device_eval_batch_size is 1", "at least 2"),
     ("--batch_size_ramp 8:0.5", "--batch_size_ramp means nothing to --objective contrastive"),
     ("--pair_mode sop", "--pair_mode means nothing to --objective contrastive"),

@@ -84,7 +84,7 @@ def table(path: Path) -> Any:
 
 
 def read_images(path: Path) -> Any:
-    return list(open_images([str(path)], "image", "label", parameter="data_files").read())
+    return list(open_images([path], "image", "label", parameter="data_files").read())
 
 
 READERS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,25 @@ def test_images_of_a_folder_and_of_a_table_are_the_same(made: Path, tmp_path: Pa
     assert paths == [str(made / f"photos/{CLASSES[n // 3]}/{n}.png") for n in range(6)]
 
 
+def test_image_files_and_shards_give_the_vectors_of_their_folder(
+    made: Path, tmp_path: Path
+) -> None:
+    flags = ["--dataset_name", str(made / "photos")]
+    expected = pq.read_table(embedded(made, tmp_path / "a.parquet", *flags, model="vit"))
+    files = sorted(map(str, (made / "photos").rglob("*.png")))
+    flags = ["--data_files", files[0], str(made / "photos/*/*.png")]
+    found = pq.read_table(embedded(made, tmp_path / "b.parquet", *flags, model="vit"))
+    assert found.column("path").to_pylist() == found.column("file").to_pylist() == files
+    assert found.column("file_row").to_pylist() == [0] * 6
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for file in files:
+            shard.add(file, Path(file).name)
+    flags = ["--data_files", str(tmp_path / "shard.tar")]
+    of_shard = pq.read_table(embedded(made, tmp_path / "c.parquet", *flags, model="vit"))
+    for table in (found, of_shard):
+        assert table.column("embedding") == expected.column("embedding")
+
+
 def test_an_undecodable_image_is_skipped_and_named_where_asked(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +210,28 @@ def test_an_image_finds_itself_among_images(made: Path, tmp_path: Path) -> None:
     found = neighbours(["--embeddings", str(bank), "--image", str(query), "--k", "3"], tmp_path)
     first = found[0]["neighbours"][0]
     assert first["path"] == str(query) and first["label"] == "bee" and first["row"] == 4
+
+
+def test_a_range_of_levels_is_asked_for_given_and_kept_for_queries(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, plain = tmp_path / "scans", tmp_path / "plain"
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(256, size=(8, 8))
+        for folder, levels in ((scans, pixels.astype(np.int32)), (plain, pixels.astype(np.uint8))):
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(levels).save(folder / f"{number}.tiff")
+    flags = ["--model", str(made / "vit"), "--dataset_name", str(scans), "--output"]
+    path = str(tmp_path / "scans.parquet")
+    assert "no other image tells which" in refusal(["embed", *flags, path], capsys)
+    bank = embedded(made, Path(path), *flags[2:4], "--pixel_range", "0:255", model="vit")
+    expected = embedded(made, tmp_path / "b.parquet", "--dataset_name", str(plain), model="vit")
+    columns = [pq.read_table(file).column("embedding") for file in (bank, expected)]
+    assert columns[0] == columns[1]
+    query = ["--embeddings", str(bank), "--image", str(scans / "1.tiff"), "--k", "1"]
+    (found,) = neighbours(query, tmp_path)
+    assert found["neighbours"][0]["row"] == 1
+    assert found["neighbours"][0]["cosine"] == pytest.approx(1, abs=1e-5)
 
 
 def refusal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:

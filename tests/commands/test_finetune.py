@@ -150,6 +150,23 @@ def test_two_seeds_their_spread_and_a_model_that_loads_without_this_package(
     assert done.stdout.strip() == "['good', 'bad']", done.stderr
 
 
+def test_what_the_largest_class_alone_would_reach_stands_beside_the_accuracy(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = sentences(24)
+    bad = [row for row in rows if row["label"] == "bad"]
+    write_rows(folder / "train.jsonl", rows + bad)  # two in three are bad
+    good = [row for row in sentences(16, seed=2) if row["label"] == "good"]
+    write_rows(folder / "test.jsonl", good[:3] + bad[:1])
+    results = finetune(model, *FILES, *SHORT)
+    validation = [row["label"] for row in sentences(16, seed=1)]
+    share = validation.count("bad") / len(validation)
+    assert results["majority_accuracy"] == {"validation": share, "test": 0.25}
+    assert "test        largest class always    0.2500" in capsys.readouterr().out
+    card = (folder / "out/final/README.md").read_text()
+    assert "| test | accuracy of always the largest class | 0.2500 | | |" in card
+
+
 def test_the_same_seed_gives_the_same_numbers_and_weights(model: str, folder: Path) -> None:
     first = finetune(model, *FILES, *SHORT)
     (folder / "out").rename("earlier")

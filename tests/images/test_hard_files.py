@@ -9,99 +9,45 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from downstream_models import source_of
+from hard_files import FILES, KINDS, noise, orientation
 from PIL import Image
-from runs import environment
+from runs import ROOT, environment
 
 from bert_pretrain.config.flags import LevelRange
 from bert_pretrain.downstream.labelled_images import read_image_splits
 from bert_pretrain.errors import InputError
 from bert_pretrain.images import decoding
-from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
-from bert_pretrain.images.decoding import MODES, ImageRow, open_image
+from bert_pretrain.images.card import image_card
+from bert_pretrain.images.corpus import ImageCorpus, open_images
+from bert_pretrain.images.decoding import (
+    MODES,
+    ImageRow,
+    decode_row,
+    open_image,
+    picture_conversion,
+)
 from bert_pretrain.images.sources import open_image_source
 from bert_pretrain.models.image_processor import preparation_code
 from bert_pretrain.publishing.export import image_processor
 
 SIZE = 8
-ORIENTATION = 0x0112  # EXIF
-
-
-def noise(*shape: int, seed: int = 0, high: int = 256, dtype: Any = np.uint8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
-
-
-def orientation(number: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ORIENTATION] = number
-    return exif
-
-
-def turned(path: Path, number: int) -> None:
-    image = Image.fromarray(noise(12, 20, 3, seed=number))
-    image.save(path, exif=orientation(number), quality=95)
-
-
-def photograph(path: Path, **options: Any) -> None:
-    """Write a JPEG of many times the size that is trained on."""
-    coarse = Image.fromarray(noise(15, 20, 3))
-    coarse.resize((400, 300), Image.Resampling.BICUBIC).save(path, **options)
-
-
-def levels(path: Path, dtype: Any, high: int) -> None:
-    """Write grey levels from 0 to `high`, both of which occur."""
-    pixels = (np.random.default_rng(0).random((12, 20)) * high).astype(dtype)
-    pixels[0, 0], pixels[0, 1] = 0, high
-    Image.fromarray(pixels).save(path)
-
-
-def with_palette(path: Path) -> None:
-    image = Image.fromarray(noise(12, 20, 3)).quantize(16)
-    image.save(path, transparency=3)
-
-
-# Each is written by its function into the name's file.
-FILES = {
-    "grey.png": lambda path: Image.fromarray(noise(12, 20)).save(path),
-    "colour.png": lambda path: Image.fromarray(noise(12, 20, 3)).save(path),
-    "transparent.png": lambda path: Image.fromarray(noise(12, 20, 4)).save(path),
-    "grey and transparent.png": lambda path: Image.fromarray(noise(12, 20, 2)).save(path),
-    "palette with transparency.png": with_palette,
-    "palette.gif": lambda path: Image.fromarray(noise(12, 20, 3)).quantize(16).save(path),
-    "one bit.png": lambda path: Image.fromarray(noise(12, 20)).convert("1").save(path),
-    "16 bits.png": lambda path: Image.fromarray(noise(12, 20, high=65536, dtype=np.uint16)).save(
-        path
-    ),
-    "16 bits.tiff": lambda path: Image.fromarray(noise(12, 20, high=65536, dtype=np.uint16)).save(
-        path
-    ),
-    "print colours.jpg": lambda path: Image.fromarray(noise(12, 20, 4), "CMYK").save(path),
-    "12 bits in 16.png": lambda path: levels(path, np.uint16, 4095),
-    "12 bits in 16.tiff": lambda path: levels(path, np.uint16, 4095),
-    "8 bits in 32.tiff": lambda path: levels(path, np.int32, 255),
-    "8 bits in floats.tiff": lambda path: levels(path, np.float32, 255),
-    "floats to 1.tiff": lambda path: levels(path, np.float32, 1),
-    "large.jpg": lambda path: photograph(path),
-    "large and progressive.jpg": lambda path: photograph(path, progressive=True),
-    "large and turned.jpg": lambda path: photograph(path, exif=orientation(6)),
-    "turned 3.jpg": lambda path: turned(path, 3),
-    "turned 6.jpg": lambda path: turned(path, 6),
-    "mirrored 2.jpg": lambda path: turned(path, 2),
-}
 
 
 def opened(folder: Path, **options: Any) -> ImageCorpus:
     given = {"image_size": SIZE, "validation_share": 0.3, "seed": 0, "show_progress": False}
-    return open_images(
-        dataset_name=str(folder), cache_dir=folder.parent / "cache", **(given | options)
-    )
+    given |= {"dataset_name": str(folder), "cache_dir": folder.parent / "cache"}
+    return open_images(**(given | options))
 
 
 def write_images(folder: Path, number: int, *, seed: int = 9, channels: int = 3) -> None:
@@ -129,6 +75,49 @@ def finetuned_on(folder: Path, processor: Any, num_channels: int, **flags: Any) 
     source = source_of(dataset_name=str(folder), **flags)
     pixels = read_image_splits(source, processor, num_channels=num_channels)["train"].content
     return {image.transpose(1, 2, 0).tobytes() for image in pixels}
+
+
+def seen_in(path: Path) -> np.ndarray:
+    row = ImageRow(path.name, {"path": str(path), "bytes": None}, None)
+    outcome = decode_row(row, picture_conversion(0, 3, None))
+    assert outcome.pixels is not None, outcome.reason
+    return outcome.pixels
+
+
+# Turns and mirrors (H, W, C) as the EXIF standard says that the number's first row and column lie.
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: stored.swapaxes(0, 1)[:, ::-1],
+    7: lambda stored: stored.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda stored: stored.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize("number", UPRIGHT)
+def test_every_orientation_is_turned_upright(tmp_path: Path, number: int) -> None:
+    stored = noise(12, 20, 3)
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=orientation(number))
+    assert np.array_equal(seen_in(tmp_path / "a.png"), UPRIGHT[number](stored))
+
+
+def test_of_16_bits_of_colour_the_upper_8_are_seen_and_of_pages_the_first(tmp_path: Path) -> None:
+    for name in ("16 bits of colour.png", "pages.tiff"):
+        FILES[name](tmp_path / name)
+    colours = noise(12, 20, 3, high=65536, dtype=np.uint16) >> 8
+    assert np.array_equal(seen_in(tmp_path / "16 bits of colour.png"), colours)
+    assert np.array_equal(seen_in(tmp_path / "pages.tiff"), noise(12, 20, 3))
+
+
+def test_the_documentation_lists_the_kinds_of_files_that_are_tested() -> None:
+    table = (ROOT / "docs/image_files.md").read_text().split("|---|---|\n")[1].split("\n\n")[0]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in table.splitlines()] == [
+        *KINDS,
+        "an EPS file",
+    ]
 
 
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
@@ -251,6 +240,21 @@ def test_channels_are_those_of_most_images_not_of_the_first(tmp_path: Path) -> N
     assert opened(folder).pixels.shape == (12, SIZE, SIZE, 3)
 
 
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_grey_images_among_coloured_ones_are_warned_of(tmp_path: Path, num_channels: int) -> None:
+    for folder, channels in (("grey", (1, 1)), ("coloured", (3, 3)), ("mixed", (1, 3))):
+        for number, own in enumerate(channels):
+            write_images(tmp_path / folder, 3 + number, seed=50 * number, channels=own)
+        card = image_card(opened(tmp_path / folder, num_channels=num_channels))
+        source = source_of(dataset_name=str(tmp_path / folder))
+        processor = processor_of(num_channels)
+        rows = read_image_splits(source, processor, num_channels=num_channels)["train"]
+        for said in (card, "\n".join(rows.notes)):
+            found = "WARNING: 3 of the images are grey and 4 have colours; all become " in said
+            assert found == (folder == "mixed")
+            assert ("the colours are lost" in said) == (folder == "mixed" and num_channels == 1)
+
+
 def test_a_picture_in_two_classes_has_no_label(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     for number, name in enumerate(("cat", "dog")):
@@ -303,6 +307,38 @@ def test_no_folder_of_held_out_images_is_trained_on_in_silence(tmp_path: Path, l
         write_images(folder / "dogs", 5, seed=300)
     with pytest.raises(InputError, match=r"subfolder \S*Val is named as a split"):
         opened(folder)
+
+
+HELD_OUT_NAMES = ["val2017", "validate", "Test_Set", "testset", "holdout", "validation_images"]
+
+
+@pytest.mark.parametrize("name", HELD_OUT_NAMES)
+def test_other_names_of_held_out_images_are_known_as_folders_and_warned_of_as_files(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "images"
+    for number, subfolder in enumerate(("cats", name)):
+        write_images(folder / subfolder, 5, seed=100 * number)
+    with pytest.raises(InputError, match=f"subfolder {name} is named as a split, beside cats"):
+        opened(folder)
+    (folder / "cats").rename(folder / "train")
+    assert len(opened(folder).pixels) == 5
+    files = [tmp_path / f"{each}-00000-of-00001.parquet" for each in ("train", name)]
+    for file, part in zip(files, ("train", name), strict=True):
+        images = [{"bytes": path.read_bytes()} for path in (folder / part).iterdir()]
+        pq.write_table(pa.table({"image": images}), file)
+    options = {"dataset_name": None, "data_files": [str(tmp_path / "*.parquet")]}
+    warning = f"WARNING: 1 of the 2 `data_files`, such as {files[1].name}, are named as images to"
+    assert warning in image_card(opened(folder, **options))
+    for alone in files:  # nothing but such images is what was asked for
+        assert "WARNING" not in image_card(opened(folder, **options | {"data_files": [str(alone)]}))
+
+
+def test_classes_whose_names_begin_like_splits_are_classes(tmp_path: Path) -> None:
+    names = ("devices", "test_tubes", "trains", "valleys")
+    for number, name in enumerate(names):
+        write_images(tmp_path / "images" / name, 3, seed=100 * number)
+    assert opened(tmp_path / "images").label_names == names
 
 
 def header_of(width: int, height: int) -> bytes:
@@ -383,6 +419,7 @@ import os, sys
 os.cpu_count = lambda: 2
 from bert_pretrain.hardware import peak_resident_bytes
 from downstream_models import source_of
+from hard_files import FILES, KINDS, noise, orientation
 from bert_pretrain.downstream.labelled_images import read_image_splits
 from bert_pretrain.publishing.export import image_processor
 

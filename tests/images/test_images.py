@@ -23,7 +23,8 @@ from transformers import ViTImageProcessorPil
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.images import decoding
-from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
+from bert_pretrain.images.card import image_card
+from bert_pretrain.images.corpus import ImageCorpus, open_images
 
 Open = Callable[..., ImageCorpus]
 

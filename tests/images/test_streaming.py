@@ -18,7 +18,8 @@ from datasets import Dataset, Features, Image, Value
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.images import streaming
-from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
+from bert_pretrain.images.card import image_card
+from bert_pretrain.images.corpus import ImageCorpus, open_images
 from bert_pretrain.images.streaming import StreamedPixels
 
 SIZE = 16
@@ -308,7 +309,12 @@ BAD_SHARDS: dict[str, tuple[dict[str, bytes], str, str]] = {
         "w",
         r"sample 'a' of .*bad\.tar has two images, a\.png and a\.jpg",
     ),
-    "class": ({"a.png": png(0), "a.cls": b"cat"}, "w", r"a\.cls of .*'cat', not the number"),
+    "empty class": ({"a.png": png(0), "a.cls": b"\n"}, "w", r"a\.cls of .*bad\.tar is empty"),
+    "numbers and names": (
+        {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"cat"},
+        "w",
+        r"the class of b\.png is a name, but .* numbers",
+    ),
     "large class": ({"a.png": png(0), "a.cls": b"99999999"}, "w", r"a\.cls .*label 99999999"),
     "compressed": ({"a.png": png(0)}, "w:gz", r"bad\.tar is not a whole tar.*`data_files`"),
     "empty": ({"a.txt": b"text"}, "w", r"bad\.tar holds no images.*`data_files`"),
@@ -321,6 +327,24 @@ def test_a_shard_that_cannot_be_used_is_named(open_here: Open, tmp_path: Path, c
     path = write_tar(tmp_path / "bad.tar", members, mode)
     with pytest.raises(InputError, match=message):
         open_here(data_files=[path])
+
+
+def test_shards_of_the_webdataset_library_are_read_with_the_names_of_their_classes(
+    open_here: Open, tmp_path: Path
+) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    classes = ["zebra", "ape", "zebra", "cow", "ape", "cow"]
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number, name in enumerate(classes):
+            image = np.asarray(scene(20, 15, number))
+            writer.write({"__key__": f"{number:04}", "png": image, "cls": name})
+    corpus = open_here(data_files=[str(tmp_path / "a.tar")], reading="stream")
+    assert corpus.label_names == ("ape", "cow", "zebra")
+    assert corpus.labels is not None and corpus.labels.tolist() == [2, 0, 2, 1, 0, 1]
+    (tmp_path / "files").mkdir()
+    for number in range(6):
+        scene(20, 15, number).save(tmp_path / f"files/{number}.png")
+    assert np.array_equal(everything(corpus), everything(open_here(tmp_path / "files")))
 
 
 def test_a_bad_image_of_a_shard_is_named(open_here: Open, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
 from trainers import PASSES
@@ -31,6 +32,7 @@ from bert_pretrain.objectives.autoencoder import (
 )
 from bert_pretrain.objectives.contrastive import contrastive_task
 from bert_pretrain.objectives.interface import Task
+from bert_pretrain.training.held_out import held_out_means
 
 ENCODER = {"config_name": "vit-tiny", "model_name_or_path": None, "dropout": 0.0}
 ROWS = {"seed": 3, "max_eval_rows": 0}
@@ -314,6 +316,47 @@ def test_held_out_nt_xent_is_of_the_scale_of_training_whatever_the_batch(
     assert sum(chances) == pytest.approx(expected, rel=1e-6)
 
 
+def test_training_on_fewer_images_than_an_update_has_is_of_the_same_scale(
+    corpus: ImageCorpus,
+) -> None:
+    objective = make_task("nt_xent", corpus, num_images=64).objective
+    parts, _ = objective.training.take(Place(), 64)  # of 28 images, some three times
+    batch = objective.training.collator.collate(parts)
+    assert len(set(batch["image_ids"].tolist())) == 28
+    model = projecting(lambda n: torch.ones(n, 4)).train()
+    (term,) = objective.loss_terms(model, batch).values()
+    assert float(term.sum) / 64 == pytest.approx(math.log(127), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["triplet", "nt_xent"])
+@pytest.mark.parametrize("batch_size", [11, 12])
+def test_the_last_of_the_held_out_images_is_not_compared_with_nothing(
+    corpus: ImageCorpus, kind: str, batch_size: int
+) -> None:
+    objective = make_task(kind, corpus, num_images=256).objective
+    model = projecting(lambda n: torch.ones(n, 4))
+    passes = {"batch_size": batch_size, "accelerator": Accelerator(cpu=True)}
+    means = held_out_means(objective, objective.held_out, model, **passes)
+    expected = {"triplet": 1, "nt_xent": math.log(511)}[kind]
+    assert means["contrastive_loss"] == pytest.approx(expected, rel=1e-6)
+    if kind == "nt_xent":
+        assert means["contrastive_chance_accuracy"] == pytest.approx(1 / 23)
+
+
+def test_processes_share_compared_rows_in_the_batches_of_one(corpus: ImageCorpus) -> None:
+    held_out = make_task("nt_xent", corpus).objective.held_out  # 12 images
+
+    def ids(batch_size: int, num_processes: int = 1, process_index: int = 0) -> list[list[int]]:
+        share = {"num_processes": num_processes, "process_index": process_index}
+        batches = evaluation_batches(held_out, batch_size=batch_size, are_compared=True, **share)
+        return [batch["image_ids"].tolist() for batch in batches]
+
+    for batch_size in (11, 5, 2):
+        alone = ids(batch_size)
+        assert all(len(batch) > 1 for batch in alone) and sum(map(len, alone)) == 12
+        assert [alone[i::3] for i in range(3)] == [ids(batch_size, 3, i) for i in range(3)]
+
+
 @pytest.mark.parametrize("kind", ["triplet", "nt_xent"])
 def test_what_is_reached_by_chance_stands_beside_losses_and_accuracies(
     corpus: ImageCorpus, kind: str
@@ -530,11 +573,6 @@ def test_pairs_that_are_found_are_counted_as_the_accuracy_is(
             assert seen["rows"][2].notes[number] == f"{own:.2f} | {others:.2f} {mark}"
     assert f"{sum(found)} of 12 pairs are found" in seen["caption"]
     assert [row.label for row in seen["rows"]] == ["image", "first view", "second view"]
-
-
-def test_one_evaluated_image_is_refused(corpus: ImageCorpus) -> None:
-    with pytest.raises(InputError, match="`max_eval_rows` is 1 but must be"):
-        make_task("triplet", corpus, max_eval_rows=1)
 
 
 def test_a_masked_autoencoder_refuses_images_that_are_no_squares(corpus: ImageCorpus) -> None:

@@ -110,6 +110,13 @@ def test_what_lies_on_this_machine_is_no_name_on_the_hub(
         }
 
 
+def test_accuracies_of_contrast_stand_beside_those_by_chance() -> None:
+    measured = {"contrastive_accuracy": 0.25, "contrastive_local_accuracy": 0.125}
+    rows = metrics_rows(unit="images", **measured, contrastive_chance_accuracy=0.0625)
+    lines = [line for line in card(metrics_rows=rows).text.splitlines() if "| contrastive" in line]
+    assert len(lines) == 2 and all("0.0625" in line for line in lines)
+
+
 def test_the_command_says_how_many_processes_ran() -> None:
     assert "accelerate launch run_pretraining.py --max_steps 20" in card().text
     several = card(run_record(num_processes=4)).text

@@ -26,7 +26,8 @@ from bert_pretrain.evaluation.probes import (
     majority_accuracy,
 )
 from bert_pretrain.evaluation.statistics import format_interval
-from bert_pretrain.images.corpus import ImageCorpus, image_card, open_images
+from bert_pretrain.images.card import image_card
+from bert_pretrain.images.corpus import ImageCorpus, open_images
 from bert_pretrain.models.image_encoder_config import read_config
 from bert_pretrain.models.image_processor import Preprocessing, read_processor
 
