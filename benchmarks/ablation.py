@@ -1,12 +1,12 @@
 """What each part of the recipe gives: one change at a time from the default, at an equal clock.
 
 The base is the default recipe (encoder micro, Muon, bfloat16 where the processor has it, 15 % of
-tokens masked, no dropout, 32 rows an update) with every run given --minutes of training, or with
---max_steps as many updates, which a busy machine does not change. Every run is the program in a
-process of its own; every final model is judged by stock classes in float32 on the same held-out
-rows with 15 % of their tokens masked, whatever its own share (`judging.py`). An arm's gain is in
-nats against the base, paired by seed; negative ones stay in the table. Runs are added to --json,
-and what is there is not repeated.
+tokens masked, no dropout, 32 rows an update) but for its neighbour heads, which came last and have
+an arm of their own. Every run is given --minutes of training, or with --max_steps as many updates,
+which a busy machine does not change. Every run is the program in a process of its own; every final
+model is judged by stock classes in float32 on the same held-out rows with 15 % of their tokens
+masked, whatever its own share (`judging.py`). An arm's gain is in nats against the base, paired by
+seed; negative ones stay in the table. Runs are added to --json, and what is there is not repeated.
 
 Arms that another learning rate would suit better have several: AdamW three, larger batches the
 base's and one that grows with the root of the rows.
@@ -25,10 +25,12 @@ from results import read_runs, write_results
 
 from bert_pretrain.hardware import describe_run
 
+BASE = ["--no_neighbour_heads"]
 WITHOUT = str(ROOT / "benchmarks/without_savings.py")
 # Of each arm the flags that differ from the default recipe, and the program if it is another one.
 ARMS: dict[str, tuple[str, list[str]]] = {
     "base": ("", PROGRAM),
+    "neighbour_heads": ("--neighbour_heads", PROGRAM),
     "no_sparse_head": ("", [WITHOUT, "sparse_head"]),
     "no_unpadding": ("", [WITHOUT, "unpadding"]),
     "no_sparse_head_no_unpadding": ("", [WITHOUT, "both"]),
@@ -60,7 +62,9 @@ def run_arm(
     flags = [*corpus, *length, "--eval_steps", "0", "--save_steps", "0", "--seed", str(seed)]
     run_dir = arguments.work_dir / "run"
     found = train(
-        run_dir, [*flags, *FEW_OWN_ROWS, *arguments.flags, *change.split()], program=program
+        run_dir,
+        [*flags, *FEW_OWN_ROWS, *BASE, *arguments.flags, *change.split()],
+        program=program,
     )
     (end,) = judged_curve(run_dir, judge, most=1)
     record = describe_run()
