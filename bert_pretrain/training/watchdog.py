@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import multiprocessing
 import os
 import sys
 import threading
@@ -86,6 +87,10 @@ class Watchdog:
         )
         faulthandler.dump_traceback(sys.stderr)  # where each thread is
         sys.stderr.flush()
+        # A loader's worker that hangs would outlive this process, and hold what it inherited: the
+        # lock of the run directory, and the pipe that a launcher reads to its end.
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(1)  # no exception reaches a thread that waits
 
     def _describe_others(self) -> str:
