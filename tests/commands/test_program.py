@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -296,6 +297,21 @@ def test_tensorboard_gets_both_curves(folder: Path) -> None:
     )
     found = [event.value for event in log.Scalars("validation/mlm_loss")]
     assert found == pytest.approx([row["mlm_loss"] for row in validation(folder / "out")], rel=1e-6)
+
+
+@pytest.mark.parametrize("num_saved", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_tensorboard_shows_no_step_of_a_killed_run_twice(folder: Path, num_saved: int) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = shlex.split("--max_steps 4 --save_steps 2 --report_to tensorboard --output_dir out")
+    pretrain(folder, *flags)
+    for name in ["final", "checkpoints/step-000004", *(["checkpoints"] if not num_saved else [])]:
+        shutil.rmtree(folder / "out" / name)  # as after a kill
+    pretrain(folder, *flags, "--resume_from_checkpoint", "auto")
+    (place,) = {file.parent for file in (folder / "out").rglob("events.out*")}
+    log = EventAccumulator(str(place)).Reload()
+    for split, last_steps in (("train", [1, 2, 3, 4]), ("validation", [0, 4])):
+        assert [event.step for event in log.Scalars(f"{split}/mlm_loss")] == last_steps
 
 
 @pytest.mark.parametrize(
