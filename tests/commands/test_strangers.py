@@ -89,17 +89,36 @@ def test_the_code_of_a_stranger_is_not_run_even_if_somebody_agrees(
     assert not (folder / "out").exists()
 
 
-def test_whatever_chooses_a_class_by_itself_is_told_to_run_no_foreign_code() -> None:
+def loading_calls(*methods: str) -> list[tuple[str, str, dict[str | None, str]]]:
+    """Return file, owner and keywords of every call of methods in the package."""
     calls = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
-                owner = ast.unparse(node.func).removesuffix(".from_pretrained")
-                if owner.startswith("Auto") or owner.endswith("auto_class"):
-                    keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                    calls.append((path.name, owner, keywords.get("trust_remote_code")))
-    assert len(calls) > 8
-    assert [call for call in calls if call[2] != "False"] == []
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in methods:
+                keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                calls.append((path.name, ast.unparse(called.value), keywords))
+    return calls
+
+
+def test_whatever_chooses_a_class_by_itself_is_told_to_run_no_foreign_code() -> None:
+    calls = [
+        call
+        for call in loading_calls("from_pretrained", "from_config")
+        if call[1].startswith("Auto") or "auto_class" in call[1]
+    ]
+    assert len(calls) > 11
+    assert [call for call in calls if call[2].get("trust_remote_code") != "False"] == []
+
+
+def test_weights_are_read_from_safetensors_alone() -> None:
+    calls = [
+        call
+        for call in loading_calls("from_pretrained")
+        if not call[1].endswith(("Config", "Tokenizer", "Processor", "super()"))
+    ]
+    assert len(calls) > 5
+    assert [call for call in calls if call[2].get("use_safetensors") != "True"] == []
 
 
 @pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune"])
@@ -139,7 +158,9 @@ def test_pickled_weights_run_nothing(
     assert marker.exists()  # it would
     marker.unlink()
     flags = " ".join(small_flags(folder))
-    refused(COMMANDS[name].format(flags=flags, model=model), capsys)
+    message = refused(COMMANDS[name].format(flags=flags, model=model), capsys)
+    assert "pickled ones (pytorch_model.bin) are not read" in message
+    assert "save it with its method save_pretrained" in message
     assert not marker.exists()
 
 
