@@ -6,17 +6,25 @@ import ast
 import hashlib
 import io
 import json
+import pickle
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from banks import write_bank
 from downstream_models import make_text_model
-from runs import run_here, small_flags
+from runs import run_here, small_flags, write_corpus
 from safetensors.torch import load_file, save_file
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.embedding.search import open_bank
+from bert_pretrain.errors import InputError
+from bert_pretrain.text.prepared import PreparedCorpus, write_manifest
 from bert_pretrain.training.checkpoint_state import STATE_FILE, read_state_file, write_state
 
 PACKAGE = Path(__file__).parents[2] / "bert_pretrain"
@@ -178,4 +186,33 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(
     write_state(checkpoint / STATE_FILE, state, files | {"optimizer.bin": digest})
     message = refused(" ".join([*flags, "--resume_from_checkpoint", "latest"]), capsys)
     assert "optimizer.bin cannot be read" in message
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("form", ["an array of objects", "no array"])
+@pytest.mark.parametrize("name", ["validation_documents.npy", "token_counts.npy", "rows.npy"])
+def test_a_pickle_in_an_array_runs_nothing(folder: Path, name: str, form: str) -> None:
+    marker = folder / "it-ran"
+    content: Any = Touch(marker)
+    if name == "rows.npy":
+        path = folder / name
+        bank = write_bank(path, np.ones((1, 1), dtype=np.float32), sizes=[1])
+        read: Callable[[], Any] = partial(open_bank, bank.path)
+    else:
+        write_corpus(folder / "corpus.jsonl")
+        assert main(["prepare", "--data_files", "corpus.jsonl", "--output_dir", "corpus"]) == 0
+        path = folder / "corpus" / name
+        read = partial(PreparedCorpus.load, folder / "corpus")
+    if form == "no array":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        np.save(path, np.array([content], dtype=object), allow_pickle=True)
+    np.load(path, allow_pickle=True)
+    assert marker.exists()  # it would
+    marker.unlink()
+    if name != "rows.npy":  # whoever writes the file can write its digest too
+        manifest = json.loads((folder / "corpus/manifest.json").read_text())
+        write_manifest(folder / "corpus", {**manifest, "files": None})
+    with pytest.raises(InputError):
+        read()
     assert not marker.exists()
