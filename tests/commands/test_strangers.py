@@ -129,7 +129,24 @@ def test_weights_are_read_from_safetensors_alone() -> None:
     assert [call for call in calls if call[2].get("use_safetensors") != "True"] == []
 
 
-@pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune"])
+def test_whatever_reads_weights_of_strangers_looks_whether_they_are_numbers() -> None:
+    """Those of a run's own checkpoint are known by their digest, and were looked at when saved."""
+    readers = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "use_safetensors=True" in ast.unparse(node):
+                readers[node.name] = "check_finite_weights(" in ast.unparse(node)
+    assert len(readers) > 5
+    assert [name for name, looks in readers.items() if not looks] == ["load_model"]
+
+
+def test_no_archive_is_unpacked() -> None:
+    unpacking = ("extractall", "extract", "unpack_archive")
+    assert loading_calls(*unpacking) == []
+    assert loading_calls("extractfile") != []  # a member of a shard is read, wherever it would lie
+
+
+@pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune", "embed"])
 def test_weights_that_are_no_numbers_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -141,7 +158,8 @@ def test_weights_that_are_no_numbers_are_refused(
     save_file(weights, path, metadata={"format": "pt"})
     flags = " ".join(small_flags(folder))
     message = refused(COMMANDS[name].format(flags=flags, model=model), capsys)
-    assert f"hold NaN or infinity, such as {key}" in message
+    named = key.removeprefix("bert.") if name == "embed" else key  # it loads the encoder alone
+    assert f"hold NaN or infinity, such as {named}" in message
     assert not (folder / "out").exists()
 
 
