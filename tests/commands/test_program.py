@@ -253,6 +253,23 @@ def test_a_diverged_run_ends_with_advice_and_status_1(
     assert "not finite" in message and "--learning_rate" in message and "Traceback" not in message
 
 
+def test_a_run_that_diverges_to_a_finite_loss_goes_on_and_keeps_its_best_checkpoint(
+    folder: Path,
+) -> None:
+    flags = shlex.split("--optimizer adamw --warmup_steps 0 --save_total_limit 1 --output_dir out")
+    flags += shlex.split("--save_steps 4 --eval_steps 4 --resume_from_checkpoint auto")
+    pretrain(folder, *flags, "--max_steps", "4", "--learning_rate", "1e-3")
+    pretrain(folder, *flags, "--max_steps", "12", "--learning_rate", "30")
+    losses = {row["step"]: row["loss"] for row in validation(folder / "out") if "loss" in row}
+    assert losses[4] < 10 and 709.8 < losses[12] < math.inf  # math.exp goes no further
+    assert sorted(path.name for path in (folder / "out/checkpoints").iterdir()) == [
+        "step-000004",
+        "step-000012",
+    ]
+    pretrain(folder, *flags, "--max_steps", "16", "--learning_rate", "1e-3")
+    assert validation(folder / "out")[-1]["step"] == 16
+
+
 def test_a_checkpoint_is_not_continued_inside_another_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
