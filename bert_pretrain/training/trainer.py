@@ -207,8 +207,13 @@ class Trainer:
                 `CheckpointSaver.on_written`.
         """
         self.saver.on_written = on_save
-        watching = self.watchdog.watching()
-        with explaining_lost_workers(), watching, self.saver.finishing(), collecting_new_garbage():
+        with (
+            explaining_lost_workers(),
+            self.watchdog.explaining_lost_processes(),
+            self.watchdog.watching(),
+            self.saver.finishing(),
+            collecting_new_garbage(),
+        ):
             try:
                 self._train()
             finally:
