@@ -117,6 +117,22 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_update(folde
     assert metrics(folder / "one-of-two") == metrics(folder / "pair")
 
 
+@pytest.mark.slow
+def test_a_second_process_is_refused_and_the_first_one_undisturbed(folder: Path) -> None:
+    first = started(folder, "busy")
+    first.send_signal(signal.SIGSTOP)  # so that it is still at work when the other comes
+    flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", "busy"]
+    words = command([*flags, "--resume_from_checkpoint", "auto"])
+    second = subprocess.run(
+        words, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2, second.stderr
+    assert "error: another process is at work in busy" in second.stderr
+    assert first.wait(timeout=600) == 0
+    assert is_the_whole_run(folder, "busy")
+
+
 def end(launcher: subprocess.Popen[str], rank: int, number: signal.Signals) -> None:
     """Send a signal to one of a launcher's processes."""
     for child in psutil.Process(launcher.pid).children():
