@@ -230,15 +230,18 @@ def killed_in_evaluation(setting: Setting, process: subprocess.Popen[bytes]) -> 
 
 
 def one_process(number: signal.Signals) -> Fault:
-    """Send a signal to one of two processes once there is another checkpoint."""
+    """Send a signal to one of two processes at any moment after another checkpoint."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
         if not has_saved(setting, process):
             return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(setting.generator.uniform(0, 0.2) * setting.seconds)
+            return False
         workers = psutil.Process(process.pid).children()
-        os.kill(setting.generator.choice(workers).pid, number)
-        process.wait()
-        return True
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(setting.generator.choice(workers).pid, number)
+        return process.wait() != 0
 
     return apply
 

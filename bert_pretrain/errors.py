@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
@@ -117,3 +118,8 @@ def hide_secrets(text: str) -> str:
         if len(secret) >= _SHORTEST_SECRET and is_secret_name(name):
             text = text.replace(secret, REMOVED)
     return text
+
+
+def without_secrets(record: Any) -> Any:
+    """Return a JSON-able record as JSON gives it back, without this environment's secrets."""
+    return json.loads(hide_secrets(json.dumps(record, ensure_ascii=False)))

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from bert_pretrain.config.flags import AUTO, ROWS_OF_UPDATE
 from bert_pretrain.config.pretraining import PretrainingConfig
 from bert_pretrain.data.course import Course
-from bert_pretrain.data.processes import gather_on_hosts
+from bert_pretrain.data.processes import gather_on_hosts, meet_after_restart
 from bert_pretrain.data.stream import TrainingStream
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import cpu_threads, loader_workers, native_precision
@@ -69,6 +69,7 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
         # of 64, 192, 320 ... tokens), and it prepares itself anew for every shape of batch.
         torch.backends.cuda.enable_cudnn_sdp(False)
     check_launcher(mixed_precision=mixed_precision)
+    meet_after_restart()
     with without_accelerates_fsdp():  # sharding is this package's business too
         accelerator = Accelerator(
             cpu=use_cpu,

@@ -90,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sources = sources_of(config, task)
             write_run_json(config.to_dict(), run_dir, trainer, sources, checkpoint=checkpoint)
         if config.run.report_to != "none":
-            # Rows that a killed run has written after its checkpoint come again.
-            again = {"tensorboard": {"purge_step": trainer.step + 1}} if checkpoint else {}
+            # Rows that a killed run has written after its checkpoint, or without one, come again.
+            first_row = 0 if checkpoint is None else trainer.step + 1
+            again = {"tensorboard": {"purge_step": first_row}}
             accelerator.init_trackers("bert_pretrain", init_kwargs=again)
         try:
             train_and_publish(config, trainer, run_dir)

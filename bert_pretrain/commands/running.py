@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -52,6 +53,7 @@ def reporting_input_errors(*, debug: bool, **spellings: str) -> Iterator[None]:
             `bert_pretrain.errors.spell`.
     """
     sys.excepthook = _print_traceback
+    threading.excepthook = _print_traceback_of_thread
     try:
         yield
     except KeyboardInterrupt:
@@ -82,6 +84,11 @@ def reporting_input_errors(*, debug: bool, **spellings: str) -> Iterator[None]:
 
 def _print_traceback(*raised: Any) -> None:
     sys.stderr.write(hide_secrets("".join(traceback.format_exception(*raised))))
+
+
+def _print_traceback_of_thread(raised: threading.ExceptHookArgs) -> None:
+    if raised.exc_type is not SystemExit:  # with which a thread ends itself
+        _print_traceback(raised.exc_type, raised.exc_value, raised.exc_traceback)
 
 
 def _process() -> str:

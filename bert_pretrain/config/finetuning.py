@@ -66,8 +66,8 @@ class FinetuneArguments:
     )
     resume: bool = flag(
         False,
-        "Go on in an --output_dir whose command was ended after a seed, which is kept; begin where "
-        "there is none.",
+        "Go on in an --output_dir whose command was ended: keep the seeds that are finished, and "
+        "train the one that was training from its start; begin where there is none.",
     )
     debug: bool = flag(False, "Show the traceback of an input error.")
 

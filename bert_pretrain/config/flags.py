@@ -211,6 +211,11 @@ def _in_our_words(error: argparse.ArgumentError) -> InputError:
     if found := re.fullmatch(r"invalid (.+) value: (.+)", error.message, re.DOTALL):
         kind = {"int": "whole number", "float": "number"}.get(found[1], found[1])
         return InputError(f"`{name}` is {found[2]} but must be a {kind}", advice=f"change `{name}`")
+    if found := re.match(r"Truthy value expected: got (.+) but expected", error.message, re.DOTALL):
+        return InputError(
+            f"`{name}` is {found[1]!r} but must be 1 or 0, true or false, yes or no",
+            advice=f"change `{name}`",
+        )
     if "expected" in error.message and "argument" in error.message:
         return InputError(
             f"`{name}` has no value", advice="put one behind it, by = if it begins with -"

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from bert_pretrain.errors import InputError, MachineError
+from bert_pretrain.errors import InputError, MachineError, hide_secrets
 
 # Of folders that nobody else makes, so that what an ended process left may be removed.
 _ASIDE, _REPLACED = ".bert-pretrain.tmp", ".bert-pretrain.old"
@@ -71,13 +71,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any, *, allow_nan: bool = False) -> None:
-    """Write a JSON file; it appears whole or not at all.
+    """Write a JSON file without this environment's secrets; it appears whole or not at all.
 
     Raises:
         ValueError: there is a NaN or an infinity, which standard JSON does not have, and
             `allow_nan` is False.
     """
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=allow_nan) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=allow_nan)
+    write_text(path, hide_secrets(text) + "\n")
 
 
 @contextlib.contextmanager

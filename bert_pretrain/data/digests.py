@@ -15,6 +15,7 @@ from typing import Any
 
 from bert_pretrain.data.atomic import write_text
 from bert_pretrain.data.content import hash_files
+from bert_pretrain.errors import without_secrets
 
 _SEAL = "digest"  # the key of a record's own
 
@@ -48,9 +49,9 @@ def record_digest(content: Mapping[str, Any]) -> str:
 
 
 def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON file with a digest of itself; it appears whole or not at all."""
+    """Write a JSON file without secrets and with its digest; it appears whole or not at all."""
     # In ASCII: names of files need not be Unicode.
-    write_text(path, json.dumps(seal(record), indent=1) + "\n")
+    write_text(path, json.dumps(seal(without_secrets(record)), indent=1) + "\n")
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,9 @@ up.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -21,6 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bert_pretrain.data.course import Course
 from bert_pretrain.data.signals import outlive_stop_signals
 from bert_pretrain.data.stream import Batch, Collator, HeldOutRows, Part, Place, TrainingStream
+from bert_pretrain.errors import MachineError, first_line
+
+_SECONDS_OF_DYING = 2.0
 
 
 @dataclass
@@ -137,11 +142,42 @@ def training_windows(
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker,
     )
-    return iter(loader)
+    return _windows_of(loader)
+
+
+def _windows_of(loader: DataLoader[Window]) -> Iterator[Window]:
+    try:
+        yield from loader
+    except (OSError, EOFError):
+        # A worker that dies while it hands over a window breaks the connection first. The signal
+        # of its death, out of which torch says what it was, comes a moment later.
+        time.sleep(_SECONDS_OF_DYING)
+        raise
 
 
 def _begin_worker(worker_id: int) -> None:
     outlive_stop_signals()
+
+
+@contextlib.contextmanager
+def explaining_lost_workers() -> Iterator[None]:
+    """Turn the death of a loader's worker into an error that says how to go on.
+
+    torch raises it out of a signal handler, wherever this process is at that moment.
+
+    Raises:
+        MachineError: a worker has died inside the block.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):  # no error of its own type
+            raise
+        raise MachineError(
+            f"a process that reads rows has died ({first_line(error)}), most often of a lack of "
+            "memory; continue from the last checkpoint with `resume_from_checkpoint` auto, and "
+            "pass fewer `dataloader_num_workers`, or 0"
+        ) from error
 
 
 def copied_ahead(

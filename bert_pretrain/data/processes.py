@@ -3,6 +3,7 @@
 `gather_rows` carries gradients back, for losses that compare a row with others. `compute_shared`
 divides work whose result every process needs. A process alone gets its rows back as they are.
 `sum_on_hosts` and `gather_on_hosts` exchange what no device holds, such as counts of a batch.
+`meet_after_restart` begins it all where a launcher starts the processes again.
 
 The usual gathers give the right loss and a wrong gradient: `Accelerator.gather` and
 `torch.distributed.all_gather` cut the graph, and pasting a process's own rows back in loses what
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+def meet_after_restart() -> None:
+    """Let processes that torchrun has started again meet each other, not those before them.
+
+    torch 2.13 keeps the addresses of all attempts in one store under the same names: whoever comes
+    first finds that of a process that has ended, and gives up. To be called before Accelerate,
+    which then takes the group that is there.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if attempt == "0" or not is_shared or dist.is_initialized():
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"attempt {attempt}", store),  # type: ignore[attr-defined]
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
 
 
 def sum_on_hosts(numbers: Sequence[float]) -> list[float]:

@@ -31,7 +31,7 @@ from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.any_encoder import num_token_types
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import initialize_vit
-from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes
+from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes, unread
 from bert_pretrain.models.positions import num_positions
 
 # Devlin et al. 2019 fine-tune a width of 768 best around 5e-5; the compact models of Turc et al.
@@ -82,7 +82,9 @@ def read_model_config(model: str) -> PreTrainedConfig:
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     """Return the classifier of a configuration on the device `meta`, which holds no numbers."""
     with torch.device("meta"):
-        model: PreTrainedModel = _auto_class(config).from_config(copy.deepcopy(config))
+        model: PreTrainedModel = _auto_class(config).from_config(
+            copy.deepcopy(config), trust_remote_code=False
+        )
     return model
 
 
@@ -208,13 +210,10 @@ class ClassifierSource:
                 ignore_mismatched_sizes=True,  # the head of another classification
                 output_loading_info=True,
                 trust_remote_code=False,
+                use_safetensors=True,
             )
         except Exception as error:  # transformers raises whatever its parsers meet
-            raise InputError(
-                f"the weights of {model!r} cannot be read ({type(error).__name__}: "
-                f"{first_line(error)})",
-                advice="change `model`",
-            ) from error
+            raise unread(model, error, parameter="model") from error
         check_finite_weights(loaded, model, parameter="model")
         values: dict[str, Tensor] = loaded.state_dict()
         encoder_keys = {key for key in values if key.startswith(f"{loaded.base_model_prefix}.")}
@@ -241,7 +240,7 @@ class ClassifierSource:
         """Return a model; the seed draws the weights that the pretrained one does not have."""
         torch.manual_seed(seed)
         model: PreTrainedModel = self.auto_class.from_config(
-            copy.deepcopy(self.config), dtype=torch.float32
+            copy.deepcopy(self.config), dtype=torch.float32, trust_remote_code=False
         )
         model.load_state_dict(self.state, strict=False)
         if not self.state and self.config.model_type == "vit":

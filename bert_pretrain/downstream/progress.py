@@ -8,7 +8,7 @@ from typing import Any
 
 from bert_pretrain.data.atomic import write_json
 from bert_pretrain.data.json_files import parse_json
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, without_secrets
 
 PROGRESS_FILE = ".progress.json"
 
@@ -28,7 +28,7 @@ class SeedProgress:
             seeds: that are asked for.
         """
         self._path = folder / PROGRESS_FILE
-        self._identity = identity
+        self._identity = without_secrets(identity)  # which is how it is written
         self._seeds = seeds
 
     def read(self) -> dict[int, dict[str, Any]]:

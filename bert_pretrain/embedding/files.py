@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bert_pretrain.embedding.embedder import Window
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, without_secrets
 
 EMBEDDING = "embedding"
 CONTENT = {"text": "text", "image": "path"}  # the column of each kind of rows
@@ -80,7 +80,8 @@ def matrix_of(table: pa.Table) -> NDArray[np.floating[Any]]:
 
 def with_record(schema: pa.Schema, record: dict[str, Any]) -> pa.Schema:
     """Return a schema whose metadata hold what made its table."""
-    return schema.with_metadata({_METADATA: json.dumps(record, ensure_ascii=False)})
+    text = json.dumps(without_secrets(record), ensure_ascii=False)
+    return schema.with_metadata({_METADATA: text})
 
 
 def read_record(schema: pa.Schema, path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A file that `embed` wrote enters; rows and their cosines leave. Memory holds one
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from bert_pretrain.embedding.files import (
     read_record,
     table_beside,
 )
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.evaluation.probes import most_similar, unit_rows
 
 _ROWS_AT_ONCE = 8192  # of a matrix; a table has row groups
@@ -78,13 +79,14 @@ class Bank:
             yield embeddings
 
     def _stored_blocks(self) -> Iterator[NDArray[np.floating[Any]]]:
-        if self.path.suffix == ".npy":
-            matrix = np.load(self.path, mmap_mode="r")
-            for first in range(0, len(matrix), _ROWS_AT_ONCE):
-                yield matrix[first : first + _ROWS_AT_ONCE]
-        else:
-            for group in range(self._table.num_row_groups):
-                yield matrix_of(self._table.read_row_group(group, columns=[EMBEDDING]))
+        with _reading(self.path):
+            if self.path.suffix == ".npy":
+                matrix = _mapped(self.path)
+                for first in range(0, len(matrix), _ROWS_AT_ONCE):
+                    yield matrix[first : first + _ROWS_AT_ONCE]
+            else:
+                for group in range(self._table.num_row_groups):
+                    yield matrix_of(self._table.read_row_group(group, columns=[EMBEDDING]))
 
     def embeddings_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """Return the embeddings of some rows, float32 (Q, D).
@@ -104,6 +106,10 @@ class Bank:
 
     def facts_of(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Return what is known of some rows: `file`, `file_row`, `text` or `path`, `label`."""
+        with _reading(self.path):
+            return self._facts_of(rows)
+
+    def _facts_of(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         names = [name for name in self._table.schema_arrow.names if name != EMBEDDING]
         found: dict[int, dict[str, Any]] = {}
         first = 0
@@ -123,6 +129,28 @@ class Bank:
                 raise InputError.out_of_range("row", row, f"in 0..{self.num_rows - 1}")
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file whose reader stumbles inside the block."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the readers of damaged files raise whatever they stumble over
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)})", advice="pass other `embeddings`"
+        ) from error
+
+
+def _mapped(path: Path) -> NDArray[np.floating[Any]]:
+    """Return the numbers of an .npy file, mapped."""
+    matrix = np.load(path, mmap_mode="r")
+    # An archive of arrays, whatever its name, is opened too.
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f":
+        raise ValueError("it holds no matrix of floating-point numbers")
+    return matrix
+
+
 def open_bank(path: Path) -> Bank:
     """Open a file of embeddings.
 
@@ -139,14 +167,9 @@ def open_bank(path: Path) -> Bank:
                 f"there is no file {str(needed)!r}{beside}",
                 advice="pass `embeddings` a file that `bert-pretrain embed` wrote",
             )
-    try:
+    with _reading(path):
         metadata, schema = pq.read_metadata(table), pq.read_schema(table)
-        shape = np.load(path, mmap_mode="r").shape if is_matrix else None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({' '.join(str(error).split())})",
-            advice="pass other `embeddings`",
-        ) from error
+        shape = _mapped(path).shape if is_matrix else None
     record = read_record(schema, table)
     if shape is None and "identity" in record and EMBEDDING in schema.names:
         shape = (metadata.num_rows, schema.field(EMBEDDING).type.list_size)

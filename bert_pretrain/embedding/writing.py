@@ -42,7 +42,7 @@ from bert_pretrain.embedding.files import (
 )
 from bert_pretrain.embedding.loading import full_name
 from bert_pretrain.embedding.rows import RowSource
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, without_secrets
 
 _FORMAT = 1  # of parts; raised whenever what is written changes
 _PLAN = "plan.json"  # what the parts of a folder depend on
@@ -194,15 +194,8 @@ class _Parts:
         self._path, self._kind, self._dtype = path, embedder.kind, dtype
         self._source = source
         # Compared with what JSON gives back, in which tuples are lists.
-        self._plan = json.loads(
-            json.dumps(
-                {
-                    "format": _FORMAT,
-                    **embedder.identity,
-                    "dtype": dtype,
-                    "data": source.identity,
-                }
-            )
+        self._plan: dict[str, Any] = without_secrets(
+            {"format": _FORMAT, **embedder.identity, "dtype": dtype, "data": source.identity}
         )
         self._record = {
             "kind": embedder.kind,

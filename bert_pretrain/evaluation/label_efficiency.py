@@ -24,7 +24,7 @@ from bert_pretrain.data.atomic import check_creatable, make_folder, write_json, 
 from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.data.random import Purpose, permutation
 from bert_pretrain.data.run_folder import LOCK_FILE, held
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, without_secrets
 from bert_pretrain.evaluation.features import Labels
 from bert_pretrain.evaluation.statistics import Interval, t_interval
 
@@ -215,7 +215,7 @@ class MeasurementLog:
         Raises:
             InputError: what was measured before had others.
         """
-        as_read = json.loads(json.dumps(settings))
+        as_read = without_secrets(settings)
         earlier = as_read if self._earlier is None else self._earlier
         changed = [name for name in settings if earlier.get(name) != as_read[name]]
         if changed:

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from bert_pretrain.errors import InputError, first_line
+from bert_pretrain.errors import InputError
 from bert_pretrain.models.batch_norm import share_batch_statistics
 from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
 from bert_pretrain.models.image_encoder_config import (
@@ -31,7 +31,7 @@ from bert_pretrain.models.image_encoder_config import (
     sides,
 )
 from bert_pretrain.models.image_positions import stretched
-from bert_pretrain.models.loaded_models import check_finite_weights
+from bert_pretrain.models.loaded_models import check_finite_weights, unread
 
 
 def build_image_encoder(
@@ -162,7 +162,9 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     """Return transformers' image classifier of `config` with `num_labels=0`, initialised."""
     config.num_labels = 0
     config.architectures = [_classifier_class(config).__name__]
-    return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+    return AutoModelForImageClassification.from_config(
+        config, dtype=torch.float32, trust_remote_code=False
+    )
 
 
 def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -280,13 +282,11 @@ def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: 
             dtype=torch.float32,
             output_loading_info=True,
             trust_remote_code=False,
+            use_safetensors=True,
             **fields,
         )
     except Exception as error:  # the readers of files raise whatever they stumble over
-        raise InputError(
-            f"the weights of {place} cannot be read ({first_line(error)})",
-            advice="pass `model_name_or_path` a complete checkpoint",
-        ) from error
+        raise unread(place, error, parameter="model_name_or_path") from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise InputError(

@@ -65,6 +65,29 @@ def check_finite_weights(model: nn.Module, name: str, *, parameter: str) -> None
         )
 
 
+def lacks_safetensors(error: Exception) -> bool:
+    """Return whether transformers raised this for want of weights in safetensors files."""
+    return isinstance(error, OSError) and "model.safetensors" in first_line(error)
+
+
+def unread(name: str, error: Exception, *, parameter: str) -> InputError:
+    """Return what to raise where transformers has not read the weights of a model.
+
+    Args:
+        name: folder or Hub id.
+        error: that transformers raised.
+        parameter: that gave the name.
+    """
+    reason, advice = first_line(error), f"pass `{parameter}` a complete checkpoint"
+    if lacks_safetensors(error):
+        reason = "none are in safetensors files; pickled ones (pytorch_model.bin) are not read"
+        advice += (
+            "; pickled ones of somebody you trust can be converted: load the model with "
+            "transformers, save it with its method save_pretrained, and pass that folder"
+        )
+    return InputError(f"the weights of {name} cannot be read ({reason})", advice=advice)
+
+
 def load_encoder(name: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
     """Load an encoder without a head in float32, from a folder or the Hub.
 
@@ -86,13 +109,11 @@ def load_encoder(name: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, 
             dtype=torch.float32,
             output_loading_info=True,
             trust_remote_code=False,
+            use_safetensors=True,
             **fields,
         )
     except Exception as error:  # transformers raises whatever its parsers meet
-        raise InputError(
-            f"the weights of {name!r} cannot be read ({first_line(error)})",
-            advice="pass another `model`",
-        ) from error
+        raise unread(name, error, parameter="model") from error
     missing = {key for key in loading["missing_keys"] if "pooler" not in key}
     if missing:
         raise InputError(

@@ -19,7 +19,7 @@ from bert_pretrain.models.bert import BertForPreTraining
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.growing import PositionGrowth, grown
 from bert_pretrain.models.image_encoder import set_dropout
-from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes
+from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes, unread
 from bert_pretrain.models.positions import num_positions
 from bert_pretrain.models.text_encoder_config import (
     ARCHITECTURES,
@@ -105,12 +105,11 @@ def _with_weights(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str
 ) -> PreTrainedModel:
     try:
-        model: PreTrainedModel = model_class.from_pretrained(name, config=config, dtype="float32")
+        model: PreTrainedModel = model_class.from_pretrained(
+            name, config=config, dtype="float32", use_safetensors=True
+        )
     except Exception as error:  # the readers of files raise whatever they stumble over
-        raise InputError(
-            f"the weights of {name} cannot be read ({first_line(error)})",
-            advice="pass `model_name_or_path` a complete checkpoint",
-        ) from error
+        raise unread(name, error, parameter="model_name_or_path") from error
     check_finite_weights(model, name, parameter="model_name_or_path")
     return model
 

@@ -141,7 +141,9 @@ def _names_aside(checkpoint: Path) -> Iterator[Path]:
 
 def load_model(checkpoint: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """Return the model of a checkpoint, on the CPU and in float32."""
-    model: PreTrainedModel = model_class.from_pretrained(str(checkpoint), dtype=torch.float32)
+    model: PreTrainedModel = model_class.from_pretrained(
+        str(checkpoint), dtype=torch.float32, use_safetensors=True
+    )
     return model
 
 

@@ -19,7 +19,7 @@ from bert_pretrain.data.atomic import check_creatable, write_json
 from bert_pretrain.data.digests import seal
 from bert_pretrain.data.processes import gather_on_hosts
 from bert_pretrain.data.run_folder import LOCK_FILE, list_checkpoints, read_run_json
-from bert_pretrain.errors import InputError, hide_secrets, spell
+from bert_pretrain.errors import InputError, spell, without_secrets
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.training.changes import changes, table
 from bert_pretrain.training.checkpoint import find_checkpoint, read_state, set_newer_aside
@@ -172,8 +172,7 @@ def write_run_json(
     started = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     record = {"config": flags | effective, "started": started, "sources": sources}
     record |= {} if origin is None else {"origin": origin}
-    text = json.dumps(record | describe_run(), ensure_ascii=False)
-    write_json(run_dir / "run.json", seal(json.loads(hide_secrets(text))))
+    write_json(run_dir / "run.json", seal(without_secrets(record | describe_run())))
 
 
 def fingerprint(
@@ -181,13 +180,16 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Return what a checkpoint keeps of its run, to be compared when it is continued.
 
+    It is as JSON gives it back, and holds no secret of this environment.
+
     Args:
         defining: what must be equal, by name: flags, and what identifies the training rows.
         noted: what may change, but not in silence.
         model_config: of the model in training, which must be equal too.
     """
     model = _without_bookkeeping(json.loads(model_config.to_json_string(use_diff=False)))
-    return {"defining": defining, "noted": noted, "model": model}
+    found: dict[str, Any] = without_secrets({"defining": defining, "noted": noted, "model": model})
+    return found
 
 
 # What a configuration says of its file, not of its model; a path is nobody else's business.

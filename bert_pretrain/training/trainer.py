@@ -25,7 +25,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bert_pretrain.data.course import Course
-from bert_pretrain.data.loader import Window, copied_ahead, training_windows
+from bert_pretrain.data.loader import (
+    Window,
+    copied_ahead,
+    explaining_lost_workers,
+    training_windows,
+)
 from bert_pretrain.data.processes import gather_on_hosts, sum_on_hosts
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.signals import StopRequest
@@ -202,7 +207,13 @@ class Trainer:
                 `CheckpointSaver.on_written`.
         """
         self.saver.on_written = on_save
-        with self.watchdog.watching(), self.saver.finishing(), collecting_new_garbage():
+        with (
+            explaining_lost_workers(),
+            self.watchdog.explaining_lost_processes(),
+            self.watchdog.watching(),
+            self.saver.finishing(),
+            collecting_new_garbage(),
+        ):
             try:
                 self._train()
             finally:

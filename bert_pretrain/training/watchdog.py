@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import multiprocessing
 import os
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bert_pretrain.errors import first_line, spell
+from bert_pretrain.errors import MachineError, first_line, spell
 
 _LOOKS = 20  # at the loop, in the time that it may stand still
 _SECONDS_TO_ANSWER = 10.0
@@ -65,6 +66,25 @@ class Watchdog:
             self._is_over.set()
             thread.join()
 
+    @contextlib.contextmanager
+    def explaining_lost_processes(self) -> Iterator[None]:
+        """Turn the end of another process into an error that says where this one was.
+
+        Raises:
+            MachineError: the connection to another process broke inside the block.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            # NCCL's errors have a type of their own, gloo's have not.
+            if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
+                raise
+            raise MachineError(
+                "another process of the run has ended or cannot be reached since "
+                f"{self.place}; it, or the launcher, says why. Continue from the last checkpoint "
+                "with `resume_from_checkpoint` auto"
+            ) from error
+
     def _watch(self) -> None:
         interval = self._seconds / _LOOKS
         seen, seconds_still, last_look = self._num_beats, 0.0, time.monotonic()
@@ -86,6 +106,10 @@ class Watchdog:
         )
         faulthandler.dump_traceback(sys.stderr)  # where each thread is
         sys.stderr.flush()
+        # A loader's worker that hangs would outlive this process, and hold what it inherited: the
+        # lock of the run directory, and the pipe that a launcher reads to its end.
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(1)  # no exception reaches a thread that waits
 
     def _describe_others(self) -> str:

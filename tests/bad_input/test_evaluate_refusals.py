@@ -59,7 +59,11 @@ MODELS: list[tuple[str, ...]] = [
     ("fill_mask --model config_list", "'config_list'", "--model"),
     ("fill_mask --model config_no_layers", "num_hidden_layers 0", "--model"),
     ("fill_mask --model config_huge_width", "hidden_size 1000000000", "--model"),
-    ("fill_mask --model weights_missing", "'weights_missing' holds no model", "--model"),
+    (
+        "fill_mask --model weights_missing",
+        "the weights of weights_missing cannot be read (none are in safetensors files",
+        "--model",
+    ),
     ("fill_mask --model weights_text", "'weights_text' holds no model", "--model"),
     ("fill_mask --model weights_cut", "'weights_cut' holds no model", "--model"),
     ("fill_mask --model tokenizer_missing", "'tokenizer_missing' holds no", "--model"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -124,16 +126,21 @@ def choices(kind: Any) -> list[str]:
     return [choice for part in get_args(kind) for choice in choices(part)]
 
 
-@st.composite
-def command_lines(draw: st.DrawFn, groups: tuple[type, ...]) -> list[str]:
-    """Draw flags of some groups, most with values of their kind."""
-    flags = [
+def flags_of(groups: tuple[type, ...]) -> list[tuple[str, Any]]:
+    """Return name and type of all flags of some groups."""
+    return [
         (entry.name, kinds[entry.name])
         for group in groups
         for kinds in (get_type_hints(group),)
         for entry in dataclasses.fields(group)
         if entry.name != "debug"  # which lets exceptions through
     ]
+
+
+@st.composite
+def command_lines(draw: st.DrawFn, groups: tuple[type, ...]) -> list[str]:
+    """Draw flags of some groups, most with values of their kind."""
+    flags = flags_of(groups)
     words: list[str] = []
     for name, kind in draw(st.lists(st.sampled_from(flags), max_size=6)):
         if draw(st.integers(0, 30)) == 0:
@@ -148,6 +155,7 @@ def command_lines(draw: st.DrawFn, groups: tuple[type, ...]) -> list[str]:
 
 def check(command: str, words: list[str]) -> None:
     begin, _ = COMMANDS[command]
+    before = set(Path().rglob("*"))  # of those that were accepted
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -158,6 +166,27 @@ def check(command: str, words: list[str]) -> None:
             assert stopped.code == 2, printed.getvalue()
     assert printed.getvalue().startswith("error: "), printed.getvalue()
     assert "; " in printed.getvalue() and "Traceback" not in printed.getvalue()
+    assert set(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_flag_takes_a_word_that_is_none_of_its_own(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flag of text takes any; of the others each names itself and the word it met."""
+    begin, groups = COMMANDS[command]
+    flags = [name for name, kind in flags_of(groups) if "str" not in str(kind)]
+    assert flags
+    before = set(Path().rglob("*"))
+    for name in flags:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([*begin, f"--{name}", "no-such-word"])
+        message = capsys.readouterr().err
+        assert stopped.value.code == 2, message
+        assert f"--{name} is 'no-such-word'" in message and message.count("\n") == 1, message
+        assert re.search(r" but must be .+; (change|pass) --", message), message
+    assert set(Path().rglob("*")) == before
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -25,7 +25,7 @@ FLAGS: list[tuple[str, ...]] = [
     ("--recipe", "--recipe has no value"),
     ("--data_files", "--data_files has no value"),
     ("--learning_rate -1e-3", "--learning_rate has no value", "by = if it begins with -"),
-    ("--streaming maybe", "--streaming", "maybe", "true/false"),
+    ("--streaming maybe", "--streaming is 'maybe' but must be 1 or 0", "--streaming"),
     ("--per_device_train_batch_size 1.5", "--per_device_train_batch_size is '1.5'", "or auto"),
     ("--dataloader_num_workers many", "--dataloader_num_workers is 'many'", "or auto"),
     ("--optimizer sgd", "--optimizer is 'sgd' but must be one of adamw, muon, lamb"),

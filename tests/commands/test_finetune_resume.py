@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from downstream_models import make_text_model, sentences, write_rows
+from runs import environment, python_command
 from safetensors.torch import load_file
 
 import bert_pretrain.commands.finetune as command
@@ -69,12 +73,35 @@ def test_what_goes_on_ends_as_what_was_never_ended(
 ) -> None:
     whole = finetune("whole")
     ended_while(monkeypatch, name, calls=calls)
-    resumed = finetune("ended", "--resume")
+    assert_alike(finetune("ended", "--resume"), whole)
+
+
+def assert_alike(resumed: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Compare what is in the folder `ended` with what is in `whole`."""
     assert resumed["seeds"] == whole["seeds"] and resumed["best_seed"] == whole["best_seed"]
     ours, theirs = (load_file(f"{out}/final/model.safetensors") for out in ("ended", "whole"))
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
     names = {path.name for path in Path("ended").glob("[!.]*")}
     assert names == {path.name for path in Path("whole").glob("[!.]*")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_killed_process_loses_no_more_than_the_seed_that_it_trained(
+    folder: Path, seed: int
+) -> None:
+    flags = f"finetune --model model --output_dir ended {FLAGS} --max_steps 60"
+    command_line = python_command(f"bert-pretrain {flags}")
+    process = subprocess.Popen(command_line, env=environment(folder), cwd=folder)
+    while not list(Path("ended").glob(f"seed-{seed}.tmp/checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    outcomes = json.loads(Path("ended/.progress.json").read_text())["outcomes"]
+    assert list(outcomes) == [str(before) for before in range(1, seed)]
+    whole = finetune("whole", "--max_steps", "60")
+    assert_alike(finetune("ended", "--resume", "--max_steps", "60"), whole)
 
 
 def test_finished_seeds_are_not_trained_again(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from runs import command, environment, metrics, run, run_here, small_flags
@@ -116,16 +118,61 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_update(folde
 
 
 @pytest.mark.slow
+def test_a_second_process_is_refused_and_the_first_one_undisturbed(folder: Path) -> None:
+    first = started(folder, "busy")
+    first.send_signal(signal.SIGSTOP)  # so that it is still at work when the other comes
+    flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", "busy"]
+    words = command([*flags, "--resume_from_checkpoint", "auto"])
+    second = subprocess.run(
+        words, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2, second.stderr
+    assert "error: another process is at work in busy" in second.stderr
+    assert first.wait(timeout=600) == 0
+    assert is_the_whole_run(folder, "busy")
+
+
+def end(launcher: subprocess.Popen[str], rank: int, number: signal.Signals) -> None:
+    """Send a signal to one of a launcher's processes."""
+    for child in psutil.Process(launcher.pid).children():
+        if child.environ().get("RANK") == str(rank):
+            child.send_signal(number)
+
+
+@pytest.mark.slow
 def test_when_one_of_two_processes_hangs_the_other_ends_and_both_go_on(folder: Path) -> None:
     process = started(folder, "hangs", "--stuck_timeout", "5", num_processes=2)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    )
-    first = min(map(int, children.stdout.split()))
-    os.kill(first, signal.SIGSTOP)
+    end(process, 1, signal.SIGSTOP)
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert "has not moved for 5 seconds since micro-batch 0 of update" in printed
-    assert "others do not answer" in printed
+    (message,) = [line for line in printed.splitlines() if line.startswith("error: process 0")]
+    assert re.search(r"has not moved for 5 seconds since .* of update \d+; others do", message)
+    assert "Ranks 1 failed to pass" in message
     flags = [*small_flags(folder), *FLAGS.split(), "--output_dir", "hangs"]
     run(folder, [*flags, "--resume_from_checkpoint", "auto"], num_processes=2)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_starts_again_goes_on_after_one_of_two_is_killed(folder: Path) -> None:
+    run(folder, [*small_flags(folder), *FLAGS.split(), "--output_dir", "two"], num_processes=2)
+    flags = [*small_flags(folder), *FLAGS.split(), "--save_steps", "5", "--output_dir", "again"]
+    words = command([*flags, "--resume_from_checkpoint", "auto"], num_processes=2)
+    words.insert(words.index("--standalone"), "--max-restarts=1")
+    process = subprocess.Popen(
+        words,
+        env=environment(folder),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (folder / "again/checkpoints/step-000005").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    end(process, 1, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    assert "error: another process of the run has ended or cannot be reached since" in printed
+    assert "Traceback" not in printed
+    assert metrics(folder / "again") == metrics(folder / "two")

@@ -214,24 +214,22 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(folder: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_one_process_continues_on_two(folder: Path) -> None:
-    flags = [
-        *small_flags(folder),
-        *STEPS[:4],
-        "--dropout",
-        "0",
-        "--save_steps",
-        "12",
-        "--optimizer",
-        "adamw",
-    ]
-    # The checkpoint of step 12 holds the sums of updates 11 and 12, for the row of step 15.
-    flags += ["--learning_rate", "1e-3", "--output_dir", "moved", "--logging_steps", "5"]
-    run(folder, flags)
+def test_a_run_of_one_process_continues_on_two_and_again_on_one(folder: Path) -> None:
+    flags = [*small_flags(folder), *STEPS, "--save_steps", "8", "--save_total_limit", "0"]
+    flags += ["--optimizer", "adamw", "--output_dir", "moved", "--learning_rate", "1e-3"]
+    # The checkpoint of step 8 holds the sums of updates 6, 7 and 8, for the row of step 10.
+    flags += ["--logging_steps", "5"]
+    run_here(folder, flags)
     expected = losses(folder / "moved")
-    shutil.rmtree(folder / "moved/checkpoints/step-000024")
-    run(folder, [*flags, "--resume_from_checkpoint", "latest"], num_processes=2)
-    assert (folder / "moved/checkpoints/step-000024").is_dir()
+    checkpoints = folder / "moved/checkpoints"
+    for num_processes, step in ((2, 8), (1, 16)):  # and the number of the update to go on from
+        for later in range(step + 8, 25, 8):
+            shutil.rmtree(checkpoints / f"step-{later:06}")
+        printed = run(
+            folder, [*flags, "--resume_from_checkpoint", "latest"], num_processes=num_processes
+        )
+        assert f"after {step} updates" in printed
+    assert (checkpoints / "step-000024").is_dir()
     assert losses(folder / "moved").keys() == expected.keys()
     for key, value in losses(folder / "moved").items():
         allowed = 0.02 if key[2].endswith("accuracy") else 1e-5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -254,6 +255,23 @@ def test_a_diverged_run_ends_with_advice_and_status_1(
     assert "not finite" in message and "--learning_rate" in message and "Traceback" not in message
 
 
+def test_a_run_that_diverges_to_a_finite_loss_goes_on_and_keeps_its_best_checkpoint(
+    folder: Path,
+) -> None:
+    flags = shlex.split("--optimizer adamw --warmup_steps 0 --save_total_limit 1 --output_dir out")
+    flags += shlex.split("--save_steps 4 --eval_steps 4 --resume_from_checkpoint auto")
+    pretrain(folder, *flags, "--max_steps", "4", "--learning_rate", "1e-3")
+    pretrain(folder, *flags, "--max_steps", "12", "--learning_rate", "30")
+    losses = {row["step"]: row["loss"] for row in validation(folder / "out") if "loss" in row}
+    assert losses[4] < 10 and 709.8 < losses[12] < math.inf  # math.exp goes no further
+    assert sorted(path.name for path in (folder / "out/checkpoints").iterdir()) == [
+        "step-000004",
+        "step-000012",
+    ]
+    pretrain(folder, *flags, "--max_steps", "16", "--learning_rate", "1e-3")
+    assert validation(folder / "out")[-1]["step"] == 16
+
+
 def test_a_checkpoint_is_not_continued_inside_another_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +316,21 @@ def test_tensorboard_gets_both_curves(folder: Path) -> None:
     )
     found = [event.value for event in log.Scalars("validation/mlm_loss")]
     assert found == pytest.approx([row["mlm_loss"] for row in validation(folder / "out")], rel=1e-6)
+
+
+@pytest.mark.parametrize("num_saved", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_tensorboard_shows_no_step_of_a_killed_run_twice(folder: Path, num_saved: int) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = shlex.split("--max_steps 4 --save_steps 2 --report_to tensorboard --output_dir out")
+    pretrain(folder, *flags)
+    for name in ["final", "checkpoints/step-000004", *(["checkpoints"] if not num_saved else [])]:
+        shutil.rmtree(folder / "out" / name)  # as after a kill
+    pretrain(folder, *flags, "--resume_from_checkpoint", "auto")
+    (place,) = {file.parent for file in (folder / "out").rglob("events.out*")}
+    log = EventAccumulator(str(place)).Reload()
+    for split, last_steps in (("train", [1, 2, 3, 4]), ("validation", [0, 4])):
+        assert [event.step for event in log.Scalars(f"{split}/mlm_loss")] == last_steps
 
 
 @pytest.mark.parametrize(

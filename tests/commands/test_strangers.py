@@ -6,17 +6,25 @@ import ast
 import hashlib
 import io
 import json
+import pickle
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from banks import write_bank
 from downstream_models import make_text_model
-from runs import run_here, small_flags
+from runs import run_here, small_flags, write_corpus
 from safetensors.torch import load_file, save_file
 
 from bert_pretrain.__main__ import main
+from bert_pretrain.embedding.search import open_bank
+from bert_pretrain.errors import InputError
+from bert_pretrain.text.prepared import PreparedCorpus, write_manifest
 from bert_pretrain.training.checkpoint_state import STATE_FILE, read_state_file, write_state
 
 PACKAGE = Path(__file__).parents[2] / "bert_pretrain"
@@ -89,20 +97,56 @@ def test_the_code_of_a_stranger_is_not_run_even_if_somebody_agrees(
     assert not (folder / "out").exists()
 
 
-def test_whatever_chooses_a_class_by_itself_is_told_to_run_no_foreign_code() -> None:
+def loading_calls(*methods: str) -> list[tuple[str, str, dict[str | None, str]]]:
+    """Return file, owner and keywords of every call of methods in the package."""
     calls = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
-                owner = ast.unparse(node.func).removesuffix(".from_pretrained")
-                if owner.startswith("Auto") or owner.endswith("auto_class"):
-                    keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                    calls.append((path.name, owner, keywords.get("trust_remote_code")))
-    assert len(calls) > 8
-    assert [call for call in calls if call[2] != "False"] == []
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in methods:
+                keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                calls.append((path.name, ast.unparse(called.value), keywords))
+    return calls
 
 
-@pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune"])
+def test_whatever_chooses_a_class_by_itself_is_told_to_run_no_foreign_code() -> None:
+    calls = [
+        call
+        for call in loading_calls("from_pretrained", "from_config")
+        if call[1].startswith("Auto") or "auto_class" in call[1]
+    ]
+    assert len(calls) > 11
+    assert [call for call in calls if call[2].get("trust_remote_code") != "False"] == []
+
+
+def test_weights_are_read_from_safetensors_alone() -> None:
+    calls = [
+        call
+        for call in loading_calls("from_pretrained")
+        if not call[1].endswith(("Config", "Tokenizer", "Processor", "super()"))
+    ]
+    assert len(calls) > 5
+    assert [call for call in calls if call[2].get("use_safetensors") != "True"] == []
+
+
+def test_whatever_reads_weights_of_strangers_looks_whether_they_are_numbers() -> None:
+    """Those of a run's own checkpoint are known by their digest, and were looked at when saved."""
+    readers = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "use_safetensors=True" in ast.unparse(node):
+                readers[node.name] = "check_finite_weights(" in ast.unparse(node)
+    assert len(readers) > 5
+    assert [name for name, looks in readers.items() if not looks] == ["load_model"]
+
+
+def test_no_archive_is_unpacked() -> None:
+    unpacking = ("extractall", "extract", "unpack_archive")
+    assert loading_calls(*unpacking) == []
+    assert loading_calls("extractfile") != []  # a member of a shard is read, wherever it would lie
+
+
+@pytest.mark.parametrize("name", ["pretrain from", "evaluate", "finetune", "embed"])
 def test_weights_that_are_no_numbers_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -114,7 +158,8 @@ def test_weights_that_are_no_numbers_are_refused(
     save_file(weights, path, metadata={"format": "pt"})
     flags = " ".join(small_flags(folder))
     message = refused(COMMANDS[name].format(flags=flags, model=model), capsys)
-    assert f"hold NaN or infinity, such as {key}" in message
+    named = key.removeprefix("bert.") if name == "embed" else key  # it loads the encoder alone
+    assert f"hold NaN or infinity, such as {named}" in message
     assert not (folder / "out").exists()
 
 
@@ -139,7 +184,9 @@ def test_pickled_weights_run_nothing(
     assert marker.exists()  # it would
     marker.unlink()
     flags = " ".join(small_flags(folder))
-    refused(COMMANDS[name].format(flags=flags, model=model), capsys)
+    message = refused(COMMANDS[name].format(flags=flags, model=model), capsys)
+    assert "pickled ones (pytorch_model.bin) are not read" in message
+    assert "save it with its method save_pretrained" in message
     assert not marker.exists()
 
 
@@ -157,4 +204,33 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(
     write_state(checkpoint / STATE_FILE, state, files | {"optimizer.bin": digest})
     message = refused(" ".join([*flags, "--resume_from_checkpoint", "latest"]), capsys)
     assert "optimizer.bin cannot be read" in message
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("form", ["an array of objects", "no array"])
+@pytest.mark.parametrize("name", ["validation_documents.npy", "token_counts.npy", "rows.npy"])
+def test_a_pickle_in_an_array_runs_nothing(folder: Path, name: str, form: str) -> None:
+    marker = folder / "it-ran"
+    content: Any = Touch(marker)
+    if name == "rows.npy":
+        path = folder / name
+        bank = write_bank(path, np.ones((1, 1), dtype=np.float32), sizes=[1])
+        read: Callable[[], Any] = partial(open_bank, bank.path)
+    else:
+        write_corpus(folder / "corpus.jsonl")
+        assert main(["prepare", "--data_files", "corpus.jsonl", "--output_dir", "corpus"]) == 0
+        path = folder / "corpus" / name
+        read = partial(PreparedCorpus.load, folder / "corpus")
+    if form == "no array":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        np.save(path, np.array([content], dtype=object), allow_pickle=True)
+    np.load(path, allow_pickle=True)
+    assert marker.exists()  # it would
+    marker.unlink()
+    if name != "rows.npy":  # whoever writes the file can write its digest too
+        manifest = json.loads((folder / "corpus/manifest.json").read_text())
+        write_manifest(folder / "corpus", {**manifest, "files": None})
+    with pytest.raises(InputError):
+        read()
     assert not marker.exists()

@@ -74,6 +74,16 @@ def test_nothing_that_was_tried_was_lost() -> None:
     assert RESULTS["figures"] == faults.totals(RESULTS["runs"])
 
 
+def test_a_checkpoint_holds_the_run_for_at_most_a_fifth_of_an_update() -> None:
+    figures = json.loads((ROOT / "benchmarks/results/checkpoint_cost.json").read_text())["figures"]
+    text = " ".join((ROOT / "docs/checkpoints.md").read_text().split())
+    wait, longest = (figures[f"mini_beside_{name}wait_ratio"] for name in ("", "longest_"))
+    assert longest <= 0.2
+    assert f"the run waited {wait:.2f} of an update, at most {longest:.2f}" in text
+    slowing = (figures[f"mini_{kind}_slowing_ratio"] for kind in ("beside", "waited_for"))
+    assert "took {:.2f} of an update longer, and {:.2f} less".format(*map(abs, slowing)) in text
+
+
 def test_tries_of_several_pieces_add_up() -> None:
     first = {"fault": "one of two killed", "processes": 2, "tried": 3, "lost": 0, "recovered": 3}
     other = {"fault": "killed at random", "processes": 1, "tried": 1, "lost": 1, "recovered": 0}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from runs import environment, run_here, small_flags
 
 from bert_pretrain.models.bert import BertForPreTraining
+from bert_pretrain.publishing.publication import write_publication
 
 LOADER = """
 import sys
@@ -70,3 +72,25 @@ def test_stock_transformers_gives_our_logits_without_our_package(run_dir: Path) 
 
 def test_the_export_keeps_the_configs_dropout_for_fine_tuning(run_dir: Path) -> None:
     assert BertForPreTraining.from_pretrained(run_dir / "final").config.hidden_dropout_prob == 0.1
+
+
+class Interrupted:
+    """An exporter that is ended when half of an export is there."""
+
+    data_card = ""
+
+    def export(self, model: Any, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "model.safetensors").write_bytes(b"other weights")
+
+    def card_fields(self, model: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+
+def test_an_export_that_is_interrupted_leaves_the_one_before_it_whole(run_dir: Path) -> None:
+    final = run_dir / "final"
+    before = {path: path.read_bytes() for path in final.rglob("*") if path.is_file()}
+    model: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        write_publication(model, Interrupted(), run_dir, final, step=9, seconds=1.0)
+    assert {path: path.read_bytes() for path in final.rglob("*") if path.is_file()} == before

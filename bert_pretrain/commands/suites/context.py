@@ -28,7 +28,12 @@ from bert_pretrain.data.run_folder import model_in, read_run_json
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device
 from bert_pretrain.models.any_encoder import num_token_types
-from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes
+from bert_pretrain.models.loaded_models import (
+    check_finite_weights,
+    check_sizes,
+    lacks_safetensors,
+    unread,
+)
 from bert_pretrain.text.layout import fit_token_types
 from bert_pretrain.text.tokenizers import load_tokenizer, vocabulary_size
 
@@ -136,11 +141,17 @@ def load_language_model(
         if head == "next-sentence" and config.model_type == "albert":
             auto_class = AutoModelForPreTraining  # transformers knows no other class with its head
         model, loading = auto_class.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     except InputError:
         raise
     except Exception as error:  # the readers of files raise whatever they stumble over
+        if lacks_safetensors(error):
+            raise unread(name, error, parameter="model") from error
         refuse_misnamed_model(name)
         where = "holds no" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a"
         raise InputError(
