@@ -29,6 +29,7 @@ from bert_pretrain.data.names import refuse_misnamed_model
 from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.any_encoder import num_token_types
+from bert_pretrain.models.beginning import begin_with_neighbours
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import initialize_vit
 from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes, unread
@@ -243,8 +244,11 @@ class ClassifierSource:
             copy.deepcopy(self.config), dtype=torch.float32, trust_remote_code=False
         )
         model.load_state_dict(self.state, strict=False)
-        if not self.state and self.config.model_type == "vit":
-            initialize_vit(model.base_model)  # from scratch is from where pretraining begins
+        if not self.state:  # from scratch is from where pretraining begins
+            if self.config.model_type == "vit":
+                initialize_vit(model.base_model)
+            elif self.config.model_type == "bert":
+                begin_with_neighbours(model.base_model)
         if self.freeze_encoder:
             encoder, prefix = model.base_model, model.base_model_prefix
             for name, parameter in encoder.named_parameters(prefix=prefix):
