@@ -42,7 +42,7 @@ def read_rows(path: Path) -> Any:
 
 
 def read_tar(path: Path) -> Any:
-    return list(open_tars([str(path)], parameter="data_files").read())
+    return list(open_tars([path], parameter="data_files").read())
 
 
 def read_weights(path: Path) -> Any:
