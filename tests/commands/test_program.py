@@ -50,6 +50,28 @@ def test_training_starts_at_the_unigram_distribution(folder: Path) -> None:
     assert start["pseudo_perplexity"] == pytest.approx(math.exp(start["mlm_loss"]))
 
 
+def test_a_new_bert_begins_with_neighbour_heads_unless_that_is_unwanted(folder: Path) -> None:
+    standing = ["--max_steps", "1", "--learning_rate", "1e-9", "--optimizer", "adamw"]
+
+    def positions(*flags: str) -> torch.Tensor:
+        pretrain(folder, *standing, *flags)
+        weights = load_file(folder / flags[-1] / "final/model.safetensors")
+        return weights["bert.embeddings.position_embeddings.weight"]
+
+    ours = positions("--output_dir", "ours")
+    squares = ours[:, 0::2] ** 2 + ours[:, 1::2] ** 2  # of a sine and its cosine
+    torch.testing.assert_close(squares, torch.full_like(squares, 2 * 0.02**2), rtol=1e-3, atol=0)
+    stock = positions("--no_neighbour_heads", "--output_dir", "stock")
+    assert (stock[:, 0::2] ** 2 + stock[:, 1::2] ** 2).std() > 1e-4
+    flags = small_flags(folder)
+    place = flags.index("--config_name")
+    flags[place : place + 2] = ["--model_name_or_path", str(folder / "stock/final")]
+    run_here(folder, [*flags, *standing, "--output_dir", "again"])
+    weights = load_file(folder / "again/final/model.safetensors")
+    again = weights["bert.embeddings.position_embeddings.weight"]
+    torch.testing.assert_close(again, stock, rtol=0, atol=1e-6)
+
+
 def test_a_run_given_hours_ends_with_all_rows_logged(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
