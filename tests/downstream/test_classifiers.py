@@ -363,6 +363,14 @@ def test_from_scratch_a_vit_begins_where_pretraining_does(tmp_path: Path) -> Non
     assert torch.allclose(positions[0], sincos_positions((2, 2), 32), atol=1e-6)
 
 
+def test_from_scratch_a_bert_begins_where_pretraining_does(model: str) -> None:
+    labels = find_labels(["a", "b"], Task(), description="d")
+    table = ClassifierSource(model, labels, from_scratch=True).build(0).bert.embeddings
+    waves = table.position_embeddings.weight.detach()
+    squares = waves[:, 0::2] ** 2 + waves[:, 1::2] ** 2
+    assert torch.allclose(squares, torch.full_like(squares, 2 * 0.02**2), rtol=1e-3)
+
+
 def test_images_are_augmented_by_the_epoch_whatever_was_trained_before(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (10, 1, 8, 8), dtype=np.uint8)
     augmentation = augmentation_of("crop", (1, 8, 8), seed=0)
