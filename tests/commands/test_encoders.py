@@ -31,9 +31,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
 WITH_PAIRS = ("albert", "ernie", "megatron-bert")
 # These cover a table of positions and relative ones; the others take as long and differ in little.
 QUICK = ("roberta", "modernbert")
+SLOW = ("distilbert", "deberta-v2", "albert")
 each_encoder = pytest.mark.parametrize(
-    "model_type",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS],
+    "model_type", [*QUICK, *parted([n for n in ENCODERS if n not in QUICK], slow=SLOW)]
 )
 LOADER = """
 import sys

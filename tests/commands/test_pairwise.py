@@ -119,8 +119,8 @@ def test_an_encoder_that_cannot_recompute_is_refused(
     assert not (folder / "refused").exists()
 
 
-# Any two of the options meet in the long part; the slow one has every ninth run.
-@pytest.mark.parametrize("number", parted(range(len(RUNS)), slow=range(0, len(RUNS), 9)))
+# Any two of the options meet in the long part; the slow one has every eighteenth run.
+@pytest.mark.parametrize("number", parted(range(len(RUNS)), slow=range(0, len(RUNS), 18)))
 def test_two_options_at_a_time_keep_the_numbers(number: int, folder: Path) -> None:
     choice = RUNS[number]
     flags = flags_of(choice, folder)

@@ -100,8 +100,7 @@ def test_micro_batches_do_not_change_an_autoencoder(folder: Path) -> None:
     assert_equal_curves(folder / "one", folder / "four")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["denoising", "nt_xent", "batch_norm"])
+@pytest.mark.parametrize("name", parted(["denoising", "nt_xent", "batch_norm"], slow=["nt_xent"]))
 def test_a_resumed_run_is_bit_identical(folder: Path, name: str) -> None:
     flags = [
         *flags_of(name, folder, f"{name}-whole"),
