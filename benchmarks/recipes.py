@@ -157,7 +157,8 @@ def ablation_table(results: Path) -> str:
             ]
         )
     head = ["change", "masked-LM loss", "above base, by seed", "next-sentence accuracy", "tokens/s"]
-    text = f"One change at a time from the default recipe, {runs[0]['length']} a run"
+    text = "One change at a time from the default recipe without neighbour heads, "
+    text += f"{runs[0]['length']} a run"
     return f"{text} (`benchmarks/ablation.py`; {machine(path)}):\n\n{table(head, lines)}"
 
 
