@@ -228,8 +228,8 @@ class NewModelArguments:
     _argument_group_name: ClassVar[str] = "new text model"
     neighbour_heads: bool = flag(
         True,
-        "Let half of a new BERT's attention heads begin by looking at one neighbour of a token "
-        "each, which training finds out late otherwise; other encoders begin as transformers makes "
+        "Start half of a new BERT's attention heads so that each looks at one neighbour of a token, "
+        "which short training hardly learns otherwise; other encoders start as transformers makes "
         "them.",
     )
 

@@ -1,7 +1,7 @@
 """What a new text encoder begins with beside random weights.
 
-Training spends its first hundreds of updates on finding out how frequent words are, then as many
-until its attention tells one position from the next. Both can be written down beforehand.
+Otherwise training needs hundreds of updates to learn how frequent words are, and many more until its
+attention can tell which positions are neighbours. Both are known before it begins.
 """
 
 from __future__ import annotations
