@@ -228,8 +228,8 @@ class NewModelArguments:
     _argument_group_name: ClassVar[str] = "new text model"
     neighbour_heads: bool = flag(
         True,
-        "Start half of a new BERT's attention heads so that each looks at one neighbour of a token, "
-        "which short training hardly learns otherwise; other encoders start as transformers makes "
+        "Start half the heads of a new BERT so that each looks at one neighbour of a token; "
+        "otherwise training needs long to learn that. Other encoders start as transformers makes "
         "them.",
     )
 

@@ -1,6 +1,6 @@
 """What a new text encoder begins with beside random weights.
 
-Otherwise training needs hundreds of updates to learn how frequent words are, and many more until its
+Otherwise training needs hundreds of updates to learn how frequent words are, and many more until
 attention can tell which positions are neighbours. Both are known before it begins.
 """
 
