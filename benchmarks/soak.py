@@ -101,9 +101,9 @@ def watch(process: subprocess.Popen[bytes]) -> list[Look]:
     return looks
 
 
-def figures_of(looks: list[Look]) -> dict[str, float]:
+def figures_of(looks: list[Look], *, warmup_share: float) -> dict[str, float]:
     """Return medians of the first and the last third after the warm-up, and the growth."""
-    after = looks[len(looks) // 4 :]
+    after = looks[round(len(looks) * warmup_share) :]
     third = max(1, len(after) // 3)
     parts = {"early": after[:third], "late": after[-third:]}
     figures: dict[str, float] = {"looks": len(looks)}
@@ -122,13 +122,16 @@ def is_steady(figures: dict[str, float]) -> bool:
     )
 
 
-def soak(minutes: float, flags: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
+def soak(
+    minutes: float, warmup_minutes: float, flags: list[str]
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the figures of a run, and what happened in it."""
+    in_all = warmup_minutes + minutes
     with tempfile.TemporaryDirectory() as name, running_hub() as hub:
         folder = Path(name)
         write_corpus(folder / "corpus.jsonl", num_documents=600)
         write_model_config(folder / "config")
-        length = ["--max_hours", str(minutes / 60), "--max_steps", "0"]
+        length = ["--max_hours", str(in_all / 60), "--max_steps", "0"]
         command = [sys.executable, str(ROOT / "run_pretraining.py"), *flags, *length]
         ours = hub.environment(folder) | {"PYTHONPATH": str(ROOT)}
         times: Counter[str] = Counter()
@@ -154,6 +157,7 @@ def soak(minutes: float, flags: list[str]) -> tuple[dict[str, float], dict[str, 
         rows = read_rows(folder / "run/metrics.jsonl")
         happened = {
             "minutes": minutes,
+            "warmup_minutes": warmup_minutes,
             "updates": max(row["step"] for row in rows),
             "evaluations": sum(row["split"] == "validation" for row in rows),
             "rows": len(rows),
@@ -162,7 +166,8 @@ def soak(minutes: float, flags: list[str]) -> tuple[dict[str, float], dict[str, 
         }
         parts = [looks[len(looks) * part // 40 :][: max(1, len(looks) // 40)] for part in range(40)]
         series = [round(statistics.median(look.mebibytes for look in part), 1) for part in parts]
-        return figures_of(looks), happened | {"memory_mib": series}
+        figures = figures_of(looks, warmup_share=warmup_minutes / in_all)
+        return figures, happened | {"memory_mib": series}
 
 
 def main() -> None:
@@ -170,11 +175,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="of training")
+    parser.add_argument("--minutes", type=float, default=60.0, help="that are looked at")
+    parser.add_argument("--warmup_minutes", type=float, default=30.0, help="before them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("flags", nargs="*", help=f"default: {FLAGS}")
     arguments = parser.parse_args()
-    figures, happened = soak(arguments.minutes, arguments.flags or FLAGS.split())
+    figures, happened = soak(
+        arguments.minutes, arguments.warmup_minutes, arguments.flags or FLAGS.split()
+    )
     numbers = {name: value for name, value in happened.items() if name != "memory_mib"} | figures
     for name, value in numbers.items():
         print(f"{name:24} {value:12,.4g}")

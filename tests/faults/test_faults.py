@@ -115,7 +115,8 @@ def looks(*, growth: float, files: int = 0, threads: int = 0) -> list[soak.Look]
 def test_a_soak_tells_what_grows_from_what_warms_up(
     changes: dict[str, float], expected: bool
 ) -> None:
-    assert soak.is_steady(soak.figures_of(looks(**changes))) == expected  # type: ignore[arg-type]
+    figures = soak.figures_of(looks(**changes), warmup_share=0.25)  # type: ignore[arg-type]
+    assert soak.is_steady(figures) == expected
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -143,7 +144,7 @@ sys.stdin.read()
 
 @pytest.mark.long
 def test_a_minute_of_saves_evaluations_and_pushes_leaves_no_file_open() -> None:
-    figures, happened = soak.soak(1.0, soak.FLAGS.split())
+    figures, happened = soak.soak(0.75, 0.25, soak.FLAGS.split())
     assert happened["evaluations"] > 2 and happened["commits"] > 1 and happened["hub_away"] >= 1
     assert figures["open_files_late"] <= figures["open_files_early"]
     assert figures["threads_late"] <= figures["threads_early"]
