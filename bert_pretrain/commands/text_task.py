@@ -104,10 +104,10 @@ def text_task(config: PretrainingConfig, accelerator: Accelerator) -> Task:
             with_pairs=with_pairs,
             **asdict(config.continued),
         )
+        if is_from_scratch and config.new.neighbour_heads:
+            begin_with_neighbours(built)
         if isinstance(built, BertForPreTraining):
             choose_kernel(built, config, accelerator)
-            if is_from_scratch and config.new.neighbour_heads:
-                begin_with_neighbours(built.bert)
         elif is_scored_everywhere(built):
             accelerator.print(
                 f"NOTE: {type(built).__name__} cannot be divided into encoder and head here, so it "

@@ -228,9 +228,9 @@ class NewModelArguments:
     _argument_group_name: ClassVar[str] = "new text model"
     neighbour_heads: bool = flag(
         True,
-        "Start half the heads of a new BERT so that each looks at one neighbour of a token; "
-        "otherwise training needs long to learn that. Other encoders start as transformers makes "
-        "them.",
+        "Start half the heads of a new encoder so that each looks at one neighbour of a token; "
+        "otherwise training needs long to learn that. Encoders that add no table of positions to "
+        "words (DeBERTa, ModernBERT), and ALBERT, start as transformers makes them.",
     )
 
 

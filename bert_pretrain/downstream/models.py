@@ -247,8 +247,8 @@ class ClassifierSource:
         if not self.state:  # from scratch is from where pretraining begins
             if self.config.model_type == "vit":
                 initialize_vit(model.base_model)
-            elif self.config.model_type == "bert":
-                begin_with_neighbours(model.base_model)
+            else:
+                begin_with_neighbours(model)
         if self.freeze_encoder:
             encoder, prefix = model.base_model, model.base_model_prefix
             for name, parameter in encoder.named_parameters(prefix=prefix):

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.bert.modeling_bert import BertModel
 
 _PEAK = 8.0  # of a score where its head looks, when training begins; elsewhere most are below 2
+# What the layers' projections to queries and keys are called, by the type of the encoders that add
+# a table of positions to their words.
+_PROJECTIONS = dict.fromkeys(
+    ("bert", "camembert", "electra", "ernie", "megatron-bert", "roberta", "xlm-roberta"),
+    ("query", "key"),
+) | {"distilbert": ("q_lin", "k_lin"), "mpnet": ("q", "k")}
 
 
 @torch.no_grad()
@@ -30,8 +36,8 @@ def begin_with_frequencies(model: PreTrainedModel, log_frequencies: Tensor) -> N
 
 
 @torch.no_grad()
-def begin_with_neighbours(encoder: BertModel) -> None:
-    """Let half of a new BERT's attention heads begin by looking at one neighbour of a token each.
+def begin_with_neighbours(model: PreTrainedModel) -> None:
+    """Let half of a new encoder's attention heads begin by looking at one neighbour each.
 
     The table of positions begins as sines and cosines (Vaswani et al. 2017, section 3.5), in which
     one rotation leads from any position to the one k tokens on. The keys of a head are its random
@@ -39,28 +45,46 @@ def begin_with_neighbours(encoder: BertModel) -> None:
     back, one on, two back and so on; the other half of a layer's are as they were, since sentences
     that follow each other are told by words far apart. That queries and keys begin alike is from
     Trockman and Kolter (2023, "Mimetic initialization of self-attention layers"); theirs look at
-    the token itself. What is trained is BERT as ever, and every weight is learnt.
+    the token itself. What is trained is the same class as ever, and every weight is learnt.
+
+    A model of a type that `_PROJECTIONS` does not have is left as it is, and so is one whose table
+    of positions is narrower than its layers.
     """
-    table = encoder.embeddings.position_embeddings.weight
-    frequencies = wave_frequencies(table.shape[1]).to(table)
-    angles = torch.arange(len(table)).to(table)[:, None] * frequencies
-    num_waves = len(frequencies)
+    encoder, config = model.base_model, model.config
+    if config.model_type not in _PROJECTIONS:
+        return
+    positions, width = encoder.embeddings.position_embeddings, config.hidden_size
+    if positions.embedding_dim != width:
+        return
+    frequencies = wave_frequencies(width)
+    _begin_with_waves(positions, frequencies, size=config.initializer_range)
+    head_size = width // config.num_attention_heads
+    # Of the normalised sum that a layer reads, positions are one half.
+    scale = math.sqrt(2 * _PEAK / math.sqrt(head_size) / width)
+    for query, key in _projections(encoder, *_PROJECTIONS[config.model_type]):
+        offsets = itertools.islice(neighbours(), -(-config.num_attention_heads // 2))
+        for head, offset in enumerate(offsets):
+            rows = slice(head * head_size, (head + 1) * head_size)
+            query[rows].normal_(std=scale)
+            key[rows] = turned_back(query[rows], frequencies.to(query) * offset)
+
+
+def _begin_with_waves(positions: nn.Embedding, frequencies: Tensor, *, size: float) -> None:
+    table = positions.weight
+    angles = torch.arange(len(table)).to(table)[:, None] * frequencies.to(table)
+    pairs = slice(0, 2 * len(frequencies), 2), slice(1, 2 * len(frequencies), 2)
     # As large as what it is added to: the mean square of a sine is one half.
-    amplitude = math.sqrt(2) * encoder.config.initializer_range
-    table[:, 0 : 2 * num_waves : 2] = amplitude * angles.sin()
-    table[:, 1 : 2 * num_waves : 2] = amplitude * angles.cos()
-    for layer in encoder.encoder.layer:
-        attention = layer.attention.self
-        size = attention.attention_head_size
-        # Of the normalised sum that a layer reads, positions are one half.
-        scale = math.sqrt(2 * _PEAK / math.sqrt(size) / table.shape[1])
-        heads = zip(
-            attention.query.weight.split(size), attention.key.weight.split(size), strict=True
-        )
-        offsets = itertools.islice(neighbours(), -(-attention.num_attention_heads // 2))
-        for offset, (query, key) in zip(offsets, heads, strict=False):
-            query.normal_(std=scale)
-            key.copy_(turned_back(query, frequencies * offset))
+    table[:, pairs[0]] = math.sqrt(2) * size * angles.sin()
+    table[:, pairs[1]] = math.sqrt(2) * size * angles.cos()
+    if positions.padding_idx is not None:  # RoBERTa's positions begin behind that of padding
+        table[positions.padding_idx] = 0
+
+
+def _projections(encoder: nn.Module, query: str, key: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the weights (heads times their size, D) of queries and of keys, layer by layer."""
+    for module in encoder.modules():
+        if hasattr(module, query) and hasattr(module, key):
+            yield getattr(module, query).weight, getattr(module, key).weight
 
 
 def neighbours() -> itertools.chain[int]:

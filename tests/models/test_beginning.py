@@ -1,4 +1,4 @@
-"""A new BERT begins with heads that look at neighbours, and is else as transformers makes it."""
+"""A new encoder begins with heads that look at neighbours, and is else as transformers makes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from small_encoders import SMALL, small_config
+from transformers import AutoModelForMaskedLM, BertConfig, BertModel, PreTrainedModel
 
 from bert_pretrain.models.beginning import (
     begin_with_neighbours,
@@ -50,19 +51,59 @@ def test_turned_keys_read_a_position_as_queries_read_the_one_before(
             )
 
 
+def seen_neighbours(encoder: PreTrainedModel) -> list[int]:
+    """Return how many tokens on the first half of the first layer's heads look most."""
+    tokens = torch.randint(5, encoder.config.vocab_size, (8, 60))
+    with torch.no_grad():
+        attention = encoder(tokens, output_attentions=True).attentions[0].mean(0)
+    num_looking = len(attention) // 2
+    assert attention[num_looking:].max() < 0.1  # the others look everywhere
+    return [
+        max(range(-9, 10), key=lambda k: float(weights.diagonal(k)[9:-9].mean()))
+        for weights in attention[:num_looking]
+    ]
+
+
 @pytest.mark.parametrize(("width", "num_heads"), [(256, 4), (768, 12)])
 def test_half_of_the_heads_look_at_a_neighbour_each(width: int, num_heads: int) -> None:
     encoder = make_encoder(width=width, num_heads=num_heads)
     begin_with_neighbours(encoder)
-    tokens = torch.randint(5, 500, (8, 96))
-    with torch.no_grad():
-        attention = encoder(tokens, output_attentions=True).attentions[0].mean(0)
-    found = [
-        max(range(-9, 10), key=lambda k: float(weights.diagonal(k)[9:-9].mean()))
-        for weights in attention[: num_heads // 2]
-    ]
-    assert found == list(itertools.islice(neighbours(), num_heads // 2))
-    assert attention[num_heads // 2 :].max() < 0.05  # the others look everywhere
+    assert seen_neighbours(encoder) == list(itertools.islice(neighbours(), num_heads // 2))
+
+
+WITH_POSITIONS = {
+    "bert", "camembert", "distilbert", "electra", "ernie", "megatron-bert", "mpnet", "roberta",
+    "xlm-roberta",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_encoders_with_a_table_of_positions_begin_so_and_others_as_they_were(
+    model_type: str,
+) -> None:
+    overrides = {"hidden_size": 256, "num_attention_heads": 4, "attn_implementation": "eager"}
+    if model_type == "electra":
+        overrides["embedding_size"] = 256
+    config = small_config(model_type, **overrides)
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    begin_with_neighbours(model)
+    changed = {name for name, value in model.state_dict().items() if (value != before[name]).any()}
+    assert bool(changed) == (model_type in WITH_POSITIONS)
+    if changed:
+        assert seen_neighbours(model.base_model) == [-1, 1]
+        positions = model.base_model.embeddings.position_embeddings
+        padding = [] if positions.padding_idx is None else [positions.padding_idx]
+        assert (positions.weight == 0).all(dim=1).nonzero().flatten().tolist() == padding
+
+
+def test_a_table_narrower_than_the_layers_is_left_alone() -> None:
+    model = AutoModelForMaskedLM.from_config(small_config("electra"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    begin_with_neighbours(model)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 def test_nothing_else_of_the_encoder_changes() -> None:
