@@ -25,17 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fault_kinds import (
-    FAULTS,
-    Fault,
-    Kind,
-    LostError,
-    Setting,
-    launcher_killed,
-    stays_behind,
-    trains,
-)
+from fault_kinds import FAULTS, Kind
+from fault_setting import Fault, LostError, Setting, stays_behind, trains
 from results import read_runs, replace_marked, write_results
+from several_process_faults import launcher_killed
 
 from bert_pretrain.training.metrics import OF_THE_MACHINE
 

@@ -1,0 +1,98 @@
+"""What is done to the files of a run, and to the disk that they are on.
+
+Each fault gets the `Setting` of a run and its process, and returns whether it came before the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fault_setting import Fault, Setting, appears, ended_by_itself, has_saved, trains
+
+from bert_pretrain.data.run_folder import list_checkpoints
+
+
+def after_a_kill(damage: Callable[[Path, random.Random], None]) -> Fault:
+    """Kill the run once there are two checkpoints, and damage what it left."""
+
+    def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+        if not has_saved(setting, process, total=2):
+            return False
+        process.kill()
+        process.wait()
+        damage(setting.run_dir, setting.generator)
+        return True
+
+    return apply
+
+
+def flip_a_bit(run_dir: Path, generator: random.Random) -> None:
+    """Flip a bit of any file of the newest checkpoint."""
+    *_, newest = list_checkpoints(run_dir / "checkpoints")
+    path = generator.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
+    content = bytearray(path.read_bytes())
+    content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    path.write_bytes(content)
+
+
+def cut_a_file(run_dir: Path, generator: random.Random) -> None:
+    """Cut any file of the newest checkpoint short."""
+    *_, newest = list_checkpoints(run_dir / "checkpoints")
+    path = generator.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
+    os.truncate(path, generator.randrange(path.stat().st_size))
+
+
+def empty_the_newest(run_dir: Path, generator: random.Random) -> None:
+    """Leave the newest checkpoint an empty folder."""
+    *_, newest = list_checkpoints(run_dir / "checkpoints")
+    shutil.rmtree(newest)
+    newest.mkdir()
+
+
+def lose_run_json(run_dir: Path, generator: random.Random) -> None:
+    """Remove run.json."""
+    (run_dir / "run.json").unlink(missing_ok=True)
+
+
+def disk_full_while(pattern: str | None) -> Fault:
+    """Let no file grow any more, once there is one of a pattern, or at any moment of the training.
+
+    A limit on the sizes of files fails as a full disk does: in the middle of a write.
+    """
+
+    def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+        if pattern is None:
+            if not trains(setting, process):
+                return False
+            time.sleep(setting.generator.uniform(0, 0.3) * setting.seconds)
+        elif not appears(setting, process, pattern):
+            return False
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+        return ended_by_itself(setting, process)
+
+    return apply
+
+
+def disk_read_only(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Take the right to write from the run's folders and from metrics.jsonl, and give it back."""
+    if not has_saved(setting, process):
+        return False
+    run_dir = setting.run_dir
+    places = {run_dir: 0o555, run_dir / "checkpoints": 0o555, run_dir / "metrics.jsonl": 0o444}
+    before = {place: place.stat().st_mode for place in places}
+    try:
+        for place, mode in places.items():
+            place.chmod(mode)
+        return ended_by_itself(setting, process)
+    finally:
+        for place, mode in before.items():
+            place.chmod(mode)
