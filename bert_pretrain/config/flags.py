@@ -307,8 +307,8 @@ def check_json_target(path: str | None) -> None:
     is_other = target.exists() and not target.is_file()
     if is_other or not target.parent.is_dir():
         raise InputError(
-            f"{path} is no file, or the folder it would lie in does not exist",
-            advice="pass a file as `json`",
+            f"`json` is {path!r} but must be a file, in a folder that exists",
+            advice="pass another file as `json`",
         )
 
 
