@@ -25,9 +25,9 @@ FLAGS: list[tuple[str, ...]] = [
     ("--model vit --suite knn --on_bad_image ask", "--on_bad_image is 'ask'", "error, skip"),
     ("--model vit --suite knn --data_files a --dataset_name b", "both name the data", "pass one"),
     ("--model bert --suite fill_mask --json no/such/f.json", "no/such/f.json", "--json"),
-    ("--model bert --suite fill_mask --json used", "used is", "--json"),
+    ("--model bert --suite fill_mask --json used", "--json is 'used'"),
     ("--model bert --suite fill_mask --json corpus.jsonl/x", "corpus.jsonl/x", "--json"),
-    ("--model bert --suite fill_mask --json pipe", "pipe is", "--json"),
+    ("--model bert --suite fill_mask --json pipe", "--json is 'pipe'"),
     ("--model bert --suite fill_mask --sentences words", "'words' has no [MASK]", "--sentences"),
     ("--model bert --suite fill_mask --num_candidates 0", "--num_candidates is 0"),
     (
