@@ -80,7 +80,7 @@ MODELS: list[tuple[str, ...]] = [
     ("knn --model vit_processor_divides", "greater than 0", "--model"),
     ("knn --model vit --image_size 7", "--image_size"),
     ("fill_mask --model begun", "neither a complete checkpoint nor final/", "--model"),
-    ("nsp --model of_mlm", "had --objective mlm", "leave nsp out of --suite"),
+    ("nsp --model of_mlm", "by the objective mlm", "leave nsp out of --suite"),
     ("nsp --model run_json_list", "run_json_list/run.json has no 'config'"),
     ("nsp --model run_json_deep", "nested too deeply"),
     ("nsp --model run_json_binary", "run_json_binary/run.json is damaged"),
