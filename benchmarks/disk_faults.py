@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import resource
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from fault_setting import Fault, Setting, appears, ended_by_itself, has_saved, t
 from bert_pretrain.data.run_folder import list_checkpoints
 
 
-def after_a_kill(damage: Callable[[Path, random.Random], None]) -> Fault:
+def after_a_kill(damage: Callable[[Setting], None]) -> Fault:
     """Kill the run once there are two checkpoints, and damage what it left."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
@@ -28,38 +27,47 @@ def after_a_kill(damage: Callable[[Path, random.Random], None]) -> Fault:
             return False
         process.kill()
         process.wait()
-        damage(setting.run_dir, setting.generator)
+        damage(setting)
         return True
 
     return apply
 
 
-def flip_a_bit(run_dir: Path, generator: random.Random) -> None:
+def _newest(setting: Setting) -> Path:
+    """Return the newest checkpoint, and note that it is no longer whole."""
+    *_, newest = list_checkpoints(setting.run_dir / "checkpoints")
+    setting.damaged.add(newest.name)
+    return newest
+
+
+def _any_file(setting: Setting, folder: Path) -> Path:
+    return setting.generator.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def flip_a_bit(setting: Setting) -> None:
     """Flip a bit of any file of the newest checkpoint."""
-    *_, newest = list_checkpoints(run_dir / "checkpoints")
-    path = generator.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
+    path = _any_file(setting, _newest(setting))
     content = bytearray(path.read_bytes())
-    content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    content[setting.generator.randrange(len(content))] ^= 1 << setting.generator.randrange(8)
     path.write_bytes(content)
 
 
-def cut_a_file(run_dir: Path, generator: random.Random) -> None:
+def cut_a_file(setting: Setting) -> None:
     """Cut any file of the newest checkpoint short."""
-    *_, newest = list_checkpoints(run_dir / "checkpoints")
-    path = generator.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
-    os.truncate(path, generator.randrange(path.stat().st_size))
+    path = _any_file(setting, _newest(setting))
+    os.truncate(path, setting.generator.randrange(path.stat().st_size))
 
 
-def empty_the_newest(run_dir: Path, generator: random.Random) -> None:
+def empty_the_newest(setting: Setting) -> None:
     """Leave the newest checkpoint an empty folder."""
-    *_, newest = list_checkpoints(run_dir / "checkpoints")
+    newest = _newest(setting)
     shutil.rmtree(newest)
     newest.mkdir()
 
 
-def lose_run_json(run_dir: Path, generator: random.Random) -> None:
+def lose_run_json(setting: Setting) -> None:
     """Remove run.json."""
-    (run_dir / "run.json").unlink(missing_ok=True)
+    (setting.run_dir / "run.json").unlink(missing_ok=True)
 
 
 def disk_full_while(pattern: str | None) -> Fault:
@@ -69,6 +77,7 @@ def disk_full_while(pattern: str | None) -> Fault:
     """
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+        said_before = setting.num_said
         if pattern is None:
             if not trains(setting, process):
                 return False
@@ -77,7 +86,7 @@ def disk_full_while(pattern: str | None) -> Fault:
             return False
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
-        return ended_by_itself(setting, process)
+        return ended_by_itself(setting, process, since=said_before)
 
     return apply
 
@@ -86,13 +95,13 @@ def disk_read_only(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
     """Take the right to write from the run's folders and from metrics.jsonl, and give it back."""
     if not has_saved(setting, process):
         return False
-    run_dir = setting.run_dir
+    said_before, run_dir = setting.num_said, setting.run_dir
     places = {run_dir: 0o555, run_dir / "checkpoints": 0o555, run_dir / "metrics.jsonl": 0o444}
     before = {place: place.stat().st_mode for place in places}
     try:
         for place, mode in places.items():
             place.chmod(mode)
-        return ended_by_itself(setting, process)
+        return ended_by_itself(setting, process, since=said_before)
     finally:
         for place, mode in before.items():
             place.chmod(mode)

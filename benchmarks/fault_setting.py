@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -33,8 +34,27 @@ _SECONDS_TO_END = 120  # for a process that is to end by itself
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE = 24, 1  # linux/prctl.h, linux/capability.h
 
 
+# What does it to a run that has begun; returns whether it came before the end.
+Fault = Callable[["Setting", subprocess.Popen[bytes]], bool]
+
+
 class LostError(Exception):
     """Something was lost, or somebody stayed behind, before the run could go on."""
+
+
+class Kind(NamedTuple):
+    """A fault: what is done, to how many processes, and with which flags beside the others."""
+
+    fault: Fault
+    num_processes: int = 1
+    flags: str = ""  # that change no number of a run
+    recipe: str = ""  # flags of the undisturbed run too
+    with_hub: bool = False
+    is_kill: bool = True  # with -9
+    other_num_processes: int = 0  # that go on after a fault, in turn with the first; 0 = the same
+    tolerance: float = 0.0  # relative, of the curve; 0 = all is the same to the last bit
+    is_sharded: bool = False
+    max_restarts: int = 0  # of the launcher
 
 
 @dataclass
@@ -42,11 +62,16 @@ class Setting:
     """Where the runs of a fault are, and what is random about it."""
 
     folder: Path
+    kind: Kind
     flags: list[str]
-    num_processes: int
     seconds: float  # of the training of an undisturbed run
     generator: random.Random
     hub: LoopbackHub | None = None
+    damaged: set[str] = field(default_factory=set)  # checkpoints that a fault has damaged, by name
+
+    def __post_init__(self) -> None:
+        """Begin with the processes of the kind."""
+        self.num_processes = self.kind.num_processes
 
     @property
     def run_dir(self) -> Path:
@@ -67,12 +92,15 @@ class Setting:
     def environment(self) -> dict[str, str]:
         """Return the environment of a start."""
         ours = {"HF_HOME": str(self.cache), "PYTHONPATH": str(ROOT)}
+        if self.kind.is_sharded:  # as `accelerate launch` with configs/accelerate/fsdp2.yaml
+            ours |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         hub = self.hub.environment(self.folder) if self.hub else {"HF_HUB_OFFLINE": "1"}
         return os.environ | hub | ours
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start or continue the run."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        launcher += ["--max-restarts", str(self.kind.max_restarts)]
         command = [sys.executable, *(launcher if self.num_processes == 2 else [])]
         command += [str(ROOT / "run_pretraining.py"), *self.flags, "--output_dir", "run"]
         command += ["--resume_from_checkpoint", "auto", "--stuck_timeout", "20"]
@@ -88,6 +116,16 @@ class Setting:
         threading.Thread(target=_keep, args=(process, self.log), daemon=True).start()
         return process
 
+    @property
+    def num_said(self) -> int:
+        """How many bytes all starts have printed until now."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def said(self, since: int) -> bytes:
+        """Return what a start that has ended has printed after so many bytes."""
+        time.sleep(0.5)  # until all of it has been kept
+        return self.log.read_bytes()[since:]
+
 
 def _obey_permissions() -> None:
     """Let a process of root be refused where permissions refuse others."""
@@ -99,9 +137,6 @@ def _keep(process: subprocess.Popen[bytes], path: Path) -> None:
     assert process.stdout is not None
     with path.open("ab") as log:
         shutil.copyfileobj(process.stdout, log)
-
-
-Fault = Callable[[Setting, subprocess.Popen[bytes]], bool]  # whether it came before the end
 
 
 def comes(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> bool:
@@ -151,23 +186,39 @@ def appears(setting: Setting, process: subprocess.Popen[bytes], pattern: str) ->
     return comes(process, lambda: bool(present() - before))
 
 
-def ended_by_itself(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
-    """Wait for the end of a run that cannot write; return whether it came before its own end.
+def ended_by_itself(
+    setting: Setting,
+    process: subprocess.Popen[bytes],
+    *,
+    since: int,
+    status: int = 1,
+    message: bytes = b"",
+) -> bool:
+    """Wait for the end of a run that cannot go on; return whether it came before its own end.
+
+    Args:
+        setting: of the run.
+        process: of the run.
+        since: what all starts had printed before the fault, in bytes.
+        status: that it must end with.
+        message: what must stand in the one line with which it says why.
 
     Raises:
-        LostError: it does not end, or not as one that says what the machine refuses.
+        LostError: it does not end, or not so.
     """
-    said_before = setting.log.stat().st_size if setting.log.exists() else 0
     try:
-        status = process.wait(_SECONDS_TO_END)
+        found = process.wait(_SECONDS_TO_END)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise LostError("the run goes on though it cannot write") from None
-    time.sleep(0.5)  # until all that it said has been kept
-    said = setting.log.read_bytes()[said_before:]
-    if status not in (0, 1) or b"Traceback" in said:
-        raise LostError(f"the run ends with {status}")
-    return status == 1
+        raise LostError("the run goes on though it cannot") from None
+    if found == 0:
+        return False
+    said = setting.said(since)
+    errors = [line for line in said.splitlines() if b"error: " in line]
+    is_one_line = len(errors) == 1 and message in errors[0]
+    if found != status or not is_one_line or b"Traceback" in said:
+        raise LostError(f"the run ends with {found} and {len(errors)} messages, not as it should")
+    return True
 
 
 def stays_behind(setting: Setting) -> list[str]:

@@ -32,6 +32,36 @@ def one_process(number: signal.Signals) -> Fault:
     return apply
 
 
+def one_killed_of_restarting(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Kill one of two processes after a checkpoint; their launcher must bring the run to its end.
+
+    Raises:
+        LostError: it does not.
+    """
+    said_before = setting.num_said
+    if one_process(signal.SIGKILL)(setting, process):
+        raise LostError(f"a launcher that starts again ends with {process.returncode}")
+    return b"continuing from " in setting.said(said_before)  # else the run had just ended
+
+
+def all_killed_for_others(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Kill all processes after another checkpoint, and let another number of them go on."""
+    if not has_saved(setting, process):
+        return False
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(setting.generator.uniform(0, 0.2) * setting.seconds)
+        return False
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has noticed, and ended
+            worker.kill()
+    process.wait()
+    numbers = (setting.kind.num_processes, setting.kind.other_num_processes)
+    setting.num_processes = numbers[setting.num_processes == numbers[0]]
+    return True
+
+
 def launcher_killed(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
     """Kill the launcher of two processes, which must end by themselves."""
     if not has_saved(setting, process):

@@ -13,12 +13,24 @@ import sys
 import time
 from pathlib import Path
 
-from fault_setting import Fault, LostError, Setting, appears, comes, trains
+import psutil
+from fault_setting import (
+    Fault,
+    LostError,
+    Setting,
+    appears,
+    comes,
+    ended_by_itself,
+    stays_behind,
+    trains,
+)
 
 from bert_pretrain.data.run_folder import list_checkpoints
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for a Hub on 127.0.0.1
 from loopback_hub import Fault as HubFault
+
+_WORKER_NAME = "pt_data_worker"  # as torch calls a loader's worker
 
 
 def at_random(number: signal.Signals) -> Fault:
@@ -91,6 +103,47 @@ def killed_in_evaluation(setting: Setting, process: subprocess.Popen[bytes]) -> 
     time.sleep(setting.generator.uniform(0, 0.02))
     process.kill()
     process.wait()
+    return True
+
+
+def worker_killed(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Kill a process that reads rows for the run, which must end by itself and say why."""
+    if not trains(setting, process):
+        return False
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(setting.generator.uniform(0, 0.3) * setting.seconds)
+        return False
+    said_before = setting.num_said
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        workers = [child for child in children if child.name() == _WORKER_NAME]
+        setting.generator.choice(workers).kill()
+    except (psutil.NoSuchProcess, IndexError):  # the run has read all its rows
+        return False
+    message = b"a process that reads rows has died"
+    came = ended_by_itself(setting, process, since=said_before, message=message)
+    if left := stays_behind(setting):
+        raise LostError(f"left: {left}")
+    return came
+
+
+def second_run(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
+    """Give the command once more while the run trains; it must be refused, and the run go on."""
+    if not trains(setting, process):
+        return False
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(setting.generator.uniform(0, 0.5) * setting.seconds)
+        return False
+    process.send_signal(signal.SIGSTOP)  # so that it is still at work when the other comes
+    try:
+        said_before, message = setting.num_said, b"another process is at work in run"
+        second = setting.start()
+        if not ended_by_itself(setting, second, since=said_before, status=2, message=message):
+            raise LostError("a second run in the folder is not refused")
+    finally:
+        process.send_signal(signal.SIGCONT)
+    if status := process.wait():
+        raise LostError(f"a run beside which another was refused ends with {status}")
     return True
 
 
