@@ -108,7 +108,6 @@ SLOW = (
     "loader worker killed",
     "disk full in a checkpoint",
     "one of two killed",
-    "one of two killed, torchrun restarts",
 )
 
 
