@@ -2,10 +2,14 @@
 
 Each fault is tried --times times, each time on the run as the last one left it; every start, the
 first one too, is the same command with `--resume_from_checkpoint auto`. Then the run goes on to its
-end, and its metrics and weights must be those of an undisturbed run to the last bit; anything else
-counts as lost, as does a process that stays behind, or a temporary file. What was tried before and
-is in --json is kept and added to, so that many tries can be made in pieces; `--times 0` prints the
-table of it. --write puts that table between the marks of documents. It needs the extra `test`.
+end, and its metrics and weights must be those of an undisturbed run to the last bit (its metrics to
+within a tolerance where the number of processes changes); anything else counts as lost, as does a
+process that stays behind, a temporary file, or what `bert-pretrain verify` calls damaged. A
+checkpoint that the fault has damaged stays, set aside, as documented; no other may be set aside.
+
+What was tried before and is in --json is kept and added to, so that many tries can be made in
+pieces; `--times 0` prints the table of it. --write puts that table between the marks of documents.
+It needs the extra `test`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import random
 import shlex
 import shutil
@@ -25,18 +30,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fault_kinds import (
-    FAULTS,
-    Fault,
-    Kind,
-    LostError,
-    Setting,
-    launcher_killed,
-    stays_behind,
-    trains,
-)
+from fault_kinds import FAULTS
+from fault_setting import Kind, LostError, Setting, stays_behind, trains
 from results import read_runs, replace_marked, write_results
+from several_process_faults import launcher_killed
 
+from bert_pretrain.commands import verify
 from bert_pretrain.training.metrics import OF_THE_MACHINE
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for a corpus, and a Hub on 127.0.0.1
@@ -48,7 +47,10 @@ FLAGS += "--dropout 0.1 --max_steps 150 --save_steps 10 --eval_steps 25 --loggin
 FLAGS += "--num_cpu_threads 1"
 
 
-def content(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
+Rows = list[dict[str, Any]]
+
+
+def content(run_dir: Path) -> tuple[Rows, str]:
     """Return the metrics without the machine's numbers, and the digest of the exported weights."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     kept = [
@@ -58,11 +60,32 @@ def content(run_dir: Path) -> tuple[list[dict[str, Any]], str]:
     return kept, hashlib.sha256((run_dir / "final/model.safetensors").read_bytes()).hexdigest()
 
 
+def is_near(found: Rows, expected: Rows, *, tolerance: float) -> bool:
+    """Return whether rows of metrics are others, but for rounding."""
+
+    def is_same(key: str, ours: Any, theirs: Any) -> bool:
+        if not isinstance(theirs, float):
+            return bool(ours == theirs)
+        # An accuracy may move by one token or pair where two scores tie to within rounding.
+        allowed = 0.02 if key.endswith("accuracy") else 0.0
+        return math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=allowed)
+
+    return len(found) == len(expected) and all(
+        ours.keys() == theirs.keys() and all(is_same(key, ours[key], theirs[key]) for key in ours)
+        for ours, theirs in zip(found, expected, strict=True)
+    )
+
+
 def leftovers(setting: Setting) -> list[str]:
     """Return what a finished run should not have left."""
     places = (setting.run_dir, setting.cache / "bert_pretrain")
     paths = [path for place in places for path in place.rglob("*")]
-    return [path.name for path in paths if path.suffix in (".tmp", ".old", ".new")]
+    left = [path.name for path in paths if path.suffix in (".tmp", ".old", ".new")]
+    for path in setting.run_dir.glob("checkpoints/*.aside-*"):
+        if path.stem not in setting.damaged:
+            left.append(path.name)
+    checks = verify.verify(setting.run_dir)
+    return left + [f"{c.what}: {c.found}" for c in checks if c.state in verify.FAULTS]
 
 
 def missing_on_hub(setting: Setting) -> str:
@@ -91,16 +114,20 @@ def made_setting(
         write_model_config(folder / "config")
         hub = stack.enter_context(running_hub()) if kind.with_hub else None
         # Of two flags of one name the last one counts.
-        given = [*flags, *shlex.split(kind.flags)]
-        yield Setting(folder, given, kind.num_processes, seconds, generator, hub)
+        given = [*flags, *shlex.split(f"{kind.recipe} {kind.flags}")]
+        yield Setting(folder, kind, given, seconds, generator, hub)
 
 
-Whole = tuple[tuple[list[dict[str, Any]], str], float]
+Whole = tuple[tuple[Rows, str], float]
 
 
-def undisturbed(flags: list[str], num_processes: int) -> Whole:
+def undisturbed_kind(kind: Kind) -> Kind:
+    """Return what kinds have in common whose undisturbed run is the same."""
+    return Kind(launcher_killed, kind.num_processes, recipe=kind.recipe, is_sharded=kind.is_sharded)
+
+
+def undisturbed(flags: list[str], kind: Kind) -> Whole:
     """Return what a run comes to that nothing disturbs, and how many seconds its training takes."""
-    kind = Kind(launcher_killed, num_processes)
     with made_setting(flags, kind, generator=random.Random(0)) as setting:
         process = setting.start()
         trains(setting, process)
@@ -110,37 +137,49 @@ def undisturbed(flags: list[str], num_processes: int) -> Whole:
         return content(setting.run_dir), time.perf_counter() - start
 
 
-def try_fault(
-    setting: Setting, fault: Fault, *, times: int, whole: tuple[list[dict[str, Any]], str]
-) -> dict[str, int]:
+def check_end(setting: Setting, process: subprocess.Popen[bytes], whole: tuple[Rows, str]) -> None:
+    """Wait for the end of a run, which must be that of the undisturbed one.
+
+    Raises:
+        LostError: something is lost, or left.
+    """
+    if status := process.wait():
+        raise LostError(f"a start ends with {status}")
+    found, tolerance = content(setting.run_dir), setting.kind.tolerance
+    if not (is_near(found[0], whole[0], tolerance=tolerance) if tolerance else found == whole):
+        raise LostError("other metrics or weights")
+    if left := leftovers(setting) + stays_behind(setting):
+        raise LostError(f"left: {left}")
+    if missing := missing_on_hub(setting):
+        raise LostError(missing)
+
+
+def try_fault(setting: Setting, *, times: int, whole: tuple[Rows, str]) -> dict[str, int]:
     """Return how often a fault came, how many of these runs lost something, and how many did not.
 
     A run that has lost something has lost it in the last fault or an earlier one: all count.
     """
     num_tried, trouble = 0, ""
+    is_over = False
     try:
         for _ in range(3 * times):
             if num_tried == times:
                 break
             process = setting.start()
-            if fault(setting, process):
-                num_tried += 1
-            elif status := process.wait():
-                raise LostError(f"a start ends with {status}")
-            else:  # the run has ended before; what follows is tried on a new one
-                shutil.rmtree(setting.run_dir, ignore_errors=True)
-                shutil.rmtree(setting.cache, ignore_errors=True)
-        if status := setting.start().wait():
-            trouble = f"the last start ends with {status}"
-        elif content(setting.run_dir) != whole:
-            trouble = "other metrics or weights"
-        elif left := leftovers(setting) + stays_behind(setting):
-            trouble = f"left: {left}"
-        else:
-            trouble = missing_on_hub(setting)
+            num_tried += 1
+            came = setting.kind.fault(setting, process)
+            num_tried -= not came
+            is_over = not came or process.returncode == 0
+            if is_over:  # the run goes on to its end; what follows is tried on a new one
+                check_end(setting, process, whole)
+                shutil.rmtree(setting.run_dir)
+                shutil.rmtree(setting.cache)
+                setting.damaged.clear()
+        if not is_over:
+            check_end(setting, setting.start(), whole)
     except LostError as error:
-        num_tried, trouble = num_tried + 1, str(error)
-    if trouble:
+        trouble = str(error)
+        num_tried = max(num_tried, 1)
         print(setting.log.read_text()[-3000:], trouble)
     num_lost = num_tried if trouble else 0
     return {"tried": num_tried, "lost": num_lost, "recovered": num_tried - num_lost}
@@ -157,9 +196,17 @@ def table(runs: list[dict[str, Any]]) -> str:
     """Return what was tried as Markdown."""
     lines = ["| fault | processes | tried | lost | recovered |", "| --- | --- | --- | --- | --- |"]
     for run in [*runs, {"fault": "all", "processes": ""} | totals(runs)]:
-        cells = (run[key] for key in ("fault", "processes", "tried", "lost", "recovered"))
+        cells = [run[key] for key in ("fault", "processes", "tried", "lost", "recovered")]
+        if (kind := FAULTS.get(run["fault"])) and kind.tolerance:
+            cells[0] += f" (curve within a relative {kind.tolerance:g})"
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def processes(kind: Kind) -> int | str:
+    """Return how many processes runs of a kind have, as the table says it."""
+    other = kind.other_num_processes
+    return f"{kind.num_processes}, {other}" if other else kind.num_processes
 
 
 def add_to(runs: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -184,19 +231,20 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help=f"default: {FLAGS}")
     arguments = parser.parse_args()
     flags = arguments.flags or FLAGS.split()
-    wholes: dict[int, Whole] = {}
+    wholes: dict[Kind, Whole] = {}
     runs = read_runs(arguments.json)
     for name in arguments.faults if arguments.times else ():
         kind = FAULTS[name]
-        if kind.num_processes not in wholes:
-            wholes[kind.num_processes] = undisturbed(flags, kind.num_processes)
-        whole, seconds = wholes[kind.num_processes]
+        reference = undisturbed_kind(kind)
+        if reference not in wholes:
+            wholes[reference] = undisturbed(flags, reference)
+        whole, seconds = wholes[reference]
         # Other moments than in an earlier piece.
         num_earlier = sum(run["tried"] for run in runs if run["fault"] == name)
         generator = random.Random(f"{arguments.seed} {name} {num_earlier}")
         with made_setting(flags, kind, seconds=seconds, generator=generator) as setting:
-            found = try_fault(setting, kind.fault, times=arguments.times, whole=whole)
-        runs = add_to(runs, {"fault": name, "processes": kind.num_processes} | found)
+            found = try_fault(setting, times=arguments.times, whole=whole)
+        runs = add_to(runs, {"fault": name, "processes": processes(kind)} | found)
         write_results(arguments.json, totals(runs), runs=runs)
     print(table(runs), end="")
     for path in arguments.write:

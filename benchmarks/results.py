@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_runs(path: Path | None) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["runs"] if path is not None and path.is_file() else []
 
 
-def write_results(path: Path | None, figures: dict[str, float], *, runs: Any) -> None:
+def write_results(path: Path | None, figures: Mapping[str, float], *, runs: Any) -> None:
     """Write figures with the hardware and versions that they hold for.
 
     Args:

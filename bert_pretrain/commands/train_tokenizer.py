@@ -63,7 +63,7 @@ class TokenizerArguments:
     max_input_chars_per_word: CountOrAuto = flag(
         CountOrAuto("auto"),
         "Longer words are [UNK]; cutting one takes time by the cube of its length. auto = what "
-        "99.9 % of the text's characters need, from 100 to 1000.",
+        "99.9 %% of the text's characters need, from 100 to 1000.",
         Range(1, 10**5, or_auto=True),
     )
     max_unknown_share: float = flag(

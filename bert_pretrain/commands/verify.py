@@ -14,13 +14,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from bert_pretrain.commands.running import reporting_input_errors
 from bert_pretrain.config.flags import check_json_target
 from bert_pretrain.data.atomic import write_json
 from bert_pretrain.data.digests import damages, is_sealed, record_digest
 from bert_pretrain.data.json_files import parse_json
+from bert_pretrain.data.json_forms import misfit
 from bert_pretrain.data.run_folder import list_checkpoints, read_final, read_rows
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import code_sha256
@@ -40,6 +41,57 @@ class Check:
     expected: str
     found: str
     state: State
+
+
+class _Data(TypedDict):
+    folder: str | None
+    files: dict[str, str]
+
+
+class _Tokenizer(TypedDict):
+    sha256: str
+
+
+class _Weights(TypedDict):
+    name: str
+    folder: str
+    files: dict[str, str]
+
+
+class _Sources(TypedDict, total=False):
+    data: _Data | None
+    tokenizer: _Tokenizer | None
+    initial_weights: _Weights | None
+
+
+class _Run(TypedDict, total=False):
+    """What is read of run.json, as far as it is there."""
+
+    config: dict[str, Any]
+    started: str | None
+    sources: _Sources | None
+    code_sha256: str | None
+
+
+class _Export(TypedDict, total=False):
+    """The same of final/run.json."""
+
+    files: dict[str, str] | None
+
+
+class _File(TypedDict):
+    path: str
+    sha256: str
+
+
+class _Source(TypedDict, total=False):
+    files: list[_File] | None
+
+
+class _Manifest(TypedDict, total=False):
+    """The same of the manifest of a corpus."""
+
+    source: _Source | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +132,12 @@ def verify(run_dir: Path) -> list[Check]:
             f"{run_dir} holds no run: neither run.json nor a checkpoint",
             advice="pass the `output_dir` of a pretraining run",
         )
-    check, record = _record_check(run_dir / "run.json", "run.json")
+    if (run_dir / "config.json").is_file():  # its run.json is the record of the export
+        raise InputError(
+            f"{run_dir} is what a run has exported, not the run",
+            advice="pass the `output_dir` of the run, which checks its final/ too",
+        )
+    check, record = _record_check(run_dir / "run.json", "run.json", _Run)
     checks = [check, _metrics_check(run_dir, record)]
     checks += [
         check
@@ -89,7 +146,7 @@ def verify(run_dir: Path) -> list[Check]:
     ]
     checks += _export_checks(run_dir / "final")
     sources = record.get("sources")
-    if not isinstance(sources, dict):
+    if sources is None:
         return [*checks, Check("what it is made of", "", "run.json does not say", "unknown")]
     with_tokenizer = [run_dir / "final", *reversed(checkpoints)]
     folder = next((path for path in with_tokenizer if (path / "tokenizer.json").is_file()), None)
@@ -103,16 +160,22 @@ def verify(run_dir: Path) -> list[Check]:
     return checks
 
 
-def _record_check(path: Path, what: str) -> tuple[Check, dict[str, Any]]:
-    """Check a record with a digest of itself; return it too, {} if it cannot be relied on."""
+def _record_check(path: Path, what: str, form: type) -> tuple[Check, dict[str, Any]]:
+    """Check a record with a digest of itself; return it too, {} if it cannot be relied on.
+
+    Args:
+        path: of the record.
+        what: as the table calls it.
+        form: that its content must have: it may be a stranger's, with a digest that is right.
+    """
     try:
         record = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         return Check(what, "a record", error.strerror or str(error), "missing"), {}
     except ValueError as error:
         return Check(what, "a record", f"no JSON ({error})", "damaged"), {}
-    if not isinstance(record, dict):
-        return Check(what, "a record", f"a {type(record).__name__}", "damaged"), {}
+    if wrong := misfit(record, form, "it"):
+        return Check(what, "a record", wrong, "damaged"), {}
     if not is_sealed(record):
         if {"code_sha256", "format_version"} & record.keys():
             return Check(what, "a digest", "none", "damaged"), {}
@@ -171,7 +234,7 @@ def _export_checks(final: Path) -> Iterator[Check]:
     if not final.is_dir():
         yield Check("final/", "", "not there; the run has not ended", "unknown")
         return
-    check, record = _record_check(final / "run.json", "final/run.json")
+    check, record = _record_check(final / "run.json", "final/run.json", _Export)
     yield check
     if record and not record.get("files"):
         yield Check("final/", "", "its record lists no files", "unknown")
@@ -184,7 +247,7 @@ def _data_checks(data: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("data", "", "embedded in a package, not on disk", "unknown")
         return
     folder = Path(data["folder"])
-    check, manifest = _record_check(folder / "manifest.json", f"{folder}/manifest.json")
+    check, manifest = _record_check(folder / "manifest.json", f"{folder}/manifest.json", _Manifest)
     yield check
     yield from _file_checks(f"{folder}", folder, data["files"])
     files = (manifest.get("source") or {}).get("files") or []

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import HfArgumentParser
 
-from bert_pretrain.errors import InputError
+from bert_pretrain.errors import InputError, first_line
 
 AnyDataclass = TypeVar("AnyDataclass")
 
@@ -307,8 +307,8 @@ def check_json_target(path: str | None) -> None:
     is_other = target.exists() and not target.is_file()
     if is_other or not target.parent.is_dir():
         raise InputError(
-            f"{path} is no file, or the folder it would lie in does not exist",
-            advice="pass a file as `json`",
+            f"`json` is {path!r} but must be a file, in a folder that exists",
+            advice="pass another file as `json`",
         )
 
 
@@ -326,8 +326,10 @@ def check_repo_id(repo_id: str, *, parameter: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
+        # It goes on with an argument of a function of the Hub's library.
+        reason = first_line(error).partition(" Use ")[0]
         raise InputError(
-            f"{repo_id!r} cannot be the name of a repository ({error})",
+            f"{repo_id!r} cannot be the name of a repository ({reason})",
             advice=f"pass owner/name or name as `{parameter}`",
         ) from error
 

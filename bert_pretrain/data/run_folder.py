@@ -22,6 +22,7 @@ from bert_pretrain.errors import InputError
 LOCK_FILE = ".lock"  # in the folder; it is not part of the folder's content
 # The workers of a process that was killed may live on for five seconds and keep its lock.
 TIMEOUT_SECONDS = 10.0
+_DAMAGED = "restore the file, or pass the folder of another run"
 _CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -64,9 +65,9 @@ def _parse_row(line: str, place: str) -> dict[str, Any]:
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise InputError(f"{place} is not JSON", advice="the file is damaged") from error
+        raise InputError(f"{place} is not JSON", advice=_DAMAGED) from error
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise InputError(f"{place} has no step", advice="the file is damaged, or not a run's")
+        raise InputError(f"{place} has no step", advice=_DAMAGED)
     return row
 
 

@@ -291,8 +291,7 @@ def load_weights(model_class: Any, name: str, *, subfolder: str = "", **fields: 
         missing = sorted(loading["missing_keys"])
         raise InputError(
             f"{place} lacks {len(missing)} weights, such as {missing[0]}",
-            advice="pass `model_name_or_path` a complete checkpoint, or `config_name` to start "
-            "from none",
+            advice="pass `model_name_or_path` a complete checkpoint",
         )
     check_finite_weights(model, place, parameter="model_name_or_path")
     return model

@@ -201,7 +201,8 @@ def _class_of(config: PreTrainedConfig, *, with_pairs: bool) -> type[PreTrainedM
     if stock is None:
         raise InputError(
             f"transformers has no encoder of type {config.model_type!r} that predicts masked words",
-            advice=f"pass a model of another type, such as {', '.join(ARCHITECTURES)}",
+            advice="pass another `config_name` or `model_name_or_path`, of a type such as "
+            f"{', '.join(ARCHITECTURES)}",
         )
     return with_losses(stock)  # type: ignore[arg-type]  # a class can be hashed
 

@@ -7,21 +7,12 @@ damage; the form is checked too, since whoever writes a file can write its diges
 from __future__ import annotations
 
 import json
-import types
 from pathlib import Path
-from typing import (
-    Any,
-    TypedDict,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Any, TypedDict, cast
 
 from bert_pretrain.data.digests import seal, unseal
 from bert_pretrain.data.json_files import parse_json
+from bert_pretrain.data.json_forms import misfit
 from bert_pretrain.errors import InputError
 
 STATE_FILE = "trainer_state.json"
@@ -29,7 +20,6 @@ STATE_FILE = "trainer_state.json"
 # in a file beside the optimiser's own; other checkpoints are as they have always been.
 FORMAT_VERSION = 1
 SHARDED_VERSION = 2
-_MOST = 2**63  # no count of a run is larger
 
 
 class OtherVersionError(InputError):
@@ -125,10 +115,10 @@ def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
     if is_damaged:
         raise InputError(f"{path} is damaged (its digest is not the one written)", advice=advice)
     files = content.pop("files", None)
-    misfit = _misfit(files, dict[str, str], "files") or _misfit(content, LoopState, "the state")
-    if misfit or any(not _is_inside(name) for name in files):
-        misfit = misfit or "files names one outside the checkpoint"
-        raise InputError(f"{path} is no state of a run ({misfit})", advice=advice)
+    wrong = misfit(files, dict[str, str], "files") or misfit(content, LoopState, "the state")
+    if wrong or any(not _is_inside(name) for name in files):
+        wrong = wrong or "files names one outside the checkpoint"
+        raise InputError(f"{path} is no state of a run ({wrong})", advice=advice)
     del content["format_version"]
     return cast("LoopState", content), files
 
@@ -136,39 +126,3 @@ def read_state_file(path: Path) -> tuple[LoopState, dict[str, str]]:
 def _is_inside(name: str) -> bool:
     path = Path(name)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def _misfit(value: Any, expected: Any, name: str) -> str:
-    """Return what of a JSON value is not as a type says, "" if all is."""
-    if expected is Any:
-        return ""
-    if is_typeddict(expected):
-        if not isinstance(value, dict):
-            return f"{name} is no object"
-        if missing := sorted(expected.__required_keys__ - value.keys()):
-            return f"{name} has no {missing[0]}"
-        hints = get_type_hints(expected)
-        parts = [(value[key], hint, key) for key, hint in hints.items() if key in value]
-    elif get_origin(expected) is list:
-        if not isinstance(value, list):
-            return f"{name} is no list"
-        parts = [(entry, get_args(expected)[0], f"an entry of {name}") for entry in value]
-    elif get_origin(expected) is dict:
-        if not isinstance(value, dict):
-            return f"{name} is no object"
-        parts = [(entry, get_args(expected)[1], f"{key} of {name}") for key, entry in value.items()]
-    elif get_origin(expected) in (Union, types.UnionType):
-        found = [_misfit(value, choice, name) for choice in get_args(expected)]
-        return "" if "" in found else found[0]
-    else:
-        return "" if _is_simple(value, expected) else f"{name} is {str(value)[:40]!r}"
-    return next(filter(None, (_misfit(*part) for part in parts)), "")
-
-
-def _is_simple(value: Any, expected: Any) -> bool:
-    """Return whether a JSON value is a string, truth value, nothing, count or number as asked."""
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
-    if expected is float:  # a sum may be NaN, where an update was left out
-        return isinstance(value, float) or _is_simple(value, int)
-    return isinstance(value, expected)

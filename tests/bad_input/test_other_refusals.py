@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from refusals import cases, check_refusal
+from refusals import cases, check_refusal, snapshot
+from strange_files import RUNS
 
 from bert_pretrain.__main__ import main
 
@@ -114,6 +115,33 @@ PUSHES: list[tuple[str, ...]] = [
     ("push_dataset prepared --hub_dataset_id a/b/c", "'a/b/c'", "--hub_dataset_id"),
 ]
 
+VERIFIED: list[tuple[str, ...]] = [
+    ("nowhere", "nowhere holds no run", "--output_dir"),
+    ("''", "holds no run", "--output_dir"),
+    ("corpus.jsonl", "corpus.jsonl holds no run", "--output_dir"),
+    ("pipe", "pipe holds no run", "--output_dir"),
+    ("empty", "empty holds no run", "--output_dir"),
+    ("bert", "bert holds no run", "--output_dir"),
+    ("prepared", "prepared holds no run", "--output_dir"),
+    ("run/checkpoints/step-000002", "holds no run", "--output_dir"),
+    ("run/final", "run/final is what a run has exported", "--output_dir"),
+    ("x" * 300, "File name too long"),
+    ("run --json empty", "--json is 'empty'", "a folder that exists"),
+    ("run --json nowhere/x.json", "--json is 'nowhere/x.json'"),
+    ("run --json pipe", "--json is 'pipe'"),
+    ("run --json ''", "--json is ''"),
+]
+
+CLEANED: list[tuple[str, ...]] = [
+    ("--clean everything", "--clean is 'everything'", "all, or a number of days, at least 0"),
+    ("--clean ''", "--clean is ''", "all, or a number of days"),
+    ("--clean -1", "--clean is '-1'", "at least 0"),
+    ("--clean nan", "--clean is 'nan'"),
+    ("--clean inf", "--clean is 'inf'"),
+    ("--clean 1e400", "--clean is '1e400'"),
+    ("--clean '30 days'", "--clean is '30 days'"),
+]
+
 MIN = "--max_unknown_share 1"
 
 
@@ -126,12 +154,37 @@ MIN = "--max_unknown_share 1"
         tokenizer_text=("train-tokenizer --output_dir out --data_files", TEXT),
         report=("report", REPORTS),
         hub=("hub", PUSHES),
+        verify=("verify", VERIFIED),
     ),
 )
 def test_other_commands_refuse(
     world: Path, capsys: pytest.CaptureFixture[str], command: str, words: list[str]
 ) -> None:
     check_refusal(command, words, capsys)
+
+
+@pytest.mark.parametrize(("command", "words"), cases(cache=("cache", CLEANED)))
+def test_what_cache_refuses_removes_no_copy(
+    world: Path, caches: Path, capsys: pytest.CaptureFixture[str], command: str, words: list[str]
+) -> None:
+    copy = caches / "bert_pretrain/images/damaged"  # which `--clean all` would remove
+    copy.mkdir(parents=True, exist_ok=True)
+    before = snapshot(caches)
+    assert str(copy) in before
+    check_refusal(command, words, capsys)
+    assert snapshot(caches) == before
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_verify_looks_at_any_run_and_changes_nothing(
+    world: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = snapshot(world)
+    # A file that may be edited, and one of before records had digests.
+    is_damaged = name not in ("fill_mask_broken", "run_json_versions")
+    assert main(["verify", name]) == is_damaged
+    assert ("damaged or missing\n" in capsys.readouterr().out) == is_damaged
+    assert snapshot(world) == before
 
 
 @pytest.mark.parametrize(
@@ -144,6 +197,12 @@ def test_other_commands_refuse(
         ("hub push", "run_dir"),
         ("hub push run --private", "--private"),
         ("hub push_dataset", "prepared"),
+        ("verify", "RUN_DIR"),
+        ("verify run stray", "stray"),
+        ("verify run --jsn x", "--jsn x"),
+        ("cache stray", "stray"),
+        ("cache --clean", "--clean"),
+        ("cache --clena all", "--clena all"),
     ],
 )
 def test_a_command_with_few_flags_shows_them(

@@ -447,7 +447,7 @@ def test_what_a_run_says_of_its_model_is_refused_before_any_suite_begins(
     (tmp_path / "run/run.json").write_text('{"config": {"objective": "mlm"}}')
     flags = f"evaluate --model {tmp_path}/run --json {tmp_path}/figures.json --suite".split()
     for suites, expected in (
-        (["fill_mask", "nsp"], "--objective mlm"),
+        (["fill_mask", "nsp"], "by the objective mlm"),
         (["fill_mask", "knn"], "image processor"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,6 +180,43 @@ def test_another_program_and_another_card_are_no_fault(
     (folder / "out/final/README.md").write_text("mine")
     states = {check.what: check.state for check in verify(folder / "out")}
     assert states.pop("the program") == "changed" and set(states.values()) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "found"),
+    [
+        ("run.json", {"config": ["x"]}, "config is no object"),
+        ("run.json", {"sources": {"data": 5}}, "data is no object"),
+        ("run.json", {"sources": {"data": {"folder": [], "files": {}}}}, "folder is '[]'"),
+        ("run.json", {"sources": {"data": {"folder": "/x"}}}, "data has no files"),
+        ("run.json", {"sources": {"data": {"folder": "/x", "files": {"a": 1}}}}, "a of files is"),
+        ("run.json", {"sources": {"tokenizer": {}}}, "tokenizer has no sha256"),
+        ("run.json", {"sources": {"initial_weights": "x"}}, "initial_weights is no object"),
+        ("final/run.json", {"files": ["model.safetensors"]}, "files is no object"),
+        ("final/run.json", {"files": {"model.safetensors": None}}, "model.safetensors of files"),
+    ],
+)
+def test_a_record_of_another_form_is_damaged_though_its_digest_is_right(
+    folder: Path,
+    changed: Callable[[Path], None],
+    name: str,
+    changes: dict[str, Any],
+    found: str,
+) -> None:
+    path = folder / "out" / name
+    changed(path)
+    write_sealed(path, json.loads(path.read_text()) | changes)
+    check = faults(folder / "out")[name]
+    assert check.state == "damaged" and found in check.found
+
+
+def test_a_manifest_of_another_form_is_damaged(
+    folder: Path, changed: Callable[[Path], None]
+) -> None:
+    path = corpus_of(folder) / "manifest.json"
+    changed(path)
+    write_sealed(path, json.loads(path.read_text()) | {"source": {"files": [{"path": 5}]}})
+    assert faults(folder / "out")[str(path)].found == "an entry of files has no sha256"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])

@@ -16,6 +16,7 @@ import pytest
 from transformers import HfArgumentParser
 
 import bert_pretrain
+from bert_pretrain.__main__ import COMMANDS, main
 from bert_pretrain.config.arguments import ModelArguments, OptimizationArguments
 from bert_pretrain.config.continuing import DEFINING, FREE, NOTED, flags_to_compare
 from bert_pretrain.config.evaluating import LabelEfficiencyArguments, check_label_efficiency
@@ -187,6 +188,16 @@ def test_the_help_of_pretraining_can_be_shown() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
         parse_config(["--help"])
     assert "4294967295" in shown.getvalue()
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "hub push", "hub push_dataset"])
+def test_the_help_of_every_command_can_be_shown(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
 
 
 def test_a_flag_may_be_spelt_with_hyphens() -> None:

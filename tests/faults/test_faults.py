@@ -10,6 +10,8 @@ import random
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +20,7 @@ from runs import ROOT, parted, run_here
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import faults
 import soak
+from fault_setting import Fault
 from results import replace_marked
 
 RESULTS = json.loads((ROOT / "benchmarks/results/faults.json").read_text())
@@ -34,15 +37,75 @@ def test_a_run_that_is_killed_in_a_checkpoint_goes_on_as_if_nothing_had_been() -
         run_here(setting.folder, [*setting.flags, *resumed.split()])
         assert faults.content(setting.run_dir) == faults.content(setting.folder / "whole")
         assert faults.leftovers(setting) == []
+        *_, older, newest = sorted((setting.run_dir / "checkpoints").iterdir())
+        (older / "optimizer.bin").unlink()
+        (found,) = faults.leftovers(setting)
+        assert f"checkpoints/{older.name}: " in found and "is missing or damaged" in found
+        older.rename(aside := older.with_name(f"{older.name}.aside-1"))
+        assert faults.leftovers(setting) == [aside.name]
+        setting.damaged.add(older.name)  # by the fault: it is set aside, and stays
+        assert faults.leftovers(setting) == []
+        newest.rename(newest.with_name(f"{newest.name}.aside-1"))
+        assert faults.leftovers(setting) == [f"{newest.name}.aside-1"]
+
+
+class EndedRun:
+    """A setting whose starts have come to their end at once."""
+
+    def __init__(self, folder: Path, fault: Fault) -> None:
+        self.kind = faults.Kind(fault)
+        self.run_dir, self.cache, self.log = (folder / name for name in ("run", "cache", "log"))
+        self.damaged: set[str] = set()
+        self.log.touch()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        for folder in (self.run_dir, self.cache):
+            folder.mkdir(exist_ok=True)
+        process = subprocess.Popen(["true"])
+        process.wait()
+        return process
+
+
+@pytest.mark.parametrize("comes", [False, True])
+def test_a_run_that_comes_to_its_end_is_compared_before_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    ends = []
+
+    def check_end(setting: EndedRun, *_: Any) -> None:
+        ends.append(setting.run_dir.is_dir())
+        if len(ends) == 2:
+            raise faults.LostError("other metrics or weights")
+
+    monkeypatch.setattr(faults, "check_end", check_end)
+    setting: Any = EndedRun(tmp_path, lambda *_: comes)
+    found = faults.try_fault(setting, times=2, whole=([], ""))
+    assert ends == [True, True]
+    # Where no fault came, the run is lost all the same.
+    num_tried = 2 if comes else 1
+    assert found == {"tried": num_tried, "lost": num_tried, "recovered": 0}
+
+
+def test_a_curve_is_near_another_if_it_differs_by_rounding_alone() -> None:
+    row = {"split": "train", "step": 5, "loss": 8.0, "mlm_accuracy": 0.25}
+
+    def is_near(**changes: Any) -> bool:
+        return faults.is_near([row | changes], [row], tolerance=1e-5)
+
+    assert is_near() and is_near(loss=8.00007) and is_near(mlm_accuracy=0.26)
+    assert not is_near(loss=8.00009) and not is_near(mlm_accuracy=0.28)
+    assert not is_near(step=6) and not is_near(more=1.0) and not is_near(loss=float("nan"))
+    assert not faults.is_near([row, row], [row], tolerance=1e-5)
 
 
 @cache
-def undisturbed(num_processes: int) -> faults.Whole:
-    return faults.undisturbed(faults.FLAGS.split(), num_processes)
+def undisturbed(kind: faults.Kind) -> faults.Whole:
+    return faults.undisturbed(faults.FLAGS.split(), kind)
 
 
 SLOW = (
     "killed in the export",
+    "loader worker killed",
     "disk full in a checkpoint",
     "one of two killed",
 )
@@ -51,11 +114,12 @@ SLOW = (
 @pytest.mark.parametrize("name", parted(faults.FAULTS, slow=SLOW))
 def test_a_fault_loses_nothing(name: str) -> None:
     kind = faults.FAULTS[name]
-    whole, seconds = undisturbed(kind.num_processes)
+    whole, seconds = undisturbed(faults.undisturbed_kind(kind))
+    times = 2 if kind.other_num_processes else 1  # there and back
     flags, generator = faults.FLAGS.split(), random.Random(name)
     with faults.made_setting(flags, kind, seconds=seconds, generator=generator) as setting:
-        found = faults.try_fault(setting, kind.fault, times=1, whole=whole)
-    assert found == {"tried": 1, "lost": 0, "recovered": 1}
+        found = faults.try_fault(setting, times=times, whole=whole)
+    assert found == {"tried": times, "lost": 0, "recovered": times}
 
 
 @pytest.mark.parametrize("name", ["README.md", "SECURITY.md"])
@@ -93,6 +157,9 @@ def test_tries_of_several_pieces_add_up() -> None:
     assert runs[1]["tried"] == runs[1]["recovered"] == 6
     assert faults.totals(runs) == {"tried": 7, "lost": 1, "recovered": 6, "kills": 7}
     assert "| all |  | 7 | 1 | 6 |\n" in faults.table(runs)
+    moved = {"fault": "killed, goes on with another number of processes", "processes": "1, 2"}
+    moved |= {"tried": 2, "lost": 0, "recovered": 2}
+    assert f"| {moved['fault']} (curve within a relative 1e-05) | 1, 2 |" in faults.table([moved])
 
 
 def looks(*, growth: float, files: int = 0, threads: int = 0) -> list[soak.Look]:

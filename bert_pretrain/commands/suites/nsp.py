@@ -33,8 +33,8 @@ def refuse_untrained_head(evaluation: Evaluation) -> None:
     """Raise `InputError` if the run that wrote the model trained no next-sentence head."""
     if evaluation.run.get("objective") == "mlm":
         raise InputError(
-            f"the run that wrote {evaluation.options.model!r} had `objective` mlm, so its "
-            "next-sentence head is untrained",
+            f"{evaluation.options.model!r} was trained by the objective mlm, so its next-sentence "
+            "head is untrained",
             advice="pass another `model`, or leave nsp out of `suite`",
         )
 
