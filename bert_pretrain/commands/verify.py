@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help=help_text)
     options = parser.parse_args(arguments)
     with reporting_input_errors(debug=options.debug):
-        check_json_target(options.json)
+        _check_target(options.json, options.run_dir)
         checks = verify(options.run_dir)
         is_whole = not any(check.state in FAULTS for check in checks)
         sys.stdout.write(format_table(checks))
@@ -118,6 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             content = {"is_whole": is_whole, "checks": [asdict(check) for check in checks]}
             write_json(Path(options.json), content)
     return 0 if is_whole else 1
+
+
+def _check_target(path: str | None, run_dir: Path) -> None:
+    check_json_target(path)
+    if path and Path(path).resolve().is_relative_to(run_dir.resolve()):
+        raise InputError(
+            f"`json` is {path!r}, in the run that is checked: it could replace what the run wrote",
+            advice="pass a file in another folder as `json`",
+        )
 
 
 def verify(run_dir: Path) -> list[Check]:

@@ -130,6 +130,8 @@ VERIFIED: list[tuple[str, ...]] = [
     ("run --json nowhere/x.json", "--json is 'nowhere/x.json'"),
     ("run --json pipe", "--json is 'pipe'"),
     ("run --json ''", "--json is ''"),
+    ("run --json run/run.json", "--json is 'run/run.json', in the run that is checked"),
+    ("run --json run/new.json", "in the run that is checked", "another folder"),
 ]
 
 CLEANED: list[tuple[str, ...]] = [
