@@ -10,13 +10,14 @@ become two crops of 224 x 224 pixels each, as SimCLR takes them: 8 to 100 % of t
 
 Every way is timed in each round, once its workers deliver steadily, and medians over the rounds are
 shown. The first start of the two readings, which looks at every image once, is timed by itself.
+--write puts the table of --json between the marks of a document; `--rounds 0` measures nothing new.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-import os
 import random
 import statistics
 import tempfile
@@ -29,14 +30,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from results import write_results
+from results import replace_marked, write_results
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bert_pretrain.data.course import Course
 from bert_pretrain.data.loader import training_windows
 from bert_pretrain.data.stream import Place
-from bert_pretrain.hardware import cpu_threads
+from bert_pretrain.hardware import cpu_threads, describe_run
 from bert_pretrain.images.augmentation import PRESETS, AugmentationRule
 from bert_pretrain.images.collator import unit_range, view_source
 from bert_pretrain.images.corpus import ImageReading, open_images
@@ -195,26 +196,10 @@ def images_per_second(
     return num_batches * batch_size / seconds
 
 
-def main() -> None:
-    """Print the table and write the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    settings = {
-        "image_size": (224, "side of a crop, pixels"),
-        "width": (500, "of the photographs, pixels"),
-        "height": (375, "of the photographs, pixels"),
-        "num_images": (512, "photographs that are made"),
-        "batch_size": (64, "images, each as two crops"),
-        "num_workers": (cpu_threads(0), "processes of every way"),
-        "rounds": (5, "that the medians are of"),
-        "batches": (6, "timed in a round, of every way"),
-    }
-    for name, (default, meaning) in settings.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
-    parser.add_argument("--json", type=Path, help="file for the figures and these settings")
-    arguments = parser.parse_args()
-    torch.set_num_threads(cpu_threads(0))
+def measure(
+    arguments: argparse.Namespace, settings: list[str]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Return the figures, and the images per second of each way by round."""
     size, batch_size = arguments.image_size, arguments.batch_size
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -243,23 +228,74 @@ def main() -> None:
                     num_ahead=2 * arguments.num_workers + 1,
                 )
                 rates[way].append(rate)
-    print(
-        f"{arguments.num_images} JPEGs of {arguments.width} x {arguments.height} pixels, "
-        f"{mean_bytes / 1000:.0f} kB each; two crops of {size} x {size}; {os.cpu_count()} cores, "
-        f"{arguments.num_workers} workers; first start: stream {stream.seconds:.1f} s, cache "
-        f"{cache.seconds:.1f} s"
-    )
-    figures = {name: getattr(arguments, name) for name in settings}
+    figures: dict[str, float] = {name: getattr(arguments, name) for name in settings}
+    figures |= {"bytes_a_file": mean_bytes}
     figures |= {"stream_first_seconds": stream.seconds, "cache_first_seconds": cache.seconds}
     for way, found in rates.items():
-        ratios = sorted(a / b for a, b in zip(found, rates["plain"], strict=True))
         figures[f"{way}_images_per_second"] = statistics.median(found)
-        figures[f"{way}_to_plain_ratio"] = statistics.median(ratios)
-        print(
-            f"{way.replace('_and_', ' + '):14} {statistics.median(found):8,.0f} images/s; "
-            f"/ plain {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        figures[f"{way}_to_plain_ratio"] = statistics.median(ratios(found, rates["plain"]))
+    return figures, rates
+
+
+def ratios(rates: list[float], plain: list[float]) -> list[float]:
+    """Return how many times as fast as the plain way each round was, ascending."""
+    return sorted(ours / theirs for ours, theirs in zip(rates, plain, strict=True))
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return what a results file holds as Markdown."""
+    figures, rates, hardware = content["figures"], content["runs"], content["hardware"]
+    lines = [
+        f"{figures['num_images']} JPEGs of {figures['width']} x {figures['height']} pixels, "
+        f"{figures['bytes_a_file'] / 1000:.0f} kB each, to two crops of {figures['image_size']} x "
+        f"{figures['image_size']}; {len(rates['plain'])} rounds; {hardware['processor']}, "
+        f"{hardware['cores']} cores, {figures['num_workers']} workers. First start: "
+        f"{figures['stream_first_seconds']:.1f} s (stream), {figures['cache_first_seconds']:.1f} s "
+        "(cache).\n",
+        "| way | images/s | times plain, by round |",
+        "| --- | --- | --- |",
+    ]
+    for way, found in rates.items():
+        times = ratios(found, rates["plain"])
+        lines.append(
+            f"| {way.replace('_and_', ' + ')} | {statistics.median(found):,.0f} "
+            f"({min(found):,.0f} to {max(found):,.0f}) | {statistics.median(times):.2f} "
+            f"({times[0]:.2f} to {times[-1]:.2f}) |"
         )
-    write_results(arguments.json, figures, runs=arguments.rounds)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print the table, and write figures and documents."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    settings = {
+        "image_size": (224, "side of a crop, pixels"),
+        "width": (500, "of the photographs, pixels"),
+        "height": (375, "of the photographs, pixels"),
+        "num_images": (512, "photographs that are made"),
+        "batch_size": (64, "images, each as two crops"),
+        "num_workers": (cpu_threads(0), "processes of every way"),
+        "rounds": (5, "that the medians are of"),
+        "batches": (6, "timed in a round, of every way"),
+    }
+    for name, (default, meaning) in settings.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the figures and these settings")
+    parser.add_argument("--write", type=Path, help="document with marks that gets the table")
+    arguments = parser.parse_args()
+    torch.set_num_threads(cpu_threads(0))
+    if arguments.rounds:
+        figures, rates = measure(arguments, list(settings))
+        content = {"figures": figures, "runs": rates} | describe_run()
+        write_results(arguments.json, figures, runs=rates)
+    else:
+        content = json.loads(arguments.json.read_text())
+    print(table(content), end="")
+    if arguments.write:
+        document = arguments.write.read_text()
+        arguments.write.write_text(replace_marked(document, "image reading", table(content)))
 
 
 if __name__ == "__main__":
