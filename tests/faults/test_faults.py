@@ -136,6 +136,8 @@ def test_nothing_that_was_tried_was_lost() -> None:
     assert tried == [name for name in faults.FAULTS if name in tried]
     assert all(run["tried"] > 0 and run["lost"] == 0 for run in RESULTS["runs"])
     assert RESULTS["figures"] == faults.totals(RESULTS["runs"])
+    kills = RESULTS["figures"]["kills"]
+    assert kills >= 50 and f"{kills} of the tries are kills" in (ROOT / "README.md").read_text()
 
 
 def test_a_checkpoint_holds_the_run_for_at_most_a_fifth_of_an_update() -> None:
