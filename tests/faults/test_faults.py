@@ -188,6 +188,15 @@ def test_a_soak_tells_what_grows_from_what_warms_up(
     assert soak.is_steady(figures) == expected
 
 
+def test_the_soak_of_an_hour_was_steady() -> None:
+    figures = json.loads((ROOT / "benchmarks/results/soak.json").read_text())["figures"]
+    assert figures["minutes"] >= 60 and soak.is_steady(figures)
+    text = " ".join((ROOT / "docs/checkpoints.md").read_text().split())
+    early, late = (f"{figures[f'memory_mib_{third}']:.0f}" for third in ("early", "late"))
+    growth = f"{figures['memory_growth_share']:.1%}".replace("%", " %")
+    assert f"{early} MiB in the first third of the hour and {late} in the last, {growth}" in text
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_pages_that_a_forked_process_shares_are_counted_once() -> None:
     script = """
