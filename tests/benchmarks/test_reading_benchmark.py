@@ -9,6 +9,11 @@ from pathlib import Path
 
 from runs import ROOT, environment
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import image_reading
+from results import replace_marked
+
 SMALL = {
     "image_size": 16,
     "width": 48,
@@ -37,3 +42,9 @@ def test_every_way_of_reading_is_timed_and_written_with_its_settings(tmp_path: P
         assert written["runs"][way] == [written["figures"][f"{way}_images_per_second"]]
         assert written["runs"][way][0] > 0
         assert f"| {way.replace('_and_', ' + ')} | " in done.stdout
+
+
+def test_the_document_holds_the_table_of_the_committed_results() -> None:
+    text = (ROOT / "docs/images.md").read_text()
+    content = json.loads((ROOT / "benchmarks/results/image_reading.json").read_text())
+    assert replace_marked(text, "image reading", image_reading.table(content)) == text
