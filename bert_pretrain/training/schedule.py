@@ -72,6 +72,11 @@ class Schedule:
             return 1 - math.sqrt(1 - left)
         return left
 
+    def foretold_length(self, step: int, elapsed: float) -> int | None:
+        """Return the run's length in whole updates, as it looks now; None = nothing tells yet."""
+        length = self._num_steps(step, elapsed)
+        return max(step, round(length)) if math.isfinite(length) else None
+
     def _num_steps(self, step: int, elapsed: float) -> float:
         """Return the run's length in updates, as `step` of them in `elapsed` seconds foretell."""
         length = float(self.max_steps) if self.max_steps else math.inf

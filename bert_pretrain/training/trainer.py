@@ -242,8 +242,9 @@ class Trainer:
                 is_rising = self.course.is_rising(self.step)
                 with uncompiled(is_compiled=self.is_compiled and is_rising):
                     grad_norm = self._update(window, learning_rate)
-                bar.update(1)
                 elapsed = self.elapsed()
+                bar.total = self.schedule.foretold_length(self.step, elapsed)
+                bar.update(1)
                 is_over = self.schedule.is_over(self.step, elapsed)
                 is_logged = is_over or _is_due(self.step, self.intervals.logging)
                 with self.profiler.section("logging"):

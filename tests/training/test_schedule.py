@@ -39,6 +39,17 @@ def test_a_clock_sets_the_length_where_it_ends_first() -> None:
     assert both.learning_rate(20, 10.0) == make_schedule("linear", length=60).learning_rate(20, 0)
 
 
+def test_the_progress_bar_ends_where_the_clock_will() -> None:
+    clocked = make_schedule("linear", length=1800, max_seconds=100.0)
+    assert clocked.foretold_length(0, 0.0) == 1800
+    assert clocked.foretold_length(10, 5.0) == 200
+    assert clocked.foretold_length(10, 0.5) == 1800
+    assert clocked.foretold_length(203, 101.0) == 203
+    endless = make_schedule("linear", length=0, max_seconds=100.0)
+    assert endless.foretold_length(0, 0.0) is None and endless.foretold_length(10, 5.0) == 200
+    assert make_schedule("linear", length=30).foretold_length(10, 5.0) == 30
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "share_of_peak"),
     [
