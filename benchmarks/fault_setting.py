@@ -148,6 +148,14 @@ def comes(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> bo
     return True
 
 
+def lasts(setting: Setting, process: subprocess.Popen[bytes], *, share: float) -> bool:
+    """Wait for at most a share of a training's time, at random; return whether the run goes on."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(setting.generator.uniform(0, share) * setting.seconds)
+        return False
+    return True
+
+
 def trains(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
     """Wait until a run trains: it begins metrics.jsonl, or writes it again."""
     path = setting.run_dir / "metrics.jsonl"

@@ -12,17 +12,14 @@ import subprocess
 import time
 
 import psutil
-from fault_setting import SECONDS_TO_FOLLOW, Fault, LostError, Setting, has_saved, is_alive
+from fault_setting import SECONDS_TO_FOLLOW, Fault, LostError, Setting, has_saved, is_alive, lasts
 
 
 def one_process(number: signal.Signals) -> Fault:
     """Send a signal to one of two processes at any moment after another checkpoint."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
-        if not has_saved(setting, process):
-            return False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(setting.generator.uniform(0, 0.2) * setting.seconds)
+        if not (has_saved(setting, process) and lasts(setting, process, share=0.2)):
             return False
         workers = psutil.Process(process.pid).children()
         with contextlib.suppress(ProcessLookupError):  # it has just ended
@@ -46,10 +43,7 @@ def one_killed_of_restarting(setting: Setting, process: subprocess.Popen[bytes])
 
 def all_killed_for_others(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
     """Kill all processes after another checkpoint, and let another number of them go on."""
-    if not has_saved(setting, process):
-        return False
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(setting.generator.uniform(0, 0.2) * setting.seconds)
+    if not (has_saved(setting, process) and lasts(setting, process, share=0.2)):
         return False
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()

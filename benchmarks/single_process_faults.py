@@ -21,6 +21,7 @@ from fault_setting import (
     appears,
     comes,
     ended_by_itself,
+    lasts,
     stays_behind,
     trains,
 )
@@ -37,10 +38,7 @@ def at_random(number: signal.Signals) -> Fault:
     """Send a signal at any moment of the training."""
 
     def apply(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
-        if not trains(setting, process):
-            return False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(setting.generator.uniform(0, 0.5) * setting.seconds)
+        if not (trains(setting, process) and lasts(setting, process, share=0.5)):
             return False
         process.send_signal(number)
         status = process.wait()
@@ -108,10 +106,7 @@ def killed_in_evaluation(setting: Setting, process: subprocess.Popen[bytes]) -> 
 
 def worker_killed(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
     """Kill a process that reads rows for the run, which must end by itself and say why."""
-    if not trains(setting, process):
-        return False
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(setting.generator.uniform(0, 0.3) * setting.seconds)
+    if not (trains(setting, process) and lasts(setting, process, share=0.3)):
         return False
     said_before = setting.num_said
     try:
@@ -129,10 +124,7 @@ def worker_killed(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
 
 def second_run(setting: Setting, process: subprocess.Popen[bytes]) -> bool:
     """Give the command once more while the run trains; it must be refused, and the run go on."""
-    if not trains(setting, process):
-        return False
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(setting.generator.uniform(0, 0.5) * setting.seconds)
+    if not (trains(setting, process) and lasts(setting, process, share=0.5)):
         return False
     process.send_signal(signal.SIGSTOP)  # so that it is still at work when the other comes
     try:

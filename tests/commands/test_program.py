@@ -73,14 +73,17 @@ def test_a_new_bert_begins_with_neighbour_heads_unless_that_is_unwanted(folder: 
 
 
 def test_a_run_given_hours_ends_with_all_rows_logged(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: 0.3 * next(ticks))  # whatever the machine does
     monkeypatch.setattr("bert_pretrain.training.metrics.time", clock)
     flags = "--max_hours 0.0015 --warmup_steps 1 --logging_steps 1000 --eval_steps 0"  # 5.4 seconds
+    flags += " --max_steps 5000"
     pretrain(folder, *flags.split(), "--output_dir", "out")
     *_, train, final = metrics(folder / "out")
+    # The bar ended where the clock ended the run, not where its updates would have.
+    assert f" {final['step']}/{final['step']} " in capsys.readouterr().err
     assert train["split"] == "train" and final["split"] == "validation"
     assert train["step"] == final["step"] > 5
     assert train["learning_rate"] < 0.25 * 1.5e-3  # the clock has run out, and with it the rate
