@@ -64,7 +64,8 @@ def evaluate(trainer: Trainer, *, is_last: bool) -> bool:
             beat=trainer.watchdog.beat,
         )
         row = trainer.row("validation") | means | measured | held_out.facts
-        for message in trainer.watch.warnings(row, phase) + trainer.monitor.warnings(row):
+        worse = trainer.watch.warnings(row, phase, is_last=is_last)
+        for message in worse + trainer.monitor.warnings(row):
             journal.warn(spell(message), step=trainer.step)
         journal.write(row | averaged)
         journal.print(_summary(row | averaged))

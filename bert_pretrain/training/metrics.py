@@ -208,29 +208,34 @@ def _step_of(line: str) -> float:
 
 
 class CourseWatch:
-    """Warns when one loss gets worse over evaluations while the total may hide it.
+    """Warns of what gets worse over evaluations while the loss may hide it.
 
     A joint loss can fall while one of its heads dies: with too high a rate the masked-LM loss
-    drifts back to the unigram entropy and the next-sentence loss pays for it.
+    drifts back to the unigram entropy and the next-sentence loss pays for it. And images can be
+    told apart ever better by what has nothing to do with what they show.
     """
 
     def __init__(self, *, tolerance: float = 0.02) -> None:
-        """Allow a loss to lie `tolerance` (a share) above its best value."""
+        """Allow a loss to lie `tolerance` (a share) above its best value, an accuracy below."""
         self.tolerance = tolerance
         self._best: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, float]:
-        """Return the best losses so far."""
+        """Return the best losses so far, and the first accuracy of neighbours."""
         return dict(self._best)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue from `state_dict()`."""
         self._best = dict(state)
 
-    def warnings(self, row: Mapping[str, Any], phase: int = 0) -> list[str]:
+    def warnings(
+        self, row: Mapping[str, Any], phase: int = 0, *, is_last: bool = False
+    ) -> list[str]:
         """Return a message for every loss of a validation row that is worse than it has been.
 
-        Losses of different phases of a run, over different rows, are not compared.
+        Losses of different phases of a run, over different rows, are not compared. The accuracy of
+        nearest neighbours, of images with labels, often falls before it rises, so only the last row
+        is compared with the first one.
         """
         messages = []
         for key, value in row.items():
@@ -245,6 +250,16 @@ class CourseWatch:
                     "usually cures it"
                 )
             self._best[name] = min(best, value)
+        accuracy = row.get("knn_accuracy")
+        if accuracy is not None:
+            first = self._best.setdefault("knn_accuracy", accuracy)
+            if is_last and accuracy < first * (1 - self.tolerance):
+                messages.append(
+                    f"the k-NN accuracy of held-out images is {accuracy:.3f} at the end and "
+                    f"{first:.3f} at the beginning: what was learnt is not what their labels are "
+                    "about; more updates (`max_steps`) or a lower `learning_rate` may help, else "
+                    "views or a task that suit these images better"
+                )
         return messages
 
 

@@ -242,6 +242,17 @@ def test_a_loss_of_longer_rows_is_not_compared_with_one_of_shorter_ones() -> Non
     assert "was 2.000" in again.warnings({"mlm_loss": 2.1}, phase=1)[0]
 
 
+def test_an_encoder_that_ends_with_worse_neighbours_than_it_began_with_is_warned_of() -> None:
+    watch = CourseWatch()
+    assert not watch.warnings({"knn_accuracy": 0.7})
+    assert not watch.warnings({"knn_accuracy": 0.6})  # many fall before they rise
+    again = CourseWatch()
+    again.load_state_dict(watch.state_dict())
+    assert not again.warnings({"knn_accuracy": 0.69}, is_last=True)  # two images of two hundred
+    (message,) = again.warnings({"knn_accuracy": 0.65}, is_last=True)
+    assert "0.650 at the end and 0.700 at the beginning" in message
+
+
 def test_a_layout_of_less_than_a_row_a_forward_pass_is_not_made() -> None:
     layout = BatchLayout(global_batch_size=8, num_micro_batches=4, eval_batch_size=4)
     course = Course(layout.global_batch_size, 10, ramp_start=2, ramp_share=0.5)
