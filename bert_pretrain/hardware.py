@@ -89,15 +89,17 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Return the FLOP/s that model FLOP utilisation (MFU) is a share of.
 
     On a GPU of the table it is the peak of dense products in bfloat16, whatever the run computes
-    in, so that runs can be compared; elsewhere what a large matrix product in `dtype` reaches on
-    the device, with this process's threads.
+    in, so that runs can be compared; elsewhere what a matrix product in `dtype` reaches on the
+    device, with this process's threads.
     """
     if device.type == "cuda" and (known := known_peak_flops(torch.cuda.get_device_name(device))):
         return known
-    size = 1024 if device.type == "cpu" else 8192
+    # A processor is fastest where the factors fit its cache, and in a time so short that others
+    # do not come between.
+    size = 512 if device.type == "cpu" else 8192
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
-    for _ in range(20):  # the fastest counts: others may use the machine meanwhile
+    for _ in range(50):  # the fastest counts: others may use the machine meanwhile
         begun = time.perf_counter()
         # Reading one number waits for the device.
         (left @ right)[0, 0].item()
