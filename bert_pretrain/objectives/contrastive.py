@@ -213,7 +213,7 @@ class Triplet(TwoViews):
     def settings_warnings(self) -> list[str]:
         """Return what no training can bring about, and what ruins most."""
         largest = largest_distance(self.distance, is_normalized=self.normalize)
-        messages = []
+        messages = super().settings_warnings()
         if self.margin > largest:
             where = "" if self.distance == "cosine" else "on the unit sphere (`normalize`) "
             messages.append(

@@ -67,6 +67,18 @@ def make_task(kind: Any, corpus: ImageCorpus, **others: Any) -> Task:
     return contrastive_task(corpus, PRESETS["simclr"], loss=kind, **(options | others))
 
 
+@pytest.mark.parametrize("kind", ["triplet", "nt_xent"])
+def test_local_views_of_few_pixels_are_warned_of_at_the_start(photos: Path, kind: str) -> None:
+    corpus = open_photos(photos, "cache")
+
+    def said(**others: Any) -> list[str]:
+        messages = make_task(kind, corpus, **others).monitor.warnings({"step": 0})
+        return [message for message in messages if "local views" in message]
+
+    assert said() == said(num_local_views=0) == []
+    assert "local views have 7 x 8 pixels" in said(wanted_local_size=(7, 8))[0]
+
+
 @pytest.mark.parametrize("reading", ["cache", "stream"])
 @pytest.mark.parametrize("kind", ["triplet", "nt_xent"])
 def test_a_batch_does_not_depend_on_how_it_is_made(photos: Path, kind: str, reading: str) -> None:
