@@ -9,6 +9,9 @@ from and a file to predict:
 
     python benchmarks/label_efficiency.py --models runs/1/final runs/2/final runs/3/final
     --task trec trec_train.jsonl trec_test.jsonl --task subj subj_train.jsonl subj_test.jsonl
+
+Without --models table and picture are those of the results in --json; --write puts the table
+between the marks of documents.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from results import write_results
+from results import read_runs, replace_marked, write_results
 
 from bert_pretrain.commands.suites.label_efficiency import plot_curve
 from bert_pretrain.downstream.adaptation import ADAPTED
@@ -183,9 +186,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", required=True, help="one for each pretraining seed")
+    parser.add_argument("--models", nargs="*", default=[], help="one for each pretraining seed")
     parser.add_argument(
-        "--task", nargs=3, action="append", required=True, metavar=("NAME", "TRAIN", "TEST")
+        "--task", nargs=3, action="append", default=[], metavar=("NAME", "TRAIN", "TEST")
     )
     parser.add_argument("--num_labels", nargs="+", default=["16", "64", "256"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -193,24 +196,54 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("runs/label_efficiency"))
     parser.add_argument("--figure", type=Path, help="PNG with the curves of all tasks")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", type=Path, nargs="+", default=[], help="documents with marks")
     parser.add_argument("flags", nargs="*", help="further flags of the suite, after --")
     arguments = parser.parse_args()
     refuse_unlike(arguments.models)
-    curves = [measure(tuple(task), arguments) for task in arguments.task]
+    if arguments.models:
+        curves = [measure(tuple(task), arguments) for task in arguments.task]
+        write(curves, arguments.json)
+    else:
+        curves = kept_curves(arguments.json)
     print(table(curves), end="")
     if arguments.figure is not None:
         draw(curves, arguments.figure)
+    for path in arguments.write:
+        path.write_text(replace_marked(path.read_text(), "few labels", table(curves)))
+
+
+def write(curves: list[Curve], path: Path | None) -> None:
+    """Write the results of all tasks."""
     figures = {
         f"{curve.task}_{count or 'all'}_{arm}": float(values.mean())
         for curve in curves
         for (count, arm), values in curve.accuracies.items()
     }
     runs = [
-        {"task": curve.task, "labels": count, "arm": arm, "accuracies": values.tolist()}
+        {
+            "task": curve.task,
+            "labels": count,
+            "rows": curve.num_rows[count],
+            "arm": arm,
+            "accuracies": values.tolist(),
+        }
         for curve in curves
         for (count, arm), values in curve.accuracies.items()
     ]
-    write_results(arguments.json, figures, runs=runs)
+    write_results(path, figures, runs=runs)
+
+
+def kept_curves(path: Path) -> list[Curve]:
+    """Return the curves that a file of results holds."""
+    runs = read_runs(path)
+    return [
+        Curve(
+            task,
+            {(r["labels"], r["arm"]): np.array(r["accuracies"]) for r in runs if r["task"] == task},
+            {r["labels"]: r["rows"] for r in runs if r["task"] == task},
+        )
+        for task in dict.fromkeys(run["task"] for run in runs)
+    ]
 
 
 if __name__ == "__main__":
