@@ -1,4 +1,4 @@
-"""The table of few labels: what it derives from trainings, and that README shows the kept one."""
+"""The table of few labels: what it derives from trainings, and that pages show the kept ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import label_efficiency
 
 RESULTS = ROOT / "benchmarks/results/label_efficiency.json"
+ADAPTED = ROOT / "benchmarks/results/label_efficiency_adapted.json"
 
 
 def trainings(model: int) -> list[dict[str, Any]]:
@@ -47,10 +48,12 @@ def test_a_table_from_the_file_is_the_one_that_was_measured(tmp_path: Path) -> N
     assert label_efficiency.table([kept]) == table
 
 
-def test_the_readme_shows_the_kept_table() -> None:
-    assert label_efficiency.table(label_efficiency.kept_curves(RESULTS)) in (
-        ROOT / "README.md"
-    ).read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "results"), [("README.md", RESULTS), ("docs/few_labels.md", ADAPTED)]
+)
+def test_a_page_shows_the_kept_table(page: str, results: Path) -> None:
+    table = label_efficiency.table(label_efficiency.kept_curves(results))
+    assert table in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_a_document_without_the_marks_is_left_as_it_is(

@@ -49,13 +49,19 @@ def test_an_unknown_part_and_a_used_folder_are_refused(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("part", "pretraining"),
+    [("text", "pretrain --data_files"), ("images", "pretrain --objective contrastive")],
+)
 def test_the_encoder_of_the_demonstration_is_better_than_none(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str, pretraining: str
 ) -> None:
-    assert main(["demo", "--parts", "images", "--output_dir", str(tmp_path / "demo")]) == 0
-    points = json.loads((tmp_path / "demo/demo.json").read_text())["points"]["images"]
+    # Minutes of a slow machine; a fast one needs half as many.
+    flags = ["--parts", part, "--minutes", "6", "--output_dir", str(tmp_path / "demo")]
+    assert main(["demo", *flags]) == 0
+    points = json.loads((tmp_path / "demo/demo.json").read_text())["points"][part]
     (few,) = [row for row in points if row["num_per_class"] == 4 and row["arm"] == "fine_tuned"]
     assert few["difference_interval"][0] > 0
     printed = capfd.readouterr().out
-    assert "$ bert-pretrain pretrain --objective contrastive" in printed
+    assert f"$ bert-pretrain {pretraining}" in printed
     assert "4 labels per class" in printed
