@@ -35,7 +35,11 @@ TRIPLETS = [
         ("", " --no_normalize"),
     )
 ]
-OTHERS = [f"contrastive --loss nt_xent {SHORT}", f"contrastive --reduction mean_positive {SHORT}"]
+OTHERS = [
+    f"contrastive --loss nt_xent {SHORT}",
+    f"contrastive --reduction mean_positive {SHORT}",
+    "contrastive --loss nt_xent --config_name vit-mini --max_steps 100 --global_batch_size 128",
+]
 LOCAL = [
     f"contrastive {flags} {SHORT}"
     for flags in (
