@@ -199,6 +199,10 @@ def main() -> None:
     parser.add_argument("--write", type=Path, nargs="+", default=[], help="documents with marks")
     parser.add_argument("flags", nargs="*", help="further flags of the suite, after --")
     arguments = parser.parse_args()
+    if arguments.models and not arguments.task:
+        parser.error("--models are measured on tasks: pass --task too")
+    if not arguments.models and not (arguments.json and arguments.json.is_file()):
+        parser.error("pass --models to measure, or --json a file of results to show")
     refuse_unlike(arguments.models)
     if arguments.models:
         curves = [measure(tuple(task), arguments) for task in arguments.task]

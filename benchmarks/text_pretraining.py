@@ -1,7 +1,7 @@
 """Pretrain the text encoders of the README's curves: one recipe, several seeds, general text.
 
 Every encoder is one run of micro on novels, Reuters news and kernel documentation, of equally many
-updates, in some 17 minutes on one core with bfloat16. Every step is the command that a user would
+updates, in some 18 minutes on one core with bfloat16. Every step is the command that a user would
 type, in a process of its own; what is finished in --work_dir is not repeated. --data_dir is a
 folder with
 

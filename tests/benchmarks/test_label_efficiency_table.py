@@ -66,3 +66,16 @@ def test_a_document_without_the_marks_is_left_as_it_is(
     with pytest.raises(ValueError, match="no marks"):
         label_efficiency.main()
     assert document.read_text() == "nothing\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--json", "lost.json"], ["--models", "a", "b"]])
+def test_without_results_or_tasks_no_page_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(before := "<!-- few labels -->\n| a table |\n<!-- /few labels -->\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["label_efficiency.py", *flags, "--write", str(page)])
+    with pytest.raises(SystemExit) as stopped:
+        label_efficiency.main()
+    assert stopped.value.code == 2 and page.read_text() == before

@@ -44,12 +44,14 @@ LOCAL = [
     f"contrastive {flags} {SHORT}"
     for flags in (
         "--num_local_views 4 --loss nt_xent",
-        "--num_local_views 4 --negatives random",
         "--num_local_views 4 --negatives all",
         "--num_local_views 1 --loss nt_xent --local_view_size 6",
         "--num_local_views 2 --loss nt_xent --local_crop_area 0.2 0.6",
     )
 ]
+# It stands still: .814 untrained, .811 after 100 updates and after 200.
+STUCK = f"contrastive --num_local_views 4 --negatives random {SHORT}"
+LOCAL.append(pytest.param(STUCK, marks=pytest.mark.xfail(strict=True)))
 
 
 def train(folder: Path, flags: str) -> tuple[float, float, list[str]]:
@@ -73,15 +75,11 @@ def test_a_combination_learns_more_than_its_untrained_encoder_knows(
 
 @pytest.mark.long
 @pytest.mark.parametrize("flags", LOCAL)
-def test_local_views_of_digits_learn_with_nt_xent_and_are_warned_of(
-    tmp_path: Path, flags: str
-) -> None:
-    untrained, trained, (warning, *others) = train(tmp_path, flags)
+def test_local_views_of_digits_learn_too_and_are_warned_of(tmp_path: Path, flags: str) -> None:
+    untrained, trained, warnings = train(tmp_path, flags)
+    assert trained > untrained, (untrained, trained, warnings)
+    (warning,) = warnings
     assert "too few to show what an image is of" in warning
-    if "nt_xent" in flags:
-        assert trained > untrained and others == []
-    # Triplets with views of 4 x 4 pixels stand still, or get worse and say so.
-    assert trained > 0.98 * untrained or "k-NN accuracy" in others[0]
 
 
 @pytest.mark.long

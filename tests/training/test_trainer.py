@@ -297,6 +297,20 @@ def test_rates_per_second_leave_out_evaluations(
     assert min(rates) > 8 / 2
 
 
+def test_the_last_evaluation_alone_is_warned_of_worse_neighbours_than_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter((0.8, 0.5, 0.6))
+    trainer = line_trainer(Accelerator(cpu=True), tmp_path, max_steps=4)
+    monkeypatch.setattr(
+        trainer.monitor, "measures", lambda *_, **__: {"knn_accuracy": next(accuracies)}
+    )
+    trainer.train()
+    assert [row["step"] for row in rows_of(tmp_path, "validation")] == [0, 2, 4]
+    (warning,) = [row for row in rows_of(tmp_path, "warning") if "k-NN" in row["message"]]
+    assert warning["step"] == 4 and "0.600 at the end and 0.800 at the beg" in warning["message"]
+
+
 def test_a_resumed_run_writes_the_rows_of_a_run_without_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
