@@ -30,6 +30,7 @@ from bert_pretrain.downstream.labels import LabelSpace
 from bert_pretrain.errors import InputError, first_line
 from bert_pretrain.models.any_encoder import num_token_types
 from bert_pretrain.models.beginning import begin_with_neighbours
+from bert_pretrain.models.fast_layers import use_fast_layers
 from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import initialize_vit
 from bert_pretrain.models.loaded_models import check_finite_weights, check_sizes, unread
@@ -260,6 +261,7 @@ class ClassifierSource:
                     module.register_forward_pre_hook(_put_into_evaluation_mode)
         if self.max_seq_length:
             choose_attention(model, self.max_seq_length)
+        use_fast_layers(model)
         return model
 
 

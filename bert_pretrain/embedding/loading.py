@@ -29,7 +29,8 @@ from bert_pretrain.embedding.texts import TextEmbedder
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import default_device, native_precision
 from bert_pretrain.models.embedding import Pooling, weights_digest
-from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
+from bert_pretrain.models.fast_layers import use_fast_layers
+from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder import load_image_encoder
 from bert_pretrain.models.image_processor import PIXEL_RANGE, load_processor
 from bert_pretrain.models.loaded_models import load_encoder
@@ -166,7 +167,7 @@ def _image_embedder(
             )
     processor = load_processor(name)
     encoder = load_image_encoder(name, parameter="model")
-    use_fast_response_norm(encoder)
+    use_fast_layers(encoder)
     settings = json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
     given = {}
     if rule.pixel_range is not None:

@@ -23,7 +23,8 @@ from transformers import (
 
 from bert_pretrain.errors import InputError
 from bert_pretrain.models.batch_norm import share_batch_statistics
-from bert_pretrain.models.fast_paths import choose_attention, use_fast_response_norm
+from bert_pretrain.models.fast_layers import use_fast_layers
+from bert_pretrain.models.fast_paths import choose_attention
 from bert_pretrain.models.image_encoder_config import (
     InputSize,
     read_config,
@@ -143,7 +144,7 @@ def prepare_encoder(
             f"{source} does not take images of {shown} pixels ({error})", advice=advice
         ) from error
     set_dropout(encoder, dropout)
-    use_fast_response_norm(encoder)
+    use_fast_layers(encoder)
     share_batch_statistics(encoder)
     if encoder.config.model_type == "vit":
         grid = [side // encoder.config.patch_size for side in sides(image_size)]
