@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
@@ -20,6 +21,8 @@ import torch
 from bert_pretrain.errors import hide_secrets
 
 _PACKAGE = Path(__file__).parent
+# Of mallopt, in bytes: pieces from which on the system is asked, and what may lie free.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _PACKAGES = (
     "bert-pretrain",
     "torch",
@@ -139,6 +142,19 @@ def cpu_threads(requested: int) -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next update; with glibc on Linux alone.
+
+    It returns large pieces to the system at once, which clears them anew for the next activations:
+    an update of a small convolutional encoder spent a fifth of its time on that.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library
+            library = ctypes.CDLL(None)
+            library.mallopt(_M_MMAP_THRESHOLD, 2**30)
+            library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def peak_resident_bytes() -> int | None:

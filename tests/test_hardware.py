@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -51,3 +55,32 @@ def test_images_are_decoded_on_all_cores_beside_a_gpu(monkeypatch: pytest.Monkey
     assert loader_workers(torch.device("cuda"), decodes_images=True) == 15
     assert loader_workers(torch.device("cuda")) == 4
     assert loader_workers(torch.device("cpu"), decodes_images=True) == 0
+
+
+# Minor page faults, each of which clears a page, of updates that need and free pieces of 64 MiB.
+COUNT_FAULTS = """
+import resource, sys
+import torch
+from bert_pretrain.hardware import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def update():
+    states = [torch.zeros(2**24) for _ in range(2)]
+    states.append(states[0] + states[1])
+for _ in range(4):
+    update()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    update()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_memory_that_is_kept_is_not_cleared_anew_for_each_update() -> None:
+    kept, returned = (
+        int(subprocess.check_output([sys.executable, "-c", COUNT_FAULTS, way]))
+        for way in ("keep", "return")
+    )
+    assert kept < returned / 4  # a piece may still be new

@@ -21,7 +21,12 @@ from bert_pretrain.data.course import Course
 from bert_pretrain.data.processes import gather_on_hosts, meet_after_restart
 from bert_pretrain.data.stream import TrainingStream
 from bert_pretrain.errors import InputError
-from bert_pretrain.hardware import cpu_threads, loader_workers, native_precision
+from bert_pretrain.hardware import (
+    cpu_threads,
+    keep_freed_memory,
+    loader_workers,
+    native_precision,
+)
 from bert_pretrain.models.batch_norm import SharedBatchNorm2d, batch_norms
 from bert_pretrain.training.compilation import uncompiled, wants_compilation
 from bert_pretrain.training.layout import (
@@ -48,6 +53,8 @@ def build_accelerator(config: PretrainingConfig) -> Accelerator:
     use_cpu = not torch.accelerator.is_available()
     # Beside a GPU too: launchers allow one thread, by which evaluations would draw and compare.
     torch.set_num_threads(cpu_threads(optimization.num_cpu_threads))
+    if use_cpu:
+        keep_freed_memory()
     mixed_precision: str = optimization.mixed_precision
     if mixed_precision == "auto":
         mixed_precision = launched_precision() or native_precision()
