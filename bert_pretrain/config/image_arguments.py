@@ -140,8 +140,8 @@ class LocalViewArguments:
     )
     local_view_size: LocalViewSize = flag(
         LocalViewSize(0),
-        "Their side in pixels, or HEIGHTxWIDTH; 0 = half of --image_size. A multiple of the "
-        "encoder's patches.",
+        "Their side in pixels, or HEIGHTxWIDTH; 0 = half of --image_size, all of it below 16 "
+        "pixels. A multiple of the encoder's patches.",
         PIXELS,
     )
     local_crop_area: list[float] | None = flags(

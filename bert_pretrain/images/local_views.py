@@ -20,6 +20,7 @@ from bert_pretrain.images.augmentation import check_ascending
 from bert_pretrain.images.views import Augmentation
 
 LOCAL_CROP_AREA = (0.05, 0.4)
+FEWEST_PIXELS = 8  # of a side: with local views of 4 x 4 pixels, encoders of digits learnt nothing
 _NUM_GLOBAL = 2  # views drawn before them
 
 
@@ -54,7 +55,8 @@ def local_view_size(wanted: int | tuple[int, int], image_size: tuple[int, int]) 
     """Return height and width of local views.
 
     Args:
-        wanted: the side of a square, or both; 0 = half of each side of an image.
+        wanted: the side of a square, or both; 0 = half of each side of an image, or all of it where
+            a half would have fewer than `FEWEST_PIXELS`.
         image_size: height and width of the views of full size.
 
     Raises:
@@ -63,7 +65,9 @@ def local_view_size(wanted: int | tuple[int, int], image_size: tuple[int, int]) 
     height, width = image_size
     size = (wanted, wanted) if isinstance(wanted, int) else wanted
     if not any(size):
-        size = (max(1, height // 2), max(1, width // 2))
+        size = (height // 2, width // 2)
+        if min(size) < FEWEST_PIXELS:
+            size = image_size
     if size[0] > height or size[1] > width:
         raise InputError.out_of_range(
             "local_view_size",

@@ -21,7 +21,7 @@ from bert_pretrain.data.processes import count_rows, gather_rows, sum_over_proce
 from bert_pretrain.data.random import Purpose, hash_uint64
 from bert_pretrain.data.stream import Batch
 from bert_pretrain.images.collator import unit_range, view_source
-from bert_pretrain.images.local_views import LocalViews
+from bert_pretrain.images.local_views import FEWEST_PIXELS, LocalViews
 from bert_pretrain.images.views import Augmentation
 from bert_pretrain.objectives.contrastive_pictures import NUM_COMPARED
 from bert_pretrain.objectives.image_monitor import Pretext
@@ -30,7 +30,6 @@ from bert_pretrain.objectives.interface import Coupling, LossTerm
 Joint: TypeAlias = Callable[[Tensor], Tensor]  # brings together what the processes hold
 # What a comparison reads of a batch beside the rows.
 _NAMED = ("image_ids", "negative_offset", "local_negative_offsets")
-_FEWEST_LOCAL_PIXELS = 8  # of a side, to be taken without a warning
 
 
 def draw_views(
@@ -96,13 +95,13 @@ class TwoViews(Pretext):
 
     def settings_warnings(self) -> list[str]:
         """Return what is wrong with the settings, whatever will be learnt."""
-        if self.local is None or min(self.local.size) >= _FEWEST_LOCAL_PIXELS:
+        if self.local is None or min(self.local.size) >= FEWEST_PIXELS:
             return []
         height, width = self.local.size
         return [
             f"local views have {height} x {width} pixels, too few to show what an image is of, "
-            "which draws it to what they cannot tell: on 8 x 8 digits encoders learn less with "
-            "them, or nothing; leave `num_local_views` out for images as small as these"
+            "which draws it to what they cannot tell: encoders of digits learnt less with them, or "
+            f"nothing; pass `local_view_size` {FEWEST_PIXELS} at least, or `num_local_views` 0"
         ]
 
     def compare_held_out(self, rows: Tensor, batch: Batch) -> LossTerm:

@@ -109,13 +109,17 @@ def test_a_rule_that_changes_nothing_still_resizes() -> None:
     ("wanted", "image_size", "expected"),
     [
         (0, (32, 32), (16, 16)),
-        (0, (9, 15), (4, 7)),
+        (0, (17, 35), (8, 17)),
+        (0, (15, 32), (15, 32)),
+        (0, (8, 8), (8, 8)),
         (12, (32, 48), (12, 12)),
         ((8, 24), (32, 32), (8, 24)),
         (32, (32, 32), (32, 32)),
     ],
 )
-def test_a_size_is_as_wanted_or_half(wanted: Any, image_size: Any, expected: Any) -> None:
+def test_a_size_is_as_wanted_or_half_unless_that_shows_too_little(
+    wanted: Any, image_size: Any, expected: Any
+) -> None:
     assert local_view_size(wanted, image_size) == expected
 
 

@@ -27,6 +27,7 @@ RECIPES = [
 # A small convolutional encoder learns most in a minute, so it tries the losses; a ViT needs the
 # length of the recipe.
 SHORT = "--config_name convnextv2-mini --max_steps 100 --global_batch_size 128"
+VIT = "--config_name vit-mini --max_steps 100 --global_batch_size 128"
 TRIPLETS = [
     f"contrastive --negatives {negatives} --distance {distance}{scale} {SHORT}"
     for negatives, distance, scale in product(
@@ -38,20 +39,18 @@ TRIPLETS = [
 OTHERS = [
     f"contrastive --loss nt_xent {SHORT}",
     f"contrastive --reduction mean_positive {SHORT}",
-    "contrastive --loss nt_xent --config_name vit-mini --max_steps 100 --global_batch_size 128",
+    f"contrastive --loss nt_xent {VIT}",
 ]
 LOCAL = [
-    f"contrastive {flags} {SHORT}"
+    f"contrastive --num_local_views {flags}"
     for flags in (
-        "--num_local_views 4 --loss nt_xent",
-        "--num_local_views 4 --negatives all",
-        "--num_local_views 1 --loss nt_xent --local_view_size 6",
-        "--num_local_views 2 --loss nt_xent --local_crop_area 0.2 0.6",
+        f"4 --loss nt_xent {SHORT}",
+        f"4 --negatives all {SHORT}",
+        f"4 --negatives random {SHORT}",
+        f"2 --loss nt_xent --local_crop_area 0.2 0.6 {SHORT}",
+        f"4 --loss nt_xent {VIT}",
     )
 ]
-# It stands still: .814 untrained, .811 after 100 updates and after 200.
-STUCK = f"contrastive --num_local_views 4 --negatives random {SHORT}"
-LOCAL.append(pytest.param(STUCK, marks=pytest.mark.xfail(strict=True)))
 
 
 def train(folder: Path, flags: str) -> tuple[float, float, list[str]]:
@@ -64,22 +63,13 @@ def train(folder: Path, flags: str) -> tuple[float, float, list[str]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("flags", [*RECIPES, *TRIPLETS, *OTHERS])
+@pytest.mark.parametrize("flags", [*RECIPES, *TRIPLETS, *OTHERS, *LOCAL])
 def test_a_combination_learns_more_than_its_untrained_encoder_knows(
     tmp_path: Path, flags: str
 ) -> None:
     untrained, trained, warnings = train(tmp_path, flags)
     assert trained > untrained, (untrained, trained, warnings)
     assert warnings == []
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("flags", LOCAL)
-def test_local_views_of_digits_learn_too_and_are_warned_of(tmp_path: Path, flags: str) -> None:
-    untrained, trained, warnings = train(tmp_path, flags)
-    assert trained > untrained, (untrained, trained, warnings)
-    (warning,) = warnings
-    assert "too few to show what an image is of" in warning
 
 
 @pytest.mark.long
