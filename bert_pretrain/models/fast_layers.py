@@ -6,6 +6,7 @@ model. What a form saves is measured by `benchmarks/vision_speed.py`.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -135,35 +136,22 @@ def _is_plain(states: Tensor) -> bool:
 def use_fast_layers(model: nn.Module) -> None:
     """Replace what has a faster form in a model, keeping parameters and their names."""
     for name, module in list(model.named_modules()):
-        fast = _fast_form(module)
-        if fast is not None:
+        form = _fast_form(module)
+        if form is not None:
+            fast = copy.copy(module)  # with its hooks, and what transformers noted on it
+            fast.__class__ = form
             parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, fast.train(module.training))
+            setattr(model.get_submodule(parent), attribute, fast)
 
 
-def _fast_form(module: nn.Module) -> nn.Module | None:
-    fast: GlobalResponseNorm | nn.Conv2d
-    if isinstance(module, ConvNextV2GRN):
-        fast = GlobalResponseNorm(module.weight.shape[-1])
-    elif type(module) is nn.Conv2d and (kind := _kind_of(module)) is not None:
-        fast = kind(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]  # two numbers, as it takes
-            stride=module.stride,  # type: ignore[arg-type]
-            padding=module.padding,  # type: ignore[arg-type]
-            groups=module.groups,
-            bias=module.bias is not None,
-            device="meta",
-        )
-    else:
-        return None
-    fast.weight, fast.bias = module.weight, module.bias
-    return fast
+def _fast_form(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class that computes what a module does faster, if there is one."""
+    if type(module) is ConvNextV2GRN:
+        return GlobalResponseNorm
+    return _fast_convolution(module) if type(module) is nn.Conv2d else None
 
 
-def _kind_of(convolution: nn.Conv2d) -> type[nn.Conv2d] | None:
-    """Return the class that computes a convolution faster, if there is one."""
+def _fast_convolution(convolution: nn.Conv2d) -> type[nn.Conv2d] | None:
     if convolution.padding_mode != "zeros" or convolution.dilation != (1, 1):
         return None
     kernel, padding = convolution.kernel_size, convolution.padding

@@ -133,11 +133,14 @@ def test_a_model_keeps_its_outputs_gradients_and_names(kind: str) -> None:
             torch.testing.assert_close(found.grad, expected.grad, rtol=1e-8, atol=1e-8, msg=name)
 
 
-def test_what_was_replaced_is_left_as_it_was() -> None:
+def test_what_was_replaced_is_left_as_it_was_and_its_notes_are_kept() -> None:
     model = make_model("convnextv2")
-    stock = [module for module in model.modules() if isinstance(module, ConvNextV2GRN)]
+    stock = [module for module in model.modules() if isinstance(module, ConvNextV2GRN | nn.Conv2d)]
+    # Without transformers' note on each module, a model around it would draw its weights anew.
+    noted = [vars(module)["_is_hf_initialized"] for module in model.modules()]
     use_fast_layers(model)
-    assert all(type(module) is ConvNextV2GRN for module in stock)
+    assert {type(module) for module in stock} == {ConvNextV2GRN, nn.Conv2d}
+    assert [vars(module)["_is_hf_initialized"] for module in model.modules()] == noted
 
 
 def test_response_norm_stays_in_bfloat16() -> None:

@@ -197,7 +197,8 @@ def test_an_export_is_a_stock_model_that_lacks_nothing_but_the_classifier(
         embedding = embed(model.plain_encoder(), pixel_values)
         stock(pixel_values)
         pooled = POOLED[stock.config.model_type](base, base(pixel_values))
-    assert torch.equal(embedding, fed[0].flatten(1))
+    # Convolutions and norms in our forms round otherwise.
+    torch.testing.assert_close(embedding, fed[0].flatten(1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(embedding, pooled)  # in another order of sums
     assert embedding.std(dim=0).mean() > 0
 

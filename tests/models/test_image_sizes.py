@@ -143,7 +143,9 @@ def test_rectangles_are_embedded_drawn_and_exported(tmp_path: Path, config_name:
         assert model(pixel_values).reconstruction.shape == (3, 3, 16, 40)
         expected = embed(model.encoder, pixel_values)
     export(model, tmp_path, size)
-    assert torch.equal(stock_features(tmp_path, pixel_values), expected)
+    torch.testing.assert_close(
+        stock_features(tmp_path, pixel_values), expected, rtol=1e-5, atol=1e-5
+    )
     again = build_autoencoder(**flags(tmp_path, size, config_name), embedding_dim=6).eval()
     with torch.no_grad():
         assert torch.equal(again(pixel_values).embeddings, model(pixel_values).embeddings)
