@@ -1,11 +1,17 @@
-"""What image encoders learn without labels: k-NN and linear probe, beside the floors.
+"""What image encoders learn without labels, and what that is worth with few of them.
 
-Each arm and seed is the command that a user would type, in a process of its own, followed by
-`bert-pretrain evaluate` on images that pretraining never saw. The autoencoder is also judged by
-what it is trained for: its reconstruction of held-out images beside that of PCA with as many
-numbers. Point it at any labelled images in parquet files; the numbers in the README are of 10,000
-training and 2,000 test images of CIFAR-10. Finished runs in --work_dir are kept and not repeated,
-so a measurement that was stopped goes on.
+Each arm is a way to pretrain: `--recipe small_images` of its objective, for as many updates as one
+core makes in --minutes, with several seeds. Each encoder is judged by `bert-pretrain evaluate` on
+images that pretraining never saw: k-NN and linear probe beside the floors, then, with a few labels
+per class, fine-tuned and frozen beside the same architecture from scratch. Intervals know both
+draws, of pretraining and of fine-tuning (`statistics.two_way_interval`).
+
+    python benchmarks/image_pretraining.py --train_file train.parquet --test_file test.parquet
+
+takes any labelled images in parquet files; the tables of docs/images.md are of 10,000 training and
+2,000 test images of CIFAR-10. What is finished in --work_dir is not repeated, and --arms and
+--seeds may be measured in pieces, by several processes too. Without --train_file tables are those
+of the results in --json; --write puts them between the marks of documents.
 """
 
 from __future__ import annotations
@@ -19,72 +25,83 @@ import time
 from pathlib import Path
 from typing import Any
 
-from results import write_results
+import numpy as np
+from label_efficiency import WITHOUT_WEIGHTS, Curve, curve_of
+from numpy.typing import NDArray
+from results import read_runs, replace_marked, write_results
+
+from bert_pretrain.data.run_folder import read_rows
+from bert_pretrain.evaluation.label_efficiency_arms import ARMS as CURVES
+from bert_pretrain.evaluation.statistics import format_interval, two_way_interval
 
 PROGRAM = Path(__file__).parents[1] / "run_pretraining.py"
-# What an arm adds to the recipe `small_images` of its objective.
+_TRIPLET = "--objective contrastive --loss triplet --negatives"
+_AUTOENCODER = "--objective autoencoder"
+# The flags of an arm, and the updates that one core of an EPYC without bfloat16 made in a minute.
 ARMS = {
-    "nt_xent": ["--objective", "contrastive", "--loss", "nt_xent"],
-    "triplet": [
-        "--objective",
-        "contrastive",
-        "--loss",
-        "triplet",
-        "--negatives",
-        "semi_hard",
-        "--max_steps",
-        "600",
-    ],
-    "autoencoder": ["--objective", "autoencoder"],
+    "triplet, random negatives": (f"{_TRIPLET} random", 34),
+    "triplet, semi-hard negatives": (f"{_TRIPLET} semi_hard", 34),
+    "NT-Xent": ("--objective contrastive --loss nt_xent", 34),
+    "autoencoder": (_AUTOENCODER, 75),
+    "denoising autoencoder": (f"{_AUTOENCODER} --noise_std 0.3", 75),
+    "masked autoencoder": (f"{_AUTOENCODER} --mask_ratio 0.75 --config_name vit-tiny", 75),
 }
+# What a row of metrics says that the evaluation does not.
+_MEASURED = ("step", "reconstruction_loss", "pca_reconstruction_loss")
+MARK = "image pretraining"
 
 
-def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pretrain and evaluate one arm with one seed, or read what was found before."""
-    folder = arguments.work_dir / f"{arm}-{seed}"
+def pretrain(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Pretrain and judge the frozen encoder, or read what was found before."""
+    folder = folder_of(arm, seed, arguments)
     result_file = folder / "result.json"
     if result_file.is_file():
         return dict(json.loads(result_file.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     run_dir = folder / "run"
-    flags = [
-        "--recipe",
-        "small_images",
-        "--data_files",
-        *arguments.train_files,
-        "--seed",
-        str(seed),
-        *ARMS[arm],
-    ]
-    flags += ["--output_dir", str(run_dir), *arguments.flags]
-    if (run_dir / "run.json").is_file():
-        flags += ["--resume_from_checkpoint", "latest"]
+    flags, updates_per_minute = ARMS[arm]
+    max_steps = round(arguments.minutes * updates_per_minute)
+    command = ["--recipe", "small_images", "--data_files", arguments.train_file, *flags.split()]
+    command += ["--seed", str(seed), "--max_steps", str(max_steps), "--output_dir", str(run_dir)]
+    command += ["--eval_steps", str(max_steps), "--resume_from_checkpoint", "auto"]
     start = time.perf_counter()
-    run([str(PROGRAM), *flags], folder / "pretraining.log")
+    run([str(PROGRAM), *command, *arguments.flags], folder / "pretraining.log")
     minutes = (time.perf_counter() - start) / 60
-    suites = [
-        "-m",
-        "bert_pretrain",
-        "evaluate",
-        "--model",
-        str(run_dir / "final"),
-        "--suite",
-        "knn",
-        "linear_probe",
-    ]
-    images = ["--data_files", *arguments.train_files, "--test_files", *arguments.test_files]
-    run([*suites, *images, "--json", str(folder / "evaluation.json")], folder / "evaluation.log")
+    suites = ["--suite", "knn", "linear_probe", "--json", str(folder / "evaluation.json")]
+    images = ["--data_files", arguments.train_file, "--test_files", arguments.test_file]
+    evaluate = ["-m", "bert_pretrain", "evaluate", "--model", str(run_dir / "final")]
+    run([*evaluate, *suites, *images], folder / "evaluation.log")
     figures = json.loads((folder / "evaluation.json").read_text())["figures"]
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if row["split"] == "validation"][-1]
-    kept = {
-        key: last[key]
-        for key in ("step", "reconstruction_loss", "pca_reconstruction_loss")
-        if key in last
-    }
-    result = figures | kept | {"minutes": minutes, "seed": seed}
+    *_, last = [row for row in read_rows(run_dir / "metrics.jsonl") if row["split"] == "validation"]
+    kept = {key: last[key] for key in _MEASURED if key in last}
+    result = {"arm": arm, "seed": seed, "minutes": minutes} | kept | figures
     result_file.write_text(json.dumps(result, indent=1))
-    return dict(result)
+    return result
+
+
+def folder_of(arm: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Return where an encoder is and what was found of it."""
+    return Path(arguments.work_dir) / f"{arm.replace(', ', '-').replace(' ', '_')}-{seed}"
+
+
+def fine_tune(
+    arm: str, seed: int, curves: list[str], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Learn from few labels, or go on with it; return all trainings with one encoder."""
+    folder = folder_of(arm, seed, arguments)
+    command = ["-m", "bert_pretrain", "evaluate", "--suite", "label_efficiency", "--model"]
+    command += [str(folder / "run/final"), "--output_dir", str(folder / "curve")]
+    command += ["--train_file", arguments.train_file, "--test_file", arguments.test_file]
+    command += ["--num_labels", *map(str, arguments.num_labels), "--arms", *curves]
+    command += ["--seeds", *map(str, arguments.finetuning_seeds)]
+    run(command, folder / "curve.log")
+    return [
+        row
+        for row in read_rows(folder / "curve/rows.jsonl")
+        if row["arm"] in curves
+        and row["seed"] in arguments.finetuning_seeds
+        and row["num_per_class"] in arguments.num_labels
+    ]
 
 
 def run(command: list[str], log: Path) -> None:
@@ -95,34 +112,122 @@ def run(command: list[str], log: Path) -> None:
         )
 
 
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one row for each encoder, and one for each arm's accuracies with few labels."""
+    found: list[dict[str, Any]] = []
+    # Whoever measures in pieces has all arms of a seed before the next seed.
+    for seed in arguments.seeds:
+        found += [pretrain(arm, seed, arguments) for arm in arguments.arms]
+    untrained: dict[bytes, list[dict[str, Any]]] = {}
+    for arm in arguments.arms:
+        first = folder_of(arm, arguments.seeds[0], arguments) / "run/final/config.json"
+        with_weights = [name for name in ("fine_tuned", "frozen_probe") if name in CURVES]
+        by_seed = [fine_tune(arm, seed, with_weights, arguments) for seed in arguments.seeds]
+        architecture = first.read_bytes()
+        if architecture not in untrained:
+            untrained[architecture] = fine_tune(
+                arm, arguments.seeds[0], list(WITHOUT_WEIGHTS), arguments
+            )
+        by_seed[0] = by_seed[0] + untrained[architecture]
+        curve = curve_of(arm, by_seed, arguments.finetuning_seeds)
+        found += [
+            {"arm": arm, "labels": count, "of": name, "accuracies": values.tolist()}
+            for (count, name), values in curve.accuracies.items()
+        ]
+    return found
+
+
+def encoders_of(arm: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of an arm's encoders."""
+    return [row for row in runs if row["arm"] == arm and "seed" in row]
+
+
+def accuracies_of(
+    arm: str, runs: list[dict[str, Any]]
+) -> dict[tuple[int, str], NDArray[np.float64]]:
+    """Return the accuracies with few labels of an arm, float (M, S); see `Curve`."""
+    return {
+        (row["labels"], row["of"]): np.array(row["accuracies"])
+        for row in runs
+        if row["arm"] == arm and "labels" in row
+    }
+
+
+def tables(runs: list[dict[str, Any]]) -> str:
+    """Return the tables of Markdown: frozen encoders, and few labels."""
+    arms = dict.fromkeys(row["arm"] for row in runs)
+    head = ["pretraining", "updates", "minutes", "k-NN", "linear probe"]
+    lines = [head, ["---"] * len(head)]
+    for arm in arms:
+        rows = encoders_of(arm, runs)
+        cells = [arm, f"{rows[0]['step']:,}"]
+        cells += [spread([row["minutes"] for row in rows], ".1f")]
+        cells += [spread([row[f"{name}_accuracy"] for row in rows]) for name in SUITES]
+        lines.append(cells)
+    rows = [row for arm in arms for row in encoders_of(arm, runs)]
+    for name, key in FLOORS.items():
+        values = [[row[f"{key}_{suite}_accuracy"] for row in rows] for suite in SUITES]
+        lines.append([name, "", "", *map(spread, values)])
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
+    head = ["labels per class", "pretraining", "from scratch", "frozen", "fine-tuned"]
+    lines = [[*head, "gain over scratch"], ["---"] * (len(head) + 1)]
+    counts = dict.fromkeys(row["labels"] for row in runs if "labels" in row)
+    for count in counts:
+        for arm in arms:
+            curve = Curve(arm, accuracies_of(arm, runs), {})
+            cells = [str(count), arm]
+            for name in ("from_scratch", "frozen_probe", "fine_tuned"):
+                cells += [f"{curve.accuracies[count, name].mean():.3f}"]
+            gain = two_way_interval(curve.gain(count, "fine_tuned", "from_scratch"))
+            lines.append([*cells, format_interval(*gain, sign="+")])
+    return text + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+SUITES = ("knn", "linear_probe")
+# Names of the table, and those of the figures of the suites.
+FLOORS = {"the same encoder, untrained": "random_encoder", "PCA": "pca", "raw pixels": "pixels"}
+
+
+def spread(values: list[float], form: str = ".3f") -> str:
+    """Return the median of some numbers, and their range where they differ."""
+    median, low, high = (
+        f"{v:{form}}" for v in (statistics.median(values), min(values), max(values))
+    )
+    return median if low == high else f"{median} ({low} to {high})"
+
+
 def main() -> None:
-    """Print a line per arm and figure, and write the figures."""
+    """Print the tables, and write the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--train_files", nargs="+", required=True, help="parquet with image and label columns"
-    )
-    parser.add_argument("--test_files", nargs="+", required=True)
+    parser.add_argument("--train_file", help="parquet with image and label columns")
+    parser.add_argument("--test_file")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of pretraining")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of pretraining, on one core")
+    parser.add_argument("--num_labels", type=int, nargs="+", default=[10, 25, 100])
+    parser.add_argument("--finetuning_seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work_dir", type=Path, default=Path("runs/image_pretraining"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", type=Path, nargs="+", default=[], help="documents with marks")
     parser.add_argument("flags", nargs="*", help="further flags for run_pretraining.py, after --")
     arguments = parser.parse_args()
-    figures: dict[str, float] = {}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for arm in arguments.arms:
-        runs[arm] = [run_arm(arm, seed, arguments) for seed in arguments.seeds]
-        print(f"{arm}, {len(runs[arm])} seeds")
-        for name in [key for key in runs[arm][0] if key != "seed"]:
-            values = [result[name] for result in runs[arm]]
-            figures[f"{arm}_{name}"] = statistics.median(values)
-            print(
-                f"  {name:32} median {statistics.median(values):8.4f}  from {min(values):.4f} to "
-                f"{max(values):.4f}"
-            )
-    write_results(arguments.json, figures, runs=runs)
+    if bool(arguments.train_file) != bool(arguments.test_file):
+        parser.error("pass both --train_file and --test_file")
+    if arguments.train_file:
+        runs = measure(arguments)
+        figures = {
+            f"{row['arm']}_{row['seed']}_knn": row["knn_accuracy"] for row in runs if "seed" in row
+        }
+        write_results(arguments.json, figures, runs=runs)
+    elif arguments.json and arguments.json.is_file():
+        runs = read_runs(arguments.json)
+    else:
+        parser.error("pass --train_file and --test_file to measure, or --json a file to show")
+    print(tables(runs), end="")
+    for path in arguments.write:
+        path.write_text(replace_marked(path.read_text(), MARK, tables(runs)))
 
 
 if __name__ == "__main__":
