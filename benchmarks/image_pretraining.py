@@ -17,11 +17,13 @@ of the results in --json; --write puts them between the marks of documents.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,6 @@ from numpy.typing import NDArray
 from results import read_runs, replace_marked, write_results
 
 from bert_pretrain.data.run_folder import read_rows
-from bert_pretrain.evaluation.label_efficiency_arms import ARMS as CURVES
 from bert_pretrain.evaluation.statistics import format_interval, two_way_interval
 
 PROGRAM = Path(__file__).parents[1] / "run_pretraining.py"
@@ -48,7 +49,11 @@ ARMS = {
 }
 # What a row of metrics says that the evaluation does not.
 _MEASURED = ("step", "reconstruction_loss", "pca_reconstruction_loss")
+SUITES = ("knn", "linear_probe")
+# Names of the table, and those of the figures of the suites.
+FLOORS = {"the same encoder, untrained": "random_encoder", "PCA": "pca", "raw pixels": "pixels"}
 MARK = "image pretraining"
+WITH_WEIGHTS = ("fine_tuned", "frozen_probe")
 
 
 def pretrain(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def pretrain(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     start = time.perf_counter()
     run([str(PROGRAM), *command, *arguments.flags], folder / "pretraining.log")
     minutes = (time.perf_counter() - start) / 60
-    suites = ["--suite", "knn", "linear_probe", "--json", str(folder / "evaluation.json")]
+    suites = ["--suite", *SUITES, "--json", str(folder / "evaluation.json")]
     images = ["--data_files", arguments.train_file, "--test_files", arguments.test_file]
     evaluate = ["-m", "bert_pretrain", "evaluate", "--model", str(run_dir / "final")]
     run([*evaluate, *suites, *images], folder / "evaluation.log")
@@ -85,7 +90,7 @@ def folder_of(arm: str, seed: int, arguments: argparse.Namespace) -> Path:
 
 
 def fine_tune(
-    arm: str, seed: int, curves: list[str], arguments: argparse.Namespace
+    arm: str, seed: int, curves: Sequence[str], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Learn from few labels, or go on with it; return all trainings with one encoder."""
     folder = folder_of(arm, seed, arguments)
@@ -95,9 +100,10 @@ def fine_tune(
     command += ["--num_labels", *map(str, arguments.num_labels), "--arms", *curves]
     command += ["--seeds", *map(str, arguments.finetuning_seeds)]
     run(command, folder / "curve.log")
+    lines = (folder / "curve/rows.jsonl").read_text().splitlines()
     return [
         row
-        for row in read_rows(folder / "curve/rows.jsonl")
+        for row in map(json.loads, lines)
         if row["arm"] in curves
         and row["seed"] in arguments.finetuning_seeds
         and row["num_per_class"] in arguments.num_labels
@@ -114,27 +120,26 @@ def run(command: list[str], log: Path) -> None:
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one row for each encoder, and one for each arm's accuracies with few labels."""
-    found: list[dict[str, Any]] = []
-    # Whoever measures in pieces has all arms of a seed before the next seed.
-    for seed in arguments.seeds:
-        found += [pretrain(arm, seed, arguments) for arm in arguments.arms]
+    encoders: list[dict[str, Any]] = []
+    trainings: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in arguments.arms}
     untrained: dict[bytes, list[dict[str, Any]]] = {}
-    for arm in arguments.arms:
-        first = folder_of(arm, arguments.seeds[0], arguments) / "run/final/config.json"
-        with_weights = [name for name in ("fine_tuned", "frozen_probe") if name in CURVES]
-        by_seed = [fine_tune(arm, seed, with_weights, arguments) for seed in arguments.seeds]
-        architecture = first.read_bytes()
-        if architecture not in untrained:
-            untrained[architecture] = fine_tune(
-                arm, arguments.seeds[0], list(WITHOUT_WEIGHTS), arguments
-            )
-        by_seed[0] = by_seed[0] + untrained[architecture]
-        curve = curve_of(arm, by_seed, arguments.finetuning_seeds)
-        found += [
-            {"arm": arm, "labels": count, "of": name, "accuracies": values.tolist()}
-            for (count, name), values in curve.accuracies.items()
-        ]
-    return found
+    # Whoever measures in pieces has all arms of a seed before the next seed.
+    for seed, arm in itertools.product(arguments.seeds, arguments.arms):
+        encoders.append(pretrain(arm, seed, arguments))
+        found = fine_tune(arm, seed, WITH_WEIGHTS, arguments)
+        config = folder_of(arm, seed, arguments) / "run/final/config.json"
+        if seed == arguments.seeds[0]:
+            architecture = config.read_bytes()
+            if architecture not in untrained:
+                untrained[architecture] = fine_tune(arm, seed, WITHOUT_WEIGHTS, arguments)
+            found += untrained[architecture]
+        trainings[arm].append(found)
+    curves = [curve_of(arm, rows, arguments.finetuning_seeds) for arm, rows in trainings.items()]
+    return encoders + [
+        {"arm": curve.task, "labels": count, "of": name, "accuracies": values.tolist()}
+        for curve in curves
+        for (count, name), values in curve.accuracies.items()
+    ]
 
 
 def encoders_of(arm: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -181,11 +186,6 @@ def tables(runs: list[dict[str, Any]]) -> str:
             gain = two_way_interval(curve.gain(count, "fine_tuned", "from_scratch"))
             lines.append([*cells, format_interval(*gain, sign="+")])
     return text + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-SUITES = ("knn", "linear_probe")
-# Names of the table, and those of the figures of the suites.
-FLOORS = {"the same encoder, untrained": "random_encoder", "PCA": "pca", "raw pixels": "pixels"}
 
 
 def spread(values: list[float], form: str = ".3f") -> str:
