@@ -34,10 +34,10 @@ RUNS = {
     "google": f"--pair_mode google --masking whole_word --optimizer adamw {TEXT}",
     "dropout": f"--dropout 0.1 --gradient_checkpointing {TEXT}",
     "autoencoder": "--objective autoencoder --noise_std 0.1 --per_device_train_batch_size 32",
-    "masked_autoencoder": "--objective autoencoder --mask_ratio 0.75 --per_device_train_batch_size "
-    "32",
+    "masked_autoencoder": "--objective autoencoder --mask_ratio 0.75 --config_name vit-tiny "
+    "--per_device_train_batch_size 32",
     "triplet": "--objective contrastive --per_device_train_batch_size 32",
-    "nt_xent": "--objective contrastive --loss nt_xent --config_name convnextv2-mini "
+    "nt_xent": "--objective contrastive --loss nt_xent --config_name vit-tiny "
     "--per_device_train_batch_size 32",
 }
 

@@ -104,11 +104,11 @@ _IMAGES: dict[str, Any] = {
     "per_device_eval_batch_size": 256,
 }
 _DIGITS = _IMAGES | {
-    "config_name": "vit-tiny",
+    "config_name": "convnextv2-mini",
     "dataset_name": "digits",
     "validation_share": 0.2,
-    "eval_steps": 200,
-    "save_steps": 200,
+    "eval_steps": 100,
+    "save_steps": 100,
 }
 # For some ten thousand small photographs, such as CIFAR-10's; README, "Your own images", says what
 # they cost and reach.
@@ -128,11 +128,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "mlm_nsp": _BERT,
     "mlm": _BERT,
     "autoencoder": {
-        "minutes": _DIGITS | _AUTOENCODER | {"max_steps": 600},
+        "minutes": _DIGITS | _AUTOENCODER | {"max_steps": 400},
         "small_images": _PHOTOGRAPHS | _AUTOENCODER | {"max_steps": 1500},
     },
     "contrastive": {
-        "minutes": _DIGITS | _CONTRASTIVE | {"max_steps": 400, "augmentation": "basic"},
+        "minutes": _DIGITS | _CONTRASTIVE | {"max_steps": 200, "augmentation": "basic"},
         "small_images": _PHOTOGRAPHS | _CONTRASTIVE | {"max_steps": 1200, "loss": "nt_xent"},
     },
 }

@@ -21,8 +21,8 @@ RECIPES = [
     "autoencoder --max_steps 100",
     "autoencoder --noise_std 0.3 --max_steps 100",
     "autoencoder --reconstruction_loss l1 --max_steps 100",
-    "autoencoder --mask_ratio 0.75",
-    "autoencoder --mask_ratio 0.75 --no_norm_pix_loss",
+    "autoencoder --mask_ratio 0.75 --config_name vit-tiny",
+    "autoencoder --mask_ratio 0.75 --config_name vit-tiny --no_norm_pix_loss",
 ]
 # A small convolutional encoder learns most in a minute, so it tries the losses; a ViT needs the
 # length of the recipe.
