@@ -1,0 +1,66 @@
+"""The tables of image pretraining: what they say of encoders and of few labels."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import image_pretraining
+
+
+def encoder(arm: str, seed: int) -> dict[str, Any]:
+    figures = {
+        f"{floor}{suite}_accuracy": accuracy
+        for floor, accuracy in {"": 0.5 + seed / 100, "random_encoder_": 0.3, "pca_": 0.4}.items()
+        for suite in image_pretraining.SUITES
+    }
+    pixels = {f"pixels_{suite}_accuracy": 0.35 for suite in image_pretraining.SUITES}
+    return {"arm": arm, "seed": seed, "minutes": 4.0 + seed, "step": 136} | figures | pixels
+
+
+def few_labels(arm: str) -> list[dict[str, Any]]:
+    found = {
+        "from_scratch": [[0.2, 0.3]],
+        "floor": [[0.25, 0.35]],
+        "frozen_probe": [[0.3, 0.4]] * 2,
+    }
+    found["fine_tuned"] = [[0.4, 0.5], [0.42, 0.52]]
+    return [
+        {"arm": arm, "labels": count, "of": name, "accuracies": values}
+        for count, (name, values) in itertools.product((10, 100), found.items())
+    ]
+
+
+def test_each_encoder_has_a_line_and_each_number_of_labels_a_line_for_each() -> None:
+    arms = ["NT-Xent", "autoencoder"]
+    runs = [encoder(arm, seed) for seed, arm in itertools.product((1, 2, 3), arms)]
+    text = image_pretraining.tables([*runs, *few_labels(arms[0]), *few_labels(arms[1])])
+    frozen, learnt = text.split("\n\n")
+    assert (
+        "| NT-Xent | 136 | 6.0 (5.0 to 7.0) | 0.520 (0.510 to 0.530) | 0.520 (0.510 to 0.530) |"
+        in frozen
+    )
+    assert "| the same encoder, untrained |  |  | 0.300 | 0.300 |" in frozen
+    assert [line.split(" | ")[:2] for line in learnt.splitlines()[2:]] == [
+        ["| 10", "NT-Xent"],
+        ["| 10", "autoencoder"],
+        ["| 100", "NT-Xent"],
+        ["| 100", "autoencoder"],
+    ]
+    assert "| 10 | NT-Xent | 0.250 | 0.350 | 0.460 | +0.210 [" in learnt
+
+
+def test_without_images_or_results_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flags in ([], ["--train_file", "a.parquet"], ["--json", str(tmp_path / "lost.json")]):
+        monkeypatch.setattr(sys, "argv", ["image_pretraining.py", *flags])
+        with pytest.raises(SystemExit) as stopped:
+            image_pretraining.main()
+        assert stopped.value.code == 2
