@@ -42,11 +42,11 @@ def norms_of_maps(states: Tensor) -> Tensor:
 
     On a processor `torch.linalg.vector_norm` is slow over dimensions that are not the last.
     """
-    dtype = torch.promote_types(states.dtype, torch.float32)
-    if states.device.type != "cpu":
+    if not _is_plain(states):
+        dtype = torch.promote_types(states.dtype, torch.float32)
         norms: Tensor = torch.linalg.vector_norm(states, dim=(1, 2), keepdim=True, dtype=dtype)
         return norms
-    squares = states.to(dtype).square().sum(dim=(1, 2), keepdim=True)
+    squares = states.square().sum(dim=(1, 2), keepdim=True)
     return squares.clamp(min=1e-30).sqrt()  # a map of zeros has the gradient 0, not NaN
 
 
