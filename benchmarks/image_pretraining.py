@@ -50,8 +50,9 @@ ARMS = {
 # What a row of metrics says that the evaluation does not.
 _MEASURED = ("step", "reconstruction_loss", "pca_reconstruction_loss")
 SUITES = ("knn", "linear_probe")
-# Names of the table, and those of the figures of the suites.
-FLOORS = {"the same encoder, untrained": "random_encoder", "PCA": "pca", "raw pixels": "pixels"}
+# What the figures of a suite are called: those of the encoder, trained and not, and of floors.
+ENCODERS = ("", "random_encoder_")
+FLOORS = {"PCA": "pca", "raw pixels": "pixels"}
 MARK = "image pretraining"
 WITH_WEIGHTS = ("fine_tuned", "frozen_probe")
 
@@ -161,18 +162,20 @@ def accuracies_of(
 def tables(runs: list[dict[str, Any]]) -> str:
     """Return the tables of Markdown: frozen encoders, and few labels."""
     arms = dict.fromkeys(row["arm"] for row in runs)
-    head = ["pretraining", "updates", "minutes", "k-NN", "linear probe"]
+    head = ["pretraining", "updates", "minutes", "k-NN", "untrained", "linear probe", "untrained"]
     lines = [head, ["---"] * len(head)]
     for arm in arms:
         rows = encoders_of(arm, runs)
         cells = [arm, f"{rows[0]['step']:,}"]
         cells += [spread([row["minutes"] for row in rows], ".1f")]
-        cells += [spread([row[f"{name}_accuracy"] for row in rows]) for name in SUITES]
+        for suite in SUITES:
+            accuracies = ([row[f"{name}{suite}_accuracy"] for row in rows] for name in ENCODERS)
+            cells += map(spread, accuracies)
         lines.append(cells)
     rows = [row for arm in arms for row in encoders_of(arm, runs)]
     for name, key in FLOORS.items():
         values = [[row[f"{key}_{suite}_accuracy"] for row in rows] for suite in SUITES]
-        lines.append([name, "", "", *map(spread, values)])
+        lines.append([name, "", "", spread(values[0]), "", spread(values[1]), ""])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
     head = ["labels per class", "pretraining", "from scratch", "frozen", "fine-tuned"]
     lines = [[*head, "gain over scratch"], ["---"] * (len(head) + 1)]
