@@ -1,8 +1,8 @@
 """Combinations of flags learn: digits have nearer neighbours of their class.
 
 A combination is trained by the program, and its last encoder is compared with the one that it began
-with. On one core all of this takes 35 minutes (`pytest -m long`). Not asked for: the larger
-encoders, which learn nothing in minutes on a processor, and `convnextv2-micro` and
+with. On one core without bfloat16 all of this takes an hour (`pytest -m long`). Not asked for: the
+larger encoders, which learn nothing in minutes on a processor, and `convnextv2-micro` and
 `convnextv2-atto`, which untrained already find neighbours of .96 and .94 of these digits by their
 pixels.
 """
