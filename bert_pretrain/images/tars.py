@@ -47,8 +47,9 @@ def open_tars(paths: list[Path], *, parameter: str) -> ImageSource:
     """Open uncompressed tar archives of encoded images; see `open_image_source`.
 
     Raises:
-        InputError: a file is no such archive, a sample has two images or an empty class, classes
-            are numbers here and names there, or there are no images; `parameter` gave the paths.
+        InputError: a file is no such archive or a part of one, a sample has two images or an empty
+            class, classes are numbers here and names there, or there are no images; `parameter`
+            gave the paths.
     """
     index = _Index([str(path) for path in paths])
     places = []
@@ -56,6 +57,7 @@ def open_tars(paths: list[Path], *, parameter: str) -> ImageSource:
         try:
             with tarfile.open(path, "r:") as archive:
                 samples = _samples(archive, str(path))
+                _refuse_unended(archive)
         except (tarfile.TarError, OSError) as error:
             raise InputError(
                 f"{path} is not a whole tar archive without compression ({error})",
@@ -81,6 +83,19 @@ def open_tars(paths: list[Path], *, parameter: str) -> ImageSource:
         read=lambda: map(fetch, range(len(places))),
         fetch=fetch,
     )
+
+
+def _refuse_unended(archive: tarfile.TarFile) -> None:
+    """Raise `tarfile.ReadError` unless a block of zeros follows the last member that was read.
+
+    tarfile takes a header that is cut off, damaged or missing for the end, and tells no one.
+    """
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(
+            f"after {len(archive.getmembers())} files comes neither another one nor its end"
+        )
 
 
 def _refuse_mixed(index: _Index) -> None:
@@ -121,7 +136,13 @@ def _samples(archive: tarfile.TarFile, where: str) -> list[tuple[str, int, int, 
 def _class_of(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> Label:
     """Return the number or else the name that a member holds as text."""
     file = archive.extractfile(member)
-    text = file.read().decode(errors="replace").strip() if file is not None else ""
+    try:
+        text = file.read().decode().strip() if file is not None else ""
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{member.name} of {where} is not UTF-8 ({error})",
+            advice="write the number or the name of the class in UTF-8",
+        ) from error
     if not text:
         raise InputError(
             f"{member.name} of {where} is empty, but must hold the number or the name of a class",

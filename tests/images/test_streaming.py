@@ -315,6 +315,11 @@ BAD_SHARDS: dict[str, tuple[dict[str, bytes], str, str]] = {
         "w",
         r"the class of b\.png is a name, but .* numbers",
     ),
+    "class in Latin-1": (
+        {"a.png": png(0), "a.cls": "café".encode("latin-1")},
+        "w",
+        r"a\.cls of .*bad\.tar is not UTF-8",
+    ),
     "large class": ({"a.png": png(0), "a.cls": b"99999999"}, "w", r"a\.cls .*label 99999999"),
     "compressed": ({"a.png": png(0)}, "w:gz", r"bad\.tar is not a whole tar.*`data_files`"),
     "empty": ({"a.txt": b"text"}, "w", r"bad\.tar holds no images.*`data_files`"),
@@ -327,6 +332,26 @@ def test_a_shard_that_cannot_be_used_is_named(open_here: Open, tmp_path: Path, c
     path = write_tar(tmp_path / "bad.tar", members, mode)
     with pytest.raises(InputError, match=message):
         open_here(data_files=[path])
+
+
+CUTS: dict[str, Callable[[bytes, int], bytes]] = {
+    "between two files": lambda whole, header: whole[:header],
+    "in a header": lambda whole, header: whole[: header + 200],
+    "a damaged header": lambda whole, header: whole[:header] + b"?" * 99 + whole[header + 99 :],
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_a_part_of_a_shard_is_not_taken_for_all_of_it(
+    open_here: Open, tmp_path: Path, case: str
+) -> None:
+    path = tmp_path / "cut.tar"
+    write_tar(path, {f"{number}.png": png(number) for number in range(4)})
+    with tarfile.open(path) as archive:
+        header = archive.getmembers()[2].offset
+    path.write_bytes(CUTS[case](path.read_bytes(), header))
+    with pytest.raises(InputError, match=r"cut\.tar is not a whole tar.*after 2 files"):
+        open_here(data_files=[str(path)])
 
 
 def test_shards_of_the_webdataset_library_are_read_with_the_names_of_their_classes(
