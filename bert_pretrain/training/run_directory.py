@@ -77,6 +77,12 @@ def claim_run_dir(
         resume_from = "latest" if has_saved else origin
     fetched = fetch(resume_from)
     checkpoint = fetched or find_checkpoint(resume_from, run_dir / "checkpoints")
+    if checkpoint is None and (run_dir / "final").is_dir():
+        raise InputError(
+            f"{run_dir} holds a finished run, but its checkpoints are gone",
+            advice="to go on from its weights pass final/ as `model_name_or_path` and another "
+            "`output_dir`; to train anew, another `output_dir`",
+        )
     is_of_this_run = checkpoint is None or run_dir.resolve() in checkpoint.resolve().parents
     if holds_run and resume_from != origin and (fetched is not None or not is_of_this_run):
         raise InputError(

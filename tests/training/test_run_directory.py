@@ -40,6 +40,17 @@ def test_a_run_that_another_process_began_or_continued_is_not_written_over(tmp_p
     confirm_claim(run_dir, str(first), first)  # asked for by name
 
 
+@pytest.mark.parametrize("resume_from", ["latest", "auto"])
+def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(
+    tmp_path: Path, resume_from: str
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert claim_run_dir(tmp_path, resume_from) is None  # ended before its first checkpoint
+    (tmp_path / "final").mkdir()
+    with pytest.raises(InputError, match="holds a finished run, but its checkpoints are gone"):
+        claim_run_dir(tmp_path, resume_from)
+
+
 def test_where_a_configuration_was_read_from_makes_no_other_model() -> None:
     prints = []
     for place in ("/somewhere/private", "/elsewhere"):
