@@ -121,12 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_target(path: str | None, run_dir: Path) -> None:
-    check_json_target(path)
     if path and Path(path).resolve().is_relative_to(run_dir.resolve()):
         raise InputError(
             f"`json` is {path!r}, in the run that is checked: it could replace what the run wrote",
             advice="pass a file in another folder as `json`",
         )
+    check_json_target(path)
 
 
 def verify(run_dir: Path) -> list[Check]:

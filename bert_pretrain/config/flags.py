@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ AnyDataclass = TypeVar("AnyDataclass")
 
 
 AUTO = -1  # the program chooses
+# Of the files that a flag `json` writes: of evaluate and worth-it, of verify, of neighbours.
+_WRITTEN_KEYS = ({"figures"}, {"is_whole", "checks"}, {"embeddings", "results"})
 MOST = 10**9  # of whatever is counted, measured or waited for: longer than any run
 
 
@@ -299,7 +302,10 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def check_json_target(path: str | None) -> None:
-    """Raise `InputError` if a file for figures, where one is asked for, cannot be made there."""
+    """Raise `InputError` if a file for figures, where one is asked for, cannot be made there.
+
+    A file that is there is replaced if it is one of figures, but not if it is anything else.
+    """
     if path is None:
         return
     target = Path(path).absolute()
@@ -310,6 +316,21 @@ def check_json_target(path: str | None) -> None:
             f"`json` is {path!r} but must be a file, in a folder that exists",
             advice="pass another file as `json`",
         )
+    if target.exists() and not _holds_figures(target):
+        raise InputError(
+            f"`json` is {path!r}, a file that no command like this one wrote",
+            advice="pass another file as `json`, or remove that one",
+        )
+
+
+def _holds_figures(path: Path) -> bool:
+    """Return whether a file is empty, or was written for a flag `json`."""
+    try:
+        content = path.read_bytes()
+        found = json.loads(content) if content else {"figures": {}}
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and any(keys <= found.keys() for keys in _WRITTEN_KEYS)
 
 
 def check_license(identifier: str | None) -> None:

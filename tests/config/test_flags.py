@@ -26,6 +26,7 @@ from bert_pretrain.config.flags import (
     Range,
     above,
     at_least,
+    check_json_target,
     check_ranges,
     check_seeds,
     flag,
@@ -293,3 +294,18 @@ def test_a_range_of_levels_is_two_numbers_and_is_recorded_as_it_was_given(text: 
 def test_other_ranges_of_levels_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"`pixel_range` is .* but must be"):
         parse_config(["--objective", "autoencoder", f"--pixel_range={text}"])
+
+
+@pytest.mark.parametrize("content", ["", '{"figures": {}}', '{"checks": [], "is_whole": true}'])
+def test_a_file_of_figures_is_replaced(tmp_path: Path, content: str) -> None:
+    (tmp_path / "found.json").write_text(content)
+    check_json_target(str(tmp_path / "found.json"))
+    check_json_target(str(tmp_path / "new.json"))
+
+
+@pytest.mark.parametrize("content", [b'{"text": "a"}\n{"text": "b"}\n', b"PAR1\xff", b"[1]", b"{}"])
+def test_a_file_of_anything_else_is_not_replaced_by_figures(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "own"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"`json` is .*own', a file that no command"):
+        check_json_target(str(path))
