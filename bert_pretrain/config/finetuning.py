@@ -188,7 +188,8 @@ class TaskDataArguments:
                 "there is nothing to train on",
                 advice="pass `train_file`, `dataset_name` or a `task` of GLUE",
             )
-        if self.label_column in (self.text_column, self.text_pair_column):
+        by_default = None if is_image or has_dataset else "text"
+        if self.label_column in (self.text_column or by_default, self.text_pair_column):
             raise InputError(
                 f"the column {self.label_column!r} cannot be both text and label",
                 advice="change `text_column` or `label_column`",

@@ -6,7 +6,7 @@ memory: lines have a longest length, and what a compressed file holds is so many
 most.
 
 `datasets.load_dataset` infers types, copies all rows to a cache and gives no line; pandas fills the
-missing cells of a short TSV row without a word.
+missing cells of a short row without a word, and joins rows between two stray quotes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ import io
 import lzma
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bert_pretrain.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Quotes = Literal["none", "minimal"]  # of TSV files, see `read_tsv`
 # What undoes each, and its name.
@@ -41,8 +38,8 @@ _COMPRESSIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 # Of a .csv the first one that its header has: where a comma is decimal, ";" is usual.
 _CSV_SEPARATORS = (",", ";", "\t")
-_ROWS_PER_BLOCK = 10_000
 LONGEST_LINE = 2**27  # bytes; dozens of novels
+csv.field_size_limit(LONGEST_LINE)  # Python's own, 128 KiB, is less than a document may have
 # Far beyond what compression makes of text; of one byte again and again gzip makes a thousandth.
 _MOST_TIMES_AS_LARGE = 200
 _SMALL_CONTENT = 2**26  # bytes, which may be any number of times as large
@@ -72,15 +69,20 @@ def describe_kinds(extensions: Sequence[str]) -> str:
     return f"{', '.join(extensions)}, each also with {', '.join(others)} or {last}"
 
 
-def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
+def read_lines(path: Path, *, parameter: str, newline: str | None = None) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, with or without byte order mark, each with its end.
+
+    Args:
+        path: of the file.
+        parameter: which gave it.
+        newline: None = every end becomes a line feed; "" = they stay as they are.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8, or is binary.
     """
     with (
         opened(path, parameter, longest_line=LONGEST_LINE) as binary,
-        io.TextIOWrapper(binary, encoding="utf-8-sig") as file,
+        io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline) as file,
     ):
         for line in file:
             if "\0" in line:
@@ -90,38 +92,20 @@ def read_lines(path: Path, *, parameter: str) -> Iterator[str]:
             yield line
 
 
-def read_csv(path: Path, *, parameter: str) -> Iterator[pd.DataFrame]:
-    """Yield blocks of rows of a CSV file with a header; without rows it gives one empty block.
+def read_csv(path: Path, *, parameter: str) -> Iterator[list[str]]:
+    """Yield the header and the rows of a CSV file, all with as many cells; empty lines are skipped.
 
     Cells stay as they are written: "NA", "null" and "01" are texts like any other.
 
     Raises:
-        InputError: as for `read_lines`, or the rows do not fit the header.
+        InputError: as for `read_lines`, a row has another number of cells than the header, or
+            quotes are not as a CSV file's.
     """
-    import pandas as pd
-
     header = next(read_lines(path, parameter=parameter), "")
     separator = next((mark for mark in _CSV_SEPARATORS if mark in header), ",")
-    options = {"sep": separator, "dtype": str, "keep_default_na": False, "na_filter": False}
-    with (
-        opened(path, parameter, longest_line=LONGEST_LINE) as binary,
-        io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
-    ):
-        try:
-            for block in pd.read_csv(file, chunksize=_ROWS_PER_BLOCK, **options):
-                # Where the first row has more cells than the header, pandas takes the first ones
-                # for names of rows.
-                if not isinstance(block.index, pd.RangeIndex):
-                    raise InputError(
-                        f"{path} has more cells in row 1 than its header",
-                        advice=f"put texts with {separator!r} in quotes, or change `{parameter}`",
-                    )
-                yield block
-        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
-            raise InputError(
-                f"{path} is not a CSV file ({reason})", advice=f"repair it or change `{parameter}`"
-            ) from error
+    advice = f"put texts with {separator!r} in quotes, and double the quotes in them, or change "
+    lines = read_lines(path, parameter=parameter, newline="")  # ends of lines in cells stay, too
+    yield from _quoted_rows(lines, separator, path, kind="CSV", advice=f"{advice}`{parameter}`")
 
 
 def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator[list[str]]:
@@ -135,29 +119,50 @@ def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator
     """
     advice = f"put one tab between cells, or change `tsv_quotes` ({quotes}) or `{parameter}`"
     lines = read_lines(path, parameter=parameter)
-    number, width = 0, 0
-    numbered: Iterator[tuple[int, list[str]]]
     if quotes == "minimal":
-        rows = csv.reader(lines, delimiter="\t", strict=True)
-        numbered = ((rows.line_num, cells) for cells in rows)
+        yield from _quoted_rows(lines, "\t", path, kind="TSV", advice=advice)
     else:
-        numbered = enumerate((line.removesuffix("\n").split("\t") for line in lines), start=1)
+        split = (line.removesuffix("\n").split("\t") if line.strip(" \n") else [] for line in lines)
+        yield from _rows_of_one_width(enumerate(split, start=1), path, advice=advice)
+
+
+def _quoted_rows(
+    lines: Iterator[str], separator: str, path: Path, *, kind: str, advice: str
+) -> Iterator[list[str]]:
+    """Yield rows whose cells may be in quotes; raise `InputError` where these are not as usual."""
+    rows, last = csv.reader(lines, delimiter=separator, strict=True), 0
+
+    def numbered() -> Iterator[tuple[int, list[str]]]:
+        nonlocal last
+        for cells in rows:
+            yield rows.line_num, cells
+            last = rows.line_num
+
     try:
-        for number, cells in numbered:
-            if not "".join(cells).strip(" ") and len(cells) < 2:
-                continue
-            width = width or len(cells)
-            if len(cells) != width:
-                raise InputError(
-                    f"{path}, line {number}, has {len(cells)} cells but its header has {width}",
-                    advice=advice,
-                )
-            yield cells
+        yield from _rows_of_one_width(numbered(), path, advice=advice)
     except csv.Error as error:
         raise InputError(
-            f"{path} has cells that are not quoted as a TSV file's ({error}, after line {number})",
+            f"{path} has cells that are not quoted as a {kind} file's ({error}, after line {last})",
             advice=advice,
         ) from error
+
+
+def _rows_of_one_width(
+    numbered: Iterable[tuple[int, list[str]]], path: Path, *, advice: str
+) -> Iterator[list[str]]:
+    """Yield rows without empty ones; raise `InputError` where one is not as wide as the first."""
+    width = 0
+    for number, cells in numbered:
+        # A cell that is empty, and the only one, is a row of a file of one column.
+        if not cells or (width != 1 and len(cells) == 1 and not cells[0].strip(" ")):
+            continue
+        width = width or len(cells)
+        if len(cells) != width:
+            raise InputError(
+                f"{path}, line {number}, has {len(cells)} cells but its header has {width}",
+                advice=advice,
+            )
+        yield cells
 
 
 @contextlib.contextmanager

@@ -24,7 +24,11 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 LABEL_SEPARATOR = "|"  # between the labels of a row in one cell, as in a CSV file
 _LARGEST_VALUE = float(np.finfo(np.float32).max)
 # "007" is a name that happens to consist of digits.
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")
+_NUMBER = re.compile(
+    r"-?(0|[1-9]\d{0,14})"
+    r"|[+-]?(0|[1-9]\d{0,14})?\.\d+([eE][+-]?\d+)?"
+    r"|[+-]?[1-9][eE][+-]\d+"  # as Python writes 0.00001
+)
 # As JSON writes them, and pandas, with a capital, in a CSV file.
 _TRUTH_VALUES = {"false": 0, "true": 1}
 

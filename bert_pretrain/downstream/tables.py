@@ -75,14 +75,13 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
             advice=f"`{parameter}` takes {describe_kinds(EXTENSIONS)}",
         )
     class_names: dict[str, tuple[str, ...]] = {}
-    if kind == ".csv":
-        blocks = list(read_csv(file, parameter=parameter))
-        columns = {
-            str(name): [cell for block in blocks for cell in block[name].tolist()]
-            for name in blocks[0].columns
-        }
-    elif kind == ".tsv":
-        header, *rows = [*read_tsv(file, parameter=parameter, quotes=tsv_quotes)] or [[]]
+    if kind in (".csv", ".tsv"):
+        found = (
+            read_csv(file, parameter=parameter)
+            if kind == ".csv"
+            else read_tsv(file, parameter=parameter, quotes=tsv_quotes)
+        )
+        header, *rows = [*found] or [[]]
         names = [  # a name that comes again gets a number, as pandas does it
             f"{name}.{count}" if (count := header[:place].count(name)) else name
             for place, name in enumerate(header)

@@ -59,15 +59,12 @@ class FileReader:
         elif kind in (".jsonl", ".json"):
             for number, row in read_json(path, parameter="data_files"):
                 yield self._of_row(row, label, f"{path}, line {number},")
-        elif kind == ".csv":
-            for block in read_csv(path, parameter="data_files"):
-                if column not in block.columns:
-                    raise missing_column(path, column, list(block.columns))
-                name = label and label.among(list(block.columns), path)
-                labels = [None] * len(block) if name is None else block[name].tolist()
-                yield from zip(block[column].tolist(), labels, strict=True)
-        elif kind == ".tsv":
-            rows = read_tsv(path, parameter="data_files", quotes=self.tsv_quotes)
+        elif kind in (".csv", ".tsv"):
+            rows = (
+                read_csv(path, parameter="data_files")
+                if kind == ".csv"
+                else read_tsv(path, parameter="data_files", quotes=self.tsv_quotes)
+            )
             header = next(rows, [])
             if column not in header:
                 raise missing_column(path, column, header)

@@ -61,6 +61,15 @@ def test_fractions_in_a_text_file_are_values_unless_they_are_said_to_be_classes(
         VALUES,
         [0.5, 2.0, 0.5],
     )
+    # As Python, pandas and people write them.
+    for cells, values in (
+        (["1e-05", "0.53", "2"], [1e-5, 0.53, 2.0]),
+        (["+.5", "-.25", "1.5e-3"], [0.5, -0.25, 0.0015]),
+    ):
+        found = space(cells, is_typed=False)
+        assert found.problem_type == VALUES
+        assert found.encode(cells, description="d").tolist() == pytest.approx(values)
+    cells = ["0.50", "2", "0.5"]
     found = space(cells, SINGLE, is_typed=False)
     assert (found.names, found.encode(cells, description="d").tolist()) == (
         ("0.5", "0.50", "2"),

@@ -33,6 +33,32 @@ def test_all_file_formats_give_the_same_rows(tmp_path: Path) -> None:
             assert table.columns == {key: [row[key] for row in rows] for key in ("text", "label")}
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("label,text\npos,good\npos\n", "a.csv, line 3, has 1 cells but its header has 2"),
+        ("label,text\npos,good, very\n", "a.csv, line 2, has 3 cells but its header has 2"),
+        ('label,text\npos,"he\nneg,she\npos,it" was\n', "a.csv has cells that are not quoted"),
+        ('label,text\npos,"he\nneg,she\n', "a.csv has cells that are not quoted as a CSV file's"),
+        ("label,text\npos,a\0b\n", "a.csv is a binary file"),
+    ],
+)
+def test_a_csv_file_that_would_lose_or_join_rows_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_table(str(tmp_path / "a.csv"), parameter="train_file")
+
+
+def test_cells_of_a_csv_file_keep_their_ends_of_lines_and_may_be_long(tmp_path: Path) -> None:
+    texts = ["one\r\ntwo\rthree\nfour", "a" * 200_000, "", 'say "no"', " "]
+    pd.DataFrame({"text": texts}).to_csv(tmp_path / "a.csv", index=False)
+    with (tmp_path / "a.csv").open("a", newline="") as file:
+        file.write("\r\n")  # an empty line is no row
+    assert read_table(str(tmp_path / "a.csv"), parameter="train_file").columns == {"text": texts}
+
+
 def tsv(folder: Path, content: str, quotes: Any = "none") -> dict[str, list[str]]:
     (folder / "a.tsv").write_text(content)
     path = str(folder / "a.tsv")
@@ -106,10 +132,8 @@ def test_class_names_of_a_parquet_file_are_found(tmp_path: Path) -> None:
 def test_cells_without_a_header_are_refused_and_the_last_extension_tells_the_separator(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "a.csv").write_text(
-        "text,label\nwell, yes,1\nwell, no,0\n"
-    )  # pandas would take "well" for row names
-    with pytest.raises(InputError, match="more cells in row 1"):
+    (tmp_path / "a.csv").write_text("text,label\nwell, yes,1\nwell, no,0\n")
+    with pytest.raises(InputError, match="line 2, has 3 cells but its header has 2"):
         read_table(str(tmp_path / "a.csv"), parameter="train_file")
     (tmp_path / "a.tsv.csv").write_text("text,label\nyes,1\n")
     assert read_table(str(tmp_path / "a.tsv.csv"), parameter="train_file").columns == {

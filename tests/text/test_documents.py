@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,10 @@ def test_the_fingerprint_follows_content_and_options(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
     first, second = tmp_path / "here", tmp_path / "there/deep"
-    for folder in (first, second):
-        folder.mkdir(parents=True)
-        write(folder / "a.jsonl", TEXTS)
-        write(folder / "b.csv.gz", TEXTS[:1])
+    first.mkdir()
+    write(first / "a.jsonl", TEXTS)
+    write(first / "b.csv.gz", TEXTS[:1])
+    shutil.copytree(first, second)  # gzip notes the second of writing
     os.utime(second / "a.jsonl", ns=(1, 1))
     here = open_files(first / "*").fingerprint
     assert open_files(second / "*").fingerprint == here
