@@ -8,10 +8,9 @@ draws, of pretraining and of fine-tuning (`statistics.two_way_interval`).
 
     python benchmarks/image_pretraining.py --train_file train.parquet --test_file test.parquet
 
-takes any labelled images in parquet files; the tables of docs/images.md are of 10,000 training and
-2,000 test images of CIFAR-10. What is finished in --work_dir is not repeated, and --arms and
---seeds may be measured in pieces, by several processes too. Without --train_file tables are those
-of the results in --json; --write puts them between the marks of documents.
+takes any labelled images in parquet files. What is finished in --work_dir is not repeated, and
+--arms and --seeds may be measured in pieces, by several processes too. Without --train_file tables
+are those of the results in --json; --write puts them between the marks of documents.
 """
 
 from __future__ import annotations

@@ -147,8 +147,7 @@ def cpu_threads(requested: int) -> int:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next update; with glibc on Linux alone.
 
-    It returns large pieces to the system at once, which clears them anew for the next activations:
-    an update of a small convolutional encoder spent a fifth of its time on that.
+    It returns large pieces to the system at once, which clears them anew for the next activations.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library

@@ -188,8 +188,10 @@ class TaskDataArguments:
                 "there is nothing to train on",
                 advice="pass `train_file`, `dataset_name` or a `task` of GLUE",
             )
-        by_default = None if is_image or has_dataset else "text"
-        if self.label_column in (self.text_column or by_default, self.text_pair_column):
+        texts = [self.text_column, self.text_pair_column]
+        if not (is_image or has_dataset):  # the columns that are read where none are named
+            texts = [self.text_column or "text", self.text_pair_column or "text_pair"]
+        if self.label_column in texts:
             raise InputError(
                 f"the column {self.label_column!r} cannot be both text and label",
                 advice="change `text_column` or `label_column`",

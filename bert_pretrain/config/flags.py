@@ -25,6 +25,7 @@ AnyDataclass = TypeVar("AnyDataclass")
 AUTO = -1  # the program chooses
 # Of the files that a flag `json` writes: of evaluate and worth-it, of verify, of neighbours.
 _WRITTEN_KEYS = ({"figures"}, {"is_whole", "checks"}, {"embeddings", "results"})
+_LARGEST_FIGURES = 2**26  # bytes; somebody's data may not fit into the memory
 MOST = 10**9  # of whatever is counted, measured or waited for: longer than any run
 
 
@@ -326,6 +327,8 @@ def check_json_target(path: str | None) -> None:
 def _holds_figures(path: Path) -> bool:
     """Return whether a file is empty, or was written for a flag `json`."""
     try:
+        if path.stat().st_size > _LARGEST_FIGURES:
+            return False
         content = path.read_bytes()
         found = json.loads(content) if content else {"figures": {}}
     except (OSError, ValueError, RecursionError):

@@ -94,7 +94,7 @@ def _refuse_unended(archive: tarfile.TarFile) -> None:
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(
-            f"after {len(archive.getmembers())} files comes neither another one nor its end"
+            f"after {len(archive.getmembers())} files follows neither another file nor the end"
         )
 
 

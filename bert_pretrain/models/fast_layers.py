@@ -52,8 +52,8 @@ def norms_of_maps(states: Tensor) -> Tensor:
 class DepthwiseConvolution(nn.Conv2d):
     """A convolution of each channel by itself, whose gradient is fast on small maps, too.
 
-    For a map of few places a processor's own gradient takes many times as long as its forward pass
-    (at 2 x 2, two hundred times).
+    For a map of few places the gradient of torch on a processor takes many times as long as the
+    forward pass.
     """
 
     def forward(self, states: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ FLAGS: list[tuple[str, ...]] = [
     ("--from_scratch --freeze_encoder", "--from_scratch", "one of them"),
     ("--text_column label", "cannot be both text and label", "--label_column"),
     ("--label_column text", "cannot be both text and label", "--label_column"),
+    ("--label_column text_pair", "cannot be both text and label", "--label_column"),
     ("--augmentation crop", "--augmentation means nothing for a text encoder"),
     ("--augmentation blur", "--augmentation is 'blur'", "none, crop, crop_flip"),
     ("--test_split test", "--test_split goes with --dataset_name"),
