@@ -31,6 +31,7 @@ from label_efficiency import WITHOUT_WEIGHTS, Curve, curve_of
 from numpy.typing import NDArray
 from results import read_runs, replace_marked, write_results
 
+from bert_pretrain.config.evaluating import FLOORS
 from bert_pretrain.data.run_folder import read_rows
 from bert_pretrain.evaluation.statistics import format_interval, two_way_interval
 
@@ -49,15 +50,17 @@ ARMS = {
 # What a row of metrics says that the evaluation does not.
 _MEASURED = ("step", "reconstruction_loss", "pca_reconstruction_loss")
 SUITES = ("knn", "linear_probe")
-# What the figures of a suite are called: those of the encoder, trained and not, and of floors.
+# What the figures of a suite are called: those of the encoder, trained and not, and of pixels.
 ENCODERS = ("", "random_encoder_")
-FLOORS = {"PCA": "pca", "raw pixels": "pixels"}
+PIXELS = {"PCA": "pca", "raw pixels": "pixels"}
 MARK = "image pretraining"
 WITH_WEIGHTS = ("fine_tuned", "frozen_probe")
 
 
-def pretrain(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pretrain and judge the frozen encoder, or read what was found before."""
+def pretrain(
+    arm: str, seed: int, floors: Sequence[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Pretrain and judge the frozen encoder beside floors, or read what was found before."""
     folder = folder_of(arm, seed, arguments)
     result_file = folder / "result.json"
     if result_file.is_file():
@@ -72,14 +75,14 @@ def pretrain(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     start = time.perf_counter()
     run([str(PROGRAM), *command, *arguments.flags], folder / "pretraining.log")
     minutes = (time.perf_counter() - start) / 60
-    suites = ["--suite", *SUITES, "--json", str(folder / "evaluation.json")]
+    suites = ["--suite", *SUITES, "--json", str(folder / "evaluation.json"), "--floors", *floors]
     images = ["--data_files", arguments.train_file, "--test_files", arguments.test_file]
     evaluate = ["-m", "bert_pretrain", "evaluate", "--model", str(run_dir / "final")]
     run([*evaluate, *suites, *images], folder / "evaluation.log")
-    figures = json.loads((folder / "evaluation.json").read_text())["figures"]
+    judged = json.loads((folder / "evaluation.json").read_text())["figures"]
     *_, last = [row for row in read_rows(run_dir / "metrics.jsonl") if row["split"] == "validation"]
     kept = {key: last[key] for key in _MEASURED if key in last}
-    result = {"arm": arm, "seed": seed, "minutes": minutes} | kept | figures
+    result = {"arm": arm, "seed": seed, "minutes": minutes} | kept | judged
     result_file.write_text(json.dumps(result, indent=1))
     return result
 
@@ -124,8 +127,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     trainings: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in arguments.arms}
     untrained: dict[bytes, list[dict[str, Any]]] = {}
     # Whoever measures in pieces has all arms of a seed before the next seed.
-    for seed, arm in itertools.product(arguments.seeds, arguments.arms):
-        encoders.append(pretrain(arm, seed, arguments))
+    for number, (seed, arm) in enumerate(itertools.product(arguments.seeds, arguments.arms)):
+        # Pixels are the same for all, and untrained encoders nearly so.
+        floors = ["random_encoder"] if seed == arguments.seeds[0] else ["none"]
+        encoders.append(pretrain(arm, seed, floors if number else FLOORS, arguments))
         found = fine_tune(arm, seed, WITH_WEIGHTS, arguments)
         config = folder_of(arm, seed, arguments) / "run/final/config.json"
         if seed == arguments.seeds[0]:
@@ -168,13 +173,12 @@ def tables(runs: list[dict[str, Any]]) -> str:
         cells = [arm, f"{rows[0]['step']:,}"]
         cells += [spread([row["minutes"] for row in rows], ".1f")]
         for suite in SUITES:
-            accuracies = ([row[f"{name}{suite}_accuracy"] for row in rows] for name in ENCODERS)
-            cells += map(spread, accuracies)
+            cells += [spread(figures(f"{name}{suite}_accuracy", rows)) for name in ENCODERS]
         lines.append(cells)
     rows = [row for arm in arms for row in encoders_of(arm, runs)]
-    for name, key in FLOORS.items():
-        values = [[row[f"{key}_{suite}_accuracy"] for row in rows] for suite in SUITES]
-        lines.append([name, "", "", spread(values[0]), "", spread(values[1]), ""])
+    for name, key in PIXELS.items():
+        values = [spread(figures(f"{key}_{suite}_accuracy", rows)) for suite in SUITES]
+        lines.append([name, "", "", values[0], "", values[1], ""])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
     head = ["labels per class", "pretraining", "from scratch", "frozen", "fine-tuned"]
     lines = [[*head, "gain over scratch"], ["---"] * (len(head) + 1)]
@@ -188,6 +192,11 @@ def tables(runs: list[dict[str, Any]]) -> str:
             gain = two_way_interval(curve.gain(count, "fine_tuned", "from_scratch"))
             lines.append([*cells, format_interval(*gain, sign="+")])
     return text + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def figures(key: str, rows: list[dict[str, Any]]) -> list[float]:
+    """Return a figure of the encoders for which it was measured."""
+    return [row[key] for row in rows if key in row]
 
 
 def spread(values: list[float], form: str = ".3f") -> str:
@@ -219,10 +228,10 @@ def main() -> None:
         parser.error("pass both --train_file and --test_file")
     if arguments.train_file:
         runs = measure(arguments)
-        figures = {
+        accuracies = {
             f"{row['arm']}_{row['seed']}_knn": row["knn_accuracy"] for row in runs if "seed" in row
         }
-        write_results(arguments.json, figures, runs=runs)
+        write_results(arguments.json, accuracies, runs=runs)
     elif arguments.json and arguments.json.is_file():
         runs = read_runs(arguments.json)
     else:

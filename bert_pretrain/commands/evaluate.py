@@ -114,7 +114,7 @@ def _judge(arguments: Sequence[str]) -> None:
     )
     groups = parse_flags(parser, arguments)
     evaluation = Evaluation(*groups)
-    check_evaluation(evaluation.options, evaluation.data, suites=SUITES)
+    check_evaluation(evaluation.options, evaluation.data, evaluation.images, suites=SUITES)
     names = list(dict.fromkeys(evaluation.options.suite))
     for name in names:
         if name in _PRECONDITIONS:

@@ -24,6 +24,9 @@ from bert_pretrain.config.flags import (
 from bert_pretrain.config.sizes import ImageSize
 from bert_pretrain.errors import InputError
 
+# What frozen features of images are compared with.
+FLOORS = ("random_encoder", "pixels", "pca")
+
 
 @dataclass
 class EvaluateArguments:
@@ -110,6 +113,13 @@ class EvaluationImages:
     )
     k: int = flag(20, "Neighbours that vote.", at_least(1))
     temperature: float = flag(0.07, "T of their weights exp(cosine / T).", Range(1e-3, 1e3))
+    floors: list[str] = field(
+        default_factory=lambda: list(FLOORS),
+        metadata={
+            "help": f"What stands beside the encoder: of {', '.join(FLOORS)}; or none, which is "
+            "faster (the floors are the same for all checkpoints)."
+        },
+    )
 
 
 @dataclass
@@ -198,19 +208,27 @@ class LabelEfficiencyArguments:
 
 
 def check_evaluation(
-    options: EvaluateArguments, data: EvaluationData, *, suites: Collection[str]
+    options: EvaluateArguments,
+    data: EvaluationData,
+    images: EvaluationImages,
+    *,
+    suites: Collection[str],
 ) -> None:
     """Check what can be told without opening a file, beside the ranges of numbers.
 
     Raises:
-        InputError: a suite is none of `suites`, the data have two names, or `json`
-            cannot be written.
+        InputError: a suite is none of `suites`, a floor is unknown, the data have two names, or
+            `json` cannot be written.
     """
     for name in options.suite:
         if name not in suites:
             raise InputError.out_of_range(
                 "suite", name, f"one or more of {', '.join(suites)}, or label_efficiency"
             )
+    if images.floors != ["none"] and not set(images.floors) <= set(FLOORS):
+        raise InputError.out_of_range(
+            "floors", " ".join(images.floors), f"of {', '.join(FLOORS)}, or none"
+        )
     check_source(data)
     check_json_target(options.json)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -190,13 +190,20 @@ def _with_labels(
 
 
 def compute_features(
-    model: str, images: LabelledImages, preprocessing: Preprocessing, *, batch_size: int, seed: int
+    model: str,
+    images: LabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    seed: int,
+    floors: Collection[str],
 ) -> list[FeatureSet]:
     """Return the features of an encoder, and those that it has to beat.
 
-    The floors are an encoder of the same configuration before any training (drawn with `seed`), the
-    pixels themselves, and as many of their principal components as the embedding has dimensions
-    (fitted on the images learnt from). `model` is a folder or Hub id.
+    The floors are an encoder of the same configuration before any training ("random_encoder",
+    drawn with `seed`), the pixels themselves ("pixels"), and as many of their principal components
+    as the embedding has dimensions ("pca", fitted on the images learnt from). `model` is a folder
+    or Hub id.
 
     Raises:
         InputError: the model is no image encoder, does not fit the images, or gives embeddings that
@@ -233,11 +240,13 @@ def compute_features(
         ]
 
     trained = embed_both(encoder)
+    found = [FeatureSet("encoder", "this encoder", *trained)]
+    if "random_encoder" in floors:
+        found.append(FeatureSet("random_encoder", "the same, untrained", *embed_both(untrained)))
     rows = [normalised_rows(part, mean, std) for part in parts]
-    pca = fit_pca(rows[0], trained[0].shape[1])
-    return [
-        FeatureSet("encoder", "this encoder", *trained),
-        FeatureSet("random_encoder", "the same, untrained", *embed_both(untrained)),
-        FeatureSet("pixels", "raw pixels", *rows),
-        FeatureSet("pca", "PCA of the pixels", *(pca.transform(row) for row in rows)),
-    ]
+    if "pixels" in floors:
+        found.append(FeatureSet("pixels", "raw pixels", *rows))
+    if "pca" in floors:
+        pca = fit_pca(rows[0], trained[0].shape[1])
+        found.append(FeatureSet("pca", "PCA of the pixels", *map(pca.transform, rows)))
+    return found

@@ -120,6 +120,8 @@ def test_checkpoints_of_another_model_or_damaged_ones_are_refused(
         ("train-tokenizer", "--dataset_name=", "--dataset_name is ''"),
         ("train-tokenizer", "--data_files blank.txt", "no text"),
         ("evaluate", "--model model --suite nsp --dataset_name=", "--dataset_name is ''"),
+        ("evaluate", "--model model --suite knn --floors chance", "--floors is 'chance'"),
+        ("evaluate", "--model model --suite knn --floors none pca", "--floors is 'none pca'"),
         ("finetune", "--model model --dataset_name=", "--dataset_name is ''"),
         ("finetune", "--model model --train_file blank.txt --learning_rate -1", "at least 0"),
         ("finetune", "--model model --train_file blank.txt", "blank.txt"),

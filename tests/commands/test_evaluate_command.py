@@ -26,7 +26,7 @@ from transformers import (
 from bert_pretrain.__main__ import main
 from bert_pretrain.commands import evaluate
 from bert_pretrain.commands.suites.context import run_record
-from bert_pretrain.config.evaluating import EvaluateArguments, LabelEfficiencyArguments
+from bert_pretrain.config.evaluating import FLOORS, EvaluateArguments, LabelEfficiencyArguments
 from bert_pretrain.errors import InputError
 from bert_pretrain.evaluation.features import compute_features, divide_labelled
 from bert_pretrain.evaluation.label_efficiency_arms import ARMS
@@ -37,7 +37,7 @@ from bert_pretrain.text.tokenizers import load_tokenizer
 
 MEAN, STD = 0.3, 0.37
 CLASSES = ("ant", "bee", "cat")
-FLOORS = ("", "random_encoder_", "pixels_", "pca_")
+PREFIXES = ("", "random_encoder_", "pixels_", "pca_")
 
 
 def save_encoder(
@@ -155,7 +155,7 @@ def test_knn_on_digits_is_that_of_scikit_learn_on_features_of_stock_transformers
         theirs.score(features[test], corpus.labels[test]), abs=1.5 / len(test)
     )
     assert figures.keys() == {
-        f"{floor}{suite}_accuracy" for floor in FLOORS for suite in ("knn", "linear_probe")
+        f"{floor}{suite}_accuracy" for floor in PREFIXES for suite in ("knn", "linear_probe")
     } | {"majority_accuracy"}
     assert figures["pixels_knn_accuracy"] > 0.95
     # Features of a random encoder need a weak penalty: with the strongest one all guess one class.
@@ -317,7 +317,9 @@ def test_floors_are_an_untrained_encoder_by_seed_the_pixels_and_as_many_componen
     first, second = (
         {features.key: features for features in found}
         for found in (
-            compute_features(str(models / "vit"), images, preprocessing, batch_size=512, seed=seed)
+            compute_features(
+                str(models / "vit"), images, preprocessing, batch_size=512, seed=seed, floors=FLOORS
+            )
             for seed in (1, 2)
         )
     )
@@ -333,6 +335,11 @@ def test_floors_are_an_untrained_encoder_by_seed_the_pixels_and_as_many_componen
     with torch.no_grad():
         expected = encoder.vit(scaled[:, None]).last_hidden_state[:, 0].numpy()
     np.testing.assert_allclose(first["random_encoder"].test, expected, rtol=1e-3, atol=1e-4)
+    alone = compute_features(
+        str(models / "vit"), images, preprocessing, batch_size=512, seed=1, floors=["none"]
+    )
+    assert [features.key for features in alone] == ["encoder"]
+    assert (alone[0].test == first["encoder"].test).all()
     pixels = images.test_pixels.reshape(len(images.test_pixels), -1)
     np.testing.assert_allclose(
         first["pixels"].test, (pixels / 255 - MEAN) / STD, rtol=1e-5, atol=1e-5

@@ -109,6 +109,7 @@ def _feature_sets(evaluation: Evaluation) -> list[FeatureSet]:
         _processor(evaluation),
         batch_size=evaluation.options.per_device_eval_batch_size,
         seed=evaluation.seed,
+        floors=evaluation.images.floors,
     )
 
 
