@@ -138,6 +138,10 @@ def run(
     unlabelled.check(
         is_image=is_image, from_scratch=options.from_scratch, num_processes=num_processes
     )
+    texts = Adaptation(
+        unlabelled.adapt_minutes, tuple(unlabelled.unlabelled_files or ()), data.text_column
+    )
+    texts.check()
     splits = open_splits(
         options.model,
         pick(LabelledSource, data, pixel_range=data.pixel_range.ends),
@@ -186,18 +190,14 @@ def run(
                 stack.enter_context(pusher)
             progress.write(outcomes)
         adaptation = None
-        if unlabelled.adapt_minutes:
-            model, adaptation = adapt(
-                Adaptation(
-                    unlabelled.adapt_minutes,
-                    tuple(unlabelled.unlabelled_files or ()),
-                    data.text_column,
-                ),
-                options.model,
-                splits,
-                output_dir,
-                seed=options.seeds[0],
-            )
+        if texts.minutes:
+            try:
+                model, adaptation = adapt(
+                    texts, options.model, splits, output_dir, seed=options.seeds[0]
+                )
+            except InputError:
+                progress.remove()
+                raise
             source = open_source(model)
         results = _train_all(
             options,

@@ -78,6 +78,8 @@ def run(options: WorthItArguments, data: WorthItData, recipe: RecipeArguments) -
     output_dir = Path(options.output_dir)
     check_creatable(output_dir, parameter="output_dir")
     _check_empty(output_dir)
+    texts = Adaptation(options.minutes / 2, tuple(options.unlabelled_files or ()), data.text_column)
+    texts.check()
     splits = _open_rows(options, data)
     labels = splits.rows["train"].labels
     assert labels is not None
@@ -91,7 +93,7 @@ def run(options: WorthItArguments, data: WorthItData, recipe: RecipeArguments) -
             "predicts, without their labels; `--unlabelled_files` gives it other texts"
         )
     with held(output_dir):
-        encoders = _encoders(options, data, splits, output_dir)
+        encoders = _encoders(options, texts, splits, output_dir)
         contestants = [
             Contestant(_TFIDF, "floor", options.model),
             Contestant(_SCRATCH, "from_scratch", options.model),
@@ -147,17 +149,20 @@ def _open_rows(options: WorthItArguments, data: WorthItData) -> Splits:
 
 
 def _encoders(
-    options: WorthItArguments, data: WorthItData, splits: Splits, output_dir: Path
+    options: WorthItArguments, texts: Adaptation, splits: Splits, output_dir: Path
 ) -> dict[str, str]:
     """Return what is fine-tuned, by title: the encoder at hand, and after each half of the time."""
     encoders = {"this encoder, fine-tuned": options.model}
-    model, half = options.model, options.minutes / 2
-    for number in (1, 2) if options.minutes else ():
+    model = options.model
+    for number in (1, 2) if texts.minutes else ():
         folder = output_dir / f"half-{number}"
         folder.mkdir()
-        adaptation = Adaptation(half, tuple(options.unlabelled_files or ()), data.text_column)
-        model, _ = adapt(adaptation, model, splits, folder, seed=options.seed + number - 1)
-        encoders[f"after {half * number:g} minutes of your texts, fine-tuned"] = model
+        try:
+            model, _ = adapt(texts, model, splits, folder, seed=options.seed + number - 1)
+        except InputError:
+            folder.rmdir()
+            raise
+        encoders[f"after {texts.minutes * number:g} minutes of your texts, fine-tuned"] = model
     return encoders
 
 

@@ -24,6 +24,7 @@ from bert_pretrain.downstream.models import default_learning_rate
 from bert_pretrain.downstream.sources import Splits
 from bert_pretrain.downstream.tables import Texts
 from bert_pretrain.errors import InputError
+from bert_pretrain.text.file_search import find_files
 
 ADAPTED = "adapted"  # the run's folder in the output folder
 _OWN_TEXTS = "unlabelled.jsonl"
@@ -47,6 +48,10 @@ class Adaptation:
     minutes: float
     files: tuple[str, ...]
     text_column: str | None
+
+    def check(self) -> None:
+        """Raise `InputError` if a file of text is missing, empty or of an unknown kind."""
+        find_files(self.files, parameter="unlabelled_files")
 
     def command(
         self, model: str, config: PreTrainedConfig, folder: Path, *, max_seq_length: int, seed: int
@@ -99,7 +104,7 @@ def adapt(
         The folder of the adapted encoder, and what results say of it.
 
     Raises:
-        InputError: the run refused its input; it has said why.
+        InputError: the run refused its input; it has said why. Nothing has been written then.
     """
     folder = output_dir / ADAPTED
     final = folder / "final"
@@ -114,10 +119,11 @@ def adapt(
         if status > 2 or status < 0:  # a signal, or an error
             raise SystemExit(abs(status) + 128 * (status < 0))
         if status:
+            (output_dir / _OWN_TEXTS).unlink(missing_ok=True)
             raise InputError(
                 f"the encoder could not learn from the unlabelled texts (status {status}; the "
-                "reason stands above)",
-                advice="change `unlabelled_files`, or leave `adapt_minutes` out",
+                "reason stands above, where data_files are these texts)",
+                advice="change `unlabelled_files`, or leave the minutes out",
             )
     return str(final), _described(adaptation, read_rows(folder / "metrics.jsonl"))
 

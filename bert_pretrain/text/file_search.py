@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -49,10 +50,10 @@ class FoundFiles:
         paths.append(path)
 
 
-def find_files(patterns: list[str]) -> FoundFiles:
+def find_files(patterns: Sequence[str], *, parameter: str = "data_files") -> FoundFiles:
     """Return the files that paths and globs mean, each once, those of a glob sorted by name.
 
-    A folder means all files below it that can be read.
+    A folder means all files below it that can be read. `parameter` gave the patterns.
 
     Raises:
         InputError: a pattern means nothing, a file is empty or of an unknown kind, or nothing in a
@@ -60,12 +61,12 @@ def find_files(patterns: list[str]) -> FoundFiles:
     """
     found = FoundFiles()
     seen: set[Path] = set()
-    for path in chain.from_iterable(map(_matches, patterns)):
+    for path in chain.from_iterable(_matches(pattern, parameter) for pattern in patterns):
         inside = list(_files_below(path)) if path.is_dir() else [(path, "")]
         if path.is_dir() and all(reason for _, reason in inside):
             raise InputError(
                 f"the folder {path} holds no file of text",
-                advice=f"`data_files` takes {describe_kinds(EXTENSIONS)}",
+                advice=f"`{parameter}` takes {describe_kinds(EXTENSIONS)}",
             )
         for file, reason in inside:
             if file not in seen:
@@ -76,13 +77,13 @@ def find_files(patterns: list[str]) -> FoundFiles:
     return found
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, parameter: str) -> list[Path]:
     names = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
     found = sorted(path for path in map(Path, names) if path.is_file() or path.is_dir())
     if not found:
         raise InputError(
             f"there is no file {pattern!r}",
-            advice="`data_files` takes paths and globs of existing files and folders",
+            advice=f"`{parameter}` takes paths and globs of existing files and folders",
         )
     for path in found:
         if is_saved_dataset(path) or is_prepared(path):
@@ -93,10 +94,10 @@ def _matches(pattern: str) -> list[Path]:
         if path.is_file() and file_kind(path) not in EXTENSIONS:
             raise InputError(
                 f"{path} has an unknown extension",
-                advice=f"`data_files` takes {describe_kinds(EXTENSIONS)}",
+                advice=f"`{parameter}` takes {describe_kinds(EXTENSIONS)}",
             )
         if path.is_file() and path.stat().st_size == 0:
-            raise InputError(f"{path} is empty", advice="remove it from `data_files`")
+            raise InputError(f"{path} is empty", advice=f"remove it from `{parameter}`")
     return found
 
 

@@ -102,13 +102,39 @@ def test_flags_that_mean_nothing_are_refused(
     assert not Path("out").exists()
 
 
-def test_texts_that_cannot_be_read_end_the_command_with_the_runs_own_reason(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "there is no file 'texts.txt'"), ("", "remove it from --unlabelled_files")],
+)
+def test_texts_that_are_not_there_are_refused_before_anything_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: str
 ) -> None:
-    assert finetune("--adapt_minutes", "1", "--unlabelled_files", "absent.txt") == 2
+    if content is not None:
+        Path("texts.txt").write_text(content)
+    flags = ["--adapt_minutes", "1", "--unlabelled_files", "texts.txt"]
+    assert finetune(*flags) == 2
+    error = capsys.readouterr().err
+    assert words in error and "--unlabelled_files" in error
+    curve = f"evaluate --suite label_efficiency --model model --train_file train.jsonl {SHORT[0]} 2"
+    curve += f" --output_dir out --arms adapted {' '.join(flags)}"
+    with pytest.raises(SystemExit) as stopped:
+        main(curve.split())
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("files", [["--unlabelled_files", "texts.jsonl"], []])
+def test_texts_that_cannot_be_learnt_from_end_the_command_with_the_runs_own_reason(
+    folder: Path, capfd: pytest.CaptureFixture[str], files: list[str]
+) -> None:
+    Path("texts.jsonl").write_text('{"text": "one document"}\n')
+    write_rows(folder / "train.jsonl", [{"text": "?", "label": str(n % 2)} for n in range(40)])
+    assert finetune("--adapt_minutes", "1", *files) == 2
     err = capfd.readouterr().err
-    assert "absent.txt" in err and "change --unlabelled_files" in err
+    assert "data_files are these texts" in err and "change --unlabelled_files" in err
     assert "Traceback" not in err
+    # The same folder will do once the texts are others.
+    assert [path.name for path in Path("out").iterdir()] == [".lock"]
 
 
 def test_images_have_no_masked_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

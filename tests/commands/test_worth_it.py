@@ -142,7 +142,18 @@ def test_what_cannot_be_measured_is_refused_and_nothing_written(
     write_rows(folder / "rows.jsonl", [*sentences(4), {"text": "alone", "label": "other"}])
     assert worth_it() == 2
     assert "single row" in capsys.readouterr().err
+    assert worth_it("--unlabelled_files", "absent.txt", "--minutes", "1") == 2
+    assert "--unlabelled_files takes paths" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_texts_that_cannot_be_learnt_from_leave_no_folder_of_a_half(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("texts.jsonl").write_text('{"text": "one document"}\n')
+    assert worth_it("--unlabelled_files", "texts.jsonl", "--minutes", "1") == 2
+    assert "change --unlabelled_files" in capfd.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == [".lock"]
 
 
 def test_a_file_for_figures_that_cannot_be_made_is_refused_first(

@@ -170,10 +170,14 @@ def _revision(model: str) -> str | None:
 
 def _adapted(options: CurveOptions, splits: Splits, folder: Path) -> str:
     """Return the encoder after it has learnt from texts without labels, in a folder."""
-    minutes, files = options.unlabelled.adapt_minutes, options.unlabelled.unlabelled_files
-    adaptation = Adaptation(minutes, tuple(files or ()), options.data.text_column)
-    model, _ = adapt(adaptation, options.curve.model, splits, folder, seed=options.curve.seeds[0])
+    texts, seed = _unlabelled_texts(options), options.curve.seeds[0]
+    model, _ = adapt(texts, options.curve.model, splits, folder, seed=seed)
     return model
+
+
+def _unlabelled_texts(options: CurveOptions) -> Adaptation:
+    minutes, files = options.unlabelled.adapt_minutes, options.unlabelled.unlabelled_files
+    return Adaptation(minutes, tuple(files or ()), options.data.text_column)
 
 
 def _open_splits(options: CurveOptions) -> Splits:
@@ -183,6 +187,7 @@ def _open_splits(options: CurveOptions) -> Splits:
     is_image = is_image_config(read_model_config(curve.model))
     data.check(is_image=is_image, has_dataset=task.dataset is not None)
     options.unlabelled.check(is_image=is_image)
+    _unlabelled_texts(options).check()
     source = pick(LabelledSource, data, pixel_range=data.pixel_range.ends)
     splits = open_splits(curve.model, source, task, seed=0, measured_on=("test", "validation"))
     if splits.labels.problem_type != "single_label_classification":
