@@ -36,6 +36,7 @@ from bert_pretrain.data.atomic import (
     replace_folder,
     write_json,
 )
+from bert_pretrain.data.json_files import parse_json
 from bert_pretrain.data.names import is_hub_id
 from bert_pretrain.data.run_folder import LOCK_FILE, held
 from bert_pretrain.downstream.adaptation import Adaptation, adapt
@@ -69,7 +70,7 @@ from bert_pretrain.downstream.sources import (
 )
 from bert_pretrain.downstream.tasks import DEFAULT_METRICS, find_task
 from bert_pretrain.downstream.training import FinetuningRecipe, Validation, predict_logits, train
-from bert_pretrain.errors import InputError, spell
+from bert_pretrain.errors import InputError, spell, without_secrets
 from bert_pretrain.hardware import describe_run
 from bert_pretrain.models.embedding import tensors_digest
 from bert_pretrain.models.loading import describe_excess
@@ -127,7 +128,13 @@ def run(
     """
     options.check()
     output_dir = Path(options.output_dir)
+    flags: dict[str, Any] = {}
+    for group in (options, data, unlabelled, recipe):
+        flags |= dataclasses.asdict(group)
     is_resumed = options.resume and (output_dir / PROGRESS_FILE).is_file()
+    if options.resume and not is_resumed and (finished := _finished(output_dir, flags)):
+        _say(f"all seeds of {output_dir} are finished\n{format_results(finished)}")
+        return finished
     if not is_resumed:
         _check_empty(output_dir)
     check_creatable(output_dir, parameter="output_dir")
@@ -163,9 +170,6 @@ def run(
         pad_token_id=getattr(splits.processor, "pad_token_id", None),
     )
     source = open_source(options.model)
-    flags: dict[str, Any] = {}
-    for group in (options, data, unlabelled, recipe):
-        flags |= dataclasses.asdict(group)
     identity = {name: value for name, value in flags.items() if name not in _FREE}
     identity["rows"] = [labelled_rows_sha256(splits, name) for name in sorted(splits.rows)]
     identity["weights of the model"] = tensors_digest(source.state)
@@ -273,6 +277,21 @@ def _train_all(
     _say(format_results(results))
     _say(f"the model of seed {results['best_seed']} is in {output_dir / 'final'}")
     return results
+
+
+def _finished(output_dir: Path, flags: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the results of the same command, if it has ended in this folder."""
+    try:
+        results = parse_json((output_dir / "results.json").read_text(encoding="utf-8"))
+        theirs = results["config"]
+        is_same = all(
+            theirs[name] == value
+            for name, value in without_secrets(flags).items()
+            if name not in _FREE - {"seeds"}
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return results if is_same else None
 
 
 def _check_empty(folder: Path) -> None:

@@ -25,6 +25,8 @@ from bert_pretrain.data.json_forms import misfit
 from bert_pretrain.data.run_folder import list_checkpoints, read_final, read_rows
 from bert_pretrain.errors import InputError
 from bert_pretrain.hardware import code_sha256
+from bert_pretrain.images.corpus import default_cache_dir
+from bert_pretrain.text.preparation import prepared_copies
 from bert_pretrain.text.tokenizers import load_tokenizer, tokenizer_hash
 from bert_pretrain.training.checkpoint import read_state
 
@@ -64,10 +66,15 @@ class _Sources(TypedDict, total=False):
     initial_weights: _Weights | None
 
 
-class _Run(TypedDict, total=False):
-    """What is read of run.json, as far as it is there."""
+class _AnyRun(TypedDict):
+    """What run.json always has."""
 
     config: dict[str, Any]
+
+
+class _Run(_AnyRun, total=False):
+    """What is read of run.json, as far as it is there."""
+
     started: str | None
     sources: _Sources | None
     code_sha256: str | None
@@ -153,6 +160,8 @@ def verify(run_dir: Path) -> list[Check]:
         for path in checkpoints
         if (check := _checkpoint_check(path)) and path.is_dir()  # a run may rotate it away
     ]
+    if not checkpoints:
+        checks.append(Check("checkpoints/", "", "none; not written yet, or removed", "unknown"))
     checks += _export_checks(run_dir / "final")
     sources = record.get("sources")
     if sources is None:
@@ -241,7 +250,7 @@ def _checkpoint_check(checkpoint: Path) -> Check:
 
 def _export_checks(final: Path) -> Iterator[Check]:
     if not final.is_dir():
-        yield Check("final/", "", "not there; the run has not ended", "unknown")
+        yield Check("final/", "", "not there; the run has not ended, or it was removed", "unknown")
         return
     check, record = _record_check(final / "run.json", "final/run.json", _Export)
     yield check
@@ -256,6 +265,9 @@ def _data_checks(data: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("data", "", "embedded in a package, not on disk", "unknown")
         return
     folder = Path(data["folder"])
+    if not folder.exists() and folder.parent in (default_cache_dir(), prepared_copies().folder):
+        yield Check("data", "", "no longer in the cache; made again when needed", "unknown")
+        return
     check, manifest = _record_check(folder / "manifest.json", f"{folder}/manifest.json", _Manifest)
     yield check
     yield from _file_checks(f"{folder}", folder, data["files"])

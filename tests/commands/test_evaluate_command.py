@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -594,3 +595,16 @@ def test_the_help_names_every_suite_and_every_arm() -> None:
 def test_debug_lets_the_exception_through(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`suite`"):
         main(["evaluate", "--model", "x", "--suite", "none", "--debug"])
+
+
+def test_weights_that_are_cut_short_are_called_so(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(models / "bert", tmp_path / "cut")
+    weights = tmp_path / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "--model", str(tmp_path / "cut"), "--suite", "fill_mask"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert f"the weights of {tmp_path}/cut cannot be read" in error and "--model" in error

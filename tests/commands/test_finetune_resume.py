@@ -120,6 +120,21 @@ def test_finished_seeds_are_not_trained_again(
     assert trained == [2]
 
 
+def test_a_finished_command_says_so_and_leaves_everything_as_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune("out")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    finetune("out", "--resume")
+    shown = capsys.readouterr().out
+    assert "all seeds of out are finished" in shown and "accuracy" in shown
+    with pytest.raises(SystemExit) as stopped:
+        finetune("out", "--resume", "--weight_decay", "0.5")
+    assert stopped.value.code == 2 and "not an empty folder" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [

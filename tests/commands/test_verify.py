@@ -186,6 +186,7 @@ def test_another_program_and_another_card_are_no_fault(
     ("name", "changes", "found"),
     [
         ("run.json", {"config": ["x"]}, "config is no object"),
+        ("run.json", None, "it has no config"),
         ("run.json", {"sources": {"data": 5}}, "data is no object"),
         ("run.json", {"sources": {"data": {"folder": [], "files": {}}}}, "folder is '[]'"),
         ("run.json", {"sources": {"data": {"folder": "/x"}}}, "data has no files"),
@@ -200,12 +201,12 @@ def test_a_record_of_another_form_is_damaged_though_its_digest_is_right(
     folder: Path,
     changed: Callable[[Path], None],
     name: str,
-    changes: dict[str, Any],
+    changes: dict[str, Any] | None,
     found: str,
 ) -> None:
     path = folder / "out" / name
     changed(path)
-    write_sealed(path, json.loads(path.read_text()) | changes)
+    write_sealed(path, {} if changes is None else json.loads(path.read_text()) | changes)
     check = faults(folder / "out")[name]
     assert check.state == "damaged" and found in check.found
 
@@ -247,6 +248,9 @@ def test_a_run_of_an_older_version_or_on_its_way_is_unknown_not_damaged(
     states = {check.what: check.state for check in verify(tmp_path / "out")}
     assert states.pop("checkpoints/step-000002") == states.pop("metrics.jsonl") == "ok"
     del states["checkpoints/step-000004"]
+    shutil.rmtree(tmp_path / "out/checkpoints")
+    states |= {check.what: check.state for check in verify(tmp_path / "out")}
+    assert states.pop("checkpoints/") == "unknown" and states.pop("metrics.jsonl") == "ok"
     assert states == dict.fromkeys(["run.json", "final/", "what it is made of"], "unknown")
 
 
@@ -258,6 +262,18 @@ def test_a_folder_without_a_run_is_refused(
             main(["verify", str(tmp_path), *flags])
         assert stopped.value.code == 2
         assert problem in capsys.readouterr().err
+
+
+def test_a_copy_that_the_cache_no_longer_has_is_no_fault(folder: Path) -> None:
+    corpus = corpus_of(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bert_pretrain.text.preparation.HF_HOME", str(folder / "hf"))
+        aside = corpus.rename(folder / "aside")
+        try:
+            states = {check.what: check.state for check in verify(folder / "out")}
+        finally:
+            aside.rename(corpus)
+    assert states["data"] == "unknown" and not set(states.values()) & set(FAULTS)
 
 
 def test_files_of_another_machine_are_unknown_not_missing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -150,7 +151,7 @@ def load_language_model(
     except InputError:
         raise
     except Exception as error:  # the readers of files raise whatever they stumble over
-        if lacks_safetensors(error):
+        if lacks_safetensors(error) or isinstance(error, SafetensorError):  # a file cut short
             raise unread(name, error, parameter="model") from error
         refuse_misnamed_model(name)
         where = "holds no" if Path(name).is_dir() else "is neither a folder nor, on the Hub, a"
