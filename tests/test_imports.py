@@ -60,6 +60,21 @@ def test_the_list_of_commands_needs_no_library_at_all() -> None:
     assert "finetune" in done.stdout
 
 
+def test_help_and_refused_flags_of_pretraining_do_not_wait_for_torch() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = None  # any import of it fails\n"
+        "from bert_pretrain.commands.pretrain import main\n"
+        "for flags in (['--help'], ['--mlm_probability', '7'], ['--absent']):\n"
+        "    try: main(flags)\n"
+        "    except SystemExit as stopped: print(f'{flags} ends with {stopped.code}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "['--help'] ends with 0" in done.stdout and "--mlm_probability is 7.0" in done.stderr
+    assert done.stdout.count("ends with 2") == 2
+
+
 def private_names(tree: ast.Module) -> list[str]:
     """Return the private attributes of other objects than `self` that a file uses."""
     found = []

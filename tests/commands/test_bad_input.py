@@ -61,7 +61,7 @@ def test_a_run_begun_by_another_process_while_this_one_got_ready_stays(
         write(run_dir / "run.json", "of another process")
         yield
 
-    monkeypatch.setattr("bert_pretrain.commands.pretrain.held", held_after_another)
+    monkeypatch.setattr("bert_pretrain.commands.pretraining.held", held_after_another)
     message = refusal([*small_flags(folder), "--max_steps", "1", "--output_dir", "out"], capsys)
     assert "out holds another run" in message
     assert (folder / "out/run.json").read_text() == "of another process" and len(
