@@ -43,7 +43,7 @@ def parse_object(line: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"is not JSON ({_reason(error)})") from error
     if not isinstance(row, dict):
-        raise ValueError(f"is a {type(row).__name__} but each line must be an object")
+        raise ValueError(f"is a {type(row).__name__}, not an object")
     return row
 
 

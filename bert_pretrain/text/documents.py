@@ -119,9 +119,10 @@ class DocumentSource:
                 yield text
         if is_empty:
             skipped = ", ".join(f"{count:,} {why}" for why, count in self.skipped.items())
+            column = ", or another `text_column`" if self.skipped["not text"] else ""
             raise InputError(
                 f"{self.description} holds no text" + (f" (skipped: {skipped})" if skipped else ""),
-                advice="pass other `data_files` or `dataset_name`",
+                advice=f"pass other `data_files` or `dataset_name`{column}",
             )
 
 

@@ -86,13 +86,14 @@ def open_corpus(
             show_progress=show_progress,
         )
     if needs_division and not (len(corpus.train_documents) and len(corpus.validation_documents)):
-        num_documents = corpus.store.num_documents
+        num_documents, skipped = corpus.store.num_documents, _skipped(corpus)
         raise InputError(
             f"{corpus.manifest['source']['description']} holds {num_documents:,} "
-            f"document{'s' * (num_documents > 1)}, {len(corpus.train_documents):,} to train on and "
+            f"document{'s' * (num_documents > 1)}{f' (skipped: {skipped})' if skipped else ''}, "
+            f"{len(corpus.train_documents):,} to train on and "
             f"{len(corpus.validation_documents):,} held out, but both need at least one",
-            advice="separate documents by blank lines, let every line be one (`document_boundary` "
-            "line), or give more text with `data_files`",
+            advice="give more text with `data_files`; in a .txt blank lines separate documents, or "
+            "every line is one (`document_boundary` line)",
         )
     return corpus
 
@@ -232,6 +233,11 @@ def _naming(names: dict[str, str]) -> Iterator[None]:
         raise InputError(problem, advice=advice) from error
 
 
+def _skipped(corpus: PreparedCorpus) -> str:
+    """Return how many documents were left out, and why."""
+    return ", ".join(f"{count:,} {why}" for why, count in corpus.manifest["skipped"].items())
+
+
 def data_card(
     corpus: PreparedCorpus, *rows: tuple[EpochPlan, int], pair_mode: PairMode = "exact"
 ) -> str:
@@ -242,12 +248,11 @@ def data_card(
     """
     manifest = corpus.manifest
     counts = manifest["counts"]
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
     num_held_out = counts["validation_tokens"]
     lines = [
         f"corpus           {manifest['source']['description']}",
         f"documents        {counts['documents']:,} ({len(corpus.train_documents):,} training, "
-        f"{len(corpus.validation_documents):,} held out); skipped: {skipped or 'none'}",
+        f"{len(corpus.validation_documents):,} held out); skipped: {_skipped(corpus) or 'none'}",
         f"sentences        {counts['sentences']:,}, mean "
         f"{manifest['tokens_per_sentence']:.1f} tokens",
         f"tokens           {counts['tokens']:,} ({counts['tokens'] - num_held_out:,} training, "

@@ -72,6 +72,7 @@ FILES: dict[str, bytes] = {
     "plain.txt.bz2": SENTENCE * 99,
     # Tables of text.
     "column.jsonl": rows({"body": "Some text. More text."}),
+    "copies.jsonl": rows(*[{"text": "The pump stands still. Its valve leaks."}] * 9),
     "short.jsonl": rows(*({"text": f"Sentence number {i}."} for i in range(40))),
     "broken.jsonl": b'{"text": "Some text."}\n{"text": \n',
     "number.jsonl": b"5\n",

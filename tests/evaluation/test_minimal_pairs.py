@@ -76,7 +76,7 @@ def test_both_formats_are_read_compressed_or_not(tmp_path: Path) -> None:
 
 BAD_ROWS: list[tuple[Any, str, str]] = [
     ("{", "no JSON object", "is not JSON"),
-    ("[1]", "no JSON object", "is a list but each line must be an object"),
+    ("[1]", "no JSON object", "is a list, not an object"),
     ({"good": "a"}, "other fields", "has 'good' but must"),
     ({"good": "a", "bad": 3}, "a sentence without text", "has 3 for a sentence"),
     ({"good": None, "bad": "a"}, "a sentence without text", "has None for a sentence"),

@@ -235,7 +235,7 @@ BAD_FILES = {
         pa.compress(b"Words that go on. " * 9999, codec="zstd", asbytes=True)[:40],
         "cannot be read .*Truncated",
     ),
-    "list.jsonl": (b"[1, 2]", "line 1, is a list but each line must be an object"),
+    "list.jsonl": (b"[1, 2]", "line 1, is a list, not an object"),
     "other.jsonl": (
         b'{"body": "a", "id": 1}',
         r"no column 'text'; it has 'body', 'id'; pass .* `text_column`",
