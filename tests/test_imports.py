@@ -60,18 +60,19 @@ def test_the_list_of_commands_needs_no_library_at_all() -> None:
     assert "finetune" in done.stdout
 
 
-def test_help_and_refused_flags_of_pretraining_do_not_wait_for_torch() -> None:
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_help_and_refused_flags_do_not_wait_for_torch(command: str) -> None:
     program = (
         "import sys\n"
         "sys.modules['torch'] = None  # any import of it fails\n"
-        "from bert_pretrain.commands.pretrain import main\n"
-        "for flags in (['--help'], ['--mlm_probability', '7'], ['--absent']):\n"
+        f"from bert_pretrain.commands.{command} import main\n"
+        "for flags in (['--help'], ['--weight_decay', 'heavy'], ['--absent']):\n"
         "    try: main(flags)\n"
         "    except SystemExit as stopped: print(f'{flags} ends with {stopped.code}')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "['--help'] ends with 0" in done.stdout and "--mlm_probability is 7.0" in done.stderr
+    assert "['--help'] ends with 0" in done.stdout and "--weight_decay is 'heavy'" in done.stderr
     assert done.stdout.count("ends with 2") == 2
 
 

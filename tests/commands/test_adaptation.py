@@ -19,7 +19,7 @@ from downstream_models import (
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.commands import finetune as finetune_command
+from bert_pretrain.commands import finetuning as finetune_command
 
 SHORT = ["--max_steps", "2", "--num_evaluations", "1", "--mixed_precision", "no"]
 

@@ -11,7 +11,7 @@ from downstream_models import make_text_model, sentences, write_rows
 from loopback_hub import TOKEN, Fault, LoopbackHub, Repository, running_hub, text_files
 
 from bert_pretrain.__main__ import main
-from bert_pretrain.commands import finetune as finetune_module
+from bert_pretrain.commands import finetuning as finetune_module
 from bert_pretrain.data import run_folder
 from bert_pretrain.publishing import pusher as pusher_module
 

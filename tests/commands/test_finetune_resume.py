@@ -15,7 +15,7 @@ from downstream_models import make_text_model, sentences, write_rows
 from runs import environment, python_command
 from safetensors.torch import load_file
 
-import bert_pretrain.commands.finetune as command
+import bert_pretrain.commands.finetuning as command
 from bert_pretrain.__main__ import main
 
 FLAGS = (

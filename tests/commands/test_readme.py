@@ -64,8 +64,10 @@ def test_the_flags_of_every_other_command_are_valid(
         name = Path(name).stem
     module = import_module(f"bert_pretrain.commands.{name.replace('-', '_')}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bert_pretrain.commands.finetune.read_model_config", lambda _: BertConfig())
-    monkeypatch.setattr("bert_pretrain.commands.finetune.open_splits", reached)
+    monkeypatch.setattr(
+        "bert_pretrain.commands.finetuning.read_model_config", lambda _: BertConfig()
+    )
+    monkeypatch.setattr("bert_pretrain.commands.finetuning.open_splits", reached)
     monkeypatch.setattr("bert_pretrain.commands.evaluate.run_label_efficiency", reached)
     monkeypatch.setattr("bert_pretrain.commands.report.write_report", reached)
     monkeypatch.setattr("bert_pretrain.commands.embed.load_embedder", reached)
