@@ -119,6 +119,9 @@ def open_splits(
             f"rows: {num_long:,} of the {len(lengths):,} have {max_seq_length} tokens or more and "
             "end there (`max_seq_length`)"
         )
+    joined = [text for part in texts.values() for text in part.joined()]
+    if num_empty := sum(not text.strip() for text in joined):
+        notes.append(f"rows: {num_empty:,} of the {len(joined):,} have no text, only a label")
     if task.problem_type is None and labels.problem_type == "single_label_classification":
         train = read["train"]
         notes += describe_guess(

@@ -405,19 +405,17 @@ def test_from_scratch_the_tokenizer_promises_no_more_than_was_trained(folder: Pa
     assert lengths == [40, 16]
 
 
-def test_texts_that_are_cut_are_counted(
+def test_texts_that_are_cut_or_empty_are_counted(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [
-        row | {"text": "word " * (70 if number < 5 else 3)}
-        for number, row in enumerate(sentences(20))
-    ]
+    rows = sentences(20)
+    for number, row in enumerate(rows):
+        row["text"] = "word " * 70 if number < 5 else " " if number < 8 else "word " * 3
     write_rows(folder / "train.jsonl", rows)
     finetune(model, "--train_file", "train.jsonl", *SHORT)
-    assert (
-        "5 of the 20 have 64 tokens or more and end there (--max_seq_length)"
-        in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "5 of the 20 have 64 tokens or more and end there (--max_seq_length)" in printed
+    assert "3 of the 20 have no text, only a label" in printed
 
 
 def test_glue_numbers_get_their_names(model: str, folder: Path) -> None:
