@@ -36,7 +36,7 @@ _COMPRESSIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ".xz": (lzma.open, "xz"),
     ".zst": (lambda path: pa.input_stream(str(path), compression="zstd"), "Zstandard"),
 }
-# Of a .csv the first one that its header has: where a comma is decimal, ";" is usual.
+# Of a .csv the first one that divides its header: where a comma is decimal, ";" is usual.
 _CSV_SEPARATORS = (",", ";", "\t")
 LONGEST_LINE = 2**27  # bytes; dozens of novels
 csv.field_size_limit(LONGEST_LINE)  # Python's own, 128 KiB, is less than a document may have
@@ -92,6 +92,15 @@ def read_lines(path: Path, *, parameter: str, newline: str | None = None) -> Ite
             yield line
 
 
+def read_delimited(
+    path: Path, *, parameter: str, tsv_quotes: Quotes = "none"
+) -> Iterator[list[str]]:
+    """Yield the header and the rows of a .csv or .tsv; see `read_csv` and `read_tsv`."""
+    if file_kind(path) == ".csv":
+        return read_csv(path, parameter=parameter)
+    return read_tsv(path, parameter=parameter, quotes=tsv_quotes)
+
+
 def read_csv(path: Path, *, parameter: str) -> Iterator[list[str]]:
     """Yield the header and the rows of a CSV file, all with as many cells; empty lines are skipped.
 
@@ -102,10 +111,15 @@ def read_csv(path: Path, *, parameter: str) -> Iterator[list[str]]:
             quotes are not as a CSV file's.
     """
     header = next(read_lines(path, parameter=parameter), "")
-    separator = next((mark for mark in _CSV_SEPARATORS if mark in header), ",")
+    separator = next((mark for mark in _CSV_SEPARATORS if _divides(mark, header)), ",")
     advice = f"put texts with {separator!r} in quotes, and double the quotes in them, or change "
     lines = read_lines(path, parameter=parameter, newline="")  # ends of lines in cells stay, too
     yield from _quoted_rows(lines, separator, path, kind="CSV", advice=f"{advice}`{parameter}`")
+
+
+def _divides(mark: str, header: str) -> bool:
+    """Return whether a mark stands in a line outside quotes."""
+    return any(len(cells) > 1 for cells in csv.reader([header], delimiter=mark))
 
 
 def read_tsv(path: Path, *, parameter: str, quotes: Quotes = "none") -> Iterator[list[str]]:

@@ -19,8 +19,7 @@ from bert_pretrain.data.row_files import (
     file_kind,
     is_unicode,
     open_parquet,
-    read_csv,
-    read_tsv,
+    read_delimited,
 )
 from bert_pretrain.downstream.tasks import Task
 from bert_pretrain.errors import InputError, first_line
@@ -76,11 +75,7 @@ def read_table(path: str, *, parameter: str, tsv_quotes: Quotes = "none") -> Tab
         )
     class_names: dict[str, tuple[str, ...]] = {}
     if kind in (".csv", ".tsv"):
-        found = (
-            read_csv(file, parameter=parameter)
-            if kind == ".csv"
-            else read_tsv(file, parameter=parameter, quotes=tsv_quotes)
-        )
+        found = read_delimited(file, parameter=parameter, tsv_quotes=tsv_quotes)
         header, *rows = [*found] or [[]]
         names = [  # a name that comes again gets a number, as pandas does it
             f"{name}.{count}" if (count := header[:place].count(name)) else name

@@ -17,10 +17,9 @@ from bert_pretrain.data.row_files import (
     Quotes,
     file_kind,
     open_parquet,
-    read_csv,
+    read_delimited,
     read_lines,
     read_parquet_columns,
-    read_tsv,
 )
 from bert_pretrain.errors import InputError
 from bert_pretrain.text.cells import LabelColumn, missing_column, outer_column, text_in
@@ -60,11 +59,7 @@ class FileReader:
             for number, row in read_json(path, parameter="data_files"):
                 yield self._of_row(row, label, f"{path}, line {number},")
         elif kind in (".csv", ".tsv"):
-            rows = (
-                read_csv(path, parameter="data_files")
-                if kind == ".csv"
-                else read_tsv(path, parameter="data_files", quotes=self.tsv_quotes)
-            )
+            rows = read_delimited(path, parameter="data_files", tsv_quotes=self.tsv_quotes)
             header = next(rows, [])
             if column not in header:
                 raise missing_column(path, column, header)

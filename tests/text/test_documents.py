@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -78,8 +79,8 @@ def test_a_file_can_be_one_document_of_paragraphs(tmp_path: Path) -> None:
 def test_the_header_of_a_csv_file_tells_what_separates_its_cells(
     tmp_path: Path, separator: str
 ) -> None:
-    frame = pd.DataFrame({"id": [1, 2], "text": ["one; and, two\tthree", 'a "quote"']})
-    frame.to_csv(tmp_path / "a.csv", sep=separator, index=False)
+    frame = pd.DataFrame({"id, first": [1, 2], "text": ["one; and, two\tthree", 'a "quote"']})
+    frame.to_csv(tmp_path / "a.csv", sep=separator, index=False, quoting=csv.QUOTE_NONNUMERIC)
     assert list(open_files(tmp_path / "a.csv")) == frame["text"].tolist()
 
 
