@@ -119,8 +119,10 @@ def command(flags: list[str], *, num_processes: int = 1) -> list[str]:
     return [sys.executable, *launcher, PROGRAM, *flags]
 
 
-def run(folder: Path, flags: list[str], *, num_processes: int = 1) -> str:
-    """Run to the end and return what was printed."""
+def run(folder: Path, flags: list[str], *, num_processes: int) -> str:
+    """Run to the end and return what was printed; on one process it is this one."""
+    if num_processes == 1:
+        return run_here(folder, flags)
     return finished(command(flags, num_processes=num_processes), folder)
 
 

@@ -55,10 +55,7 @@ def test_processes_and_micro_batches_do_not_change_the_curve(
     for num_processes, per_device in ((1, 16), (1, 4), (2, 4)):
         out = folder / f"{optimizer}-{num_processes}x{per_device}"
         layout = ["--per_device_train_batch_size", str(per_device), "--output_dir", str(out)]
-        if num_processes == 1:
-            run_here(folder, [*flags, *layout])
-        else:
-            run(folder, [*flags, *layout], num_processes=num_processes)
+        run(folder, [*flags, *layout], num_processes=num_processes)
         record = json.loads((out / "run.json").read_text())["config"]
         assert record["num_processes"] == num_processes
         assert record["gradient_accumulation_steps"] == 16 // (num_processes * per_device)
@@ -76,7 +73,7 @@ def test_processes_and_micro_batches_do_not_change_the_curve(
 @pytest.mark.long
 def test_two_compiled_processes_have_the_curve_of_one_that_is_not(folder: Path) -> None:
     flags = [*small_flags(folder), *STEPS, "--optimizer", "adamw", "--max_steps", "8"]
-    run(folder, [*flags, "--torch_compile", "off", "--output_dir", "as-written"])
+    run_here(folder, [*flags, "--torch_compile", "off", "--output_dir", "as-written"])
     compiled = [*flags, "--torch_compile", "on", "--output_dir", "compiled"]
     said = run(folder, compiled, num_processes=2)
     assert "WARNING: the model cannot be compiled" not in said
@@ -142,7 +139,7 @@ def test_with_dropout_a_layout_has_one_curve_and_another_layout_another(folder: 
     for name, per_device, workers in (("a", 16, 0), ("b", 16, 2), ("c", 8, 0)):
         layout = ["--per_device_train_batch_size", str(per_device), "--global_batch_size", "16"]
         workers_flag = ["--dataloader_num_workers", str(workers)]
-        run(folder, [*flags, *layout, *workers_flag, "--output_dir", f"dropout-{name}"])
+        run_here(folder, [*flags, *layout, *workers_flag, "--output_dir", f"dropout-{name}"])
         curves.append(losses(folder / f"dropout-{name}"))
     assert curves[0] == curves[1]
     assert curves[0] != curves[2]

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from runs import metrics, run
+from runs import metrics, run_here
 
 RECIPES = [
     "contrastive",
@@ -56,7 +56,7 @@ LOCAL = [
 def train(folder: Path, flags: str) -> tuple[float, float, list[str]]:
     """Return the k-NN accuracy before and after a run, and what it warned of."""
     few = "--eval_steps 0 --save_steps 0 --output_dir out"
-    run(folder, ["--objective", *flags.split(), *few.split()])
+    run_here(folder, ["--objective", *flags.split(), *few.split()])
     rows = metrics(folder / "out")
     accuracies = [row["knn_accuracy"] for row in rows if row["split"] == "validation"]
     return accuracies[0], accuracies[-1], [r["message"] for r in rows if r["split"] == "warning"]

@@ -83,7 +83,7 @@ def assert_equal_curves(one: Path, other: Path) -> None:
     ),
 )
 def test_two_processes_train_as_one(folder: Path, name: str) -> None:
-    run(folder, flags_of(name, folder, f"{name}-1"))
+    run_here(folder, flags_of(name, folder, f"{name}-1"))
     run(folder, flags_of(name, folder, f"{name}-2"), num_processes=2)
     assert json.loads((folder / f"{name}-2/run.json").read_text())["config"]["num_processes"] == 2
     assert_equal_curves(folder / f"{name}-1", folder / f"{name}-2")
@@ -91,8 +91,8 @@ def test_two_processes_train_as_one(folder: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_micro_batches_do_not_change_an_autoencoder(folder: Path) -> None:
-    run(folder, flags_of("denoising", folder, "one"))
-    run(folder, [*flags_of("denoising", folder, "four"), "--per_device_train_batch_size", "8"])
+    run_here(folder, flags_of("denoising", folder, "one"))
+    run_here(folder, [*flags_of("denoising", folder, "four"), "--per_device_train_batch_size", "8"])
     assert (
         json.loads((folder / "four/run.json").read_text())["config"]["gradient_accumulation_steps"]
         == 4
@@ -170,7 +170,7 @@ def test_a_streamed_run_is_bit_identical_on_any_workers_and_after_any_interrupti
 
 @pytest.mark.slow
 def test_two_processes_stream_as_one(folder: Path) -> None:
-    run(folder, streaming_flags(folder, "one-process"))
+    run_here(folder, streaming_flags(folder, "one-process"))
     run(folder, streaming_flags(folder, "two-processes"), num_processes=2)
     assert_equal_curves(folder / "one-process", folder / "two-processes")
 
@@ -204,7 +204,7 @@ def test_micro_batches_do_not_change_what_images_are_compared_with(
 ) -> None:
     whole = folder / f"{name}-at-once"
     if not whole.exists():
-        run(folder, flags_of(name, folder, whole.name))
+        run_here(folder, flags_of(name, folder, whole.name))
     cut = f"{name}-cut-{num_processes}"
     flags = [*flags_of(name, folder, cut), "--per_device_train_batch_size", "5"]
     run(folder, flags, num_processes=num_processes)
@@ -272,7 +272,7 @@ def test_a_collapse_is_announced_with_its_cause(folder: Path) -> None:
         "--objective contrastive --negatives hard --distance l2_squared --learning_rate 0.03 "
         "--max_steps 40"
     )
-    printed = run(
+    printed = run_here(
         folder, [*COMMON, *flags.split(), "--global_batch_size", "64", "--output_dir", "collapsed"]
     )
     assert "WARNING: the triplet loss" in printed
