@@ -73,8 +73,8 @@ def _open_parquet_file(path: Path, parameter: str) -> Iterator[pq.ParquetFile]:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{path} is not a Parquet file ({first_line(error)})",
-            advice=f"`{parameter}` takes Parquet files with a column of images, `dataset_name` a "
-            "folder of images",
+            advice=f"`{parameter}` takes Parquet files with a column of images, shards (.tar, not "
+            "compressed) or image files, all of one kind; `dataset_name` a folder of images",
         ) from error
 
 

@@ -284,7 +284,7 @@ OF_IMAGES: list[tuple[str, ...]] = [
     ("--dataset_split test", "'digits' has no split 'test'", "--dataset_split"),
     ("--data_files nowhere.parquet", "there is no file 'nowhere.parquet'", "--data_files"),
     ("--data_files corpus.jsonl", "corpus.jsonl is not a Parquet file", "--dataset_name"),
-    ("--data_files empty.txt", "empty.txt is not a Parquet file"),
+    ("--data_files empty.txt", "empty.txt is not a Parquet file", ".tar, not compressed"),
     ("--data_files no.parquet", "no.parquet is not a Parquet file"),
     ("--data_files cut.parquet", "cut.parquet is not a Parquet file"),
     ("--data_files column.parquet", "no column 'image'", "it has 'body'", "--image_column"),
