@@ -10,7 +10,7 @@ draws, of pretraining and of fine-tuning (`statistics.two_way_interval`).
 
 takes any labelled images in parquet files. What is finished in --work_dir is not repeated, and
 --arms and --seeds may be measured in pieces, by several processes too. Without --train_file tables
-are those of the results in --json; --write puts them between the marks of documents.
+and picture are those of the results in --json; --write puts tables between marks of documents.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from label_efficiency import WITHOUT_WEIGHTS, Curve, curve_of
-from numpy.typing import NDArray
+from label_efficiency import WITHOUT_WEIGHTS, Curve, curve_of, draw
 from results import read_runs, replace_marked, write_results
 
 from bert_pretrain.config.evaluating import FLOORS
@@ -141,7 +140,13 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         trainings[arm].append(found)
     curves = [curve_of(arm, rows, arguments.finetuning_seeds) for arm, rows in trainings.items()]
     return encoders + [
-        {"arm": curve.task, "labels": count, "of": name, "accuracies": values.tolist()}
+        {
+            "arm": curve.task,
+            "labels": count,
+            "rows": curve.num_rows[count],
+            "of": name,
+            "accuracies": values.tolist(),
+        }
         for curve in curves
         for (count, name), values in curve.accuracies.items()
     ]
@@ -152,14 +157,20 @@ def encoders_of(arm: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in runs if row["arm"] == arm and "seed" in row]
 
 
-def accuracies_of(
-    arm: str, runs: list[dict[str, Any]]
-) -> dict[tuple[int, str], NDArray[np.float64]]:
-    """Return the accuracies with few labels of an arm, float (M, S); see `Curve`."""
+def curves_in(runs: list[dict[str, Any]]) -> dict[str, Curve]:
+    """Return the accuracies with few labels, by arm."""
+    measured = [row for row in runs if "labels" in row]
     return {
-        (row["labels"], row["of"]): np.array(row["accuracies"])
-        for row in runs
-        if row["arm"] == arm and "labels" in row
+        arm: Curve(
+            arm,
+            {
+                (r["labels"], r["of"]): np.array(r["accuracies"])
+                for r in measured
+                if r["arm"] == arm
+            },
+            {r["labels"]: r["rows"] for r in measured if r["arm"] == arm},
+        )
+        for arm in dict.fromkeys(row["arm"] for row in measured)
     }
 
 
@@ -180,14 +191,13 @@ def tables(runs: list[dict[str, Any]]) -> str:
         values = [spread(figures(f"{key}_{suite}_accuracy", rows)) for suite in SUITES]
         lines.append([name, "", "", values[0], "", values[1], ""])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
-    head = ["labels per class", "pretraining", "from scratch", "frozen", "fine-tuned"]
+    head = ["labels per class", "pretraining", "raw pixels", "from scratch", "frozen", "fine-tuned"]
     lines = [[*head, "gain over scratch"], ["---"] * (len(head) + 1)]
-    counts = dict.fromkeys(row["labels"] for row in runs if "labels" in row)
-    for count in counts:
-        for arm in arms:
-            curve = Curve(arm, accuracies_of(arm, runs), {})
+    curves = curves_in(runs)
+    for count in next(iter(curves.values())).counts:
+        for arm, curve in curves.items():
             cells = [str(count), arm]
-            for name in ("from_scratch", "frozen_probe", "fine_tuned"):
+            for name in ("floor", "from_scratch", "frozen_probe", "fine_tuned"):
                 cells += [f"{curve.accuracies[count, name].mean():.3f}"]
             gain = two_way_interval(curve.gain(count, "fine_tuned", "from_scratch"))
             lines.append([*cells, format_interval(*gain, sign="+")])
@@ -220,6 +230,7 @@ def main() -> None:
     parser.add_argument("--num_labels", type=int, nargs="+", default=[10, 25, 100])
     parser.add_argument("--finetuning_seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work_dir", type=Path, default=Path("runs/image_pretraining"))
+    parser.add_argument("--figure", type=Path, help="PNG with the curves of all arms")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", type=Path, nargs="+", default=[], help="documents with marks")
     parser.add_argument("flags", nargs="*", help="further flags for run_pretraining.py, after --")
@@ -237,6 +248,8 @@ def main() -> None:
     else:
         parser.error("pass --train_file and --test_file to measure, or --json a file to show")
     print(tables(runs), end="")
+    if arguments.figure is not None:
+        draw(list(curves_in(runs).values()), arguments.figure)
     for path in arguments.write:
         path.write_text(replace_marked(path.read_text(), MARK, tables(runs)))
 

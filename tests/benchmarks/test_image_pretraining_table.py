@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def few_labels(arm: str) -> list[dict[str, Any]]:
     }
     found["fine_tuned"] = [[0.4, 0.5], [0.42, 0.52]]
     return [
-        {"arm": arm, "labels": count, "of": name, "accuracies": values}
+        {"arm": arm, "labels": count, "rows": 10 * count, "of": name, "accuracies": values}
         for count, (name, values) in itertools.product((10, 100), found.items())
     ]
 
@@ -53,7 +54,7 @@ def test_each_encoder_has_a_line_and_each_number_of_labels_a_line_for_each() -> 
         ["| 100", "NT-Xent"],
         ["| 100", "autoencoder"],
     ]
-    assert "| 10 | NT-Xent | 0.250 | 0.350 | 0.460 | +0.210 [" in learnt
+    assert "| 10 | NT-Xent | 0.300 | 0.250 | 0.350 | 0.460 | +0.210 [" in learnt
 
 
 def test_without_images_or_results_nothing_is_measured(
@@ -64,3 +65,15 @@ def test_without_images_or_results_nothing_is_measured(
         with pytest.raises(SystemExit) as stopped:
             image_pretraining.main()
         assert stopped.value.code == 2
+
+
+def test_kept_results_are_shown_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [*(encoder("NT-Xent", seed) for seed in (1, 2, 3)), *few_labels("NT-Xent")]
+    (tmp_path / "kept.json").write_text(json.dumps({"runs": runs}))
+    flags = ["--json", str(tmp_path / "kept.json"), "--figure", str(tmp_path / "drawn.png")]
+    monkeypatch.setattr(sys, "argv", ["image_pretraining.py", *flags])
+    image_pretraining.main()
+    assert capsys.readouterr().out == image_pretraining.tables(runs)
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
