@@ -194,11 +194,5 @@ def label_text(value: Any, names: tuple[str, ...] | None) -> str | None:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def only_rows(contents: list[Any]) -> Iterator[Row]:
-    """Yield texts or images of a list as rows."""
-    for number, content in enumerate(contents):
-        yield Row("the list", number, content)
-
-
 def _listed(names: list[str]) -> str:
     return ", ".join([*names[:4], *["..."] * (len(names) > 4)])
