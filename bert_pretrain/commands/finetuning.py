@@ -106,36 +106,16 @@ def run(
     is_resumed = options.resume and (output_dir / PROGRESS_FILE).is_file()
     if options.resume and not is_resumed and (finished := _finished(output_dir, flags)):
         _say(f"all seeds of {output_dir} are finished\n{format_results(finished)}")
+        if options.push_to_hub:
+            _say(f"what the Hub has not got yet, `bert-pretrain hub push {output_dir}` uploads")
         return finished
     if not is_resumed:
         _check_empty(output_dir)
     check_creatable(output_dir, parameter="output_dir")
-    task = find_task(data.task)
-    is_image = is_image_config(read_model_config(options.model))
-    data.check(is_image=is_image, has_dataset=task.dataset is not None)
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    unlabelled.check(
-        is_image=is_image, from_scratch=options.from_scratch, num_processes=num_processes
-    )
-    texts = Adaptation(
-        unlabelled.adapt_minutes, tuple(unlabelled.unlabelled_files or ()), data.text_column
-    )
-    texts.check()
-    splits = open_splits(
-        options.model,
-        pick(LabelledSource, data, pixel_range=data.pixel_range.ends),
-        task,
-        seed=options.seeds[0],
-    )
-    labels = splits.labels
-    metrics = load_metrics(
-        options.metrics or task.metrics or DEFAULT_METRICS[labels.problem_type],
-        labels.problem_type,
-        num_classes=len(labels.names),
-    )
+    texts, splits, metrics = _open(options, data, unlabelled)
     open_source = partial(
         ClassifierSource,
-        labels=labels,
+        labels=splits.labels,
         from_scratch=options.from_scratch,
         freeze_encoder=options.freeze_encoder,
         max_seq_length=splits.max_seq_length,
@@ -172,7 +152,8 @@ def run(
                     texts, options.model, splits, output_dir, seed=options.seeds[0]
                 )
             except InputError:
-                progress.remove()
+                if not outcomes:
+                    progress.remove()
                 raise
             source = open_source(model)
         results = _train_all(
@@ -189,6 +170,36 @@ def run(
             submit_final(pusher, output_dir, with_state=False)
             pusher.finish(_PUSH_SECONDS)
     return results
+
+
+def _open(
+    options: FinetuneArguments, data: TaskDataArguments, unlabelled: AdaptationArguments
+) -> tuple[Adaptation, Splits, dict[str, evaluate.Metric]]:
+    """Open what is learnt from: texts without labels, if they are to be, and rows; and metrics."""
+    task = find_task(data.task)
+    is_image = is_image_config(read_model_config(options.model))
+    data.check(is_image=is_image, has_dataset=task.dataset is not None)
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    unlabelled.check(
+        is_image=is_image, from_scratch=options.from_scratch, num_processes=num_processes
+    )
+    texts = Adaptation(
+        unlabelled.adapt_minutes, tuple(unlabelled.unlabelled_files or ()), data.text_column
+    )
+    texts.check()
+    splits = open_splits(
+        options.model,
+        pick(LabelledSource, data, pixel_range=data.pixel_range.ends),
+        task,
+        seed=options.seeds[0],
+    )
+    labels = splits.labels
+    metrics = load_metrics(
+        options.metrics or task.metrics or DEFAULT_METRICS[labels.problem_type],
+        labels.problem_type,
+        num_classes=len(labels.names),
+    )
+    return texts, splits, metrics
 
 
 def _train_all(
