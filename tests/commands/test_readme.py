@@ -68,6 +68,7 @@ def test_the_flags_of_every_other_command_are_valid(
         "bert_pretrain.commands.finetuning.read_model_config", lambda _: BertConfig()
     )
     monkeypatch.setattr("bert_pretrain.commands.finetuning.open_splits", reached)
+    Path("my_text.jsonl").write_text('{"text": "One. Two."}\n')  # is looked for at once
     monkeypatch.setattr("bert_pretrain.commands.evaluate.run_label_efficiency", reached)
     monkeypatch.setattr("bert_pretrain.commands.report.write_report", reached)
     monkeypatch.setattr("bert_pretrain.commands.embed.load_embedder", reached)
