@@ -8,9 +8,10 @@ draws, of pretraining and of fine-tuning (`statistics.two_way_interval`).
 
     python benchmarks/image_pretraining.py --train_file train.parquet --test_file test.parquet
 
-takes any labelled images in parquet files. What is finished in --work_dir is not repeated, and
---arms and --seeds may be measured in pieces, by several processes too. Without --train_file tables
-and picture are those of the results in --json; --write puts tables between marks of documents.
+takes any labelled images in parquet files. What is finished in --work_dir is not repeated. --arms
+may be measured in pieces, by several processes too; --json keeps those of other arms. Without
+--train_file tables and picture are those of the results in --json; --write puts tables between
+marks of documents.
 """
 
 from __future__ import annotations
@@ -177,11 +178,12 @@ def curves_in(runs: list[dict[str, Any]]) -> dict[str, Curve]:
 def tables(runs: list[dict[str, Any]]) -> str:
     """Return the tables of Markdown: frozen encoders, and few labels."""
     arms = dict.fromkeys(row["arm"] for row in runs)
-    head = ["pretraining", "updates", "minutes", "k-NN", "untrained", "linear probe", "untrained"]
+    head = ["pretraining", "seeds", "updates", "minutes"]
+    head += ["k-NN", "untrained", "linear probe", "untrained"]
     lines = [head, ["---"] * len(head)]
     for arm in arms:
         rows = encoders_of(arm, runs)
-        cells = [arm, f"{rows[0]['step']:,}"]
+        cells = [arm, str(len(rows)), f"{rows[0]['step']:,}"]
         cells += [spread([row["minutes"] for row in rows], ".1f")]
         for suite in SUITES:
             cells += [spread(figures(f"{name}{suite}_accuracy", rows)) for name in ENCODERS]
@@ -189,7 +191,7 @@ def tables(runs: list[dict[str, Any]]) -> str:
     rows = [row for arm in arms for row in encoders_of(arm, runs)]
     for name, key in PIXELS.items():
         values = [spread(figures(f"{key}_{suite}_accuracy", rows)) for suite in SUITES]
-        lines.append([name, "", "", values[0], "", values[1], ""])
+        lines.append([name, "", "", "", values[0], "", values[1], ""])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
     head = ["labels per class", "pretraining", "raw pixels", "from scratch", "frozen", "fine-tuned"]
     lines = [[*head, "gain over scratch"], ["---"] * (len(head) + 1)]
@@ -238,7 +240,9 @@ def main() -> None:
     if bool(arguments.train_file) != bool(arguments.test_file):
         parser.error("pass both --train_file and --test_file")
     if arguments.train_file:
-        runs = measure(arguments)
+        others = [row for row in read_runs(arguments.json) if row["arm"] not in arguments.arms]
+        order = list(ARMS)
+        runs = sorted(others + measure(arguments), key=lambda row: order.index(row["arm"]))
         accuracies = {
             f"{row['arm']}_{row['seed']}_knn": row["knn_accuracy"] for row in runs if "seed" in row
         }

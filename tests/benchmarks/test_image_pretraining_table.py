@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import sys
@@ -46,8 +47,8 @@ def test_each_encoder_has_a_line_and_each_number_of_labels_a_line_for_each() -> 
     text = image_pretraining.tables([*runs, *few_labels(arms[0]), *few_labels(arms[1])])
     frozen, learnt = text.split("\n\n")
     accuracies = " | ".join(["0.520 (0.510 to 0.530) | 0.300"] * 2)
-    assert f"| NT-Xent | 136 | 6.0 (5.0 to 7.0) | {accuracies} |" in frozen
-    assert "| raw pixels |  |  | 0.350 |  | 0.350 |  |" in frozen
+    assert f"| NT-Xent | 3 | 136 | 6.0 (5.0 to 7.0) | {accuracies} |" in frozen
+    assert "| raw pixels |  |  |  | 0.350 |  | 0.350 |  |" in frozen
     assert [line.split(" | ")[:2] for line in learnt.splitlines()[2:]] == [
         ["| 10", "NT-Xent"],
         ["| 10", "autoencoder"],
@@ -77,3 +78,17 @@ def test_kept_results_are_shown_and_drawn(
     image_pretraining.main()
     assert capsys.readouterr().out == image_pretraining.tables(runs)
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_piece_keeps_the_arms_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+        return [row for arm in arguments.arms for row in (encoder(arm, 1), *few_labels(arm))]
+
+    monkeypatch.setattr(image_pretraining, "measure", measured)
+    target = tmp_path / "found.json"
+    for arms in (["autoencoder"], ["NT-Xent"], ["autoencoder"]):
+        flags = ["--train_file", "a", "--test_file", "b", "--json", str(target), "--arms", *arms]
+        monkeypatch.setattr(sys, "argv", ["image_pretraining.py", *flags])
+        image_pretraining.main()
+    runs = json.loads(target.read_text())["runs"]
+    assert runs == measured(argparse.Namespace(arms=["NT-Xent", "autoencoder"]))
