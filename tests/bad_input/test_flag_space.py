@@ -59,10 +59,10 @@ WORDS = [
 ]
 # What begins to do something, and is not to.
 WORK = [
-    "pretrain.claim_run_dir",
+    "pretraining.claim_run_dir",
     "prepare.load_tokenizer",
     "train_tokenizer.train",
-    "finetune.find_task",
+    "finetuning.find_task",
     "evaluate.run_label_efficiency",
     "embed.load_embedder",
     "neighbours.open_bank",
