@@ -92,3 +92,8 @@ def test_a_piece_keeps_the_arms_of_others(tmp_path: Path, monkeypatch: pytest.Mo
         image_pretraining.main()
     runs = json.loads(target.read_text())["runs"]
     assert runs == measured(argparse.Namespace(arms=["NT-Xent", "autoencoder"]))
+
+
+def test_the_page_shows_the_results_that_are_kept() -> None:
+    kept = image_pretraining.read_runs(ROOT / "benchmarks/results/image_pretraining.json")
+    assert image_pretraining.tables(kept) in (ROOT / "docs/images.md").read_text()
