@@ -122,7 +122,7 @@ def adapt(
             (output_dir / _OWN_TEXTS).unlink(missing_ok=True)
             raise InputError(
                 f"the encoder could not learn from the unlabelled texts (status {status}; the "
-                "reason stands above, where data_files are these texts)",
+                "message above says why, and calls them data_files)",
                 advice="change `unlabelled_files`, or leave the minutes out",
             )
     return str(final), _described(adaptation, read_rows(folder / "metrics.jsonl"))

@@ -243,6 +243,8 @@ def compute_features(
     found = [FeatureSet("encoder", "this encoder", *trained)]
     if "random_encoder" in floors:
         found.append(FeatureSet("random_encoder", "the same, untrained", *embed_both(untrained)))
+    if not {"pixels", "pca"} & set(floors):  # rows of large images would fill the memory
+        return found
     rows = [normalised_rows(part, mean, std) for part in parts]
     if "pixels" in floors:
         found.append(FeatureSet("pixels", "raw pixels", *rows))

@@ -131,7 +131,7 @@ def test_texts_that_cannot_be_learnt_from_end_the_command_with_the_runs_own_reas
     write_rows(folder / "train.jsonl", [{"text": "?", "label": str(n % 2)} for n in range(40)])
     assert finetune("--adapt_minutes", "1", *files) == 2
     err = capfd.readouterr().err
-    assert "data_files are these texts" in err and "change --unlabelled_files" in err
+    assert "calls them data_files" in err and "change --unlabelled_files" in err
     assert "Traceback" not in err
     # The same folder will do once the texts are others.
     assert [path.name for path in Path("out").iterdir()] == [".lock"]

@@ -608,3 +608,12 @@ def test_weights_that_are_cut_short_are_called_so(
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert f"the weights of {tmp_path}/cut cannot be read" in error and "--model" in error
+
+
+def test_a_command_judges_beside_the_floors_that_it_names(models: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(models / "vit"), "--suite", "knn", "--floors", "pca"]
+    assert figures_of(flags, tmp_path).keys() == {
+        "knn_accuracy",
+        "pca_knn_accuracy",
+        "majority_accuracy",
+    }
