@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import bert_pretrain.commands.finetuning as command
 from bert_pretrain.__main__ import main
+from bert_pretrain.errors import InputError
 
 FLAGS = (
     "--train_file train.jsonl --validation_file dev.jsonl --seeds 1 2 --max_steps 6 "
@@ -176,3 +177,33 @@ def test_a_folder_of_something_else_is_left_alone(
     assert stopped.value.code == 2
     assert expected in capsys.readouterr().err
     assert Path("other", name).read_text() == "mine"
+
+
+def test_a_refused_adaptation_leaves_the_seeds_that_were_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["finetune", "--model", "model", "--output_dir", "ended", *FLAGS.split()]
+    flags += ["--adapt_minutes", "1"]
+    real, num_trained = command.train, 0
+
+    def train_one(*arguments: Any, **options: Any) -> Any:
+        nonlocal num_trained
+        num_trained += 1
+        if num_trained == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InputError("the texts are gone")
+
+    monkeypatch.setattr(command, "train", train_one)
+    monkeypatch.setattr(command, "adapt", lambda *_, **__: ("model", None))
+    with pytest.raises(SystemExit):
+        main(flags)
+    kept = Path("ended/.progress.json").read_text()
+    assert list(json.loads(kept)["outcomes"]) == ["1"]
+    monkeypatch.setattr(command, "adapt", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main([*flags, "--resume"])
+    assert stopped.value.code == 2 and "the texts are gone" in capsys.readouterr().err
+    assert Path("ended/.progress.json").read_text() == kept
